@@ -12,6 +12,7 @@ from inference_service.token_texts import TokenTexts
 from shared.model.base_model import BaseModelInfo
 from shared.wire.enums import LOADED_STATES
 from shared.wire.fields import write_duration
+from shared.wire.mirror import write
 
 _FINISH_REASONS = {
     FinishReason.EOS: generation_pb2.FINISH_REASON_EOS,
@@ -90,7 +91,7 @@ def count_message(counted: Counted, max_positions: int) -> generation_pb2.CountT
 
 def base_model_message(info: BaseModelInfo) -> common_pb2.BaseModel:
     """The identity of the base model."""
-    return common_pb2.BaseModel(**info.model_dump())
+    return write(info, common_pb2.BaseModel())
 
 
 def limits_message(limits: RequestLimits, max_running: int, max_waiting: int) -> generation_pb2.GenerationLimits:

@@ -7,6 +7,8 @@ Knows the protocol and the domain, and nothing of engines, stores or servers. An
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prompttuning.v1 import common_pb2, generation_pb2
 
 from inference_service.inputs import ChatInput, Content, InputRequest, TextInput, TokenInput
@@ -23,7 +25,7 @@ from shared.text.template import Message, Template, TemplateFormat
 from shared.values.sampling import Sampling
 from shared.violations import Violations
 from shared.wire.sampling import read_sampling
-from shared.wire.template import read_template
+from shared.wire.template import read_checked_template
 
 _ROLES = ("system", "user", "assistant")
 
@@ -158,7 +160,7 @@ class RequestReader:
 
 def _template(message: common_pb2.Template) -> Template:
     violations = Violations()
-    template = violations.complete(read_template(message, "input.template", violations))
-    if template.system and "format" not in template.model_fields_set:
-        template = template.model_copy(update={"format": TemplateFormat.CHAT})
+    template = violations.complete(read_checked_template(message, "input.template", violations))
+    if template.system and template.format is None:
+        template = replace(template, format=TemplateFormat.CHAT)
     return template.check("input.template")

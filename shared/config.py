@@ -32,15 +32,15 @@ def settings_config(prefix: str) -> SettingsConfigDict:
     return SettingsConfigDict(env_prefix=prefix, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class ServerSettings(BaseSettings):
-    """Settings that both services have."""
+class ListenerSettings(BaseSettings):
+    """Settings of every process that listens: both services and the gateway."""
 
     model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
-    """Address that gRPC and metrics listen on; 0.0.0.0 for all interfaces."""
+    """Address that the process and its metrics listen on; 0.0.0.0 for all interfaces."""
     port: int = Field(default=0, ge=0, le=65535)
-    """Port of the gRPC server; 0 chooses a free port."""
+    """Port of the server; 0 chooses a free port."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Port of the Prometheus endpoint; 0 chooses a free port."""
     log_format: Literal["console", "json"] = "console"
@@ -49,10 +49,6 @@ class ServerSettings(BaseSettings):
     """Lowest severity that is logged."""
     grace_seconds: float = Field(default=30.0, ge=0, le=3600)
     """Time that running calls have to finish after SIGTERM. Kubernetes' own grace period must be longer."""
-    max_message_bytes: int = Field(default=16 << 20, ge=1 << 20, le=1 << 30)
-    """Size of the largest gRPC message that is accepted."""
-    max_connection_age_seconds: float = Field(default=600.0, ge=1, le=86_400)
-    """Age at which a client is asked to reconnect, so that load spreads to new replicas; running streams continue."""
     ready_file: str = ""
     """File in which to write {"port", "metrics_port", "pid"} as JSON once the service can serve; empty: none."""
     tls_certificate_file: str = ""
@@ -63,27 +59,6 @@ class ServerSettings(BaseSettings):
     """Certificate authority (PEM) that must have signed client certificates (mTLS); empty: clients need none."""
     plaintext: bool = Field(default=False, validate_default=True)
     """Serve without TLS. Not needed on a loopback host; on others, a service without TLS starts only if this is set."""
-    health_port: int | None = Field(default=None, ge=0, le=65535)
-    """Port of a second gRPC server for probes: health only, always plaintext; 0 chooses a free port; unset: none."""
-    health_access: Access = "everyone"
-    """Access to health on the main port: everyone, callers (authenticated ones only), or off.
-
-    Clients that balance calls over replicas watch health without a token. Unless this is everyone, they also call
-    replicas that can't serve.
-    """
-    reflection_access: Access = "callers"
-    """Access to gRPC reflection on the main port: everyone, callers (authenticated ones only), or off."""
-    callers_file: str = ""
-    """JSON file of callers: credentials, roles, prompts, limits (docs/security.md). Empty: everyone may do everything.
-    """
-    oidc_issuer: str = ""
-    """Issuer of JSON Web Tokens that are accepted in addition to the tokens of the callers file; empty: none."""
-    oidc_audience: str = Field(default="", validate_default=True)
-    """Audience that these tokens must name."""
-    oidc_jwks_url: str = Field(default="", validate_default=True)
-    """URL of the issuer's keys, https (http on loopback only). Nothing else is fetched to check a token."""
-    oidc_groups_claim: str = "groups"
-    """Claim that lists the groups of a token's subject."""
     otlp_endpoint: str = ""
     """URL of the OTLP/HTTP receiver of traces, for example http://collector:4318/v1/traces. Empty: no traces are sent.
     """
@@ -111,6 +86,48 @@ class ServerSettings(BaseSettings):
             )
         return value
 
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _otlp_is_http(cls, value: str) -> str:
+        if value and urlsplit(value).scheme not in ("http", "https"):
+            raise ValueError("must be an http or https URL")
+        return value
+
+    @property
+    def is_plaintext(self) -> bool:
+        """Whether the main port has no TLS."""
+        return not self.tls_certificate_file
+
+
+class ServerSettings(ListenerSettings):
+    """Settings that both services have."""
+
+    max_message_bytes: int = Field(default=16 << 20, ge=1 << 20, le=1 << 30)
+    """Size of the largest gRPC message that is accepted."""
+    max_connection_age_seconds: float = Field(default=600.0, ge=1, le=86_400)
+    """Age at which a client is asked to reconnect, so that load spreads to new replicas; running streams continue."""
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of a second gRPC server for probes: health only, always plaintext; 0 chooses a free port; unset: none."""
+    health_access: Access = "everyone"
+    """Access to health on the main port: everyone, callers (authenticated ones only), or off.
+
+    Clients that balance calls over replicas watch health without a token. Unless this is everyone, they also call
+    replicas that can't serve.
+    """
+    reflection_access: Access = "callers"
+    """Access to gRPC reflection on the main port: everyone, callers (authenticated ones only), or off."""
+    callers_file: str = ""
+    """JSON file of callers: credentials, roles, prompts, limits (docs/security.md). Empty: everyone may do everything.
+    """
+    oidc_issuer: str = ""
+    """Issuer of JSON Web Tokens that are accepted in addition to the tokens of the callers file; empty: none."""
+    oidc_audience: str = Field(default="", validate_default=True)
+    """Audience that these tokens must name."""
+    oidc_jwks_url: str = Field(default="", validate_default=True)
+    """URL of the issuer's keys, https (http on loopback only). Nothing else is fetched to check a token."""
+    oidc_groups_claim: str = "groups"
+    """Claim that lists the groups of a token's subject."""
+
     @field_validator("oidc_audience", "oidc_jwks_url")
     @classmethod
     def _oidc_is_whole(cls, value: str, info: ValidationInfo) -> str:
@@ -123,18 +140,6 @@ class ServerSettings(BaseSettings):
             if not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))):
                 raise ValueError("must be an https URL")
         return value
-
-    @field_validator("otlp_endpoint")
-    @classmethod
-    def _otlp_is_http(cls, value: str) -> str:
-        if value and urlsplit(value).scheme not in ("http", "https"):
-            raise ValueError("must be an http or https URL")
-        return value
-
-    @property
-    def is_plaintext(self) -> bool:
-        """Whether the main port has no TLS."""
-        return not self.tls_certificate_file
 
 
 def load_settings(cls: type[SettingsType]) -> SettingsType:

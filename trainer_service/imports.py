@@ -10,7 +10,7 @@ model, so the caller does and only the width can be checked; this trainer makes 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from shared.names import check_alias, check_name
 from shared.prompt.blob import TENSOR_KEY, decode_blob, encode_blob
 from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
 from shared.prompt.soft_prompt import SoftPrompt
-from shared.text.template import Template, dated
+from shared.text.template import Template, TemplateFormat, dated
 from trainer_service.base_models import BaseModels
 from trainer_service.training.data.dataset import check_labels
 
@@ -136,7 +136,7 @@ def _new_manifest(soft_prompt: SoftPrompt, request: ImportRequest, info: BaseMod
     return Manifest(
         prompt=request.prompt,
         base_model=info,
-        template=dated(request.template),
+        template=dated(replace(request.template, format=request.template.format or TemplateFormat.TEXT)),
         num_virtual_tokens=soft_prompt.num_virtual_tokens,
         hidden_size=soft_prompt.hidden_size,
         labels=request.labels,

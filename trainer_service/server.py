@@ -43,6 +43,7 @@ from trainer_service.datasets.tenant_datasets import TenantDatasets
 from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.job_audit import JobAudit
 from trainer_service.jobs.admission import SpecAdmission
+from trainer_service.jobs.reports import JobReports
 from trainer_service.jobs.sources import Sources
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.jobs.submission import JobIntake
@@ -175,9 +176,8 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
         await _open_with_retries(pools.job_database, lambda: page_token_key(job_store.database), _OPEN_SECONDS)
     )
     beat_seconds = settings.watch_heartbeat_seconds
-    tuning = TuningServicer(
-        jobs, JobIntake(owned, jobs), owned, info, tokens, pools.requests, rpc.draining, beat_seconds
-    )
+    intake, reports = JobIntake(owned, jobs), JobReports(job_store, pools)
+    tuning = TuningServicer(jobs, reports, intake, owned, info, tokens, pools.requests, rpc.draining, beat_seconds)
     prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.proof_seconds), pools)
     server = cast("grpc.aio.Server", front.services)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, server)

@@ -20,6 +20,7 @@ import random
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ async def _measured(
         answers = await asyncio.gather(*(engine.top_logprobs("prompt", ids, REPLAYED) for ids in inputs))
         sound[f"engine, {dtype}"] = statistics.mean(map(_divergence, records, map(dict, answers)))
         await engine.unload_prefix("prompt")
-    spaced = _set_of(number).template.model_copy(update={"text": _set_of(number).template.text + " "})
+    spaced = replace(_set_of(number).template, text=_set_of(number).template.text + " ")
     faults = {
         "not applied": apart(None),
         "half as long vectors": apart(matrix * 0.5),

@@ -13,32 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel as PydanticModel
-from pydantic import ConfigDict
 
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.model import fingerprint, hub
 from shared.model.weights import check_files, first_line, load_weights
 from shared.process.user_cache import expanded
+from shared.values.base_model import BaseModelInfo as BaseModelInfo
 
 log = logging.getLogger(__name__)
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
-
-
-class BaseModelInfo(PydanticModel):
-    """Identity of a base model; part of every manifest. Digests are `sha256:<hex>`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-    id: str
-    fingerprint: str
-    tokenizer_digest: str
-    architecture: str
-    hidden_size: int
-    vocab_size: int
-    num_layers: int
-    max_positions: int
 
 
 @dataclass(frozen=True)

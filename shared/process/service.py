@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from shared import log as logs
-from shared.config import ConfigError, ServerSettings, describe_settings, load_settings
+from shared.config import ConfigError, ListenerSettings, describe_settings, load_settings
 from shared.errors import InvalidInput, SoftPromptError
 from shared.process.allocator import tune_allocator
 from shared.process.standard_streams import ERROR_MARK
 
 log = logging.getLogger(__name__)
 
-ServiceSettings = TypeVar("ServiceSettings", bound=ServerSettings)
+ServiceSettings = TypeVar("ServiceSettings", bound=ListenerSettings)
 
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h
 
@@ -40,6 +40,13 @@ def run_service(
     parser = argparse.ArgumentParser(program, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.epilog = "Settings come from the environment:\n\n" + describe_settings(settings_class)
     parser.parse_args()
+    return run_configured(settings_class, serve)
+
+
+def run_configured(
+    settings_class: type[ServiceSettings], serve: Callable[[ServiceSettings, asyncio.Event], Awaitable[None]]
+) -> int:
+    """`run_service` without the arguments of a command line."""
     try:
         settings = load_settings(settings_class)
     except ConfigError as error:
@@ -64,7 +71,7 @@ def _cause(error: Exception) -> Exception:
     return next((cause for cause in causes if isinstance(cause, ConfigError)), causes[0])
 
 
-def _report(error: Exception, settings: ServerSettings) -> int:
+def _report(error: Exception, settings: ListenerSettings) -> int:
     """Report the error that ended the service and return the exit code.
 
     Expected errors are reported in one sentence, others with a traceback.
@@ -101,7 +108,7 @@ async def _until_stopped(
     await serve(settings, stop)
 
 
-def announce(settings: ServerSettings, port: int, metrics_port: int, health_port: int | None = None) -> None:
+def announce(settings: ListenerSettings, port: int, metrics_port: int, health_port: int | None = None) -> None:
     """Log the ports that the service listens on and, if configured, write the readiness file atomically."""
     ports = {"port": port, "metrics_port": metrics_port} | ({} if health_port is None else {"health_port": health_port})
     log.info("serving", extra={"fields": {"host": settings.host, "tls": not settings.is_plaintext, **ports}})
@@ -112,7 +119,7 @@ def announce(settings: ServerSettings, port: int, metrics_port: int, health_port
         temporary.replace(target)
 
 
-def retract(settings: ServerSettings) -> None:
+def retract(settings: ListenerSettings) -> None:
     """Delete the readiness file: at start, since a killed process may have left it, and when draining begins."""
     if settings.ready_file:
         Path(settings.ready_file).unlink(missing_ok=True)

@@ -195,14 +195,18 @@ class _Paced:
                 self._next = ended + min(_MAX_REST_SECONDS, (ended - begun) * (1 / _MAX_SHARE - 1))
 
 
-def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
+def serve_metrics(
+    registry: CollectorRegistry, host: str, port: int, application: WSGIApplication | None = None
+) -> MetricsServer:
     """Serve `registry` in a separate thread, so that metrics are available while the event loop is busy.
 
-    Raises OSError if the port can't be used.
+    `application` has more than the metrics, which it serves itself. Raises OSError if the port can't be used.
     """
     check_port(host, port, "metrics")
     server_class = _Server6 if ":" in host else _Server
-    server = make_server(host.strip("[]"), port, _Paced(make_wsgi_app(registry)), server_class, handler_class=_Handler)
+    server = make_server(
+        host.strip("[]"), port, _Paced(application or make_wsgi_app(registry)), server_class, handler_class=_Handler
+    )
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     return MetricsServer(server, thread)

@@ -42,7 +42,7 @@ class Rule:
     roles: frozenset[Role]
     """The caller needs one of these roles, or the role admin."""
     audited: bool = False
-    """Whether calls are audited: the method changes something or returns a prompt's bytes."""
+    """Whether calls are audited: the method changes something, or returns a prompt's bytes or examples."""
     about: Callable[[Any], Fields] = _no_fields
     """Fields of a request for logs and the audit: `prompt`, `job`. May get the first of several messages."""
     check: Callable[[Caller, Any], None] = _no_check
@@ -99,6 +99,17 @@ def _may_create_job(caller: Caller, request: Any) -> None:
             f"set publish.alias to {_NO_ALIAS!r} to move none",
             caller=caller.name,
             role=Role.PUBLISHER.value,
+        )
+
+
+def _may_read_answers(caller: Caller, request: Any) -> None:
+    """Answers contain examples of a dataset, which viewers can't read elsewhere."""
+    if not request.omit_answers and not caller.has_role(Role.TUNER, Role.PUBLISHER):
+        raise PermissionDenied(
+            "the answers in a report require the role tuner or publisher; set omit_answers to get the report without "
+            "them",
+            caller=caller.name,
+            role=Role.TUNER.value,
         )
 
 
@@ -185,6 +196,7 @@ RULES: Mapping[str, Rule] = {
     f"{_TUNING}GetTuningJob": Rule(_READ, about=_about_job),
     f"{_TUNING}ListTuningJobs": Rule(_READ),
     f"{_TUNING}WatchTuningJob": Rule(_READ, about=_about_job),
+    f"{_TUNING}GetJobReport": Rule(_READ, True, _about_job, _may_read_answers),
     f"{_TUNING}CancelTuningJob": Rule(_TUNE, True, _about_job),
     f"{_TUNING}PauseTuningJob": Rule(_TUNE, True, _about_job),
     f"{_TUNING}ResumeTuningJob": Rule(_TUNE, True, _about_job),

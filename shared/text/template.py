@@ -18,84 +18,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from typing import Any
 
 from shared.errors import InvalidInput
 from shared.text.plain_text import PlainText
 from shared.values.enums import TemplateFormat as TemplateFormat
 from shared.values.message import Message as Message
+from shared.values.template import INPUT_FIELD as INPUT_FIELD
+from shared.values.template import Template as Template
 
-INPUT_FIELD = "{input}"
-MAX_TEMPLATE_CHARS = 32_768
-MAX_ARGUMENTS = 32
 ROLES = ("system", "user", "assistant")
-_RESERVED_ARGUMENTS = frozenset(
-    {"messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message",
-     "return_tensors", "return_dict", "return_assistant_tokens_mask", "padding", "truncation", "max_length",
-     "tokenizer_kwargs", "strftime_now"}
-)  # fmt: skip
 _CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 _ANSWER = "\U0010fffe"
 """Placeholder for the answer, to find out how a chat template writes one."""
-
-
-class Template(BaseModel):
-    """How inputs are rendered. Stored in a version's manifest, so that a prompt is served the way it was trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    text: str = Field(default=INPUT_FIELD, max_length=MAX_TEMPLATE_CHARS)
-    format: TemplateFormat = TemplateFormat.TEXT
-    system: str = Field(default="", max_length=MAX_TEMPLATE_CHARS)
-    system_override: bool = False
-    """Whether a conversation may replace `system` with its own system message. If not, such a message is rejected."""
-    arguments: dict[str, JsonValue] = Field(default_factory=dict, max_length=MAX_ARGUMENTS)
-    """Arguments of the model's chat template besides messages, such as `enable_thinking`."""
-    date: str = Field(default="", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
-    """The date that a chat template shows as today's, so that rendering doesn't change; empty: the day of the call."""
-    lead: str = Field(default="", max_length=1000)
-    """The text between the header of the assistant's turn and the answer, such as an empty thought."""
-    end: str = Field(default="", max_length=200)
-    """The control token that ends an answer; empty: the tokenizer's end of sequence."""
-    rendering: Literal[1, 2] = 1
-    """2: targets are tokenized as continuations of the input; 1 (older versions): as separate texts."""
-
-    def check(self, field: str = "template") -> Template:
-        """Returns the template. Raises InvalidInput naming `field` if its values don't fit together."""
-        if self.text.count(INPUT_FIELD) != 1:
-            raise InvalidInput.of(
-                f"{field}.text", f"must contain {INPUT_FIELD} exactly once, found {self.text.count(INPUT_FIELD)}"
-            )
-        if self.system and self.format is not TemplateFormat.CHAT:
-            raise InvalidInput.of(f"{field}.system", "needs the CHAT format")
-        if self.arguments and self.format is not TemplateFormat.CHAT:
-            raise InvalidInput.of(f"{field}.arguments", "needs the CHAT format")
-        if len(json.dumps(self.arguments)) > MAX_TEMPLATE_CHARS:
-            raise InvalidInput.of(f"{field}.arguments", f"must have at most {MAX_TEMPLATE_CHARS} characters as JSON")
-        for name in self.arguments:
-            if not name.isidentifier() or name in _RESERVED_ARGUMENTS:
-                raise InvalidInput.of(f"{field}.arguments", f"{name[:40]!r} can't be the name of an argument")
-        try:
-            date.fromisoformat(self.date or "2000-01-01")
-        except ValueError:
-            raise InvalidInput.of(f"{field}.date", f"{self.date!r} is not a day (YYYY-MM-DD)") from None
-        return self
-
-    def render(self, text: str) -> str:
-        """The template text with `{input}` replaced by `text`."""
-        before, _, after = self.text.partition(INPUT_FIELD)
-        return before + text + after
-
-    @property
-    def target_prefix(self) -> str:
-        """The spaces at the beginning of targets, because a byte-pair token includes the space before it."""
-        if self.format is TemplateFormat.CHAT:
-            return self.lead[len(self.lead.rstrip(" ")) :]
-        return "" if self.text[-1:].isspace() else " "
 
 
 class InputEncoder:
@@ -117,7 +56,7 @@ class InputEncoder:
 
     def encode_input(self, text: str) -> list[int]:
         """The ids of an input, which follow the virtual tokens. Raises InvalidInput if the chat template rejects it."""
-        if self.template.format is TemplateFormat.TEXT:
+        if self.template.format is not TemplateFormat.CHAT:
             return self._leading_ids + self._text.ids(self.template.render(self._text.quote(text)))
         return self._encode_turns([_turn("user", self.template.render(self._text.quote(text)))])
 
@@ -246,9 +185,7 @@ def bare_template(template: Template | None, default: TemplateFormat) -> Templat
     `default`: the format if the template sets none (`default_format`).
     """
     chosen = template or Template()
-    if "format" not in chosen.model_fields_set:
-        chosen = chosen.model_copy(update={"format": default})
-    return chosen.model_copy(update={"rendering": 2})
+    return replace(chosen, format=chosen.format or default, rendering=2)
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
@@ -267,7 +204,7 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
 
     Finds out from the chat template how it ends an answer and which text precedes one.
     """
-    template = template.model_copy(update={"rendering": 2, "lead": "", "end": ""})
+    template = replace(template, format=template.format or TemplateFormat.TEXT, rendering=2, lead="", end="")
     if template.format is not TemplateFormat.CHAT:
         return template
     template = dated(template, today)
@@ -282,14 +219,14 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
         return template
     lead = before.removeprefix(question) if before.startswith(question) else ""
     end = PlainText(tokenizer).first_control_token(after)
-    return template.model_copy(update={"lead": lead, "end": "" if end == tokenizer.eos_token else end})
+    return replace(template, lead=lead, end="" if end == tokenizer.eos_token else end)
 
 
 def dated(template: Template, today: date | None = None) -> Template:
     """The template with its date set, if it is a chat template without one."""
     if template.format is not TemplateFormat.CHAT or template.date:
         return template
-    return template.model_copy(update={"date": (today or datetime.now(UTC).date()).isoformat()})
+    return replace(template, date=(today or datetime.now(UTC).date()).isoformat())
 
 
 def render_chat(

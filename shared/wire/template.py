@@ -1,46 +1,34 @@
-"""The `Template` message as the services' `Template`, and back."""
+"""The `Template` message as `Template`, and back."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
 from prompttuning.v1 import common_pb2
 
-from shared.text.template import INPUT_FIELD, Template
+from shared.values.template import INPUT_FIELD, Template
 from shared.violations import Violations
 from shared.wire.enums import TEMPLATE_FORMATS
-from shared.wire.models import build
+from shared.wire.mirror import read_fields, reader, write
 
 
-def read_template(message: common_pb2.Template, field: str, violations: Violations) -> Template | None:
-    """The template, or None after its problems were added to `violations`.
+@reader(Template)
+def read_template(message: common_pb2.Template) -> Template:
+    """The template as the caller wrote it, unchecked: an empty text is the input alone."""
+    found = Template(**read_fields(Template, message))
+    return replace(found, text=found.text or INPUT_FIELD, arguments=_with_integers(found.arguments))
 
-    If the caller left the format out, `format` is not in the template's `model_fields_set`.
-    """
-    format = TEMPLATE_FORMATS.checked(message.format, f"{field}.format", violations)
-    values: dict[str, object] = {
-        "text": message.text or INPUT_FIELD,
-        "system": message.system,
-        "system_override": message.system_override,
-        "arguments": _with_integers(MessageToDict(message.arguments)),
-        "date": message.date,
-    }
-    return build(Template, values if format is None else {**values, "format": format}, field, {}, violations)
+
+def read_checked_template(message: common_pb2.Template, field: str, violations: Violations) -> Template | None:
+    """The template, or None after its problems were added to `violations`."""
+    TEMPLATE_FORMATS.checked(message.format, f"{field}.format", violations)
+    return read_template(message)
 
 
 def write_template(template: Template) -> common_pb2.Template:
     """The message, without what the service added to the template."""
-    message = common_pb2.Template(
-        text=template.text,
-        format=TEMPLATE_FORMATS.to_wire(template.format),
-        system=template.system,
-        system_override=template.system_override,
-        date=template.date,
-    )
-    if template.arguments:
-        message.arguments.update(template.arguments)
-    return message
+    return write(template, common_pb2.Template(), "template")
 
 
 def _with_integers(value: Any) -> Any:

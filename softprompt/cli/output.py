@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -47,7 +47,8 @@ def print_json(value: Any) -> None:
 def as_plain(value: Any) -> Any:
     """A value as JSON has it: dataclasses become dictionaries, times become ISO 8601 texts."""
     if is_dataclass(value) and not isinstance(value, type):
-        return as_plain(asdict(value))
+        shown = (item.name for item in fields(value) if not item.metadata.get("internal"))
+        return {name: as_plain(getattr(value, name)) for name in shown}
     if isinstance(value, dict):
         return {str(key): as_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

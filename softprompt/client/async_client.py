@@ -18,8 +18,8 @@ class AsyncClient(TuningMethods, PromptMethods, GenerationMethods):
     `trainer` and `inference` are addresses such as `host:port`, or `dns:///name:port` for calls to all addresses of a
     name in turn. They default to SOFTPROMPT_TRAINER and SOFTPROMPT_INFERENCE, else to this machine. `timeout_seconds`
     is the deadline of each call, `generation_timeout_seconds` that of each answer. `security` defaults to the
-    SOFTPROMPT_TLS and SOFTPROMPT_TOKEN variables. Calls that are safe to repeat are retried. A failed call raises an
-    exception of `softprompt.errors`.
+    SOFTPROMPT_TLS and SOFTPROMPT_TOKEN variables. Calls that are safe to repeat are retried, those that a limit
+    refused only if `retry_overloaded`. A failed call raises an exception of `softprompt.errors`.
     """
 
     def __init__(
@@ -30,9 +30,10 @@ class AsyncClient(TuningMethods, PromptMethods, GenerationMethods):
         timeout_seconds: float = 30.0,
         generation_timeout_seconds: float = 300.0,
         security: ClientSecurity | None = None,
+        retry_overloaded: bool = True,
     ) -> None:
         self._connection = Connection(
-            trainer, inference, timeout_seconds, security or ClientSecurity.from_environment()
+            trainer, inference, timeout_seconds, security or ClientSecurity.from_environment(), retry_overloaded
         )
         self._generation_timeout_seconds = generation_timeout_seconds
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -11,6 +13,21 @@ from shared.trace_context import trace_headers
 from softprompt.client.security import TokenSource
 
 Metadata = tuple[tuple[str, str], ...]
+
+_carried: ContextVar[Metadata | None] = ContextVar("softprompt_call_metadata", default=None)
+
+
+@contextmanager
+def carrying(metadata: Metadata) -> Iterator[None]:
+    """Send this metadata with every call that begins in the block, instead of the client's own token.
+
+    A program that calls on behalf of others, such as the gateway, passes on their tokens in this way.
+    """
+    token = _carried.set(metadata)
+    try:
+        yield
+    finally:
+        _carried.reset(token)
 
 
 class CallingChannel:
@@ -48,5 +65,8 @@ class CallingChannel:
         return call
 
     def _metadata(self) -> Metadata:
-        token = self._tokens.token()
-        return (("authorization", f"Bearer {token}"),) * bool(token) + tuple(trace_headers().items())
+        own = _carried.get()
+        if own is None:
+            token = self._tokens.token()
+            own = (("authorization", f"Bearer {token}"),) * bool(token)
+        return own + tuple(trace_headers().items())

@@ -38,7 +38,7 @@ RETRIED_METHODS = {
     ),
     "GenerationService": ("Generate", "GenerateStream", "Score", "CountTokens", "GetModelInfo", "ListLoadedPrompts"),
 }
-_RETRY_POLICY = {
+_RETRY_POLICY: dict[str, Any] = {
     "maxAttempts": 4,
     "initialBackoff": "0.15s",
     "maxBackoff": "3s",
@@ -49,8 +49,14 @@ _RETRY_POLICY = {
 MAX_MESSAGE_BYTES = 64 << 20
 
 
-def service_config(has_replicas: bool) -> dict[str, Any]:
+def service_config(has_replicas: bool, retry_overloaded: bool = True) -> dict[str, Any]:
     """See github.com/grpc/grpc/blob/master/doc/service_config.md. Replicas that report NOT_SERVING get no calls."""
+    retried = _RETRY_POLICY["retryableStatusCodes"]
+    policy = (
+        _RETRY_POLICY
+        if retry_overloaded
+        else {**_RETRY_POLICY, "retryableStatusCodes": [code for code in retried if code != "RESOURCE_EXHAUSTED"]}
+    )
     names = [
         {"service": f"{_PACKAGE}.{service}", "method": method}
         for service, methods in RETRIED_METHODS.items()
@@ -60,20 +66,21 @@ def service_config(has_replicas: bool) -> dict[str, Any]:
     return {
         **health,
         "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [{"name": names, "retryPolicy": _RETRY_POLICY}],
+        "methodConfig": [{"name": names, "retryPolicy": policy}],
         "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
     }
 
 
-def open_channel(endpoint: str, security: ClientSecurity) -> CallingChannel:
+def open_channel(endpoint: str, security: ClientSecurity, retry_overloaded: bool = True) -> CallingChannel:
     """A channel to an address that `check_endpoint` allows, for the running event loop. Raises InvalidInput for
     unreadable TLS files.
 
-    A proxy of the environment is used for other machines only.
+    A proxy of the environment is used for other machines only. `retry_overloaded`: whether calls that a limit refused
+    are repeated after the service's delay.
     """
     has_replicas = endpoint.startswith("dns:") or "," in endpoint
     options = [
-        ("grpc.service_config", json.dumps(service_config(has_replicas))),
+        ("grpc.service_config", json.dumps(service_config(has_replicas, retry_overloaded))),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 15_000),
         ("grpc.http2.max_pings_without_data", 0),

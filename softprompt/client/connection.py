@@ -59,8 +59,16 @@ INFERENCE = Kind(
 class Peer:
     """One service at one address. Its channel opens on first use, in the event loop that uses it."""
 
-    def __init__(self, kind: Kind, endpoint: str, timeout_seconds: float, security: ClientSecurity) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        endpoint: str,
+        timeout_seconds: float,
+        security: ClientSecurity,
+        retry_overloaded: bool = True,
+    ) -> None:
         self._kind, self.endpoint, self.timeout_seconds, self._security = kind, endpoint, timeout_seconds, security
+        self._retry_overloaded = retry_overloaded
 
     @property
     def name(self) -> str:
@@ -71,7 +79,7 @@ class Peer:
     def channel(self) -> grpc.aio.Channel:
         """Raises InvalidInput for an address or TLS files that can't be used."""
         check_endpoint(self.endpoint, self._kind.option, self._kind.port)
-        return cast("grpc.aio.Channel", open_channel(self.endpoint, self._security))
+        return cast("grpc.aio.Channel", open_channel(self.endpoint, self._security, self._retry_overloaded))
 
     async def call(
         self, method: Callable[..., Awaitable[T]], request: object, timeout_seconds: float | None = None
@@ -169,10 +177,16 @@ class Connection:
     """Both services. A service that is never called is never connected to."""
 
     def __init__(
-        self, trainer: str | None, inference: str | None, timeout_seconds: float, security: ClientSecurity
+        self,
+        trainer: str | None,
+        inference: str | None,
+        timeout_seconds: float,
+        security: ClientSecurity,
+        retry_overloaded: bool = True,
     ) -> None:
-        self.trainer = Peer(TRAINER, trainer or trainer_endpoint(), timeout_seconds, security)
-        self.inference = Peer(INFERENCE, inference or inference_endpoint(), timeout_seconds, security)
+        common = timeout_seconds, security, retry_overloaded
+        self.trainer = Peer(TRAINER, trainer or trainer_endpoint(), *common)
+        self.inference = Peer(INFERENCE, inference or inference_endpoint(), *common)
 
     @cached_property
     def tuning(self) -> tuning_pb2_grpc.TuningServiceAsyncStub:

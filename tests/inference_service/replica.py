@@ -9,7 +9,7 @@ import json
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def blob(
     soft_prompt = SoftPrompt(embeddings)
     written = Manifest(
         prompt=prompt,
-        base_model=info.model_copy(update={"hidden_size": soft_prompt.hidden_size}),
+        base_model=replace(info, hidden_size=soft_prompt.hidden_size),
         template=template or Template(text="{input}"),
         num_virtual_tokens=soft_prompt.num_virtual_tokens,
         hidden_size=soft_prompt.hidden_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from shared.model.base_model import BaseModelInfo
@@ -72,6 +73,6 @@ def record(
     """A job that was accepted just now."""
     tuning = tuning or spec()
     now = time.time() if queued_at is None else queued_at
-    effective = effective_spec(BASE_MODEL.model_copy(update={"id": base_model}))
+    effective = effective_spec(replace(BASE_MODEL, id=base_model))
     made = Job(id=new_job_id(), spec=tuning, effective=effective, create_time=to_datetime(now), **job)
     return Record(made, queue_key=queue_key(tuning.priority, now))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -249,7 +250,7 @@ async def test_a_blob_of_another_base_model_names_both_fingerprints(trainer: Run
     version = await publish(trainer)
     _, data = await download(trainer, "colours")
     blob = decode_blob(data)
-    other = blob.manifest.base_model.model_copy(update={"fingerprint": "sha256:" + "9" * 64})
+    other = replace(blob.manifest.base_model, fingerprint="sha256:" + "9" * 64)
     foreign = encode_blob(blob.soft_prompt, blob.manifest.model_copy(update={"base_model": other}))
     error = await refused(trainer.prompts.ImportPromptVersion(import_of(foreign)))
     assert isinstance(error, PreconditionFailed)
@@ -281,7 +282,7 @@ async def test_training_from_a_version_of_another_model_names_both_fingerprints(
     await publish(trainer)
     _, data = await download(trainer, "colours")
     blob = decode_blob(data)
-    other = blob.manifest.base_model.model_copy(update={"fingerprint": "sha256:" + "9" * 64})
+    other = replace(blob.manifest.base_model, fingerprint="sha256:" + "9" * 64)
     store = open_store(trainer.settings.resolved_store_url)
     manifest = blob.manifest.model_copy(update={"base_model": other, "prompt": "foreign"})
     store.publish("foreign", encode_blob(blob.soft_prompt, manifest), job="tuningJobs/x")

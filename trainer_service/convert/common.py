@@ -8,6 +8,7 @@ from shared.caller import current_caller
 from shared.model.base_model import BaseModelInfo
 from shared.names import DEFAULT_ALIAS
 from shared.security.methods import prompt_of
+from shared.wire.mirror import write
 
 NO_ALIAS = "-"
 """How a caller writes that no alias is to be moved; an empty string means the default alias."""
@@ -27,4 +28,4 @@ def source_to_wire(source: str) -> str:
 
 
 def base_model_to_wire(info: BaseModelInfo) -> common_pb2.BaseModel:
-    return common_pb2.BaseModel(**info.model_dump())
+    return write(info, common_pb2.BaseModel())

@@ -61,13 +61,17 @@ def event_to_wire(event: JobEvent) -> tuning_pb2.TuningEvent:
         case TuningProgress():
             message.progress.SetInParent()
             write(event.payload, message.progress)
-        case Evaluation(step=step, metrics=metrics, is_best=is_best):
-            message.evaluation.CopyFrom(tuning_pb2.Evaluation(step=step, metrics=metrics, is_best=is_best))
+        case Evaluation():
+            message.evaluation.CopyFrom(evaluation_to_wire(event.payload))
         case CheckpointStored(step=step):
             message.checkpoint.CopyFrom(tuning_pb2.Checkpoint(step=step))
         case Note(text=text):
             message.note = text
     return message
+
+
+def evaluation_to_wire(evaluation: Evaluation) -> tuning_pb2.Evaluation:
+    return tuning_pb2.Evaluation(step=evaluation.step, metrics=evaluation.metrics, is_best=evaluation.is_best)
 
 
 def filter_from_wire(message: tuning_pb2.ListTuningJobsRequest) -> JobFilter:

@@ -25,7 +25,7 @@ from shared.violations import Violations
 from shared.wire.fields import write_duration, write_timestamp
 from shared.wire.mirror import write
 from shared.wire.sampling import write_sampling
-from shared.wire.template import read_template, write_template
+from shared.wire.template import read_checked_template, write_template
 from trainer_service.convert.common import (
     alias_from_wire,
     base_model_to_wire,
@@ -147,7 +147,7 @@ def _base_model(record: VersionRecord, manifest: Manifest | None) -> common_pb2.
 def import_from_wire(header: prompts_pb2.ImportHeader) -> ImportRequest:
     """Raises InvalidInput."""
     violations = Violations()
-    template = read_template(header.template, "header.template", violations)
+    template = read_checked_template(header.template, "header.template", violations)
     violations.raise_if_any()
     return ImportRequest(
         prompt=header.prompt,

@@ -8,14 +8,14 @@ from prompttuning.v1 import common_pb2, tuning_pb2
 
 from shared.errors import SoftPromptError
 from shared.names import check_alias, check_name
-from shared.text.template import MAX_TEMPLATE_CHARS
 from shared.values.sampling import Sampling
+from shared.values.template import MAX_TEMPLATE_CHARS
 from shared.violations import Violations
 from shared.wire.enums import INIT_METHODS, METRICS, REPARAMETERISATIONS, SCHEDULES, TASKS, TOO_LONG
 from shared.wire.fields import read_duration, read_timestamp, write_duration, write_timestamp
 from shared.wire.models import build, present
 from shared.wire.sampling import read_sampling, write_sampling
-from shared.wire.template import read_template, write_template
+from shared.wire.template import read_checked_template, write_template
 from trainer_service.convert.common import (
     NO_ALIAS,
     alias_from_wire,
@@ -83,7 +83,7 @@ def _spec_from_wire(message: tuning_pb2.TuningSpec, violations: Violations) -> T
     if message.HasField("validation_fraction"):
         values["validation_fraction"] = message.validation_fraction
     if message.HasField("template"):
-        values["template"] = read_template(message.template, "spec.template", violations)
+        values["template"] = read_checked_template(message.template, "spec.template", violations)
     if message.HasField("max_runtime"):
         values["max_runtime_seconds"] = read_duration(message.max_runtime, "spec.max_runtime", violations)
     if message.HasField("deadline"):

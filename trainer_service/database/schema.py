@@ -143,6 +143,14 @@ job_files = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
+job_reports = Table(
+    "job_reports",
+    metadata,
+    Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
 service_keys = Table(
     "service_keys",
     metadata,

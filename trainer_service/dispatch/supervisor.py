@@ -27,6 +27,7 @@ from trainer_service.jobs.model import EventPayload, Job, Note
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.store.files import FileKind, keep_what_is_worth
 from trainer_service.jobs.store.job_store import StaleAttempt
+from trainer_service.jobs.store.report_store import report_of, save_report
 from trainer_service.publish.publication import Publication, make_publication
 from trainer_service.training.events import (
     Checkpointed,
@@ -366,6 +367,9 @@ class WorkerSupervisor:
                 TuningError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]),
             )
             return
+        await self._context.database.retry(
+            save_report, self._context.store.database, job_id, tracker.attempt, report_of(trained)
+        )
         await self._keep(job_id, tracker.attempt, FileKind.OUTCOME, encoded)
         after = await self._context.change(
             job_id, lambda record: transitions.trained(record, time.time()), attempt=tracker.attempt

@@ -8,7 +8,7 @@ wrote them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from shared.errors import InvalidInput
@@ -275,8 +275,7 @@ def _default_fraction(num_examples: int) -> float:
 def _template(spec: TuningSpec, task: TaskKind, tokenizer: Any) -> Template:
     """The caller's template with all defaults filled in; the format is that of the base model (`default_format`)."""
     template, own = spec.template or Template(), default_format(tokenizer)
-    if "format" not in template.model_fields_set:
-        template = template.model_copy(update={"format": own})
+    template = replace(template, format=template.format or own)
     if task is TaskKind.CHAT and template.format is not own:
         reason = "the examples are conversations and the base model has a chat template"
         if own is not TemplateFormat.CHAT:

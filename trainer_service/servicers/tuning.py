@@ -15,6 +15,7 @@ from shared.errors import InvalidInput
 from shared.process.call_pool import CallPool
 from shared.security.page_tokens import ListScope, PageTokens
 from trainer_service.convert.jobs import event_to_wire, filter_from_wire, filter_to_json, job_to_wire
+from trainer_service.convert.report import report_to_wire
 from trainer_service.convert.service import dataset_to_wire, info_to_wire, uploaded_to_wire
 from trainer_service.convert.spec import request_from_wire
 from trainer_service.datasets.csv_upload import CsvUpload
@@ -22,6 +23,7 @@ from trainer_service.datasets.fields import renamed
 from trainer_service.datasets.tenant_datasets import TenantDatasets
 from trainer_service.dispatch.manager import JobManager
 from trainer_service.jobs.owner import JobOwner
+from trainer_service.jobs.reports import JobReports
 from trainer_service.jobs.submission import JobIntake
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
@@ -36,6 +38,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
     def __init__(
         self,
         jobs: JobManager,
+        reports: JobReports,
         intake: JobIntake,
         datasets: TenantDatasets,
         info: ServiceInfo,
@@ -44,7 +47,8 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         draining: asyncio.Event,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
-        self._jobs, self._intake, self._datasets, self._info = jobs, intake, datasets, info
+        self._jobs, self._reports, self._intake = jobs, reports, intake
+        self._datasets, self._info = datasets, info
         self._tokens, self._requests, self._draining, self._heartbeat_seconds = (
             tokens,
             requests,
@@ -113,6 +117,10 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
                 else:
                     last = event.number
                     yield pb.WatchTuningJobResponse(event=event_to_wire(event))
+
+    async def GetJobReport(self, request: pb.GetJobReportRequest, context: Any) -> pb.GetJobReportResponse:
+        report = await self._reports.read(job_id_of(request.name), omit_answers=request.omit_answers)
+        return pb.GetJobReportResponse(report=report_to_wire(report))
 
     async def CancelTuningJob(self, request: pb.CancelTuningJobRequest, context: Any) -> pb.CancelTuningJobResponse:
         job = await self._jobs.cancel(job_id_of(request.name))

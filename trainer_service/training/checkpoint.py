@@ -101,6 +101,8 @@ class RunState(BaseModel):
     tried: list[TriedCandidate] = []
     best_candidate: int = 0
     """Index in `tried` of the candidate that the best matrix belongs to."""
+    num_tokens: int = 0
+    """Tokens that the steps computed, for all candidates of a search together."""
 
 
 def digest_of(spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from shared.prompt.blob import GoldenRecord
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.report import HeldOutAnswers
 from shared.values.results import EncodingStatistics, NearestToken
 from trainer_service.training.comparison import Comparison, Estimate
 from trainer_service.training.spec import Example, Init, TrainingSpec
@@ -123,6 +124,10 @@ class TrainingResult:
     """The candidates of a search; empty without a search."""
     num_skipped: int = 0
     """Steps of this prompt whose gradient was not finite."""
+    num_tokens: int = 0
+    """Tokens that the steps computed, for all candidates of a search together."""
+    answers: HeldOutAnswers = field(default_factory=HeldOutAnswers)
+    """Answers to the examples behind these metrics. They are not part of the published version."""
 
 
 @dataclass(frozen=True)

@@ -263,6 +263,8 @@ class TuningRun:
             raise NonFinite(f"{skipped}, the last one step {self.step}: {_ADVICE}")
         sound = [outcome for outcome in outcomes if outcome.is_finite]
         best = min(sound or outcomes, key=lambda outcome: outcome.loss)
+        num_tokens = sum(outcome.num_tokens for outcome in outcomes)
+        self._state.num_tokens += num_tokens
         self._leave_out(lost, "not finite")
         self._emit(
             StepDone,
@@ -272,7 +274,7 @@ class TuningRun:
             grad_norm=best.grad_norm if sound else math.nan,
             learning_rate=best.learning_rate,
             num_examples=self._hyper.batch_size * len(outcomes),
-            num_tokens=sum(outcome.num_tokens for outcome in outcomes),
+            num_tokens=num_tokens,
             step_seconds=best.step_seconds,
             num_skipped=len(outcomes) - len(sound),
             total_skipped=sum(trainee.num_skipped for trainee in self._trainees),
@@ -385,6 +387,8 @@ class TuningRun:
             ),
             num_skipped=trainee.num_skipped,
             statistics=self._statistics,
+            num_tokens=self._state.num_tokens,
+            answers=judged.answers,
         )
 
     def _current(self, soft_prompt: SoftPrompt) -> torch.Tensor | None:

@@ -2183,6 +2183,383 @@ class Checkpoint(_message.Message):
 Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
 
 @_typing.final
+class GetJobReportRequest(_message.Message):
+    """Request of GetJobReport."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OMIT_ANSWERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"tuningJobs/<id>"."""
+    omit_answers: _builtins.bool
+    """Leave out the answers, for example to compare curves."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        omit_answers: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "omit_answers", b"omit_answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetJobReportRequest: _TypeAlias = GetJobReportRequest  # noqa: Y015
+
+@_typing.final
+class GetJobReportResponse(_message.Message):
+    """Response of GetJobReport."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def report(self) -> Global___JobReport:
+        """The report."""
+
+    def __init__(
+        self,
+        *,
+        report: Global___JobReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetJobReportResponse: _TypeAlias = GetJobReportResponse  # noqa: Y015
+
+@_typing.final
+class JobReport(_message.Message):
+    """Everything that is known about a job, to decide whether to use its prompt. `docs/quality.md` explains the numbers. It
+    is a few megabytes at most.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
+    EVALUATIONS_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    NUM_ANSWERS_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    CONFUSION_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    num_answers_left_out: _builtins.int
+    """Number of these examples that were left out because the report would be too large."""
+    @_builtins.property
+    def job(self) -> Global___TuningJob:
+        """The job: recipe and effective hyperparameters, statistics of its data, and the result with metrics, intervals,
+        comparisons and nearest tokens.
+        """
+
+    @_builtins.property
+    def training(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainingPoint]:
+        """Training curve, by step; at most 500 points, evenly spread."""
+
+    @_builtins.property
+    def evaluations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evaluation]:
+        """Held-out curve, by step; at most 500 evaluations, evenly spread, with the best one."""
+
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldOutAnswer]:
+        """Up to 512 of the held-out examples on which the metrics of the result were measured."""
+
+    @_builtins.property
+    def confusion(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfusionCell]:
+        """Confusion matrix of the tuned prompt (classification), without cells that are 0."""
+
+    @_builtins.property
+    def lineage(self) -> Global___JobLineage:
+        """What the prompt was made from."""
+
+    @_builtins.property
+    def cost(self) -> Global___JobCost:
+        """What the job has cost so far."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What this report lacks and why, one sentence each."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___TuningJob | None = ...,
+        training: _abc.Iterable[Global___TrainingPoint] | None = ...,
+        evaluations: _abc.Iterable[Global___Evaluation] | None = ...,
+        answers: _abc.Iterable[Global___HeldOutAnswer] | None = ...,
+        num_answers_left_out: _builtins.int = ...,
+        confusion: _abc.Iterable[Global___ConfusionCell] | None = ...,
+        lineage: Global___JobLineage | None = ...,
+        cost: Global___JobCost | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "job", b"job", "lineage", b"lineage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "confusion", b"confusion", "cost", b"cost", "evaluations", b"evaluations", "job", b"job", "lineage", b"lineage", "missing", b"missing", "num_answers_left_out", b"num_answers_left_out", "training", b"training"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobReport: _TypeAlias = JobReport  # noqa: Y015
+
+@_typing.final
+class TrainingPoint(_message.Message):
+    """A point of the training curve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    GRAD_NORM_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Optimizer steps done."""
+    loss: _builtins.float
+    """Loss of this step, in nats per target token."""
+    learning_rate: _builtins.float
+    """Learning rate of this step."""
+    grad_norm: _builtins.float
+    """Norm of this step's gradient, before clipping."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was reported."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        loss: _builtins.float = ...,
+        learning_rate: _builtins.float = ...,
+        grad_norm: _builtins.float = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "loss", b"loss", "step", b"step", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingPoint: _TypeAlias = TrainingPoint  # noqa: Y015
+
+@_typing.final
+class HeldOutAnswer(_message.Message):
+    """A held-out example with the answers of the tuned prompt and its rivals. A message is unset if the rival was not
+    measured. Long texts are cut.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    TUNED_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    BARE_FIELD_NUMBER: _builtins.int
+    INSTRUCTED_FIELD_NUMBER: _builtins.int
+    FEW_SHOT_FIELD_NUMBER: _builtins.int
+    line: _builtins.int
+    """Line of the example in its dataset, from 1."""
+    input: _builtins.str
+    """Its input; for a conversation, the turns before the last one."""
+    reference: _builtins.str
+    """The expected answer."""
+    @_builtins.property
+    def tuned(self) -> Global___ModelAnswer:
+        """The tuned prompt."""
+
+    @_builtins.property
+    def current(self) -> Global___ModelAnswer:
+        """The version that the alias named when the job began (`TuningResult.current_version`)."""
+
+    @_builtins.property
+    def bare(self) -> Global___ModelAnswer:
+        """The base model with the input alone."""
+
+    @_builtins.property
+    def instructed(self) -> Global___ModelAnswer:
+        """The base model with an instruction."""
+
+    @_builtins.property
+    def few_shot(self) -> Global___ModelAnswer:
+        """The base model with the instruction and training examples."""
+
+    def __init__(
+        self,
+        *,
+        line: _builtins.int = ...,
+        input: _builtins.str = ...,
+        reference: _builtins.str = ...,
+        tuned: Global___ModelAnswer | None = ...,
+        current: Global___ModelAnswer | None = ...,
+        bare: Global___ModelAnswer | None = ...,
+        instructed: Global___ModelAnswer | None = ...,
+        few_shot: Global___ModelAnswer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bare", b"bare", "current", b"current", "few_shot", b"few_shot", "instructed", b"instructed", "tuned", b"tuned"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bare", b"bare", "current", b"current", "few_shot", b"few_shot", "input", b"input", "instructed", b"instructed", "line", b"line", "reference", b"reference", "tuned", b"tuned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldOutAnswer: _TypeAlias = HeldOutAnswer  # noqa: Y015
+
+@_typing.final
+class ModelAnswer(_message.Message):
+    """The answer of one model to a held-out input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    CORRECT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The answer: the chosen label, or the greedily generated text. Unset: not generated."""
+    loss: _builtins.float
+    """Loss of the expected answer, in nats per target token; lower is better."""
+    correct: _builtins.bool
+    """Whether the answer equals the expected one. Unset: not generated."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str | None = ...,
+        loss: _builtins.float = ...,
+        correct: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_correct", b"_correct", "_text", b"_text", "correct", b"correct", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_correct", b"_correct", "_text", b"_text", "correct", b"correct", "loss", b"loss", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__correct: _TypeAlias = _typing.Literal["correct"]  # noqa: Y015
+    _WhichOneofArgType__correct: _TypeAlias = _typing.Literal["_correct", b"_correct"]  # noqa: Y015
+    _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
+    _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__correct) -> _WhichOneofReturnType__correct | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
+
+Global___ModelAnswer: _TypeAlias = ModelAnswer  # noqa: Y015
+
+@_typing.final
+class ConfusionCell(_message.Message):
+    """A cell of a confusion matrix."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    expected: _builtins.str
+    """The expected label."""
+    chosen: _builtins.str
+    """The label that the prompt chose."""
+    count: _builtins.int
+    """Number of held-out examples."""
+    def __init__(
+        self,
+        *,
+        expected: _builtins.str = ...,
+        chosen: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "count", b"count", "expected", b"expected"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfusionCell: _TypeAlias = ConfusionCell  # noqa: Y015
+
+@_typing.final
+class JobLineage(_message.Message):
+    """What a job's prompt was made from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    VALIDATION_DATASET_FIELD_NUMBER: _builtins.int
+    INIT_FIELD_NUMBER: _builtins.int
+    PARENT_VERSION_FIELD_NUMBER: _builtins.int
+    PARENT_DIGEST_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """Training examples: "datasets/sha256-<hex>", the digest of their bytes."""
+    validation_dataset: _builtins.str
+    """Separate held-out examples; empty: a part of `dataset`."""
+    parent_version: _builtins.str
+    """Version that training started from: "prompts/{prompt}/versions/{n}"; empty if none."""
+    parent_digest: _builtins.str
+    """Digest of that version's blob."""
+    software_version: _builtins.str
+    """Version of this software that trained the prompt; empty if unknown."""
+    @_builtins.property
+    def init(self) -> Global___PromptInit:
+        """Initial values: the method, and its text or the version or job that training started from."""
+
+    @_builtins.property
+    def base_model(self) -> _common_pb2.BaseModel:
+        """The frozen model, with its fingerprint."""
+
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        validation_dataset: _builtins.str = ...,
+        init: Global___PromptInit | None = ...,
+        parent_version: _builtins.str = ...,
+        parent_digest: _builtins.str = ...,
+        base_model: _common_pb2.BaseModel | None = ...,
+        software_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "init", b"init"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dataset", b"dataset", "init", b"init", "parent_digest", b"parent_digest", "parent_version", b"parent_version", "software_version", b"software_version", "validation_dataset", b"validation_dataset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobLineage: _TypeAlias = JobLineage  # noqa: Y015
+
+@_typing.final
+class JobCost(_message.Message):
+    """What a job has cost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_TIME_FIELD_NUMBER: _builtins.int
+    NUM_STEPS_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    num_steps: _builtins.int
+    """Optimizer steps done."""
+    num_tokens: _builtins.int
+    """Tokens that the steps computed, virtual ones included; unset if unknown."""
+    @_builtins.property
+    def worker_time(self) -> _duration_pb2.Duration:
+        """Time on workers over all attempts. A worker may train several jobs at once."""
+
+    def __init__(
+        self,
+        *,
+        worker_time: _duration_pb2.Duration | None = ...,
+        num_steps: _builtins.int = ...,
+        num_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_tokens", b"_num_tokens", "num_tokens", b"num_tokens", "worker_time", b"worker_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_tokens", b"_num_tokens", "num_steps", b"num_steps", "num_tokens", b"num_tokens", "worker_time", b"worker_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__num_tokens: _TypeAlias = _typing.Literal["num_tokens"]  # noqa: Y015
+    _WhichOneofArgType__num_tokens: _TypeAlias = _typing.Literal["_num_tokens", b"_num_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_tokens) -> _WhichOneofReturnType__num_tokens | None: ...
+
+Global___JobCost: _TypeAlias = JobCost  # noqa: Y015
+
+@_typing.final
 class CancelTuningJobRequest(_message.Message):
     """Request of CancelTuningJob."""
 

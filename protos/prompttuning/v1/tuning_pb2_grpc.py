@@ -75,6 +75,11 @@ class TuningServiceStub:
                 request_serializer=prompttuning_dot_v1_dot_tuning__pb2.WatchTuningJobRequest.SerializeToString,
                 response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.WatchTuningJobResponse.FromString,
                 _registered_method=True)
+        self.GetJobReport = channel.unary_unary(
+                '/prompttuning.v1.TuningService/GetJobReport',
+                request_serializer=prompttuning_dot_v1_dot_tuning__pb2.GetJobReportRequest.SerializeToString,
+                response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.GetJobReportResponse.FromString,
+                _registered_method=True)
         self.CancelTuningJob = channel.unary_unary(
                 '/prompttuning.v1.TuningService/CancelTuningJob',
                 request_serializer=prompttuning_dot_v1_dot_tuning__pb2.CancelTuningJobRequest.SerializeToString,
@@ -165,6 +170,14 @@ class TuningServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetJobReport(self, request, context):
+        """Curves, metrics, held-out answers, lineage and cost of one job, running or ended. PERMISSION_DENIED for answers of
+        another tenant's job and for callers who are only viewers; set `omit_answers` to get the rest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelTuningJob(self, request, context):
         """Stops a job at its next step and keeps its best prompt so far. Succeeds if the job is already cancelled;
         FAILED_PRECONDITION if it ended in another way.
@@ -243,6 +256,11 @@ def add_TuningServiceServicer_to_server(servicer, server):
                     servicer.WatchTuningJob,
                     request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.WatchTuningJobRequest.FromString,
                     response_serializer=prompttuning_dot_v1_dot_tuning__pb2.WatchTuningJobResponse.SerializeToString,
+            ),
+            'GetJobReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJobReport,
+                    request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.GetJobReportRequest.FromString,
+                    response_serializer=prompttuning_dot_v1_dot_tuning__pb2.GetJobReportResponse.SerializeToString,
             ),
             'CancelTuningJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelTuningJob,
@@ -487,6 +505,33 @@ class TuningService:
             '/prompttuning.v1.TuningService/WatchTuningJob',
             prompttuning_dot_v1_dot_tuning__pb2.WatchTuningJobRequest.SerializeToString,
             prompttuning_dot_v1_dot_tuning__pb2.WatchTuningJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJobReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prompttuning.v1.TuningService/GetJobReport',
+            prompttuning_dot_v1_dot_tuning__pb2.GetJobReportRequest.SerializeToString,
+            prompttuning_dot_v1_dot_tuning__pb2.GetJobReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

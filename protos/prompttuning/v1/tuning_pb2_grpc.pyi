@@ -54,6 +54,10 @@ class TuningServiceStub:
     """Jobs by filter, newest first by default."""
     WatchTuningJob: _grpc.UnaryStreamMultiCallable[_tuning_pb2.WatchTuningJobRequest, _tuning_pb2.WatchTuningJobResponse]
     """Events of one job after a number: first the past ones, then each new one as it happens. Ends after the last event."""
+    GetJobReport: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.GetJobReportRequest, _tuning_pb2.GetJobReportResponse]
+    """Curves, metrics, held-out answers, lineage and cost of one job, running or ended. PERMISSION_DENIED for answers of
+    another tenant's job and for callers who are only viewers; set `omit_answers` to get the rest.
+    """
     CancelTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.CancelTuningJobRequest, _tuning_pb2.CancelTuningJobResponse]
     """Stops a job at its next step and keeps its best prompt so far. Succeeds if the job is already cancelled;
     FAILED_PRECONDITION if it ended in another way.
@@ -93,6 +97,10 @@ class TuningServiceAsyncStub(TuningServiceStub):
     """Jobs by filter, newest first by default."""
     WatchTuningJob: _aio.UnaryStreamMultiCallable[_tuning_pb2.WatchTuningJobRequest, _tuning_pb2.WatchTuningJobResponse]  # type: ignore[assignment]
     """Events of one job after a number: first the past ones, then each new one as it happens. Ends after the last event."""
+    GetJobReport: _aio.UnaryUnaryMultiCallable[_tuning_pb2.GetJobReportRequest, _tuning_pb2.GetJobReportResponse]  # type: ignore[assignment]
+    """Curves, metrics, held-out answers, lineage and cost of one job, running or ended. PERMISSION_DENIED for answers of
+    another tenant's job and for callers who are only viewers; set `omit_answers` to get the rest.
+    """
     CancelTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.CancelTuningJobRequest, _tuning_pb2.CancelTuningJobResponse]  # type: ignore[assignment]
     """Stops a job at its next step and keeps its best prompt so far. Succeeds if the job is already cancelled;
     FAILED_PRECONDITION if it ended in another way.
@@ -177,6 +185,16 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_tuning_pb2.WatchTuningJobResponse], _abc.AsyncIterator[_tuning_pb2.WatchTuningJobResponse]]:
         """Events of one job after a number: first the past ones, then each new one as it happens. Ends after the last event."""
+
+    @_abc_1.abstractmethod
+    def GetJobReport(
+        self,
+        request: _tuning_pb2.GetJobReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tuning_pb2.GetJobReportResponse, _abc.Awaitable[_tuning_pb2.GetJobReportResponse]]:
+        """Curves, metrics, held-out answers, lineage and cost of one job, running or ended. PERMISSION_DENIED for answers of
+        another tenant's job and for callers who are only viewers; set `omit_answers` to get the rest.
+        """
 
     @_abc_1.abstractmethod
     def CancelTuningJob(

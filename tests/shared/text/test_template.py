@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from tokenizers import processors
 
 from shared.errors import InvalidInput
-from shared.text.template import MAX_TEMPLATE_CHARS, InputEncoder, Message, Template, TemplateFormat, default_format
+from shared.text.template import InputEncoder, Message, Template, TemplateFormat, default_format
+from shared.values.template import MAX_TEMPLATE_CHARS
 from tests.tiny_models import CHAT_TEMPLATE, byte_tokenizer
 
 CHAT = Template(text="Review: {input}", format=TemplateFormat.CHAT, system="Be brief.")
@@ -50,10 +52,24 @@ class TestTemplate:
         assert CHAT.check() is CHAT
 
     def test_it_is_bounded_and_closed(self) -> None:
+        with pytest.raises(InvalidInput, match=r"template\.text"):
+            Template(text="{input}" + "x" * MAX_TEMPLATE_CHARS).check()
         with pytest.raises(ValidationError):
-            Template(text="{input}" + "x" * MAX_TEMPLATE_CHARS)
-        with pytest.raises(ValidationError):
-            Template.model_validate({"text": "{input}", "jinja": "{{ 1 }}"})
+            TypeAdapter(Template).validate_python({"text": "{input}", "jinja": "{{ 1 }}"})
+
+    def test_every_field_is_bounded_and_all_that_is_wrong_is_named(self) -> None:
+        wrong = Template("x", None, "s", arguments={"a b": 1}, date="20240203", lead="x" * 1001, end="y" * 201)
+        with pytest.raises(InvalidInput) as caught:
+            replace(wrong, rendering=3).check("t")
+        named = {violation.field for violation in caught.value.violations}
+        assert named == {f"t.{name}" for name in ("text", "system", "arguments", "date", "lead", "end", "rendering")}
+
+    def test_a_template_of_the_first_release_is_read(self) -> None:
+        """Without the fields that were added later, and with a format in every stored template."""
+        stored = '{"text":"Q: {input}","format":"CHAT","system":"Be kind","system_override":false}'
+        found = TypeAdapter(Template).validate_json(stored)
+        assert found == Template("Q: {input}", TemplateFormat.CHAT, "Be kind")
+        assert found.rendering == 1
 
     @pytest.mark.parametrize(
         ("template", "prefix"),
@@ -135,7 +151,7 @@ class TestChat:
 
     def test_a_template_may_allow_another_system_message(self, tokenizer: Any) -> None:
         messages = [Message(role="system", content="Be long."), Message(role="user", content="hello")]
-        open_template = CHAT.model_copy(update={"system_override": True})
+        open_template = replace(CHAT, system_override=True)
         text = tokenizer.decode(InputEncoder(tokenizer, open_template).encode_messages(messages))
         assert text == "<system>Be long.<end><user>hello<end><assistant>"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -26,9 +27,7 @@ pytestmark = pytest.mark.ray
 class AdmitByModel(AdmitAll):
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
         effective = await super().check(spec)
-        return effective.model_copy(
-            update={"base_model": effective.base_model.model_copy(update={"id": spec.base_model})}
-        )
+        return effective.model_copy(update={"base_model": replace(effective.base_model, id=spec.base_model)})
 
 
 async def test_jobs_share_the_worker_of_their_model_which_then_makes_way(

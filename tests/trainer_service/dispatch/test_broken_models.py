@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,9 +29,7 @@ class AdmitForPrompt:
 
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
         found: EffectiveSpec = await self._admission.check(spec)
-        return found.model_copy(
-            update={"base_model": BASE_MODEL.model_copy(update={"id": spec.prompt.partition("-")[0]})}
-        )
+        return found.model_copy(update={"base_model": replace(BASE_MODEL, id=spec.prompt.partition("-")[0])})
 
 
 class Weights:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,7 +153,7 @@ class AdmitForEither:
 
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
         found: EffectiveSpec = await self._admission.check(spec)
-        return found.model_copy(update={"base_model": BASE_MODEL.model_copy(update={"id": spec.prompt[0]})})
+        return found.model_copy(update={"base_model": replace(BASE_MODEL, id=spec.prompt[0])})
 
 
 class PacedTrainer(ScriptedTrainer):

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -355,9 +356,7 @@ async def test_a_base_model_that_does_not_load_keeps_no_other_from_running(servi
 
     service.pool._load = load_some
     sound = service.base
-    manager._admission._base = sound.model_copy(
-        update={"base_model": sound.base_model.model_copy(update={"id": "broken"})}
-    )  # type: ignore[attr-defined]
+    manager._admission._base = sound.model_copy(update={"base_model": replace(sound.base_model, id="broken")})  # type: ignore[attr-defined]
     broken = await manager.create(spec())
     manager._admission._base = sound  # type: ignore[attr-defined]
     good = await manager.create(spec())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -24,7 +25,7 @@ def other_model(service: Service) -> None:
     """Jobs created from now on need another base model, and so another worker."""
     base = service.base
     admission = service.manager._admission
-    admission._base = base.model_copy(update={"base_model": base.base_model.model_copy(update={"id": "other"})})  # type: ignore[attr-defined]
+    admission._base = base.model_copy(update={"base_model": replace(base.base_model, id="other")})  # type: ignore[attr-defined]
 
 
 async def with_a_deaf_worker(service: Service) -> str:

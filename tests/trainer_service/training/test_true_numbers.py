@@ -21,7 +21,7 @@ from trainer_service.training.spec import Example, Hyperparameters, TrainingSpec
 from trainer_service.training.trainee import MAX_EXCESS_SKIPS
 
 BASE = build(max_position_embeddings=2048)
-BASE = replace(BASE, info=BASE.info.model_copy(update={"max_positions": 2048}))
+BASE = replace(BASE, info=replace(BASE.info, max_positions=2048))
 
 
 def test_the_tuned_prompt_stands_beside_the_model_with_an_instruction_and_with_examples() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 
 from trainer_service.database.database import Database
 from trainer_service.database.schema import job_events, jobs
@@ -55,20 +55,24 @@ def _surplus(database: Database, job_id: str) -> list[int]:
     query = select(job_events.c.number, job_events.c.kind).where(
         of_job, job_events.c.kind.in_([kind.value for kind in _THINNED])
     )
-    is_best = (job_events.c.kind == JobEventKind.EVALUATION.value) & job_events.c.payload.contains(
-        '"is_best":true', autoescape=True
-    )
     numbers: dict[str, list[int]] = {kind.value: [] for kind in _THINNED}
     with database.read() as connection:
         for number, kind in connection.execute(query.order_by(job_events.c.number)):
             numbers[kind].append(number)
-        best = connection.scalar(select(func.max(job_events.c.number)).where(of_job, is_best))
+        best = connection.scalar(select(func.max(job_events.c.number)).where(of_job, is_best()))
     progress, evaluations, checkpoints = (numbers[kind.value] for kind in _THINNED)
     kept = {*checkpoints[-1:], *thinned(evaluations, MAX_CURVE_EVENTS // 2 - 1)} | (
         {best} if best is not None else set()
     )
     kept |= set(thinned(progress, MAX_CURVE_EVENTS - len(kept & {*evaluations})))
     return sorted({*progress, *evaluations, *checkpoints} - kept)
+
+
+def is_best() -> ColumnElement[bool]:
+    """A condition: an event is an evaluation that was the best so far."""
+    return (job_events.c.kind == JobEventKind.EVALUATION.value) & job_events.c.payload.contains(
+        '"is_best":true', autoescape=True
+    )
 
 
 def thinned(numbers: Sequence[int], most: int) -> list[int]:

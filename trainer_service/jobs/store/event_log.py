@@ -40,6 +40,12 @@ def read(connection: Connection, job_id: str, after: int, limit: int) -> tuple[l
     return [_event(row) for row in rows], more
 
 
+def read_numbers(connection: Connection, job_id: str, numbers: Sequence[int]) -> list[JobEvent]:
+    """The events with these numbers, a few hundred, in order."""
+    query = select(job_events).where(job_events.c.job_id == job_id, job_events.c.number.in_(numbers))
+    return [_event(row) for row in connection.execute(query.order_by(job_events.c.number)).mappings()]
+
+
 def _event(row: RowMapping) -> JobEvent:
     payload = from_json(PAYLOADS[JobEventKind(row["kind"])], row["payload"])
     return JobEvent(row["number"], to_datetime(row["time"]), payload)

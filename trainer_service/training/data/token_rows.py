@@ -84,7 +84,7 @@ class TokenRowsCache:
         """The rows of `source`, shared if it is a file. Raises InvalidInput like `encode_rows`."""
         if not isinstance(source, ExampleLines):
             return encode_rows(source, encoder, labels, on_progress)
-        key = source.digest, encoder.template.model_dump_json(), tuple(labels)
+        key = source.digest, repr(encoder.template), tuple(labels)
         with self._encoding:
             found = self._rows.get(key)
             if found is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shared.errors import InvalidInput
@@ -99,8 +99,8 @@ class _Asking:
         self._template, self._instruction = own, instruction(spec)
         self._is_chat = has_chat_template(tokenizer)
         if self._is_chat:
-            chat = {"format": TemplateFormat.CHAT, "system": own.system, "arguments": own.arguments, "date": own.date}
-            self.encoder = InputEncoder(tokenizer, pinned(Template(**chat, system_override=True), tokenizer))
+            chat = replace(own, text=INPUT_FIELD, format=TemplateFormat.CHAT, system_override=True)
+            self.encoder = InputEncoder(tokenizer, pinned(chat, tokenizer))
         else:
             self.encoder = InputEncoder(tokenizer, Template(text="{input}\nAnswer:", rendering=2))
 

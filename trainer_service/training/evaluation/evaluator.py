@@ -12,6 +12,7 @@ import torch
 
 from shared.errors import SoftPromptError
 from shared.model.base_model import BaseModel
+from shared.values.report import HeldOutAnswers
 from trainer_service.training.checkpoint import EvaluationRecord, FoldChoice, RunState
 from trainer_service.training.comparison import (
     BARE,
@@ -26,6 +27,7 @@ from trainer_service.training.comparison import (
 from trainer_service.training.data.encoding import EncodedDataset
 from trainer_service.training.data.held_out import MAX_CHOOSING, MAX_JUDGING, HeldOut, parted
 from trainer_service.training.evaluation import baselines
+from trainer_service.training.evaluation.answers import TUNED, Way, held_out_answers
 from trainer_service.training.evaluation.baselines import Baseline
 from trainer_service.training.evaluation.evaluate import evaluate_examples
 from trainer_service.training.evaluation.generate import generated_texts
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 
 MAX_LABEL_ROWS = 4096
 """With labels of several tokens, every label of every example is a row; this limits the number of examples."""
+_FIELDS = {INSTRUCTED: "instructed", FEW_SHOT: "few_shot"}
+"""Fields of HeldOutAnswer by baseline."""
 Measuring = Generator[Work, Any, Results]
 RowCheck = Callable[[int, int], None]
 
@@ -58,6 +62,7 @@ class Judgement:
     num_judging: int = 0
     is_apart: bool = False
     """Whether no example judged a checkpoint that it helped to choose."""
+    answers: HeldOutAnswers = field(default_factory=HeldOutAnswers)
 
 
 class Evaluator:
@@ -121,6 +126,7 @@ class Evaluator:
             return Judgement()
         crossed = self._crossed()
         tuned = crossed or (yield from self._measured(prompt, data, self._end_token_id))
+        ways = {TUNED: Way(data, tuned, prompt, self._end_token_id)}
         template = self._state.template_results if data is self.held_out.choosing else None
         rivals = {BARE: template or (yield from self._measured(None, data, self._end_token_id))}
         num_shots = 0
@@ -129,19 +135,24 @@ class Evaluator:
             baseline = yield CallWork(partial(self._written, name, write))
             if baseline is not None:
                 rivals[name] = yield from self._measured(None, baseline.data, baseline.end_token_id)
+                ways[_FIELDS[name]] = Way(baseline.data, rivals[name], None, baseline.end_token_id)
                 num_shots = num_shots or baseline.num_shots
         if current is not None:
             rivals[CURRENT] = yield from self._measured(current, data, self._end_token_id)
+            ways["current"] = Way(data, rivals[CURRENT], current, self._end_token_id)
         bare: Mapping[str, float] = {}
         write = partial(baselines.bare, self._spec, self._base_model.tokenizer, examples)
         raw = yield CallWork(partial(self._written, "bare model", write))
         if raw is not None:
-            bare = (yield from self._measured(None, raw.data, raw.end_token_id)).metrics(self._metric)
+            results = yield from self._measured(None, raw.data, raw.end_token_id)
+            bare = results.metrics(self._metric)
+            ways["bare"] = Way(raw.data, results, None, raw.end_token_id)
         comparisons = dict[str, Comparison]()
         for name, results in rivals.items():
             comparison = yield CallWork(partial(compare, self._metric, tuned, results))
             if comparison is not None:
                 comparisons[name] = comparison
+        answers = yield from held_out_answers(self._base_model, ways, self._spec.labels, self._state.num_tokens)
         return Judgement(
             metrics=tuned.metrics(self._metric),
             bare=bare,
@@ -151,6 +162,7 @@ class Evaluator:
             num_shots=num_shots,
             num_judging=len(data),
             is_apart=crossed is not None or data is not self.held_out.choosing,
+            answers=answers,
         )
 
     def _crossed(self) -> Results | None:

@@ -1,0 +1,85 @@
+"""What the report of a tuning job shows beside the job itself: curves, held-out answers, confusion matrix and cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, ClassVar
+
+_STORED: dict[str, Any] = {"extra": "forbid", "ser_json_inf_nan": "constants"}
+
+
+@dataclass(frozen=True)
+class TrainingPoint:
+    """A point of the training curve. The loss is in nats per target token."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    time: datetime | None = None
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """The answer of one model to a held-out input."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STORED
+    text: str | None = None
+    """The chosen label, or the greedily generated text; None: not generated."""
+    loss: float = 0.0
+    """Nats per target token of the expected answer."""
+    correct: bool | None = None
+    """Whether the answer equals the expected one; None: not generated."""
+
+
+@dataclass(frozen=True)
+class HeldOutAnswer:
+    """A held-out example with the answers to it. An answer is None if that model was not measured."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STORED
+    line: int
+    """Line of the example in its dataset, from 1."""
+    input: str
+    reference: str
+    """The expected answer."""
+    tuned: ModelAnswer | None = None
+    current: ModelAnswer | None = None
+    """The version that the alias named when the job began."""
+    bare: ModelAnswer | None = None
+    """The base model with the input alone."""
+    instructed: ModelAnswer | None = None
+    few_shot: ModelAnswer | None = None
+
+
+@dataclass(frozen=True)
+class ConfusionCell:
+    """The number of held-out examples with this expected label for which the prompt chose this label."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STORED
+    expected: str
+    chosen: str
+    count: int
+
+
+@dataclass(frozen=True)
+class HeldOutAnswers:
+    """The answers to the examples on which a job's metrics were measured, by line."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STORED
+    answers: tuple[HeldOutAnswer, ...] = ()
+    num_left_out: int = 0
+    """Examples that are not in `answers`, because their texts are too large together."""
+    confusion: tuple[ConfusionCell, ...] = ()
+    """The confusion matrix of the tuned prompt (classification), without cells that are 0."""
+
+
+@dataclass(frozen=True)
+class JobCost:
+    """What a job has cost so far."""
+
+    worker_time_seconds: float
+    """Time on workers over all attempts."""
+    num_steps: int
+    num_tokens: int | None = None
+    """Tokens that the steps computed, virtual ones included; None if unknown."""

@@ -1,0 +1,137 @@
+"""Generations for one request: one call for each answer, all at once, whole or merged into one stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from shared.errors import Cancelled
+from softprompt.client.async_client import AsyncClient
+from softprompt.client.stream import GenerationStream
+from softprompt.types.common import Sampling, Template
+from softprompt.types.generation import FinishReason, Generation, GenerationDelta, GenerationEnd, GenerationStart, Input
+
+T = TypeVar("T")
+IDLE_SECONDS = 15.0
+"""Longest silence of a stream. Proxies close connections that are silent for longer, most of them after a minute."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One generation."""
+
+    input: Input
+    prompt: str
+    sampling: Sampling
+    template: Template | None = None
+    routing_key: str = ""
+    truncate: bool = False
+
+    def times(self, count: int) -> list[Ask]:
+        """The same generation several times. With a seed, each one has its own, counted from the request's."""
+        seed = self.sampling.seed
+        if seed is None:
+            return [self] * count
+        return [replace(self, sampling=replace(self.sampling, seed=seed + index)) for index in range(count)]
+
+    def open(self, client: AsyncClient) -> GenerationStream:
+        """The answer as a stream, not yet begun."""
+        return client.stream(
+            self.input,
+            prompt=self.prompt,
+            sampling=self.sampling,
+            template=self.template,
+            routing_key=self.routing_key,
+            truncate=self.truncate,
+        )
+
+
+async def all_answers(client: AsyncClient, asks: Sequence[Ask]) -> list[Generation]:
+    """Whole answers, in order. The first error cancels the others."""
+
+    async def one(ask: Ask) -> Generation:
+        found = await client.generate(
+            ask.input,
+            prompt=ask.prompt,
+            sampling=ask.sampling,
+            template=ask.template,
+            routing_key=ask.routing_key,
+            truncate=ask.truncate,
+        )
+        check_end(found.end)
+        return found
+
+    return await together([one(ask) for ask in asks])
+
+
+def check_end(end: GenerationEnd) -> None:
+    """Raises Cancelled if the service ended the answer early because it stops."""
+    if end.finish_reason in (FinishReason.CANCELLED, None):
+        raise Cancelled("the service stopped before the answer was complete; try again")
+
+
+class AnswerStreams:
+    """Several streams as one: `started`, then `parts`, and always `cancel`."""
+
+    def __init__(self, client: AsyncClient, asks: Sequence[Ask]) -> None:
+        self._streams = [ask.open(client) for ask in asks]
+
+    async def started(self) -> list[GenerationStart]:
+        """The start of every answer. Raises the first error, while it can still become a status."""
+        try:
+            return await together([stream.started() for stream in self._streams])
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Cancel what still runs, so that the service frees its rows."""
+        for stream in self._streams:
+            stream.cancel()
+
+    async def parts(self) -> AsyncIterator[tuple[int, GenerationDelta | GenerationEnd] | None]:
+        """(index of the answer, its next delta or its end) as they come; None after a silence of IDLE_SECONDS."""
+        queue: asyncio.Queue[tuple[int, GenerationDelta | GenerationEnd | Exception]] = asyncio.Queue(maxsize=4)
+
+        async def forward(index: int, stream: GenerationStream) -> None:
+            try:
+                async with aclosing(aiter(stream)) as deltas:  # type: ignore[type-var]
+                    async for delta in deltas:
+                        await queue.put((index, delta))
+                assert stream.end is not None  # the stream raises otherwise
+                check_end(stream.end)
+                await queue.put((index, stream.end))
+            except Exception as error:
+                await queue.put((index, error))
+
+        tasks = [asyncio.create_task(forward(index, stream)) for index, stream in enumerate(self._streams)]
+        num_open = len(tasks)
+        try:
+            while num_open:
+                try:
+                    async with asyncio.timeout(IDLE_SECONDS):
+                        index, part = await queue.get()
+                except TimeoutError:
+                    yield None
+                    continue
+                if isinstance(part, Exception):
+                    raise part
+                num_open -= isinstance(part, GenerationEnd)
+                yield index, part
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results of coroutines that run at the same time. The first error cancels the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]

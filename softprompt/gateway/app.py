@@ -1,0 +1,60 @@
+"""The routes. A page has its own: static files below `/`, and JSON for it below `/api/`; `/v1/` is OpenAI's API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from softprompt.gateway import chat, completions, models
+from softprompt.gateway.backend import Backend
+from softprompt.gateway.endpoint import Endpoint
+from softprompt.gateway.errors import api_error
+from softprompt.gateway.metrics import Probes
+from softprompt.gateway.openapi import openapi
+from softprompt.gateway.settings import GatewaySettings
+
+API: tuple[tuple[str, str, Endpoint], ...] = (
+    ("GET", "/v1/models", models.list_models),
+    ("GET", "/v1/models/{model:path}", models.get_model),
+    ("POST", "/v1/chat/completions", chat.create_chat_completion),
+    ("POST", "/v1/completions", completions.create_completion),
+)
+"""Method, path and endpoint of OpenAI's API. OpenAPI describes these."""
+
+
+def create_app(settings: GatewaySettings, backend: Backend, probes: Probes) -> Starlette:
+    """The application without the layer around all requests (`exchange`)."""
+    app = Starlette(routes=list(_routes()), exception_handlers={HTTPException: _refused})
+    app.state.settings, app.state.backend, app.state.probes = settings, backend, probes
+    app.router.redirect_slashes = False
+    return app
+
+
+def _routes() -> Iterator[BaseRoute]:
+    for method, path, one in API:
+        yield Route(path, one.respond, methods=[method])
+    yield Route("/openapi.json", _openapi)
+    yield Route("/livez", _live)
+    yield Route("/readyz", _ready)
+
+
+async def _openapi(request: Request) -> Response:
+    return JSONResponse(openapi(API))
+
+
+async def _live(request: Request) -> Response:
+    return PlainTextResponse("ok\n")
+
+
+async def _ready(request: Request) -> Response:
+    is_ready = request.app.state.probes.is_ready
+    return PlainTextResponse("ok\n" if is_ready else "no\n", 200 if is_ready else 503)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    return api_error(error).response()

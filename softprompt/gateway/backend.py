@@ -1,0 +1,82 @@
+"""The services as the gateway uses them: one client for all callers, whose tokens go on with each call."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from shared.errors import Unauthenticated
+from softprompt.client.async_client import AsyncClient
+from softprompt.client.calls import carrying
+from softprompt.client.security import ClientSecurity
+from softprompt.gateway.errors import no_such_model
+from softprompt.gateway.settings import GatewaySettings
+from softprompt.types.generation import ModelInfo
+
+_TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
+"""What gRPC can send as metadata. A longer one would exceed the services' limit on metadata."""
+_MODEL_INFO_SECONDS = 30.0
+BARE = ""
+"""The prompt reference of the bare model."""
+
+
+class Backend:
+    """Both services. Open it in the event loop that serves."""
+
+    def __init__(self, settings: GatewaySettings, security: ClientSecurity | None = None) -> None:
+        # A token of the environment is ignored: with it, callers without one would act as the gateway.
+        security = replace(security or ClientSecurity.from_environment(), token="", token_file="")
+        self._has_certificate = bool(security.certificate_file)
+        self.client = AsyncClient(
+            settings.trainer or None,
+            settings.inference or None,
+            timeout_seconds=settings.call_seconds,
+            generation_timeout_seconds=settings.generation_seconds,
+            security=security,
+            retry_overloaded=False,  # callers get the delay, and repeat the request themselves
+        )
+        self._info: ModelInfo | None = None
+        self._read_at = 0.0
+
+    @contextmanager
+    def acting_for(self, authorization: list[str], request_id: str) -> Iterator[None]:
+        """Calls in the block carry the caller's token and the request's id.
+
+        `authorization`: the values of the request's headers. Raises Unauthenticated for anything but one bearer token
+        or none; without one if the gateway has a certificate, which the services would take for the caller's.
+        """
+        metadata: tuple[tuple[str, str], ...] = (("x-request-id", request_id),)
+        if authorization:
+            scheme, _, token = authorization[0].partition(" ")
+            token = token.strip(" ")
+            if len(authorization) > 1 or scheme.lower() != "bearer" or not _TOKEN.fullmatch(token):
+                raise Unauthenticated("the header must be `Authorization: Bearer TOKEN`, exactly once")
+            metadata += (("authorization", f"Bearer {token}"),)
+        elif self._has_certificate:
+            raise Unauthenticated("no credentials: send `Authorization: Bearer TOKEN`")
+        with carrying(metadata):
+            yield
+
+    async def model_info(self) -> ModelInfo:
+        """The inference service's model and limits, at most half a minute old."""
+        if self._info is None or time.monotonic() - self._read_at > _MODEL_INFO_SECONDS:
+            self._info, self._read_at = await self.client.model_info(), time.monotonic()
+        return self._info
+
+    async def base_model(self) -> str:
+        """Id of the base model."""
+        info = await self.model_info()
+        return info.base_model.id if info.base_model else ""
+
+    async def reference(self, model: str) -> str:
+        """The prompt reference that a request's `model` means; `BARE` for the base model."""
+        if not model:
+            raise no_such_model(model)
+        return BARE if model == await self.base_model() else model
+
+    async def close(self) -> None:
+        """Close the connections to both services."""
+        await self.client.close()

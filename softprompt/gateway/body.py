@@ -1,0 +1,72 @@
+"""Reads the bodies of requests within limits of size and time, and JSON strictly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from pydantic_core import from_json
+from starlette.requests import Request
+
+from softprompt.gateway.errors import ApiError
+from softprompt.gateway.settings import GatewaySettings
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def settings_of(request: Request) -> GatewaySettings:
+    """The gateway's settings."""
+    settings: GatewaySettings = request.app.state.settings
+    return settings
+
+
+async def read_model(request: Request, model: type[Model]) -> Model:
+    """The JSON body as a model. Raises ApiError, and pydantic's ValidationError naming the parameter."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # a browser sends other types to any address without asking it first
+        raise ApiError(415, f"the body must be JSON (Content-Type: application/json), not {kind[:80] or 'untyped'!r}")
+    settings = settings_of(request)
+    content = bytearray()
+    async for chunk in bounded_stream(request, settings.max_body_bytes, settings.body_seconds):
+        content += chunk
+    value = _parsed(bytes(content))
+    if not isinstance(value, dict):
+        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    return model.model_validate(value)
+
+
+async def bounded_stream(request: Request, max_bytes: int, seconds: float) -> AsyncIterator[bytes]:
+    """The body's chunks. Raises ApiError with 413 for more than `max_bytes`, 408 if they take longer than `seconds`."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    loop = asyncio.get_running_loop()
+    num_bytes, deadline = 0, loop.time() + seconds
+    chunks = aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            text = f"the body did not arrive within {seconds:g} s"
+            raise ApiError(408, text, code="request_timeout") from None
+        if chunk is None:
+            return
+        num_bytes += len(chunk)
+        if num_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        yield chunk
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(413, f"the body has more than {max_bytes} bytes", code="request_too_large")
+
+
+def _parsed(content: bytes) -> Any:
+    """The JSON value. NaN, infinities, lone surrogates, bytes that are not UTF-8 and deep nesting are refused."""
+    try:
+        return from_json(content, allow_inf_nan=False, cache_strings="none")
+    except ValueError as error:
+        raise ApiError(400, f"the body is not valid JSON: {str(error)[:200]}", code="invalid_json") from None

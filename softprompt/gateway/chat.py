@@ -1,0 +1,200 @@
+"""`/v1/chat/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from softprompt.gateway import results
+from softprompt.gateway.answers import AnswerStreams, Ask, all_answers
+from softprompt.gateway.backend import Backend
+from softprompt.gateway.body import read_model, settings_of
+from softprompt.gateway.endpoint import endpoint
+from softprompt.gateway.errors import bad_value
+from softprompt.gateway.fields import (
+    Content,
+    Fields,
+    ModelName,
+    Stop,
+    StreamOptions,
+    message_of,
+    renaming,
+    sampling_of,
+)
+from softprompt.gateway.streaming import DONE, PING, EventStream, event
+from softprompt.types.generation import Generation, GenerationEnd, GenerationStart, TokenLogprob
+
+
+class ChatMessage(Fields):
+    """One turn. The fields that are always empty are those of answers that come back as turns."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: list[Any] | None = Field(default=None, max_length=0)
+    annotations: list[Any] | None = Field(default=None, max_length=0)
+
+
+class TextFormat(Fields):
+    """The format of an answer without constraints."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(Fields):
+    """A conversation to continue."""
+
+    model: ModelName
+    messages: list[ChatMessage] = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: Stop | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0)
+    response_format: TextFormat | None = None
+    user: str | None = None
+    store: Literal[False] | None = None
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _one_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("max_completion_tokens") not in (None, value):
+            raise ValueError("contradicts max_completion_tokens")
+        return value
+
+    @field_validator("stream_options")
+    @classmethod
+    def _only_streams(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise ValueError("is only for streams: set stream")
+        return value
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _with_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("logprobs"):
+            raise ValueError("needs logprobs: true")
+        return value
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives to each token; None: no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+def _rename(request: ChatRequest) -> Any:
+    limit = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
+    return renaming(
+        {
+            "input.chat.messages": "messages",
+            "input.chat": "messages",
+            "input.text": "messages",
+            "sampling.max_new_tokens": limit,
+            "sampling.num_logprobs": "top_logprobs",
+        }
+    )
+
+
+@endpoint("chat.completions.create", ChatRequest, streams=True)
+async def create_chat_completion(request: Request, backend: Backend) -> Response:
+    """Continues a conversation."""
+    body = await read_model(request, ChatRequest)
+    request.state.rename, request.state.model = rename, _ = _rename(body), body.model
+    count = body.n or 1
+    if count > (most := settings_of(request).max_choices):
+        raise bad_value("n", f"must be at most {most}")
+    ask = Ask(
+        [message_of(message.role, message.content) for message in body.messages],
+        await backend.reference(body.model),
+        sampling_of(
+            body,
+            max_new_tokens=body.max_completion_tokens or body.max_tokens,
+            num_logprobs=body.num_logprobs,
+        ),
+        routing_key=body.user or "",
+    )
+    head = {"id": results.new_id("chatcmpl"), "created": results.now()}
+    if not body.stream:
+        answers = await all_answers(backend.client, ask.times(count))
+        return JSONResponse(await _whole(backend, head, answers))
+    streams = AnswerStreams(backend.client, ask.times(count))
+    starts = await streams.started()
+    head |= await _about(backend, starts[0])
+    includes_usage = bool(body.stream_options and body.stream_options.include_usage)
+    events = _events(head, streams, starts, body.num_logprobs is not None, includes_usage)
+    return EventStream(events, streams.cancel, rename, body.model)
+
+
+async def _about(backend: Backend, start: GenerationStart) -> dict[str, Any]:
+    return {
+        "model": await results.resolved_model(backend, start),
+        "system_fingerprint": await results.fingerprint(backend, start),
+    }
+
+
+async def _whole(backend: Backend, head: dict[str, Any], answers: Sequence[Generation]) -> dict[str, Any]:
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": _logprobs(answer.output.logprobs),
+            "finish_reason": results.finish_reason(answer.end),
+        }
+        for index, answer in enumerate(answers)
+    ]
+    return {
+        **head,
+        "object": "chat.completion",
+        **await _about(backend, answers[0].start),
+        "choices": choices,
+        "usage": results.usage([answer.start for answer in answers], [answer.end for answer in answers]),
+    }
+
+
+def _logprobs(found: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    return {"content": [results.token_with_top(one) for one in found], "refusal": None} if found else None
+
+
+async def _events(
+    head: dict[str, Any],
+    streams: AnswerStreams,
+    starts: Sequence[GenerationStart],
+    has_logprobs: bool,
+    includes_usage: bool,
+) -> AsyncGenerator[bytes]:
+    """A chunk with the role for each choice, chunks with text, a chunk with the reason of the end; then the usage."""
+
+    def chunk(index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return event({**head, "object": "chat.completion.chunk", "choices": [choice], **empty_usage})
+
+    empty_usage: dict[str, Any] = {"usage": None} if includes_usage else {}
+    ends: list[GenerationEnd] = []
+    for index in range(len(starts)):
+        yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
+    async for part in streams.parts():
+        if part is None:
+            yield PING
+        elif isinstance(part[1], GenerationEnd):
+            ends.append(part[1])
+            yield chunk(part[0], {}, reason=results.finish_reason(part[1]))
+        elif part[1].text or (has_logprobs and part[1].logprobs):
+            yield chunk(part[0], {"content": part[1].text}, _logprobs(part[1].logprobs))
+    if includes_usage:
+        last = {**head, "object": "chat.completion.chunk", "choices": [], "usage": results.usage(starts, ends)}
+        yield event(last)
+    yield DONE

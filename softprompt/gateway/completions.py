@@ -1,0 +1,178 @@
+"""`/v1/completions`: texts or token ids that a model continues. A prompt renders a text by its own template."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from softprompt.gateway import results
+from softprompt.gateway.answers import AnswerStreams, Ask, all_answers
+from softprompt.gateway.backend import BARE, Backend
+from softprompt.gateway.body import read_model, settings_of
+from softprompt.gateway.endpoint import endpoint
+from softprompt.gateway.errors import bad_value
+from softprompt.gateway.fields import Fields, ModelName, Stop, StreamOptions, renaming, sampling_of
+from softprompt.gateway.streaming import DONE, PING, EventStream, event
+from softprompt.types.common import Template, TemplateFormat
+from softprompt.types.generation import GenerationEnd, GenerationStart, Input, TokenAlternative, TokenIds, TokenLogprob
+
+_CONTINUE = Template("{input}", TemplateFormat.TEXT)
+"""The bare model continues the text itself, without its chat template."""
+
+
+def _as_prompts(value: Any) -> Any:
+    is_one = isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int))
+    return [value] if is_one else value
+
+
+Prompts = Annotated[
+    list[str | list[int]],
+    Field(min_length=1),
+    BeforeValidator(_as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
+"""A text, several texts, token ids, or several lists of them."""
+
+
+class CompletionRequest(Fields):
+    """What to continue."""
+
+    model: ModelName
+    prompt: Prompts
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: Stop | None = None
+    logprobs: int | None = Field(default=None, ge=0)
+    echo: Literal[False] | None = None
+    user: str | None = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def _only_streams(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise ValueError("is only for streams: set stream")
+        return value
+
+
+_rename = renaming(
+    {
+        "input.text": "prompt",
+        "input.token_ids.ids": "prompt",
+        "input.token_ids": "prompt",
+        "sampling.max_new_tokens": "max_tokens",
+        "sampling.num_logprobs": "logprobs",
+    }
+)
+
+
+@endpoint("completions.create", CompletionRequest, streams=True)
+async def create_completion(request: Request, backend: Backend) -> Response:
+    """Continues texts."""
+    body = await read_model(request, CompletionRequest)
+    request.state.rename, request.state.model = _rename, body.model
+    count = (body.n or 1) * len(body.prompt)
+    if count > (most := settings_of(request).max_choices):
+        param = "prompt" if len(body.prompt) > most else "n"
+        raise bad_value(param, f"asks for {count} answers; at most {most} are allowed in one request")
+    reference = await backend.reference(body.model)
+    sampling = sampling_of(body, max_new_tokens=body.max_tokens, num_logprobs=body.logprobs)
+    asks = [
+        one
+        for prompt in body.prompt
+        for one in Ask(
+            _input(prompt),
+            reference,
+            sampling,
+            template=_CONTINUE if reference == BARE and isinstance(prompt, str) else None,
+            routing_key=body.user or "",
+        ).times(body.n or 1)
+    ]
+    head = {"id": results.new_id("cmpl"), "object": "text_completion", "created": results.now()}
+    if body.stream:
+        streams = AnswerStreams(backend.client, asks)
+        starts = await streams.started()
+        head |= await _about(backend, starts[0])
+        includes_usage = bool(body.stream_options and body.stream_options.include_usage)
+        events = _events(head, streams, starts, len(body.prompt), includes_usage)
+        return EventStream(events, streams.cancel, _rename, body.model)
+    answers = await all_answers(backend.client, asks)
+    choices = [
+        _choice(index, answer.text, _logprobs(answer.output.logprobs), results.finish_reason(answer.end))
+        for index, answer in enumerate(answers)
+    ]
+    used = results.usage([answer.start for answer in answers], [answer.end for answer in answers], len(body.prompt))
+    return JSONResponse({**head, **await _about(backend, answers[0].start), "choices": choices, "usage": used})
+
+
+def _input(prompt: str | list[int]) -> Input:
+    return prompt if isinstance(prompt, str) else TokenIds(tuple(prompt))
+
+
+async def _about(backend: Backend, start: GenerationStart) -> dict[str, Any]:
+    return {
+        "model": await results.resolved_model(backend, start),
+        "system_fingerprint": await results.fingerprint(backend, start),
+    }
+
+
+def _choice(index: int, text: str, logprobs: Any, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _logprobs(found: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any] | None:
+    """The older form of log-probabilities. `offset`: characters of the answer before these tokens."""
+    if not found:
+        return None
+    offsets = list[int]()
+    for one in found:
+        offsets.append(offset)
+        offset += len(one.text)
+    return {
+        "tokens": [one.text for one in found],
+        "token_logprobs": [results.token(one)["logprob"] for one in found],
+        "top_logprobs": [_by_text([*one.alternatives, one]) for one in found],
+        "text_offset": offsets,
+    }
+
+
+def _by_text(tokens: Sequence[TokenLogprob | TokenAlternative]) -> dict[str, float]:
+    return {found["token"]: found["logprob"] for found in map(results.token, tokens)}
+
+
+async def _events(
+    head: dict[str, Any],
+    streams: AnswerStreams,
+    starts: Sequence[GenerationStart],
+    num_prompts: int,
+    includes_usage: bool,
+) -> AsyncGenerator[bytes]:
+    empty_usage: dict[str, Any] = {"usage": None} if includes_usage else {}
+    ends: list[GenerationEnd] = []
+    offsets = [0] * len(starts)
+    async for part in streams.parts():
+        if part is None:
+            yield PING
+            continue
+        index, piece = part
+        if isinstance(piece, GenerationEnd):
+            ends.append(piece)
+            choice = _choice(index, "", None, results.finish_reason(piece))
+        elif piece.text or piece.logprobs:
+            choice = _choice(index, piece.text, _logprobs(piece.logprobs, offsets[index]), None)
+            offsets[index] += sum(len(one.text) for one in piece.logprobs)
+        else:
+            continue
+        yield event({**head, "choices": [choice], **empty_usage})
+    if includes_usage:
+        yield event({**head, "choices": [], "usage": results.usage(starts, ends, num_prompts)})
+    yield DONE

@@ -1,0 +1,159 @@
+"""What all requests have in common: id, trace, token, metrics, log line, origin, and the end when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from opentelemetry.trace import SpanKind
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared import log as logs
+from shared.errors import Unauthenticated
+from shared.loopback import is_loopback
+from shared.trace_context import parent_of, trace_id_of
+from shared.tracing import Tracing
+from softprompt.gateway.backend import Backend
+from softprompt.gateway.errors import ApiError, api_error
+from softprompt.gateway.metrics import DISCONNECTED, GatewayMetrics
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+"""As the services accept it."""
+_MAX_TRACE_CHARS = 512
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_QUIET = ("/livez", "/readyz")
+_OTHER = "other"
+"""Operation of a request that no endpoint handled."""
+
+
+class Exchange:
+    """The outermost layer around the routes. `only_local`: whether only this machine can reach the gateway."""
+
+    def __init__(
+        self, app: ASGIApp, backend: Backend, metrics: GatewayMetrics, tracing: Tracing, only_local: bool
+    ) -> None:
+        self._app, self._backend, self._metrics, self._tracing = app, backend, metrics, tracing
+        self._only_local = only_local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        sent_id = headers.get("x-request-id", "")
+        request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        state["request_id"], state["operation"] = request_id, _OTHER
+        parent = parent_of(*(headers.get(name, "")[:_MAX_TRACE_CHARS] for name in ("traceparent", "tracestate")))
+        attributes = {"http.request.method": scope["method"]}
+        response = _Response(send, request_id)
+        with (
+            self._metrics.in_flight.track_inprogress(),
+            self._tracing.span("HTTP request", parent, SpanKind.SERVER, attributes) as span,
+            logs.bind(request_id=request_id, **({"trace_id": found} if (found := trace_id_of(span)) else {})),
+        ):
+            try:
+                await self._handle(scope, headers, receive, response, request_id)
+            finally:
+                span.update_name(state["operation"])
+                span.set_attribute("http.response.status_code", response.status)
+                self._report(scope, state["operation"], response)
+
+    async def _handle(
+        self, scope: Scope, headers: Headers, receive: Receive, response: _Response, request_id: str
+    ) -> None:
+        try:
+            self._check_origin(scope["method"], headers)
+            with self._backend.acting_for(headers.getlist("authorization"), request_id):
+                await _until_disconnected(self._app, scope, receive, response)
+        except (ApiError, Unauthenticated) as error:
+            await api_error(error).response()(scope, receive, response)
+
+    def _check_origin(self, method: str, headers: Headers) -> None:
+        """Refuses what a page of another site has a browser send, which would reach a gateway that asks for no token.
+
+        On a loopback address, also refuses host names that only seem to be of this machine (DNS rebinding).
+        """
+        host = headers.get("host", "")
+        if self._only_local and not is_loopback(_host_name(host)):
+            raise ApiError(421, "this gateway serves this machine only, as localhost or 127.0.0.1", code="wrong_host")
+        if method in _SAFE_METHODS:
+            return
+        site, origin = headers.get("sec-fetch-site", ""), headers.get("origin", "")
+        if site in ("cross-site", "same-site") or (not site and origin and origin.partition("://")[2] != host):
+            raise ApiError(403, "pages of other sites may not call this gateway", code="cross_origin")
+
+    def _report(self, scope: Scope, operation: str, response: _Response) -> None:
+        metrics, ended = self._metrics, time.perf_counter()
+        seconds = ended - response.begun
+        metrics.handled.labels(operation, str(response.status)).inc()
+        metrics.seconds.labels(operation).observe(seconds)
+        if response.started is not None:
+            metrics.first_byte.labels(operation).observe(response.started - response.begun)
+        client = scope.get("client")
+        fields = {
+            "operation": operation,
+            "method": scope["method"],
+            "status": response.status,
+            "seconds": round(seconds, 4),
+            "peer": client[0] if client else "",
+        }
+        log.log(logging.DEBUG if scope["path"] in _QUIET else logging.INFO, "request", extra={"fields": fields})
+
+
+class _Response:
+    """`send` of one request: adds headers, and notes status and times."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send, self._id = send, request_id.encode()
+        self.begun = time.perf_counter()
+        self.started: float | None = None
+        self.status = DISCONNECTED
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started, self.status = time.perf_counter(), message["status"]
+            added = [(b"x-request-id", self._id), (b"x-content-type-options", b"nosniff")]
+            message = {**message, "headers": [*message.get("headers", ()), *added]}
+        await self._send(message)
+
+
+async def _until_disconnected(app: ASGIApp, scope: Scope, receive: Receive, response: _Response) -> None:
+    """Run the application; cancel it when the client leaves, and with it its calls to the services."""
+    arrived: asyncio.Queue[Message] = asyncio.Queue(maxsize=1)
+    has_left = False
+
+    async def listen() -> None:
+        nonlocal has_left
+        while (message := await receive())["type"] != "http.disconnect":
+            await arrived.put(message)
+        has_left = True
+        working.cancel()
+
+    working = asyncio.ensure_future(app(scope, arrived.get, response))
+    listening = asyncio.create_task(listen())
+    try:
+        await working
+    except asyncio.CancelledError:
+        if not has_left:
+            working.cancel()
+            raise
+        response.status = DISCONNECTED
+    finally:
+        listening.cancel()
+
+
+def _host_name(host: str) -> str:
+    """The host without the port."""
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]

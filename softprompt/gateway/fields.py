@@ -1,0 +1,98 @@
+"""What requests of several endpoints have in common: strict fields, messages, sampling parameters, names in errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from softprompt.gateway.errors import Rename
+from softprompt.types.common import Message, Sampling
+
+MODEL_CHARS = 200
+_ROLES = {"developer": "system"}
+"""OpenAI's names of roles that the base models' chat templates call otherwise."""
+
+
+class Fields(BaseModel):
+    """An object of a request: no field that it doesn't have, no conversion between types, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+ModelName = Annotated[str, Field(min_length=1, max_length=MODEL_CHARS)]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Stop = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
+"""One text or several at which an answer stops."""
+
+
+class TextPart(Fields):
+    """A part of a message's content."""
+
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+    annotations: list[None] | None = Field(default=None, max_length=0)
+    logprobs: list[Any] | None = None
+    """Of an answer that comes back as a part of the conversation; not read."""
+
+
+def _as_parts(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+Content = Annotated[
+    list[TextPart], Field(min_length=1), BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart])
+]
+"""A text, or text parts, which are joined by line breaks as in training data."""
+
+
+def text_of(content: Sequence[TextPart]) -> str:
+    """The text of a content."""
+    return "\n".join(part.text for part in content)
+
+
+def message_of(role: str, content: Sequence[TextPart]) -> Message:
+    """A message as the services take it."""
+    return Message(_ROLES.get(role, role), text_of(content))
+
+
+class StreamOptions(Fields):
+    """Options of a stream."""
+
+    include_usage: bool | None = None
+
+
+def sampling_of(request: Any, **more: Any) -> Sampling:
+    """The sampling parameters whose names are the same in both APIs, and `more`."""
+    names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
+    given: dict[str, Any] = {name: getattr(request, name, None) for name in names}
+    return Sampling(**given, stop_sequences=tuple(getattr(request, "stop", None) or ()), **more)
+
+
+_COMMON_NAMES = {
+    "input.prompt": "model",
+    "input.routing_key": "user",
+    "input": "model",
+    "sampling.stop_sequences": "stop",
+    "sampling": "",
+    "priority": "model",
+}
+
+
+def renaming(names: Mapping[str, str]) -> Rename:
+    """Turns the services' fields into parameters: `names`, then the names that all generations share."""
+    table = sorted({**_COMMON_NAMES, **names}.items(), key=lambda item: -len(item[0]))
+
+    def rename(field: str) -> str:
+        for prefix, name in table:
+            if field == prefix or field.startswith((f"{prefix}.", f"{prefix}[")):
+                return (name + field.removeprefix(prefix)).lstrip(".") or "request"
+        return field
+
+    return rename

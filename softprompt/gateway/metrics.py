@@ -1,0 +1,80 @@
+"""Metrics of the gateway. Labels are bounded: operations of the API, statuses, never callers or models."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_LOOP_SECONDS = 5.0
+DISCONNECTED = 499
+"""Status of a request whose client left, as nginx has it. It is never sent."""
+
+
+class GatewayMetrics:
+    """Requests by operation: handled (by status), in flight, seconds until the first byte and until the end."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.handled = Counter(
+            "softprompt_gateway_requests",
+            "Requests by status; 499: the client left.",
+            ["operation", "status"],
+            registry=registry,
+        )
+        self.in_flight = Gauge("softprompt_gateway_requests_in_flight", "Requests that run now.", registry=registry)
+        self.first_byte = Histogram(
+            "softprompt_gateway_first_byte_seconds",
+            "Time until the response began.",
+            ["operation"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.seconds = Histogram(
+            "softprompt_gateway_request_seconds",
+            "Time until the response ended.",
+            ["operation"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.ready = Gauge("softprompt_gateway_ready", "1 while the gateway takes requests.", registry=registry)
+
+
+class Probes:
+    """The application of the metrics port: `/metrics`, `/livez` (the event loop answers), `/readyz`."""
+
+    def __init__(self, metrics: GatewayMetrics, loop: asyncio.AbstractEventLoop) -> None:
+        self._metrics, self._loop = make_wsgi_app(metrics.registry), loop
+        self.is_ready = False
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path == "/livez":
+            return _answer(self._loop_answers(), start_response)
+        if path == "/readyz":
+            return _answer(self.is_ready, start_response)
+        application: WSGIApplication = self._metrics
+        return application(environ, start_response)
+
+    def _loop_answers(self) -> bool:
+        answered: concurrent.futures.Future[None] = concurrent.futures.Future()
+        try:
+            self._loop.call_soon_threadsafe(answered.set_result, None)
+            answered.result(_LOOP_SECONDS)
+        except (TimeoutError, RuntimeError):  # RuntimeError: the loop is closed
+            return False
+        return True
+
+
+def _answer(good: bool, start_response: StartResponse) -> Iterable[bytes]:
+    status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
+    start_response(f"{status.value} {status.phrase}", [("Content-Type", "text/plain; charset=utf-8")])
+    return [b"ok\n" if good else b"no\n"]

@@ -1,0 +1,39 @@
+"""Parameters of OpenAI's API that this gateway does not have, and why. They are refused by name, never ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_NOTHING_STORED = "the gateway stores no answers"
+_TEXT_ONLY = "models here read and write text only"
+_NO_TIERS = "priorities belong to callers (docs/security.md)"
+
+REFUSED_FIELDS: Mapping[str, str] = {
+    "audio": _TEXT_ONLY,
+    "background": _NOTHING_STORED,
+    "best_of": "it is not offered; set n and choose",
+    "context_management": _NOTHING_STORED,
+    "conversation": _NOTHING_STORED,
+    "expires_after": "datasets are kept as the operator has set (docs/operations.md)",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
+    "include_obfuscation": "streams are not padded",
+    "integrations": "follow the job's events instead",
+    "max_tool_calls": "there are no built-in tools",
+    "modalities": _TEXT_ONLY,
+    "name": "models here see roles and contents only",
+    "parallel_tool_calls": "an answer has at most one tool call",
+    "prediction": "it is not offered",
+    "previous_response_id": f"{_NOTHING_STORED}; send the whole conversation as input",
+    "prompt_cache_key": "inputs of one tenant are reused by themselves",
+    "prompt_cache_retention": "inputs of one tenant are reused by themselves",
+    "reasoning": "models here do not reason in separate tokens",
+    "reasoning_effort": "models here do not reason in separate tokens",
+    "safety_identifier": "use user",
+    "service_tier": _NO_TIERS,
+    "suffix": "models here only continue a text",
+    "verbosity": "train the prompt on answers of the wanted length",
+    "web_search_options": "there are no built-in tools",
+    "wandb": "follow the job's events instead",
+}
+"""Reason by the parameter's name, as a phrase that can follow a colon."""

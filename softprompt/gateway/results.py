@@ -1,0 +1,86 @@
+"""Parts of answers that several endpoints share: finish reasons, usage, log-probabilities, names, fingerprints."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from shared.names import parse_version_name
+from softprompt.gateway.backend import Backend
+from softprompt.types.generation import (
+    FinishReason,
+    GenerationEnd,
+    GenerationStart,
+    TokenAlternative,
+    TokenLogprob,
+)
+
+_LOWEST_LOGPROB = -9999.0
+"""What OpenAI's API writes for a token that is practically impossible; JSON has no infinity."""
+
+
+def new_id(prefix: str) -> str:
+    """A unique id of an object."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def now() -> int:
+    """Seconds since the epoch."""
+    return int(time.time())
+
+
+def finish_reason(end: GenerationEnd) -> str:
+    """`stop` or `length`."""
+    return "stop" if end.finish_reason in (FinishReason.EOS, FinishReason.STOP_SEQUENCE) else "length"
+
+
+async def resolved_model(backend: Backend, start: GenerationStart) -> str:
+    """The version that answered as `name@7`, or the base model's id."""
+    return version_model(start.version) if start.version else await backend.base_model()
+
+
+def version_model(version: str) -> str:
+    """`prompts/tone/versions/7` as `tone@7`."""
+    prompt, number = parse_version_name(version, "version")
+    return f"{prompt}@{number}"
+
+
+async def fingerprint(backend: Backend, start: GenerationStart) -> str:
+    """Digest of the version that answered, or the base model's fingerprint: the same one gives the same answers."""
+    if start.digest:
+        return start.digest
+    info = await backend.model_info()
+    return info.base_model.fingerprint if info.base_model else ""
+
+
+def usage(starts: Sequence[GenerationStart], ends: Iterable[GenerationEnd], num_inputs: int = 1) -> dict[str, Any]:
+    """Tokens of one request. Its `starts` repeat each of `num_inputs` inputs the same number of times, in order.
+
+    Virtual tokens are not counted.
+    """
+    inputs = starts[:: max(1, len(starts) // num_inputs)]
+    prompt_tokens = sum(start.input_tokens for start in inputs)
+    completion_tokens = sum(end.output_tokens for end in ends)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(map(cached_tokens, inputs))},
+    }
+
+
+def cached_tokens(start: GenerationStart) -> int:
+    """Input tokens whose keys and values were cached, without the virtual tokens."""
+    return max(0, start.cached_tokens - start.virtual_tokens)
+
+
+def token(found: TokenLogprob | TokenAlternative) -> dict[str, Any]:
+    """A token with its text, its bytes and its log-probability."""
+    return {"token": found.text, "logprob": max(found.logprob, _LOWEST_LOGPROB), "bytes": list(found.utf8)}
+
+
+def token_with_top(found: TokenLogprob) -> dict[str, Any]:
+    """A token and its alternatives, as chat completions and responses have them."""
+    return {**token(found), "top_logprobs": [token(other) for other in found.alternatives]}

@@ -1,0 +1,177 @@
+"""Chat completions through OpenAI's own client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.softprompt.gateway.running import World
+
+HELLO: Any = [{"role": "user", "content": "hello"}]
+
+
+def test_the_models_are_the_base_model_the_prompts_their_aliases_and_versions(client: OpenAI) -> None:
+    models = [model.id for model in client.models.list()]
+    assert models[0] == "tiny-llama"
+    assert {"tone", "tone@canary", "tone@1", "tone@2"} <= set(models)
+    assert all(client.models.retrieve(model).id == model for model in ("tiny-llama", "tone", "tone@canary", "tone@1"))
+    assert client.models.retrieve("tone@default").id == "tone@default"
+    for missing in ("nothing", "tone@9", "tone@x", "gpt-3.5-turbo", "a/b"):
+        with pytest.raises(openai.NotFoundError) as error:
+            client.models.retrieve(missing)
+        assert error.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("model", "answering"),
+    [("tiny-llama", "tiny-llama"), ("tone", "tone@1"), ("tone@canary", "tone@2"), ("tone@2", "tone@2")],
+)
+def test_an_answer_is_that_of_the_version_that_the_model_names(
+    client: OpenAI, services: World, model: str, answering: str
+) -> None:
+    answer = client.chat.completions.create(model=model, messages=HELLO, max_completion_tokens=6, temperature=0)
+    (choice,) = answer.choices
+    prompt = "" if model == "tiny-llama" else model
+    expected = services.loop.run(services.replica.generate("hello", prompt, max_new_tokens=6))
+    assert (answer.model, answer.object) == (answering, "chat.completion")
+    assert (choice.message.role, choice.message.content) == ("assistant", expected.output.text)
+    assert choice.finish_reason in ("stop", "length")
+    assert answer.system_fingerprint is not None
+    assert answer.system_fingerprint.startswith("sha256:")
+    assert answer.system_fingerprint == expected.start.digest or not prompt
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == expected.start.input_tokens
+    assert answer.usage.completion_tokens == expected.end.output_tokens
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+    stream = client.chat.completions.create(
+        model=model,
+        messages=HELLO,
+        max_tokens=6,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    texts = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(texts) == expected.output.text
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == choice.finish_reason
+    assert chunks[-1].usage == answer.usage
+    assert {chunk.id for chunk in chunks} == {chunks[0].id}
+    assert {(chunk.model, chunk.system_fingerprint) for chunk in chunks} == {(answering, answer.system_fingerprint)}
+
+
+def test_several_answers_have_seeds_of_their_own_and_are_the_same_streamed(client: OpenAI) -> None:
+    parameters: dict[str, Any] = {
+        "model": "tone", "messages": HELLO, "n": 3, "seed": 5, "temperature": 1.5, "max_tokens": 8,
+    }  # fmt: skip
+    whole = [choice.message.content for choice in client.chat.completions.create(**parameters).choices]
+    assert len(set(whole)) == 3
+    texts = ["", "", ""]
+    for chunk in client.chat.completions.create(**parameters, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == whole
+    (second,) = client.chat.completions.create(**{**parameters, "n": 1, "seed": 6}).choices
+    assert second.message.content == whole[1]
+
+
+def test_log_probabilities_have_text_bytes_and_alternatives(client: OpenAI) -> None:
+    parameters: dict[str, Any] = {
+        "model": "tone", "messages": HELLO, "max_tokens": 5, "temperature": 0, "logprobs": True, "top_logprobs": 2,
+    }  # fmt: skip
+    (choice,) = client.chat.completions.create(**parameters).choices
+    assert choice.logprobs is not None
+    assert choice.logprobs.content is not None
+    for token in choice.logprobs.content:
+        assert token.bytes is not None
+        assert bytes(token.bytes).decode(errors="replace") == token.token
+        assert len(token.top_logprobs) == 2
+        assert token.top_logprobs[0].logprob == token.logprob < 0, "greedy: the token is the first alternative"
+    streamed = [
+        token
+        for chunk in client.chat.completions.create(**parameters, stream=True)
+        for part in chunk.choices
+        if part.logprobs
+        for token in part.logprobs.content or []
+    ]
+    assert streamed == choice.logprobs.content
+
+
+def test_a_conversation_with_developer_and_parts_is_read_as_system_and_text(client: OpenAI, services: World) -> None:
+    def answer(messages: Any) -> str | None:
+        found = client.chat.completions.create(model="tone", messages=messages, max_tokens=8, temperature=0)
+        return found.choices[0].message.content
+
+    before: Any = client.chat.completions.create(model="tone", messages=HELLO, max_tokens=3).choices[0].message
+    plain = answer(
+        [
+            {"role": "system", "content": "be\nbrief"},
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": before.content},
+            {"role": "user", "content": "again"},
+        ]
+    )
+    parts = [{"type": "text", "text": "be"}, {"type": "text", "text": "brief"}]
+    assert plain == answer(
+        [{"role": "developer", "content": parts}, *HELLO, before, {"role": "user", "content": "again"}]
+    )
+
+
+def test_stop_penalties_top_p_and_user_are_passed_on(client: OpenAI, services: World) -> None:
+    def answer(**more: Any) -> Any:
+        made = client.chat.completions.create(model="tone", messages=HELLO, max_tokens=12, seed=1, **more)
+        return made.choices[0]
+
+    whole = answer(temperature=0).message.content
+    stop = whole[3:5]
+    for given in (stop, [stop, "never"]):
+        stopped = answer(temperature=0, stop=given)
+        assert stopped.message.content == whole[: whole.index(stop)]
+        assert stopped.finish_reason == "stop"
+    assert answer(temperature=2.0, top_p=1e-6).message.content == whole, "only the most probable token is left"
+    penalised = answer(temperature=0, frequency_penalty=2.0, presence_penalty=2.0).message.content
+    expected = services.loop.run(
+        services.replica.generate("hello", "tone", max_new_tokens=12, frequency_penalty=2.0, presence_penalty=2.0)
+    )
+    assert penalised == expected.output.text
+    assert answer(temperature=0, user="someone").message.content == whole
+
+
+def test_completions_of_texts_and_token_ids(client: OpenAI, services: World) -> None:
+    made = client.completions.create(model="tiny-llama", prompt="hello", max_tokens=6, temperature=0, logprobs=2)
+    (choice,) = made.choices
+    assert made.object == "text_completion"
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens is not None
+    assert len(choice.logprobs.tokens) == len(choice.logprobs.token_logprobs or ()) >= 5
+    assert choice.logprobs.text_offset is not None
+    assert choice.logprobs.text_offset[:2] == [0, len(choice.logprobs.tokens[0])]
+    ids = list(map(int, services.loop.run(_ids(services, "hello"))))
+    for prompt in (ids, [ids, ids], ["hello", "hello"]):
+        more = client.completions.create(model="tiny-llama", prompt=prompt, max_tokens=6, temperature=0)  # type: ignore[arg-type]
+        assert {one.text for one in more.choices} == {choice.text}
+    assert made.usage is not None
+    assert more.usage is not None
+    assert more.usage.prompt_tokens == 2 * made.usage.prompt_tokens
+    twice = client.completions.create(
+        model="tone", prompt=["a", "b"], n=2, max_tokens=4, seed=3, temperature=1, stream=True
+    )
+    texts = ["", "", "", ""]
+    for chunk in twice:
+        for one in chunk.choices:
+            texts[one.index] += one.text
+    whole = client.completions.create(model="tone", prompt=["a", "b"], n=2, max_tokens=4, seed=3, temperature=1)
+    assert texts == [one.text for one in whole.choices]
+
+
+async def _ids(services: World, text: str) -> Any:
+    from prompttuning.v1 import common_pb2, generation_pb2
+
+    template = common_pb2.Template(text="{input}", format=common_pb2.Template.FORMAT_TEXT)
+    request = generation_pb2.CountTokensRequest(input=generation_pb2.GenerationInput(text=text, template=template))
+    return (await services.replica.stub.CountTokens(request)).token_ids

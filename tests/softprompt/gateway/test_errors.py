@@ -1,0 +1,162 @@
+"""Errors in the shape of OpenAI's API: what is refused is named, and nothing is ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from softprompt.gateway.refused import REFUSED_FIELDS
+from tests.softprompt.gateway.running import World
+
+MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
+CHAT: dict[str, Any] = {"model": "tone", "messages": MESSAGES}
+
+
+def post(http: httpx.Client, path: str, body: Any, **options: Any) -> Any:
+    """The status and the error of a refused request."""
+    response = http.post(f"/v1/{path}", json=body, **options)
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert response.headers["x-request-id"]
+    return response.status_code, error
+
+
+@pytest.mark.parametrize("name", sorted({*REFUSED_FIELDS, "metadata"} - {"wandb", "integrations"}))
+def test_a_parameter_that_is_not_offered_is_refused_by_name(http: httpx.Client, name: str) -> None:
+    status, error = post(http, "chat/completions", {**CHAT, name: {}})
+    assert (status, error["param"]) == (400, name)
+    assert error["type"] == "invalid_request_error"
+    assert error["code"] == ("unsupported_parameter" if name in REFUSED_FIELDS else "unknown_parameter")
+    assert f"'{name}'" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"nonsense": None}, "nonsense", "unknown_parameter"),
+        ({"messages": None}, "messages", "invalid_type"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "invalid_type"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "invalid_value"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages[0].content[0].type",
+            "invalid_value",
+        ),
+        ({"messages": [{**MESSAGES[0], "name": "x"}]}, "messages[0].name", "unsupported_parameter"),
+        ({"messages": [*MESSAGES, {"role": "assistant", "content": "x"}]}, "messages", "invalid_value"),
+        ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages", "context_length_exceeded"),
+        ({"model": 7}, "model", "invalid_type"),
+        ({"temperature": "hot"}, "temperature", "invalid_type"),
+        ({"temperature": 11}, "temperature", "invalid_value"),
+        ({"temperature": -1}, "temperature", "invalid_value"),
+        ({"temperature": 1e300}, "temperature", "invalid_value"),
+        ({"top_p": 0}, "top_p", "invalid_value"),
+        ({"presence_penalty": 3}, "presence_penalty", "invalid_value"),
+        ({"seed": -1}, "seed", "invalid_value"),
+        ({"seed": 1 << 70}, "seed", "invalid_value"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": 1000}, "n", "invalid_value"),
+        ({"n": True}, "n", "invalid_type"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"max_tokens": 1 << 40}, "max_tokens", "invalid_value"),
+        ({"max_completion_tokens": 1 << 20}, "max_completion_tokens", "invalid_value"),
+        ({"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens", "invalid_value"),
+        ({"stop": ["x"] * 100}, "stop", "invalid_value"),
+        ({"stop": [""]}, "stop[0]", "invalid_value"),
+        ({"stop": {}}, "stop", "invalid_type"),
+        ({"stream": "yes"}, "stream", "invalid_type"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 100}, "top_logprobs", "invalid_value"),
+        ({"user": "x" * 10_000}, "user", "invalid_value"),
+        ({"store": True}, "store", "invalid_value"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_value_is_refused_with_its_name(
+    http: httpx.Client, change: dict[str, Any], param: str, code: str, stream: bool
+) -> None:
+    body = {**CHAT, **change} if not stream or "stream" in change or "stream_options" in change else {
+        **CHAT, "stream": True, **change
+    }  # fmt: skip
+    status, error = post(http, "chat/completions", body)
+    assert (status, error["param"], error["code"]) == (400, param, code), error["message"]
+
+
+@pytest.mark.parametrize(
+    "model", ["nothing", "tone@9", "tone@missing", "gpt-3.5-turbo", "tone@", "Tone", "../x", "a\0b"]
+)
+def test_a_model_that_is_not_there(client: OpenAI, model: str) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.NotFoundError) as error:
+            client.chat.completions.create(model=model, messages=MESSAGES, stream=stream)
+        assert (error.value.code, error.value.param) == ("model_not_found", "model")
+        assert error.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b'"x"', 400),
+        (b'{"model": NaN}', 400),
+        (b'{"model": "tone", "temperature": Infinity, "messages": []}', 400),
+        (b'{"model": "\xff"}', 400),
+        (b'{"model": "\\ud800"}', 400),
+        (b'{"a":' * 100_000, 400),
+        (b"[" * 100_000, 400),
+        (b'{"seed": ' + b"9" * 10_000 + b"}", 400),
+        (b" " * (5 << 20), 413),
+    ],
+)
+def test_a_body_that_is_not_json_or_too_large(http: httpx.Client, content: bytes, status: int) -> None:
+    headers = {"content-type": "application/json"}
+    response = http.post("/v1/chat/completions", content=content, headers=headers)
+    assert response.status_code == status
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_paths_methods_and_types_that_are_not_there(http: httpx.Client) -> None:
+    for method, path, status in (
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/v1/models/", 404),
+        ("DELETE", "/v1/models/tone", 405),
+        ("GET", "/v1/chat/completions", 405),
+        ("GET", "/%ff%fe", 404),
+    ):
+        response = http.request(method, path)
+        assert (response.status_code, response.json()["error"]["message"] != "") == (status, True)
+    assert post(http, "chat/completions", CHAT, headers={"content-type": "text/plain"})[0] == 415
+
+
+def test_request_ids_go_through_and_bad_ones_are_replaced(http: httpx.Client) -> None:
+    for sent, kept in (("my-request.7", True), ("x" * 65, False), ("a b", False), ("é", False)):
+        headers = {"x-request-id": sent.encode()}
+        response = http.get("/v1/models", headers=headers)  # type: ignore[arg-type]
+        assert (response.headers["x-request-id"] == sent) is kept
+        assert response.status_code == 200
+
+
+def test_pages_of_other_sites_and_other_host_names_are_refused(http: httpx.Client, services: World) -> None:
+    host = f"127.0.0.1:{services.gateway.port}"
+    for headers, status in (
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"host": "evil.example"}, 421),
+        ({"host": ""}, 421),
+        ({"origin": f"http://{host}", "sec-fetch-site": "same-origin"}, 200),
+        ({"origin": f"http://{host}"}, 200),
+    ):
+        response = http.post("/v1/chat/completions", json={**CHAT, "max_tokens": 1}, headers=headers)
+        assert response.status_code == status, headers

@@ -1,0 +1,226 @@
+"""Answers of the tuned prompt and its rivals to held-out examples, for people to read beside the metrics.
+
+Scores and labels come from the evaluation, at no cost. Texts are generated for some examples only: writing them costs
+about `TEXT_SHARE` of the training, and at least `MIN_BATCHES` for the few-shot model and for the others. The same
+examples come first for all models.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+import torch
+
+from shared.model.base_model import BaseModel
+from shared.text.template import conversation_text
+from shared.values.report import ConfusionCell, HeldOutAnswer, HeldOutAnswers, ModelAnswer
+from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
+from trainer_service.training.evaluation.baselines import answer_of
+from trainer_service.training.evaluation.evaluate import MIN_PASS_TOKENS
+from trainer_service.training.evaluation.generate import MAX_BATCH_TOKENS, MAX_NEW_TOKENS, greedy_answers
+from trainer_service.training.faults import is_machine_fault
+from trainer_service.training.results import Results
+from trainer_service.training.spec import Example
+from trainer_service.training.work import CallWork, Work
+
+log = logging.getLogger(__name__)
+
+MAX_TEXT_CHARS = 2000
+"""Longer texts are cut."""
+MAX_BYTES = 2 << 20
+"""The most bytes of all texts. Examples beyond it are left out."""
+TEXT_SHARE = 0.1
+"""Cost of the generated texts relative to that of the training, which is three forward passes over each token."""
+MIN_BATCHES = 1
+"""Batches that are generated after every training, however short it was."""
+_MAX_ROWS = 32
+TUNED, FEW_SHOT = "tuned", "few_shot"
+"""Fields of HeldOutAnswer."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to answer: a model's inputs for the examples, and its results on them."""
+
+    data: EncodedDataset
+    results: Results
+    prompt: torch.Tensor | None = None
+    """`[num_virtual_tokens, hidden_size]`; None: the base model without a prompt."""
+    end_token_id: int | None = None
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A row to generate: the answer of `way` to the example `index`."""
+
+    way: str
+    index: int
+    row: EncodedExample
+    num_virtual_tokens: int
+
+    @property
+    def num_input_tokens(self) -> int:
+        return self.num_virtual_tokens + len(self.row.input_ids)
+
+    @property
+    def max_new_tokens(self) -> int:
+        longest = len(self.row.target_ids)
+        return min(MAX_NEW_TOKENS, longest + longest // 2 + 8)
+
+
+@dataclass
+class _Batch:
+    """Rows that are generated together, padded to the longest."""
+
+    rows: list[_Text] = field(default_factory=list)
+    num_input_tokens: int = 0
+    max_new_tokens: int = 0
+
+    def grown(self, row: _Text) -> _Batch:
+        return _Batch(
+            [*self.rows, row],
+            max(self.num_input_tokens, row.num_input_tokens),
+            max(self.max_new_tokens, row.max_new_tokens),
+        )
+
+    @property
+    def is_too_large(self) -> bool:
+        return len(self.rows) > _MAX_ROWS or len(self.rows) * (self.num_input_tokens + self.max_new_tokens) > (
+            MAX_BATCH_TOKENS
+        )
+
+    @property
+    def cost(self) -> int:
+        """Its cost in positions of a forward pass: a pass for one new token of each row reads all weights."""
+        return len(self.rows) * self.num_input_tokens + self.max_new_tokens * MIN_PASS_TOKENS
+
+
+def held_out_answers(
+    base_model: BaseModel, ways: Mapping[str, Way], labels: Sequence[str], num_trained_tokens: int
+) -> Generator[Work, Any, HeldOutAnswers]:
+    """The answers of each of the `ways`, by field of HeldOutAnswer, to the same examples.
+
+    `num_trained_tokens`: tokens that the training computed, which bound the cost of generated texts.
+    """
+    tuned = ways[TUNED]
+    order = random.Random(len(tuned.data)).sample(range(len(tuned.data)), len(tuned.data))
+    texts: dict[tuple[str, int], str] = {}
+    if not any(way.results.chosen or way.results.texts for way in ways.values()):
+        few_shot = {FEW_SHOT: ways[FEW_SHOT]} if FEW_SHOT in ways else {}  # its inputs are much longer than the others
+        for group in ({name: way for name, way in ways.items() if name not in few_shot}, few_shot):
+            texts |= yield from _texts(base_model, group, order, TEXT_SHARE * 3 * num_trained_tokens / 2)
+    found = [_answer(ways, labels, texts, index) for index in order]
+    found.sort(key=lambda answer: answer.tuned is None or answer.tuned.text is None)  # stable: keeps the random order
+    kept = list(_within(found, MAX_BYTES))
+    return HeldOutAnswers(
+        tuple(sorted(kept, key=lambda answer: answer.line)), len(found) - len(kept), confusion(labels, tuned.results)
+    )
+
+
+def confusion(labels: Sequence[str], results: Results) -> tuple[ConfusionCell, ...]:
+    """The confusion matrix without cells that are 0; empty for results without labels."""
+    counts: dict[tuple[int, int], int] = {}
+    for pair in zip(results.wanted, results.chosen, strict=False):
+        counts[pair] = counts.get(pair, 0) + 1
+    return tuple(
+        ConfusionCell(labels[wanted], labels[chosen], count) for (wanted, chosen), count in sorted(counts.items())
+    )
+
+
+def _texts(
+    base_model: BaseModel, ways: Mapping[str, Way], order: Iterable[int], budget: float
+) -> Generator[Work, Any, dict[tuple[str, int], str]]:
+    """Generated texts by way and example: a first batch, and more within `budget` positions."""
+    rows = (
+        _Text(name, index, way.data.examples[index], 0 if way.prompt is None else int(way.prompt.shape[0]))
+        for index in order
+        for name, way in ways.items()
+    )
+    texts: dict[tuple[str, int], str] = {}
+    for number, batch in enumerate(_batches(rows)):
+        if number >= MIN_BATCHES and batch.cost > budget:
+            break
+        budget -= batch.cost
+        answers: list[str] = yield CallWork(partial(_generated, base_model, ways, batch), batch.cost // 3)
+        if not answers:
+            break
+        texts |= {(row.way, row.index): answer for row, answer in zip(batch.rows, answers, strict=True)}
+    return texts
+
+
+def _batches(rows: Iterable[_Text]) -> Iterator[_Batch]:
+    batch = _Batch()
+    for row in rows:
+        grown = batch.grown(row)
+        if batch.rows and grown.is_too_large:
+            yield batch
+            grown = _Batch().grown(row)
+        batch = grown
+    if batch.rows:
+        yield batch
+
+
+def _generated(base_model: BaseModel, ways: Mapping[str, Way], batch: _Batch) -> list[str]:
+    """The answers of a batch; empty if the model can't write them. That must not fail a job that is trained."""
+    prompts = [ways[row.way].prompt for row in batch.rows]
+    ends = {end for row in batch.rows if (end := ways[row.way].end_token_id) is not None}
+    try:
+        return greedy_answers(
+            base_model, prompts, [row.row.input_ids for row in batch.rows], batch.max_new_tokens, ends
+        )
+    except Exception as error:
+        if is_machine_fault(error):
+            raise
+        log.info("held-out answers are not generated: %s", str(error)[:200])
+    if base_model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return []
+
+
+def _answer(
+    ways: Mapping[str, Way], labels: Sequence[str], texts: Mapping[tuple[str, int], str], index: int
+) -> HeldOutAnswer:
+    example = ways[TUNED].data.examples[index].example
+    reference = answer_of(example)
+    answers = dict[str, ModelAnswer]()
+    for name, way in ways.items():
+        results = way.results
+        loss = -results.log_probabilities[index] / results.num_targets[index]
+        text, correct = texts.get((name, index)), None
+        if results.chosen:
+            text, correct = labels[results.chosen[index]], results.chosen[index] == results.wanted[index]
+        elif index in results.texts:
+            text, wanted = results.texts[index]
+            correct = text == wanted
+        elif text is not None:
+            correct = text == reference.strip()
+        answers[name] = ModelAnswer(None if text is None else _cut(text), loss, correct)
+    return HeldOutAnswer(example.line, _cut(_input_of(example)), _cut(reference), **answers)
+
+
+def _input_of(example: Example) -> str:
+    return conversation_text(example.messages[:-1]) if example.messages else example.input
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
+
+
+def _within(answers: Iterable[HeldOutAnswer], max_bytes: int) -> Iterator[HeldOutAnswer]:
+    for answer in answers:
+        max_bytes -= _num_bytes(answer)
+        if max_bytes < 0:
+            return
+        yield answer
+
+
+def _num_bytes(answer: HeldOutAnswer) -> int:
+    """Bytes of the texts, and roughly of the numbers."""
+    parts = [getattr(answer, item.name) for item in fields(answer)]
+    texts = [part.text if isinstance(part, ModelAnswer) else part for part in parts]
+    return sum(len(text.encode("utf-8", "replace")) for text in texts if isinstance(text, str)) + 24 * len(parts)
