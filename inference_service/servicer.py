@@ -102,7 +102,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def GetModelInfo(
         self, request: generation_pb2.GetModelInfoRequest, context: Any
     ) -> generation_pb2.GetModelInfoResponse:
-        return self._backend.model_info
+        info = generation_pb2.GetModelInfoResponse()
+        info.CopyFrom(self._backend.model_info)
+        info.current_time.GetCurrentTime()
+        return info
 
     async def ListLoadedPrompts(
         self, request: generation_pb2.ListLoadedPromptsRequest, context: Any

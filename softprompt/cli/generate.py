@@ -79,7 +79,7 @@ def generate(
     as_json: JsonOption = False,
     inference: InferenceOption = None,
 ) -> None:
-    """Stream an answer, compare prompts, or answer all rows of a file. Ctrl-C stops the generation on the service, too."""
+    """Stream an answer, compare prompts, or answer all rows of a file. Ctrl-C also stops the service's work."""
     if (text is None) == (file is None):
         raise typer.BadParameter("give either a TEXT or --file")
     others = {name: "" if name == "base" else name for name in compare or ()}

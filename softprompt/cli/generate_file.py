@@ -124,6 +124,9 @@ def generate_file(client: Client, task: FileTask) -> None:
     rows = file_rows(source_of(task.file), Data(task.file, encoding=task.encoding), "file")
     with closing(rows.items):
         read = [(rows.place(row.number), row.fields) for row in rows.items]
+    if rows.undecodable:
+        line, byte = rows.undecodable[0]
+        raise Failure(f"{rows.name} line {line} is not UTF-8: byte {byte}", EXIT_INVALID, "--encoding cp1252 reads it")
     columns = list(dict.fromkeys(name for _, fields in read if not isinstance(fields, Unusable) for name in fields))
     inputs = _inputs(task, read, columns, rows.name)
     answers: list[dict[str, Any]] = [{} if isinstance(fields, Unusable) else dict(fields) for _, fields in read]

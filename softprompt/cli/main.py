@@ -17,8 +17,10 @@ from softprompt.cli import (
     data_files,
     datasets,
     demo,
+    doctor,
     generate,
     info,
+    init,
     jobs,
     models,
     prompts,
@@ -37,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, up, tune, generate, chat, info):
+for module in (init, up, tune, generate, chat, doctor, info, demo):
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="List, follow and cancel tuning jobs.")
 app.add_typer(datasets.app, name="datasets", help="Datasets that the trainer stores for you.")

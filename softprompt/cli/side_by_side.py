@@ -15,10 +15,10 @@ _COLUMN_CHARS = 32
 
 
 def compare_answers(
-    client: Client, text: str, references: Mapping[str, str], options: Mapping[str, Any], *, as_json: bool
+    client: Client, question: str, references: Mapping[str, str], options: Mapping[str, Any], *, as_json: bool
 ) -> None:
     """Ask each reference, given by its title, and show all answers."""
-    answers = {title: client.generate(text, prompt=reference, **options) for title, reference in references.items()}
+    answers = {title: client.generate(question, prompt=reference, **options) for title, reference in references.items()}
     if as_json:
         for title, answer in answers.items():
             print_json({"prompt": title, "generation": answer})
@@ -34,5 +34,5 @@ def compare_answers(
         beside.add_row(*texts)
         show(beside)
         return
-    for title, answer in zip(titles, texts, strict=True):
-        show(f"--- {title}\n{answer}")
+    for heading, text in zip(titles, texts, strict=True):
+        show(f"--- {heading}\n{text}")

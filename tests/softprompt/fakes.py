@@ -45,6 +45,9 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         self.jobs = {JOB: succeeded_job()}
         self.events = finished_events()
         self.alias_version = 2
+        self.info = tuning_pb2.GetServiceInfoResponse(
+            software_version="0.1.0", base_models=[common_pb2.BaseModel(id="tiny")], num_workers=1
+        )
         self.created_statistics: tuning_pb2.DatasetStatistics | None = None
         self.statuses: list[prompts_pb2.VersionStatus] = [prompts_pb2.VersionStatus(version="prompts/tone/versions/1")]
         """What GetPromptStatus answers, one after the other, the last one from then on."""
@@ -119,9 +122,7 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
 
     async def GetServiceInfo(self, request: Any, context: Any) -> tuning_pb2.GetServiceInfoResponse:
         self._maybe_fail()
-        return tuning_pb2.GetServiceInfoResponse(
-            software_version="0.1.0", base_models=[common_pb2.BaseModel(id="tiny")], num_workers=1
-        )
+        return self.info
 
     async def ListPrompts(self, request: Any, context: Any) -> prompts_pb2.ListPromptsResponse:
         return prompts_pb2.ListPromptsResponse(prompts=[self._prompt()])
@@ -166,6 +167,9 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
         self.script: list[generation_pb2.GenerateStreamResponse] | None = None
         """What GenerateStream sends in place of a whole answer."""
         self.endless = False
+        self.info = generation_pb2.GetModelInfoResponse(
+            software_version="0.1.0", base_model=common_pb2.BaseModel(id="tiny"), dtype="float32", device="cpu"
+        )
         self.stream_ended = asyncio.Event()
         self.loaded: list[list[generation_pb2.LoadedPrompt] | None] = []
         """What ListLoadedPrompts answers, one after the other, the last one from then on; None: the prompt is unknown.
@@ -217,9 +221,7 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
         )
 
     async def GetModelInfo(self, request: Any, context: Any) -> generation_pb2.GetModelInfoResponse:
-        return generation_pb2.GetModelInfoResponse(
-            software_version="0.1.0", base_model=common_pb2.BaseModel(id="tiny"), dtype="float32", device="cpu"
-        )
+        return self.info
 
     async def ListLoadedPrompts(self, request: Any, context: Any) -> generation_pb2.ListLoadedPromptsResponse:
         prompts = self.loaded.pop(0) if len(self.loaded) > 1 else (self.loaded[0] if self.loaded else [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from prompttuning.v1 import tuning_pb2
 
 from shared.wire.enums import TASKS
@@ -59,4 +61,5 @@ def info_to_wire(info: ServiceInfo, counts: JobCounts) -> tuning_pb2.GetServiceI
             tuning_pb2.UnavailableBaseModel(id=id, reason=reason)
             for id, reason in sorted(info.models.unavailable.items())
         ],
+        current_time=write_timestamp(datetime.now(UTC)),
     )
