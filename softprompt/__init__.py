@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from softprompt.types.generation import TokenLogprob as TokenLogprob
     from softprompt.types.history import JobHistory as JobHistory
     from softprompt.types.history import TrainingPoint as TrainingPoint
+    from softprompt.types.jobs import JobCheck as JobCheck
     from softprompt.types.jobs import JobOrder as JobOrder
     from softprompt.types.jobs import JobState as JobState
     from softprompt.types.jobs import NearestToken as NearestToken
@@ -114,7 +115,7 @@ _MODULES = {
     ),
     "softprompt.types.history": "JobHistory TrainingPoint",
     "softprompt.types.jobs": (
-        "JobOrder JobState NearestToken SearchCandidate TuningError TuningJob TuningProgress TuningResult"
+        "JobCheck JobOrder JobState NearestToken SearchCandidate TuningError TuningJob TuningProgress TuningResult"
     ),
     "softprompt.types.keywords": "SamplingKeywords",
     "softprompt.types.prompts": (

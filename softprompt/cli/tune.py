@@ -20,7 +20,7 @@ from softprompt.cli.data import (
     read_examples,
 )
 from softprompt.cli.field_options import key_values, with_hyperparameters, with_template
-from softprompt.cli.following import conclude
+from softprompt.cli.following import conclude, show_check
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import stderr
 from softprompt.cli.sampling import parse_sampling
@@ -138,6 +138,12 @@ def tune(
     follow: Annotated[
         bool, typer.Option(help="Show the progress until the job ends. Ctrl-C stops following; the job continues.")
     ] = True,
+    validate_only: Annotated[
+        bool,
+        typer.Option(
+            "--validate-only", help="Store the examples and check the job; show what would be trained, and create none."
+        ),
+    ] = False,
     request_id: Annotated[str, typer.Option(help="A unique key of yours. Repeating it returns the same job.")] = "",
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
@@ -168,6 +174,11 @@ def tune(
         deadline=_time(deadline),
     )
     with open_client(trainer) as client:
+        if validate_only:
+            with upload_display(stderr(), "checking the job") as on_upload:
+                found = client.validate_job(spec, on_upload=on_upload)
+            show_check(found, as_json=as_json)
+            return
         with upload_display(stderr(), "creating the job") as on_upload:
             job = client.create_job(spec, request_id=request_id, on_upload=on_upload)
         conclude(client, job, follow=follow, as_json=as_json)

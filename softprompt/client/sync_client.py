@@ -37,7 +37,7 @@ from softprompt.types.generation import (
     TokenCount,
 )
 from softprompt.types.history import JobHistory
-from softprompt.types.jobs import JobOrder, JobState, TuningJob
+from softprompt.types.jobs import JobCheck, JobOrder, JobState, TuningJob
 from softprompt.types.keywords import SamplingKeywords, sampling_with
 from softprompt.types.prompts import (
     Alias,
@@ -192,6 +192,9 @@ class Client:
             spec, request_id=request_id, timeout_seconds=timeout_seconds, on_upload=on_upload
         )
         return self._own(self._loop.run(call))
+
+    def validate_job(self, spec: TuningSpec, *, on_upload: OnUpload | None = None) -> JobCheck:
+        return self._loop.run(self._client.validate_job(spec, on_upload=on_upload))
 
     def clone_job(
         self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any

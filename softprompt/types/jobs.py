@@ -72,3 +72,14 @@ class TuningJob:
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles have the fields alone, without the client."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass(frozen=True)
+class JobCheck:
+    """What a job would be. `job` has no name, because it was not created; its effective spec has the recipe's choices,
+    its statistics what was counted in the data.
+    """
+
+    job: TuningJob
+    estimated_seconds: float | None
+    """Time on a worker, by the speed of earlier jobs of the base model; None without such jobs."""

@@ -36,6 +36,8 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
     def __init__(self) -> None:
         self.uploads: list[tuple[tuning_pb2.DatasetHeader, bytes]] = []
         self.specs: list[tuning_pb2.TuningSpec] = []
+        self.checked: list[tuning_pb2.TuningSpec] = []
+        """Specs that were checked before an upload."""
         self.request_ids: list[str] = []
         self.watched_after: list[int] = []
         self.fail_next: list[SoftPromptError] = []
@@ -72,6 +74,9 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         )
 
     async def CreateTuningJob(self, request: Any, context: Any) -> tuning_pb2.CreateTuningJobResponse:
+        if request.validate_only and not request.spec.HasField("dataset"):
+            self.checked.append(request.spec)
+            return tuning_pb2.CreateTuningJobResponse()
         self._maybe_fail()
         self.specs.append(request.spec)
         self.request_ids.append(request.request_id)

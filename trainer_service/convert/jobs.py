@@ -10,10 +10,11 @@ from shared.security.page_tokens import Json
 from shared.values.results import DatasetStatistics, EncodingStatistics, TuningProgress
 from shared.violations import Violations
 from shared.wire.enums import ORDERS, STATES
-from shared.wire.fields import write_timestamp
+from shared.wire.fields import write_duration, write_timestamp
 from shared.wire.mirror import fill, write
 from trainer_service.convert.spec import effective_to_wire, spec_to_wire
 from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobFilter, JobOrder, Note
+from trainer_service.jobs.submission import CheckedJob
 
 
 def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
@@ -34,6 +35,18 @@ def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
         estimated_start_time=job.estimated_start_time,
         best_prompt_kept=job.keeps_best_prompt,
     )
+
+
+def checked_to_wire(checked: CheckedJob) -> tuning_pb2.CreateTuningJobResponse:
+    """The answer to `validate_only`: a job without a name, which does not exist."""
+    response = tuning_pb2.CreateTuningJobResponse()
+    if checked.job is not None:
+        response.job.CopyFrom(job_to_wire(checked.job))
+        response.job.ClearField("name")
+        response.job.ClearField("create_time")
+    if checked.training_seconds is not None:
+        response.estimate.duration.CopyFrom(write_duration(checked.training_seconds))
+    return response
 
 
 def _statistics_of(job: Job) -> DatasetStatistics | None:

@@ -52,15 +52,22 @@ def request_from_wire(message: tuning_pb2.CreateTuningJobRequest) -> JobRequest:
         violations.add(
             "request_id", f"has {len(message.request_id)} characters; at most {MAX_REQUEST_ID_CHARS} are allowed"
         )
-    dataset = source_from_wire(message.spec.dataset, "spec.dataset", violations)
+    is_without_data = message.validate_only and not message.spec.HasField("dataset")
+    dataset = None if is_without_data else source_from_wire(message.spec.dataset, "spec.dataset", violations)
     validation = None
     if message.spec.HasField("validation_dataset"):
         validation = source_from_wire(message.spec.validation_dataset, "spec.validation_dataset", violations)
     spec = _spec_from_wire(message.spec, violations)
     violations.raise_if_any()
-    if spec is None or dataset is None:
+    if spec is None or (dataset is None and not is_without_data):
         raise SoftPromptError("a request was refused without saying why")
-    return JobRequest(spec=spec, dataset=dataset, validation=validation, request_id=message.request_id)
+    return JobRequest(
+        spec=spec,
+        dataset=dataset,
+        validation=validation,
+        request_id=message.request_id,
+        validate_only=message.validate_only,
+    )
 
 
 def _spec_from_wire(message: tuning_pb2.TuningSpec, violations: Violations) -> TuningSpec | None:

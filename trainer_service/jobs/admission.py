@@ -95,6 +95,19 @@ class SpecAdmission:
         with renamed(_as_on_the_wire):
             return await self._pools.job_checks.call(self._effective, spec, model, source, examples)
 
+    async def check_form(self, spec: TuningSpec) -> None:
+        """What `check` finds without the data: names, limits, base model, the prompt to start from."""
+
+        def checked() -> KnownBaseModel:
+            violations = Violations()
+            self._check_form(spec, violations)
+            with violations.collected():
+                model = self._models.get(spec.base_model, "spec.base_model")
+            violations.raise_if_any()
+            return model
+
+        await self._source(spec, await self._pools.job_checks.call(checked))
+
     def _check(self, spec: TuningSpec) -> tuple[KnownBaseModel, _Examples]:
         violations = Violations()
         self._check_form(spec, violations)

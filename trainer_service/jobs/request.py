@@ -40,6 +40,9 @@ class JobRequest:
     """A request for a job. `spec` has no dataset names yet; they follow from `dataset` and `validation`."""
 
     spec: TuningSpec
-    dataset: ExampleSource
+    dataset: ExampleSource | None
+    """None only if the request is to be checked without its data."""
     validation: ExampleSource | None = None
     request_id: str = ""
+    validate_only: bool = False
+    """Check the request and create no job."""

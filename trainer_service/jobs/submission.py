@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Protocol
 
 from shared.caller import Tenant
+from shared.errors import InvalidInput
 from trainer_service.datasets.fields import DATASET, VALIDATION, in_request, labels_under, renamed
 from trainer_service.datasets.tenant_datasets import TenantDatasets
 from trainer_service.jobs.model import Job, TuningSpec
@@ -18,6 +20,16 @@ class JobCreator(Protocol):
     """The part of the job manager that `JobIntake` uses."""
 
     async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job: ...
+    async def check(self, spec: TuningSpec, owner: JobOwner) -> CheckedJob: ...
+
+
+@dataclass(frozen=True)
+class CheckedJob:
+    """A job that could be created now. `job` is None if it was checked without its data; it is not stored."""
+
+    job: Job | None
+    training_seconds: float | None = None
+    """Estimated time on a worker; None if nothing is known about such jobs."""
 
 
 class JobIntake:
@@ -28,6 +40,8 @@ class JobIntake:
 
     async def create(self, request: JobRequest, owner: JobOwner = NO_OWNER) -> Job:
         """Creates a queued job. Raises InvalidInput with all violations, NotFound, PreconditionFailed or Overloaded."""
+        if request.dataset is None:
+            raise InvalidInput.of("spec.dataset", "is missing: give inline examples, an uploaded dataset, or a URI")
         with ExitStack() as names:
             names.enter_context(renamed(labels_under("spec")))
             for which, source in ((DATASET, request.dataset), (VALIDATION, request.validation)):
@@ -37,6 +51,20 @@ class JobIntake:
             validation = await self._store_validation(owner.tenant, request, dataset)
             spec = request.spec.model_copy(update={"dataset": dataset, "validation_dataset": validation})
             return await self._jobs.create(spec, request_id=request.request_id, owner=owner)
+
+    async def check(self, request: JobRequest, owner: JobOwner = NO_OWNER) -> CheckedJob:
+        """Checks what `create` would check, and stores nothing. Raises what `create` raises, and InvalidInput for data
+        that is not stored yet.
+        """
+        for source in (request.dataset, request.validation):
+            if isinstance(source, InlineExamples | DatasetUri):
+                raise InvalidInput.of(source.field, "is not stored yet: to check it, upload it first, or leave it out")
+        update = {
+            "dataset": request.dataset.name if isinstance(request.dataset, UploadedDataset) else "",
+            "validation_dataset": request.validation.name if isinstance(request.validation, UploadedDataset) else "",
+        }
+        with renamed(labels_under("spec")):
+            return await self._jobs.check(request.spec.model_copy(update=update), owner)
 
     async def _store(self, tenant: Tenant, source: ExampleSource, labels: Sequence[str]) -> str:
         """The name of the dataset, which is stored now if it is new."""

@@ -14,7 +14,7 @@ from shared.caller import current_caller
 from shared.errors import InvalidInput
 from shared.process.call_pool import CallPool
 from shared.security.page_tokens import ListScope, PageTokens
-from trainer_service.convert.jobs import event_to_wire, filter_from_wire, filter_to_json, job_to_wire
+from trainer_service.convert.jobs import checked_to_wire, event_to_wire, filter_from_wire, filter_to_json, job_to_wire
 from trainer_service.convert.report import report_to_wire
 from trainer_service.convert.service import dataset_to_wire, info_to_wire, uploaded_to_wire
 from trainer_service.convert.spec import request_from_wire
@@ -89,6 +89,8 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
         asked = await self._requests.call(request_from_wire, request)
+        if asked.validate_only:
+            return checked_to_wire(await self._intake.check(asked, JobOwner.of(current_caller())))
         job = await self._intake.create(asked, JobOwner.of(current_caller()))
         return pb.CreateTuningJobResponse(job=job_to_wire(job))
 
