@@ -25,6 +25,7 @@ from inference_service.engine.core.request import (
     Usage,
 )
 from inference_service.engine.run.bisect_failure import StepFailed
+from inference_service.guides import Guides
 from inference_service.inputs import InputPreparer, InputRequest, PreparedInput
 from inference_service.limits import RequestLimits
 from inference_service.prompts.load_queue import VersionLoads
@@ -134,17 +135,19 @@ class GenerationService:
         watcher: PromptWatcher,
         limits: RequestLimits,
         default_sampling: Sampling,
+        guides: Guides,
     ) -> None:
         self._base, self._engine = base, engine
         self._default_format = default_format(base.tokenizer)
         self._registry, self._loads, self._watcher = registry, loads, watcher
-        self._limits, self._default_sampling = limits, default_sampling
+        self._limits, self._default_sampling, self._guides = limits, default_sampling, guides
         self._preparer = InputPreparer(base.info.vocab_size, limits.max_length, limits.length_limit)
         self._numbers = itertools.count()
 
     def close(self) -> None:
-        """Stop the tokenizer's thread."""
+        """Stop the threads that tokenize and compile guides."""
         self._preparer.close()
+        self._guides.close()
 
     async def stream(
         self, input: InputRequest, sampling: Sampling, call: Call
@@ -158,10 +161,20 @@ class GenerationService:
             prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
             params = self._sampling(source, sampling, prepared)
             continues = source.version is None and source.encoder.template.format is TemplateFormat.TEXT
+            lead, guide = "" if continues else prepared.answer_prefix, None
+            if params.guide is not None:
+                lead = self._guides.lead(lead, continues)
+                guide = await self._guides.compiled(params.guide, lead, call.tenant)
             request = GenerationRequest(
-                self._engine_id(call), prepared.ids, params, source.prefix_id, continues=continues, **call.account
+                self._engine_id(call),
+                prepared.ids,
+                params,
+                source.prefix_id,
+                continues=continues,
+                guide=guide,
+                **call.account,
             )
-            trim = AnswerTrim("" if continues else prepared.answer_prefix)
+            trim = AnswerTrim(lead)
             started, written = False, list[int]()
             async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:

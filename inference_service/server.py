@@ -24,7 +24,9 @@ from inference_service.config import InferenceSettings
 from inference_service.convert import RequestReader
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.engine import Engine, load_engine
+from inference_service.engine.guide.compiler import GuideCompiler
 from inference_service.generation import GenerationService
+from inference_service.guides import Guides
 from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector
 from inference_service.prompts.first_loads import StartLimits
 from inference_service.prompts.heartbeat import Heartbeat
@@ -101,7 +103,8 @@ def build(
         store, registry, loads, prompt_metrics, settings.poll_seconds or store.poll_seconds, pools.watch, start
     )
     limits = settings.request_limits(max_length, engine.config.length_limit)
-    service = GenerationService(base, running, registry, loads, watcher, limits, settings.default_sampling)
+    guides = Guides(GuideCompiler(base))
+    service = GenerationService(base, running, registry, loads, watcher, limits, settings.default_sampling, guides)
     model_info = generation_pb2.GetModelInfoResponse(
         software_version=package_version("softprompt"),
         base_model=answers.base_model_message(base.info),

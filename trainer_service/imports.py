@@ -110,7 +110,7 @@ def _read_matrix(data: bytes, as_blob: DamagedBlob) -> SoftPrompt:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, OverflowError) as error:
         raise DamagedBlob(
-            f"is not a valid safetensors file: {complaint(data, len(data)) or as_blob.message}"
+            f"the file is not a valid safetensors file: {complaint(data, len(data)) or as_blob.message}"
         ) from error
     if any(name.split(".")[0] == _ENCODER for name in tensors):
         raise InvalidInput.of("chunk", "holds a prompt for an encoder; only decoder models are served")

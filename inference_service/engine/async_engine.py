@@ -137,6 +137,7 @@ class AsyncEngine:
         if self._thread is not None and self._thread.is_alive():
             self._send(self._quit)
             await asyncio.to_thread(self._thread.join)
+        self._engine.close()
         self._stopping = True
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:

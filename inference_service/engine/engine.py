@@ -29,11 +29,12 @@ from inference_service.engine.core.request import (
 )
 from inference_service.engine.core.running_request import RunningRequest, sequence_of
 from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver, StepStats
+from inference_service.engine.guide.mask_workers import MaskWorkers
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.run import scoring
 from inference_service.engine.run.bisect_failure import StepFailed, compute_each_alone
 from inference_service.engine.run.model_runner import Runner
-from inference_service.engine.run.sampler import Sampled, sample
+from inference_service.engine.run.sampler import NOT_FINITE, Sampled, sample
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.text.detokenizer import DetokenizerFactory
 from inference_service.engine.text.text_stream import TextStream, timing
@@ -45,7 +46,8 @@ from shared.prompt.soft_prompt import SoftPrompt
 log = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS = 5
-NOT_FINITE = "the model's output is not finite for this input and soft prompt"
+MASK_WAIT_SECONDS = 0.005
+"""Longest time that a step waits for masks which are not ready when the model has computed it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class _Results:
 
     sampling: list[RunningRequest]
     sampled: list[Sampled]
+    late: set[RunningRequest]
+    """Sequences whose mask was not ready: they compute their last position again later."""
     scored: dict[str, torch.Tensor]
     damaged: set[int]
     """Rows to which keys or values were written that are not finite."""
@@ -89,6 +93,7 @@ class Engine:
         self.observer: EngineObserver = NullObserver()
         self.admission = Admission(config, scheduler, prefixes, base.info.vocab_size)
         self._detokenizers = DetokenizerFactory(base.tokenizer)
+        self._mask_workers = MaskWorkers()
         self._streams: dict[str, TextStream] = {}
         self._scores: dict[str, scoring.Tally] = {}
         self._totals = EngineStats()
@@ -128,12 +133,18 @@ class Engine:
         self._arrivals += 1
         sequence = sequence_of(request, self.prefixes.num_virtual(request.prefix_id), self._arrivals, self.clock())
         model_ends = frozenset() if sequence.sampling.ignore_eos else self.base.stop_token_ids
-        before = request.input_ids if isinstance(request, GenerationRequest) and request.continues else ()
+        before: tuple[int, ...] = ()
+        guide = None
+        if isinstance(request, GenerationRequest):
+            before = request.input_ids if request.continues else ()
+            if request.guide is not None:
+                guide, model_ends = request.guide.begin(self._mask_workers, request.tenant), self.base.stop_token_ids
         stream = TextStream(
             sequence,
-            self._detokenizers(before),
+            self._detokenizers(before, exact=guide is not None),
             model_ends.union(sequence.sampling.stop_token_ids),
             self.config.max_length,
+            guide,
         )
         tally = scoring.Tally(sequence) if sequence.is_score else None
         if sequence.prefix_id is not None:
@@ -154,8 +165,11 @@ class Engine:
         outputs, self._early = self._early, []
         outputs += [self._end(sequence, FinishReason.DEADLINE) for sequence in self.scheduler.expired(started)]
         outputs += [self._end(sequence, FinishReason.LENGTH) for sequence in self._loaded()]
+        paused = self._paused()
         plan = self.scheduler.schedule(started)
         if not plan.chunks:
+            if paused:  # nothing else can run: wait instead of planning again at once
+                self._late(paused[:1])
             return outputs
         try:
             computed = [(plan, self._compute(plan))]
@@ -164,6 +178,8 @@ class Engine:
             outputs += failures
         for done, results in computed:
             self.scheduler.complete(done)
+            for sequence in results.late:
+                sequence.num_computed, sequence.paused = sequence.length - 1, True
             # Fail these first: if the sequence leaves its row later (cancelled, preempted), the row must be clean.
             outputs += [self._fail(chunk.sequence) for chunk in done.chunks if chunk.row in results.damaged]
             outputs += self._keep_prefixes(done)
@@ -199,6 +215,10 @@ class Engine:
         if gone:
             self.scheduler.pool.forget(prefix_id)
         return gone
+
+    def close(self) -> None:
+        """End the threads that compute masks."""
+        self._mask_workers.close()
 
     def stats(self) -> EngineStats:
         """A snapshot of the counters and gauges."""
@@ -256,10 +276,35 @@ class Engine:
     def _compute(self, plan: StepPlan) -> _Results:
         """Run the model and sample. Changes no bookkeeping, so it can be repeated for a part of the plan."""
         logits = self.runner.run(plan, self.prefixes)
-        sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
+        everything = [chunk.sequence for chunk in plan.chunks if chunk.samples]
         picked, scored = scoring.split(plan.chunks, logits)
-        sampled = sample(picked, sampling, [self._streams[s.request_id].end_ids for s in sampling]) if sampling else []
-        return _Results(sampling, sampled, scored, self.runner.finite.damaged(plan.chunks))
+        late = self._late(everything)
+        sampling = [sequence for sequence in everything if sequence not in late]
+        if late:
+            picked = picked[[index for index, sequence in enumerate(everything) if sequence not in late]]
+        streams = [self._streams[sequence.request_id] for sequence in sampling]
+        masks = [None if stream.guide is None else stream.guide.mask for stream in streams]
+        sampled = sample(picked, sampling, [stream.end_ids for stream in streams], masks) if sampling else []
+        return _Results(sampling, sampled, late, scored, self.runner.finite.damaged(plan.chunks))
+
+    def _late(self, sequences: list[RunningRequest]) -> set[RunningRequest]:
+        """The sequences whose mask is not ready although the model has run meanwhile.
+
+        A slow guide delays its own answers and not the step.
+        """
+        until = time.monotonic() + MASK_WAIT_SECONDS
+        guided = [(s, guide) for s in sequences if (guide := self._streams[s.request_id].guide) is not None]
+        return {s for s, guide in guided if not guide.wait(max(0.0, until - time.monotonic()))}
+
+    def _paused(self) -> list[RunningRequest]:
+        """The running sequences that wait for a late mask, without those whose mask has become ready."""
+        paused = []
+        for sequence in self.scheduler.running:
+            if sequence.paused:
+                guide = self._streams[sequence.request_id].guide
+                sequence.paused = guide is not None and not guide.ready
+                paused += [sequence] if sequence.paused else []
+        return paused
 
     def _recover(self, plan: StepPlan, error: Exception) -> tuple[list[tuple[StepPlan, _Results]], list[Output]]:
         """Repeat a failed step chunk by chunk. Returns the computed results and the outputs of failed requests."""
@@ -282,8 +327,8 @@ class Engine:
         for sequence, token in zip(results.sampling, results.sampled, strict=True):
             if sequence.finish_reason is not None:  # its soft prompt is damaged
                 continue
-            if not token.ok:
-                outputs.append(self._fail(sequence))
+            if token.error:
+                outputs.append(self._fail(sequence, error=token.error))
                 continue
             try:
                 delta = self._streams[sequence.request_id].push(token.token_id, token.logprob, now)

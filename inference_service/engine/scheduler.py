@@ -181,7 +181,7 @@ class Scheduler:
 
         First decodes, those that waited longest first, then prefill by rank.
         """
-        own = [s for s in self.running if s.tenant == tenant]
+        own = [s for s in self.running if s.tenant == tenant and not s.paused]
         decodes = sorted((s for s in own if is_decode(s)), key=lambda s: (s.planned_step, s.rank))
         prefills = sorted((s for s in own if not is_decode(s) and s.num_left), key=lambda s: s.rank)
         wanted = sum(s.num_left for s in prefills) + self._demand(queue)

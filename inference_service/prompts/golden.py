@@ -18,16 +18,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shared.prompt.divergence import divergence_nats
+from shared.prompt.divergence import FLOAT32_NATS, divergence_nats
 from shared.prompt.manifest import GoldenRecord
 
 BAND = 12.0
 """Maximum of a replica's divergence as a multiple of the trainer's own."""
-FLOORS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 0.01}
-"""Nats that are always allowed, by the coarsest dtype involved.
-
-In float32, kernels sum in another order, and some processors keep fewer bits (TF32).
-"""
+FLOORS = {"float32": FLOAT32_NATS, "float16": 1e-3, "bfloat16": 0.01}
+"""Nats that are always allowed, by the coarsest dtype involved."""
 _FLOAT16_SHARE = 1 / 16
 """Part of bfloat16's divergence to expect in float16.
 

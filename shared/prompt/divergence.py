@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+FLOAT32_NATS = 1e-5
+"""Divergence of two sound computations in float32, at most: kernels sum in another order, and some processors keep
+fewer bits (TF32).
+"""
+
 
 def divergence_nats(token_ids: Sequence[int], logprobs: Sequence[float], found: Mapping[int, float]) -> float:
     """Kullback-Leibler divergence of `found` from the recorded distribution, in nats, at least 0.
@@ -30,3 +35,11 @@ def divergence_nats(token_ids: Sequence[int], logprobs: Sequence[float], found: 
 
 _LEAST = 1e-6
 """A remaining probability below this is rounding."""
+
+
+def tied_within(nats: float) -> float:
+    """How far rounding may move the difference of two tokens' logits if their distribution may diverge by `nats`.
+
+    Two equally likely tokens diverge by ln cosh(d / 2) if the difference of their logits changes by d.
+    """
+    return 2 * math.acosh(math.exp(nats))

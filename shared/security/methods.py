@@ -184,6 +184,7 @@ RULES: Mapping[str, Rule] = {
     ),
     f"{_TUNING}ListDatasets": Rule(_READ),
     f"{_TUNING}GetDataset": Rule(_READ, about=_about_dataset),
+    f"{_TUNING}DownloadDataset": Rule(_TUNE, True, _about_dataset),
     f"{_TUNING}DeleteDataset": Rule(_TUNE, True, _about_dataset),
     f"{_TUNING}CreateTuningJob": Rule(
         _TUNE,

@@ -10,6 +10,8 @@ from shared.violations import Violations
 
 MAX_CHOICES = 256
 MAX_GUIDE_BYTES = 65_536
+MAX_BYTES = {"choices": 16_384, "regex": 8_192, "json_schema": MAX_GUIDE_BYTES, "grammar": 16_384}
+"""Largest size of each kind. Compiling a regular expression takes time by the square of its length."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Guide:
             violations.add(path, f"must have exactly one of {kinds}; it has {found}")
             return
         (kind,) = self.kinds
-        if (size := self.num_bytes) > max_bytes:
-            violations.add(f"{path}.{kind}", f"has {size} bytes; at most {max_bytes} are allowed")
+        if (size := self.num_bytes) > (most := min(MAX_BYTES[kind], max_bytes)):
+            violations.add(f"{path}.{kind}", f"has {size} bytes; at most {most} are allowed")
         elif kind == "choices":
             self._check_choices(f"{path}.choices", violations)
         elif not getattr(self, kind):

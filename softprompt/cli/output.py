@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from functools import cache
@@ -16,6 +17,8 @@ from rich.table import Table
 from shared.process.standard_streams import is_utf8
 
 _PIPE_COLUMNS = 240
+_CELL_COLUMNS = 10
+"""A column of a table is at least as wide as its title and, if its cells need them, these columns."""
 
 
 @cache
@@ -67,8 +70,29 @@ def table(*columns: str) -> Table:
 
 
 def show(value: Table | str) -> None:
-    """Print a result. A text is never wrapped."""
+    """Print a result. A text is never wrapped. On a terminal too narrow for a table, each row is a block of lines."""
+    if isinstance(value, Table) and _least_width(value) > stdout().width:
+        value = "\n\n".join(_blocks(value))
     stdout().print(value, soft_wrap=isinstance(value, str), markup=False)
+
+
+def _columns(value: Table) -> list[tuple[str, list[str]]]:
+    """Titles and cells."""
+    return [(str(column.header), [str(cell) for cell in column.cells]) for column in value.columns]
+
+
+def _least_width(value: Table) -> int:
+    """Columns of a terminal on which the table can be read."""
+    widths = [max(len(title), min(_CELL_COLUMNS, max(map(len, cells), default=0))) for title, cells in _columns(value)]
+    return sum(widths) + len(widths) - 1
+
+
+def _blocks(value: Table) -> Iterator[str]:
+    """Each row as lines of title and cell, without empty cells."""
+    columns = _columns(value)
+    for row in zip(*(cells for _, cells in columns), strict=True):
+        named = zip((title for title, _ in columns), row, strict=True)
+        yield "\n".join(f"{title} {cell}" for title, cell in named if cell)
 
 
 def local_time(time: datetime | None) -> str:

@@ -20,6 +20,7 @@ RETRIED_METHODS = {
         "UploadDataset",
         "ListDatasets",
         "GetDataset",
+        "DownloadDataset",
         "CreateTuningJob",
         "GetTuningJob",
         "ListTuningJobs",

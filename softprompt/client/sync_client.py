@@ -119,6 +119,7 @@ class Client:
         timeout_seconds: float = 30.0,
         generation_timeout_seconds: float = 300.0,
         security: ClientSecurity | None = None,
+        retry_overloaded: bool = True,
     ) -> None:
         self._client = AsyncClient(
             trainer,
@@ -126,6 +127,7 @@ class Client:
             timeout_seconds=timeout_seconds,
             generation_timeout_seconds=generation_timeout_seconds,
             security=security,
+            retry_overloaded=retry_overloaded,
         )
         self._loop = LoopThread("softprompt-client")
 
@@ -163,11 +165,12 @@ class Client:
         dataset: Dataset,
         *,
         labels: Sequence[str] = (),
+        file_name: str = "",
         timeout_seconds: float | None = None,
         on_progress: OnUpload | None = None,
     ) -> UploadedDataset:
         call = self._client.upload_dataset(
-            dataset, labels=labels, timeout_seconds=timeout_seconds, on_progress=on_progress
+            dataset, labels=labels, file_name=file_name, timeout_seconds=timeout_seconds, on_progress=on_progress
         )
         return self._loop.run(call)
 
@@ -176,6 +179,9 @@ class Client:
 
     def get_dataset(self, name: str) -> StoredDataset:
         return self._loop.run(self._client.get_dataset(name))
+
+    def download_dataset(self, name: str) -> Iterator[bytes]:
+        return self._loop.iterate(self._client.download_dataset(name))
 
     def delete_dataset(self, name: str) -> None:
         return self._loop.run(self._client.delete_dataset(name))
@@ -229,10 +235,13 @@ class Client:
         prompt: str = "",
         annotations: Mapping[str, str] | None = None,
         order: JobOrder = JobOrder.NEWEST_FIRST,
+        after: str = "",
         limit: int | None = None,
     ) -> list[TuningJob]:
         jobs = self._loop.run(
-            self._client.list_jobs(states=states, prompt=prompt, annotations=annotations, order=order, limit=limit)
+            self._client.list_jobs(
+                states=states, prompt=prompt, annotations=annotations, order=order, after=after, limit=limit
+            )
         )
         return [self._own(job) for job in jobs]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
 from prompttuning.v1 import tuning_pb2
 
 from shared.errors import DeadlineExceeded, NotFound, PermissionDenied, Unavailable, Unimplemented
-from shared.wire.mirror import read
+from shared.wire.mirror import fill, read
 from softprompt.client.clone import cloned_spec, continued_spec
 from softprompt.client.connection import Connection
 from softprompt.client.convert import is_remote, spec_message
@@ -30,7 +30,7 @@ from softprompt.types.spec import Dataset, TuningSpec
 SLOWEST_BYTES_PER_SECOND = 64 << 10
 """The default deadline of an upload allows for a connection that is this slow."""
 COPY_SECONDS = 600.0
-"""Default deadline of a creation for which the trainer copies data from a URI."""
+"""Default deadline of a download, and of a creation for which the trainer copies data from a URI."""
 OnUpload = Callable[[int, int], object]
 """Called with (sent bytes, all bytes)."""
 
@@ -45,19 +45,21 @@ class TuningMethods(JobFollowing):
         dataset: Dataset,
         *,
         labels: Sequence[str] = (),
+        file_name: str = "",
         timeout_seconds: float | None = None,
         on_progress: OnUpload | None = None,
     ) -> UploadedDataset:
         """Store examples under the digest of their bytes. `dataset` is a path, a DataFrame, examples, or `Data`, which
         chooses columns.
 
-        Bytes that the caller's tenant has stored already are not sent again. The default deadline grows with the size.
+        Bytes that the caller's tenant has stored already are not sent again, except to give them another `file_name`,
+        which defaults to the path's. The default deadline grows with the size.
         `on_progress(sent bytes, all bytes)` is called during the upload. Raises InvalidInput with every kind of error
         in the data and lines that show it; see docs/data.md.
         """
         labels = checked_labels(labels)
         return await self._upload(
-            await asyncio.to_thread(prepare, dataset, labels), labels, timeout_seconds, on_progress
+            await asyncio.to_thread(prepare, dataset, labels), labels, timeout_seconds, on_progress, file_name
         )
 
     async def _upload(
@@ -66,11 +68,12 @@ class TuningMethods(JobFollowing):
         labels: Sequence[str],
         timeout_seconds: float | None = None,
         on_progress: OnUpload | None = None,
+        file_name: str = "",
         check: Callable[[], Awaitable[None]] | None = None,
     ) -> UploadedDataset:
         """`check` is called before bytes are sent, and not if they are stored already."""
         source = await asyncio.to_thread(UploadSource.of, prepared.content)
-        if (stored := await self._stored_already(source, labels)) is not None:
+        if (stored := await self._stored_already(source, labels, file_name)) is not None:
             return stored
         if check is not None:
             await check()
@@ -79,6 +82,7 @@ class TuningMethods(JobFollowing):
 
         async def parts() -> AsyncIterator[tuning_pb2.UploadDatasetRequest]:
             header = tuning_pb2.DatasetHeader(size_bytes=source.size_bytes, digest=source.digest, labels=labels)
+            fill(header, "file_name", file_name=file_name or (prepared.name if prepared.name.isprintable() else ""))
             yield tuning_pb2.UploadDatasetRequest(header=header)
             num_sent = 0
             for chunk in source.chunks():
@@ -109,6 +113,17 @@ class TuningMethods(JobFollowing):
         return read(
             StoredDataset, (await self._connection.trainer.call(self._connection.tuning.GetDataset, request)).dataset
         )
+
+    async def download_dataset(self, name: str) -> AsyncGenerator[bytes]:
+        """The bytes of a dataset, JSON lines, in chunks. Raises NotFound if the caller's tenant does not have it."""
+        request = tuning_pb2.DownloadDatasetRequest(name=name)
+        call: Any = self._connection.tuning.DownloadDataset(request, timeout=COPY_SECONDS)
+        try:
+            async with self._connection.trainer.errors():
+                async for response in call:
+                    yield response.chunk
+        finally:
+            call.cancel()
 
     async def delete_dataset(self, name: str) -> None:
         """Delete a dataset of the caller's tenant. Raises PreconditionFailed naming the jobs that still need it."""
@@ -215,9 +230,10 @@ class TuningMethods(JobFollowing):
         prompt: str = "",
         annotations: Mapping[str, str] | None = None,
         order: JobOrder = JobOrder.NEWEST_FIRST,
+        after: str = "",
         limit: int | None = None,
     ) -> list[TuningJob]:
-        """Jobs in this order, at most `limit` of them."""
+        """Jobs in this order that follow the job `after`, at most `limit` of them."""
 
         async def page(size: int, token: str) -> tuple[list[TuningJob], str]:
             request = tuning_pb2.ListTuningJobsRequest(
@@ -227,6 +243,7 @@ class TuningMethods(JobFollowing):
                 prompt=prompt,
                 annotations=annotations or {},
                 order=tuning_pb2.ListTuningJobsRequest.Order.Value(f"ORDER_{JobOrder(order)}"),
+                after=after,
             )
             response = await self._connection.trainer.call(self._connection.tuning.ListTuningJobs, request)
             return [read(TuningJob, job) for job in response.jobs], response.next_page_token
@@ -271,8 +288,12 @@ class TuningMethods(JobFollowing):
             ),
         )
 
-    async def _stored_already(self, source: UploadSource, labels: Sequence[str]) -> UploadedDataset | None:
-        """The dataset of these bytes if the caller's tenant has it, and if its labels are known to be allowed."""
+    async def _stored_already(
+        self, source: UploadSource, labels: Sequence[str], file_name: str
+    ) -> UploadedDataset | None:
+        """The dataset of these bytes if the caller's tenant has it, by this name if one is given, and if its labels are
+        known to be allowed.
+        """
         try:
             found = await self.get_dataset(f"datasets/{source.digest.replace(':', '-')}")
         except (NotFound, PermissionDenied, Unimplemented):
@@ -280,6 +301,7 @@ class TuningMethods(JobFollowing):
         if (
             not found.num_examples
             or len(found.labels) != found.num_labels
+            or file_name not in ("", found.file_name)
             or (labels and not set(found.labels) <= set(labels))
         ):
             return None

@@ -30,10 +30,20 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"ORC", "is an ORC file: save it as Parquet"),
     (b"SQLite format 3", "is a database: save the table as CSV"),
     (b"%PDF", "is a PDF document: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
+    (b"\x80\x02", "is a pickle, which may run code when it is read: save it as Parquet"),
+    (b"\x80\x03", "is a pickle, which may run code when it is read: save it as Parquet"),
     (b"\x80\x04\x95", "is a pickle, which may run code when it is read: save it as Parquet"),
     (b"\x80\x05\x95", "is a pickle, which may run code when it is read: save it as Parquet"),
 )
-_HEAD_BYTES = 16
+_MARKUP = (
+    (b"<!doctype html", "is a web page, perhaps of a login or an error: download the file itself"),
+    (b"<html", "is a web page, perhaps of a login or an error: download the file itself"),
+    (b"<?xml", "is an XML file: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
+    (b"{\\rtf", "is a document of a word processor: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
+)
+"""How text begins that is no table, in any case and after blanks."""
+_TAR, _TAR_AT = b"ustar", 257
+_HEAD_BYTES = 512
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 
@@ -76,10 +86,18 @@ def _rows(file: BinaryIO, path: Path, data: Data, which: str) -> Rows:
         return sheet_rows(_seekable(file, compressed), path.name, which)
     if head.startswith(b"PAR1"):
         return parquet_rows(_seekable(file, compressed), path.name, which)
-    for magic, advice in _FOREIGN:
-        if head.startswith(magic):
-            raise InvalidInput.of(which, f"{path.name!r} {advice}")
+    if advice := _foreign(head):
+        raise InvalidInput.of(which, f"{path.name!r} {advice}")
     return _text_rows(file, path, name, data, compressed, which)
+
+
+def _foreign(head: bytes) -> str:
+    """What a file is that holds no examples, and what to do; empty for any other."""
+    if head[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR:
+        return "is a tar archive: unpack it first (tar -xf)"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    known = ((head, _FOREIGN), (text, _MARKUP))
+    return next((advice for begin, forms in known for magic, advice in forms if begin.startswith(magic)), "")
 
 
 def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bool, which: str) -> Rows:

@@ -122,6 +122,8 @@ def _explained(error: Exception) -> str:
         return "is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         return f"is not JSON: {error.msg} at column {error.colno}"
+    if "digits" in str(error):  # Python's own sentence advises its programmer
+        return "has a number with too many digits: write it as text"
     return f"is not JSON: {str(error)[:100]}"
 
 

@@ -31,7 +31,8 @@ def run_demo(model: Path, output: Path, plan: DemoPlan, console: Console) -> Non
         tempfile.TemporaryDirectory(prefix="softprompt-demo-") as data,
         (output / "services.log").open("w", encoding="utf-8") as log,
     ):
-        services = LocalServices(LocalConfig(model=model, data_dir=Path(data)), _sink(log))
+        config = LocalConfig(model=model, data_dir=Path(data), inference_dtype="float32")
+        services = LocalServices(config, _sink(log))
         try:
             run_interruptible(lambda: _run(services, story), services.kill_now)
         finally:

@@ -146,7 +146,7 @@ class Story:
         with AnswerTable(self.console, inputs, columns) as table:
             swap = Swap(client, self.plan.prompt, inputs, sampling, table)
             await swap.run(old, new)
-        check_swap(self.promises, swap, expected, old, new)
+        check_swap(self.promises, swap, expected, sampling, old, new)
 
     @contextmanager
     def _act(self, title: str) -> Iterator[None]:

@@ -101,11 +101,13 @@ async def expected_answers(
     client: AsyncClient, prompt: str, version: int, inputs: list[str], sampling: Sampling
 ) -> list[Generation]:
     """What a version answers when nothing else goes on, with the log-probabilities that `compare` needs."""
-    exact = replace(sampling, num_logprobs=5)
+    exact = replace(sampling, num_logprobs=20)
     return [await client.generate(text, prompt=f"{prompt}@{version}", sampling=exact) for text in inputs]
 
 
-def check_swap(promises: Promises, swap: Swap, expected: list[Generation], old: int, new: int) -> None:
+def check_swap(
+    promises: Promises, swap: Swap, expected: list[Generation], sampling: Sampling, old: int, new: int
+) -> None:
     """Check what the answers came from, and that the old version's are what they are without a swap."""
     count = len(swap.before)
     numbers = {answer.version for answer in swap.before}
@@ -123,7 +125,7 @@ def check_swap(promises: Promises, swap: Swap, expected: list[Generation], old: 
         f"all {count} of version {old} went on to their end; {swap.running_at_swap} ran when version {new} began",
     )
     for answer, alone in zip(swap.before, expected, strict=True):
-        comparison = compare(alone.output, answer.token_ids)
+        comparison = compare(alone.output, answer.token_ids, sampling.frequency_penalty or 0.0)
         promises.check(comparison.undisturbed, f"version {old} wrote {comparison.account}")
 
 

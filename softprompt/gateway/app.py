@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 from starlette.applications import Starlette
@@ -10,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from softprompt.gateway import chat, completions, models
+from softprompt.gateway import chat, completions, files, fine_tuning, models
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.endpoint import Endpoint
 from softprompt.gateway.errors import api_error
@@ -23,6 +24,19 @@ API: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/models/{model:path}", models.get_model),
     ("POST", "/v1/chat/completions", chat.create_chat_completion),
     ("POST", "/v1/completions", completions.create_completion),
+    ("POST", "/v1/files", files.create_file),
+    ("GET", "/v1/files", files.list_files),
+    ("GET", "/v1/files/{id}", files.get_file),
+    ("GET", "/v1/files/{id}/content", files.get_content),
+    ("DELETE", "/v1/files/{id}", files.delete_file),
+    ("POST", "/v1/fine_tuning/jobs", fine_tuning.create_job),
+    ("GET", "/v1/fine_tuning/jobs", fine_tuning.list_jobs),
+    ("GET", "/v1/fine_tuning/jobs/{id}", fine_tuning.get_job),
+    ("POST", "/v1/fine_tuning/jobs/{id}/cancel", fine_tuning.cancel_job),
+    ("POST", "/v1/fine_tuning/jobs/{id}/pause", fine_tuning.pause_job),
+    ("POST", "/v1/fine_tuning/jobs/{id}/resume", fine_tuning.resume_job),
+    ("GET", "/v1/fine_tuning/jobs/{id}/events", fine_tuning.list_events),
+    ("GET", "/v1/fine_tuning/jobs/{id}/checkpoints", fine_tuning.list_checkpoints),
 )
 """Method, path and endpoint of OpenAI's API. OpenAPI describes these."""
 
@@ -30,6 +44,7 @@ API: tuple[tuple[str, str, Endpoint], ...] = (
 def create_app(settings: GatewaySettings, backend: Backend, probes: Probes) -> Starlette:
     """The application without the layer around all requests (`exchange`)."""
     app = Starlette(routes=list(_routes()), exception_handlers={HTTPException: _refused})
+    app.state.uploads = asyncio.Semaphore(settings.max_uploads)
     app.state.settings, app.state.backend, app.state.probes = settings, backend, probes
     app.router.redirect_slashes = False
     return app

@@ -15,10 +15,11 @@ from softprompt.client.security import ClientSecurity
 from softprompt.gateway.errors import no_such_model
 from softprompt.gateway.settings import GatewaySettings
 from softprompt.types.generation import ModelInfo
+from softprompt.types.service import ServiceInfo
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 """What gRPC can send as metadata. A longer one would exceed the services' limit on metadata."""
-_MODEL_INFO_SECONDS = 30.0
+_INFO_SECONDS = 30.0
 BARE = ""
 """The prompt reference of the bare model."""
 
@@ -40,6 +41,8 @@ class Backend:
         )
         self._info: ModelInfo | None = None
         self._read_at = 0.0
+        self._trainer_info: ServiceInfo | None = None
+        self._trainer_read_at = 0.0
 
     @contextmanager
     def acting_for(self, authorization: list[str], request_id: str) -> Iterator[None]:
@@ -62,7 +65,7 @@ class Backend:
 
     async def model_info(self) -> ModelInfo:
         """The inference service's model and limits, at most half a minute old."""
-        if self._info is None or time.monotonic() - self._read_at > _MODEL_INFO_SECONDS:
+        if self._info is None or time.monotonic() - self._read_at > _INFO_SECONDS:
             self._info, self._read_at = await self.client.model_info(), time.monotonic()
         return self._info
 
@@ -70,6 +73,17 @@ class Backend:
         """Id of the base model."""
         info = await self.model_info()
         return info.base_model.id if info.base_model else ""
+
+    async def service_info(self) -> ServiceInfo:
+        """The trainer's base models and defaults; they are the same for all callers, and at most half a minute old."""
+        if self._trainer_info is None or time.monotonic() - self._trainer_read_at > _INFO_SECONDS:
+            self._trainer_info, self._trainer_read_at = await self.client.service_info(), time.monotonic()
+        return self._trainer_info
+
+    async def recipe_rate(self) -> float | None:
+        """The learning rate that the trainer's recipe chooses."""
+        defaults = (await self.service_info()).default_hyperparameters
+        return defaults.learning_rate if defaults else None
 
     async def reference(self, model: str) -> str:
         """The prompt reference that a request's `model` means; `BARE` for the base model."""

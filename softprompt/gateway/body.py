@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -37,7 +37,7 @@ async def read_model(request: Request, model: type[Model]) -> Model:
     return model.model_validate(value)
 
 
-async def bounded_stream(request: Request, max_bytes: int, seconds: float) -> AsyncIterator[bytes]:
+async def bounded_stream(request: Request, max_bytes: int, seconds: float) -> AsyncGenerator[bytes]:
     """The body's chunks. Raises ApiError with 413 for more than `max_bytes`, 408 if they take longer than `seconds`."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:

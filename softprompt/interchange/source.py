@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InvalidInput, NotFound
+from shared.model.safetensors_file import complaint_about
 from shared.process.user_cache import expanded
 from softprompt.interchange.adapter import CONFIG_FILE, WEIGHTS_FILE
 
@@ -80,6 +81,8 @@ def _checked(file: Path) -> Path:
     with file.open("rb") as opened:
         if opened.read(8).startswith(_PICKLE_BEGINNINGS):
             raise InvalidInput.of("file", f"{file} is refused: its content is a pickle or an archive of one; {_WHY}")
+    if complaint := complaint_about(file):
+        raise InvalidInput.of("file", f"{file} is not a valid safetensors file: {complaint}")
     return file
 
 

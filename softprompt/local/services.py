@@ -34,6 +34,8 @@ class LocalConfig:
     """Time for running streams to finish at the end."""
     plaintext: bool = False
     """Serve other machines without TLS. Files for TLS are set by the services' own variables."""
+    inference_dtype: str = ""
+    """Numbers of the replica's model; empty: as its own settings say."""
 
     def trainer_settings(self) -> dict[str, str]:
         """Environment variables of the trainer. Paths are absolute: it may have another working directory."""
@@ -47,8 +49,10 @@ class LocalConfig:
     def inference_settings(self) -> dict[str, str]:
         """Environment variables of the inference service."""
         prefix = "SOFTPROMPT_INFERENCE_"
+        dtype = {f"{prefix}DTYPE": self.inference_dtype} if self.inference_dtype else {}
         return {
             **self._common_settings(prefix, self.inference_port),
+            **dtype,
             f"{prefix}BASE_MODEL": str(self.model.absolute()),
             f"{prefix}STORE_URL": str((self.data_dir / "prompts").absolute()),
         }

@@ -37,3 +37,5 @@ class StoredDataset:
     num_jobs: int
     labels: tuple[str, ...] = ()
     """The labels that occur; only `get_dataset` fills them in."""
+    file_name: str = ""
+    """Name of the uploaded file; empty if the upload gave none."""

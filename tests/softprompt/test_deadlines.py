@@ -68,6 +68,7 @@ async def everything(client: AsyncClient, directory: Path) -> AsyncIterator[Any]
     yield client.upload_dataset(data)
     yield client.list_datasets()
     yield client.get_dataset(DATASET)
+    yield anext(client.download_dataset(DATASET))
     yield client.delete_dataset(DATASET)
     yield client.create_job(TuningSpec("tone", DATASET))
     for of_a_job in (client.get_job, client.cancel_job, client.pause_job, client.resume_job, client.delete_job):
@@ -93,7 +94,7 @@ async def everything(client: AsyncClient, directory: Path) -> AsyncIterator[Any]
 
 async def test_every_call_has_a_deadline_but_the_watches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recorder = Recorder()
-    monkeypatch.setattr(connection, "open_channel", lambda endpoint, security: recorder)
+    monkeypatch.setattr(connection, "open_channel", lambda endpoint, security, retry_overloaded: recorder)
     client = AsyncClient()
     async for call in everything(client, tmp_path):
         with pytest.raises((Recorded, NotFound)):

@@ -77,6 +77,21 @@ def test_an_archive_of_torch_is_refused_by_its_beginning(tmp_path: Path) -> None
         ImportSource.of(file)
 
 
+def test_a_file_of_another_kind_is_refused_by_name_before_it_is_sent(tmp_path: Path) -> None:
+    for name, content, why in (
+        ("train.csv", b"input,output\na,b\n", "does not begin as a safetensors file"),
+        ("empty.safetensors", b"", "it is empty"),
+        ("lfs.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("cut.safetensors", save({"prompt_embeddings": MATRIX})[:-4], "it is cut short"),
+    ):
+        file = tmp_path / name
+        file.write_bytes(content)
+        with pytest.raises(InvalidInput) as refused:
+            ImportSource.of(file)
+        assert refused.value.violations[0].description.startswith(f"{file} is not a valid safetensors file: ")
+        assert why in refused.value.message
+
+
 @pytest.mark.parametrize(
     ("config", "why"),
     [

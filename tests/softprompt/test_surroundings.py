@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -179,11 +180,16 @@ def test_a_reader_that_leaves_ends_the_command_in_silence(shell: Shell, services
 
 
 def test_a_terminal_of_twenty_columns(shell: Shell) -> None:
+    """Tables become blocks whose words are whole; a terminal that holds a table shows one."""
     done = shell(
         r'script -qec "stty cols 20; SP jobs list && SP info && SP tune --help" /dev/null', TERM="xterm", COLUMNS="20"
     )
     assert done.returncode == 0
     assert b"Traceback" not in done.stdout
+    lines = done.stdout.decode().splitlines()
+    assert {"JOB tuningJobs/0", "STATE RUNNING"} <= set(lines), lines[:9]
+    wide = shell(r'script -qec "stty cols 100; SP jobs list" /dev/null', TERM="dumb", COLUMNS="100")
+    assert re.match(rb"JOB +PROMPT +STATE", wide.stdout)
 
 
 def test_without_a_home_there_is_one(monkeypatch, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from softprompt.client.sync_client import SyncGenerationStream
 from tests.softprompt.fakes import JOB
 
 RENAMED = {
+    "AsyncGenerator[bytes]": "Iterator[bytes]",
     "AsyncIterator[JobEvent]": "Iterator[JobEvent]",
     "AsyncIterator[PromptChange]": "Iterator[PromptChange]",
     "GenerationStream": "SyncGenerationStream",

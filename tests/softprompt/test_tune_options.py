@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from prompttuning.v1 import common_pb2
 
 from softprompt.cli.field_options import HYPERPARAMETERS, TEMPLATE
-from softprompt.types.common import Template
 from softprompt.types.spec import Hyperparameters
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
@@ -106,7 +106,7 @@ def test_what_is_left_out_stays_unset(cli: CliRunner, services: Services) -> Non
 
 def test_every_field_has_an_option_with_help() -> None:
     assert {*HYPERPARAMETERS, "init"} == set(Hyperparameters.__dataclass_fields__)
-    assert set(TEMPLATE) == set(Template.__dataclass_fields__)
+    assert set(TEMPLATE) == set(common_pb2.Template.DESCRIPTOR.fields_by_name)
     assert all(option.help for option in (*HYPERPARAMETERS.values(), *TEMPLATE.values()))
 
 

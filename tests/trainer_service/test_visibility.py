@@ -150,6 +150,7 @@ def requests_of(pair: Pair, job: str, prompt: str, dataset: str) -> dict[str, li
         **by_name,
         "GetJobReport": [pb.GetJobReportRequest(name=job), pb.GetJobReportRequest(name=job, omit_answers=True)],
         "GetDataset": [pb.GetDatasetRequest(name=dataset)],
+        "DownloadDataset": [pb.DownloadDatasetRequest(name=dataset)],
         "DeleteDataset": [pb.DeleteDatasetRequest(name=dataset)],
         "WatchTuningJob": [pb.WatchTuningJobRequest(name=job), pb.WatchTuningJobRequest(name=job, after=7)],
         "CreateTuningJob": [

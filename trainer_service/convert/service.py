@@ -29,6 +29,7 @@ def dataset_to_wire(owned: OwnedDataset) -> tuning_pb2.Dataset:
         last_use_time=write_timestamp(to_datetime(owned.last_use_time)),
         num_jobs=owned.num_jobs,
         labels=owned.labels,
+        file_name=owned.file_name,
     )
 
 

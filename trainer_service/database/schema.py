@@ -120,6 +120,8 @@ datasets = Table(
     Column("num_labels", Integer, nullable=False),
     Column("create_time", Double, nullable=False),
     Column("last_use_time", Double, nullable=False),
+    Column("file_name", String(255), nullable=False, server_default=""),
+    Column("sent", Boolean, nullable=False, server_default=false()),  # the tenant has sent the bytes itself
     Index("ix_datasets_dataset", "dataset"),
     Index("ix_datasets_last_use_time", "last_use_time"),
 )

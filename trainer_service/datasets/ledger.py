@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, exists, func, insert, or_, select, update
 
-from shared.errors import Overloaded
+from shared.errors import Overloaded, PreconditionFailed
 from trainer_service.database.database import Database
 from trainer_service.database.schema import datasets, job_datasets, jobs
 from trainer_service.datasets.names import unknown_dataset
@@ -41,6 +41,8 @@ class OwnedDataset:
     """When it was last stored, or used by a new job."""
     num_jobs: int
     """The tenant's jobs that use it, including ended ones until they are deleted."""
+    file_name: str = ""
+    """Name of the file in the last upload that gave one."""
     labels: tuple[str, ...] = ()
     """The labels that occur; empty if not known."""
 
@@ -62,20 +64,31 @@ class DatasetLedger:
         """Held by transactions that access the datasets' volume: if the volume hangs, only one connection is blocked.
         """
 
-    def add(self, tenant: str, stored: StoredDataset, allowed_bytes: int, place: Callable[[], None]) -> None:
+    def add(
+        self,
+        tenant: str,
+        stored: StoredDataset,
+        allowed_bytes: int,
+        place: Callable[[], None],
+        *,
+        sent: bool = True,
+        file_name: str = "",
+    ) -> None:
         """Give the dataset to the tenant and call `place`, which stores the bytes.
 
-        `allowed_bytes`: the limit for all the tenant's datasets; 0: no limit. Raises Overloaded before `place`. After a
-        crash following `place`, the bytes belong to no tenant; retention removes them.
+        `allowed_bytes`: the limit for all the tenant's datasets; 0: no limit. `sent`: the tenant sent the bytes itself,
+        and not a URI. An empty `file_name` keeps the one that the dataset has. Raises Overloaded before `place`. After
+        a crash following `place`, the bytes belong to no tenant; retention removes them.
         """
         now = time.time()
-        values = {
+        values: dict[str, object] = {
             "size_bytes": stored.size_bytes,
             "num_examples": stored.num_examples,
             "task": stored.task.value,
             "num_labels": len(stored.labels),
             "last_use_time": now,
         }
+        values |= ({"sent": True} if sent else {}) | ({"file_name": file_name} if file_name else {})
         with self._touching_files, self._database.write() as connection:
             self._database.lock(connection, tenant)
             self._database.lock(connection, stored.name)
@@ -102,6 +115,19 @@ class DatasetLedger:
         for name in names:
             if name not in found:
                 raise unknown_dataset(name)
+
+    def require_sent(self, tenant: str, name: str) -> None:
+        """Raises NotFound if the tenant doesn't have the dataset, PreconditionFailed if it never sent the bytes itself:
+        a copy of a file by URI may be one that its callers may use, but not read.
+        """
+        with self._database.read() as connection:
+            sent = connection.scalar(select(datasets.c.sent).where(_is(tenant, name)))
+        if sent is None:
+            raise unknown_dataset(name)
+        if not sent:
+            raise PreconditionFailed(
+                f"{name} was copied from a file that the trainer can read, so it can't be downloaded", dataset=name
+            )
 
     def use(self, connection: Connection, tenant: str, names: Collection[str]) -> None:
         """Mark a new job's datasets as used, inside the transaction that creates it.
@@ -258,4 +284,5 @@ def _from_row(row: RowMapping) -> OwnedDataset:
         create_time=row["create_time"],
         last_use_time=row["last_use_time"],
         num_jobs=row["num_jobs"],
+        file_name=row["file_name"],
     )

@@ -143,6 +143,11 @@ class DatasetStore:
         with self._opened(name) as lines:
             return stored_examples(lines)
 
+    def open(self, name: str) -> BinaryIO:
+        """The open file, to be closed by the caller. Stays readable if the dataset is removed. Raises like `read`."""
+        with self._opened(name) as checked:
+            return os.fdopen(os.dup(checked.fileno()), "rb")
+
     def file(self, name: str) -> DatasetFile:
         """The dataset's file, for workers to read. Raises like `read`."""
         with self._opened(name):

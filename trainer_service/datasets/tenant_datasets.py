@@ -11,10 +11,10 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from shared.caller import Tenant
-from shared.errors import PreconditionFailed, Unavailable
+from shared.errors import InvalidInput, PreconditionFailed, Unavailable
 from shared.process.call_pool import CallPool
 from trainer_service.datasets.ledger import DatasetLedger, JobUse, OwnedDataset
 from trainer_service.datasets.names import dataset_name
@@ -25,6 +25,7 @@ from trainer_service.training.spec import Example
 log = logging.getLogger(__name__)
 
 MAX_PAGE_SIZE = 1000
+MAX_FILE_NAME_CHARS = 255
 _MAX_NAMED_JOBS = 10
 
 
@@ -55,16 +56,21 @@ class TenantDatasets:
         size_bytes: int = 0,
         digest: str = "",
         labels: Sequence[str] = (),
+        file_name: str = "",
     ) -> StoredDataset:
         """`DatasetStore.receive` for a tenant.
 
-        Raises Overloaded before the first byte is read if the tenant's limit is reached.
+        Raises Overloaded before the first byte is read if the tenant's limit is reached, InvalidInput for a file's name
+        that can't be kept.
         """
+        if len(file_name) > MAX_FILE_NAME_CHARS or not file_name.isprintable():
+            text = f"must have at most {MAX_FILE_NAME_CHARS} characters and no control characters"
+            raise InvalidInput.of("header.file_name", text)
         self._store.check_announcement(size_bytes, digest)
         name = dataset_name(digest.removeprefix("sha256:"))
         await self.pool.call(self._ledger.check_room, tenant.name, name, max(1, size_bytes), self._allowed(tenant))
         return await self._store.receive(
-            chunks, size_bytes=size_bytes, digest=digest, labels=labels, keep=self._keep(tenant)
+            chunks, size_bytes=size_bytes, digest=digest, labels=labels, keep=self._keep(tenant, file_name)
         )
 
     def add_examples(self, tenant: Tenant, examples: Iterable[Example], labels: Sequence[str] = ()) -> StoredDataset:
@@ -77,7 +83,7 @@ class TenantDatasets:
         Raises InvalidInput or Overloaded.
         """
         roots = None if tenant.dataset_roots is None else DatasetRoots(tenant.dataset_roots)
-        return self._store.add_uri(uri, field, labels, roots=roots, keep=self._keep(tenant))
+        return self._store.add_uri(uri, field, labels, roots=roots, keep=self._keep(tenant, sent=False))
 
     def labels(self, tenant: Tenant, name: str) -> tuple[str, ...]:
         """The labels that occur in a dataset. Raises NotFound if the tenant doesn't have it."""
@@ -93,6 +99,14 @@ class TenantDatasets:
         size = max(1, min(page_size, MAX_PAGE_SIZE))
         found = self._ledger.page(tenant.name, after, size + 1)
         return found[:size], len(found) > size
+
+    def open(self, tenant: Tenant, name: str) -> BinaryIO:
+        """The bytes of a dataset, to be closed by the caller.
+
+        Raises NotFound if the tenant doesn't have it, PreconditionFailed if it has only named a URI with these bytes.
+        """
+        self._ledger.require_sent(tenant.name, name)
+        return self._store.open(name)
 
     def delete(self, tenant: Tenant, name: str, may_see: Callable[[str], bool]) -> None:
         """Delete the tenant's dataset. The bytes are removed when no tenant has them.
@@ -111,8 +125,10 @@ class TenantDatasets:
     def _allowed(self, tenant: Tenant) -> int:
         return self._dataset_bytes if tenant.dataset_bytes is None else tenant.dataset_bytes
 
-    def _keep(self, tenant: Tenant) -> Keep:
-        return lambda stored, place: self._ledger.add(tenant.name, stored, self._allowed(tenant), place)
+    def _keep(self, tenant: Tenant, file_name: str = "", sent: bool = True) -> Keep:
+        return lambda stored, place: self._ledger.add(
+            tenant.name, stored, self._allowed(tenant), place, sent=sent, file_name=file_name
+        )
 
 
 def _refuse(name: str, may_see: Callable[[str], bool], uses: Sequence[JobUse]) -> NoReturn:

@@ -18,6 +18,7 @@ from trainer_service.convert.jobs import checked_to_wire, event_to_wire, filter_
 from trainer_service.convert.report import report_to_wire
 from trainer_service.convert.service import dataset_to_wire, info_to_wire, uploaded_to_wire
 from trainer_service.convert.spec import request_from_wire
+from trainer_service.datasets.chunks import MAX_CHUNK_BYTES
 from trainer_service.datasets.csv_upload import CsvUpload
 from trainer_service.datasets.fields import renamed
 from trainer_service.datasets.tenant_datasets import TenantDatasets
@@ -65,10 +66,17 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
             csv = CsvUpload(header.size_bytes, header.digest, self._info.upload_limits.max_line_bytes)
             with renamed(csv.line_of):
                 lines = csv.json_lines(chunks, self._datasets.pool)
-                return uploaded_to_wire(await self._datasets.receive(tenant, lines, labels=header.labels))
+                return uploaded_to_wire(
+                    await self._datasets.receive(tenant, lines, labels=header.labels, file_name=header.file_name)
+                )
         if format not in (pb.DatasetHeader.FORMAT_UNSPECIFIED, pb.DatasetHeader.FORMAT_JSON_LINES):
             raise InvalidInput.of("header.format", f"{format} is not known; this trainer takes JSON lines and CSV")
-        announced = {"size_bytes": header.size_bytes, "digest": header.digest, "labels": header.labels}
+        announced = {
+            "size_bytes": header.size_bytes,
+            "digest": header.digest,
+            "labels": header.labels,
+            "file_name": header.file_name,
+        }
         return uploaded_to_wire(await self._datasets.receive(tenant, chunks, **announced))
 
     async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Any) -> pb.ListDatasetsResponse:
@@ -81,6 +89,14 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:
         found = await self._datasets.pool.call(self._datasets.get, current_caller().tenant, request.name)
         return pb.GetDatasetResponse(dataset=dataset_to_wire(found))
+
+    async def DownloadDataset(
+        self, request: pb.DownloadDatasetRequest, context: Any
+    ) -> AsyncIterator[pb.DownloadDatasetResponse]:
+        file = await self._datasets.pool.call(self._datasets.open, current_caller().tenant, request.name)
+        with file:
+            while chunk := await self._datasets.pool.call(file.read, MAX_CHUNK_BYTES):
+                yield pb.DownloadDatasetResponse(chunk=chunk)
 
     async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Any) -> pb.DeleteDatasetResponse:
         caller = current_caller()
@@ -101,7 +117,8 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
     async def ListTuningJobs(self, request: pb.ListTuningJobsRequest, context: Any) -> pb.ListTuningJobsResponse:
         filter, size = filter_from_wire(request), page_size_of(request.page_size)
         scope = ListScope("ListTuningJobs", current_caller(), filter_to_json(filter))
-        page = await self._jobs.list(filter, size, self._tokens.open(request.page_token, scope))
+        after = job_id_of(request.after, "after") if request.after else ""
+        page = await self._jobs.list(filter, size, self._tokens.open(request.page_token, scope) or after)
         jobs = [job_to_wire(job) for job in page.jobs]
         return pb.ListTuningJobsResponse(jobs=jobs, next_page_token=self._tokens.seal(page.next_after, scope))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shared.values.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from inference_service.engine.core.guide import CompiledGuide
     from shared.prompt.soft_prompt import SoftPrompt
 
 
@@ -38,6 +39,8 @@ class GenerationRequest:
     tenant: str = ""
     """The request's tenant; tenants share the engine by weight. Empty: the service's own, such as a golden replay."""
     weight: float = 1.0
+    guide: CompiledGuide | None = None
+    """The compiled `sampling.guide`."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ class RunningRequest:
     is_load: bool = False
     """Whether this computes a soft prompt's keys and values. Such a sequence has virtual tokens only."""
 
+    paused: bool = False
+    """Whether the mask of its next token was late: it gets no positions until the mask is computed."""
     row: int | None = None
     num_computed: int = 0
     num_scored: int = 0

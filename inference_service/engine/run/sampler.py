@@ -1,5 +1,7 @@
 """Samples the next token of each sequence from its logits, vectorised over the batch. Knows no models, rows or text.
 
+In this order: penalties, biases, forbidden tokens and ends, the guide's mask, temperature, top_k, top_p and min_p.
+
 The random numbers of a sequence come from a counter: number n of seed s is Philox4x32-10 (Salmon et al. 2011) of (s,
 n). Neighbours in the batch, preemption and chunking therefore change nothing. One uniform number per token selects from
 the cumulative distribution.
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from inference_service.engine.core.guide import TokenMask
 from inference_service.engine.core.request import TokenLogprob
 from inference_service.engine.core.running_request import RunningRequest
 
@@ -23,42 +26,56 @@ It sorts the whole vocabulary only if they are not enough.
 """
 
 
+NOT_FINITE = "the model's output is not finite for this input and soft prompt"
+NOTHING_LEFT = "no token is left: sampling's guide, allowed_token_ids and forbidden_token_ids exclude all of them"
+
+
 @dataclass(frozen=True)
 class Sampled:
-    """A sampled token. `ok` is False if the logits were not finite, so that the sequence can't continue."""
+    """A sampled token. If `error` is set, there is none, and the sequence can't continue."""
 
     token_id: int
     logprob: TokenLogprob | None
-    ok: bool = True
+    error: str = ""
 
 
 def sample(
-    logits: torch.Tensor, sequences: Sequence[RunningRequest], end_ids: Sequence[frozenset[int]]
+    logits: torch.Tensor,
+    sequences: Sequence[RunningRequest],
+    end_ids: Sequence[frozenset[int]],
+    masks: Sequence[TokenMask | None] | None = None,
 ) -> list[Sampled]:
     """Sample a token for each sequence from its logits `[batch, vocab]`.
 
-    `end_ids` are the tokens that may end each sequence; they are impossible before its `min_new_tokens`.
+    `end_ids` are the tokens that may end each sequence; they are impossible before its `min_new_tokens`. `masks` are
+    those of guided sequences, None for the others.
     """
+    masks = masks or [None] * len(sequences)
     best, greedy_ids = logits.max(dim=-1)
-    finite = torch.isfinite(best).tolist()
+    errors = ["" if finite else NOT_FINITE for finite in torch.isfinite(best).tolist()]
+    for i, mask in enumerate(masks):
+        if mask is not None and mask.error:
+            errors[i] = errors[i] or f"the answer can't go on under sampling.guide: {mask.error}"
     ids: list[int] = greedy_ids.tolist()
     plain = [
         s.sampling.greedy
         and not s.sampling.penalised
+        and not s.sampling.restricted
         and s.num_generated >= s.sampling.min_new_tokens
         and s.sampling.num_logprobs is None
         for s in sequences
     ]
     logprobs: list[TokenLogprob | None] = [None] * len(sequences)
-    involved = [i for i, is_plain in enumerate(plain) if not is_plain and finite[i]]
+    involved = [i for i, is_plain in enumerate(plain) if not is_plain and not errors[i]]
     if involved:
         raw = logits[involved].float()
-        chosen = _choose(
-            _adjust(raw.clone(), [sequences[i] for i in involved], [end_ids[i] for i in involved]),
-            [sequences[i] for i in involved],
-        )
+        rows = [sequences[i] for i in involved]
+        adjusted = _adjust(raw.clone(), rows, [end_ids[i] for i in involved], [masks[i] for i in involved])
+        chosen = _choose(adjusted, rows)
         for row, i in enumerate(involved):
             ids[i] = chosen[row]
+            if sequences[i].sampling.restricted and adjusted[row, chosen[row]] == -torch.inf:
+                errors[i] = NOTHING_LEFT
         asked = [
             (row, count) for row, i in enumerate(involved) if (count := sequences[i].sampling.num_logprobs) is not None
         ]
@@ -67,7 +84,7 @@ def sample(
             found = token_logprobs(raw[list(reported)], [chosen[row] for row in reported], counts)
             for row, logprob in zip(reported, found, strict=True):
                 logprobs[involved[row]] = logprob
-    return [Sampled(ids[i], logprobs[i], finite[i]) for i in range(len(sequences))]
+    return [Sampled(ids[i], logprobs[i], errors[i]) for i in range(len(sequences))]
 
 
 def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprob]:
@@ -104,9 +121,12 @@ def philox(seed: int, number: int) -> tuple[int, int]:
 
 
 def _adjust(
-    logits: torch.Tensor, sequences: Sequence[RunningRequest], end_ids: Sequence[frozenset[int]]
+    logits: torch.Tensor,
+    sequences: Sequence[RunningRequest],
+    end_ids: Sequence[frozenset[int]],
+    masks: Sequence[TokenMask | None],
 ) -> torch.Tensor:
-    """Penalties and forbidden ends, in place. Only real tokens are counted: a virtual position has no token."""
+    """Penalties, biases and impossible tokens, in place. Only real tokens are counted: a virtual position has none."""
     for row, sequence in enumerate(sequences):
         params = sequence.sampling
         if params.repetition_penalty != 1.0:
@@ -120,12 +140,40 @@ def _adjust(
             seen = torch.tensor(list(counts), device=logits.device)
             times = torch.tensor(list(counts.values()), dtype=logits.dtype, device=logits.device)
             logits[row, seen] -= params.presence_penalty + params.frequency_penalty * times
-        if sequence.num_generated < params.min_new_tokens and end_ids[row]:
-            ends = torch.tensor(
-                sorted(i for i in end_ids[row] if i < logits.shape[1]), dtype=torch.long, device=logits.device
+        if params.logit_bias:
+            biased = torch.tensor(list(params.logit_bias), device=logits.device)
+            logits[row, biased] += torch.tensor(
+                list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device
             )
-            logits[row, ends] = -torch.inf
+        _exclude(logits[row], sequence, end_ids[row], masks[row])
     return logits
+
+
+def _exclude(logits: torch.Tensor, sequence: RunningRequest, end_ids: frozenset[int], mask: TokenMask | None) -> None:
+    """Set the logits `[vocab]` of impossible tokens to -inf, in place.
+
+    Under a guide, ends are possible only where the answer is complete. If only the end is left, the lists of tokens and
+    `min_new_tokens` don't matter: the answer ends.
+    """
+    params = sequence.sampling
+    ends = torch.tensor(sorted(i for i in end_ids if i < logits.shape[0]), dtype=torch.long, device=logits.device)
+    too_early = sequence.num_generated < params.min_new_tokens or (mask is not None and params.ignore_eos)
+    if mask is not None:
+        allowed = mask.allowed.to(logits.device, copy=True)
+        if mask.complete:
+            allowed[ends] = mask.only_end or not too_early
+        logits.masked_fill_(~allowed, -torch.inf)
+        if mask.only_end:
+            return
+    elif too_early:
+        logits[ends] = -torch.inf
+    if params.allowed_token_ids:
+        listed = torch.tensor(params.allowed_token_ids, device=logits.device)
+        kept = logits[listed]
+        logits.fill_(-torch.inf)
+        logits[listed] = kept
+    if params.forbidden_token_ids:
+        logits[torch.tensor(params.forbidden_token_ids, device=logits.device)] = -torch.inf
 
 
 def _choose(logits: torch.Tensor, sequences: Sequence[RunningRequest]) -> list[int]:

@@ -36,14 +36,15 @@ class DetokenizerFactory:
         self._tokenizer = tokenizer
         self._table = byte_table(tokenizer)
 
-    def __call__(self, before: Sequence[int] = ()) -> Detokenizer:
+    def __call__(self, before: Sequence[int] = (), *, exact: bool = False) -> Detokenizer:
         """Create the detokenizer of a stream that continues the text of the token ids `before`.
 
-        Without `before` the stream begins a text; some tokenizers remove the first space of a text.
+        Without `before` the stream begins a text; some tokenizers remove the first space of a text, unless the stream
+        must be `exact`.
         """
         if self._table is None:
             return WindowDetokenizer(self._tokenizer, before)
-        return ByteDetokenizer(self._table, begins=not before)
+        return ByteDetokenizer(self._table, begins=not (before or exact))
 
 
 class ByteDetokenizer:

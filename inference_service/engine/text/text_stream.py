@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 
+from inference_service.engine.core.guide import GuideProgress
 from inference_service.engine.core.request import Delta, FinishReason, Timing, TokenLogprob
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.text.detokenizer import Detokenizer
@@ -16,8 +17,15 @@ class TextStream:
     `end_ids` end the generation; `max_length` is the maximum number of positions of the sequence.
     """
 
-    def __init__(self, sequence: RunningRequest, detokenizer: Detokenizer, end_ids: Set[int], max_length: int) -> None:
-        self.sequence = sequence
+    def __init__(
+        self,
+        sequence: RunningRequest,
+        detokenizer: Detokenizer,
+        end_ids: Set[int],
+        max_length: int,
+        guide: GuideProgress | None = None,
+    ) -> None:
+        self.sequence, self.guide = sequence, guide
         self._detokenizer = detokenizer
         self._stops = StopMatcher(sequence.sampling.stop_sequences)
         self.end_ids = frozenset(end_ids)
@@ -35,7 +43,7 @@ class TextStream:
         sequence.last_token_at = now
         reason: FinishReason | None = None
         text = ""
-        if token_id in self.end_ids and sequence.num_generated > sequence.sampling.min_new_tokens:
+        if self._is_end(token_id):
             reason = FinishReason.EOS
         else:
             text = self._detokenizer.push((token_id,))
@@ -47,6 +55,8 @@ class TextStream:
                 reason = FinishReason.LENGTH
         if reason is not None:
             text += self._rest()
+        elif self.guide is not None:
+            self.guide.advance(token_id)
         return self._delta(text, token_id, logprob, reason, now, about=first or reason is not None)
 
     def end(self, reason: FinishReason, now: float, error: str = "") -> Delta:
@@ -59,6 +69,16 @@ class TextStream:
             seed=self.sequence.seed,
             error=error,
         )
+
+    def _is_end(self, token_id: int) -> bool:
+        """Whether the token, already appended, ends the answer. Under a guide, it does so only where that is complete;
+        elsewhere a stop token is text.
+        """
+        if token_id not in self.end_ids:
+            return False
+        if self.guide is not None:
+            return self.guide.mask.complete
+        return self.sequence.num_generated > self.sequence.sampling.min_new_tokens
 
     def _rest(self) -> str:
         shown, stopped = self._stops.push(self._detokenizer.flush())

@@ -411,18 +411,18 @@ class Guide(_message.Message):
     JSON_SCHEMA_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
     regex: _builtins.str
-    """Text that matches this expression as a whole, in the syntax of Rust's regex crate: without look-around and
-    back-references.
+    """At most 8 KiB. Text that matches this expression as a whole, in the syntax of Rust's regex crate: without
+    look-around and back-references. \\d is an ASCII digit.
     """
     json_schema: _builtins.str
-    """JSON that is valid under this JSON Schema (draft 2020-12, in JSON), for example {"type": "object"}. Properties
+    """At most 64 KiB. JSON that is valid under this JSON Schema (draft 2020-12, in JSON), for example {"type": "object"}. Properties
     appear in the order of the schema. An unsupported keyword is INVALID_ARGUMENT.
     """
     grammar: _builtins.str
-    """Text of this context-free grammar in Lark's syntax; it begins with the rule `start`."""
+    """At most 16 KiB. Text of this context-free grammar in Lark's syntax; it begins with the rule `start`."""
     @_builtins.property
     def choices(self) -> Global___Guide.Choices:
-        """One of some texts."""
+        """One of some texts, together at most 16 KiB."""
 
     def __init__(
         self,

@@ -825,7 +825,7 @@ class GenerationLimits(_message.Message):
     max_completions: _builtins.int
     """Maximum completions of one request."""
     max_guide_bytes: _builtins.int
-    """Maximum bytes of a guide."""
+    """Maximum bytes of a guide; each kind of guide has its own limit besides."""
     max_listed_token_ids: _builtins.int
     """Maximum token ids in logit_bias, allowed_token_ids and forbidden_token_ids each."""
     def __init__(

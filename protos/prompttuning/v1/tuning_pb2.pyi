@@ -1484,12 +1484,15 @@ class DatasetHeader(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     """Size in bytes, checked at the end."""
     digest: _builtins.str
     """"sha256:<hex>" of the bytes, checked at the end. Empty: not checked."""
     format: Global___DatasetHeader.Format.ValueType
     """Format of the bytes."""
+    file_name: _builtins.str
+    """Name of the file, for people; at most 255 characters. The dataset keeps the name of its last upload."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Allowed labels of a classification, if known."""
@@ -1501,10 +1504,11 @@ class DatasetHeader(_message.Message):
         digest: _builtins.str = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
         format: Global___DatasetHeader.Format.ValueType = ...,
+        file_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "format", b"format", "labels", b"labels", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "file_name", b"file_name", "format", b"format", "labels", b"labels", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1591,6 +1595,7 @@ class Dataset(_message.Message):
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     NUM_JOBS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"datasets/sha256-<hex>", the digest of its bytes."""
     size_bytes: _builtins.int
@@ -1603,6 +1608,8 @@ class Dataset(_message.Message):
     """Number of different labels (classification)."""
     num_jobs: _builtins.int
     """Number of jobs of the tenant that use it, including ended jobs that are kept."""
+    file_name: _builtins.str
+    """Name of the uploaded file; empty if the upload gave none."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the tenant first stored it."""
@@ -1627,10 +1634,11 @@ class Dataset(_message.Message):
         last_use_time: _timestamp_pb2.Timestamp | None = ...,
         num_jobs: _builtins.int = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
+        file_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_use_time", b"last_use_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "labels", b"labels", "last_use_time", b"last_use_time", "name", b"name", "num_examples", b"num_examples", "num_jobs", b"num_jobs", "num_labels", b"num_labels", "size_bytes", b"size_bytes", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "file_name", b"file_name", "labels", b"labels", "last_use_time", b"last_use_time", "name", b"name", "num_examples", b"num_examples", "num_jobs", b"num_jobs", "num_labels", b"num_labels", "size_bytes", b"size_bytes", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1735,6 +1743,50 @@ class GetDatasetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetDatasetResponse: _TypeAlias = GetDatasetResponse  # noqa: Y015
+
+@_typing.final
+class DownloadDatasetRequest(_message.Message):
+    """Request of DownloadDataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"datasets/sha256-<hex>"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadDatasetRequest: _TypeAlias = DownloadDatasetRequest  # noqa: Y015
+
+@_typing.final
+class DownloadDatasetResponse(_message.Message):
+    """A part of a dataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """At most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadDatasetResponse: _TypeAlias = DownloadDatasetResponse  # noqa: Y015
 
 @_typing.final
 class DeleteDatasetRequest(_message.Message):
@@ -1967,6 +2019,7 @@ class ListTuningJobsRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     ANNOTATIONS_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most 1000; 0 = 50. A page has fewer jobs if their specs are long."""
     page_token: _builtins.str
@@ -1975,6 +2028,8 @@ class ListTuningJobsRequest(_message.Message):
     """Only jobs of this prompt."""
     order: Global___ListTuningJobsRequest.Order.ValueType
     """Order of the jobs."""
+    after: _builtins.str
+    """Only jobs that follow this one in the requested order: "tuningJobs/<id>". For callers that can't keep a page token."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___TuningJob.State.ValueType]:
         """Only jobs in one of these states."""
@@ -1992,10 +2047,11 @@ class ListTuningJobsRequest(_message.Message):
         prompt: _builtins.str = ...,
         annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         order: Global___ListTuningJobsRequest.Order.ValueType = ...,
+        after: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "prompt", b"prompt", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "annotations", b"annotations", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "prompt", b"prompt", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,11 @@ class TuningServiceStub:
                 request_serializer=prompttuning_dot_v1_dot_tuning__pb2.GetDatasetRequest.SerializeToString,
                 response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.GetDatasetResponse.FromString,
                 _registered_method=True)
+        self.DownloadDataset = channel.unary_stream(
+                '/prompttuning.v1.TuningService/DownloadDataset',
+                request_serializer=prompttuning_dot_v1_dot_tuning__pb2.DownloadDatasetRequest.SerializeToString,
+                response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.DownloadDatasetResponse.FromString,
+                _registered_method=True)
         self.DeleteDataset = channel.unary_unary(
                 '/prompttuning.v1.TuningService/DeleteDataset',
                 request_serializer=prompttuning_dot_v1_dot_tuning__pb2.DeleteDatasetRequest.SerializeToString,
@@ -129,6 +134,14 @@ class TuningServiceServicer:
 
     def GetDataset(self, request, context):
         """One dataset of the caller's tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadDataset(self, request, context):
+        """The bytes of a dataset of the caller's tenant: JSON lines. FAILED_PRECONDITION if the tenant has not sent them itself
+        but only named a URI, since it may use such files without being allowed to read them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -231,6 +244,11 @@ def add_TuningServiceServicer_to_server(servicer, server):
                     servicer.GetDataset,
                     request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.GetDatasetRequest.FromString,
                     response_serializer=prompttuning_dot_v1_dot_tuning__pb2.GetDatasetResponse.SerializeToString,
+            ),
+            'DownloadDataset': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadDataset,
+                    request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.DownloadDatasetRequest.FromString,
+                    response_serializer=prompttuning_dot_v1_dot_tuning__pb2.DownloadDatasetResponse.SerializeToString,
             ),
             'DeleteDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDataset,
@@ -370,6 +388,33 @@ class TuningService:
             '/prompttuning.v1.TuningService/GetDataset',
             prompttuning_dot_v1_dot_tuning__pb2.GetDatasetRequest.SerializeToString,
             prompttuning_dot_v1_dot_tuning__pb2.GetDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/prompttuning.v1.TuningService/DownloadDataset',
+            prompttuning_dot_v1_dot_tuning__pb2.DownloadDatasetRequest.SerializeToString,
+            prompttuning_dot_v1_dot_tuning__pb2.DownloadDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

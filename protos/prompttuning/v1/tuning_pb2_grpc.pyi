@@ -42,6 +42,10 @@ class TuningServiceStub:
     """Datasets of the caller's tenant, sorted by name."""
     GetDataset: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.GetDatasetRequest, _tuning_pb2.GetDatasetResponse]
     """One dataset of the caller's tenant."""
+    DownloadDataset: _grpc.UnaryStreamMultiCallable[_tuning_pb2.DownloadDatasetRequest, _tuning_pb2.DownloadDatasetResponse]
+    """The bytes of a dataset of the caller's tenant: JSON lines. FAILED_PRECONDITION if the tenant has not sent them itself
+    but only named a URI, since it may use such files without being allowed to read them.
+    """
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.DeleteDatasetRequest, _tuning_pb2.DeleteDatasetResponse]
     """Removes a dataset from the caller's tenant. FAILED_PRECONDITION if unfinished jobs of the tenant need it."""
     CreateTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.CreateTuningJobRequest, _tuning_pb2.CreateTuningJobResponse]
@@ -85,6 +89,10 @@ class TuningServiceAsyncStub(TuningServiceStub):
     """Datasets of the caller's tenant, sorted by name."""
     GetDataset: _aio.UnaryUnaryMultiCallable[_tuning_pb2.GetDatasetRequest, _tuning_pb2.GetDatasetResponse]  # type: ignore[assignment]
     """One dataset of the caller's tenant."""
+    DownloadDataset: _aio.UnaryStreamMultiCallable[_tuning_pb2.DownloadDatasetRequest, _tuning_pb2.DownloadDatasetResponse]  # type: ignore[assignment]
+    """The bytes of a dataset of the caller's tenant: JSON lines. FAILED_PRECONDITION if the tenant has not sent them itself
+    but only named a URI, since it may use such files without being allowed to read them.
+    """
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_tuning_pb2.DeleteDatasetRequest, _tuning_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
     """Removes a dataset from the caller's tenant. FAILED_PRECONDITION if unfinished jobs of the tenant need it."""
     CreateTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.CreateTuningJobRequest, _tuning_pb2.CreateTuningJobResponse]  # type: ignore[assignment]
@@ -143,6 +151,16 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.GetDatasetResponse, _abc.Awaitable[_tuning_pb2.GetDatasetResponse]]:
         """One dataset of the caller's tenant."""
+
+    @_abc_1.abstractmethod
+    def DownloadDataset(
+        self,
+        request: _tuning_pb2.DownloadDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_tuning_pb2.DownloadDatasetResponse], _abc.AsyncIterator[_tuning_pb2.DownloadDatasetResponse]]:
+        """The bytes of a dataset of the caller's tenant: JSON lines. FAILED_PRECONDITION if the tenant has not sent them itself
+        but only named a URI, since it may use such files without being allowed to read them.
+        """
 
     @_abc_1.abstractmethod
     def DeleteDataset(

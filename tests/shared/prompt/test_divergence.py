@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.prompt.divergence import divergence_nats
+from shared.prompt.divergence import FLOAT32_NATS, divergence_nats, tied_within
 
 
 def test_it_is_that_of_the_whole_distribution_where_all_tokens_are_there() -> None:
@@ -34,3 +34,10 @@ def test_part_of_the_tokens_gives_a_lower_bound(seed: int, scale: float, recorde
 def test_nothing_found_says_nothing() -> None:
     assert divergence_nats([1], [-0.5], {}) == math.inf
     assert divergence_nats([1], [-0.5], {1: math.nan}) == math.inf
+
+
+@pytest.mark.parametrize("nats", [FLOAT32_NATS, 0.01, 0.5])
+def test_a_tie_is_as_wide_as_its_divergence(nats: float) -> None:
+    """Of two equally likely tokens, of which one becomes less likely by that much."""
+    moved = torch.tensor([0.0, tied_within(nats)], dtype=torch.float64).log_softmax(-1)
+    assert divergence_nats([0, 1], [math.log(0.5)] * 2, dict(enumerate(moved.tolist()))) == pytest.approx(nats)

@@ -255,4 +255,5 @@ def test_changes_and_downloads_are_audited() -> None:
     audited = {name.rpartition("/")[2] for name, rule in RULES.items() if rule.audited}
     jobs = {f"{verb}TuningJob" for verb in ("Create", "Cancel", "Pause", "Resume", "Delete")}
     versions = {f"{verb}PromptVersion" for verb in ("Import", "Download", "Delete")}
-    assert audited == {"UploadDataset", "DeleteDataset", *jobs, *versions, "SetPromptAlias", "GetJobReport"}
+    downloads = {"DownloadDataset", "GetJobReport"}
+    assert audited == {"UploadDataset", "DeleteDataset", *jobs, *versions, "SetPromptAlias", *downloads}

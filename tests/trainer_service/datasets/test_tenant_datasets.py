@@ -76,6 +76,11 @@ async def get(trainer: RunningTrainer, name: str, dataset: str) -> pb.Dataset:
     return found
 
 
+async def content(trainer: RunningTrainer, name: str, dataset: str) -> bytes:
+    call = trainer.tuning.DownloadDataset(pb.DownloadDatasetRequest(name=dataset), **by(name))
+    return b"".join([response.chunk async for response in call])
+
+
 def delete(trainer: RunningTrainer, name: str, dataset: str) -> Any:
     return trainer.tuning.DeleteDataset(pb.DeleteDatasetRequest(name=dataset), **by(name))
 
@@ -98,6 +103,7 @@ async def test_another_tenants_dataset_is_unknown_word_for_word(trainer: Running
             create(trainer, "rival", dataset=source, validation_dataset=inline(classification_examples())),
             trainer.tuning.GetDataset(pb.GetDatasetRequest(name=dataset), **by("rival")),
             delete(trainer, "rival", dataset),
+            content(trainer, "rival", dataset),
         ]
         errors = [await refused(call) for call in calls]
         assert all(isinstance(error, NotFound) for error in errors)
@@ -106,6 +112,41 @@ async def test_another_tenants_dataset_is_unknown_word_for_word(trainer: Running
     assert await answers(theirs) == await answers(UNKNOWN)
     inlined = await create(trainer, "rival")  # stored for the job that names an unknown validation dataset, too
     assert [item.name for item in (await listed(trainer, "rival")).datasets] == [inlined.spec.dataset.dataset]
+
+
+async def test_a_tenant_downloads_what_it_has_sent_and_no_file_that_it_only_named(
+    trainer: RunningTrainer, tmp_path: Path
+) -> None:
+    data = json_lines()
+    dataset = await upload(trainer, "acme", data, file_name="numbers.jsonl")
+    assert await content(trainer, "acme-2", dataset) == data
+    assert (await get(trainer, "acme", dataset)).file_name == "numbers.jsonl"
+    await upload(trainer, "acme", data)
+    assert (await get(trainer, "acme", dataset)).file_name == "numbers.jsonl", "a later upload without a name keeps it"
+    for bad in ("x" * 256, "a\nb"):
+        error = await refused(upload(trainer, "acme", data, file_name=bad))
+        assert isinstance(error, InvalidInput)
+        assert error.violations[0].field == "header.file_name"
+
+    named = tmp_path / "roots/all/named.jsonl"
+    named.write_bytes(json_lines(7))
+    source = pb.DatasetSource(uri=f"file://{named}")
+    copied = (await create(trainer, "rival", dataset=source)).spec.dataset.dataset
+    assert isinstance(await refused(content(trainer, "rival", copied)), PreconditionFailed)
+    assert await upload(trainer, "rival", json_lines(7)) == copied
+    assert await content(trainer, "rival", copied) == json_lines(7)
+
+
+async def test_jobs_after_a_job_are_those_that_follow_it(trainer: RunningTrainer) -> None:
+    names = [(await create(trainer, "acme")).name for _ in range(3)]
+
+    async def after(name: str, **fields: Any) -> list[str]:
+        request = pb.ListTuningJobsRequest(after=name, **fields)
+        return [job.name for job in (await trainer.tuning.ListTuningJobs(request, **by("acme"))).jobs]
+
+    assert await after(names[2]) == names[1::-1]
+    assert await after(names[0], order=pb.ListTuningJobsRequest.ORDER_OLDEST_FIRST) == names[1:]
+    assert isinstance(await refused(after("jobs/1")), InvalidInput)
 
 
 async def test_equal_bytes_are_stored_once_and_belong_to_each(trainer: RunningTrainer) -> None:

@@ -135,4 +135,4 @@ def test_logits_that_are_not_finite_are_told_apart() -> None:
     logits = torch.zeros(3, VOCAB)
     logits[1, 3] = math.nan
     found = sample(logits, [row(), row(), row(temperature=0.0)], [frozenset()] * 3)
-    assert [s.ok for s in found] == [True, False, True]
+    assert [bool(s.error) for s in found] == [False, True, False]

@@ -1,0 +1,95 @@
+"""Compiles guides with llguidance (https://github.com/guidance-ai/llguidance): an Earley parser over a lexer of regular
+expression derivatives, in Rust.
+
+Its limits count work and not time, so a guide that is too complex is refused after the same work on every machine:
+construction takes up to about a second for a guide of the largest size, and a mask up to about ten milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits, regex_to_lark
+
+from inference_service.engine.guide.matcher import CompiledGuide, brief
+from inference_service.engine.guide.vocabulary import vocabulary
+from shared.errors import InvalidInput
+from shared.model.base_model import BaseModel
+from shared.values.guide import Guide
+
+_LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000, step_lexer_fuel=100_000, step_max_items=25_000, max_lexer_states=20_000,
+    max_grammar_size=200_000, verbose_errors=False,
+)  # fmt: skip
+_SPACE_PATTERN = r"[\x20\x0A\x0D\x09]{1,64}"
+"""White space between the parts of JSON. Without a bound, small models write spaces until the limit of tokens."""
+
+
+class GuideCompiler:
+    """Compiles guides for one model's tokenizer. Thread-safe; `compile` releases the interpreter while it works."""
+
+    def __init__(self, base: BaseModel) -> None:
+        end_ids = sorted(id for id in base.stop_token_ids if id < base.info.vocab_size)
+        self._end_id = end_ids[0] if end_ids else -1
+        found = vocabulary(base.tokenizer, base.info.vocab_size, end_ids[0] if end_ids else None)
+        self._tokenizer = None if found is None else found[0]
+        self._vocab_size = base.info.vocab_size
+        self.leading_spaces = 0 if found is None else found[1].stripped_spaces
+        """Spaces that the tokenizer's decoder removes from the beginning of a text."""
+
+    def compile(self, guide: Guide, lead: str = "") -> CompiledGuide:
+        """Compile a checked guide for answers that begin with the text `lead` and then have its form.
+
+        Raises InvalidInput naming the field below `sampling.guide` if the guide has errors, is too complex, uses a
+        feature that is not supported, or if no text has its form.
+        """
+        (kind,) = guide.kinds
+        field = f"sampling.guide.{kind}"
+        if self._tokenizer is None:
+            raise InvalidInput.of("sampling.guide", "is not available: this model's tokens have no bytes of their own")
+        try:
+            body = _grammar(guide)
+        except ValueError as error:
+            raise InvalidInput.of(field, brief(str(error))) from error
+        matcher = LLMatcher(self._tokenizer, _with_lead(body, lead), log_level=0, limits=_LIMITS)
+        if matcher.is_error():
+            raise InvalidInput.of(field, brief(matcher.get_error()))
+        compiled = CompiledGuide(matcher, self._vocab_size, self._end_id)
+        after_lead = compiled.mask_after(self._tokenizer.tokenize_str(lead))
+        if after_lead.error:
+            raise InvalidInput.of(field, f"no text can have this form: {after_lead.error}")
+        return compiled
+
+
+def _grammar(guide: Guide) -> dict[str, Any]:
+    """The guide as one of llguidance's grammars. Raises ValueError."""
+    if guide.grammar is not None:
+        return {"lark_grammar": guide.grammar}
+    if guide.json_schema is not None:
+        schema = json.loads(str(guide.json_schema))
+        if schema is True:
+            schema = {}
+        if schema is False:
+            raise ValueError("no value is valid under the schema false")
+        own = schema.get("x-guidance")
+        options = {"whitespace_pattern": _SPACE_PATTERN, **(own if isinstance(own, dict) else {}), "lenient": False}
+        return {"json_schema": {**schema, "x-guidance": options}}
+    regex = guide.regex if guide.regex is not None else "|".join(map(_literal, guide.choices))
+    return {"lark_grammar": f"start: /{regex_to_lark(regex, 'd')}/"}
+
+
+def _with_lead(body: dict[str, Any], lead: str) -> str:
+    """The grammar of `lead` followed by `body`.
+
+    Without forcing, the model chooses how text that is certain is split into tokens. With it, the library would
+    tokenize the rest of that text in Python for every token.
+    """
+    first = f"{json.dumps(lead)} " if lead else ""
+    start = {"lark_grammar": f'%llguidance {{"no_forcing": true}}\nstart: {first}@body'}
+    return json.dumps({"grammars": [start, {**body, "name": "body"}]})
+
+
+def _literal(text: str) -> str:
+    """A regular expression that matches only the text."""
+    return "".join(char if char.isascii() and char.isalnum() else f"\\x{{{ord(char):X}}}" for char in text)

@@ -1,0 +1,85 @@
+"""Compiled guides of the service: compiles them outside the engine's thread and the event loop, and keeps the latest.
+
+A tenant's compiled guides are its own: how long a guide takes reveals nothing about other tenants.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+
+from inference_service.engine.guide.compiler import GuideCompiler
+from inference_service.engine.guide.matcher import CompiledGuide
+from shared.process.call_pool import CallPool
+from shared.values.guide import Guide
+
+MAX_BYTES = 256 << 20
+_BYTES_EACH = 1 << 20
+_BYTES_OF_A_BYTE = 64
+"""A compiled guide takes about a megabyte with the lexer's states, and more if its text is long."""
+MAX_USES = 1_000
+"""Answers under one compiled guide. Its lexer's states grow with the texts that it has seen, and are limited."""
+_MAX_WAIT_SECONDS = 30.0
+
+_Key = tuple[str, Guide, str]
+
+
+class Guides:
+    """Compiles guides and keeps them up to `max_bytes`, an estimate. Used on the event loop."""
+
+    def __init__(self, compiler: GuideCompiler, max_bytes: int = MAX_BYTES) -> None:
+        self._compiler, self._max_bytes = compiler, max_bytes
+        self._pool = CallPool("guide_compiler", max_threads=2, timeout_seconds=_MAX_WAIT_SECONDS)
+        self._kept: OrderedDict[_Key, CompiledGuide] = OrderedDict()
+        self._uses: Counter[_Key] = Counter()
+        self._bytes: Counter[str] = Counter()
+
+    @property
+    def num_bytes(self) -> int:
+        """Estimated bytes of the guides that are kept."""
+        return self._bytes.total()
+
+    def lead(self, answer_prefix: str, continues: bool) -> str:
+        """The text before the form: what is removed from the beginning of an answer. See `AnswerTrim`.
+
+        Some tokenizers' decoders remove a space from the beginning of a text; under a guide it is written and removed.
+        """
+        return "" if continues else answer_prefix or " " * self._compiler.leading_spaces
+
+    async def compiled(self, guide: Guide, lead: str, tenant: str) -> CompiledGuide:
+        """The compiled guide for answers that begin with `lead`.
+
+        Raises InvalidInput naming the field, Unavailable if too many guides wait to be compiled.
+        """
+        key = (tenant, guide, lead)
+        found = self._kept.get(key)
+        if found is not None and not found.failed and self._uses[key] < MAX_USES:
+            self._kept.move_to_end(key)
+        else:
+            self._drop(key)
+            found = await self._pool.call(self._compiler.compile, guide, lead)
+            self._keep(key, found)
+        self._uses[key] += 1
+        return found
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.close()
+
+    def _keep(self, key: _Key, compiled: CompiledGuide) -> None:
+        self._drop(key)
+        self._kept[key] = compiled
+        self._bytes[key[0]] += _size(key)
+        while self.num_bytes > self._max_bytes:
+            # The tenant that keeps the most gives way, so nobody can drop the guides of others.
+            (largest, _) = self._bytes.most_common(1)[0]
+            self._drop(next(kept for kept in self._kept if kept[0] == largest))
+
+    def _drop(self, key: _Key) -> None:
+        if self._kept.pop(key, None) is not None:
+            self._uses.pop(key, None)
+            self._bytes[key[0]] -= _size(key)
+            self._bytes += Counter()  # without tenants that keep nothing
+
+
+def _size(key: _Key) -> int:
+    return _BYTES_EACH + _BYTES_OF_A_BYTE * key[1].num_bytes

@@ -1,0 +1,44 @@
+"""Lists in OpenAI's form: `limit`, and `after` with the id of the last object of the previous page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+
+from softprompt.gateway.errors import bad_value, unknown_field
+
+MAX_LIMIT = 1000
+LIMIT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}
+TEXT_SCHEMA = {"type": "string"}
+
+
+def check_query(request: Request, known: Sequence[str]) -> None:
+    """Raises ApiError naming a query parameter that is not known, or that is given twice."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if name not in known and name.partition("[")[0] not in known:
+            raise unknown_field(name)
+        if names.count(name) > 1:
+            raise bad_value(name, "is given twice")
+
+
+def limit_of(request: Request, default: int, most: int = MAX_LIMIT) -> int:
+    """The query parameter `limit`. Raises ApiError for anything but a number from 1 to `most`."""
+    text = request.query_params.get("limit", str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most):
+        raise bad_value("limit", f"must be a number from 1 to {most}")
+    return int(text)
+
+
+def listed(objects: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """The list of the first `limit` objects, which may be followed by more."""
+    shown = list(objects[:limit])
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(objects) > limit,
+    }

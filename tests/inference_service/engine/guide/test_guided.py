@@ -1,0 +1,294 @@
+"""Guided answers of a real engine over tiny random models: every one has the form of its guide."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest
+from inference_service.engine.engine import Engine
+from inference_service.engine.guide.compiler import GuideCompiler
+from shared.errors import InvalidInput
+from shared.values.guide import Guide
+from shared.values.sampling import SamplingParams
+from tests.inference_service.engine.builders import drain, run_one, small_config, soft_prompt, tiny_base
+
+IDS = (7, 8, 9, 10, 11)
+END = 1
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.from_base_model(tiny_base(), small_config(max_length=256, max_tokens_per_step=32))
+
+
+@pytest.fixture(scope="module")
+def compiler(engine: Engine) -> GuideCompiler:
+    return GuideCompiler(engine.base)
+
+
+def params(guide: Guide | None, **given: Any) -> SamplingParams:
+    return SamplingParams(**{"temperature": 1.0, "seed": 3, "max_new_tokens": 200, "guide": guide, **given})
+
+
+def answer(engine: Engine, compiler: GuideCompiler, guide: Guide, lead: str = "", **given: Any) -> Delta:
+    engine.submit(GenerationRequest("one", IDS, params(guide, **given), guide=compiler.compile(guide, lead)))
+    return drain(engine)["one"]
+
+
+SCALARS = st.sampled_from(
+    [
+        {"type": "integer", "minimum": -5, "maximum": 5000},
+        {"type": "boolean"},
+        {"type": "null"},
+        {"enum": ["a", "b\n\u00e9", 3, None]},
+        {"type": "string", "maxLength": 6},
+        {"type": "string", "pattern": "^[a-f]{2,4}$"},
+        {"type": "string", "format": "date"},
+        {"const": {"k": [1, 2]}},
+    ]
+)
+SCHEMAS = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.fixed_dictionaries({"type": st.just("array"), "items": inner, "maxItems": st.integers(0, 3)}),
+        st.lists(inner, min_size=1, max_size=2).map(lambda any_of: {"anyOf": any_of}),
+        st.dictionaries(st.text("xyz\u00fc ", min_size=1, max_size=3), inner, max_size=3).map(
+            lambda own: {
+                "type": "object", "properties": own, "required": sorted(own)[:2], "additionalProperties": False
+            }
+        ),
+    ),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(schema=SCHEMAS, seed=st.integers(0, 1000), lead=st.sampled_from(["", " "]))
+def test_an_answer_is_valid_under_its_schema(
+    engine: Engine, compiler: GuideCompiler, schema: dict[str, Any], seed: int, lead: str
+) -> None:
+    found = answer(engine, compiler, Guide(json_schema=schema), lead, seed=seed, temperature=1.3)
+    assert found.text.startswith(lead)
+    if found.finish_reason is FinishReason.EOS:
+        jsonschema.validate(json.loads(found.text), schema)
+    else:
+        assert found.finish_reason is FinishReason.LENGTH
+        assert len(found.token_ids) == 200
+
+
+REGEXES = st.recursive(
+    st.sampled_from(["a", "[b-e0-3]", "\u00e9", r"\d{1,3}", "x?", ".", r"\."]),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map("".join),
+        st.lists(inner, min_size=2, max_size=3).map(lambda parts: f"({'|'.join(parts)})"),
+        inner.map(lambda part: f"({part}){{0,4}}"),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(regex=REGEXES, seed=st.integers(0, 1000))
+def test_an_answer_matches_its_expression(engine: Engine, compiler: GuideCompiler, regex: str, seed: int) -> None:
+    found = answer(engine, compiler, Guide(regex=regex), seed=seed)
+    assert found.finish_reason is FinishReason.EOS
+    assert re.fullmatch(regex, found.text)
+
+
+@settings(max_examples=25, deadline=None)
+@given(choices=st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=5), seed=st.integers(0, 1000))
+def test_an_answer_is_one_of_its_choices(
+    engine: Engine, compiler: GuideCompiler, choices: list[str], seed: int
+) -> None:
+    found = answer(engine, compiler, Guide(choices=tuple(choices)), seed=seed)
+    assert found.text in choices
+    assert found.finish_reason is FinishReason.EOS
+
+
+@pytest.mark.parametrize("choice", ["<user>", "<end>", "<|im_end|>", "a<end>b"])
+def test_a_control_token_s_name_is_written_as_text(engine: Engine, compiler: GuideCompiler, choice: str) -> None:
+    found = answer(engine, compiler, Guide(choices=(choice,)))
+    assert found.text == choice
+    assert not set(found.token_ids[:-1]) & set(range(5))
+
+
+SUMS = Guide(grammar='start: term ("+" term)*\nterm: NUMBER | "(" start ")"\nNUMBER: /[1-9][0-9]{0,2}/')
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_answer_is_a_text_of_its_grammar(engine: Engine, compiler: GuideCompiler, seed: int) -> None:
+    found = answer(engine, compiler, SUMS, seed=seed)
+    if found.finish_reason is FinishReason.EOS:
+        assert isinstance(eval(found.text, {"__builtins__": {}}), int)
+    assert set(found.text) <= set("0123456789+()")
+
+
+def test_greedy_takes_the_best_token_that_fits(engine: Engine, compiler: GuideCompiler) -> None:
+    free = run_one(engine, IDS, params(None, temperature=0.0, max_new_tokens=1, num_logprobs=20))
+    ranked = [token for token, _ in free.logprobs[0].top]
+    first = next(token for token in ranked if token >= 5 and engine.base.tokenizer.decode([token]).isascii())
+    text = engine.base.tokenizer.decode([first])
+    other = "a" if text != "a" else "b"
+    found = answer(engine, compiler, Guide(choices=(other, text)), temperature=0.0, num_logprobs=20)
+    assert found.text == text
+    # Log-probabilities are the model's own, as if there were no guide.
+    assert found.logprobs[0].top == free.logprobs[0].top
+
+
+def test_free_requests_beside_guided_ones_get_the_same_answers(compiler: GuideCompiler) -> None:
+    def run(beside: bool) -> dict[str, tuple[int, ...]]:
+        base = tiny_base()
+        engine = Engine.from_base_model(base, small_config(max_length=256, max_running=6))
+        engine.load_prefix("p", soft_prompt(base))
+        for index in range(3):
+            free = params(None, seed=index, max_new_tokens=30, ignore_eos=True, temperature=0.9 * (index % 2))
+            engine.submit(GenerationRequest(f"free-{index}", (7, 8, 9 + index), free, "p" if index else None))
+        for index in range(3 if beside else 0):
+            guided = params(SUMS, seed=index, max_new_tokens=25)
+            request = GenerationRequest(f"guided-{index}", (9 + index, 8), guided, guide=compiler.compile(SUMS))
+            engine.submit(request)
+        return {id: delta.token_ids for id, delta in drain(engine).items() if id.startswith("free")}
+
+    assert run(beside=True) == run(beside=False)
+
+
+def test_the_limit_of_tokens_cuts_an_answer(engine: Engine, compiler: GuideCompiler) -> None:
+    found = answer(engine, compiler, Guide(regex="a{50}"), max_new_tokens=10)
+    assert (found.text, found.finish_reason) == ("a" * 10, FinishReason.LENGTH)
+
+
+def test_a_stop_token_is_text_where_the_form_is_not_complete(engine: Engine, compiler: GuideCompiler) -> None:
+    (a, b) = engine.base.tokenizer("ab")["input_ids"]
+    found = answer(engine, compiler, Guide(regex="aab"), stop_token_ids=(a,))
+    assert (found.text, found.finish_reason) == ("aab", FinishReason.EOS)
+    found = answer(engine, compiler, Guide(regex="a*"), stop_token_ids=(b,), forbidden_token_ids=(a, END))
+    assert (found.token_ids, found.finish_reason) == ((b,), FinishReason.EOS)
+
+
+def test_a_stop_sequence_cuts_an_answer(engine: Engine, compiler: GuideCompiler) -> None:
+    found = answer(engine, compiler, Guide(regex="abcabc"), stop_sequences=("ca",))
+    assert (found.text, found.finish_reason) == ("ab", FinishReason.STOP_SEQUENCE)
+
+
+def test_no_end_is_chosen_too_early_but_a_complete_answer_ends(engine: Engine, compiler: GuideCompiler) -> None:
+    found = answer(engine, compiler, Guide(regex="a{1,40}"), min_new_tokens=30)
+    assert 30 <= len(found.text) <= 40
+    for more in ({"min_new_tokens": 60}, {"ignore_eos": True}):
+        found = answer(engine, compiler, Guide(regex="a{1,40}"), **more)
+        assert (found.text, found.finish_reason) == ("a" * 40, FinishReason.EOS)
+
+
+def test_an_answer_without_a_possible_token_ends_with_a_reason(engine: Engine, compiler: GuideCompiler) -> None:
+    (b,) = engine.base.tokenizer("b")["input_ids"]
+    found = answer(engine, compiler, Guide(regex="ab"), forbidden_token_ids=(b,))
+    assert (found.text, found.finish_reason) == ("a", FinishReason.ERROR)
+    assert "forbidden_token_ids" in found.error
+    dead_end = Guide(grammar='start: "a" x\nx: x')
+    found = answer(engine, compiler, dead_end)
+    assert (found.text, found.finish_reason) == ("a", FinishReason.ERROR)
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.5}, {"repetition_penalty": 3.0}]
+)
+def test_a_guide_holds_with_every_way_to_sample(
+    engine: Engine, compiler: GuideCompiler, sampling: dict[str, Any]
+) -> None:
+    found = answer(engine, compiler, Guide(regex="([a-z]{3} ){6}"), num_logprobs=2, logit_bias={80: 50.0}, **sampling)
+    assert re.fullmatch("([a-z]{3} ){6}", found.text)
+    assert len(found.logprobs) == len(found.token_ids)
+
+
+def test_the_same_seed_gives_the_same_answer_in_any_batch_and_after_preemption(
+    engine: Engine, compiler: GuideCompiler
+) -> None:
+    schema = Guide(json_schema={"type": "array", "items": {"type": "string", "maxLength": 9}, "minItems": 3})
+    expected = answer(engine, compiler, schema, max_new_tokens=90)
+    # The memory holds fewer positions than three requests need, so some of them are preempted.
+    crowded = Engine.from_base_model(tiny_base(), small_config(max_length=128, kv_cache_bytes=1 << 18))
+    for name in ("x", "y", "z"):
+        guide = compiler.compile(schema)
+        crowded.submit(GenerationRequest(name, IDS, params(schema, max_new_tokens=90), guide=guide))
+    found = drain(crowded)
+    assert crowded.stats().preemptions > 0
+    assert {delta.token_ids for delta in found.values()} == {expected.token_ids}
+
+
+BAD: dict[str, tuple[Guide, str]] = {
+    "an expression with a look-ahead": (Guide(regex="(?=a)b"), "regex"),
+    "an unclosed group": (Guide(regex="(a"), "regex"),
+    "a keyword without support": (Guide(json_schema={"not": {"type": "string"}}), "json_schema"),
+    "the same, leniently": (Guide(json_schema={"not": {}, "x-guidance": {"lenient": True}}), "json_schema"),
+    "an unknown format": (Guide(json_schema={"type": "string", "format": "colour"}), "json_schema"),
+    "an unknown type": (Guide(json_schema={"type": "colour"}), "json_schema"),
+    "no value at all": (Guide(json_schema=False), "json_schema"),
+    "an empty range": (Guide(json_schema={"type": "integer", "minimum": 5, "maximum": 3}), "json_schema"),
+    "a reference to itself": (Guide(json_schema={"$ref": "#"}), "json_schema"),
+    "a reference elsewhere": (Guide(json_schema={"$ref": "http://127.0.0.1:1/schema"}), "json_schema"),
+    "a schema bomb": (
+        Guide(
+            json_schema={
+                "allOf": [
+                    {"anyOf": [{"properties": {f"a{i}": {}, f"b{j}": {"type": "integer"}}} for j in range(6)]}
+                    for i in range(12)
+                ]
+            }
+        ),
+        "json_schema",
+    ),
+    "a rule that is missing": (Guide(grammar="start: other"), "grammar"),
+    "a rule that never ends": (Guide(grammar="start: start"), "grammar"),
+    "no rules": (Guide(grammar="hello"), "grammar"),
+    "a token that is missing": (Guide(grammar="start: <|nothing|>"), "grammar"),
+}
+
+
+@pytest.mark.parametrize("lead", ["", " "])
+@pytest.mark.parametrize(("guide", "kind"), BAD.values(), ids=BAD)
+def test_a_guide_that_can_not_be_used_is_refused(compiler: GuideCompiler, guide: Guide, kind: str, lead: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        compiler.compile(guide, lead)
+    (violation,) = caught.value.violations
+    assert violation.field == f"sampling.guide.{kind}"
+    assert 5 < len(violation.description) < 500
+
+
+BOMBS = {
+    "repetitions": Guide(regex="(a|b)*" * 1300),
+    "nested repetitions": Guide(regex="(((a{1,100}){1,100}){1,100}){1,100}"),
+    "optional parts": Guide(regex="(a?){5000}a{5000}"),
+    "a grammar": Guide(grammar="start: " + '("a"|"b")* ' * 1200),
+    "an ambiguous grammar": Guide(grammar='start: s\ns: s s | "a" | /[a-z]/'),
+    "a large choice": Guide(choices=("x" * 16_000,)),
+    "nested arrays": Guide(json_schema='{"items": ' * 900 + "{}" + "}" * 900),
+}
+
+
+@pytest.mark.parametrize("guide", BOMBS.values(), ids=BOMBS)
+def test_a_bomb_is_refused_or_served_within_the_limits(engine: Engine, compiler: GuideCompiler, guide: Guide) -> None:
+    try:
+        found = answer(engine, compiler, guide, max_new_tokens=20)
+    except InvalidInput as error:
+        assert error.violations[0].field.startswith("sampling.guide.")  # noqa: PT017 - both outcomes are right
+    else:
+        assert found.finish_reason in (FinishReason.EOS, FinishReason.LENGTH, FinishReason.ERROR)
+
+
+COMPLEX = Guide(regex="((?s:.*)a(?s:.{20})|(?s:.*)b(?s:.{30})|(?s:.*)[ec](?s:.{40}))")
+
+
+def test_a_guide_that_becomes_too_complex_ends_its_own_answer_only(engine: Engine, compiler: GuideCompiler) -> None:
+    engine.submit(GenerationRequest("bad", IDS, params(COMPLEX), guide=compiler.compile(COMPLEX)))
+    engine.submit(GenerationRequest("good", IDS, params(None, ignore_eos=True, max_new_tokens=60)))
+    found = drain(engine)
+    assert found["good"].finish_reason is FinishReason.LENGTH
+    assert found["bad"].finish_reason in (FinishReason.ERROR, FinishReason.LENGTH)
+    if found["bad"].finish_reason is FinishReason.ERROR:
+        assert "complex" in found["bad"].error
