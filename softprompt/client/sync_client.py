@@ -13,6 +13,7 @@ from typing import Any, Self, Unpack
 
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.chat import Chat
+from softprompt.client.examples import EXAMPLES
 from softprompt.client.generation import Inputs
 from softprompt.client.loop_thread import LoopThread
 from softprompt.client.security import ClientSecurity
@@ -99,11 +100,11 @@ class SyncGenerationStream:
 
 
 def _documented(client: type[Client]) -> type[Client]:
-    """Give each method the docstring of its counterpart in AsyncClient."""
+    """Give each method the docstring of its counterpart in AsyncClient, with an example if there is one."""
     for name, member in vars(client).items():
         function = member.fget if isinstance(member, property) else member
         if callable(function) and not function.__doc__ and hasattr(AsyncClient, name):
-            function.__doc__ = getattr(AsyncClient, name).__doc__
+            function.__doc__ = f"{getattr(AsyncClient, name).__doc__}{EXAMPLES.get(name, '')}"
     return client
 
 

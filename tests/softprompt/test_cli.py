@@ -28,6 +28,10 @@ COMMANDS = [
     ("generate",),
     ("classify",),
     ("info",),
+    ("init",),
+    ("chat",),
+    ("doctor",),
+    *[("data", name) for name in ("check", "preview", "convert")],
     *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume", "delete", "clone", "continue")],
     *[("datasets", name) for name in ("upload", "list", "show", "delete")],
     *[
@@ -37,6 +41,7 @@ COMMANDS = [
     ("prompts", "alias", "set"),
     ("prompts", "alias", "remove"),
     ("models", "pull"),
+    ("models", "list"),
 ]
 
 
