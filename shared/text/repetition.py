@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -24,22 +24,32 @@ class Turn(Protocol):
     """A message of a conversation."""
 
     @property
-    def role(self) -> str: ...
+    def role(self) -> str:
+        """Whose message it is."""
+
     @property
-    def content(self) -> str: ...
+    def content(self) -> str:
+        """Its text."""
 
 
 class Example(Protocol):
     """An example of the client or the trainer."""
 
     @property
-    def input(self) -> str: ...
+    def input(self) -> str:
+        """Empty for a conversation."""
+
     @property
-    def output(self) -> str | None: ...
+    def output(self) -> str | None:
+        """The target of a generation."""
+
     @property
-    def label(self) -> str | None: ...
+    def label(self) -> str | None:
+        """The target of a classification."""
+
     @property
-    def messages(self) -> Sequence[Turn]: ...
+    def messages(self) -> Sequence[Turn]:
+        """A conversation whose last message is the target."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +91,6 @@ class Repetition:
                 f"one input, two labels{first}"
             )
         return notes
-
-
-def repetition_of(examples: Iterable[Example]) -> Repetition:
-    """The counts of some examples."""
-    counter = RepetitionCounter()
-    for example in examples:
-        counter.add(example)
-    return counter.result()
 
 
 class _Group:

@@ -100,7 +100,10 @@ def input_message(
         message.chat.SetInParent()
         for index, turn in enumerate(content):
             where = f"input.messages[{index}]"
-            write(_message(turn, where) if isinstance(turn, Mapping) else turn, message.chat.messages.add(), where)
+            turn = _message(turn, where) if isinstance(turn, Mapping) else turn
+            if getattr(turn, "content", "") is None:
+                raise InvalidInput.of(f"{where}.content", "is missing")
+            write(turn, message.chat.messages.add(), where)
     return message
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_help_needs_nothing_more(light: Environment, tmp_path: Path, command: st
     assert "Usage: softprompt" in done.stdout
 
 
-def test_the_version_is_told(light: Environment, tmp_path: Path) -> None:
+def test_the_version_is_printed(light: Environment, tmp_path: Path) -> None:
     assert light.run("softprompt", "--version", cwd=tmp_path).stdout == "softprompt 0.1.0\n"
 
 
@@ -79,7 +80,7 @@ def test_examples_are_made_checked_and_converted(light: Environment, tmp_path: P
 
 
 def test_the_doctor_and_the_list_of_models_need_nothing_more(light: Environment, tmp_path: Path) -> None:
-    away = {"SOFTPROMPT_TRAINER": "127.0.0.1:9", "SOFTPROMPT_INFERENCE": "127.0.0.1:9"}
+    away: dict[str, Any] = {"SOFTPROMPT_TRAINER": "127.0.0.1:9", "SOFTPROMPT_INFERENCE": "127.0.0.1:9"}
     done = light.run("softprompt", "doctor", cwd=tmp_path, **away)
     assert (done.returncode, done.stderr) == (1, "")
     assert "the client alone" in done.stdout

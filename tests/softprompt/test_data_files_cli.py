@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from softprompt.types.data import Data, Example
 from tests.softprompt.cli_runner import CliRunner
 from trainer_service.training.data.dataset_facts import scan_examples
 
+Write = Callable[[str, str | bytes], str]
 NASTY = [
     {"input": "=1+1", "output": "007"},
     {"input": 'two\nlines, and "quotes"', "output": " spaces kept "},
@@ -31,7 +33,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, str | bytes], str]:
+def write(tmp_path: Path) -> Write:
     def write(name: str, content: str | bytes) -> str:
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -54,7 +56,9 @@ def lines(*rows: object) -> str:
     ],
     ids=["generation", "classification", "chat"],
 )
-def test_every_format_holds_every_text(cli: CliRunner, write, tmp_path: Path, format: str, rows: list) -> None:
+def test_every_format_holds_every_text(
+    cli: CliRunner, write: Write, tmp_path: Path, format: str, rows: list[Any]
+) -> None:
     there, back = str(tmp_path / f"out.{format}"), str(tmp_path / "back.jsonl")
     assert cli("data", "convert", write("in.jsonl", lines(*rows)), there).code == 0
     done = cli("data", "convert", there, back)
@@ -62,7 +66,7 @@ def test_every_format_holds_every_text(cli: CliRunner, write, tmp_path: Path, fo
     assert [json.loads(line) for line in Path(back).read_text().rstrip("\n").split("\n")] == rows
 
 
-def test_the_trainer_counts_what_check_counts(write) -> None:
+def test_the_trainer_counts_what_check_counts(write: Write) -> None:
     rows = [("good", "p"), ("bad", "n"), ("good ", "n"), ("good", "p"), ("Good!", "p"), ("fair " * 30, "p")]
     rows.append(("fair " * 29 + "fine", "p"))
     path = write("a.csv", "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
@@ -77,7 +81,7 @@ def test_the_trainer_counts_what_check_counts(write) -> None:
     assert found.finds_similar
 
 
-def test_check_tells_each_problem_and_the_options_that_mend_the_file(cli: CliRunner, write) -> None:
+def test_check_tells_each_problem_and_the_options_that_mend_the_file(cli: CliRunner, write: Write) -> None:
     path = write("a b.csv", 'id,text,label\n1,good,p\n2,,n\n3,bad,\n4,"x,n\n')
     refused = cli("data", "check", path)
     assert refused.code == 2
@@ -98,7 +102,7 @@ def test_check_tells_each_problem_and_the_options_that_mend_the_file(cli: CliRun
     assert report["notes"][0] == "read as input = text, label = label"
 
 
-def test_twenty_columns_are_refused_with_the_command_that_chooses_two(cli: CliRunner, write) -> None:
+def test_twenty_columns_are_refused_with_the_command_that_chooses_two(cli: CliRunner, write: Write) -> None:
     names = [f"column{number}" for number in range(20)]
     path = write("wide.csv", ",".join(names) + "\n" + ",".join(["word"] * 20) + "\n")
     for command in ("check", "preview", "convert"):
@@ -109,7 +113,7 @@ def test_twenty_columns_are_refused_with_the_command_that_chooses_two(cli: CliRu
     assert cli("data", "preview", path, "--input", "column3", "--output", "column7", "--drop-extra").code == 0
 
 
-def test_latin_1_is_named_and_read(cli: CliRunner, write) -> None:
+def test_latin_1_is_named_and_read(cli: CliRunner, write: Write) -> None:
     path = write("a.csv", "text,label\ncaf\xe9,p\nth\xe9,n\n".encode("latin-1"))
     refused = cli("data", "check", path)
     assert refused.code == 2
@@ -119,10 +123,10 @@ def test_latin_1_is_named_and_read(cli: CliRunner, write) -> None:
     assert json.loads(cli("data", "convert", path, "-", "--encoding", "latin-1").out.splitlines()[0])["input"] == "café"
 
 
-def test_what_can_not_be_read_is_one_sentence(cli: CliRunner, write, tmp_path: Path) -> None:
+def test_what_can_not_be_read_is_one_sentence(cli: CliRunner, write: Write, tmp_path: Path) -> None:
     for command in ("check", "preview"):
         assert (cli("data", command, str(tmp_path)).code, cli("data", command, str(tmp_path / "no.csv")).code) == (2, 3)
-        for name, content in {"empty.csv": "", "header.csv": "text,label\n", "binary.csv": b"\0\1\2"}.items():
+        for name, content in (("empty.csv", b""), ("header.csv", b"text,label\n"), ("binary.csv", b"\0\1\2")):
             refused = cli("data", command, write(name, content))
             assert refused.code == 2
             assert len(refused.err.splitlines()) == 1
@@ -139,7 +143,7 @@ def test_what_can_not_be_read_is_one_sentence(cli: CliRunner, write, tmp_path: P
     ],
 )
 def test_a_file_that_can_not_be_written_is_refused_at_once(
-    cli: CliRunner, write, tmp_path: Path, out: str, code: int, said: str
+    cli: CliRunner, write: Write, tmp_path: Path, out: str, code: int, said: str
 ) -> None:
     write("there.csv", "old")
     refused = cli("data", "convert", write("a.jsonl", lines(*NASTY)), str(tmp_path / out))
@@ -149,7 +153,7 @@ def test_a_file_that_can_not_be_written_is_refused_at_once(
     assert cli("data", "convert", str(tmp_path / "a.jsonl"), "-", "--format", "xlsx").code == 2
 
 
-def test_what_a_sheet_can_not_hold_is_named_and_leaves_no_file(cli: CliRunner, write, tmp_path: Path) -> None:
+def test_what_a_sheet_can_not_hold_is_named_and_leaves_no_file(cli: CliRunner, write: Write, tmp_path: Path) -> None:
     for text, said in (("x" * 40_000, "a cell of XLSX holds 32767"), ("bell \x07", "control character")):
         refused = cli(
             "data", "convert", write("a.jsonl", lines({"input": "a", "output": text})), str(tmp_path / "o.xlsx")
@@ -160,13 +164,13 @@ def test_what_a_sheet_can_not_hold_is_named_and_leaves_no_file(cli: CliRunner, w
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
 
 
-def test_a_file_can_be_replaced_by_itself(cli: CliRunner, write) -> None:
+def test_a_file_can_be_replaced_by_itself(cli: CliRunner, write: Write) -> None:
     path = write("a.jsonl", lines(*NASTY))
     assert cli("data", "convert", path, path, "--overwrite").code == 0
     assert prepare(path).num_examples == len(NASTY)
 
 
-def test_preview_shows_conversations_and_the_number_that_is_asked(cli: CliRunner, write) -> None:
+def test_preview_shows_conversations_and_the_number_that_is_asked(cli: CliRunner, write: Write) -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     path = write("a.jsonl", lines({"messages": turns}, {"messages": turns}))
     assert cli("data", "preview", path, "-n", "1").out == "line 1\n  user      hi\n  assistant ho\n"

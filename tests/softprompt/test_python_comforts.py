@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import pickle
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pandas
@@ -45,7 +45,8 @@ def test_keywords_precede_the_values_of_sampling(client: Client, services: Servi
 
 
 def test_an_unknown_keyword_is_refused_with_the_one_that_is_meant(client: Client) -> None:
-    for call in (client.generate, client.stream, client.generate_many):
+    calls: list[Callable[..., object]] = [client.generate, client.stream, client.generate_many]
+    for call in calls:
         with pytest.raises(InvalidInput, match="max_tokens: is not a sampling parameter; do you mean 'max_new_tokens'"):
             call("hi", max_tokens=5)
     with pytest.raises(InvalidInput, match="the parameters are temperature, "):
@@ -66,7 +67,7 @@ def test_turns_may_be_dictionaries(client: Client, services: Services) -> None:
     assert [(turn.role, turn.content) for turn in turns] == [("user", "hi"), ("assistant", "ho")]
     for wrong, field in (({"role": "user"}, r"input.messages\[0\]"), ({"role": "user", "content": 7}, "content")):
         with pytest.raises(InvalidInput, match=field):
-            client.generate([wrong])
+            client.generate([wrong])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,15 @@ from trainer_service.jobs.request import DatasetUri, ExampleSource, InlineExampl
 
 
 class JobCreator(Protocol):
-    """The part of the job manager that `JobIntake` uses."""
+    """The part of the job manager that `JobSubmission` uses."""
 
-    async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job: ...
-    async def check(self, spec: TuningSpec, owner: JobOwner) -> CheckedJob: ...
+    async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job:
+        """Queue a job. Raises as `JobManager.create`."""
+        ...
+
+    async def check(self, spec: TuningSpec, owner: JobOwner) -> CheckedJob:
+        """Check a job that could be created. Raises as `JobManager.check`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class CheckedJob:
     """Estimated time on a worker; None if nothing is known about such jobs."""
 
 
-class JobIntake:
+class JobSubmission:
     """Creates jobs from requests. Its errors name the fields as the caller wrote them."""
 
     def __init__(self, datasets: TenantDatasets, jobs: JobCreator) -> None:

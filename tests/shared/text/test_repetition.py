@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from shared.text.repetition import repetition_of
 from shared.text.template import Message
+from tests.trainer_service.builders import repetition_of
 from trainer_service.training.spec import Example
 
 WORDS = [f"word{number}" for number in range(500)]

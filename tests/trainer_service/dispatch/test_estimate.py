@@ -44,7 +44,7 @@ def guess(
     **limits: int,
 ) -> dict[str, float]:
     """Seconds from now, by job."""
-    asked = {"max_workers": 1, "max_jobs_per_worker": 2, **limits}
+    asked: dict[str, Any] = {"max_workers": 1, "max_jobs_per_worker": 2, **limits}
     return {job: start - NOW for job, start in starts(waiting, [workers, *others], pace, NOW, **asked).items()}
 
 
@@ -154,6 +154,9 @@ class AdmitForEither:
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
         found: EffectiveSpec = await self._admission.check(spec)
         return found.model_copy(update={"base_model": replace(BASE_MODEL, id=spec.prompt[0])})
+
+    async def check_form(self, spec: TuningSpec) -> None:
+        """Nothing is refused."""
 
 
 class PacedTrainer(ScriptedTrainer):
