@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from openai import AsyncOpenAI
 
 from softprompt import AsyncClient, Hyperparameters, JobState, Sampling, Template, TuningSpec
 from softprompt.local.services import LocalConfig, LocalServices
@@ -21,7 +22,9 @@ PRODUCT = "name: Aria 5 | category: wireless earbuds | battery: 30 h | feature: 
 @pytest.mark.timeout(400)
 async def test_from_examples_to_a_streamed_answer(real_model_dir: Path, tmp_path: Path) -> None:
     logged: list[str] = []
-    services = LocalServices(LocalConfig(real_model_dir, tmp_path), lambda name, line: logged.append(f"{name}: {line}"))
+    services = LocalServices(
+        LocalConfig(real_model_dir, tmp_path, gateway_port=0), lambda name, line: logged.append(f"{name}: {line}")
+    )
     async with services, AsyncClient(services.trainer_endpoint, services.inference_endpoint) as client:
         train = await client.upload_dataset(EXAMPLES / "train.jsonl")
         few = (EXAMPLES / "heldout.jsonl").read_text().splitlines(keepends=True)[:NUM_HELD_OUT]
@@ -53,4 +56,14 @@ async def test_from_examples_to_a_streamed_answer(real_model_dir: Path, tmp_path
         assert tuned.text != bare.text
         stream = client.stream(PRODUCT, prompt="product-descriptions@1", sampling=greedy)
         assert "".join([delta.text async for delta in stream]) == tuned.text
+
+        async with AsyncOpenAI(base_url=services.gateway_url, api_key="none", max_retries=0) as http:
+            answer = await http.chat.completions.create(
+                model="product-descriptions@1",
+                messages=[{"role": "user", "content": PRODUCT}],
+                temperature=0,
+                max_tokens=24,
+            )
+        assert (answer.model, answer.choices[0].message.content) == ("product-descriptions@1", tuned.text)
+        assert answer.system_fingerprint == job.result.digest
     assert services.alive() == []

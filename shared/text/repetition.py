@@ -10,46 +10,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
+
+from shared.values.example import Example
 
 MAX_COMPARED_EXAMPLES, MAX_COMPARED_CHARS = 20_000, 16_000_000
 FEW_INPUTS_SHARE = 0.1
 """A note is given if the distinct inputs are fewer than this share of the examples."""
 _NOT_A_WORD = re.compile(r"[\W_]+")
-
-
-class Turn(Protocol):
-    """A message of a conversation."""
-
-    @property
-    def role(self) -> str:
-        """Whose message it is."""
-
-    @property
-    def content(self) -> str:
-        """Its text."""
-
-
-class Example(Protocol):
-    """An example of the client or the trainer."""
-
-    @property
-    def input(self) -> str:
-        """Empty for a conversation."""
-
-    @property
-    def output(self) -> str | None:
-        """The target of a generation."""
-
-    @property
-    def label(self) -> str | None:
-        """The target of a classification."""
-
-    @property
-    def messages(self) -> Sequence[Turn]:
-        """A conversation whose last message is the target."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def preview(
         if num_shown == rows:
             break
         num_shown += 1
-        place = source.place(number)
+        place = str(source.place(number))
         if isinstance(found, Unusable):
             fix = mending_command(sys.argv[1:], reader.layouts.fix) if reader.layouts.fix else ""
             if reader.layouts.fix:

@@ -123,7 +123,7 @@ def generate_file(client: Client, task: FileTask) -> None:
     format = format_of(task.out)
     rows = file_rows(source_of(task.file), Data(task.file, encoding=task.encoding), "file")
     with closing(rows.items):
-        read = [(rows.place(row.number), row.fields) for row in rows.items]
+        read = [(str(rows.place(row.number)), row.fields) for row in rows.items]
     if rows.undecodable:
         line, byte = rows.undecodable[0]
         raise Failure(f"{rows.name} line {line} is not UTF-8: byte {byte}", EXIT_INVALID, "--encoding cp1252 reads it")

@@ -26,7 +26,7 @@ from softprompt.cli.output import stderr
 from softprompt.cli.sampling import parse_sampling
 from softprompt.data.prepare import VALIDATION_DATASET
 from softprompt.display.transfer import upload_display
-from softprompt.types.common import Template
+from softprompt.types.common import Sampling, Template
 from softprompt.types.data import Data
 from softprompt.types.spec import Hyperparameters, PublishGate, PublishPolicy, TaskKind, TooLong, TuningSpec
 
@@ -166,7 +166,7 @@ def tune(
         labels=allowed,
         hyperparameters=hyperparameters,
         publish=PublishPolicy(alias, gate, wait_until_served),
-        sampling_defaults=parse_sampling(sampling or ()),
+        sampling_defaults=parse_sampling(sampling or ()) or Sampling(),
         priority=priority,
         max_runtime_seconds=max_runtime,
         too_long=too_long,

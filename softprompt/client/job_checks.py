@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prompttuning.v1 import tuning_pb2
 
 from shared.errors import InvalidInput, Unimplemented
-from shared.wire.mirror import read
+from shared.wire.mirror import read, write
 from softprompt.client.connection import Connection
-from softprompt.client.convert import spec_message
 from softprompt.types.jobs import JobCheck, TuningJob
 from softprompt.types.spec import TuningSpec
 
@@ -16,7 +17,7 @@ _DATASET_FIELD = "spec.dataset"
 
 async def check_job(connection: Connection, spec: TuningSpec, dataset: str, validation: str) -> JobCheck:
     """What the trainer says about a job with stored datasets; it creates none. Raises its refusal."""
-    message = spec_message(spec, dataset, validation)
+    message = _message(spec, dataset, validation)
     request = tuning_pb2.CreateTuningJobRequest(spec=message, validate_only=True)
     response = await connection.trainer.call(connection.tuning.CreateTuningJob, request)
     if response.job.name:
@@ -30,7 +31,7 @@ async def check_before_upload(connection: Connection, spec: TuningSpec) -> None:
 
     The request names no dataset, so a trainer that does not know `validate_only` refuses it and creates nothing.
     """
-    message = spec_message(spec, "", "")
+    message = _message(spec, "", "")
     message.ClearField("dataset")
     request = tuning_pb2.CreateTuningJobRequest(spec=message, validate_only=True)
     try:
@@ -38,3 +39,8 @@ async def check_before_upload(connection: Connection, spec: TuningSpec) -> None:
     except InvalidInput as error:
         if any(violation.field != _DATASET_FIELD for violation in error.violations):
             raise
+
+
+def _message(spec: TuningSpec, dataset: str, validation: str) -> tuning_pb2.TuningSpec:
+    stored = replace(spec, dataset=dataset, validation_dataset=validation)
+    return write(stored, tuning_pb2.TuningSpec(), "spec")

@@ -97,7 +97,7 @@ def check(data: Data, labels: Sequence[str] = (), which: str = "dataset") -> Dat
         if isinstance(found, Unusable):
             num_problems += 1
             if len(problems) < MAX_PROBLEMS:
-                problems.append(RowProblem(rows.place(number), found.part, found.reason))
+                problems.append(RowProblem(str(rows.place(number)), found.part, found.reason))
             continue
         example = _example(found)
         task = "chat" if example.messages else "generation" if example.label is None else "classification"
@@ -123,7 +123,7 @@ def check(data: Data, labels: Sequence[str] = (), which: str = "dataset") -> Dat
         _lengths(targets),
         repetition,
         counter.finds_similar,
-        None if first is None else (rows.place(numbers[first[0] - 1]), rows.place(numbers[first[1] - 1])),
+        None if first is None else (str(rows.place(numbers[first[0] - 1])), str(rows.place(numbers[first[1] - 1]))),
         num_problems,
         tuple(problems),
         {"--encoding": "cp1252"} if rows.undecodable else dict(reader.layouts.fix) if num_problems else {},

@@ -1,15 +1,13 @@
-"""A tuning job as the trainer reports it: state, progress, result. Plain frozen dataclasses; field names are the
-protocol's.
-"""
+"""A tuning job as the trainer reports it: state, progress, result. Plain frozen dataclasses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shared.errors import PreconditionFailed
+from shared.values import job as values
 from shared.values.enums import JobOrder as JobOrder
 from shared.values.enums import JobState as JobState
 from shared.values.results import DatasetStatistics as DatasetStatistics
@@ -18,35 +16,14 @@ from shared.values.results import SearchCandidate as SearchCandidate
 from shared.values.results import TuningError as TuningError
 from shared.values.results import TuningProgress as TuningProgress
 from shared.values.results import TuningResult as TuningResult
-from softprompt.types.spec import TuningSpec
 
 if TYPE_CHECKING:
     from softprompt.types.history import JobHistory
 
 
 @dataclass(frozen=True)
-class TuningJob:
-    """A tuning job. `spec` is the caller's; `effective_spec` has the service's choices."""
-
-    name: str
-    """ "tuningJobs/<id>"."""
-    spec: TuningSpec | None
-    effective_spec: TuningSpec | None
-    state: JobState
-    queue_position: int
-    attempt: int
-    progress: TuningProgress | None
-    dataset_statistics: DatasetStatistics | None
-    error: TuningError | None
-    result: TuningResult | None
-    create_time: datetime | None
-    start_time: datetime | None
-    end_time: datetime | None
-    last_event: int
-    estimated_start_time: datetime | None
-    """An estimate while the job is queued."""
-    best_prompt_kept: bool
-    """The job ended without a version and its best prompt is kept; `continue_job` starts from it."""
+class TuningJob(values.TuningJob):
+    """A tuning job with its history and, in notebooks, as a table."""
 
     _read_history: ClassVar[Any] = None
     """Set on jobs that `Client` returns."""

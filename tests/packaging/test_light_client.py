@@ -91,7 +91,7 @@ def test_the_doctor_and_the_list_of_models_need_nothing_more(light: Environment,
 
 @pytest.mark.parametrize(
     "command",
-    [["up"], ["demo"], ["models", "pull", "smollm2-135m-instruct"], ["models", "fingerprint", "."]],
+    [["up"], ["gateway"], ["demo"], ["models", "pull", "smollm2-135m-instruct"], ["models", "fingerprint", "."]],
     ids=lambda words: words[0],
 )
 def test_commands_that_need_more_say_in_one_line_how_to_install_it(

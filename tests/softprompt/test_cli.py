@@ -26,6 +26,7 @@ from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events, su
 COMMANDS = [
     ("demo",),
     ("up",),
+    ("gateway",),
     ("tune",),
     ("generate",),
     ("classify",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -105,7 +106,7 @@ def test_what_is_left_out_stays_unset(cli: CliRunner, services: Services) -> Non
 
 
 def test_every_field_has_an_option_with_help() -> None:
-    assert {*HYPERPARAMETERS, "init"} == set(Hyperparameters.__dataclass_fields__)
+    assert {*HYPERPARAMETERS, "init"} == {item.name for item in fields(Hyperparameters)}
     assert set(TEMPLATE) == set(common_pb2.Template.DESCRIPTOR.fields_by_name)
     assert all(option.help for option in (*HYPERPARAMETERS.values(), *TEMPLATE.values()))
 
