@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from softprompt.types.generation import TokenCount as TokenCount
     from softprompt.types.generation import TokenIds as TokenIds
     from softprompt.types.generation import TokenLogprob as TokenLogprob
+    from softprompt.types.history import HistoryPoint as HistoryPoint
     from softprompt.types.history import JobHistory as JobHistory
-    from softprompt.types.history import TrainingPoint as TrainingPoint
     from softprompt.types.jobs import JobCheck as JobCheck
     from softprompt.types.jobs import JobOrder as JobOrder
     from softprompt.types.jobs import JobState as JobState
@@ -82,6 +82,14 @@ if TYPE_CHECKING:
     from softprompt.types.prompts import ReplicaStatus as ReplicaStatus
     from softprompt.types.prompts import Snapshot as Snapshot
     from softprompt.types.prompts import VersionStatus as VersionStatus
+    from softprompt.types.report import ConfusionCell as ConfusionCell
+    from softprompt.types.report import Evaluation as Evaluation
+    from softprompt.types.report import HeldOutAnswer as HeldOutAnswer
+    from softprompt.types.report import JobCost as JobCost
+    from softprompt.types.report import JobLineage as JobLineage
+    from softprompt.types.report import JobReport as JobReport
+    from softprompt.types.report import ModelAnswer as ModelAnswer
+    from softprompt.types.report import TrainingPoint as TrainingPoint
     from softprompt.types.service import ServiceInfo as ServiceInfo
     from softprompt.types.service import TuningLimits as TuningLimits
     from softprompt.types.service import UnavailableBaseModel as UnavailableBaseModel
@@ -113,7 +121,7 @@ _MODULES = {
         "GenerationOutcome GenerationStart InputToken LoadedPrompt LoadedPrompts LoadedState ModelInfo Scores "
         "TokenAlternative TokenCount TokenIds TokenLogprob"
     ),
-    "softprompt.types.history": "JobHistory TrainingPoint",
+    "softprompt.types.history": "HistoryPoint JobHistory",
     "softprompt.types.jobs": (
         "JobCheck JobOrder JobState NearestToken SearchCandidate TuningError TuningJob TuningProgress TuningResult"
     ),
@@ -121,6 +129,9 @@ _MODULES = {
     "softprompt.types.prompts": (
         "Alias AliasSet AliasTarget Deleted Prompt PromptChange PromptStatus PromptVersion Published "
         "ReplicaRefusal ReplicaServing ReplicaStatus Snapshot VersionStatus"
+    ),
+    "softprompt.types.report": (
+        "ConfusionCell Evaluation HeldOutAnswer JobCost JobLineage JobReport ModelAnswer TrainingPoint"
     ),
     "softprompt.types.service": "ServiceInfo TuningLimits UnavailableBaseModel",
     "softprompt.types.spec": (

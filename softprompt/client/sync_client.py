@@ -49,6 +49,7 @@ from softprompt.types.prompts import (
     PromptVersion,
     VersionStatus,
 )
+from softprompt.types.report import JobReport
 from softprompt.types.service import ServiceInfo
 from softprompt.types.spec import Dataset, TuningSpec
 
@@ -262,6 +263,9 @@ class Client:
 
     def job_history(self, name: str) -> JobHistory:
         return self._loop.run(self._client.job_history(name))
+
+    def job_report(self, name: str, *, answers: bool = True) -> JobReport:
+        return self._loop.run(self._client.job_report(name, answers=answers))
 
     def cancel_job(self, name: str) -> TuningJob:
         return self._own(self._loop.run(self._client.cancel_job(name)))

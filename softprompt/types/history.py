@@ -12,7 +12,7 @@ from softprompt.types.events import Evaluated, JobEvent, Note, ProgressMade
 
 
 @dataclass(frozen=True)
-class TrainingPoint:
+class HistoryPoint:
     """The training after `step` optimizer steps."""
 
     step: int
@@ -28,7 +28,7 @@ class JobHistory:
     """The past of one job, in order."""
 
     job: str
-    points: tuple[TrainingPoint, ...]
+    points: tuple[HistoryPoint, ...]
     """Training, as the job reported it; not every step is reported."""
     evaluations: tuple[Evaluated, ...]
     """Held-out evaluations."""
@@ -64,11 +64,11 @@ class JobHistory:
 
 def history_of(job: str, events: Iterable[JobEvent]) -> JobHistory:
     """The history that these events tell. After a lost worker a step may occur again; its last report counts."""
-    points, evaluations, notes = dict[int, TrainingPoint](), dict[int, Evaluated](), list[Note]()
+    points, evaluations, notes = dict[int, HistoryPoint](), dict[int, Evaluated](), list[Note]()
     for event in events:
         match event:
             case ProgressMade(progress=progress) if progress.step:
-                points[progress.step] = TrainingPoint(
+                points[progress.step] = HistoryPoint(
                     progress.step,
                     progress.train_loss,
                     progress.learning_rate,

@@ -36,6 +36,7 @@ COMMANDS = [
     ("doctor",),
     *[("data", name) for name in ("check", "preview", "convert")],
     *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume", "delete", "clone", "continue")],
+    *[("jobs", name) for name in ("report", "compare", "curve", "track")],
     *[("datasets", name) for name in ("upload", "list", "show", "delete")],
     *[
         ("prompts", name)
