@@ -16,6 +16,7 @@ from softprompt.client.chat import Chat
 from softprompt.client.examples import EXAMPLES
 from softprompt.client.generation import Inputs
 from softprompt.client.loop_thread import LoopThread
+from softprompt.client.owned_jobs import owns_jobs
 from softprompt.client.security import ClientSecurity
 from softprompt.client.stream import GenerationStream
 from softprompt.client.tuning import OnUpload
@@ -109,6 +110,7 @@ def _documented(client: type[Client]) -> type[Client]:
     return client
 
 
+@owns_jobs
 @_documented
 class Client:
     """AsyncClient with blocking methods. May be used from several threads."""
@@ -157,11 +159,6 @@ class Client:
     ) -> None:
         self.close()
 
-    def _own(self, job: TuningJob) -> TuningJob:
-        """The job, which can now read its history through this client."""
-        object.__setattr__(job, "_read_history", lambda: self.job_history(job.name))
-        return job
-
     def upload_dataset(
         self,
         dataset: Dataset,
@@ -199,7 +196,7 @@ class Client:
         call = self._client.create_job(
             spec, request_id=request_id, timeout_seconds=timeout_seconds, on_upload=on_upload
         )
-        return self._own(self._loop.run(call))
+        return self._loop.run(call)
 
     def validate_job(self, spec: TuningSpec, *, on_upload: OnUpload | None = None) -> JobCheck:
         return self._loop.run(self._client.validate_job(spec, on_upload=on_upload))
@@ -207,16 +204,12 @@ class Client:
     def clone_job(
         self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
     ) -> TuningJob:
-        return self._own(
-            self._loop.run(self._client.clone_job(name, request_id=request_id, on_upload=on_upload, **changes))
-        )
+        return self._loop.run(self._client.clone_job(name, request_id=request_id, on_upload=on_upload, **changes))
 
     def continue_job(
         self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
     ) -> TuningJob:
-        return self._own(
-            self._loop.run(self._client.continue_job(name, request_id=request_id, on_upload=on_upload, **changes))
-        )
+        return self._loop.run(self._client.continue_job(name, request_id=request_id, on_upload=on_upload, **changes))
 
     def tune(
         self,
@@ -225,10 +218,10 @@ class Client:
         on_event: Callable[[JobEvent], object] | None = None,
         progress: bool | None = None,
     ) -> TuningJob:
-        return self._own(self._loop.run(self._client.tune(spec, on_event=on_event, progress=progress)))
+        return self._loop.run(self._client.tune(spec, on_event=on_event, progress=progress))
 
     def get_job(self, name: str) -> TuningJob:
-        return self._own(self._loop.run(self._client.get_job(name)))
+        return self._loop.run(self._client.get_job(name))
 
     def list_jobs(
         self,
@@ -240,12 +233,11 @@ class Client:
         after: str = "",
         limit: int | None = None,
     ) -> list[TuningJob]:
-        jobs = self._loop.run(
+        return self._loop.run(
             self._client.list_jobs(
                 states=states, prompt=prompt, annotations=annotations, order=order, after=after, limit=limit
             )
         )
-        return [self._own(job) for job in jobs]
 
     def watch_job(self, name: str, *, after: int = 0, reconnect_seconds: float = 120.0) -> Iterator[JobEvent]:
         return self._loop.iterate(self._client.watch_job(name, after=after, reconnect_seconds=reconnect_seconds))
@@ -259,7 +251,7 @@ class Client:
         progress: bool | None = None,
     ) -> TuningJob:
         call = self._client.wait_for_job(name, timeout_seconds=timeout_seconds, on_event=on_event, progress=progress)
-        return self._own(self._loop.run(call))
+        return self._loop.run(call)
 
     def job_history(self, name: str) -> JobHistory:
         return self._loop.run(self._client.job_history(name))
@@ -268,13 +260,13 @@ class Client:
         return self._loop.run(self._client.job_report(name, answers=answers))
 
     def cancel_job(self, name: str) -> TuningJob:
-        return self._own(self._loop.run(self._client.cancel_job(name)))
+        return self._loop.run(self._client.cancel_job(name))
 
     def pause_job(self, name: str) -> TuningJob:
-        return self._own(self._loop.run(self._client.pause_job(name)))
+        return self._loop.run(self._client.pause_job(name))
 
     def resume_job(self, name: str) -> TuningJob:
-        return self._own(self._loop.run(self._client.resume_job(name)))
+        return self._loop.run(self._client.resume_job(name))
 
     def delete_job(self, name: str) -> None:
         return self._loop.run(self._client.delete_job(name))

@@ -19,13 +19,17 @@ from shared.values.results import TuningResult as TuningResult
 
 if TYPE_CHECKING:
     from softprompt.types.history import JobHistory
+    from softprompt.types.report import JobReport
 
 
 @dataclass(frozen=True)
 class TuningJob(values.TuningJob):
-    """A tuning job with its history and, in notebooks, as a table."""
+    """A tuning job with its history and report and, in notebooks, as a table."""
 
     _read_history: ClassVar[Any] = None
+    """Set on jobs that `Client` returns."""
+
+    _read_report: ClassVar[Any] = None
     """Set on jobs that `Client` returns."""
 
     def history(self) -> JobHistory:
@@ -40,6 +44,15 @@ class TuningJob(values.TuningJob):
     def plot(self, metric: str = "loss", path: str | Path | None = None) -> Any:
         """The history's plot. See `JobHistory.plot`."""
         return self.history().plot(metric, path)
+
+    def report(self, *, answers: bool = True) -> JobReport:
+        """Curves, metrics, held-out answers, lineage and cost, until now. Only for jobs from `Client`; with
+        AsyncClient, call `await client.job_report(job.name)`. Raises PreconditionFailed for other jobs.
+        """
+        if self._read_report is None:
+            raise PreconditionFailed("this job does not come from a Client: use the client's job_report(name)")
+        report: JobReport = self._read_report(answers=answers)
+        return report
 
     def _repr_html_(self) -> str:
         from softprompt.display.html import job_html
