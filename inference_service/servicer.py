@@ -107,7 +107,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def GetModelInfo(
         self, request: generation_pb2.GetModelInfoRequest, context: Any
     ) -> generation_pb2.GetModelInfoResponse:
-        return write(self._backend.model_info, generation_pb2.GetModelInfoResponse())
+        info = write(self._backend.model_info, generation_pb2.GetModelInfoResponse())
+        info.current_time.GetCurrentTime()
+        return info
 
     async def ListLoadedPrompts(
         self, request: generation_pb2.ListLoadedPromptsRequest, context: Any

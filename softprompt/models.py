@@ -32,7 +32,7 @@ from softprompt.model_names import WantedModel
 
 log = logging.getLogger(__name__)
 
-_ORIGIN_FILE = ".softprompt-origin.json"
+ORIGIN_FILE = ".softprompt-origin.json"
 """File in a directory from the hub that names the model and its commit."""
 
 
@@ -99,7 +99,7 @@ def _is_there(wanted: WantedModel, target: Path) -> bool:
     if not _is_model(target):
         return False
     try:
-        origin = json.loads((target / _ORIGIN_FILE).read_bytes())
+        origin = json.loads((target / ORIGIN_FILE).read_bytes())
     except FileNotFoundError:  # of the catalogue, or not from `pull`
         return True
     if (found := origin["hub_id"]) != wanted.name:
@@ -178,7 +178,7 @@ def _build(wanted: WantedModel, target: Path, lock: int, progress: Progress) -> 
         if (model := CATALOGUE.get(wanted.name)) is None:
             commit = download(wanted.name, wanted.revision, made, progress)
             origin = {"hub_id": wanted.name, "revision": wanted.revision, "commit": commit}
-            (made / _ORIGIN_FILE).write_text(json.dumps(origin), encoding="utf-8")
+            (made / ORIGIN_FILE).write_text(json.dumps(origin), encoding="utf-8")
         elif not _from_hub(model.hub_id, made, progress):
             _from_package(model, work, made, lock, progress)
         _sync(made)

@@ -1,4 +1,4 @@
-"""A whole trainer (without workers) and a whole replica over one store, and a client of both."""
+"""A whole trainer and a whole replica over one store, and a client of both. The trainer has no workers, or threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 
 from softprompt import AsyncClient
 from tests.inference_service.replica import Replica, running_replica
-from tests.trainer_service.conftest import RunningTrainer, running_trainer
+from tests.trainer_service.conftest import NoWorkers, RunningTrainer, running_trainer
+from tests.trainer_service.test_training_end_to_end import local_pool
 from trainer_service.config import TrainerSettings
 
 
@@ -31,7 +32,7 @@ class Services:
 
 @asynccontextmanager
 async def both(
-    model_dir: Path, directory: Path, max_proof_model_bytes: int = 0, **replica_settings: Any
+    model_dir: Path, directory: Path, max_proof_model_bytes: int = 0, *, trains: bool = False, **replica_settings: Any
 ) -> AsyncIterator[Services]:
     settings = TrainerSettings(
         base_models=(f"tiny={model_dir}",),
@@ -44,18 +45,22 @@ async def both(
     )
     async with (
         running_replica(model_dir, directory, **replica_settings) as replica,
-        running_trainer(settings) as trainer,
+        running_trainer(settings, local_pool if trains else _no_workers) as trainer,
         AsyncClient(f"127.0.0.1:{trainer.port}", f"127.0.0.1:{replica.port}") as client,
     ):
         yield Services(client, replica, trainer)
 
 
-async def _serve_until_stdin_closes(model_dir: Path, directory: Path) -> None:
-    async with both(model_dir, directory, replica="replica-a") as services:
+def _no_workers(settings: TrainerSettings) -> NoWorkers:
+    return NoWorkers()
+
+
+async def _serve_until_stdin_closes(model_dir: Path, directory: Path, trains: bool) -> None:
+    async with both(model_dir, directory, replica="replica-a", trains=trains) as services:
         sys.stdout.write(json.dumps(services.endpoints) + "\n")
         sys.stdout.flush()
         await asyncio.to_thread(sys.stdin.read)
 
 
 if __name__ == "__main__":  # a process of its own, for tests that block
-    asyncio.run(_serve_until_stdin_closes(Path(sys.argv[1]), Path(sys.argv[2])))
+    asyncio.run(_serve_until_stdin_closes(Path(sys.argv[1]), Path(sys.argv[2]), "--train" in sys.argv))

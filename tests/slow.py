@@ -36,6 +36,7 @@ FILES = frozenset(
             "softprompt/test_models.py",
         ),
         *("softprompt/test_prompts_cli.py", "softprompt/test_report.py", "softprompt/test_surroundings.py"),
+        *("softprompt/test_examples_in_docs.py",),
         *("softprompt/test_tracking.py", "trainer_service/test_job_report.py"),
         *(
             "trainer_service/test_process.py",

@@ -227,6 +227,8 @@ class ModelInfo:
     default_sampling: Sampling | None
     dtype: str
     device: str
+    current_time: datetime | None = None
+    """Of the replica's clock; None from an older replica."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from shared.values.base_model import BaseModelInfo
 from shared.values.hyperparameters import Hyperparameters
@@ -43,3 +44,5 @@ class ServiceInfo:
     num_workers: int
     unavailable_base_models: tuple[UnavailableBaseModel, ...] = ()
     """Configured models whose files are missing or damaged."""
+    current_time: datetime | None = None
+    """Of the trainer's clock; None from an older trainer."""

@@ -38,6 +38,16 @@ def read_checked_spec(message: tuning_pb2.TuningSpec) -> TuningSpec:
     return spec
 
 
+def read_spec_to_check(message: tuning_pb2.TuningSpec) -> TuningSpec:
+    """Like `read_checked_spec`, for `validate_only`: the dataset may be missing, and is then empty."""
+    if message.HasField("dataset"):
+        return read_checked_spec(message)
+    given = tuning_pb2.TuningSpec()
+    given.CopyFrom(message)
+    given.dataset.dataset = "missing"
+    return replace(read_checked_spec(given), dataset="")
+
+
 @reader(Init)
 def read_init(message: tuning_pb2.PromptInit, path: str = "init", violations: Violations | None = None) -> Init:
     """The init; a text or a source alone implies the method."""

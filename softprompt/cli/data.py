@@ -54,7 +54,7 @@ LabelsOption = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
-_COMMANDS = (["tune"], ["datasets", "upload"])
+_COMMANDS = (["tune"], ["datasets", "upload"], ["data", "check"], ["data", "preview"], ["data", "convert"])
 """Commands that have these options."""
 
 
@@ -66,6 +66,11 @@ def label_set(given: Sequence[str] | None) -> tuple[str, ...]:
     return checked_labels([label.strip() for line in lines for label in line if label.strip()])
 
 
+def source_of(text: str) -> str:
+    """The path of an argument: `-` is standard input."""
+    return "/dev/stdin" if text == "-" else text
+
+
 def read_examples(text: str, how: Data, labels: Sequence[str], which: str = "dataset") -> PreparedData | str:
     """Return a dataset name or URI unchanged; read a file, or standard input for `-`, as `how` says. Reports on stderr
     what was read.
@@ -74,7 +79,7 @@ def read_examples(text: str, how: Data, labels: Sequence[str], which: str = "dat
 
     if text.startswith("datasets/sha256-") or "://" in text:
         return text
-    prepared = prepare(replace(how, source="/dev/stdin" if text == "-" else text), labels, which)
+    prepared = prepare(replace(how, source=source_of(text)), labels, which)
     report = "".join(f"; {sentence}" for sentence in prepared.report)
     stderr().print(
         f"{prepared.name}: {prepared.num_examples} examples ({prepared.format}){report}", markup=False, soft_wrap=True

@@ -52,7 +52,7 @@ def report(error: Exception) -> int:
     """Print the error and its hint on stderr, if stderr can be written to. Returns the exit code."""
     with contextlib.suppress(OSError):
         stderr().print(f"[bold red]error:[/] {escape(_message(error))}", highlight=False, soft_wrap=True)
-        if hint := _hint(error):
+        if hint := "; ".join(filter(None, (_meant(error), _hint(error)))):
             stderr().print(f"[dim]hint:[/] {escape(hint)}", highlight=False, soft_wrap=True)
     return exit_code(error)
 
@@ -75,6 +75,15 @@ def _message(error: Exception) -> str:
     if isinstance(error, SoftPromptError | Failure | OSError | TimeoutError):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error} (a bug in this program; SOFTPROMPT_DEBUG=1 shows the traceback)"
+
+
+def _meant(error: Exception) -> str:
+    """The name that is probably meant, if one does not exist."""
+    if not isinstance(error, NotFound | InvalidInput):
+        return ""
+    from softprompt.cli.suggestions import suggestion
+
+    return suggestion(error)
 
 
 def _hint(error: Exception) -> str:

@@ -10,7 +10,7 @@ from softprompt.cli.output import numbers, print_json, show, stderr
 
 if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
-    from softprompt.types.jobs import SearchCandidate, TuningJob, TuningResult
+    from softprompt.types.jobs import JobCheck, SearchCandidate, TuningJob, TuningResult
 
 
 MAX_TOKENS = 8
@@ -31,6 +31,30 @@ def conclude(client: Client, job: TuningJob, *, follow: bool, as_json: bool) -> 
         print_json(job)
     else:
         show(job.name)
+
+
+def show_check(found: JobCheck, *, as_json: bool) -> None:
+    """Print what a job would be: the recipe's choices, the statistics of its data, and its estimated time."""
+    from dataclasses import fields
+
+    from softprompt.display.status import clock_text
+
+    if as_json:
+        print_json(found)
+        return
+    chosen = found.job.effective_spec.hyperparameters if found.job.effective_spec else None
+    statistics = found.job.dataset_statistics
+    if statistics is not None:
+        show(f"{'examples':<27}{statistics.num_train} to train on, {statistics.num_validation} held out")
+    for sentence in repetition(statistics):
+        show(f"{'':<27}{sentence}")
+    for item in fields(chosen) if chosen is not None else ():
+        value = getattr(chosen, item.name)
+        if value is not None and value != {}:
+            shown = value.method if item.name == "init" else value
+            show(f"{item.name:<27}{shown}")
+    seconds = found.estimated_seconds
+    show(f"{'estimated time':<27}{'unknown before the first job' if seconds is None else clock_text(seconds)}")
 
 
 def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = False) -> TuningJob:

@@ -19,6 +19,7 @@ RoutingOption = Annotated[
     str,
     typer.Option(metavar="KEY", help="If an alias names several versions, the same key always gets the same version."),
 ]
+FILE = "A file of inputs"
 REFERENCE_HELP = "NAME (its default alias), NAME@ALIAS or NAME@7"
 
 
@@ -32,17 +33,74 @@ def register(app: typer.Typer) -> None:
 
 @with_sampling_options
 def generate(
-    text: TextArgument,
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="The input; - reads standard input. Not with --file.")
+    ] = None,
+    *,
     sampling: Sampling,
     prompt: Annotated[str, typer.Option(help=f"{REFERENCE_HELP}. Default: the bare model.")] = "",
     routing_key: RoutingOption = "",
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Truncate an input that is too long, from the left.")
     ] = False,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Also ask this prompt or version and show the answers beside each other; `base` is the bare model. "
+            "May be repeated.",
+        ),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(help="Answer every row of this file (CSV, TSV, XLSX, Parquet, JSON lines).", rich_help_panel=FILE),
+    ] = None,
+    out: Annotated[
+        str, typer.Option(help="File for the rows with their answers; - is stdout.", rich_help_panel=FILE)
+    ] = "-",
+    input: Annotated[
+        str,
+        typer.Option(
+            "--input", metavar="COLUMN", help="Column of the inputs, if not found by name.", rich_help_panel=FILE
+        ),
+    ] = "",
+    answer_column: Annotated[
+        str, typer.Option(metavar="COLUMN", help="New column for the answers.", rich_help_panel=FILE)
+    ] = "answer",
+    encoding: Annotated[
+        str, typer.Option(help="Encoding of a file that is neither UTF-8 nor UTF-16: cp1252.", rich_help_panel=FILE)
+    ] = "",
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=1024, help="Rows that are asked for at once.", rich_help_panel=FILE)
+    ] = 8,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output file if it exists.", rich_help_panel=FILE)
+    ] = False,
     as_json: JsonOption = False,
     inference: InferenceOption = None,
 ) -> None:
-    """Stream an answer. Ctrl-C also stops the generation on the service."""
+    """Stream an answer, compare prompts, or answer all rows of a file. Ctrl-C also stops the service's work."""
+    if (text is None) == (file is None):
+        raise typer.BadParameter("give either a TEXT or --file")
+    others = {name: "" if name == "base" else name for name in compare or ()}
+    if file is not None:
+        from softprompt.cli.generate_file import FileTask, generate_file
+
+        targets = {answer_column: prompt} | {f"{answer_column} {name}": other for name, other in others.items()}
+        with open_client(inference=inference) as client:
+            task = FileTask(
+                file, out, targets, sampling, input, encoding, routing_key, truncate, concurrency, overwrite
+            )
+            generate_file(client, task)
+        return
+    assert text is not None
+    if others:
+        from softprompt.cli.side_by_side import compare_answers
+
+        with open_client(inference=inference) as client:
+            options = {"sampling": sampling, "routing_key": routing_key, "truncate": truncate}
+            compare_answers(client, read_input(text), {prompt or "base": prompt, **others}, options, as_json=as_json)
+        return
     with open_client(inference=inference) as client:
         stream = client.stream(
             read_input(text), prompt=prompt, sampling=sampling, routing_key=routing_key, truncate=truncate

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli import job_copies, job_reports, track
+from softprompt.cli.field_options import key_values
 from softprompt.cli.following import follow_job, show_result
 from softprompt.cli.options import JsonOption, TrainerOption, example, job_name, open_client
 from softprompt.cli.output import local_time, numbers, print_json, show, table
@@ -42,7 +43,7 @@ def list_(
     order = JobOrder.OLDEST_FIRST if oldest_first else JobOrder.NEWEST_FIRST
     with open_client(trainer) as client:
         jobs = client.list_jobs(
-            states=state or (), prompt=prompt, annotations=_annotations(label), order=order, limit=limit
+            states=state or (), prompt=prompt, annotations=key_values(label, "--label"), order=order, limit=limit
         )
     if as_json:
         for job in jobs:
@@ -130,13 +131,6 @@ def delete(job: JobArgument, trainer: TrainerOption = None) -> None:
     with open_client(trainer) as client:
         client.delete_job(job_name(job))
     show(f"{job_name(job)} is deleted")
-
-
-def _annotations(labels: list[str] | None) -> dict[str, str]:
-    pairs = [label.partition("=") for label in labels or ()]
-    if any(not separator for _, separator, _ in pairs):
-        raise typer.BadParameter("--label must look like KEY=VALUE")
-    return {key: value for key, _, value in pairs}
 
 
 def _say(job: TuningJob, as_json: bool) -> None:

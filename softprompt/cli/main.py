@@ -12,7 +12,24 @@ from rich.markup import escape
 from shared.process.standard_streams import discard_stdout
 from shared.process.surroundings import prepare_process
 from shared.process.threads import limit_threads
-from softprompt.cli import datasets, demo, gateway, generate, info, jobs, models, prompts, security, tokens, tune, up
+from softprompt.cli import (
+    chat,
+    data_files,
+    datasets,
+    demo,
+    doctor,
+    gateway,
+    generate,
+    info,
+    init,
+    jobs,
+    models,
+    prompts,
+    security,
+    tokens,
+    tune,
+    up,
+)
 from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, report
 from softprompt.cli.text_input import readable_argument
 
@@ -23,10 +40,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, up, gateway, tune, generate, info):
+for module in (init, up, gateway, tune, generate, chat, doctor, info, demo):
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="List, follow and cancel tuning jobs.")
 app.add_typer(datasets.app, name="datasets", help="Datasets that the trainer stores for you.")
+app.add_typer(data_files.app, name="data", help="Check, preview and convert files of examples.")
 app.add_typer(prompts.app, name="prompts", help="Published prompts, their versions and aliases.")
 app.add_typer(models.app, name="models", help="Base models on this machine.")
 app.add_typer(tokens.app, name="tokens", help="Bearer tokens for a service's callers file.")

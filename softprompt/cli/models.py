@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from softprompt.cli.model_list import list_
 from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import print_json, stderr
 from softprompt.cli.requirements import require
@@ -46,6 +47,9 @@ def pull(
             print_json({"name": str(model), "path": str(path)})
         else:
             typer.echo(str(path))
+
+
+app.command("list", epilog=example("softprompt models list"))(list_)
 
 
 @app.command(epilog=example("softprompt models fingerprint ./models/my-model"))

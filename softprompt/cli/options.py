@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,14 +48,23 @@ VersionOption = Annotated[
 ]
 
 
-def open_client(trainer: str | None = None, inference: str | None = None) -> Client:
+_addresses: ContextVar[tuple[str | None, str | None] | None] = ContextVar("softprompt_addresses", default=None)
+
+
+def open_client(trainer: str | None = None, inference: str | None = None, *, timeout_seconds: float = 30.0) -> Client:
     """A client with the security options and variables of this call. Imports gRPC, which commands without a service
     don't need.
     """
     from softprompt.cli.security import chosen_security
     from softprompt.client.sync_client import Client
 
-    return Client(trainer, inference, security=chosen_security())
+    _addresses.set((trainer, inference))
+    return Client(trainer, inference, timeout_seconds=timeout_seconds, security=chosen_security())
+
+
+def last_addresses() -> tuple[str | None, str | None] | None:
+    """Addresses of trainer and inference service that the last client was opened with; None before the first one."""
+    return _addresses.get()
 
 
 def example(text: str) -> str:

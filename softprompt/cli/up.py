@@ -12,6 +12,7 @@ import typer
 from shared.rpc.ports import check_port
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.models import pull_with_progress
+from softprompt.cli.next_steps import after_start
 from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import print_json, show, stderr
 from softprompt.cli.requirements import require
@@ -123,6 +124,10 @@ async def _serve(services: LocalServices, as_json: bool) -> None:
         else:
             for name, address in addresses.items():
                 show(f"{name:<10} {address}   {_VARIABLES[name]}={address}")
+            endpoints = {TRAINER_VARIABLE: services.trainer_endpoint, INFERENCE_VARIABLE: services.inference_endpoint}
+            show("next, in another terminal:")
+            for line in after_start(endpoints):
+                show(f"  {line}")
         raise await services.failure()
 
 

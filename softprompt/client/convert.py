@@ -14,7 +14,7 @@ from shared.values.generation import GenerationInput
 from shared.values.spec import is_uri
 from shared.violations import Violations
 from shared.wire.mirror import read, read_fields, reader, write
-from softprompt.types.common import Template
+from softprompt.types.common import Message, Template
 from softprompt.types.events import CheckpointStored, Evaluated, JobEvent, Note, ProgressMade, StateChanged
 from softprompt.types.generation import Input, TokenIds
 from softprompt.types.jobs import TuningJob, TuningProgress
@@ -54,9 +54,20 @@ def input_message(
         if isinstance(content, bytes | Mapping) or not isinstance(content, Iterable):
             text = f"a text, a list of messages or TokenIds is expected, not a value of type {type(content).__name__}"
             raise InvalidInput.of("input", text)
-        content = tuple(content)
+        turns: list[Message] = []
         for index, turn in enumerate(content):
+            where = f"input.messages[{index}]"
+            turn = _message(turn, where) if isinstance(turn, Mapping) else turn
             if getattr(turn, "content", "") is None:
-                raise InvalidInput.of(f"input.messages[{index}].content", "is missing")
+                raise InvalidInput.of(f"{where}.content", "is missing")
+            turns.append(turn)
+        content = tuple(turns)
     given = GenerationInput(content, prompt, template, routing_key, truncate)
     return write(given, generation_pb2.GenerationInput(), "input")
+
+
+def _message(turn: Mapping[str, Any], where: str) -> Message:
+    if set(turn) != {"role", "content"}:
+        keys = ", ".join(map(repr, turn)) or "nothing"
+        raise InvalidInput.of(where, f"a turn has a role and a content, not {keys}")
+    return Message(turn["role"], turn["content"])

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, Unpack
 
 from prompttuning.v1 import generation_pb2
 
-from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
+from shared.errors import DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed, SoftPromptError
 from shared.names import parse_version_name, version_name
 from shared.wire.mirror import fill, read
 from shared.wire.sampling import write_sampling
+from softprompt.client.chat import AsyncChat
 from softprompt.client.connection import Connection
 from softprompt.client.convert import input_message
+from softprompt.client.many import check_concurrency, in_order, patient
 from softprompt.client.stream import GenerationStream
+from softprompt.data.inputs import inputs_of
+from softprompt.data.problems import Unusable
 from softprompt.types.common import Sampling, Template
 from softprompt.types.generation import (
     CandidateScore,
     Generation,
+    GenerationOutcome,
     Input,
     LoadedPrompt,
     LoadedPrompts,
@@ -27,7 +33,10 @@ from softprompt.types.generation import (
     Scores,
     TokenCount,
 )
+from softprompt.types.keywords import SamplingKeywords, sampling_with
 
+Inputs = Iterable[Input | Mapping[str, Any]] | Any
+"""Texts, conversations, mappings or examples with an input, a Series, or a DataFrame with a column of inputs."""
 SERVED_POLL_SECONDS = 0.1
 
 
@@ -44,18 +53,21 @@ class GenerationMethods:
         input: Input,
         *,
         prompt: str = "",
-        sampling: Sampling | None = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
         template: Template | None = None,
         routing_key: str = "",
         truncate: bool = False,
         priority: int = 0,
         timeout_seconds: float | None = None,
+        **parameters: Unpack[SamplingKeywords],
     ) -> Generation:
-        """The whole answer at once. `template` is only for the bare model; a prompt has its own. Raises the errors of
-        the service.
+        """The whole answer at once. `template` is only for the bare model; a prompt has its own. `parameters` are the
+        fields of `Sampling`, as in `temperature=0.2`; they precede those of `sampling`. Raises the errors of the
+        service.
         """
         request = generation_pb2.GenerateRequest(
-            input=input_message(input, prompt, template, routing_key, truncate), sampling=write_sampling(sampling)
+            input=input_message(input, prompt, template, routing_key, truncate),
+            sampling=write_sampling(sampling_with(sampling, parameters)),
         )
         fill(request, priority=priority)
         timeout_seconds = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
@@ -69,16 +81,20 @@ class GenerationMethods:
         input: Input,
         *,
         prompt: str = "",
-        sampling: Sampling | None = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
         template: Template | None = None,
         routing_key: str = "",
         truncate: bool = False,
         priority: int = 0,
         timeout_seconds: float | None = None,
+        **parameters: Unpack[SamplingKeywords],
     ) -> GenerationStream:
-        """The answer while it is generated: iterate over the result. Leaving the loop cancels the generation."""
+        """The answer while it is generated: iterate over the result. Leaving the loop cancels the generation.
+        `parameters` are the fields of `Sampling`, as in `temperature=0.2`.
+        """
         request = generation_pb2.GenerateStreamRequest(
-            input=input_message(input, prompt, template, routing_key, truncate), sampling=write_sampling(sampling)
+            input=input_message(input, prompt, template, routing_key, truncate),
+            sampling=write_sampling(sampling_with(sampling, parameters)),
         )
         fill(request, priority=priority)
         timeout = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
@@ -87,6 +103,78 @@ class GenerationMethods:
             connection.inference,
             lambda: connection.generation.GenerateStream(request, timeout=timeout),
             num_completions,
+        )
+
+    def generate_many(
+        self,
+        inputs: Inputs,
+        *,
+        prompt: str = "",
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        template: Template | None = None,
+        routing_key: str = "",
+        truncate: bool = False,
+        priority: int = 0,
+        timeout_seconds: float | None = None,
+        concurrency: int = 8,
+        **parameters: Unpack[SamplingKeywords],
+    ) -> AsyncIterator[GenerationOutcome]:
+        """One outcome for each input, in their order: the answer, or why there is none. At most `concurrency` answers
+        are generated at once. Inputs are taken as they are needed, so they may be a generator.
+
+        The other arguments are those of `generate`; `timeout_seconds` is for each answer. An overloaded service is
+        asked again after the pause that it wants. Raises InvalidInput for arguments that are wrong for all inputs.
+        """
+        check_concurrency(concurrency)
+        chosen = sampling_with(sampling, parameters)
+
+        async def one(item: tuple[int, Input | Unusable]) -> GenerationOutcome:
+            index, content = item
+            if isinstance(content, Unusable):
+                place = f"inputs[{index}]" + (f".{content.part}" if content.part else "")
+                return GenerationOutcome(index, "", error=InvalidInput.of(place, content.reason))
+            try:
+                answer = await patient(
+                    lambda: self.generate(
+                        content,
+                        prompt=prompt,
+                        sampling=chosen,
+                        template=template,
+                        routing_key=routing_key,
+                        truncate=truncate,
+                        priority=priority,
+                        timeout_seconds=timeout_seconds,
+                    )
+                )
+            except SoftPromptError as error:
+                return GenerationOutcome(index, content, error=error)
+            return GenerationOutcome(index, content, answer)
+
+        return in_order(enumerate(inputs_of(inputs)), one, concurrency)
+
+    def chat(
+        self,
+        prompt: str = "",
+        *,
+        system: str = "",
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        routing_key: str = "",
+        truncate: bool = True,
+        timeout_seconds: float | None = None,
+        **parameters: Unpack[SamplingKeywords],
+    ) -> AsyncChat:
+        """A conversation that keeps its turns. With `truncate`, the oldest turns are left out once they don't fit."""
+        chosen = sampling_with(sampling, parameters)
+        return AsyncChat(
+            lambda messages: self.stream(
+                messages,
+                prompt=prompt,
+                sampling=chosen,
+                routing_key=routing_key,
+                truncate=truncate,
+                timeout_seconds=timeout_seconds,
+            ),
+            system,
         )
 
     async def score(

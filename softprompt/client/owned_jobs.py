@@ -1,4 +1,4 @@
-"""Jobs that a blocking client returns can read their own report."""
+"""Jobs that a blocking client returns can read their own history and report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ _RETURNS = frozenset({"TuningJob", "list[TuningJob]"})
 
 
 def owns_jobs(client: C) -> C:
-    """Wrap the methods of a class that return jobs, by their annotations. The class has `job_report(name)`."""
+    """Wrap the methods of a class that return jobs, by their annotations. The class has `job_history(name)`
+    and `job_report(name)`.
+    """
     for name, method in list(vars(client).items()):
         if inspect.isfunction(method) and method.__annotations__.get("return") in _RETURNS:
             setattr(client, name, _owning(method))
@@ -34,3 +36,4 @@ def _owning(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _own(client: Any, job: TuningJob) -> None:
     object.__setattr__(job, "_read_report", lambda **options: client.job_report(job.name, **options))
+    object.__setattr__(job, "_read_history", lambda: client.job_history(job.name))

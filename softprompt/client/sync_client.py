@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from softprompt.client.async_client import AsyncClient
+from softprompt.client.chat import Chat
+from softprompt.client.examples import EXAMPLES
+from softprompt.client.generation import Inputs
 from softprompt.client.loop_thread import LoopThread
 from softprompt.client.owned_jobs import owns_jobs
 from softprompt.client.security import ClientSecurity
@@ -26,6 +29,7 @@ from softprompt.types.generation import (
     Generation,
     GenerationDelta,
     GenerationEnd,
+    GenerationOutcome,
     GenerationStart,
     Input,
     LoadedPrompt,
@@ -34,7 +38,9 @@ from softprompt.types.generation import (
     Scores,
     TokenCount,
 )
-from softprompt.types.jobs import JobOrder, JobState, TuningJob
+from softprompt.types.history import JobHistory
+from softprompt.types.jobs import JobCheck, JobOrder, JobState, TuningJob
+from softprompt.types.keywords import SamplingKeywords, sampling_with
 from softprompt.types.prompts import (
     Alias,
     AliasTarget,
@@ -96,11 +102,11 @@ class SyncGenerationStream:
 
 
 def _documented(client: type[Client]) -> type[Client]:
-    """Give each method the docstring of its counterpart in AsyncClient."""
+    """Give each method the docstring of its counterpart in AsyncClient, with an example if there is one."""
     for name, member in vars(client).items():
         function = member.fget if isinstance(member, property) else member
         if callable(function) and not function.__doc__ and hasattr(AsyncClient, name):
-            function.__doc__ = getattr(AsyncClient, name).__doc__
+            function.__doc__ = f"{getattr(AsyncClient, name).__doc__}{EXAMPLES.get(name, '')}"
     return client
 
 
@@ -192,6 +198,9 @@ class Client:
         )
         return self._loop.run(call)
 
+    def validate_job(self, spec: TuningSpec, *, on_upload: OnUpload | None = None) -> JobCheck:
+        return self._loop.run(self._client.validate_job(spec, on_upload=on_upload))
+
     def clone_job(
         self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
     ) -> TuningJob:
@@ -202,8 +211,14 @@ class Client:
     ) -> TuningJob:
         return self._loop.run(self._client.continue_job(name, request_id=request_id, on_upload=on_upload, **changes))
 
-    def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
-        return self._loop.run(self._client.tune(spec, on_event=on_event))
+    def tune(
+        self,
+        spec: TuningSpec,
+        *,
+        on_event: Callable[[JobEvent], object] | None = None,
+        progress: bool | None = None,
+    ) -> TuningJob:
+        return self._loop.run(self._client.tune(spec, on_event=on_event, progress=progress))
 
     def get_job(self, name: str) -> TuningJob:
         return self._loop.run(self._client.get_job(name))
@@ -228,9 +243,18 @@ class Client:
         return self._loop.iterate(self._client.watch_job(name, after=after, reconnect_seconds=reconnect_seconds))
 
     def wait_for_job(
-        self, name: str, *, timeout_seconds: float | None = None, on_event: Callable[[JobEvent], object] | None = None
+        self,
+        name: str,
+        *,
+        timeout_seconds: float | None = None,
+        on_event: Callable[[JobEvent], object] | None = None,
+        progress: bool | None = None,
     ) -> TuningJob:
-        return self._loop.run(self._client.wait_for_job(name, timeout_seconds=timeout_seconds, on_event=on_event))
+        call = self._client.wait_for_job(name, timeout_seconds=timeout_seconds, on_event=on_event, progress=progress)
+        return self._loop.run(call)
+
+    def job_history(self, name: str) -> JobHistory:
+        return self._loop.run(self._client.job_history(name))
 
     def job_report(self, name: str, *, answers: bool = True) -> JobReport:
         return self._loop.run(self._client.job_report(name, answers=answers))
@@ -344,12 +368,13 @@ class Client:
         input: Input,
         *,
         prompt: str = "",
-        sampling: Sampling | None = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
         template: Template | None = None,
         routing_key: str = "",
         truncate: bool = False,
         priority: int = 0,
         timeout_seconds: float | None = None,
+        **parameters: Unpack[SamplingKeywords],
     ) -> Generation:
         return self._loop.run(
             self._client.generate(
@@ -361,6 +386,7 @@ class Client:
                 truncate=truncate,
                 priority=priority,
                 timeout_seconds=timeout_seconds,
+                **parameters,
             )
         )
 
@@ -369,12 +395,13 @@ class Client:
         input: Input,
         *,
         prompt: str = "",
-        sampling: Sampling | None = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
         template: Template | None = None,
         routing_key: str = "",
         truncate: bool = False,
         priority: int = 0,
         timeout_seconds: float | None = None,
+        **parameters: Unpack[SamplingKeywords],
     ) -> SyncGenerationStream:
         stream = self._client.stream(
             input,
@@ -385,8 +412,61 @@ class Client:
             truncate=truncate,
             priority=priority,
             timeout_seconds=timeout_seconds,
+            **parameters,
         )
         return SyncGenerationStream(stream, self._loop)
+
+    def generate_many(
+        self,
+        inputs: Inputs,
+        *,
+        prompt: str = "",
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        template: Template | None = None,
+        routing_key: str = "",
+        truncate: bool = False,
+        priority: int = 0,
+        timeout_seconds: float | None = None,
+        concurrency: int = 8,
+        **parameters: Unpack[SamplingKeywords],
+    ) -> Iterator[GenerationOutcome]:
+        outcomes = self._client.generate_many(
+            inputs,
+            prompt=prompt,
+            sampling=sampling,
+            template=template,
+            routing_key=routing_key,
+            truncate=truncate,
+            priority=priority,
+            timeout_seconds=timeout_seconds,
+            concurrency=concurrency,
+            **parameters,
+        )
+        return self._loop.iterate(outcomes)
+
+    def chat(
+        self,
+        prompt: str = "",
+        *,
+        system: str = "",
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        routing_key: str = "",
+        truncate: bool = True,
+        timeout_seconds: float | None = None,
+        **parameters: Unpack[SamplingKeywords],
+    ) -> Chat:
+        chosen = sampling_with(sampling, parameters)
+        return Chat(
+            lambda messages: self.stream(
+                messages,
+                prompt=prompt,
+                sampling=chosen,
+                routing_key=routing_key,
+                truncate=truncate,
+                timeout_seconds=timeout_seconds,
+            ),
+            system,
+        )
 
     def score(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -18,14 +18,14 @@ from softprompt.client.clone import cloned_spec, continued_spec
 from softprompt.client.connection import Connection
 from softprompt.client.convert import is_remote
 from softprompt.client.datasets import UploadSource
+from softprompt.client.job_checks import check_before_upload, check_job
+from softprompt.client.job_following import JobFollowing
 from softprompt.client.paging import all_pages
 from softprompt.client.verdict import first_verdict
-from softprompt.client.watch import watch
 from softprompt.data.prepare import DATASET, VALIDATION_DATASET, PreparedData, checked_labels, prepare
-from softprompt.errors import JobFailed
 from softprompt.types.datasets import StoredDataset, UploadedDataset
-from softprompt.types.events import JobEvent, StateChanged
-from softprompt.types.jobs import JobOrder, JobState, TuningJob
+from softprompt.types.events import JobEvent
+from softprompt.types.jobs import JobCheck, JobOrder, JobState, TuningJob
 from softprompt.types.report import JobReport
 from softprompt.types.service import ServiceInfo
 from softprompt.types.spec import Dataset, TuningSpec
@@ -38,7 +38,7 @@ OnUpload = Callable[[int, int], object]
 """Called with (sent bytes, all bytes)."""
 
 
-class TuningMethods:
+class TuningMethods(JobFollowing):
     """The part of AsyncClient for datasets and tuning jobs."""
 
     _connection: Connection
@@ -72,10 +72,14 @@ class TuningMethods:
         timeout_seconds: float | None = None,
         on_progress: OnUpload | None = None,
         file_name: str = "",
+        check: Callable[[], Awaitable[None]] | None = None,
     ) -> UploadedDataset:
+        """`check` is called before bytes are sent, and not if they are stored already."""
         source = await asyncio.to_thread(UploadSource.of, prepared.content)
         if (stored := await self._stored_already(source, labels, file_name)) is not None:
             return stored
+        if check is not None:
+            await check()
         if timeout_seconds is None:
             timeout_seconds = self._connection.trainer.timeout_seconds + source.size_bytes / SLOWEST_BYTES_PER_SECOND
 
@@ -143,13 +147,8 @@ class TuningMethods:
         `timeout_seconds` is the deadline of the creation alone; the default is longer if the trainer copies data from a
         URI. `on_upload` is called as `on_progress` of `upload_dataset`. Raises InvalidInput.
         """
-        labels = checked_labels(spec.labels, "spec.labels")
         with ExitStack() as names:
-            dataset = await self._stored(spec.dataset, labels, DATASET, names, on_upload)
-            held_out = spec.validation_dataset
-            validation = (
-                "" if held_out is None else await self._stored(held_out, labels, VALIDATION_DATASET, names, on_upload)
-            )
+            dataset, validation = await self._stored_data(spec, names, on_upload)
             if timeout_seconds is None and (is_uri(dataset) or is_uri(validation)):
                 timeout_seconds = max(COPY_SECONDS, self._connection.trainer.timeout_seconds)
             stored = replace(spec, dataset=dataset, validation_dataset=validation)
@@ -159,6 +158,29 @@ class TuningMethods:
                 self._connection.tuning.CreateTuningJob, request, timeout_seconds
             )
         return read(TuningJob, response.job)
+
+    async def validate_job(self, spec: TuningSpec, *, on_upload: OnUpload | None = None) -> JobCheck:
+        """Store the examples and check the job without creating it: what the recipe chooses, what was counted in the
+        data, and how long it would train. Raises what `create_job` raises.
+        """
+        with ExitStack() as names:
+            dataset, validation = await self._stored_data(spec, names, on_upload)
+            return await check_job(self._connection, spec, dataset, validation)
+
+    async def _stored_data(self, spec: TuningSpec, names: ExitStack, on_upload: OnUpload | None) -> tuple[str, str]:
+        """Names or URIs of the training and the validation data, which are uploaded if they are local. What the trainer
+        refuses whatever the data is, it refuses before the upload.
+        """
+        labels = checked_labels(spec.labels, "spec.labels")
+
+        async def check() -> None:
+            await check_before_upload(self._connection, spec)
+
+        dataset = await self._stored(spec.dataset, labels, DATASET, names, on_upload, check)
+        held_out = spec.validation_dataset
+        if held_out is None:
+            return dataset, ""
+        return dataset, await self._stored(held_out, labels, VALIDATION_DATASET, names, on_upload, check)
 
     async def clone_job(
         self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
@@ -185,23 +207,25 @@ class TuningMethods:
             continued_spec(await self.get_job(name), changes), request_id=request_id, on_upload=on_upload
         )
 
-    async def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
+    async def tune(
+        self,
+        spec: TuningSpec,
+        *,
+        on_event: Callable[[JobEvent], object] | None = None,
+        progress: bool | None = None,
+    ) -> TuningJob:
         """Queue a job; wait until it succeeds and until a live replica, if there is one, serves its version.
 
-        Raises JobFailed if the job fails or is cancelled, PreconditionFailed with the reason if the replica refuses the
-        version. Leaving early does not cancel the job.
+        `progress` shows state, losses and time left meanwhile; None does so in notebooks. Raises JobFailed if the job
+        fails or is cancelled, PreconditionFailed with the reason if the replica refuses the version. Leaving early does
+        not cancel the job.
         """
         job = await self.create_job(spec)
-        job = await self.wait_for_job(job.name, on_event=on_event)
+        job = await self.wait_for_job(job.name, on_event=on_event, progress=progress)
         if job.result is not None and job.result.alias_moved:  # replicas load what an alias names
             with suppress(DeadlineExceeded, NotFound, PermissionDenied, Unavailable, Unimplemented):
                 await first_verdict(self._connection, job.result.version)
         return job
-
-    async def get_job(self, name: str) -> TuningJob:
-        """One job. Raises NotFound."""
-        request = tuning_pb2.GetTuningJobRequest(name=name)
-        return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.GetTuningJob, request)).job)
 
     async def list_jobs(
         self,
@@ -229,31 +253,6 @@ class TuningMethods:
             return [read(TuningJob, job) for job in response.jobs], response.next_page_token
 
         return await all_pages(page, limit)
-
-    def watch_job(self, name: str, *, after: int = 0, reconnect_seconds: float = 120.0) -> AsyncIterator[JobEvent]:
-        """Events after number `after`, those of the past first, until the job's last one.
-
-        A lost connection is taken up again after the last seen event; Unavailable once that failed for
-        `reconnect_seconds`.
-        """
-        return watch(self._connection, name, after, reconnect_seconds)
-
-    async def wait_for_job(
-        self, name: str, *, timeout_seconds: float | None = None, on_event: Callable[[JobEvent], object] | None = None
-    ) -> TuningJob:
-        """The job once it has succeeded. Raises JobFailed, also for a cancelled job, or TimeoutError."""
-        last: TuningJob | None = None
-        async with asyncio.timeout(timeout_seconds):
-            async for event in self.watch_job(name):
-                if on_event is not None:
-                    on_event(event)
-                if isinstance(event, StateChanged):
-                    last = event.job
-        if last is None or not last.state.is_final:
-            last = await self.get_job(name)
-        if last.state is not JobState.SUCCEEDED:
-            raise JobFailed(last)
-        return last
 
     async def job_report(self, name: str, *, answers: bool = True) -> JobReport:
         """Curves, metrics, held-out answers, lineage and cost of a job, running or ended. Raises NotFound, or
@@ -321,7 +320,13 @@ class TuningMethods:
         return UploadedDataset(found.name, found.num_examples, found.task, tuple(labels) or found.labels)
 
     async def _stored(
-        self, dataset: Dataset, labels: Sequence[str], which: str, names: ExitStack, on_upload: OnUpload | None
+        self,
+        dataset: Dataset,
+        labels: Sequence[str],
+        which: str,
+        names: ExitStack,
+        on_upload: OnUpload | None,
+        check: Callable[[], Awaitable[None]],
     ) -> str:
         """The name or URI of the data, which is uploaded first if it is local. `names` translates lines in the
         service's errors.
@@ -330,4 +335,4 @@ class TuningMethods:
             return dataset
         prepared = await asyncio.to_thread(prepare, dataset, labels, which)
         names.enter_context(prepared.named(which))
-        return (await self._upload(prepared, labels, on_progress=on_upload)).dataset
+        return (await self._upload(prepared, labels, on_progress=on_upload, check=check)).dataset

@@ -105,25 +105,25 @@ class Layouts:
             raise NotUnderstood(f"has the column {twice!r} twice")
         chosen = {role: self._wanted_column(role, columns) for role in self._wanted}
         free = [name for name in columns if name not in chosen.values()]
-        if "messages" in chosen or (not chosen and (found := _only(free, CHAT_NAMES))):
+        if "messages" in chosen or (not chosen and (found := only_column(free, CHAT_NAMES))):
             messages = chosen.get("messages") or found
-            system = _only([name for name in free if name != messages], ("system",))
+            system = only_column([name for name in free if name != messages], ("system",))
             return Layout(messages=messages, system=system, extra=_rest(columns, messages, system))
         instruction, context = _named(free, "instruction"), _named(free, "input")
         if (
             instruction
             and context
             and "input" not in chosen
-            and (output := chosen.get("output") or _only(free, OUTPUT_NAMES))
+            and (output := chosen.get("output") or only_column(free, OUTPUT_NAMES))
         ):
             return Layout(context, output, instruction=instruction, extra=_rest(columns, instruction, context, output))
-        input = chosen.get("input") or _only(free, INPUT_NAMES)
+        input = chosen.get("input") or only_column(free, INPUT_NAMES)
         output, label = chosen.get("output", ""), chosen.get("label", "")
         if output and label:
             raise NotUnderstood("an example has an output or a label, not both: name one of them")
         if not output and not label:
             both = _named(free, OUTPUT_NAMES[0]) and _named(free, LABEL_NAMES[0])
-            target = "" if both else _only([name for name in free if name != input], OUTPUT_NAMES + LABEL_NAMES)
+            target = "" if both else only_column([name for name in free if name != input], OUTPUT_NAMES + LABEL_NAMES)
             output, label = ("", target) if target and target.strip().lower() in LABEL_NAMES else (target, "")
         if not input or not (output or label):
             raise self._not_understood(columns, input, output or label, row)
@@ -174,7 +174,7 @@ def _named(columns: Sequence[str], name: str) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _only(columns: Sequence[str], names: Sequence[str]) -> str:
+def only_column(columns: Sequence[str], names: Sequence[str]) -> str:
     """The column called `names[0]`, else the only column with any of the names; empty if there is none or more than
     one.
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from shared.errors import SoftPromptError, Unavailable
 from shared.values.enums import LoadedState as LoadedState
 from shared.values.generation import CandidateScore as CandidateScore
 from shared.values.generation import Completion as Completion
@@ -24,5 +26,25 @@ from shared.values.generation import TokenIds as TokenIds
 from shared.values.generation import TokenLogprob as TokenLogprob
 from softprompt.types.common import Message
 
-Input = str | Sequence[Message] | TokenIds
-"""A text or a conversation, rendered by the prompt's template, or token ids."""
+Input = str | Sequence[Message | Mapping[str, str]] | TokenIds
+"""A text or a conversation, rendered by the prompt's template, or token ids. A turn may be {"role": ..., "content":
+...}.
+"""
+
+
+@dataclass(frozen=True)
+class GenerationOutcome:
+    """What became of one of several inputs: the answer, or the error in its place."""
+
+    index: int
+    """Number of the input, from 0."""
+    input: Input
+    generation: Generation | None = None
+    error: SoftPromptError | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the answer. Raises the error if there is none."""
+        if self.generation is None:
+            raise self.error or Unavailable("there is no answer")
+        return self.generation.text

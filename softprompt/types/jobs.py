@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shared.errors import PreconditionFailed
@@ -17,15 +18,32 @@ from shared.values.results import TuningProgress as TuningProgress
 from shared.values.results import TuningResult as TuningResult
 
 if TYPE_CHECKING:
+    from softprompt.types.history import JobHistory
     from softprompt.types.report import JobReport
 
 
 @dataclass(frozen=True)
 class TuningJob(values.TuningJob):
-    """A tuning job with its report."""
+    """A tuning job with its history and report and, in notebooks, as a table."""
+
+    _read_history: ClassVar[Any] = None
+    """Set on jobs that `Client` returns."""
 
     _read_report: ClassVar[Any] = None
     """Set on jobs that `Client` returns."""
+
+    def history(self) -> JobHistory:
+        """Losses, held-out metrics and notes until now. Only for jobs from `Client`; with AsyncClient, call
+        `await client.job_history(job.name)`. Raises PreconditionFailed for other jobs.
+        """
+        if self._read_history is None:
+            raise PreconditionFailed("this job does not come from a Client: use the client's job_history(name)")
+        history: JobHistory = self._read_history()
+        return history
+
+    def plot(self, metric: str = "loss", path: str | Path | None = None) -> Any:
+        """The history's plot. See `JobHistory.plot`."""
+        return self.history().plot(metric, path)
 
     def report(self, *, answers: bool = True) -> JobReport:
         """Curves, metrics, held-out answers, lineage and cost, until now. Only for jobs from `Client`; with
@@ -36,6 +54,22 @@ class TuningJob(values.TuningJob):
         report: JobReport = self._read_report(answers=answers)
         return report
 
+    def _repr_html_(self) -> str:
+        from softprompt.display.html import job_html
+
+        return job_html(self)
+
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles have the fields alone, without the client."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass(frozen=True)
+class JobCheck:
+    """What a job would be. `job` has no name, because it was not created; its effective spec has the recipe's choices,
+    its statistics what was counted in the data.
+    """
+
+    job: TuningJob
+    estimated_seconds: float | None
+    """Time on a worker, by the speed of earlier jobs of the base model; None without such jobs."""

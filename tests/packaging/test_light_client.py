@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_no_heavy_package_is_imported_where_they_are_installed(full: Environment
     assert json.loads(done.stdout or "null") == [], done.stderr
 
 
-@pytest.mark.parametrize("command", ["", "datasets", "generate", "jobs", "prompts", "tune"])
+@pytest.mark.parametrize("command", ["", "chat", "data", "datasets", "doctor", "generate", "jobs", "prompts", "tune"])
 def test_help_needs_nothing_more(light: Environment, tmp_path: Path, command: str) -> None:
     done = light.run("softprompt", *command.split(), "--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -68,6 +69,24 @@ def test_help_needs_nothing_more(light: Environment, tmp_path: Path, command: st
 
 def test_the_version_is_printed(light: Environment, tmp_path: Path) -> None:
     assert light.run("softprompt", "--version", cwd=tmp_path).stdout == "softprompt 0.1.0\n"
+
+
+def test_examples_are_made_checked_and_converted(light: Environment, tmp_path: Path) -> None:
+    for arguments in (["init", "a.csv"], ["data", "check", "a.csv"], ["data", "convert", "a.csv", "a.jsonl"]):
+        done = light.run("softprompt", *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    wanted = light.run("softprompt", "data", "convert", "a.csv", "a.xlsx", cwd=tmp_path)
+    assert (wanted.returncode, "pip install 'softprompt[data]'" in wanted.stderr) == (2, True)
+
+
+def test_the_doctor_and_the_list_of_models_need_nothing_more(light: Environment, tmp_path: Path) -> None:
+    away: dict[str, Any] = {"SOFTPROMPT_TRAINER": "127.0.0.1:9", "SOFTPROMPT_INFERENCE": "127.0.0.1:9"}
+    done = light.run("softprompt", "doctor", cwd=tmp_path, **away)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "the client alone" in done.stdout
+    listed = light.run("softprompt", "models", "list", cwd=tmp_path, **away)
+    assert listed.returncode == 0
+    assert "smollm2-135m-instruct" in listed.stdout
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
     def __init__(self) -> None:
         self.uploads: list[tuple[tuning_pb2.DatasetHeader, bytes]] = []
         self.specs: list[tuning_pb2.TuningSpec] = []
+        self.checked: list[tuning_pb2.TuningSpec] = []
+        """Specs that were checked before an upload."""
         self.request_ids: list[str] = []
         self.watched_after: list[int] = []
         self.fail_next: list[SoftPromptError] = []
@@ -48,6 +50,9 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         self.reports: dict[str, tuning_pb2.JobReport] = {}
         self.events = finished_events()
         self.alias_version = 2
+        self.info = tuning_pb2.GetServiceInfoResponse(
+            software_version="0.1.0", base_models=[common_pb2.BaseModel(id="tiny")], num_workers=1
+        )
         self.created_statistics: tuning_pb2.DatasetStatistics | None = None
         self.statuses: list[prompts_pb2.VersionStatus] = [prompts_pb2.VersionStatus(version="prompts/tone/versions/1")]
         """What GetPromptStatus answers, one after the other, the last one from then on."""
@@ -72,6 +77,9 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         )
 
     async def CreateTuningJob(self, request: Any, context: Any) -> tuning_pb2.CreateTuningJobResponse:
+        if request.validate_only and not request.spec.HasField("dataset"):
+            self.checked.append(request.spec)
+            return tuning_pb2.CreateTuningJobResponse()
         self._maybe_fail()
         self.specs.append(request.spec)
         self.request_ids.append(request.request_id)
@@ -133,9 +141,7 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
 
     async def GetServiceInfo(self, request: Any, context: Any) -> tuning_pb2.GetServiceInfoResponse:
         self._maybe_fail()
-        return tuning_pb2.GetServiceInfoResponse(
-            software_version="0.1.0", base_models=[common_pb2.BaseModel(id="tiny")], num_workers=1
-        )
+        return self.info
 
     async def ListPrompts(self, request: Any, context: Any) -> prompts_pb2.ListPromptsResponse:
         return prompts_pb2.ListPromptsResponse(prompts=[self._prompt()])
@@ -180,6 +186,9 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
         self.script: list[generation_pb2.GenerateStreamResponse] | None = None
         """What GenerateStream sends in place of a whole answer."""
         self.endless = False
+        self.info = generation_pb2.GetModelInfoResponse(
+            software_version="0.1.0", base_model=common_pb2.BaseModel(id="tiny"), dtype="float32", device="cpu"
+        )
         self.stream_ended = asyncio.Event()
         self.loaded: list[list[generation_pb2.LoadedPrompt] | None] = []
         """What ListLoadedPrompts answers, one after the other, the last one from then on; None: the prompt is unknown.
@@ -231,9 +240,7 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
         )
 
     async def GetModelInfo(self, request: Any, context: Any) -> generation_pb2.GetModelInfoResponse:
-        return generation_pb2.GetModelInfoResponse(
-            software_version="0.1.0", base_model=common_pb2.BaseModel(id="tiny"), dtype="float32", device="cpu"
-        )
+        return self.info
 
     async def ListLoadedPrompts(self, request: Any, context: Any) -> generation_pb2.ListLoadedPromptsResponse:
         prompts = self.loaded.pop(0) if len(self.loaded) > 1 else (self.loaded[0] if self.loaded else [])

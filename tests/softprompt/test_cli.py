@@ -31,6 +31,10 @@ COMMANDS = [
     ("generate",),
     ("classify",),
     ("info",),
+    ("init",),
+    ("chat",),
+    ("doctor",),
+    *[("data", name) for name in ("check", "preview", "convert")],
     *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume", "delete", "clone", "continue")],
     *[("jobs", name) for name in ("report", "compare", "curve", "track")],
     *[("datasets", name) for name in ("upload", "list", "show", "delete")],
@@ -41,6 +45,7 @@ COMMANDS = [
     ("prompts", "alias", "set"),
     ("prompts", "alias", "remove"),
     ("models", "pull"),
+    ("models", "list"),
 ]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from shared.errors import NotFound
 from softprompt import AsyncClient, Client, Example, TuningSpec
+from softprompt.client.chat import AsyncChat, Chat
 from softprompt.client.stream import GenerationStream
 from softprompt.client.sync_client import SyncGenerationStream
 from tests.softprompt.conftest import Services
@@ -22,6 +23,8 @@ RENAMED = {
     "AsyncIterator[JobEvent]": "Iterator[JobEvent]",
     "AsyncIterator[PromptChange]": "Iterator[PromptChange]",
     "GenerationStream": "SyncGenerationStream",
+    "AsyncIterator[GenerationOutcome]": "Iterator[GenerationOutcome]",
+    "AsyncChat": "Chat",
     "AsyncClient": "Client",
 }
 
@@ -34,7 +37,9 @@ def public_methods(cls: type) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(Client, AsyncClient), (SyncGenerationStream, GenerationStream)])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(Client, AsyncClient), (SyncGenerationStream, GenerationStream), (Chat, AsyncChat)]
+)
 def test_both_clients_have_the_same_methods(ours: type, theirs: type) -> None:
     assert public_methods(ours).keys() == public_methods(theirs).keys()
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from shared.model.base_model import BaseModelInfo
+from shared.text.repetition import Repetition, RepetitionCounter
 from shared.text.template import Template
 from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec, new_job_id
 from trainer_service.jobs.record import Record, queue_key, to_datetime
-from trainer_service.training.data.repetition import Repetition, RepetitionCounter
 from trainer_service.training.spec import (
     Example,
     FilledHyperparameters,

@@ -74,6 +74,9 @@ class AdmitAll:
             changes["max_runtime_seconds"] = spec.max_runtime_seconds
         return self.base.model_copy(update=changes)
 
+    async def check_form(self, spec: StoredSpec) -> None:
+        """Nothing is refused."""
+
 
 class Service:
     """One trainer process after the other on the same directory: `start`, `crash`, `drain`, `start` again."""

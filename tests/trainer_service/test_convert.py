@@ -18,6 +18,7 @@ from shared.caller import Caller, Role, calling
 from shared.prompt.manifest import Manifest, utc_now
 from shared.store.commit import AliasTarget, VersionSummary
 from shared.store.index import PromptRecord, VersionRecord
+from shared.text.repetition import Repetition
 from shared.text.template import Template, TemplateFormat
 from shared.values import prompts as values
 from shared.values.results import (
@@ -55,7 +56,6 @@ from trainer_service.jobs.states import JobState
 from trainer_service.jobs.view import shown_job, shown_payload
 from trainer_service.prompt_view import shown_version
 from trainer_service.prompts import Version
-from trainer_service.training.data.repetition import Repetition
 from trainer_service.training.spec import (
     FilledHyperparameters,
     Hyperparameters,

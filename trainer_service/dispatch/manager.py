@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from shared.caller import Tenant, current_caller
 from shared.errors import InvalidInput, Unavailable
@@ -22,6 +22,7 @@ from shared.trace_context import current_traceparent
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.datasets.ledger import DatasetLedger
 from trainer_service.dispatch.dispatcher import Dispatcher
+from trainer_service.dispatch.job_estimate import training_seconds
 from trainer_service.dispatch.start_times import StartTimes
 from trainer_service.jobs import transitions
 from trainer_service.jobs.config import JobsConfig
@@ -44,6 +45,7 @@ from trainer_service.jobs.record import Record, queue_key, to_datetime
 from trainer_service.jobs.states import LEASED_STATES, JobState
 from trainer_service.jobs.store.files import DatabaseFiles, DirectoryFiles, JobFiles, keep_what_is_worth
 from trainer_service.jobs.store.job_store import JobStore
+from trainer_service.jobs.submission import CheckedJob
 from trainer_service.pools import TrainerPools
 from trainer_service.publish.alias_claim import alias_revision
 from trainer_service.publish.publisher import Publisher
@@ -69,6 +71,10 @@ class Admission(Protocol):
 
     async def check(self, spec: StoredSpec) -> EffectiveSpec:
         """Raises InvalidInput naming fields, NotFound, or PreconditionFailed."""
+        ...
+
+    async def check_form(self, spec: StoredSpec) -> None:
+        """Like `check`, for a spec whose data is not stored yet."""
         ...
 
 
@@ -142,6 +148,37 @@ class JobManager:
         self._context.close()
         self._store.close()
 
+    async def check(self, spec: StoredSpec, owner: JobOwner) -> CheckedJob:
+        """The job that `create` would make, unstored, and how long it would train. Raises what `create` raises. Without
+        a dataset in the spec, checks what does not depend on the data.
+        """
+        database = self._context.database
+        if not spec.dataset:
+            _check_priority(spec, owner)
+            await self._admission.check_form(spec)
+            await database.call(self._store.check_limits, owner.caller, owner.tenant.name, **self._limits_of(owner))
+            return CheckedJob(None)
+        effective = await self._admitted(spec, owner)
+        await database.call(self._store.check_limits, owner.caller, owner.tenant.name, **self._limits_of(owner))
+        seconds = await database.call(training_seconds, self._store.database, effective)
+        names = {"caller": owner.caller, "tenant": owner.tenant.name, "create_time": to_datetime(time.time())}
+        return CheckedJob(Job(id=new_job_id(), spec=spec, effective=effective, **names), seconds)
+
+    async def _admitted(self, spec: StoredSpec, owner: JobOwner) -> EffectiveSpec:
+        _check_priority(spec, owner)
+        if self._ledger is not None:
+            await self._context.database.call(self._ledger.require, owner.tenant.name, spec.dataset_names)
+        return await self._admission.check(spec)
+
+    def _limits_of(self, owner: JobOwner) -> dict[str, Any]:
+        """The limits of a creation, as arguments of the job store."""
+        of_caller = self._config.max_active_jobs_per_caller if owner.max_active is None else owner.max_active
+        return {
+            "max_queued": self._config.max_queued_jobs,
+            "max_active_of_caller": of_caller,
+            "max_active_of_tenant": owner.tenant.limits.active_jobs,
+        }
+
     async def create(self, spec: StoredSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER) -> Job:
         """Checks the spec and stores a QUEUED job. Repeating a `request_id` returns the job that it created.
 
@@ -159,10 +196,7 @@ class JobManager:
                 return found
             effective = found.effective  # `JobStore.create` raises the Conflict that names the difference
         else:
-            _check_priority(spec, owner)
-            if self._ledger is not None:
-                await self._context.database.call(self._ledger.require, owner.tenant.name, spec.dataset_names)
-            admitted = await self._admission.check(spec)
+            admitted = await self._admitted(spec, owner)
             revision = await self._alias_revision(spec)
             effective = admitted.model_copy(update={"traceparent": current_traceparent(), "alias_revision": revision})
         now = time.time()
@@ -180,11 +214,7 @@ class JobManager:
         created = await self._context.database.call(
             self._store.create,
             record,
-            max_queued=self._config.max_queued_jobs,
-            max_active_of_caller=self._config.max_active_jobs_per_caller
-            if owner.max_active is None
-            else owner.max_active,
-            max_active_of_tenant=owner.tenant.limits.active_jobs,
+            **self._limits_of(owner),
             visible_to=current_caller().prompts,
             use_datasets=None if self._ledger is None else self._ledger.use,
             weight=owner.tenant.weight,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from shared.errors import InvalidInput
+from shared.text.repetition import Repetition
 from shared.text.template import InputEncoder, Template, TemplateFormat, default_format, pinned
 from shared.values.spec import PublishGate
 from shared.violations import Violations, moved
@@ -24,7 +25,6 @@ from trainer_service.training.comparison import MIN_EXAMPLES
 from trainer_service.training.data.dataset_facts import DatasetFacts
 from trainer_service.training.data.encoding import encode_dataset
 from trainer_service.training.data.places import DATASET, VALIDATION, in_dataset, in_message
-from trainer_service.training.data.repetition import Repetition
 from trainer_service.training.data.split import check_split
 from trainer_service.training.recipe.defaults import check_init, fill
 from trainer_service.training.spec import Example, FilledHyperparameters, InitMethod, TaskKind, TooLong, TrainingSpec
@@ -90,6 +90,19 @@ class SpecAdmission:
         source = await self._source(spec, model)
         with moved(_IN_SPEC):
             return await self._pools.job_checks.call(self._effective, spec, model, source, examples)
+
+    async def check_form(self, spec: StoredSpec) -> None:
+        """What `check` finds without the data: names, limits, base model, the prompt to start from."""
+
+        def checked() -> KnownBaseModel:
+            violations = Violations()
+            self._check_limits(spec, violations)
+            with violations.collected():
+                model = self._models.get(spec.base_model, "spec.base_model")
+            violations.raise_if_any()
+            return model
+
+        await self._source(spec, await self._pools.job_checks.call(checked))
 
     def _check(self, spec: StoredSpec) -> tuple[KnownBaseModel, _Examples]:
         violations = Violations()

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from shared.caller import EVERY_PROMPT
 from shared.prompt.manifest import SamplingDefaults
 from shared.security.page_tokens import Json
+from shared.text.repetition import Repetition
 from shared.values.base_model import BaseModelInfo
 from shared.values.enums import JobOrder as JobOrder
 from shared.values.events import Checkpoint as Checkpoint
@@ -28,7 +29,6 @@ from shared.values.results import EncodingStatistics, TuningError, TuningProgres
 from shared.values.sampling import Sampling
 from shared.values.spec import NO_ALIAS, PublishPolicy, TuningSpec
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
-from trainer_service.training.data.repetition import Repetition
 from trainer_service.training.spec import TrainingSpec
 
 MAX_REQUEST_ID_CHARS = 128

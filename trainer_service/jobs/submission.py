@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Protocol
 
 from shared.caller import Tenant
+from shared.errors import InvalidInput
 from shared.values.enums import TooLong
 from shared.values.example import Example
 from shared.values.location import Location
@@ -24,6 +26,19 @@ class JobCreator(Protocol):
     async def create(self, spec: StoredSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job:
         """Queue a job. Raises as `JobManager.create`."""
         ...
+
+    async def check(self, spec: StoredSpec, owner: JobOwner) -> CheckedJob:
+        """Check a job that could be created. Raises as `JobManager.check`."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckedJob:
+    """A job that could be created now. `job` is None if it was checked without its data; it is not stored."""
+
+    job: Job | None
+    training_seconds: float | None = None
+    """Estimated time on a worker; None if nothing is known about such jobs."""
 
 
 class JobSubmission:
@@ -47,9 +62,19 @@ class JobSubmission:
                     names.enter_context(moved(in_request(which, Location(("spec", field, "inline", "examples")))))
             dataset = await self._store(owner.tenant, spec.dataset, "spec.dataset", spec.labels)
             validation = await self._store_validation(owner.tenant, spec, dataset)
-            given = {**vars(spec), "dataset": dataset, "validation_dataset": validation}
-            stored = StoredSpec(**{**given, "too_long": spec.too_long or TooLong.REFUSE})
-            return await self._jobs.create(stored, request_id=request_id, owner=owner)
+            return await self._jobs.create(_stored(spec, dataset, validation), request_id=request_id, owner=owner)
+
+    async def check(self, spec: TuningSpec, owner: JobOwner = NO_OWNER) -> CheckedJob:
+        """Checks what `create` would check, and stores nothing. Raises what `create` raises, and InvalidInput for data
+        that is not stored yet. An empty `spec.dataset` checks what does not depend on the data.
+        """
+        for name in ("dataset", "validation_dataset"):
+            source = getattr(spec, name)
+            if isinstance(source, tuple) or is_uri(source):
+                field = f"spec.{name}." + ("inline.examples" if isinstance(source, tuple) else "uri")
+                raise InvalidInput.of(field, "is not stored yet: to check it, upload it first, or leave it out")
+        with moved(in_message("spec", "labels")):
+            return await self._jobs.check(_stored(spec, spec.dataset, spec.validation_dataset or ""), owner)
 
     async def _store(self, tenant: Tenant, source: str | tuple[Example, ...], field: str, labels: Sequence[str]) -> str:
         """The name of the dataset, which is stored now if it is new."""
@@ -70,3 +95,9 @@ class JobSubmission:
         labels = spec.labels or await self._datasets.pool.call(self._datasets.labels, tenant, dataset)
         with moved(in_dataset(VALIDATION)):
             return await self._store(tenant, source, "spec.validation_dataset", labels)
+
+
+def _stored(spec: TuningSpec, dataset: str, validation: str) -> StoredSpec:
+    """The spec with the names of its stored datasets."""
+    given = {**vars(spec), "dataset": dataset, "validation_dataset": validation}
+    return StoredSpec(**{**given, "too_long": spec.too_long or TooLong.REFUSE})

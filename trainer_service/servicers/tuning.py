@@ -18,7 +18,7 @@ from shared.values.datasets import UploadedDataset
 from shared.violations import moved
 from shared.wire.events import write_event
 from shared.wire.mirror import fill, read_checked, write
-from shared.wire.spec import read_checked_spec
+from shared.wire.spec import read_checked_spec, read_spec_to_check
 from trainer_service.datasets.chunks import MAX_CHUNK_BYTES
 from trainer_service.datasets.csv_upload import CsvUpload
 from trainer_service.datasets.store import StoredDataset
@@ -107,9 +107,24 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         return pb.DeleteDatasetResponse()
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
+        if request.validate_only:
+            return await self._checked(request)
         spec = await self._requests.call(read_checked_spec, request.spec)
         job = await self._submission.create(spec, request.request_id, JobOwner.of(current_caller()))
         return fill(pb.CreateTuningJobResponse(), job=shown_job(job))
+
+    async def _checked(self, request: pb.CreateTuningJobRequest) -> pb.CreateTuningJobResponse:
+        """The answer to `validate_only`: a job without a name, which does not exist."""
+        spec = await self._requests.call(read_spec_to_check, request.spec)
+        checked = await self._submission.check(spec, JobOwner.of(current_caller()))
+        response = pb.CreateTuningJobResponse()
+        if checked.job is not None:
+            fill(response, job=shown_job(checked.job))
+            response.job.ClearField("name")
+            response.job.ClearField("create_time")
+        if checked.training_seconds is not None:
+            response.estimate.duration.FromNanoseconds(round(checked.training_seconds * 1e9))
+        return response
 
     async def GetTuningJob(self, request: pb.GetTuningJobRequest, context: Any) -> pb.GetTuningJobResponse:
         job = await self._jobs.get(job_id_of(request.name))
@@ -161,7 +176,9 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         return pb.DeleteTuningJobResponse()
 
     async def GetServiceInfo(self, request: pb.GetServiceInfoRequest, context: Any) -> pb.GetServiceInfoResponse:
-        return write(self._info.shown(**vars(await self._jobs.counts())), pb.GetServiceInfoResponse())
+        info = write(self._info.shown(**vars(await self._jobs.counts())), pb.GetServiceInfoResponse())
+        info.current_time.GetCurrentTime()
+        return info
 
 
 def _uploaded(stored: StoredDataset) -> pb.UploadDatasetResponse:

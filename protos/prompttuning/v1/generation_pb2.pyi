@@ -864,6 +864,7 @@ class GetModelInfoResponse(_message.Message):
     DEFAULT_SAMPLING_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    CURRENT_TIME_FIELD_NUMBER: _builtins.int
     software_version: _builtins.str
     """Version of this software."""
     dtype: _builtins.str
@@ -882,6 +883,10 @@ class GetModelInfoResponse(_message.Message):
     def default_sampling(self) -> _common_pb2.SamplingParams:
         """Sampling parameters that apply if neither the request nor the version sets them."""
 
+    @_builtins.property
+    def current_time(self) -> _timestamp_pb2.Timestamp:
+        """Time of the replica's clock, for comparing clocks."""
+
     def __init__(
         self,
         *,
@@ -891,10 +896,11 @@ class GetModelInfoResponse(_message.Message):
         default_sampling: _common_pb2.SamplingParams | None = ...,
         dtype: _builtins.str = ...,
         device: _builtins.str = ...,
+        current_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "default_sampling", b"default_sampling", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "current_time", b"current_time", "default_sampling", b"default_sampling", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "default_sampling", b"default_sampling", "device", b"device", "dtype", b"dtype", "limits", b"limits", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "current_time", b"current_time", "default_sampling", b"default_sampling", "device", b"device", "dtype", b"dtype", "limits", b"limits", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1835,9 +1835,15 @@ class CreateTuningJobRequest(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A unique key that the caller chooses, at most 128 characters: repeating it returns the same job instead of creating
     another one.
+    """
+    validate_only: _builtins.bool
+    """Only check: create no job and store no inline examples. The answer's job has no name; it has the effective spec, the
+    statistics of the data and, if there is a basis for it, the estimate. Without spec.dataset, everything is checked
+    that does not depend on the data: names, permissions, hyperparameters, and whether the queue has room.
     """
     @_builtins.property
     def spec(self) -> Global___TuningSpec:
@@ -1848,10 +1854,11 @@ class CreateTuningJobRequest(_message.Message):
         *,
         spec: Global___TuningSpec | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1864,22 +1871,52 @@ class CreateTuningJobResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___TuningJob:
         """The job, queued."""
+
+    @_builtins.property
+    def estimate(self) -> Global___TuningEstimate:
+        """With `validate_only`: what the job would probably take."""
 
     def __init__(
         self,
         *,
         job: Global___TuningJob | None = ...,
+        estimate: Global___TuningEstimate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "job", b"job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateTuningJobResponse: _TypeAlias = CreateTuningJobResponse  # noqa: Y015
+
+@_typing.final
+class TuningEstimate(_message.Message):
+    """What a job would probably take, from the pace of earlier jobs of its base model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DURATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """Time on a worker, without waiting for one. Left out if no earlier job of this base model is known."""
+
+    def __init__(
+        self,
+        *,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TuningEstimate: _TypeAlias = TuningEstimate  # noqa: Y015
 
 @_typing.final
 class GetTuningJobRequest(_message.Message):
@@ -2873,6 +2910,7 @@ class GetServiceInfoResponse(_message.Message):
     RUNNING_JOBS_FIELD_NUMBER: _builtins.int
     NUM_WORKERS_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_BASE_MODELS_FIELD_NUMBER: _builtins.int
+    CURRENT_TIME_FIELD_NUMBER: _builtins.int
     software_version: _builtins.str
     """Version of this software."""
     queued_jobs: _builtins.int
@@ -2899,6 +2937,10 @@ class GetServiceInfoResponse(_message.Message):
         checking them.
         """
 
+    @_builtins.property
+    def current_time(self) -> _timestamp_pb2.Timestamp:
+        """Time of the trainer's clock, for comparing clocks."""
+
     def __init__(
         self,
         *,
@@ -2910,10 +2952,11 @@ class GetServiceInfoResponse(_message.Message):
         running_jobs: _builtins.int = ...,
         num_workers: _builtins.int = ...,
         unavailable_base_models: _abc.Iterable[Global___UnavailableBaseModel] | None = ...,
+        current_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["default_hyperparameters", b"default_hyperparameters", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["current_time", b"current_time", "default_hyperparameters", b"default_hyperparameters", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_models", b"base_models", "default_hyperparameters", b"default_hyperparameters", "limits", b"limits", "num_workers", b"num_workers", "queued_jobs", b"queued_jobs", "running_jobs", b"running_jobs", "software_version", b"software_version", "unavailable_base_models", b"unavailable_base_models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_models", b"base_models", "current_time", b"current_time", "default_hyperparameters", b"default_hyperparameters", "limits", b"limits", "num_workers", b"num_workers", "queued_jobs", b"queued_jobs", "running_jobs", b"running_jobs", "software_version", b"software_version", "unavailable_base_models", b"unavailable_base_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,6 +31,9 @@ class AdmitForPrompt:
         found: EffectiveSpec = await self._admission.check(spec)
         return found.model_copy(update={"base_model": replace(BASE_MODEL, id=spec.prompt.partition("-")[0])})
 
+    async def check_form(self, spec: StoredSpec) -> None:
+        """Nothing is refused."""
+
 
 class Weights:
     """Model `bad` can't be read while it is broken."""

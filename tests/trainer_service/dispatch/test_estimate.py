@@ -155,6 +155,9 @@ class AdmitForEither:
         found: EffectiveSpec = await self._admission.check(spec)
         return found.model_copy(update={"base_model": replace(BASE_MODEL, id=spec.prompt[0])})
 
+    async def check_form(self, spec: StoredSpec) -> None:
+        """Nothing is refused."""
+
 
 class PacedTrainer(ScriptedTrainer):
     """Tells how long its steps really take, as a cohort does, however busy the machine is."""

@@ -110,10 +110,9 @@ class JobStore:
                 # exceed its limit by the concurrent creations of other tenants.
                 self._database.lock(connection, job.tenant)
                 tenant_shares.set_weight(connection, job.tenant, weight)
-                self._check_room(connection, job, max_queued)
-                self._check_active(connection, jobs.c.caller == job.caller, "your", max_active_of_caller)
-                if max_active_of_tenant is not None:
-                    self._check_active(connection, jobs.c.tenant == job.tenant, "your tenant's", max_active_of_tenant)
+                self._check_limits(
+                    connection, job.caller, job.tenant, max_queued, max_active_of_caller, max_active_of_tenant
+                )
                 if use_datasets is not None:
                     use_datasets(connection, job.tenant, job.spec.dataset_names)
                 stored = replace(record.with_job(last_event=1), queued_at=time.time())
@@ -128,6 +127,13 @@ class JobStore:
             if found := self.find_request(job.caller, job.request_id, visible_to):
                 return _same(found, job)
             raise
+
+    def check_limits(
+        self, caller: str, tenant: str, *, max_queued: int, max_active_of_caller: int, max_active_of_tenant: int | None
+    ) -> None:
+        """Raises Overloaded if `create` would raise it now."""
+        with self._database.read() as connection:
+            self._check_limits(connection, caller, tenant, max_queued, max_active_of_caller, max_active_of_tenant)
 
     def get(self, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> Job:
         """The job, with its position in the queue. Raises NotFound."""
@@ -429,7 +435,21 @@ class JobStore:
         row = connection.execute(query).mappings().one_or_none()
         return self._with_position(connection, from_row(row), visible_to) if row is not None else None
 
-    def _check_room(self, connection: Connection, job: Job, max_queued: int) -> None:
+    def _check_limits(
+        self,
+        connection: Connection,
+        caller: str,
+        tenant: str,
+        max_queued: int,
+        max_active_of_caller: int,
+        max_active_of_tenant: int | None,
+    ) -> None:
+        self._check_room(connection, tenant, max_queued)
+        self._check_active(connection, jobs.c.caller == caller, "your", max_active_of_caller)
+        if max_active_of_tenant is not None:
+            self._check_active(connection, jobs.c.tenant == tenant, "your tenant's", max_active_of_tenant)
+
+    def _check_room(self, connection: Connection, of_tenant: str, max_queued: int) -> None:
         """Raises Overloaded if the queue is full and the tenant has its fair part of it or more. Tenants with less are
         not locked out by the others.
         """
@@ -437,8 +457,8 @@ class JobStore:
         if queued < max_queued:
             return
         counts, shares = tenant_shares.counts_of_waiting(connection), tenant_shares.read_stored(connection)
-        others = [share_of(shares, tenant).weight for tenant in counts if tenant != job.tenant]
-        part, own = fair_part(max_queued, share_of(shares, job.tenant).weight, others), counts.get(job.tenant, 0)
+        others = [share_of(shares, tenant).weight for tenant in counts if tenant != of_tenant]
+        part, own = fair_part(max_queued, share_of(shares, of_tenant).weight, others), counts.get(of_tenant, 0)
         if own >= part:
             # The size of the part would reveal the number of other tenants.
             message = (

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from shared.text.repetition import Repetition, RepetitionCounter
 from trainer_service.training.data.dataset import DatasetLimits, parse_examples
-from trainer_service.training.data.repetition import Repetition, RepetitionCounter
 from trainer_service.training.spec import Example, TaskKind
 
 FORMAT = 1

@@ -1,38 +1,31 @@
 """Counts repeated and contradicting examples of a dataset. Repeated examples make the score too good.
 
 Near-duplicates are inputs that differ from an earlier one only in case, punctuation and white space, or share at least
-80 % of their runs of three words with it. The latter are found by MinHash with banding (Broder 1997; Leskovec,
-Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3), in datasets of up to 20,000 different inputs and 16
-million characters, which takes 1.5 s.
+80 % of their runs of three words with it. The latter are found (`similar_texts`) in datasets of up to 20,000 different
+inputs and 16 million characters, which takes 1.5 s, and only where numpy is installed: the light client may lack it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
-import zlib
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
-
-from trainer_service.training.spec import Example
+from shared.values.example import Example
 
 MAX_COMPARED_EXAMPLES, MAX_COMPARED_CHARS = 20_000, 16_000_000
-MIN_SHARE = 0.8
 FEW_INPUTS_SHARE = 0.1
 """A note is given if the distinct inputs are fewer than this share of the examples."""
-_NUM_HASHES, _ROWS_OF_A_BAND, _WORDS = 32, 4, 3
-_BATCH_SHINGLES = 1 << 16
 _NOT_A_WORD = re.compile(r"[\W_]+")
-Hashes = NDArray[np.uint64]
 
 
-class Repetition(BaseModel):
+@dataclass(frozen=True)
+class Repetition:
     """Counts over all examples of a dataset, training and held-out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     num_examples: int
     num_distinct_inputs: int
@@ -85,8 +78,8 @@ class RepetitionCounter:
         self._groups: dict[bytes, _Group] = {}
         self._whole = set[bytes]()
         self._normal = set[bytes]()
-        self._shingles: list[Hashes] | None = []
-        """None: too many inputs to compare."""
+        self._shingles: list[Any] | None = [] if _has_numpy() else None
+        """None: nothing to compare with, or too many inputs to compare."""
         self._first_contradiction: tuple[int, int] | None = None
 
     def add(self, example: Example) -> None:
@@ -104,13 +97,18 @@ class RepetitionCounter:
             group.contradicts = True
             self._first_contradiction = self._first_contradiction or (group.first, self._num_examples)
 
+    @property
+    def finds_similar(self) -> bool:
+        """Whether similar inputs are found; else `num_near_duplicates` counts only inputs that have the same words."""
+        return self._shingles is not None
+
     def result(self) -> Repetition:
         """The counts so far. Searches for similar inputs, which takes one or two seconds at most."""
         return Repetition(
             num_examples=self._num_examples,
             num_distinct_inputs=len(self._groups),
             num_duplicates=self._num_examples - len(self._whole),
-            num_near_duplicates=self._num_normal_twice + _similar(self._shingles or []),
+            num_near_duplicates=self._num_normal_twice + self._num_similar(),
             num_contradictions=sum(group.count for group in self._groups.values() if group.contradicts),
             first_contradiction=self._first_contradiction,
         )
@@ -127,8 +125,22 @@ class RepetitionCounter:
         self._num_chars += len(words)
         if len(self._normal) > MAX_COMPARED_EXAMPLES or self._num_chars > MAX_COMPARED_CHARS:
             self._shingles = None
-        if self._shingles is not None and (found := _shingles(words)).size >= 2 * _WORDS:
-            self._shingles.append(found)
+        if self._shingles is not None:
+            from shared.text.similar_texts import shingles
+
+            if (found := shingles(words)) is not None:
+                self._shingles.append(found)
+
+    def _num_similar(self) -> int:
+        if not self._shingles:
+            return 0
+        from shared.text.similar_texts import num_similar
+
+        return num_similar(self._shingles)
+
+
+def _has_numpy() -> bool:
+    return importlib.util.find_spec("numpy") is not None
 
 
 def _input(example: Example) -> str:
@@ -150,49 +162,3 @@ def _target(example: Example) -> str:
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def _shingles(words: str) -> Hashes:
-    """Hashes of the different runs of three words, sorted."""
-    hashes = np.fromiter((zlib.crc32(word.encode()) for word in words.split()), np.uint64)
-    if hashes.size < _WORDS:
-        return hashes[:0]
-    multiplier = np.uint64(0x9E3779B97F4A7C15)
-    return np.unique(((hashes[:-2] * multiplier + hashes[1:-1]) * multiplier + hashes[2:]) * multiplier)
-
-
-def _similar(sets: Sequence[Hashes]) -> int:
-    """The number of sets that share at least MIN_SHARE (Jaccard) with an earlier set of the same MinHash band."""
-    buckets: dict[bytes, int] = {}
-    count = 0
-    for index, signature in enumerate(_signatures(sets)):
-        found = False
-        for band in range(0, _NUM_HASHES, _ROWS_OF_A_BAND):
-            key = bytes([band]) + signature[band : band + _ROWS_OF_A_BAND].tobytes()
-            other = buckets.setdefault(key, index)
-            found = found or (other != index and _share(sets[index], sets[other]) >= MIN_SHARE)
-        count += found
-    return count
-
-
-def _signatures(sets: Sequence[Hashes]) -> list[Hashes]:
-    random = np.random.default_rng(0)
-    factors = random.integers(1, 1 << 63, _NUM_HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    signatures: list[Hashes] = []
-    begin = 0
-    while begin < len(sets):
-        end, size = begin, 0
-        while end < len(sets) and (end == begin or size + sets[end].size <= _BATCH_SHINGLES):
-            size += sets[end].size
-            end += 1
-        every = np.concatenate(sets[begin:end])
-        starts = np.cumsum([0, *(part.size for part in sets[begin : end - 1])])
-        mixed = (every ^ (every >> np.uint64(31)))[None, :] * factors[:, None]  # [hashes, shingles]
-        signatures += list(np.minimum.reduceat(mixed, starts, axis=1).T)
-        begin = end
-    return signatures
-
-
-def _share(first: Hashes, second: Hashes) -> float:
-    common = np.intersect1d(first, second, assume_unique=True).size
-    return common / (first.size + second.size - common)

@@ -1,0 +1,127 @@
+"""`softprompt doctor`: look at this machine and at both services, and say how to mend what is wrong."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from softprompt.cli.failures import EXIT_FAILED
+from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, example, open_client
+from softprompt.cli.output import print_json, stdout
+from softprompt.endpoints import INFERENCE_VARIABLE, TRAINER_VARIABLE
+from softprompt.local import machine_checks as machine
+from softprompt.local.machine_checks import Finding
+
+if TYPE_CHECKING:
+    from softprompt.types.generation import ModelInfo
+    from softprompt.types.service import ServiceInfo
+
+T = TypeVar("T")
+_SERVICE_SECONDS = 5.0
+MAX_SKEW_SECONDS = 5.0
+"""Tokens, leases and deadlines compare times of several machines."""
+STORE_VARIABLES = ("SOFTPROMPT_INFERENCE_STORE_URL", "SOFTPROMPT_TRAINER_STORE_URL")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(epilog=example("softprompt doctor --json"))(doctor)
+
+
+def doctor(
+    data: Annotated[Path, typer.Option(help="Directory of `softprompt up`.")] = Path("softprompt-data"),
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+    inference: InferenceOption = None,
+) -> None:
+    """Check this machine and both services, one line each, with how to mend a problem. Exit code 1 if there is one."""
+    num_problems = 0
+    for found in _findings(data, trainer, inference):
+        num_problems += found.is_problem
+        if as_json:
+            print_json(found)
+            continue
+        mark = "[red]✗[/]" if found.is_problem else "[green]✓[/]"
+        if stdout().options.ascii_only:
+            mark = "!!" if found.is_problem else "ok"
+        stdout().print(f"{mark} ", end="")
+        mend = f"  (to mend it: {found.mend})" if found.mend else ""
+        stdout().print(f"{found.subject:<18}{found.text}{mend}", markup=False, soft_wrap=True)
+    if num_problems:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _findings(data: Path, trainer: str | None, inference: str | None) -> Iterator[Finding]:
+    from softprompt.cli.up import DEFAULT_MODEL
+    from softprompt.models import models_dir
+
+    yield from machine.installation()
+    here = machine.has_services()
+    if here:
+        yield from machine.memory()
+        yield from machine.disk(data, models_dir())
+        yield from machine.compiler()
+        yield from machine.model(DEFAULT_MODEL, models_dir())
+        url = next((os.environ[name] for name in STORE_VARIABLES if os.environ.get(name)), str(data / "prompts"))
+        yield from machine.store(url)
+    yield from _services(trainer, inference, here)
+
+
+def _services(trainer: str | None, inference: str | None, here: bool) -> Iterator[Finding]:
+    with open_client(trainer, inference, timeout_seconds=_SERVICE_SECONDS) as client:
+        info, tuning = _asked("trainer", client.trainer, client.service_info, TRAINER_VARIABLE)
+        model, serving = _asked("inference", client.inference, client.model_info, INFERENCE_VARIABLE)
+        yield from tuning
+        yield from serving
+        if here:
+            yield from machine.port("trainer", client.trainer, info is not None, "--trainer-port")
+            yield from machine.port("inference service", client.inference, model is not None, "--inference-port")
+    yield from _agreement(info, model)
+
+
+def _asked(name: str, address: str, question: Callable[[], T], variable: str) -> tuple[T | None, list[Finding]]:
+    """The answer, and what it says about the service: reachable, version, clock."""
+    from softprompt.errors import DeadlineExceeded, SoftPromptError, Unavailable
+
+    before = time.time()
+    try:
+        found = question()
+    except SoftPromptError as error:
+        mend = f"softprompt up starts it here; {variable} and --{name} set another address"
+        if not isinstance(error, Unavailable | DeadlineExceeded):
+            mend = "check the address, TLS and the token"
+        return None, [Finding(name, str(error), True, mend)]
+    trip, middle = time.time() - before, (before + time.time()) / 2
+    theirs, ours = getattr(found, "software_version", ""), version("softprompt")
+    mend = f"pip install softprompt=={theirs}, or upgrade the service" if theirs != ours else ""
+    findings = [Finding(name, f"{address}, softprompt {theirs}, answered in {1000 * trip:.0f} ms", False, mend)]
+    now: datetime | None = getattr(found, "current_time", None)
+    if now is not None and now > datetime.fromtimestamp(0, UTC) + timedelta(days=1):
+        skew = now.timestamp() - middle
+        is_wrong = abs(skew) - trip / 2 > MAX_SKEW_SECONDS
+        mend = "synchronise both clocks (chrony, systemd-timesyncd)" if is_wrong else ""
+        if is_wrong:
+            findings.append(Finding("clock", f"the {name}'s is {skew:+.0f} s from this machine's", True, mend))
+    return found, findings
+
+
+def _agreement(info: ServiceInfo | None, model: ModelInfo | None) -> Iterator[Finding]:
+    """Whether prompts of the trainer can be served by the replica."""
+    if info is None or model is None or model.base_model is None:
+        return
+    for missing in info.unavailable_base_models:
+        mend = f"softprompt models pull {missing.id}, on the trainer's machine"
+        yield Finding("base model", f"the trainer can't use {missing.id}: {missing.reason}", True, mend)
+    if model.base_model.fingerprint in {item.fingerprint for item in info.base_models}:
+        yield Finding("base model", f"{model.base_model.id}, the same for trainer and replica")
+    else:
+        mend = "start both with one copy of the model: prompts belong to the weights that they were tuned on"
+        names = ", ".join(item.id for item in info.base_models) or "none"
+        yield Finding("base model", f"the replica has {model.base_model.id}, the trainer {names}", True, mend)

@@ -1,0 +1,82 @@
+"""A conversation with a prompt or the bare model, which keeps the turns of both sides."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from softprompt.types.common import Message
+from softprompt.types.generation import GenerationDelta
+
+if TYPE_CHECKING:
+    from softprompt.client.stream import GenerationStream
+    from softprompt.client.sync_client import SyncGenerationStream
+
+
+class _Turns:
+    def __init__(self, system: str) -> None:
+        self._first = (Message("system", system),) if system else ()
+        self.messages: list[Message] = list(self._first)
+        """The turns so far."""
+
+    def reset(self) -> None:
+        """Forget all turns except the system message."""
+        self.messages = list(self._first)
+
+    def _asked(self, text: str) -> list[Message]:
+        return [*self.messages, Message("user", text)]
+
+    def _keep(self, text: str, answer: str) -> None:
+        """An answer that broke off stays as it is. A question without any answer is forgotten."""
+        if answer:
+            self.messages = [*self._asked(text), Message("assistant", answer)]
+
+
+class AsyncChat(_Turns):
+    """`async for delta in chat.stream("Hello")`, or `await chat.send("Hello")`. Get one from `AsyncClient.chat`."""
+
+    def __init__(self, open_stream: Callable[[Sequence[Message]], GenerationStream], system: str) -> None:
+        super().__init__(system)
+        self._open_stream = open_stream
+
+    async def stream(self, text: str) -> AsyncIterator[GenerationDelta]:
+        """The answer to `text` while it is generated. Leaving the loop cancels it; what came until then is kept."""
+        pieces: list[str] = []
+        try:
+            async with self._open_stream(self._asked(text)) as answer:
+                async for delta in answer:
+                    if delta.index == 0:
+                        pieces.append(delta.text)
+                    yield delta
+        finally:
+            self._keep(text, "".join(pieces))
+
+    async def send(self, text: str) -> str:
+        """The whole answer to `text`."""
+        return "".join([delta.text async for delta in self.stream(text)])
+
+
+class Chat(_Turns):
+    """`for delta in chat.stream("Hello")`, or `chat.send("Hello")`. Get one from `Client.chat`."""
+
+    def __init__(self, open_stream: Callable[[Sequence[Message]], SyncGenerationStream], system: str) -> None:
+        super().__init__(system)
+        self._open_stream = open_stream
+
+    def stream(self, text: str) -> Iterator[GenerationDelta]:
+        """The answer to `text` while it is generated. Leaving the loop, or Ctrl-C, cancels it; what came until then is
+        kept.
+        """
+        pieces: list[str] = []
+        try:
+            with self._open_stream(self._asked(text)) as answer:
+                for delta in answer:
+                    if delta.index == 0:
+                        pieces.append(delta.text)
+                    yield delta
+        finally:
+            self._keep(text, "".join(pieces))
+
+    def send(self, text: str) -> str:
+        """The whole answer to `text`."""
+        return "".join(delta.text for delta in self.stream(text))

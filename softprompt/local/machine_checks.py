@@ -1,0 +1,165 @@
+"""Checks of this machine for `softprompt doctor`: Python, packages, memory, disk, compiler, model, store, ports.
+
+Each check returns findings and raises nothing. It uses only what the light install has.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from shared.kernels import build
+from shared.process.container_limits import memory_left_bytes, usable_cpus
+from shared.process.user_cache import expanded
+from softprompt.extras import missing_packages
+
+GIB = 1 << 30
+MIN_MEMORY_BYTES, MIN_DISK_BYTES, MIN_SHARED_MEMORY_BYTES = 2 * GIB, 2 * GIB, 512 << 20
+"""For both services with the smallest catalogued model. Ray keeps its objects in /dev/shm."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what was found and, for a problem, how to mend it."""
+
+    subject: str
+    text: str
+    is_problem: bool = False
+    mend: str = ""
+
+
+def installation() -> Iterator[Finding]:
+    """Versions, and what is installed besides the client."""
+    yield Finding("softprompt", f"{version('softprompt')}, Python {platform.python_version()}, {platform.platform()}")
+    missing = missing_packages("trainer", "inference")
+    if missing:
+        mend = "pip install 'softprompt[all]' if services shall run here"
+        yield Finding("packages", f"the client alone; services need {len(missing)} more packages", mend=mend)
+    else:
+        yield Finding("packages", "client and services")
+
+
+def has_services() -> bool:
+    """Whether services can run here."""
+    return sys.platform != "win32" and not missing_packages("trainer", "inference")
+
+
+def memory() -> Iterator[Finding]:
+    """Free memory and processors, within the container's limits."""
+    available = _available_bytes()
+    if available is None:
+        return
+    text = f"{available / GIB:.1f} GiB free, {usable_cpus()} processors"
+    if available < MIN_MEMORY_BYTES:
+        mend = f"both services need {MIN_MEMORY_BYTES // GIB} GiB: end other programs, or raise the container's limit"
+        yield Finding("memory", text, True, mend)
+    else:
+        yield Finding("memory", text)
+
+
+def disk(data: Path, models: Path) -> Iterator[Finding]:
+    """Room in the directories that services write to."""
+    places = {"disk (data)": data, "disk (models)": models, "disk (temporary)": Path(tempfile.gettempdir())}
+    for name, path in places.items():
+        existing = _existing(path)
+        free = shutil.disk_usage(existing).free
+        text = f"{free / GIB:.1f} GiB free for {path}"
+        if not os.access(existing, os.W_OK):
+            yield Finding(name, f"{existing} is not writable", True, "choose another directory, or change its owner")
+        elif free < MIN_DISK_BYTES:
+            yield Finding(name, text, True, f"free {MIN_DISK_BYTES // GIB} GiB, or choose another directory")
+        else:
+            yield Finding(name, text)
+    shared = Path("/dev/shm")
+    if shared.is_dir() and (free := shutil.disk_usage(shared).free) < MIN_SHARED_MEMORY_BYTES:
+        mend = "in Docker: --shm-size=1g; otherwise Ray uses the slower disk"
+        yield Finding("shared memory", f"{free >> 20} MiB free in {shared}", True, mend)
+
+
+def compiler() -> Iterator[Finding]:
+    """Whether the kernels for this processor can be compiled, or are compiled in the installed wheel."""
+    if not build.fits_platform():
+        yield Finding("kernels", "PyTorch's own on this platform")
+        return
+    if any(build.SOURCES.parent.glob("*.so")):
+        yield Finding("kernels", "compiled in the installed package")
+    elif found := build.compiler_version():
+        yield Finding("kernels", found.splitlines()[0])
+    else:
+        mend = "apt-get install gcc (training and serving are slower without it)"
+        yield Finding("kernels", f"no {build.COMPILER}: the slower PyTorch path is used", True, mend)
+    with suppress(OSError):
+        if "avx512f" not in Path("/proc/cpuinfo").read_text():
+            yield Finding("processor", "no AVX-512: PyTorch's own kernels are used")
+
+
+def model(name: str, models: Path) -> Iterator[Finding]:
+    """Whether the default base model is here."""
+    directory = models / name
+    if not (directory / "config.json").is_file():
+        mend = f"softprompt models pull {name} (`softprompt up` does it, too)"
+        yield Finding("model", f"{name} is not in {models}", mend=mend)
+    elif not any(directory.glob("*.safetensors")):
+        mend = f"remove {directory}, then softprompt models pull {name}"
+        yield Finding("model", f"{directory} has no weights", True, mend)
+    else:
+        yield Finding("model", str(directory))
+
+
+def store(url: str) -> Iterator[Finding]:
+    """The prompt store: a directory that can be written, or the package that an object store needs."""
+    scheme, separator, _ = url.partition("://")
+    if separator and scheme not in ("file", "memory"):
+        missing = missing_packages("object-store")
+        mend = "pip install 'softprompt[object-store]'"
+        found = f"{scheme}://... needs {', '.join(missing)}" if missing else f"{scheme}://..., asked by the services"
+        yield Finding("store", found, bool(missing), mend if missing else "")
+        return
+    path = expanded(url.removeprefix("file://"))
+    if not path.exists():
+        yield Finding("store", f"{path} will be created")
+    elif not path.is_dir() or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        yield Finding(
+            "store", f"{path} is not a writable directory", True, "choose another directory, or change its owner"
+        )
+    else:
+        yield Finding("store", str(path))
+
+
+def port(name: str, address: str, answers: bool, option: str) -> Iterator[Finding]:
+    """Whether a service of this machine answers at its port, or could be started there."""
+    host, _, number = address.rpartition(":")
+    if answers or host.strip("[]") not in ("127.0.0.1", "localhost", "::1") or not number.isdecimal():
+        return
+    with suppress(OSError), socket.create_connection((host.strip("[]"), int(number)), timeout=1):
+        mend = f"end the program there (ss -ltnp 'sport = :{number}'), or choose another port with {option}"
+        yield Finding(f"port {number}", f"another program than the {name} uses it", True, mend)
+        return
+    yield Finding(f"port {number}", f"free for the {name}")
+
+
+def _available_bytes() -> int | None:
+    """Free memory of this machine (Linux) and its control group; None if unknown."""
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+        left = memory_left_bytes()
+        return available if left is None else min(available, left)
+    return None
+
+
+def _existing(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,205 @@
+"""`softprompt doctor`, `init`, `models list`, and suggestions for misspelt names."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prompttuning.v1 import generation_pb2, tuning_pb2
+
+from shared.errors import NotFound
+from softprompt.cli.next_steps import after_start
+from softprompt.local import machine_checks
+from tests.softprompt.cli_runner import CliRunner
+from tests.softprompt.conftest import Services
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CliRunner:
+    return CliRunner(monkeypatch, capsys)
+
+
+@pytest.fixture
+def here(services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Services:
+    """Both services, and a model of the catalogue in a directory of its own."""
+    monkeypatch.setenv("SOFTPROMPT_TRAINER", services.trainer_endpoint)
+    monkeypatch.setenv("SOFTPROMPT_INFERENCE", services.inference_endpoint)
+    monkeypatch.setenv("SOFTPROMPT_MODELS", str(tmp_path / "models"))
+    model = tmp_path / "models/smollm2-135m-instruct"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "weights.safetensors").write_bytes(b"123")
+    monkeypatch.chdir(tmp_path)
+    return services
+
+
+def findings(cli: CliRunner, *arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    done = cli("doctor", "--json", *arguments)
+    return done.code, {item["subject"]: item for item in done.json}
+
+
+def test_a_sound_installation_has_no_problem(cli: CliRunner, here: Services) -> None:
+    code, found = findings(cli)
+    assert [item for item in found.values() if item["is_problem"]] == []
+    assert code == 0
+    assert {"softprompt", "packages", "memory", "disk (data)", "kernels", "model", "store", "trainer"} <= set(found)
+    assert found["base model"]["text"] == "tiny, the same for trainer and replica"
+    assert "softprompt 0.1.0, answered in" in found["inference"]["text"]
+    shown = cli("doctor").out.splitlines()
+    assert len(shown) == len(found)
+
+
+def test_services_that_do_not_answer_are_problems_with_a_way_out(
+    cli: CliRunner, here: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setenv("SOFTPROMPT_TRAINER", f"127.0.0.1:{other.getsockname()[1]}")
+        monkeypatch.setenv("SOFTPROMPT_INFERENCE", "127.0.0.1:9")
+        monkeypatch.setattr("softprompt.cli.doctor._SERVICE_SECONDS", 0.5)
+        code, found = findings(cli)
+        assert code == 1
+        assert "softprompt up" in found["inference"]["mend"]
+        assert found["trainer"]["is_problem"]
+        taken = found[f"port {other.getsockname()[1]}"]
+        assert taken["is_problem"]
+        assert "--trainer-port" in taken["mend"]
+        assert not found["port 9"]["is_problem"]
+        lines = cli("doctor").out.splitlines()
+        assert any(re.search(r"inference .*\(to mend it: softprompt up", line) for line in lines)
+
+
+def test_other_models_versions_and_clocks_are_named(cli: CliRunner, here: Services) -> None:
+    here.trainer.info = tuning_pb2.GetServiceInfoResponse(software_version="9.9.9")
+    here.trainer.info.unavailable_base_models.add(id="big", reason="its weights are missing")
+    here.trainer.info.current_time.seconds = 1_000_000
+    here.inference.info = generation_pb2.GetModelInfoResponse(software_version="0.1.0")
+    here.inference.info.base_model.id, here.inference.info.base_model.fingerprint = "tiny", "sha256:1"
+    here.inference.info.current_time.seconds = 4_000_000_000
+    done = cli("doctor")
+    assert done.code == 1
+    assert "pip install softprompt==9.9.9, or upgrade the service" in done.out
+    assert "the trainer's is -" in done.out
+    assert "the inference's is +" in done.out
+    assert "synchronise both clocks" in done.out
+    assert "the replica has tiny, the trainer none" in done.out
+    assert "the trainer can't use big: its weights are missing" in done.out
+
+
+def test_what_this_machine_lacks_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine_checks, "_available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(machine_checks, "MIN_DISK_BYTES", 1 << 60)
+    monkeypatch.setattr("shared.kernels.build.compiler_version", lambda: None)
+    file = tmp_path / "file"
+    file.write_text("")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half/config.json").write_text("{}")
+    wrong = [
+        *machine_checks.memory(),
+        *list(machine_checks.disk(tmp_path / "new/data", tmp_path))[:3],
+        *machine_checks.model("half", tmp_path),
+        *machine_checks.store(str(file)),
+    ]
+    assert all(item.is_problem and item.mend for item in wrong), wrong
+    (missing,) = machine_checks.model("none", tmp_path)
+    assert missing.mend.startswith("softprompt models pull none")
+    (new,) = machine_checks.store(f"file://{tmp_path}/new")
+    assert not new.is_problem
+    assert all("\n" not in item.text + item.mend for item in wrong)
+
+
+@pytest.mark.parametrize("task", ["generation", "classification", "chat"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "xlsx"])
+def test_a_starter_file_can_be_trained_and_is_never_overwritten(
+    cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, suffix: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"my examples.{suffix}"
+    done = cli("init", name, "--task", task)
+    assert done.code == 0
+    assert f"  softprompt data check 'my examples.{suffix}'" in done.out
+    (report,) = cli("data", "check", name, "--json").json
+    assert (report["task"], report["num_problems"]) == (task, 0)
+    assert report["repetition"]["num_duplicates"] == report["repetition"]["num_contradictions"] == 0
+    page = Path(f"{name}.README.md")
+    assert "one example" in page.read_text()
+    Path(name).write_text("mine")
+    assert cli("init", name).code == 4
+    Path(name).rename("elsewhere")
+    assert cli("init", name).code == 4, "the page is there"
+    assert not Path(name).exists()
+
+
+def test_init_refuses_what_is_no_file(cli: CliRunner, tmp_path: Path) -> None:
+    for name, code in ((str(tmp_path), 2), ("-", 2), (str(tmp_path / "no/a.jsonl"), 3), (str(tmp_path / "a.doc"), 2)):
+        assert cli("init", name).code == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_of_every_place_are_listed(cli: CliRunner, here: Services) -> None:
+    done = cli("models", "list", "--json")
+    assert done.code == 0
+    assert {(item["name"], item["where"]) for item in done.json} == {
+        ("smollm2-135m-instruct", "catalogue"),
+        ("smollm2-135m-instruct", "this machine"),
+        ("tiny", "trainer"),
+        ("tiny", "inference"),
+    }
+    assert "models pull smollm2-135m-instruct" in cli("models", "list").out
+
+
+def test_models_are_listed_without_services(cli: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SOFTPROMPT_MODELS", str(tmp_path / "none"))
+    for name in ("TRAINER", "INFERENCE"):
+        monkeypatch.setenv(f"SOFTPROMPT_{name}", "127.0.0.1:9")
+    done = cli("models", "list")
+    assert (done.code, len(done.err.splitlines())) == (0, 2)
+    assert len(done.out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments", "meant"),
+    [
+        (NotFound("prompt", "tnoe"), ("--prompt", "tnoe"), "tone"),
+        (NotFound("prompt", "Tone"), ("--prompt", "Tone"), "tone"),
+        (NotFound("alias", "tone@defualt"), ("--prompt", "tone@defualt"), "tone@default"),
+        (NotFound("prompt", "tonne"), ("--prompt", "tonne@default"), "tone"),
+        (NotFound("version", "prompts/tne/versions/2"), ("--prompt", "tne@2"), "tone@2"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_one_that_is_meant(
+    cli: CliRunner, here: Services, monkeypatch: pytest.MonkeyPatch, error: NotFound, arguments: Any, meant: str
+) -> None:
+    def refuse(request: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(here.inference, "_check", refuse)
+    done = cli("generate", "hi", *arguments)
+    assert done.code == 3
+    assert f"hint: do you mean {meant!r}?" in done.err
+
+
+def test_a_name_that_resembles_none_gets_no_suggestion(cli: CliRunner, here: Services) -> None:
+    assert "do you mean" not in cli("generate", "hi", "--prompt", "unknown").err
+
+
+def test_misspelt_commands_and_options_are_suggested(cli: CliRunner) -> None:
+    assert "generate" in cli("genrate", "hi").err
+    assert "list" in cli("jobs", "lits").err
+    assert "--prompt" in cli("generate", "hi", "--promt", "x").err
+
+
+def test_three_commands_follow_a_start() -> None:
+    usual = {"SOFTPROMPT_TRAINER": "127.0.0.1:50051", "SOFTPROMPT_INFERENCE": "127.0.0.1:50052"}
+    assert [line.split()[1] for line in after_start(usual)] == ["init", "tune", "chat"]
+    other = after_start({**usual, "SOFTPROMPT_TRAINER": "127.0.0.1:7"})
+    assert other[0] == "export SOFTPROMPT_TRAINER=127.0.0.1:7"
+    assert len(other) == 4
+
+
+def test_the_json_of_a_finding_has_its_parts(cli: CliRunner, here: Services) -> None:
+    first = json.loads(cli("doctor", "--json").out.splitlines()[0])
+    assert first.keys() == {"subject", "text", "is_problem", "mend"}

@@ -1,0 +1,14 @@
+"""The reference pages are what the code says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests import cli_reference, settings_reference
+
+
+@pytest.mark.parametrize("page", [cli_reference, settings_reference], ids=["commands", "settings"])
+def test_the_page_is_current(page: Any) -> None:
+    assert page.PAGE.read_text(encoding="utf-8") == page.reference(), f"run python -m {page.__name__}"
