@@ -13,11 +13,14 @@ from shared.values.report import JobCost as JobCost
 from shared.values.report import JobLineage as JobLineage
 from shared.values.report import ModelAnswer as ModelAnswer
 from shared.values.report import TrainingPoint as TrainingPoint
+from softprompt.types.jobs import TuningJob
 
 
 @dataclass(frozen=True)
 class JobReport(values.JobReport):
     """Curves, metrics, held-out answers, lineage and cost of one job. docs/quality.md explains the numbers."""
+
+    job: TuningJob
 
     def to_html(self) -> str:
         """One page that needs nothing else: no request, no file."""
