@@ -12,7 +12,7 @@ from pydantic_settings import NoDecode
 from shared.config import ServerSettings, settings_config
 from shared.model.base_model import Device, DType, pick_device
 from shared.process.user_cache import expanded
-from shared.prompt.soft_prompt import MAX_VIRTUAL_TOKENS
+from shared.prompt.prefix import MAX_VIRTUAL_TOKENS
 from shared.store.garbage import GRACE_SECONDS
 from shared.store.maintenance import MaintenancePolicy
 from trainer_service.base_models import BaseModelSource

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.prompt.soft_prompt import MAX_VIRTUAL_TOKENS
+from shared.prompt.prefix import MAX_VIRTUAL_TOKENS
 from shared.text.template import Message, Template
 from shared.values.enums import InitMethod as InitMethod
 from shared.values.enums import LearningRateSchedule as LearningRateSchedule

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.model.base_model import BaseModel
+from shared.prompt.prefix import VirtualTokens
 from tests.host_waits import HostWaits
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import task
@@ -24,6 +25,7 @@ from trainer_service.training.attention.packing import (
 from trainer_service.training.compute import backward
 from trainer_service.training.evaluation.evaluate import nearest_tokens
 from trainer_service.training.fair_share import FairShare
+from trainer_service.training.recipe.leaves import PromptLeaves
 from trainer_service.training.recipe.optimise import AdamW, learning_rate_at
 from trainer_service.training.results import classification_metrics
 from trainer_service.training.spec import Init, LearningRateSchedule
@@ -116,7 +118,7 @@ def test_packing_places_every_token_once(shapes: list[tuple[int, int]], preamble
         Row((*range(5, 5 + preamble), *((100 + i + j) % 250 for j in range(n))), (7,) * t)
         for i, (n, t) in enumerate(shapes)
     ]
-    packed = pack([Segment(torch.zeros(3, 2), rows), Segment(None, rows[:1])], torch.device("cpu"))
+    packed = pack([Segment(VirtualTokens(torch.zeros(3, 2)), rows), Segment(None, rows[:1])], torch.device("cpu"))
     expected = num_packed_tokens(3, rows) + num_packed_tokens(0, rows[:1])
     assert packed.layout.num_tokens == expected
     placed = torch.cat([tile.index.flatten() for tile in packed.layout.tiles])
@@ -157,9 +159,8 @@ def test_training_precision_is_what_was_asked_for_else_the_measured_one(monkeypa
 
 def test_the_nearest_token_of_an_embedding_is_that_token() -> None:
     base = build()
-    found = nearest_tokens(
-        base, torch.stack([base.embedding_table[70] * 3, base.embedding_table[80] - base.embedding_table[81] * 0.01])
-    )
+    table = base.embedding_table
+    found = nearest_tokens(base, VirtualTokens(torch.stack([table[70] * 3, table[80] - table[81] * 0.01])))
     assert [token.text for token in found] == [base.tokenizer.decode([70]), base.tokenizer.decode([80])]
     assert found[0].cosine == pytest.approx(1.0, abs=1e-5)
     assert 0.9 < found[1].cosine < 1.0
@@ -181,4 +182,4 @@ def test_a_training_step_never_waits_for_the_device_before_its_results() -> None
 
 def _trainee(base: BaseModel, num_virtual_tokens: int) -> Trainee:
     parameters = {"prompt": base.embedding_table[:num_virtual_tokens].detach().clone().requires_grad_(True)}
-    return Trainee(Candidate(0.1, Init()), parameters, task().spec.hyperparameters)
+    return Trainee(Candidate(0.1, Init()), PromptLeaves(parameters), task().spec.hyperparameters)
