@@ -9,7 +9,7 @@ import re
 from shared.errors import InvalidInput
 
 TRAINER_VARIABLE, INFERENCE_VARIABLE = "SOFTPROMPT_TRAINER", "SOFTPROMPT_INFERENCE"
-DEFAULT_TRAINER_PORT, DEFAULT_INFERENCE_PORT = 50051, 50052
+DEFAULT_TRAINER_PORT, DEFAULT_INFERENCE_PORT, DEFAULT_GATEWAY_PORT = 50051, 50052, 8000
 MAX_SOCKET_PATH_BYTES = 107
 """unix(7): a socket's address has 108 bytes for its path, including a final zero byte."""
 _UNCHECKED = ("unix-abstract:", "vsock:", "xds:")

@@ -7,11 +7,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from openai import AsyncOpenAI
 
 from softprompt import AsyncClient, Hyperparameters, JobState, Sampling, Template, TuningSpec
 from softprompt.local.services import LocalConfig, LocalServices
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "product-descriptions"
+NUM_HELD_OUT = 6
+"""Judging the prompt reads each of them five times, once with a dozen examples before it."""
 PRODUCT = "name: Aria 5 | category: wireless earbuds | battery: 30 h | feature: noise cancelling | price: $79"
 
 
@@ -19,9 +22,14 @@ PRODUCT = "name: Aria 5 | category: wireless earbuds | battery: 30 h | feature: 
 @pytest.mark.timeout(400)
 async def test_from_examples_to_a_streamed_answer(real_model_dir: Path, tmp_path: Path) -> None:
     logged: list[str] = []
-    services = LocalServices(LocalConfig(real_model_dir, tmp_path), lambda name, line: logged.append(f"{name}: {line}"))
+    services = LocalServices(
+        LocalConfig(real_model_dir, tmp_path, gateway_port=0), lambda name, line: logged.append(f"{name}: {line}")
+    )
     async with services, AsyncClient(services.trainer_endpoint, services.inference_endpoint) as client:
-        train, heldout = [await client.upload_dataset(EXAMPLES / f"{part}.jsonl") for part in ("train", "heldout")]
+        train = await client.upload_dataset(EXAMPLES / "train.jsonl")
+        few = (EXAMPLES / "heldout.jsonl").read_text().splitlines(keepends=True)[:NUM_HELD_OUT]
+        (tmp_path / "heldout.jsonl").write_text("".join(few))
+        heldout = await client.upload_dataset(tmp_path / "heldout.jsonl")
         spec = TuningSpec(
             prompt="product-descriptions",
             dataset=train.dataset,
@@ -48,4 +56,14 @@ async def test_from_examples_to_a_streamed_answer(real_model_dir: Path, tmp_path
         assert tuned.text != bare.text
         stream = client.stream(PRODUCT, prompt="product-descriptions@1", sampling=greedy)
         assert "".join([delta.text async for delta in stream]) == tuned.text
+
+        async with AsyncOpenAI(base_url=services.gateway_url, api_key="none", max_retries=0) as http:
+            answer = await http.chat.completions.create(
+                model="product-descriptions@1",
+                messages=[{"role": "user", "content": PRODUCT}],
+                temperature=0,
+                max_tokens=24,
+            )
+        assert (answer.model, answer.choices[0].message.content) == ("product-descriptions@1", tuned.text)
+        assert answer.system_fingerprint == job.result.digest
     assert services.alive() == []

@@ -22,10 +22,10 @@ from shared.store import (
     PromptStore,
     ReplicaRecord,
     StoreIndex,
+    StoreWatcher,
     VersionDeleted,
     VersionPublished,
     VersionRecord,
-    watch,
 )
 from shared.store.alias import Expected
 from shared.store.commit import MAX_ACTOR_CHARS
@@ -181,9 +181,9 @@ class Prompts:
             unproven = b"" if found.unproven_on is None else found.blob()[0]
             golden = () if found.unproven_on is None else await self._prover.golden_records(found.unproven_on, unproven)
             blob, manifest = await asyncio.to_thread(found.blob, golden)
-        actor, job, alias = _actor(), import_job(request), request.alias or None
+        actor, job, alias = _actor(), import_job(request), request.moved_alias or None
         record = await self._pool.call(self._store.publish, request.prompt, blob, job=job, alias=alias, actor=actor)
-        fields = {"version": record.name, "alias": request.alias, "actor": actor, "revision": record.revision}
+        fields = {"version": record.name, "alias": request.moved_alias, "actor": actor, "revision": record.revision}
         log.info("version imported", extra={"fields": fields})
         prompt = self._seen(self._store.index()).prompt(request.prompt)
         return Version(prompt, prompt.version(record.version)), manifest
@@ -221,7 +221,7 @@ class Prompts:
         if after_revision is not None:
             index = await self._pool.call(self._store.refresh)
             after_revision = store_revision(after_revision, index, self._store.recent_commits(), caller)
-        async for changes in watch(self._store, after_revision, pool=self._watch_pool):
+        async for changes in StoreWatcher(self._store, after_revision, pool=self._watch_pool):
             for change in _flatten(changes, self._store.id, name_prefix, caller):
                 yield change
 

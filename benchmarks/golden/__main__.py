@@ -42,7 +42,7 @@ from trainer_service.training.cohort import Cohort
 from trainer_service.training.evaluation.golden import golden_records
 from trainer_service.training.events import Failed, Finished, TrainingTask
 from trainer_service.training.recipe.defaults import fill
-from trainer_service.training.spec import HyperparameterRequest, TrainingSpec
+from trainer_service.training.spec import Hyperparameters, TrainingSpec
 
 RESULTS = Path(__file__).parents[1] / "results" / "golden.json"
 LEARNING_RATES = (0.01, 0.03, 0.06, 0.12)
@@ -104,7 +104,7 @@ def _trained(base: BaseModel, numbers: Sequence[int]) -> Iterator[tuple[int, Sof
     cohort = Cohort(base)
     for number in numbers:
         some = _set_of(number)
-        request = HyperparameterRequest(
+        request = Hyperparameters(
             num_steps=24,
             num_virtual_tokens=12,
             batch_size=4,
@@ -121,7 +121,7 @@ def _trained(base: BaseModel, numbers: Sequence[int]) -> Iterator[tuple[int, Sof
             if isinstance(event, Failed):
                 raise SystemExit(f"training {event.job_id} failed: {event.message}")
             if isinstance(event, Finished):
-                yield int(event.job_id), event.result.prefix
+                yield int(event.job_id), SoftPrompt(event.result.prefix.input(torch.float32).embeddings)
 
 
 async def _measured(
@@ -143,7 +143,7 @@ async def _measured(
 
     matrix = soft_prompt.embeddings
     sound = {"transformers, bfloat16": apart(matrix), "transformers, float16": apart(matrix, torch.float16)}
-    with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
+    with torch.backends.mkldnn.flags(enabled=False):
         sound["transformers without oneDNN, bfloat16"] = apart(matrix)
     for dtype, engine in engines.items():
         await engine.load_prefix("prompt", soft_prompt)
@@ -164,9 +164,9 @@ async def _measured(
         faults["another prompt"] = apart(other.embeddings)
     for change in WEIGHT_CHANGES:
         with _changed_weight(base, change, number):
-            for dtype in (torch.float32, BF16):
-                name = str(dtype).removeprefix("torch.")
-                faults[f"one weight changed by {change} standard deviations, {name}"] = apart(matrix, dtype)
+            for computed in (torch.float32, BF16):
+                name = str(computed).removeprefix("torch.")
+                faults[f"one weight changed by {change} standard deviations, {name}"] = apart(matrix, computed)
     return {
         "rounding": statistics.mean(record.rounding_nats or 0.0 for record in records),
         "allowed": {

@@ -82,7 +82,7 @@ class PromptWatcher:
         self._was_away = False
 
     @property
-    def store_away(self) -> bool:
+    def store_unavailable(self) -> bool:
         """Whether the store is unavailable."""
         return bool(self._watcher.problem)
 

@@ -19,8 +19,6 @@ from shared.model.base_model import BaseModel
 if TYPE_CHECKING:
     from shared.prompt.manifest import Manifest
 
-MAX_VIRTUAL_TOKENS = 1024
-
 
 class PrefixKind(StrEnum):
     """Kinds of prefixes, as manifests name them."""
@@ -40,6 +38,7 @@ class VirtualTokens:
 
     @property
     def num_virtual_tokens(self) -> int:
+        """Rows of the embeddings."""
         return int(self.embeddings.shape[0])
 
     def detach(self) -> VirtualTokens:
@@ -55,7 +54,7 @@ class Prefix(ABC):
     @property
     @abstractmethod
     def num_virtual_tokens(self) -> int:
-        """Positions that the prefix takes, 1 to MAX_VIRTUAL_TOKENS."""
+        """Positions that the prefix takes, at least 1."""
 
     @classmethod
     @abstractmethod

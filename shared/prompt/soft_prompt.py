@@ -11,7 +11,8 @@ import torch
 
 from shared.errors import DamagedBlob, PreconditionFailed
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import MAX_VIRTUAL_TOKENS, Prefix, PrefixKind, VirtualTokens
+from shared.prompt.prefix import Prefix, PrefixKind, VirtualTokens
+from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 
 if TYPE_CHECKING:
     from shared.prompt.manifest import Manifest
@@ -48,14 +49,17 @@ class SoftPrompt(Prefix):
 
     @property
     def num_virtual_tokens(self) -> int:
+        """Rows of the matrix."""
         return int(self.embeddings.shape[0])
 
     @property
     def hidden_size(self) -> int:
+        """Columns of the matrix."""
         return int(self.embeddings.shape[1])
 
     @classmethod
     def check_shapes(cls, shapes: Mapping[str, tuple[int, ...]], manifest: Manifest) -> None:
+        """One matrix, `[num_virtual_tokens, hidden_size]` of the manifest. Raises DamagedBlob."""
         if list(shapes) != [TENSOR_KEY]:
             raise DamagedBlob(f"must hold the one tensor {TENSOR_KEY}, holds {len(shapes)} of other names or number")
         shape = shapes[TENSOR_KEY]
@@ -73,18 +77,22 @@ class SoftPrompt(Prefix):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """The soft prompt of a file. Raises DamagedBlob."""
         return cls(tensors[TENSOR_KEY])
 
     def tensors(self) -> dict[str, torch.Tensor]:
+        """The matrix by its name in a file."""
         return {TENSOR_KEY: self.embeddings}
 
     def check_fits(self, base: BaseModel) -> None:
+        """Raises PreconditionFailed for another hidden size, DamagedBlob if a value overflows the model's dtype."""
         width = base.embedding_table.shape[1]
         if self.hidden_size != width:
             raise PreconditionFailed(f"the soft prompt has hidden size {self.hidden_size}, this model takes {width}")
         self.cast(base.dtype)
 
     def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> VirtualTokens:
+        """The matrix as it enters a model. Raises DamagedBlob if a value overflows `dtype`."""
         return VirtualTokens(self.cast(dtype, device))
 
     def cast(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:

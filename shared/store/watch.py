@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Protocol
@@ -13,7 +12,6 @@ from typing import Protocol
 from shared.errors import SoftPromptError, Unavailable
 from shared.process.call_pool import CallPool
 from shared.store.follower import Changes
-from shared.store.store import PromptStore
 
 log = logging.getLogger(__name__)
 
@@ -65,17 +63,11 @@ class StoreWatcher:
         self._pool = pool or CallPool("prompt_store_watch", max_threads=1)
         self._poll_seconds, self._follows_replacement = poll_seconds or store.poll_seconds, follows_replacement
         self._store_id = store.id
-        self._last_contact = time.monotonic()
         self._wanted = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
         self.revision = since
         self.problem = ""
         """Why the last poll failed; empty if it succeeded."""
-
-    @property
-    def seconds_since_contact(self) -> float:
-        """Time since the last successful poll."""
-        return time.monotonic() - self._last_contact
 
     async def __aiter__(self) -> AsyncIterator[Changes]:
         while True:
@@ -101,7 +93,6 @@ class StoreWatcher:
         if self.problem:
             log.warning("the prompt store can be followed again, revision %d", changes.index.revision)
         self.problem = ""
-        self._last_contact = time.monotonic()
         self.revision = changes.index.revision
         return changes
 
@@ -141,13 +132,6 @@ class StoreWatcher:
         return changes
 
 
-def pause_seconds(poll_seconds: float, away: bool) -> float:
+def pause_seconds(poll_seconds: float, unavailable: bool) -> float:
     """Time until the next poll, with jitter, so that replicas that started together don't poll together."""
-    return poll_seconds * random.uniform(*_JITTER) * (BACKOFF if away else 1.0)
-
-
-def watch(
-    store: PromptStore, since: int | None = None, poll_seconds: float | None = None, pool: CallPool | None = None
-) -> AsyncIterator[Changes]:
-    """`StoreWatcher` as a plain iterator."""
-    return aiter(StoreWatcher(store, since, poll_seconds, pool))
+    return poll_seconds * random.uniform(*_JITTER) * (BACKOFF if unavailable else 1.0)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from shared.process.standard_streams import discard_stdout
 from shared.process.surroundings import prepare_process
 from shared.process.threads import limit_threads
-from softprompt.cli import datasets, demo, generate, info, jobs, models, prompts, security, tokens, tune, up
+from softprompt.cli import datasets, demo, gateway, generate, info, jobs, models, prompts, security, tokens, tune, up
 from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, report
 from softprompt.cli.text_input import readable_argument
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, up, tune, generate, info):
+for module in (demo, up, gateway, tune, generate, info):
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="List, follow and cancel tuning jobs.")
 app.add_typer(datasets.app, name="datasets", help="Datasets that the trainer stores for you.")

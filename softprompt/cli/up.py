@@ -1,7 +1,8 @@
-"""`softprompt up`: run both services on this machine until Ctrl-C."""
+"""`softprompt up`: run both services and the gateway on this machine until Ctrl-C."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,13 +14,20 @@ from softprompt.cli.models import pull_with_progress
 from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import print_json, show, stderr
 from softprompt.cli.requirements import require
-from softprompt.endpoints import DEFAULT_INFERENCE_PORT, DEFAULT_TRAINER_PORT, INFERENCE_VARIABLE, TRAINER_VARIABLE
+from softprompt.endpoints import (
+    DEFAULT_GATEWAY_PORT,
+    DEFAULT_INFERENCE_PORT,
+    DEFAULT_TRAINER_PORT,
+    INFERENCE_VARIABLE,
+    TRAINER_VARIABLE,
+)
 
 if TYPE_CHECKING:
     from softprompt.local.services import LocalServices
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-_COLOURS = {"trainer": "cyan", "inference": "magenta"}
+_VARIABLES = {"trainer": TRAINER_VARIABLE, "inference": INFERENCE_VARIABLE, "gateway": "OPENAI_BASE_URL"}
+_COLOURS = {"trainer": "cyan", "inference": "magenta", "gateway": "green"}
 
 
 def register(app: typer.Typer) -> None:
@@ -42,22 +50,30 @@ def up(
     inference_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")
     ] = DEFAULT_INFERENCE_PORT,
+    gateway_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the HTTP API; 0 chooses a free one.")
+    ] = DEFAULT_GATEWAY_PORT,
+    no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Do not serve the HTTP API.")] = False,
     grace: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Time for running streams to finish at the end.")
     ] = 10.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not print the services' logs.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run both services on this machine; Ctrl-C stops them. Prints the addresses on stdout and the logs on stderr."""
-    require("trainer", "inference")
+    """Run both services and the gateway on this machine; Ctrl-C stops them. Prints the addresses on stdout and the logs
+    on stderr.
+    """
+    require("trainer", "inference", *(() if no_gateway else ("gateway",)))
     from softprompt.local.interrupts import Interrupted, run_interruptible
     from softprompt.local.process import ServiceFailed
     from softprompt.local.services import LocalConfig, LocalServices
 
     if ":" in host and not host.startswith("["):  # an IPv6 address, which has brackets where a port follows
         host = f"[{host}]"
-    _check_ports(host, trainer_port, inference_port)
-    config = LocalConfig(pull_with_progress(model), data, host, trainer_port, inference_port, grace, plaintext)
+    http_port = None if no_gateway else gateway_port
+    _check_ports(host, {"trainer": trainer_port, "inference": inference_port, "gateway": http_port})
+    path = pull_with_progress(model)
+    config = LocalConfig(path, data, host, trainer_port, inference_port, grace, plaintext, http_port)
     services = LocalServices(config, _silent if quiet else _forward)
     try:
         run_interruptible(lambda: _serve(services, as_json), services.kill_now)
@@ -67,28 +83,33 @@ def up(
         raise Failure(str(error)) from None
 
 
-def _check_ports(host: str, trainer_port: int, inference_port: int) -> None:
-    """Raises Failure if a service could not listen, before a model is downloaded or loaded."""
-    if trainer_port and trainer_port == inference_port:
-        raise Failure(
-            f"both services can't listen on port {trainer_port}: change --trainer-port or --inference-port",
-            EXIT_INVALID,
-        )
-    try:
-        check_port(host, trainer_port, "--trainer-port")
-        check_port(host, inference_port, "--inference-port")
-    except OSError as error:
-        raise Failure(str(error), EXIT_INVALID) from None
+def _check_ports(host: str, ports: Mapping[str, int | None]) -> None:
+    """Raises Failure if a process could not listen, before a model is downloaded or loaded."""
+    taken: dict[int, str] = {}
+    for name, port in ports.items():
+        if port is None:
+            continue
+        if port and (other := taken.setdefault(port, name)) != name:
+            raise Failure(
+                f"two services can't listen on port {port}: change --{other}-port or --{name}-port", EXIT_INVALID
+            )
+        try:
+            check_port(host, port, f"--{name}-port")
+        except OSError as error:
+            raise Failure(str(error), EXIT_INVALID) from None
 
 
 async def _serve(services: LocalServices, as_json: bool) -> None:
-    stderr().print("starting the trainer and the inference service ...")
+    stderr().print("starting the services ...")
     async with services:
+        addresses = {"trainer": services.trainer_endpoint, "inference": services.inference_endpoint}
+        if services.gateway_url is not None:
+            addresses["gateway"] = services.gateway_url
         if as_json:
-            print_json({"trainer": services.trainer_endpoint, "inference": services.inference_endpoint})
+            print_json(addresses)
         else:
-            show(f"trainer    {services.trainer_endpoint}   {TRAINER_VARIABLE}={services.trainer_endpoint}")
-            show(f"inference  {services.inference_endpoint}   {INFERENCE_VARIABLE}={services.inference_endpoint}")
+            for name, address in addresses.items():
+                show(f"{name:<10} {address}   {_VARIABLES[name]}={address}")
         raise await services.failure()
 
 

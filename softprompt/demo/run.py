@@ -31,7 +31,7 @@ def run_demo(model: Path, output: Path, plan: DemoPlan, console: Console) -> Non
         tempfile.TemporaryDirectory(prefix="softprompt-demo-") as data,
         (output / "services.log").open("w", encoding="utf-8") as log,
     ):
-        config = LocalConfig(model=model, data_dir=Path(data), inference_dtype="float32")
+        config = LocalConfig(model=model, data_dir=Path(data), gateway_port=0, inference_dtype="float32")
         services = LocalServices(config, _sink(log))
         try:
             run_interruptible(lambda: _run(services, story), services.kill_now)
@@ -50,15 +50,16 @@ def run_demo(model: Path, output: Path, plan: DemoPlan, console: Console) -> Non
 
 async def _run(services: LocalServices, story: Story) -> None:
     console = story.console
-    console.print("\n[bold]Start the trainer (with Ray) and the inference service[/]")
+    console.print("\n[bold]Start the trainer (with Ray), the inference service and the gateway[/]")
     async with services:
         took = time.monotonic() - story.began
         console.print(
-            f"  trainer {services.trainer_endpoint}, inference {services.inference_endpoint}, after {took:.0f} s",
+            f"  trainer {services.trainer_endpoint}, inference {services.inference_endpoint}, gateway "
+            f"{services.gateway_url}, after {took:.0f} s",
             markup=False,
         )
         await story.tell(services)
-        console.print("\n[bold]Stop both services[/]")
+        console.print("\n[bold]Stop all three[/]")
 
 
 def _sink(log: TextIO) -> LogSink:

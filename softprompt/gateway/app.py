@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from softprompt.gateway import chat, completions, files, fine_tuning, models
+from softprompt.gateway import chat, completions, files, fine_tuning, models, responses
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.endpoint import Endpoint
 from softprompt.gateway.errors import api_error
@@ -24,6 +24,7 @@ API: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/models/{model:path}", models.get_model),
     ("POST", "/v1/chat/completions", chat.create_chat_completion),
     ("POST", "/v1/completions", completions.create_completion),
+    ("POST", "/v1/responses", responses.create_response),
     ("POST", "/v1/files", files.create_file),
     ("GET", "/v1/files", files.list_files),
     ("GET", "/v1/files/{id}", files.get_file),

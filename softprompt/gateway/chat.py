@@ -18,6 +18,7 @@ from softprompt.gateway.errors import bad_value
 from softprompt.gateway.fields import (
     Content,
     Fields,
+    LogitBias,
     ModelName,
     Stop,
     StreamOptions,
@@ -25,6 +26,7 @@ from softprompt.gateway.fields import (
     renaming,
     sampling_of,
 )
+from softprompt.gateway.guides import Call, ResponseFormat, Tool, ToolChoice, call_of
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
 from softprompt.types.generation import Generation, GenerationEnd, GenerationStart, TokenLogprob
 
@@ -39,12 +41,6 @@ class ChatMessage(Fields):
     function_call: None = None
     tool_calls: list[Any] | None = Field(default=None, max_length=0)
     annotations: list[Any] | None = Field(default=None, max_length=0)
-
-
-class TextFormat(Fields):
-    """The format of an answer without constraints."""
-
-    type: Literal["text"]
 
 
 class ChatRequest(Fields):
@@ -65,7 +61,10 @@ class ChatRequest(Fields):
     stop: Stop | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0)
-    response_format: TextFormat | None = None
+    logit_bias: LogitBias | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=128)
+    tool_choice: ToolChoice | None = None
     user: str | None = None
     store: Literal[False] | None = None
 
@@ -105,6 +104,7 @@ def _rename(request: ChatRequest) -> Any:
             "input.text": "messages",
             "sampling.max_new_tokens": limit,
             "sampling.num_logprobs": "top_logprobs",
+            "sampling.guide": "tools" if request.tools else "response_format",
         }
     )
 
@@ -117,6 +117,10 @@ async def create_chat_completion(request: Request, backend: Backend) -> Response
     count = body.n or 1
     if count > (most := settings_of(request).max_choices):
         raise bad_value("n", f"must be at most {most}")
+    call = call_of(body.tools, body.tool_choice)
+    guide = body.response_format.guide() if body.response_format else None
+    if call is not None and guide is not None:
+        raise bad_value("response_format", "contradicts tool_choice: the answer is the call of a function")
     ask = Ask(
         [message_of(message.role, message.content) for message in body.messages],
         await backend.reference(body.model),
@@ -124,18 +128,19 @@ async def create_chat_completion(request: Request, backend: Backend) -> Response
             body,
             max_new_tokens=body.max_completion_tokens or body.max_tokens,
             num_logprobs=body.num_logprobs,
+            guide=call.guide if call else guide,
         ),
         routing_key=body.user or "",
     )
     head = {"id": results.new_id("chatcmpl"), "created": results.now()}
     if not body.stream:
         answers = await all_answers(backend.client, ask.times(count))
-        return JSONResponse(await _whole(backend, head, answers))
+        return JSONResponse(await _whole(backend, head, answers, call))
     streams = AnswerStreams(backend.client, ask.times(count))
     starts = await streams.started()
     head |= await _about(backend, starts[0])
     includes_usage = bool(body.stream_options and body.stream_options.include_usage)
-    events = _events(head, streams, starts, body.num_logprobs is not None, includes_usage)
+    events = _events(head, streams, starts, call, includes_usage)
     return EventStream(events, streams.cancel, rename, body.model)
 
 
@@ -146,13 +151,15 @@ async def _about(backend: Backend, start: GenerationStart) -> dict[str, Any]:
     }
 
 
-async def _whole(backend: Backend, head: dict[str, Any], answers: Sequence[Generation]) -> dict[str, Any]:
+async def _whole(
+    backend: Backend, head: dict[str, Any], answers: Sequence[Generation], call: Call | None
+) -> dict[str, Any]:
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "message": _message(answer.text, call),
             "logprobs": _logprobs(answer.output.logprobs),
-            "finish_reason": results.finish_reason(answer.end),
+            "finish_reason": _reason(answer.end, call),
         }
         for index, answer in enumerate(answers)
     ]
@@ -165,6 +172,17 @@ async def _whole(backend: Backend, head: dict[str, Any], answers: Sequence[Gener
     }
 
 
+def _message(text: str, call: Call | None) -> dict[str, Any]:
+    if call is None:
+        return {"role": "assistant", "content": text, "refusal": None}
+    return {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call.message(text)]}
+
+
+def _reason(end: GenerationEnd, call: Call | None) -> str:
+    reason = results.finish_reason(end)
+    return "tool_calls" if call is not None and reason == "stop" else reason
+
+
 def _logprobs(found: Sequence[TokenLogprob]) -> dict[str, Any] | None:
     return {"content": [results.token_with_top(one) for one in found], "refusal": None} if found else None
 
@@ -173,7 +191,7 @@ async def _events(
     head: dict[str, Any],
     streams: AnswerStreams,
     starts: Sequence[GenerationStart],
-    has_logprobs: bool,
+    call: Call | None,
     includes_usage: bool,
 ) -> AsyncGenerator[bytes]:
     """A chunk with the role for each choice, chunks with text, a chunk with the reason of the end; then the usage."""
@@ -184,16 +202,27 @@ async def _events(
 
     empty_usage: dict[str, Any] = {"usage": None} if includes_usage else {}
     ends: list[GenerationEnd] = []
+    held = [""] * len(starts)
+    """Text of calls whose function is known at their end only."""
     for index in range(len(starts)):
-        yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
+        yield chunk(index, {"role": "assistant", "content": None if call else "", "refusal": None})
+        if call is not None and call.name:
+            yield chunk(index, {"tool_calls": [{"index": 0, **call.message("")}]})
     async for part in streams.parts():
         if part is None:
             yield PING
-        elif isinstance(part[1], GenerationEnd):
-            ends.append(part[1])
-            yield chunk(part[0], {}, reason=results.finish_reason(part[1]))
-        elif part[1].text or (has_logprobs and part[1].logprobs):
-            yield chunk(part[0], {"content": part[1].text}, _logprobs(part[1].logprobs))
+            continue
+        index, piece = part
+        if isinstance(piece, GenerationEnd):
+            ends.append(piece)
+            if call is not None and not call.name:
+                yield chunk(index, {"tool_calls": [{"index": 0, **call.message(held[index])}]})
+            yield chunk(index, {}, reason=_reason(piece, call))
+        elif call is not None and not call.name:
+            held[index] += piece.text
+        elif piece.text or piece.logprobs:
+            arguments = {"tool_calls": [{"index": 0, "function": {"arguments": piece.text}}]}
+            yield chunk(index, arguments if call else {"content": piece.text}, _logprobs(piece.logprobs))
     if includes_usage:
         last = {**head, "object": "chat.completion.chunk", "choices": [], "usage": results.usage(starts, ends)}
         yield event(last)

@@ -15,7 +15,7 @@ from softprompt.gateway.backend import BARE, Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import bad_value
-from softprompt.gateway.fields import Fields, ModelName, Stop, StreamOptions, renaming, sampling_of
+from softprompt.gateway.fields import Fields, LogitBias, ModelName, Stop, StreamOptions, renaming, sampling_of
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
 from softprompt.types.common import Template, TemplateFormat
 from softprompt.types.generation import GenerationEnd, GenerationStart, Input, TokenAlternative, TokenIds, TokenLogprob
@@ -52,6 +52,7 @@ class CompletionRequest(Fields):
     frequency_penalty: float | None = None
     seed: int | None = None
     stop: Stop | None = None
+    logit_bias: LogitBias | None = None
     logprobs: int | None = Field(default=None, ge=0)
     echo: Literal[False] | None = None
     user: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from softprompt.gateway.errors import Rename
 from softprompt.types.common import Message, Sampling
 
 MODEL_CHARS = 200
+_TOKEN_ID = re.compile(r"[0-9]{1,9}")
 _ROLES = {"developer": "system"}
 """OpenAI's names of roles that the base models' chat templates call otherwise."""
 
@@ -62,6 +64,17 @@ def message_of(role: str, content: Sequence[TextPart]) -> Message:
     return Message(_ROLES.get(role, role), text_of(content))
 
 
+def _as_ids(value: Any) -> Any:
+    """JSON's keys are texts."""
+    if isinstance(value, dict) and all(isinstance(key, str) and _TOKEN_ID.fullmatch(key) for key in value):
+        return {int(key): bias for key, bias in value.items()}
+    return value
+
+
+LogitBias = Annotated[dict[int, float], BeforeValidator(_as_ids, json_schema_input_type=dict[str, float])]
+"""Bias by token id."""
+
+
 class StreamOptions(Fields):
     """Options of a stream."""
 
@@ -72,7 +85,8 @@ def sampling_of(request: Any, **more: Any) -> Sampling:
     """The sampling parameters whose names are the same in both APIs, and `more`."""
     names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
     given: dict[str, Any] = {name: getattr(request, name, None) for name in names}
-    return Sampling(**given, stop_sequences=tuple(getattr(request, "stop", None) or ()), **more)
+    stops = tuple(getattr(request, "stop", None) or ())
+    return Sampling(**given, stop_sequences=stops, logit_bias=getattr(request, "logit_bias", None) or None, **more)
 
 
 _COMMON_NAMES = {

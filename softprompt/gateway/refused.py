@@ -32,6 +32,8 @@ REFUSED_FIELDS: Mapping[str, str] = {
     "safety_identifier": "use user",
     "service_tier": _NO_TIERS,
     "suffix": "models here only continue a text",
+    "tool_choice": "chat completions have it",
+    "tools": "chat completions have them",
     "verbosity": "train the prompt on answers of the wanted length",
     "web_search_options": "there are no built-in tools",
     "wandb": "follow the job's events instead",

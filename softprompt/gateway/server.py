@@ -19,7 +19,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, Gauge
 from starlette.types import ASGIApp
 
-from shared.errors import SoftPromptError, Unavailable
+from shared.errors import Overloaded, PermissionDenied, SoftPromptError, Unauthenticated
 from shared.loopback import is_loopback
 from shared.process.daemon_thread import close_within
 from shared.process.service import announce, retract
@@ -27,6 +27,7 @@ from shared.rpc.metrics import serve_metrics
 from shared.rpc.ports import check_port
 from shared.security.certificates import CertificateReader, TlsFiles
 from shared.tracing import tracing_of
+from softprompt.client.security import ClientSecurity
 from softprompt.gateway.app import create_app
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.exchange import Exchange
@@ -49,13 +50,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
-    """Run until `stop` is set, then drain. Raises errors that prevent the start."""
+async def serve(settings: GatewaySettings, stop: asyncio.Event, security: ClientSecurity | None = None) -> None:
+    """Run until `stop` is set, then drain. `security` is for the connections to the services, by default that of the
+    environment. Raises errors that prevent the start.
+    """
     retract(settings)
     registry = CollectorRegistry()
     metrics, tracing = GatewayMetrics(registry), tracing_of("softprompt-gateway", settings.otlp_endpoint)
     probes = Probes(metrics, asyncio.get_running_loop())
-    backend = Backend(settings)
+    backend = Backend(settings, security)
     app = create_app(settings, backend, probes)
     tls = _tls_of(settings, registry)
     listener = _listener(settings)
@@ -165,14 +168,14 @@ async def _open(
     while True:
         try:
             await backend.client.model_info()
-        except Unavailable as error:
+        except (Unauthenticated, PermissionDenied, Overloaded) as error:  # it answers, if only to ask who calls
+            log.debug("the inference service answers: %s", error.message)
+        except SoftPromptError as error:
             if error.message != reason:
                 log.warning("waiting for the inference service: %s", error.message)
             reason = error.message
             await asyncio.sleep(_PROBE_SECONDS)
             continue
-        except SoftPromptError as error:  # it answers, if only to ask who calls
-            log.debug("the inference service answers: %s", error.message)
         break
     probes.is_ready = True
     metrics.ready.set(1)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from shared.config import ListenerSettings, settings_config
-
-DEFAULT_PORT = 8000
+from softprompt.endpoints import DEFAULT_GATEWAY_PORT
 
 
 class GatewaySettings(ListenerSettings):
@@ -14,7 +13,7 @@ class GatewaySettings(ListenerSettings):
 
     model_config = settings_config("SOFTPROMPT_GATEWAY_")
 
-    port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
+    port: int = Field(default=DEFAULT_GATEWAY_PORT, ge=0, le=65535)
     """Port of the HTTP server; 0 chooses a free port."""
     trainer: str = ""
     """Address of the trainer service; empty: SOFTPROMPT_TRAINER, else 127.0.0.1:50051."""

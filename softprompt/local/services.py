@@ -1,10 +1,11 @@
-"""The trainer and the inference service on this machine, with one data directory."""
+"""The trainer, the inference service and the gateway on this machine, with one data directory."""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ RAY_END_SECONDS = 8.0
 
 @dataclass(frozen=True)
 class LocalConfig:
-    """The settings of both services."""
+    """The settings of all processes."""
 
     model: Path
     data_dir: Path
@@ -34,6 +35,8 @@ class LocalConfig:
     """Time for running streams to finish at the end."""
     plaintext: bool = False
     """Serve other machines without TLS. Files for TLS are set by the services' own variables."""
+    gateway_port: int | None = None
+    """Port of the gateway; 0 chooses a free one, None starts none."""
     inference_dtype: str = ""
     """Numbers of the replica's model; empty: as its own settings say."""
 
@@ -57,6 +60,17 @@ class LocalConfig:
             f"{prefix}STORE_URL": str((self.data_dir / "prompts").absolute()),
         }
 
+    def gateway_settings(self, trainer: str, inference: str) -> dict[str, str]:
+        """Environment variables of the gateway in front of these services."""
+        prefix = "SOFTPROMPT_GATEWAY_"
+        plaintext = {"SOFTPROMPT_TLS": "off"} if self.plaintext else {}
+        return {
+            **self._common_settings(prefix, self.gateway_port or 0),
+            f"{prefix}TRAINER": trainer,
+            f"{prefix}INFERENCE": inference,
+            **plaintext,
+        }
+
     def _common_settings(self, prefix: str, port: int) -> dict[str, str]:
         plaintext = {f"{prefix}PLAINTEXT": "true"} if self.plaintext else {}
         return {
@@ -68,9 +82,7 @@ class LocalConfig:
 
 
 class LocalServices:
-    """`async with LocalServices(config, log) as services`: both services serve inside the block; no process is left
-    after it.
-    """
+    """`async with LocalServices(config, log) as services`: all serve inside the block; no process is left after it."""
 
     def __init__(self, config: LocalConfig, log: LogSink) -> None:
         self._config, self._log = config, log
@@ -104,8 +116,15 @@ class LocalServices:
         """`host:port` of the inference service, once it serves."""
         return f"{self._config.host}:{self._ready[1].port}"
 
+    @property
+    def gateway_url(self) -> str | None:
+        """Address of OpenAI's API, once the gateway serves; None without one."""
+        if len(self._ready) < 3:
+            return None
+        return f"http://{self._config.host}:{self._ready[2].port}/v1"
+
     async def failure(self) -> ServiceFailed:
-        """Wait until one of the services ends by itself; its error."""
+        """Wait until one of the processes ends by itself; its error."""
         waits = [asyncio.create_task(process.ended()) for process in self._processes]
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -115,7 +134,7 @@ class LocalServices:
                 task.cancel()
 
     async def stop(self) -> None:
-        """Drain both services, wait, and kill what is left of them or of Ray. May be called twice."""
+        """Drain all processes, wait, and kill what is left of them or of Ray. May be called twice."""
         for process in self._processes:
             process.terminate()
         longest = self._config.grace_seconds + DRAIN_MARGIN_SECONDS
@@ -139,16 +158,28 @@ class LocalServices:
     async def _start(self, directory: Path) -> None:
         settings = {"trainer": self._config.trainer_settings(), "inference": self._config.inference_settings()}
         for name, environment in settings.items():
-            ready_file = directory / f"{name}.json"
-            marks = {RUN_VARIABLE: self.run, f"SOFTPROMPT_{name.upper()}_READY_FILE": str(ready_file)}
-            process = ServiceProcess(
-                name, package_name(f"{name}_service"), {**environment, **marks}, ready_file, self._log
-            )
-            self._processes.append(process)
-            await process.start()
+            await self._begin(name, package_name(f"{name}_service"), environment, directory)
         try:
             async with asyncio.TaskGroup() as group:
                 readiness = [group.create_task(process.ready(READY_SECONDS)) for process in self._processes]
         except* ServiceFailed as failures:
             raise failures.exceptions[0] from None
         self._ready = [task.result() for task in readiness]
+        if self._config.gateway_port is not None:
+            trainer, inference = (f"{_reachable(self._config.host)}:{ready.port}" for ready in self._ready)
+            environment = self._config.gateway_settings(trainer, inference)
+            gateway = await self._begin("gateway", "softprompt.gateway", environment, directory)
+            self._ready.append(await gateway.ready(READY_SECONDS))
+
+    async def _begin(self, name: str, module: str, environment: Mapping[str, str], directory: Path) -> ServiceProcess:
+        ready_file = directory / f"{name}.json"
+        marks = {RUN_VARIABLE: self.run, f"SOFTPROMPT_{name.upper()}_READY_FILE": str(ready_file)}
+        process = ServiceProcess(name, module, {**environment, **marks}, ready_file, self._log)
+        self._processes.append(process)
+        await process.start()
+        return process
+
+
+def _reachable(host: str) -> str:
+    """The address by which this machine reaches a service that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)

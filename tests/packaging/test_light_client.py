@@ -66,13 +66,13 @@ def test_help_needs_nothing_more(light: Environment, tmp_path: Path, command: st
     assert "Usage: softprompt" in done.stdout
 
 
-def test_the_version_is_told(light: Environment, tmp_path: Path) -> None:
+def test_the_version_is_printed(light: Environment, tmp_path: Path) -> None:
     assert light.run("softprompt", "--version", cwd=tmp_path).stdout == "softprompt 0.1.0\n"
 
 
 @pytest.mark.parametrize(
     "command",
-    [["up"], ["demo"], ["models", "pull", "smollm2-135m-instruct"], ["models", "fingerprint", "."]],
+    [["up"], ["gateway"], ["demo"], ["models", "pull", "smollm2-135m-instruct"], ["models", "fingerprint", "."]],
     ids=lambda words: words[0],
 )
 def test_commands_that_need_more_say_in_one_line_how_to_install_it(

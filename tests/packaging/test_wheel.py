@@ -118,9 +118,9 @@ def test_both_services_run_from_the_wheel_and_a_light_client_uses_them(
 
 @contextmanager
 def _services(environment: Environment, folder: Path, model: Path) -> Iterator[dict[str, str]]:
-    """`softprompt up`; where both services listen."""
+    """`softprompt up`; where its processes listen."""
     command = [environment.command("softprompt"), "up", "--model", str(model), "--data", str(folder / "data"), "--json"]
-    command += ["--trainer-port", "0", "--inference-port", "0", "--grace", "1"]
+    command += ["--trainer-port", "0", "--inference-port", "0", "--gateway-port", "0", "--grace", "1"]
     with (folder / "up.log").open("w+") as log:
         running = subprocess.Popen(
             command, cwd=folder, env=environment.variables(), stdout=subprocess.PIPE, stderr=log, text=True

@@ -65,11 +65,6 @@ FINE = [
 ]
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CliRunner:
-    return CliRunner(monkeypatch, capsys)
-
-
 @pytest.mark.parametrize(("address", "told"), MISTAKES)
 def test_what_can_never_be_reached_is_refused(address: str, told: str) -> None:
     with pytest.raises(InvalidInput) as caught:
@@ -148,7 +143,7 @@ def test_a_port_that_speaks_no_grpc(cli: CliRunner, web_server: str) -> None:
     assert f"trainer: {web_server} does not speak gRPC" in outcome.err
 
 
-@pytest.mark.parametrize("option", ["--trainer-port", "--inference-port"])
+@pytest.mark.parametrize("option", ["--trainer-port", "--inference-port", "--gateway-port"])
 def test_up_on_a_port_that_is_taken(cli: CliRunner, option: str) -> None:
     start = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -173,4 +168,4 @@ def test_up_on_an_address_of_another_machine_or_with_one_port_for_both(cli: CliR
         port = str(free.getsockname()[1])
     outcome = cli("up", "--trainer-port", port, "--inference-port", port, "--model", "no-such-model")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert f"both services can't listen on port {port}" in outcome.err
+    assert f"two services can't listen on port {port}: change --trainer-port or --inference-port" in outcome.err

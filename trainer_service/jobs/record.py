@@ -10,11 +10,11 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
-from trainer_service.jobs.model import EffectiveSpec, Job, TuningSpec
+from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.stored_json import from_json, to_json
 
-NOBODY = ""
+NO_REPLICA = ""
 PRIORITY_POINT_SECONDS = 600.0
 """One point of priority equals ten minutes of waiting. A job's place among its tenant's jobs is thus fixed when it is
 queued, and no job waits for ever.
@@ -34,7 +34,7 @@ class Record:
     """Whether the job is trained, so that it needs no worker and only has to be published."""
     exclusive: bool = False
     """Whether the job needs a fresh worker for itself, because it ran out of memory beside others or lost workers."""
-    owner: str = NOBODY
+    owner: str = NO_REPLICA
     """The trainer replica that has the job."""
     lease_until: float = 0.0
     queued_at: float = 0.0
@@ -70,7 +70,7 @@ def to_row(record: Record) -> dict[str, Any]:
         "caller": job.caller,
         "tenant": job.tenant,
         "request_id": job.request_id or None,
-        "spec": job.spec.model_dump_json(),
+        "spec": to_json(job.spec),
         "effective": job.effective.model_dump_json(),
         "queue_key": record.queue_key,
         "queued_at": record.queued_at,
@@ -105,7 +105,7 @@ def from_row(row: RowMapping) -> Record:
     """The record of a row of `jobs`."""
     job = Job(
         id=row["id"],
-        spec=TuningSpec.model_validate_json(row["spec"]),
+        spec=from_json(StoredSpec, row["spec"]),
         effective=EffectiveSpec.model_validate_json(row["effective"]),
         state=JobState(row["state"]),
         pausing=row["pausing"],
@@ -145,6 +145,6 @@ def to_datetime(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def same_request(first: TuningSpec, second: TuningSpec) -> bool:
+def same_request(first: StoredSpec, second: StoredSpec) -> bool:
     """Whether two specs are equal as JSON."""
-    return bool(json.loads(first.model_dump_json()) == json.loads(second.model_dump_json()))
+    return bool(json.loads(to_json(first)) == json.loads(to_json(second)))

@@ -13,7 +13,7 @@ from shared.errors import SoftPromptError
 from shared.prompt.prefix import VirtualTokens
 from trainer_service.training.recipe.leaves import PromptLeaves
 from trainer_service.training.recipe.optimise import AdamW, learning_rate_at
-from trainer_service.training.spec import Hyperparameters, Init
+from trainer_service.training.spec import FilledHyperparameters, Init
 
 MAX_EXCESS_SKIPS = 10
 """A prompt fails once the excess of skipped steps over taken steps reaches this number. A batch that overflows costs a
@@ -41,7 +41,7 @@ class Trainee:
         self,
         candidate: Candidate,
         leaves: PromptLeaves,
-        hyperparameters: Hyperparameters,
+        hyperparameters: FilledHyperparameters,
         index: int = 0,
     ) -> None:
         """`index`: the candidate's index in the job."""
@@ -59,6 +59,7 @@ class Trainee:
 
     @property
     def num_virtual_tokens(self) -> int:
+        """Positions of its prefix."""
         return self.leaves.num_virtual_tokens
 
     @property

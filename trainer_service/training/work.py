@@ -68,6 +68,7 @@ class ScoreWork:
 
     @property
     def num_virtual_tokens(self) -> int:
+        """Positions of the prefix; 0 without one."""
         return 0 if self.prefix is None else self.prefix.num_virtual_tokens
 
 

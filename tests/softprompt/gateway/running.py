@@ -82,7 +82,7 @@ class World:
 
 
 @asynccontextmanager
-async def _world(loop: LoopThread, model_dir: Path, directory: Path) -> AsyncIterator[World]:
+async def _world(loop: LoopThread, model_dir: Path, directory: Path, callers_file: str) -> AsyncIterator[World]:
     settings = TrainerSettings(
         base_models=(f"tiny-llama={model_dir}",),
         data_dir=directory / "data",
@@ -91,9 +91,10 @@ async def _world(loop: LoopThread, model_dir: Path, directory: Path) -> AsyncIte
         grace_seconds=5,
         dtype="float32",
         max_proof_model_bytes=0,
+        callers_file=callers_file,
     )
     async with (
-        running_replica(model_dir, directory, base_model_id="tiny-llama") as replica,
+        running_replica(model_dir, directory, base_model_id="tiny-llama", callers_file=callers_file) as replica,
         running_trainer(settings, local_pool) as trainer,
         running_gateway(directory, trainer.port, replica.port) as gateway,
     ):
@@ -101,9 +102,10 @@ async def _world(loop: LoopThread, model_dir: Path, directory: Path) -> AsyncIte
 
 
 @contextmanager
-def world(model_dir: Path, directory: Path) -> Iterator[World]:
+def world(model_dir: Path, directory: Path, callers_file: str = "") -> Iterator[World]:
+    """`callers_file`: for both services; empty: everyone may do everything."""
     loop = LoopThread("world")
-    context = _world(loop, model_dir, directory)
+    context = _world(loop, model_dir, directory, callers_file)
     made = loop.run(context.__aenter__())
     try:
         yield made

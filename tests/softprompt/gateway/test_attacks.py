@@ -17,6 +17,7 @@ LONG: dict[str, Any] = {
     "model": "tone",
     "messages": [{"role": "user", "content": "hello"}],
     "max_tokens": 400,
+    "logit_bias": {"1": -100},  # the tiny model's end token
     "temperature": 2.0,
     "seed": 1,
 }
@@ -44,20 +45,6 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def running(services: World) -> float:
     """Requests that occupy a row of the engine."""
     return services.loop.run(services.replica.metric("requests_running"))
-
-
-@pytest.fixture
-def slow(services: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of the engine take long enough for a client to leave in the middle of an answer."""
-    from inference_service.engine.engine import Engine
-
-    step = Engine.step
-
-    def slowly(self: Engine, *arguments: Any) -> Any:
-        time.sleep(0.02)
-        return step(self, *arguments)
-
-    monkeypatch.setattr(Engine, "step", slowly)
 
 
 @pytest.mark.parametrize("stream", [False, True])

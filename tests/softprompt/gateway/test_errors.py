@@ -25,7 +25,9 @@ def post(http: httpx.Client, path: str, body: Any, **options: Any) -> Any:
     return response.status_code, error
 
 
-@pytest.mark.parametrize("name", sorted({*REFUSED_FIELDS, "metadata"} - {"wandb", "integrations"}))
+@pytest.mark.parametrize(
+    "name", sorted({*REFUSED_FIELDS, "metadata"} - {"wandb", "integrations", "tools", "tool_choice"})
+)
 def test_a_parameter_that_is_not_offered_is_refused_by_name(http: httpx.Client, name: str) -> None:
     status, error = post(http, "chat/completions", {**CHAT, name: {}})
     assert (status, error["param"]) == (400, name)

@@ -9,7 +9,15 @@ import math
 from shared.values.results import EncodingStatistics, TuningProgress
 from trainer_service.dispatch.progress import AttemptProgress
 from trainer_service.jobs.model import Evaluation, EventPayload, Note
-from trainer_service.training.events import Evaluated, Finished, Started, StepDone, TrainingEvent, TrainingResult
+from trainer_service.training.events import (
+    Evaluated,
+    Finished,
+    Preparing,
+    Started,
+    StepDone,
+    TrainingEvent,
+    TrainingResult,
+)
 
 
 def told(*events: TrainingEvent, progress_seconds: float = 10.0) -> list[EventPayload]:
@@ -21,13 +29,21 @@ def step(number: int, loss: float = 0.5, skipped: int = 0, total_skipped: int = 
     return StepDone("job", 1, number, 4, loss, 0.1, 0.01, 2, 20, 0.01, skipped, total_skipped)
 
 
-def test_loss_and_metrics_of_the_last_step_are_told_once() -> None:
+def test_loss_and_metrics_of_the_last_step_are_reported_once() -> None:
     end = Finished("job", 1, TrainingResult.__new__(TrainingResult))
     payloads = told(*map(step, (1, 2, 3, 4)), Evaluated("job", 1, 4, {"loss": 0.4}, is_best=True), end)
     steps = [payload.step for payload in payloads if isinstance(payload, TuningProgress)]
     assert len(steps) == len(set(steps)) == 2, "the first and the last: the others are within ten seconds"
     assert [payload.metrics for payload in payloads if isinstance(payload, Evaluation)] == [{"loss": 0.4}]
     assert [payload.metrics for payload in payloads if isinstance(payload, TuningProgress)] == [{}, {}]
+
+
+def test_examples_that_are_counted_are_told_until_the_first_step() -> None:
+    preparing = [Preparing("job", 1, number, 40_000) for number in (0, 16_384)]
+    started = Started("job", 1, EncodingStatistics(num_train=36_000, num_validation=4_000), 0)
+    payloads = told(*preparing, started, step(1), progress_seconds=0.0)
+    counted = [(one.num_prepared, one.num_examples) for one in payloads if isinstance(one, TuningProgress)]
+    assert counted == [(0, 40_000), (16_384, 40_000), (0, 0)]
 
 
 def test_an_evaluation_brings_the_step_that_was_held_back() -> None:
@@ -41,7 +57,7 @@ def test_an_evaluation_brings_the_step_that_was_held_back() -> None:
     assert [payload.step for payload in payloads if isinstance(payload, TuningProgress | Evaluation)] == [1, 2, 2, 3, 3]
 
 
-def test_a_skipped_step_keeps_the_last_sound_loss_and_is_told_once() -> None:
+def test_a_skipped_step_keeps_the_last_finite_loss_and_is_reported_once() -> None:
     tracker = AttemptProgress(1, TuningProgress(), 0.0)
     payloads = [tracker.absorb(event, 0) for event in (step(1), step(2, math.nan, 1, 1), step(3, math.nan, 1, 2))]
     notes = [payload.text for some in payloads for payload in some if isinstance(payload, Note)]
@@ -49,7 +65,7 @@ def test_a_skipped_step_keeps_the_last_sound_loss_and_is_told_once() -> None:
     assert (tracker.progress.step, tracker.progress.train_loss, tracker.progress.num_skipped_steps) == (3, 0.5, 2)
 
 
-def test_why_training_starts_again_is_told() -> None:
+def test_the_reason_why_training_starts_again_is_reported() -> None:
     statistics = EncodingStatistics(num_train=2, num_validation=1)
     (note,) = told(Started("job", 2, statistics, 0, restart_reason="the checkpoint can't be read"))
     assert isinstance(note, Note)

@@ -8,10 +8,11 @@ import pytest
 
 from shared.store import AliasTarget, PromptStore
 from shared.values.results import TuningResult
+from shared.values.spec import PublishPolicy
 from tests.shared.prompt.blobs import make_blob
 from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
-from trainer_service.jobs.model import Note, PublishPolicy
+from trainer_service.jobs.model import Note
 from trainer_service.jobs.states import JobState
 
 
@@ -56,7 +57,7 @@ async def result_of(service: Service, job_id: str) -> TuningResult:
     ("decide", "left"),
     [(roll_back, [1]), (begin_canary, [1, 2]), (remove, []), (there_and_back, [2]), (import_another, [3])],
 )
-async def test_a_decision_made_while_a_job_trains_stands(
+async def test_a_decision_made_while_a_job_trains_is_kept(
     service: Service, decide: Callable[[PromptStore], None], left: list[int]
 ) -> None:
     manager = await service.start()
@@ -105,12 +106,12 @@ async def test_a_job_takes_the_place_of_one_that_was_created_before_it(service: 
 async def test_without_an_alias_none_is_left_alone(service: Service) -> None:
     manager = await service.start()
     put_version(service.prompt_store, 1)
-    job = await manager.create(spec(publish=PublishPolicy(alias="")))
+    job = await manager.create(spec(publish=PublishPolicy(alias="-")))
     result = await result_of(service, job.id)
     assert (result.published, result.alias_moved, "left alone" in result.gate_decision) == (True, False, False)
 
 
-async def test_the_decision_stands_when_the_trainer_restarts_meanwhile(service: Service) -> None:
+async def test_the_decision_is_kept_when_the_trainer_restarts_meanwhile(service: Service) -> None:
     manager = await service.start()
     put_version(service.prompt_store, 1)
     put_version(service.prompt_store, 2)

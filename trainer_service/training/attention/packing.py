@@ -49,6 +49,7 @@ class Segment:
 
     @property
     def num_virtual_tokens(self) -> int:
+        """Positions of the segment's prefix; 0 without one."""
         return 0 if self.prefix is None else self.prefix.num_virtual_tokens
 
 

@@ -15,7 +15,7 @@ from shared.prompt.prefix import Prefix, VirtualTokens
 from shared.prompt.soft_prompt import TENSOR_KEY, SoftPrompt
 from trainer_service.training.recipe.init import embedding_std, initial_matrix
 from trainer_service.training.recipe.reparameterise import PROMPT, effective_matrix, new_parameters
-from trainer_service.training.spec import Hyperparameters, Init
+from trainer_service.training.spec import FilledHyperparameters, Init
 
 _BEST = "best"
 
@@ -43,7 +43,7 @@ class PromptLeaves:
 def new_leaves(
     base_model: BaseModel,
     init: Init,
-    hyperparameters: Hyperparameters,
+    hyperparameters: FilledHyperparameters,
     generator: torch.Generator,
     labels: Sequence[str] = (),
     source: Prefix | None = None,

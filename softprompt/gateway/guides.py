@@ -1,0 +1,145 @@
+"""`response_format` and tools as guides, which let the model write only text of that form."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from softprompt.gateway import results
+from softprompt.gateway.errors import ApiError, bad_value, unsupported
+from softprompt.gateway.fields import Fields
+from softprompt.types.common import Guide
+
+_NAME = r"^[A-Za-z0-9_-]{1,64}$"
+_ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+
+
+class JsonSchema(Fields):
+    """A named JSON Schema. `strict` changes nothing: an answer always has the form of its schema."""
+
+    name: str = Field(pattern=_NAME)
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Fields):
+    """The form of an answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def guide(self) -> Guide | None:
+        """The guide; None for text. Raises ApiError."""
+        if (self.type == "json_schema") is not (self.json_schema is not None):
+            raise bad_value("response_format.json_schema", "must be there for the type json_schema, and only for it")
+        if self.json_schema is not None:
+            return Guide(json_schema=self.json_schema.schema_)
+        return Guide(json_schema=_ANY_OBJECT) if self.type == "json_object" else None
+
+
+class Function(Fields):
+    """A function that the model may call."""
+
+    name: str = Field(pattern=_NAME)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Fields):
+    """A tool."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Fields):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Fields):
+    """The tool to call."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that the model must write: of the function `name`, or, if it is empty, of one of several."""
+
+    name: str
+    guide: Guide
+    id: str
+
+    def read(self, text: str) -> tuple[str, str]:
+        """The function's name and its arguments (JSON) in an answer. Of an answer that was cut, what is there."""
+        if self.name:
+            return self.name, text
+        try:
+            found = json.loads(text)
+            return str(found["name"]), json.dumps(found["arguments"], ensure_ascii=False)
+        except (ValueError, KeyError, TypeError):
+            match = re.match(r'\s*{\s*"name"\s*:\s*"([\w-]*)"(?:\s*,\s*"arguments"\s*:\s*)?', text)
+            return (match[1], text[match.end() :]) if match else ("", text)
+
+    def message(self, text: str) -> dict[str, Any]:
+        """The call as a part of a message."""
+        name, arguments = self.read(text)
+        return {"id": self.id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def call_of(tools: list[Tool] | None, choice: ToolChoice | None) -> Call | None:
+    """The call that a request demands; None if the model only answers. Raises ApiError."""
+    if not tools:
+        if choice not in (None, "none"):
+            raise bad_value("tool_choice", "needs tools")
+        return None
+    if choice == "none":
+        return None
+    if choice is None or choice == "auto":
+        raise unsupported(
+            "tool_choice", "must be none, required or a function: models here don't decide between answer and call"
+        )
+    names = [tool.function.name for tool in tools]
+    if len(set(names)) < len(names):
+        raise bad_value("tools", "two functions have the same name")
+    if isinstance(choice, NamedTool):
+        tools = [tool for tool in tools if tool.function.name == choice.function.name]
+        if not tools:
+            raise bad_value("tool_choice", f"{choice.function.name[:80]!r} is not one of the tools")
+    id = results.new_id("call")
+    if len(tools) == 1:
+        return Call(tools[0].function.name, Guide(json_schema=_parameters(tools[0])), id)
+    for index, tool in enumerate(tools):
+        if "$ref" in json.dumps(tool.function.parameters):
+            raise _with_reference(index)
+    return Call("", Guide(json_schema={"anyOf": [_one_of_several(tool) for tool in tools]}), id)
+
+
+def _with_reference(index: int) -> ApiError:
+    return unsupported(f"tools[{index}].function.parameters", "can't have $ref beside other tools: name one function")
+
+
+def _parameters(tool: Tool) -> Mapping[str, Any]:
+    return tool.function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def _one_of_several(tool: Tool) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"name": {"const": tool.function.name}, "arguments": _parameters(tool)},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }

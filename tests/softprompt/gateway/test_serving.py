@@ -1,0 +1,167 @@
+"""The gateway as a process: readiness, metrics, TLS, drain, and services that are away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import ValidationError
+
+from softprompt.gateway import server
+from softprompt.gateway.settings import GatewaySettings
+from tests.inference_service.replica import until
+from tests.shared.security.pki import Authority
+from tests.softprompt.gateway.running import World, running_gateway
+from tests.softprompt.gateway.test_attacks import LONG
+
+
+async def test_metrics_health_and_readiness(services: World) -> None:
+    async with httpx.AsyncClient() as client:
+        await client.get(f"{services.url}/v1/models")
+        for port in (services.gateway.port, services.gateway.metrics_port):
+            for path in ("livez", "readyz"):
+                assert (await client.get(f"http://127.0.0.1:{port}/{path}")).status_code == 200
+        text = (await client.get(f"http://127.0.0.1:{services.gateway.metrics_port}/metrics")).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    handled = {
+        (sample.labels["operation"], sample.labels["status"]): sample.value
+        for sample in samples
+        if sample.name == "softprompt_gateway_requests_total"
+    }
+    assert handled["models.list", "200"] >= 1
+    assert {"softprompt_gateway_ready", "softprompt_gateway_first_byte_seconds_count"} <= {s.name for s in samples}
+
+
+async def test_a_gateway_without_its_services_says_so_and_is_not_ready(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    settings = GatewaySettings(
+        port=0, trainer="127.0.0.1:1", inference="127.0.0.1:1", ready_file=str(ready), call_seconds=2
+    )
+    stop, ports = asyncio.Event(), list[int]()
+
+    class Noted(server._Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            ports.append(sockets[0].getsockname()[1])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(server, "_Server", Noted)
+        done = asyncio.create_task(server.serve(settings, stop))
+        await until(lambda: ports or done.done())
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports[0]}", timeout=30) as client:
+        assert (await client.get("/livez")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 503
+        for response in (
+            await client.get("/v1/models"),
+            await client.post("/v1/chat/completions", json=LONG),
+            await client.get("/v1/files"),
+        ):
+            assert response.status_code in (503, 504)
+            assert "127.0.0.1:1" not in response.text
+            assert response.status_code == 504 or response.headers["retry-after"] == "1"
+    assert not ready.exists()
+    stop.set()
+    await asyncio.wait_for(done, 20)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_drain_finishes_what_runs_and_takes_nothing_new(
+    services: World,
+    slow: None,
+    tmp_path: Path,
+    stream: bool,
+) -> None:
+    trainer, replica = services.trainer.port, services.replica.port
+    async with (
+        running_gateway(tmp_path, trainer, replica, grace_seconds=30) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, timeout=60) as client,
+    ):
+        body = {**LONG, "max_tokens": 40, "stream": stream}
+        answering = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+
+        async def running() -> bool:
+            return await asyncio.to_thread(services.loop.run, services.replica.metric("requests_running")) == 1
+
+        await until(running)
+        gateway.stop.set()
+        await until(lambda: not (tmp_path / "gateway.json").exists())
+
+        async def refuses() -> bool:
+            try:
+                async with httpx.AsyncClient() as other:
+                    await other.get(f"{gateway.url}/livez")
+            except httpx.ConnectError:
+                return True
+            return False
+
+        await until(refuses)
+        response = await answering
+        assert response.status_code == 200
+        if stream:
+            assert response.text.endswith("data: [DONE]\n\n")
+        else:
+            assert response.json()["choices"][0]["finish_reason"] in ("stop", "length")
+        await asyncio.wait_for(gateway.done, 20)
+
+
+async def test_streams_are_cut_after_the_grace_time(services: World, slow: None, tmp_path: Path) -> None:
+    async with (
+        running_gateway(tmp_path, services.trainer.port, services.replica.port, grace_seconds=0) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, timeout=60) as client,
+        client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as response,
+    ):
+        chunks = response.aiter_bytes()
+        await anext(chunks)
+        gateway.stop.set()
+        await asyncio.wait_for(gateway.done, 20)
+        with pytest.raises(httpx.RemoteProtocolError):
+            async for _ in chunks:
+                pass
+
+
+async def test_tls_and_a_certificate_that_is_renewed(
+    services: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_TLS_LOOK_SECONDS", 0.05)
+    authority, other = Authority(), Authority("another")
+    certificate, key = authority.issue("gateway").write(tmp_path)
+    files = {"tls_certificate_file": str(certificate), "tls_key_file": str(key)}
+
+    async def trusts(made: Authority, url: str) -> bool:
+        context = ssl.create_default_context(cadata=made.certificate.decode())
+        async with httpx.AsyncClient(verify=context) as client:
+            try:
+                return (await client.get(f"{url}/v1/models")).status_code == 200
+            except httpx.ConnectError:
+                return False
+
+    async with running_gateway(tmp_path, services.trainer.port, services.replica.port, **files) as gateway:
+        url = f"https://localhost:{gateway.port}"
+        assert await trusts(authority, url)
+        assert not await trusts(other, url)
+        with pytest.raises(httpx.TransportError):
+            async with httpx.AsyncClient() as plain:
+                await plain.get(f"http://localhost:{gateway.port}/livez")
+        other.issue("gateway").write(tmp_path)
+        await until(lambda: trusts(other, url))
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"host": "0.0.0.0"}, "plaintext"),
+        ({"tls_certificate_file": "x"}, "tls_key_file"),
+        ({"port": 70_000}, "port"),
+        ({"nonsense": 1}, "nonsense"),
+    ],
+)
+def test_settings_that_can_not_be(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        GatewaySettings(**settings)
+    assert field in json.dumps([found["loc"] for found in error.value.errors()])
