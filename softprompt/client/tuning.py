@@ -26,6 +26,7 @@ from softprompt.errors import JobFailed
 from softprompt.types.datasets import StoredDataset, UploadedDataset
 from softprompt.types.events import JobEvent, StateChanged
 from softprompt.types.jobs import JobOrder, JobState, TuningJob
+from softprompt.types.report import JobReport
 from softprompt.types.service import ServiceInfo
 from softprompt.types.spec import Dataset, TuningSpec
 
@@ -253,6 +254,14 @@ class TuningMethods:
         if last.state is not JobState.SUCCEEDED:
             raise JobFailed(last)
         return last
+
+    async def job_report(self, name: str, *, answers: bool = True) -> JobReport:
+        """Curves, metrics, held-out answers, lineage and cost of a job, running or ended. Raises NotFound, or
+        PermissionDenied for the answers of another tenant's job; `answers=False` leaves them out.
+        """
+        request = tuning_pb2.GetJobReportRequest(name=name, omit_answers=not answers)
+        response = await self._connection.trainer.call(self._connection.tuning.GetJobReport, request)
+        return read(JobReport, response.report)
 
     async def cancel_job(self, name: str) -> TuningJob:
         """The job, cancelling or cancelled; its best prompt so far is kept for `continue_job`. PreconditionFailed if it

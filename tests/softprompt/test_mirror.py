@@ -13,7 +13,7 @@ from prompttuning.v1 import common_pb2, generation_pb2, prompts_pb2, tuning_pb2
 
 from shared.errors import InvalidInput
 from shared.wire.mirror import read, write
-from softprompt.types import common, datasets, generation, jobs, prompts, service, spec
+from softprompt.types import common, datasets, generation, jobs, prompts, report, service, spec
 
 MIRRORS = [
     (common.BaseModelInfo, common_pb2.BaseModel),
@@ -47,6 +47,14 @@ MIRRORS = [
     (prompts.ReplicaStatus, prompts_pb2.ReplicaStatus),
     (prompts.VersionStatus, prompts_pb2.VersionStatus),
     (datasets.DatasetStatistics, tuning_pb2.DatasetStatistics),
+    (report.ConfusionCell, tuning_pb2.ConfusionCell),
+    (report.Evaluation, tuning_pb2.Evaluation),
+    (report.HeldOutAnswer, tuning_pb2.HeldOutAnswer),
+    (report.JobCost, tuning_pb2.JobCost),
+    (report.JobLineage, tuning_pb2.JobLineage),
+    (report.JobReport, tuning_pb2.JobReport),
+    (report.ModelAnswer, tuning_pb2.ModelAnswer),
+    (report.TrainingPoint, tuning_pb2.TrainingPoint),
     (spec.Hyperparameters, tuning_pb2.Hyperparameters),
     (spec.Init, tuning_pb2.PromptInit),
     (jobs.NearestToken, tuning_pb2.NearestToken),

@@ -105,6 +105,8 @@ class RunState(BaseModel):
     """Index in `tried` of the candidate that the best prefix belongs to."""
     num_tokens: int = 0
     """Tokens that the steps computed, for all candidates of a search together."""
+    train_seconds: float = 0.0
+    """Time of the cohort's steps in which the run took part."""
 
 
 def digest_of(spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]) -> str:
