@@ -76,14 +76,14 @@ async def test_what_a_cohort_recorded_is_served_and_every_fault_is_refused(
     result = trained(load(directory, dtype=dtype, device="cpu"))
     assert len(result.golden) == len(GOLDEN_INPUTS)
     assert {record.text for record in result.golden} == {""}
-    data = blob(directory, result.soft_prompt.embeddings, template=TEMPLATE, golden=result.golden)
+    data = blob(directory, result.prefix.input(torch.float32).embeddings, template=TEMPLATE, golden=result.golden)
 
     base = load(directory, dtype=dtype, device="cpu")
     async with loader(tmp_path / "sound", base, data) as (attempt, _):
-        assert (await attempt()).soft_prompt.num_virtual_tokens == result.soft_prompt.num_virtual_tokens
+        assert (await attempt()).prefix.num_virtual_tokens == result.prefix.num_virtual_tokens
 
     other = decode_blob(data).manifest.model_copy(update={"template": Template(text="In: {input}\nOut :")})
-    async with loader(tmp_path / "template", base, encode_blob(result.soft_prompt, other)) as (attempt, _):
+    async with loader(tmp_path / "template", base, encode_blob(result.prefix, other)) as (attempt, _):
         assert await refusal(attempt) is RefusalReason.GOLDEN
 
     async with loader(tmp_path / "ignored", base, data) as (attempt, engine):
@@ -131,7 +131,7 @@ async def test_nothing_of_the_training_data_is_in_a_blob(tmp_path: Path) -> None
     held_out = tuple(replace(example, input=f"{secret} {example.line}") for example in classification(6, 100))
     base = load(directory, dtype="float32", device="cpu")
     result = of(run(Cohort(base), task(train=train, validation=held_out, num_steps=4)), Finished)[0].result
-    data = blob(directory, result.soft_prompt.embeddings, template=TEMPLATE, golden=result.golden)
+    data = blob(directory, result.prefix.input(torch.float32).embeddings, template=TEMPLATE, golden=result.golden)
     assert secret.encode() not in data
     tokenizer = byte_tokenizer()
     texts = [tokenizer.decode(record.input_ids) for record in decode_blob(data).manifest.golden]
@@ -157,7 +157,7 @@ async def test_an_import_is_proven_in_float32_with_its_own_template(
 ) -> None:
     base = load(tiny_model_dir, dtype="float32", device="cpu")
     plain = blob(tiny_model_dir, matrix(1), template=template)
-    golden = golden_records(base, decode_blob(plain).soft_prompt, InputEncoder(base.tokenizer, template))
+    golden = golden_records(base, decode_blob(plain).prefix, InputEncoder(base.tokenizer, template))
     assert {(record.text, record.dtype) for record in golden} == {("", "float32")}
     assert len(golden) == len(GOLDEN_INPUTS)
     async with running_replica(tiny_model_dir, tmp_path, dtype="bfloat16") as replica:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from prompttuning.v1 import generation_pb2
 
 from shared.model.base_model import DType, load
@@ -29,7 +30,11 @@ async def test_what_a_cohort_recorded_is_what_a_replica_replays(
     result = of(run(Cohort(base), one), Finished)[0].result
     assert len(result.golden) > 1
     data = blob(
-        model_dir, result.soft_prompt.embeddings, template=TEMPLATE, golden=result.golden, labels=one.spec.labels
+        model_dir,
+        result.prefix.input(torch.float32).embeddings,
+        template=TEMPLATE,
+        golden=result.golden,
+        labels=one.spec.labels,
     )
     async with running_replica(model_dir, tmp_path, dtype=served_in) as replica:
         record = publish(replica.store, data)
@@ -37,7 +42,12 @@ async def test_what_a_cohort_recorded_is_what_a_replica_replays(
         source = generation_pb2.GenerationInput(prompt="tone", text="review 3")
         scored = await replica.stub.Score(generation_pb2.ScoreRequest(input=source))
         assert [score.candidate for score in scored.scores] == list(one.spec.labels)
-        wrong = blob(model_dir, result.soft_prompt.embeddings.flip(0) * 3, template=TEMPLATE, golden=result.golden)
+        wrong = blob(
+            model_dir,
+            result.prefix.input(torch.float32).embeddings.flip(0) * 3,
+            template=TEMPLATE,
+            golden=result.golden,
+        )
         refused = await replica.state(publish(replica.store, wrong).name, "QUARANTINED")
         assert "golden" in refused.reason
         assert await replica.served_version() == record.name

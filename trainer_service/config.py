@@ -12,9 +12,9 @@ from pydantic_settings import NoDecode
 from shared.config import ServerSettings, settings_config
 from shared.model.base_model import Device, DType, pick_device
 from shared.process.user_cache import expanded
-from shared.prompt.soft_prompt import MAX_VIRTUAL_TOKENS
 from shared.store.garbage import GRACE_SECONDS
 from shared.store.maintenance import MaintenancePolicy
+from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 from trainer_service.base_models import BaseModelSource
 from trainer_service.datasets.upload import UploadLimits
 from trainer_service.jobs.config import JobsConfig

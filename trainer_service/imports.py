@@ -21,9 +21,10 @@ from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.model.base_model import BaseModelInfo
 from shared.model.safetensors_file import complaint
 from shared.names import check_alias, check_name
-from shared.prompt.blob import TENSOR_KEY, decode_blob, encode_blob
+from shared.prompt.blob import decode_blob, encode_blob
 from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
-from shared.prompt.soft_prompt import SoftPrompt
+from shared.prompt.prefix import Prefix
+from shared.prompt.soft_prompt import TENSOR_KEY, SoftPrompt
 from shared.text.template import Template, TemplateFormat, dated
 from shared.values.spec import moved_alias
 from trainer_service.base_models import BaseModels
@@ -81,14 +82,14 @@ class Imported:
     if the file contains some.
     """
 
-    soft_prompt: SoftPrompt
+    prefix: Prefix
     manifest: Manifest
     unproven_on: Path | None
 
     def blob(self, golden: tuple[GoldenRecord, ...] = ()) -> tuple[bytes, Manifest]:
         """The blob to publish and its manifest, with the new golden records, if any."""
         manifest = self.manifest.model_copy(update={"golden": golden}) if golden else self.manifest
-        return encode_blob(self.soft_prompt, manifest), manifest
+        return encode_blob(self.prefix, manifest), manifest
 
 
 def read_import(data: bytes, request: ImportRequest, models: BaseModels) -> Imported:
@@ -107,7 +108,7 @@ def read_import(data: bytes, request: ImportRequest, models: BaseModels) -> Impo
     _check_base_model(own.manifest.base_model, model.info)
     golden = tuple(record for record in own.manifest.golden if record.is_synthetic)
     manifest = own.manifest.model_copy(update={"prompt": request.prompt, "golden": golden})
-    return Imported(own.soft_prompt, manifest, None if golden else model.path)
+    return Imported(own.prefix, manifest, None if golden else model.path)
 
 
 def _read_matrix(data: bytes, as_blob: DamagedBlob) -> SoftPrompt:

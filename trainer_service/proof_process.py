@@ -1,4 +1,4 @@
-"""`python -m trainer_service.proof_process MODEL_DIR < blob > golden.json`: makes golden records of one soft prompt.
+"""`python -m trainer_service.proof_process MODEL_DIR < blob > golden.json`: makes golden records of one prefix.
 
 It is a separate process because the service never holds weights: if it runs out of memory or never ends, only the
 golden records of one import are missing. It computes in float32, so that only replicas round, and uses plain
@@ -28,7 +28,7 @@ def main() -> None:
     blob = decode_blob(sys.stdin.buffer.read())
     base = base_model.load(model_dir, dtype="float32", device="cpu")
     sys.stdout.buffer.write(
-        RECORDS.dump_json(golden_records(base, blob.soft_prompt, InputEncoder(base.tokenizer, blob.manifest.template)))
+        RECORDS.dump_json(golden_records(base, blob.prefix, InputEncoder(base.tokenizer, blob.manifest.template)))
     )
 
 

@@ -109,9 +109,8 @@ class Arena:
                 if isinstance(event, Failed):
                     raise SystemExit(f"training failed: {event.message}")
                 if isinstance(event, Finished):
-                    return event.result.soft_prompt.embeddings.to(
-                        self.base.device, self.base.dtype
-                    ), spec.hyperparameters
+                    prefix = event.result.prefix.input(self.base.dtype, self.base.device)
+                    return prefix.embeddings, spec.hyperparameters
         raise SystemExit("training ended without a result")
 
     def train_peft(self, data: DataSet, train: tuple[Example, ...], seed: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from shared.model.base_model import BaseModel
+from shared.prompt.prefix import VirtualTokens
 from trainer_service.training.attention.forward import Forward
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.compute import score_within
@@ -133,7 +134,7 @@ def _scored(base: BaseModel, forward: Forward, prompt: torch.Tensor | None, rows
         beginning = embed(base, shared).to(base.dtype)
         prompt = beginning if prompt is None else torch.cat([prompt, beginning])
         rows = [replace(row, input_ids=row.input_ids[len(shared) :]) for row in rows]
-    work = score_rows(prompt, rows)
+    work = score_rows(None if prompt is None else VirtualTokens(prompt), rows)
     try:
         request: Any = next(work)
         while True:

@@ -14,6 +14,7 @@ from shared.model.base_model import BaseModel, BaseModelInfo
 from trainer_service.training.attention.forward import choose_forward
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.compute import backward
+from trainer_service.training.recipe.leaves import PromptLeaves
 from trainer_service.training.spec import FilledHyperparameters, Init, LearningRateSchedule, Metric, Reparameterisation
 from trainer_service.training.trainee import Candidate, Trainee
 from trainer_service.training.work import TrainPart
@@ -59,7 +60,7 @@ class Shared:
         self._forward = choose_forward(self._base)
         candidate = Candidate(LEARNING_RATE, Init())
         prompts = (make_prompt(weight, case, job).requires_grad_(True) for job in range(case.num_jobs))
-        self._trainees = [Trainee(candidate, {"prompt": prompt}, _HYPERPARAMETERS) for prompt in prompts]
+        self._trainees = [Trainee(candidate, PromptLeaves({"prompt": prompt}), _HYPERPARAMETERS) for prompt in prompts]
 
     def step(self, jobs: list[list[list[int]]]) -> list[float]:
         """Runs one optimizer step of every job and returns their losses."""

@@ -7,7 +7,6 @@ from inference_service.engine.core.request import GenerationRequest, PrefixLoad,
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.scheduler import Scheduler
 from shared.errors import InvalidInput, Overloaded, PreconditionFailed
-from shared.prompt.soft_prompt import SoftPrompt
 
 
 class Admission:
@@ -21,11 +20,11 @@ class Admission:
     def check(self, request: Request, copies: int = 1) -> None:
         """Check a request against the model, the limits and the queue, which must have room for `copies` of it.
 
-        Raises InvalidInput, NotFound or Overloaded; for the load of a soft prompt PreconditionFailed if it leaves no
+        Raises InvalidInput, NotFound or Overloaded; for the load of a prefix PreconditionFailed if it leaves no
         room for a request. The limits of the queue are checked first because that is the cheapest check.
         """
         if isinstance(request, PrefixLoad):
-            virtual = request.soft_prompt.num_virtual_tokens
+            virtual = request.prefix.num_virtual_tokens
             if virtual + 2 > self._max_length:
                 raise PreconditionFailed(
                     f"{virtual} virtual tokens leave no room in {self._max_length} positions, "
@@ -52,13 +51,6 @@ class Admission:
                 f"{self._max_length}, set by {self._config.length_limit}",
             )
         self._check_ids("input_ids", request.input_ids)
-
-    def check_soft_prompt(self, soft_prompt: SoftPrompt, embedding_size: int) -> None:
-        """Raise PreconditionFailed if the soft prompt's hidden size is not the model's."""
-        if soft_prompt.hidden_size != embedding_size:
-            raise PreconditionFailed(
-                f"the soft prompt has hidden size {soft_prompt.hidden_size}, this model takes {embedding_size}"
-            )
 
     def _check_candidates(self, request: ScoreRequest) -> int:
         """Check the candidates and return the number of tokens of the longest one."""

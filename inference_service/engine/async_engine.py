@@ -41,7 +41,7 @@ from shared.errors import (
 )
 from shared.process.compute_thread import compute_in_this_thread
 from shared.process.daemon_thread import settle
-from shared.prompt.soft_prompt import SoftPrompt
+from shared.prompt.prefix import Prefix
 from shared.values.sampling import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -217,12 +217,12 @@ class AsyncEngine:
             raise Unavailable("the engine stopped before the replay was done")
         return top
 
-    async def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
+    async def load_prefix(self, prefix_id: str, prefix: Prefix) -> None:
         """Compute the prefix KV, in chunks alongside running requests, and keep it. Idempotent.
 
         Raises PreconditionFailed, DamagedBlob, StepFailed or Unavailable, and then keeps nothing.
         """
-        request = PrefixLoad(f"load-{uuid4().hex}", prefix_id, soft_prompt)
+        request = PrefixLoad(f"load-{uuid4().hex}", prefix_id, prefix)
         (stream,) = self._open(request)
         try:
             raise_if_not_loaded(await stream.take())

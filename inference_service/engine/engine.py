@@ -44,7 +44,7 @@ from inference_service.engine.text.text_stream import TextStream, timing
 from shared.errors import AlreadyExists, DamagedBlob, Unavailable
 from shared.model import base_model
 from shared.model.base_model import BaseModel
-from shared.prompt.soft_prompt import SoftPrompt
+from shared.prompt.prefix import Prefix
 
 log = logging.getLogger(__name__)
 
@@ -135,9 +135,8 @@ class Engine:
 
     def _add(self, request: Request) -> None:
         if isinstance(request, PrefixLoad):
-            self.admission.check_soft_prompt(request.soft_prompt, self.base.embedding_table.shape[1])
-            request.soft_prompt.cast(self.base.dtype)
-            self.prefixes.add(request.prefix_id, request.soft_prompt)
+            request.prefix.check_fits(self.base)
+            self.prefixes.add(request.prefix_id, request.prefix)
         self._arrivals += 1
         sequence = sequence_of(request, self.prefixes.num_virtual(request.prefix_id), self._arrivals, self.clock())
         model_ends = frozenset() if sequence.sampling.ignore_eos else self.base.stop_token_ids
@@ -205,14 +204,14 @@ class Engine:
         """Whether MAX_FAILED_STEPS consecutive steps failed entirely, so that the device or the engine is defective."""
         return self._failed_steps >= MAX_FAILED_STEPS
 
-    def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
-        """Load a soft prompt synchronously, for callers that run `step` themselves.
+    def load_prefix(self, prefix_id: str, prefix: Prefix) -> None:
+        """Load a prefix synchronously, for callers that run `step` themselves.
 
         Computes steps until the load ends. Outputs of other requests come with the next step. Raises PreconditionFailed
-        for another model's prompt, DamagedBlob if the prefix KV is not finite, Unavailable if it can't be computed.
+        for another model's prefix, DamagedBlob if the prefix KV is not finite, Unavailable if it can't be computed.
         """
         request_id = f"load-{next(self._load_numbers)}"
-        self.submit(PrefixLoad(request_id, prefix_id, soft_prompt))
+        self.submit(PrefixLoad(request_id, prefix_id, prefix))
         early: list[Output] = []
         while request_id in self._streams:
             early += self.step()

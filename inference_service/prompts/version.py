@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from shared.prompt.manifest import Manifest, parse_timestamp
-from shared.prompt.soft_prompt import SoftPrompt
+from shared.prompt.prefix import Prefix
 from shared.store.index import VersionRecord
 from shared.text.template import InputEncoder
 
@@ -23,7 +23,7 @@ class RefusalReason(StrEnum):
     BASE_MODEL = "base_model"
     """Tuned for other weights, another config or another tokenizer."""
     SHAPE = "shape"
-    """The matrix does not fit the model."""
+    """The prefix does not fit the model."""
     NOT_FINITE = "not_finite"
     """A value overflows in the model's dtype or in its keys and values."""
     TEMPLATE = "template"
@@ -48,7 +48,7 @@ class ServableVersion:
 
     record: VersionRecord
     manifest: Manifest
-    soft_prompt: SoftPrompt
+    prefix: Prefix
     encoder: InputEncoder
     prefix_id: str
     loaded_at: datetime
@@ -60,8 +60,8 @@ class ServableVersion:
 
     @property
     def num_virtual_tokens(self) -> int:
-        """Positions of its soft prompt."""
-        return self.soft_prompt.num_virtual_tokens
+        """Positions of its prefix."""
+        return self.prefix.num_virtual_tokens
 
 
 @dataclass(frozen=True)

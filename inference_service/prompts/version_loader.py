@@ -19,7 +19,7 @@ from shared.model.base_model import BaseModel
 from shared.process.call_pool import CallPool
 from shared.prompt.blob import PromptBlob, decode_blob
 from shared.prompt.manifest import GoldenRecord
-from shared.prompt.soft_prompt import SoftPrompt
+from shared.prompt.prefix import Prefix
 from shared.store.index import VersionRecord
 from shared.text.golden_inputs import golden_input_ids
 from shared.text.template import InputEncoder
@@ -45,8 +45,8 @@ class BlobSource(Protocol):
 class PrefixEngine(Protocol):
     """The loader's interface to the engine."""
 
-    async def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
-        """Compute the prefix and keep it under this id. Raises PreconditionFailed if it is refused."""
+    async def load_prefix(self, prefix_id: str, prefix: Prefix) -> None:
+        """Load the prefix and keep it under this id. Raises PreconditionFailed if it is refused."""
 
     async def unload_prefix(self, prefix_id: str) -> Any:
         """Drop the prefix once no request uses it."""
@@ -89,7 +89,7 @@ class VersionLoader:
         encoder = self._check_fits(blob)
         prefix_id = prefix_id_of(record)
         try:
-            await self._engine.load_prefix(prefix_id, blob.soft_prompt)
+            await self._engine.load_prefix(prefix_id, blob.prefix)
         except DamagedBlob as error:
             raise VersionRefused(RefusalReason.NOT_FINITE, error.message) from error
         except (PreconditionFailed, InvalidInput) as error:
@@ -99,7 +99,7 @@ class VersionLoader:
         except BaseException:
             await asyncio.shield(self._engine.unload_prefix(prefix_id))
             raise
-        return ServableVersion(record, blob.manifest, blob.soft_prompt, encoder, prefix_id, now())
+        return ServableVersion(record, blob.manifest, blob.prefix, encoder, prefix_id, now())
 
     def _fetch(self, record: VersionRecord) -> PromptBlob:
         self._fetching[record.digest] = time.monotonic()
@@ -126,18 +126,16 @@ class VersionLoader:
             )
 
     def _check_fits(self, blob: PromptBlob) -> InputEncoder:
-        """The encoder of the template, after checks of model, width, length and finiteness in the model's dtype."""
-        theirs, ours = blob.manifest.base_model, self._base.info
+        """The encoder of the template, after checks of model, length, shape and finiteness in the model's dtype."""
+        theirs = blob.manifest.base_model
         self._check_fingerprint(theirs.id, theirs.fingerprint)
-        if blob.soft_prompt.hidden_size != ours.hidden_size:
-            raise VersionRefused(
-                RefusalReason.SHAPE, f"has hidden size {blob.soft_prompt.hidden_size}, the model {ours.hidden_size}"
-            )
-        if blob.soft_prompt.num_virtual_tokens + 2 > self._max_length:
-            text = f"{blob.soft_prompt.num_virtual_tokens} virtual tokens leave no room in {self._max_length} positions"
+        if blob.prefix.num_virtual_tokens + 2 > self._max_length:
+            text = f"{blob.prefix.num_virtual_tokens} virtual tokens leave no room in {self._max_length} positions"
             raise VersionRefused(RefusalReason.SHAPE, text)
         try:
-            blob.soft_prompt.cast(self._base.dtype)
+            blob.prefix.check_fits(self._base)
+        except PreconditionFailed as error:
+            raise VersionRefused(RefusalReason.SHAPE, error.message) from error
         except DamagedBlob as error:
             raise VersionRefused(RefusalReason.NOT_FINITE, error.message) from error
         try:
@@ -154,7 +152,7 @@ class VersionLoader:
                 raise VersionRefused(
                     RefusalReason.DAMAGED, f"golden record {index} has token ids that the model does not have"
                 )
-            if blob.soft_prompt.num_virtual_tokens + len(record.input_ids) + 1 > self._max_length:
+            if blob.prefix.num_virtual_tokens + len(record.input_ids) + 1 > self._max_length:
                 continue  # too long for this replica; the trainer allows longer requests
             wanted.append((index, record))
         outcomes = await asyncio.gather(

@@ -1,7 +1,8 @@
-"""Follows the store: polls its revision, loads new versions, keeps serving while the store is unavailable.
+"""Follows the store: loads new versions, keeps serving while the store is unavailable.
 
-Polling and loading are separate, so that a slow load never delays an alias move. Damaged versions are not retried.
-Versions that could not be fetched are retried with growing pauses, and immediately when the store is available again.
+`shared.store.watch` polls. Polling and loading are separate, so that a slow load never delays an alias move. Damaged
+versions are not retried. Versions that could not be fetched are retried with growing pauses, and immediately when the
+store is available again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from shared.errors import SoftPromptError, Unavailable
 from shared.process.call_pool import CallPool
 from shared.store.index import StoreIndex, VersionRecord
 from shared.store.replicas import ReplicaRecord
-from shared.store.watch import pause_seconds
+from shared.store.watch import StoreWatcher, WatchedStore
 
 log = logging.getLogger(__name__)
 
@@ -37,19 +38,9 @@ MAX_EAGER_LOADS = 256
 Of a larger burst (a bulk import) the rest is loaded only if aliases name it, or on demand.
 """
 
-_CATCH_UP_SECONDS = 2.0
-_MIN_PAUSE_SECONDS = 0.5
 
-
-class WatchedStore(Protocol):
+class ReplicaStore(WatchedStore, Protocol):
     """The watcher's interface to the store."""
-
-    @property
-    def id(self) -> str:
-        """The identity of the store; another id means another store."""
-
-    def refresh(self) -> StoreIndex:
-        """Read new entries and return the current state. Raises Unavailable, DamagedBlob."""
 
     def list_replicas(self) -> Sequence[ReplicaRecord]:
         """The records of the fleet's replicas. Raises Unavailable."""
@@ -69,7 +60,7 @@ class PromptWatcher:
 
     def __init__(
         self,
-        store: WatchedStore,
+        store: ReplicaStore,
         registry: PromptRegistry,
         loads: VersionLoads,
         observer: PromptObserver,
@@ -80,6 +71,7 @@ class PromptWatcher:
         """`pool` runs calls to the store (None creates one); `limits` bound the loads before readiness."""
         self._limits = limits or StartLimits()
         self._pool = pool or CallPool("prompt_store_watch", max_threads=2)
+        self._watcher = StoreWatcher(store, None, poll_seconds, self._pool, follows_replacement=False)
         self._store, self._registry, self._loads, self._observer = store, registry, loads, observer
         self._poll_seconds = poll_seconds
         self._pending: OrderedDict[VersionKey, VersionRecord] = OrderedDict()
@@ -87,15 +79,12 @@ class PromptWatcher:
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._busy = 0
-        self._poke = asyncio.Event()
-        self._waiting: list[asyncio.Future[None]] = []
-        self._failures = 0
-        self._store_id = ""
+        self._was_away = False
 
     @property
     def store_unavailable(self) -> bool:
         """Whether the store is unavailable."""
-        return self._failures > 0
+        return bool(self._watcher.problem)
 
     async def start(self) -> None:
         """Wait for the store, then load the first versions within the limits.
@@ -104,7 +93,7 @@ class PromptWatcher:
         (`first_loads`).
         """
         while not await self._poll():
-            await asyncio.sleep(self._pause_seconds())
+            await self._watcher.pause()
         async with asyncio.TaskGroup() as group:
             workers = [group.create_task(self._worker()) for _ in range(MAX_CONCURRENT_LOADS)]
             with suppress(TimeoutError):
@@ -120,68 +109,28 @@ class PromptWatcher:
         async with asyncio.TaskGroup() as group:
             for _ in range(MAX_CONCURRENT_LOADS):
                 group.create_task(self._worker())
-            spacing = min(self._poll_seconds / 4, _MIN_PAUSE_SECONDS)
             while True:
-                await asyncio.sleep(spacing)
-                try:
-                    async with asyncio.timeout(self._pause_seconds() - spacing):
-                        await self._poke.wait()
-                except TimeoutError:
-                    pass
-                self._poke.clear()
+                await self._watcher.pause()
                 await self._poll()
 
     async def catch_up(self) -> None:
-        """Wait for a poll that begins after this call, for a request that names an unknown version.
-
-        Limited in time and never raises; concurrent callers share one poll.
-        """
-        if self.store_unavailable:
-            return
-        looked = asyncio.get_running_loop().create_future()
-        self._waiting.append(looked)
-        self._poke.set()
-        try:
-            async with asyncio.timeout(_CATCH_UP_SECONDS):
-                await looked
-        except TimeoutError:
-            log.warning("the prompt store is slow to answer")
+        """Wait for a poll that begins after this call, for a request that names an unknown version."""
+        await self._watcher.catch_up()
 
     async def _poll(self) -> bool:
         """Poll the store once. False if it is unavailable."""
-        waiting, self._waiting = self._waiting, []
-        try:
-            index = await self._pool.call(self._refresh)
-            recent = await self._pool.call(self._recently_used) if self._registry.first_revision is None else []
-        except SoftPromptError as error:
-            self._store_failed(error)
+        changes = await self._watcher.poll()
+        if changes is None:
+            self._was_away = True
+            self._observer.store_failed()
             return False
-        finally:
-            for looked in waiting:
-                if not looked.done():
-                    looked.set_result(None)
-        returned = self._failures > 0
-        if returned:
-            log.warning(
-                "the prompt store is available again",
-                extra={"fields": {"failed_looks": self._failures, "revision": index.revision}},
-            )
-        self._failures = 0
-        self._observer.store_polled(index.revision)
-        self._take(index, recent)
-        self._retry(at_once=returned)
+        first = self._registry.first_revision is None
+        recent = await self._pool.call(self._recently_used) if first else []
+        self._observer.store_polled(changes.index.revision)
+        self._take(changes.index, recent)
+        self._retry(at_once=self._was_away)
+        self._was_away = False
         return True
-
-    def _refresh(self) -> StoreIndex:
-        """Read the store's state. Raises Unavailable if another store has replaced it.
-
-        A replaced store would remove every prompt, so loaded versions serve until an operator restarts the replica.
-        """
-        index = self._store.refresh()
-        if self._store_id and self._store.id != self._store_id:
-            raise Unavailable("the prompt store was replaced by another one; restart this replica to follow it")
-        self._store_id = self._store.id
-        return index
 
     def _recently_used(self) -> list[str]:
         """The order in which to load; empty if it can't be read, since it is only an optimisation."""
@@ -246,13 +195,3 @@ class PromptWatcher:
     async def _until_idle(self) -> None:
         if self._pending or self._busy:
             await self._idle.wait()
-
-    def _store_failed(self, error: SoftPromptError) -> None:
-        self._failures += 1
-        self._observer.store_failed()
-        if self._failures == 1 or self._failures % 100 == 0:
-            fields = {"why": error.message, "failed_looks": self._failures, "revision": self._registry.index.revision}
-            log.warning("the prompt store is unavailable; loaded versions keep serving", extra={"fields": fields})
-
-    def _pause_seconds(self) -> float:
-        return pause_seconds(self._poll_seconds, unavailable=self.store_unavailable)

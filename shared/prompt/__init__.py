@@ -1,1 +1,1 @@
-"""A soft prompt and the bytes of a version: the matrix, its manifest, its safetensors file."""
+"""A prefix and the bytes of a version: its tensors, its manifest, its safetensors file."""

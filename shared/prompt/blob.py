@@ -1,34 +1,38 @@
-"""The bytes of a version: one safetensors file with the tensor `prompt_embeddings` (PEFT's key) and the manifest.
+"""The bytes of a version: one safetensors file with the tensors of a prefix and the manifest.
 
     8 bytes   length of the header, little-endian
     header    JSON: {"__metadata__": {"format": "pt", "manifest": "<JSON>"},
-                     "prompt_embeddings": {dtype, shape, data_offsets}}
-    data      float32, row after row
+                     name: {dtype, shape, data_offsets}, ...}
+    data      float32, tensor after tensor, row after row
 
-Reading is stricter than the format: exactly this one tensor, exactly this many bytes, and all limits are checked before
-memory is allocated. The file may come from anywhere; any fault raises DamagedBlob. Writing is deterministic, so the
-same soft prompt and manifest have the same digest.
+The manifest names the kind of prefix, and the kind decides which tensors there are (`kinds`); for a soft prompt this is
+`prompt_embeddings`, PEFT's key. Reading is stricter than the format: exactly these tensors in this order, exactly this
+many bytes, and all limits are checked before memory is allocated. The file may come from anywhere; any fault raises
+DamagedBlob. Writing is deterministic, so the same prefix and manifest have the same digest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
 from shared.errors import DamagedBlob, InvalidInput
+from shared.prompt.kinds import KINDS
 from shared.prompt.manifest import MANIFEST_FORMAT, GoldenRecord, Manifest, SamplingDefaults
-from shared.prompt.soft_prompt import MAX_HIDDEN_SIZE, MAX_VIRTUAL_TOKENS, SoftPrompt
+from shared.prompt.prefix import Prefix
 
 __all__ = [
     "MAX_BLOB_BYTES",
     "MAX_HEADER_BYTES",
-    "TENSOR_KEY",
     "GoldenRecord",
     "Manifest",
     "PromptBlob",
@@ -41,7 +45,6 @@ __all__ = [
 
 MAX_BLOB_BYTES = 64 << 20
 MAX_HEADER_BYTES = 1 << 20
-TENSOR_KEY = "prompt_embeddings"
 
 _LENGTH_BYTES = 8
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -49,9 +52,9 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class PromptBlob:
-    """A checked version: the matrix, its manifest, and the digest of its bytes."""
+    """A checked version: the prefix, its manifest, and the digest of its bytes."""
 
-    soft_prompt: SoftPrompt
+    prefix: Prefix
     manifest: Manifest
     digest: str
 
@@ -68,25 +71,28 @@ def check_digest(digest: str, field: str = "digest") -> str:
     return digest
 
 
-def encode_blob(soft_prompt: SoftPrompt, manifest: Manifest) -> bytes:
-    """The bytes of the file. Raises InvalidInput if the manifest is for another shape, or a part is too large."""
-    shape = [soft_prompt.num_virtual_tokens, soft_prompt.hidden_size]
-    if shape != [manifest.num_virtual_tokens, manifest.hidden_size]:
+def encode_blob(prefix: Prefix, manifest: Manifest) -> bytes:
+    """The bytes of the file. Raises InvalidInput if the manifest is for another prefix, or a part is too large."""
+    tensors = prefix.tensors()
+    try:
+        KINDS[manifest.kind].check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, manifest)
+    except DamagedBlob as error:
+        raise InvalidInput.of("manifest", f"is for another prefix: {error.message}") from error
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "manifest": manifest.model_dump_json()}}
+    parts, end = list[bytes](), 0
+    for name, tensor in tensors.items():
+        parts.append(tensor.detach().contiguous().numpy().astype("<f4", copy=False).tobytes())
+        begin, end = end, end + len(parts[-1])
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    written = json.dumps(header, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)
+    if len(written) > MAX_HEADER_BYTES:
         raise InvalidInput.of(
-            "manifest", f"is for {[manifest.num_virtual_tokens, manifest.hidden_size]}, the soft prompt is {shape}"
+            "manifest", f"takes {len(written)} bytes; at most {MAX_HEADER_BYTES} are allowed (recipe, golden records)"
         )
-    data = soft_prompt.embeddings.detach().contiguous().numpy().astype("<f4", copy=False).tobytes()
-    tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, len(data)]}
-    metadata = {"format": "pt", "manifest": manifest.model_dump_json()}
-    header = json.dumps({"__metadata__": metadata, TENSOR_KEY: tensor}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    if len(header) > MAX_HEADER_BYTES:
-        raise InvalidInput.of(
-            "manifest", f"takes {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed (recipe, golden records)"
-        )
-    if _LENGTH_BYTES + len(header) + len(data) > MAX_BLOB_BYTES:
-        raise InvalidInput.of("soft_prompt", f"takes {len(data)} bytes; a version may take {MAX_BLOB_BYTES}")
-    return len(header).to_bytes(_LENGTH_BYTES, "little") + header + data
+    if _LENGTH_BYTES + len(written) + end > MAX_BLOB_BYTES:
+        raise InvalidInput.of("prefix", f"takes {end} bytes; a version may take {MAX_BLOB_BYTES}")
+    return b"".join([len(written).to_bytes(_LENGTH_BYTES, "little"), written, *parts])
 
 
 def decode_blob(data: bytes) -> PromptBlob:
@@ -94,14 +100,27 @@ def decode_blob(data: bytes) -> PromptBlob:
     if len(data) > MAX_BLOB_BYTES:
         raise DamagedBlob(f"{len(data)} bytes; a version takes at most {MAX_BLOB_BYTES}")
     header, body = _split(data)
-    metadata, shape = _read_header(header, len(body))
+    metadata, entries = _read_header(header)
     manifest = _read_manifest(metadata)
-    if shape != (manifest.num_virtual_tokens, manifest.hidden_size):
-        raise DamagedBlob(
-            f"the tensor is {list(shape)}, the manifest says {[manifest.num_virtual_tokens, manifest.hidden_size]}"
-        )
-    matrix = torch.frombuffer(bytearray(body), dtype=torch.float32).reshape(shape)  # [num_virtual_tokens, hidden_size]
-    return PromptBlob(soft_prompt=SoftPrompt(matrix), manifest=manifest, digest=digest_of(data))
+    kind = KINDS[manifest.kind]
+    kind.check_shapes({name: entry.shape for name, entry in entries.items()}, manifest)
+    _check_offsets(entries, len(body))
+    copy = bytearray(body)
+    tensors = {
+        name: torch.frombuffer(
+            copy, dtype=torch.float32, count=math.prod(entry.shape), offset=entry.offsets[0]
+        ).reshape(entry.shape)
+        for name, entry in entries.items()
+    }
+    return PromptBlob(prefix=kind.from_tensors(tensors), manifest=manifest, digest=digest_of(data))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor as the header describes it."""
+
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
 
 
 def _split(data: bytes) -> tuple[bytes, memoryview]:
@@ -110,7 +129,7 @@ def _split(data: bytes) -> tuple[bytes, memoryview]:
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
     if length > MAX_HEADER_BYTES:
         raise DamagedBlob(
-            f"not a soft prompt in the safetensors format: no header of at most {MAX_HEADER_BYTES} bytes begins it"
+            f"not a version in the safetensors format: no header of at most {MAX_HEADER_BYTES} bytes begins it"
         )
     end = _LENGTH_BYTES + length
     if end > len(data):
@@ -118,30 +137,28 @@ def _split(data: bytes) -> tuple[bytes, memoryview]:
     return data[_LENGTH_BYTES:end], memoryview(data)[end:]
 
 
-def _read_header(header: bytes, num_data_bytes: int) -> tuple[dict[str, str], tuple[int, int]]:
-    """(metadata, shape). Checks that dtype, shape, offsets and the number of data bytes agree."""
+def _read_header(header: bytes) -> tuple[dict[str, str], dict[str, _Entry]]:
+    """(metadata, tensors by name). Checks types only."""
     parsed = _parse_json(header)
     metadata = parsed.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise DamagedBlob("the header's metadata is not a map of strings")
-    if list(parsed) != [TENSOR_KEY]:
-        raise DamagedBlob(f"must hold the one tensor {TENSOR_KEY}, holds {len(parsed)} of other names or number")
-    tensor = parsed[TENSOR_KEY]
-    if not isinstance(tensor, dict) or set(tensor) != {"dtype", "shape", "data_offsets"}:
-        raise DamagedBlob("the tensor's entry must have dtype, shape and data_offsets")
-    if tensor["dtype"] != "F32":
-        raise DamagedBlob(f"the tensor must be F32, not {str(tensor['dtype'])[:20]!r}")
-    rows, columns = _two_integers(tensor["shape"], "shape")
-    if not (1 <= rows <= MAX_VIRTUAL_TOKENS and 1 <= columns <= MAX_HIDDEN_SIZE):
-        raise DamagedBlob(f"shape [{rows}, {columns}] is outside [1 to {MAX_VIRTUAL_TOKENS}, 1 to {MAX_HIDDEN_SIZE}]")
-    if (
-        _two_integers(tensor["data_offsets"], "data_offsets") != (0, num_data_bytes)
-        or num_data_bytes != rows * columns * 4
-    ):
-        raise DamagedBlob(
-            f"shape [{rows}, {columns}] takes {rows * columns * 4} bytes of data; {num_data_bytes} follow the header"
-        )
-    return metadata, (rows, columns)
+    entries = dict[str, _Entry]()
+    for name, tensor in parsed.items():
+        if not isinstance(tensor, dict) or set(tensor) != {"dtype", "shape", "data_offsets"}:
+            raise DamagedBlob("the tensor's entry must have dtype, shape and data_offsets")
+        if tensor["dtype"] != "F32":
+            raise DamagedBlob(f"the tensor must be F32, not {str(tensor['dtype'])[:20]!r}")
+        entries[name] = _Entry(_integers(tensor["shape"], "shape"), _integers(tensor["data_offsets"], "data_offsets"))
+    return metadata, entries
+
+
+def _check_offsets(entries: Mapping[str, _Entry], num_data_bytes: int) -> None:
+    """Check that the tensors fill the data bytes one after another, without gaps."""
+    ends = list(accumulate((4 * math.prod(entry.shape) for entry in entries.values()), initial=0))
+    if [entry.offsets for entry in entries.values()] != list(pairwise(ends)) or ends[-1] != num_data_bytes:
+        shapes = ", ".join(str(list(entry.shape)) for entry in entries.values())
+        raise DamagedBlob(f"shape {shapes[:200]} takes {ends[-1]} bytes of data; {num_data_bytes} follow the header")
 
 
 def _read_manifest(metadata: dict[str, str]) -> Manifest:
@@ -181,10 +198,10 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def _two_integers(value: object, what: str) -> tuple[int, int]:
-    if not isinstance(value, list) or len(value) != 2 or not all(type(part) is int for part in value):
-        raise DamagedBlob(f"{what} must be two integers")
-    return value[0], value[1]
+def _integers(value: object, what: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(part) is int for part in value):
+        raise DamagedBlob(f"{what} must be a list of integers")
+    return tuple(value)
 
 
 def _first_problem(error: ValidationError | UnicodeError) -> str:

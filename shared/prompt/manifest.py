@@ -1,4 +1,4 @@
-"""The manifest of a version: the origin of the soft prompt, its base model, and how to use it.
+"""The manifest of a version: the origin of the prefix, its kind, its base model, and how to use it.
 
 The trainer (or an import) writes the manifest once. It contains neither the version number nor the digest, which are
 known only after the bytes; both are in the store's log entry.
@@ -26,8 +26,10 @@ from pydantic import (
 from shared.errors import InvalidInput
 from shared.model.base_model import BaseModelInfo
 from shared.names import NAME_PATTERN
-from shared.prompt.soft_prompt import MAX_HIDDEN_SIZE, MAX_VIRTUAL_TOKENS
+from shared.prompt.prefix import PrefixKind
+from shared.prompt.soft_prompt import MAX_HIDDEN_SIZE
 from shared.text.template import Template
+from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 from shared.values.sampling import PARAMETERS, Sampling
 
 MANIFEST_FORMAT = 1
@@ -127,6 +129,8 @@ class Manifest(BaseModel):
     job: ShortText = ""
     base_model: BaseModelInfo
     template: Template
+    kind: PrefixKind = Field(default=PrefixKind.PROMPT, exclude_if=lambda kind: kind is PrefixKind.PROMPT)
+    """The kind of prefix; not written for a soft prompt, so that its versions keep their digests."""
     num_virtual_tokens: int = Field(ge=1, le=MAX_VIRTUAL_TOKENS)
     hidden_size: int = Field(ge=1, le=MAX_HIDDEN_SIZE)
     labels: tuple[ShortText, ...] = Field(default=(), max_length=MAX_LABELS)

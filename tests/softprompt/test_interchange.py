@@ -179,7 +179,7 @@ def test_an_adapter_holds_no_golden_records(tmp_path: Path) -> None:
     assert b"4711" not in written.read_bytes()
     found = decode_blob(written.read_bytes())
     assert found.manifest == decode_blob(data).manifest.model_copy(update={"golden": ()})
-    assert torch.equal(found.soft_prompt.embeddings, soft_prompt().embeddings)
+    assert torch.equal(found.prefix.input(torch.float32).embeddings, soft_prompt().embeddings)
 
 
 def test_an_adapter_is_written_once_and_says_what_peft_does_not_keep(tmp_path: Path) -> None:

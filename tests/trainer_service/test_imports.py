@@ -41,7 +41,7 @@ def imported(data: bytes) -> torch.Tensor | None:
     except SoftPromptError:
         return None
     assert manifest.prompt == "tone"
-    return decode_blob(blob).soft_prompt.embeddings
+    return decode_blob(blob).prefix.input(torch.float32).embeddings
 
 
 def file_of(header: object, data: bytes = b"") -> bytes:

@@ -71,7 +71,7 @@ async def test_an_imported_matrix_is_a_version_like_any_other(trainer: RunningTr
     assert header == version
     assert version.digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
     assert version.size_bytes == len(data)
-    assert torch.equal(decode_blob(data).soft_prompt.embeddings, MATRIX)
+    assert torch.equal(decode_blob(data).prefix.input(torch.float32).embeddings, MATRIX)
 
 
 async def test_a_downloaded_blob_can_be_imported_under_another_name(trainer: RunningTrainer) -> None:
@@ -251,7 +251,7 @@ async def test_a_blob_of_another_base_model_names_both_fingerprints(trainer: Run
     _, data = await download(trainer, "colours")
     blob = decode_blob(data)
     other = replace(blob.manifest.base_model, fingerprint="sha256:" + "9" * 64)
-    foreign = encode_blob(blob.soft_prompt, blob.manifest.model_copy(update={"base_model": other}))
+    foreign = encode_blob(blob.prefix, blob.manifest.model_copy(update={"base_model": other}))
     error = await refused(trainer.prompts.ImportPromptVersion(import_of(foreign)))
     assert isinstance(error, PreconditionFailed)
     assert "9" * 64 in error.message
@@ -285,7 +285,7 @@ async def test_training_from_a_version_of_another_model_names_both_fingerprints(
     other = replace(blob.manifest.base_model, fingerprint="sha256:" + "9" * 64)
     store = open_store(trainer.settings.resolved_store_url)
     manifest = blob.manifest.model_copy(update={"base_model": other, "prompt": "foreign"})
-    store.publish("foreign", encode_blob(blob.soft_prompt, manifest), job="tuningJobs/x")
+    store.publish("foreign", encode_blob(blob.prefix, manifest), job="tuningJobs/x")
     init = tuning_pb2.PromptInit(source="foreign")
     error = await refused(create_job(trainer, hyperparameters=tuning_pb2.Hyperparameters(init=init)))
     assert isinstance(error, PreconditionFailed)

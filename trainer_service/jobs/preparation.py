@@ -11,13 +11,13 @@ from typing import Protocol
 from shared.errors import NotFound, PreconditionFailed
 from shared.names import parse_version_name
 from shared.prompt.blob import decode_blob
-from shared.prompt.soft_prompt import SoftPrompt
+from shared.prompt.prefix import Prefix
 from shared.store.store import PromptStore
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.sources import FIELD
 from trainer_service.jobs.store.files import FileKind, JobFiles
 from trainer_service.pools import TrainerPools
-from trainer_service.training.checkpoint import best_prompt
+from trainer_service.training.checkpoint import best_prefix
 from trainer_service.training.events import DatasetFile, TaskData, TrainingTask
 
 
@@ -45,7 +45,7 @@ class Preparation:
         current_version, current = (
             await pools.prompt_store.call(self._current, job) if job.spec.publish.moved_alias else ("", None)
         )
-        source: SoftPrompt | None = None
+        source: Prefix | None = None
         if job.effective.source_job:
             source = await pools.job_files.call(self._source_of_job, job)
         elif job.effective.source_digest:
@@ -81,13 +81,13 @@ class Preparation:
             )
         self._files.save(job.id, FileKind.SOURCE, 0, data)
 
-    def _source_of_job(self, job: Job) -> SoftPrompt:
+    def _source_of_job(self, job: Job) -> Prefix:
         data = self._files.load(job.id, FileKind.SOURCE)
         if data is None:
             raise PreconditionFailed("the prompt to start from is missing or damaged", field=FIELD)
-        return best_prompt(data)
+        return best_prefix(data)
 
-    def _source_of_version(self, job: Job) -> SoftPrompt:
+    def _source_of_version(self, job: Job) -> Prefix:
         blob = decode_blob(self._prompt_store.fetch(job.effective.source_digest))
         if blob.manifest.hidden_size != job.effective.base_model.hidden_size:
             prompt, version = parse_version_name(job.effective.source_version, "spec.hyperparameters.init.source")
@@ -95,9 +95,9 @@ class Preparation:
                 f"{prompt}@{version} has hidden size {blob.manifest.hidden_size}, but the base model has "
                 f"{job.effective.base_model.hidden_size}"
             )
-        return blob.soft_prompt
+        return blob.prefix
 
-    def _current(self, job: Job) -> tuple[str, SoftPrompt | None]:
+    def _current(self, job: Job) -> tuple[str, Prefix | None]:
         """The version that the alias names now, and its prompt if that was trained for the same base model."""
         version = self._prompt_store.refresh().current_version(job.spec.prompt, job.spec.publish.moved_alias)
         if version is None:
@@ -107,4 +107,4 @@ class Preparation:
         except NotFound:
             return version.name, None
         same = blob.manifest.base_model.fingerprint == job.effective.base_model.fingerprint
-        return version.name, blob.soft_prompt if same else None
+        return version.name, blob.prefix if same else None

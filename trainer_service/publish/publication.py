@@ -100,8 +100,9 @@ def _blob(job: Job, trained: TrainingResult, result: TuningResult) -> bytes:
         job=job.name,
         base_model=job.effective.base_model,
         template=job.effective.training.template,
-        num_virtual_tokens=trained.soft_prompt.num_virtual_tokens,
-        hidden_size=trained.soft_prompt.hidden_size,
+        kind=trained.prefix.kind,
+        num_virtual_tokens=trained.prefix.num_virtual_tokens,
+        hidden_size=job.effective.base_model.hidden_size,
         labels=job.effective.training.labels,
         sampling_defaults=job.spec.sampling_defaults,
         metrics=_finite(trained),
@@ -127,7 +128,7 @@ def _blob(job: Job, trained: TrainingResult, result: TuningResult) -> bytes:
             "num_shots": result.num_shots,
         },
     )
-    return encode_blob(trained.soft_prompt, manifest)
+    return encode_blob(trained.prefix, manifest)
 
 
 def _trained_with(job: Job, trained: TrainingResult) -> TrainingSpec:

@@ -1,7 +1,7 @@
 """The whole state of a run as bytes: safetensors with JSON in its metadata, no pickle. Kilobytes to a few megabytes.
 
     t{i}.{parameter}, t{i}.{parameter}.m, t{i}.{parameter}.v      trainee i: parameter and optimizer moments, float32
-    best                                                        the best matrix so far
+    best                                                        the best prefix so far (a soft prompt's matrix)
     metadata["state"]                                           RunState as JSON
 
 Batches are a function of seed and step, so step is the whole data cursor, and a resumed run continues the same
@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from shared.errors import DamagedBlob
-from shared.prompt.soft_prompt import SoftPrompt
+from shared.prompt.prefix import Prefix
 from shared.values.enums import TemplateFormat
-from trainer_service.training.recipe.reparameterise import effective_matrix
+from trainer_service.training.recipe.leaves import PromptLeaves, best_tensors, read_best
 from trainer_service.training.results import Results
 from trainer_service.training.spec import Example, Init, InitMethod, TrainingSpec
 from trainer_service.training.trainee import Trainee
@@ -102,7 +102,7 @@ class RunState(BaseModel):
     """The choices of both halves, with cross-fitting (`held_out`)."""
     tried: list[TriedCandidate] = []
     best_candidate: int = 0
-    """Index in `tried` of the candidate that the best matrix belongs to."""
+    """Index in `tried` of the candidate that the best prefix belongs to."""
     num_tokens: int = 0
     """Tokens that the steps computed, for all candidates of a search together."""
     train_seconds: float = 0.0
@@ -166,7 +166,7 @@ def check_match(
     raise DamagedBlob("the checkpoint is of another job")
 
 
-def write_checkpoint(state: RunState, trainees: Sequence[Trainee], best: torch.Tensor | None) -> bytes:
+def write_checkpoint(state: RunState, trainees: Sequence[Trainee], best: Prefix | None) -> bytes:
     """The checkpoint's bytes. Updates `state.trainees` from the trainees."""
     state.trainees = [
         TraineeState(
@@ -188,7 +188,7 @@ def write_checkpoint(state: RunState, trainees: Sequence[Trainee], best: torch.T
             tensors[f"t{index}.{name}.m"] = trainee.optimizer.first[name]
             tensors[f"t{index}.{name}.v"] = trainee.optimizer.second[name]
     if best is not None:
-        tensors["best"] = best
+        tensors |= best_tensors(best)
     cpu = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
     data: bytes = save(cpu, {"state": state.model_dump_json()})
     return data
@@ -207,14 +207,12 @@ def read_checkpoint(data: bytes) -> tuple[RunState, dict[str, torch.Tensor]]:
     return state, tensors
 
 
-def best_prompt(data: bytes) -> SoftPrompt:
-    """The best matrix of a checkpoint; before the first evaluation, the latest. Raises DamagedBlob."""
+def best_prefix(data: bytes) -> Prefix:
+    """The best prefix of a checkpoint; before the first evaluation, the latest. Raises DamagedBlob."""
     _, tensors = read_checkpoint(data)
-    if "best" not in tensors:
-        prefix = "t0."
-        parameters = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        return SoftPrompt(effective_matrix(parameters).float())
-    return SoftPrompt(tensors["best"].float())
+    first = "t0."
+    parameters = {name.removeprefix(first): tensor for name, tensor in tensors.items() if name.startswith(first)}
+    return read_best(tensors) or PromptLeaves(parameters).prefix()
 
 
 def restore(trainee: Trainee, saved: TraineeState, tensors: dict[str, torch.Tensor], index: int) -> None:

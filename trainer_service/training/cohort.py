@@ -263,11 +263,7 @@ class Cohort:
         """(virtual tokens, rows)"""
         if isinstance(work, TrainWork):
             return [(part.trainee.num_virtual_tokens, part.rows) for part in work.parts]
-        return (
-            [(0 if work.prompt is None else int(work.prompt.shape[0]), work.rows)]
-            if isinstance(work, ScoreWork)
-            else []
-        )
+        return [(work.num_virtual_tokens, work.rows)] if isinstance(work, ScoreWork) else []
 
     def _largest_row(self, work: Work) -> int:
         rows = [(num_virtual, row) for num_virtual, rows in self._segments(work) for row in rows]
@@ -320,8 +316,7 @@ class Cohort:
         if isinstance(work, CallWork):
             return work.num_tokens
         if isinstance(work, ScoreWork):
-            num_virtual = 0 if work.prompt is None else work.prompt.shape[0]
-            return self._forward.num_tokens(num_virtual, work.rows) // 3  # no backward pass
+            return self._forward.num_tokens(work.num_virtual_tokens, work.rows) // 3  # no backward pass
         return sum(self._forward.num_tokens(part.trainee.num_virtual_tokens, part.rows) for part in work.parts)
 
     def _advance(self, job_id: str, result: Any) -> list[TrainingEvent]:
@@ -343,9 +338,7 @@ class Cohort:
     def _leave(self, job_id: str) -> list[TrainingEvent]:
         run = self._members[job_id].run
         events = run.take_events()
-        stopped = Stopped(
-            run.task.job_id, run.task.attempt, step=run.step, data=run.checkpoint(), best=run.best_prompt()
-        )
+        stopped = Stopped(run.task.job_id, run.task.attempt, step=run.step, data=run.checkpoint(), best=run.best)
         self._remove(job_id)
         return [*events, stopped]
 

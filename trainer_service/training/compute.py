@@ -29,7 +29,7 @@ def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart]
     totals = [part.total or sum(row.weight * len(row.target_ids) for row in part.rows) for part in parts]
     losses = torch.zeros(len(parts), device=base_model.device)
     for chunk in _passes(forward, parts, token_budget):
-        segments = [Segment(parts[index].trainee.matrix().to(base_model.dtype), rows) for index, rows in chunk]
+        segments = [Segment(parts[index].trainee.input(base_model.dtype), rows) for index, rows in chunk]
         states = forward.states(segments)  # [targets, width]
         owners, ids, weights, smoothing = list[int](), list[int](), list[float](), list[float]()
         for index, rows in chunk:
@@ -54,7 +54,7 @@ def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart]
 @torch.no_grad()
 def score(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork]) -> list[list[RowScore]]:
     """Score the rows of all works in one pass."""
-    states = forward.states([Segment(work.prompt, work.rows) for work in works])  # [targets, width]
+    states = forward.states([Segment(work.prefix, work.rows) for work in works])  # [targets, width]
     targets = [
         _Target(token, work.candidates if index == 0 else ())
         for work in works
@@ -150,7 +150,7 @@ def score_within(
 
     Without a backward pass, a position takes about a third of the memory.
     """
-    lengths = [0 if work.prompt is None else int(work.prompt.shape[0]) for work in works]
+    lengths = [work.num_virtual_tokens for work in works]
     budget = _WITHOUT_BACKWARD * token_budget
     if sum(memory_cost(forward, length, work.rows) for length, work in zip(lengths, works, strict=True)) <= budget:
         return score(base_model, forward, works)

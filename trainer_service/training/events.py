@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shared.prompt.blob import GoldenRecord
-from shared.prompt.soft_prompt import SoftPrompt
+from shared.prompt.prefix import Prefix
 from shared.values.report import HeldOutAnswers
 from shared.values.results import EncodingStatistics, NearestToken
 from trainer_service.training.comparison import Comparison, Estimate
@@ -59,9 +59,9 @@ class TrainingTask:
     spec: TrainingSpec
     train: Sequence[Example] = ()
     validation: Sequence[Example] = ()
-    source: SoftPrompt | None = None
-    """The initial matrix of a FROM_PROMPT job."""
-    current: SoftPrompt | None = None
+    source: Prefix | None = None
+    """The initial prefix of a FROM_PROMPT job."""
+    current: Prefix | None = None
     """The alias's current version, evaluated on the same held-out data for the quality gate."""
     current_version: str = ""
     """Name of the alias's current version. Set even if that version can't be compared on this job's data."""
@@ -88,7 +88,7 @@ class TrainingTask:
 class TrainingResult:
     """The best checkpoint and its held-out metrics, next to those of the bare model and the alias's current version."""
 
-    soft_prompt: SoftPrompt
+    prefix: Prefix
     best_step: int
     num_steps: int
     metrics: Mapping[str, float]
@@ -228,7 +228,7 @@ class Stopped(TrainingEvent):
 
     step: int
     data: bytes | None
-    best: SoftPrompt | None = None
+    best: Prefix | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The training of one job in a cohort, as a generator: it yields pieces of work and receives their results.
 
 The cohort decides when each piece is computed and with which other jobs. The whole state is in `RunState`, the trainees
-and the best matrix, so a checkpoint may be taken between any two pieces of work, and a resumed run takes the same path.
+and the best prefix, so a checkpoint may be taken between any two pieces of work, and a resumed run takes the same path.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.errors import DamagedBlob, InvalidInput
+from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.model.base_model import BaseModel
-from shared.prompt.soft_prompt import SoftPrompt
+from shared.prompt.prefix import Prefix, VirtualTokens
 from shared.text.template import InputEncoder
 from shared.values.results import EncodingStatistics
 from trainer_service.training import checkpoint
@@ -28,7 +28,7 @@ from trainer_service.training.data import encoding
 from trainer_service.training.data.dataset import count_overlap
 from trainer_service.training.data.encoding import EncodedDataset, encode_split
 from trainer_service.training.evaluation.evaluate import SLICE_TOKENS, nearest_tokens, row_slices
-from trainer_service.training.evaluation.evaluator import Evaluator, Judgement
+from trainer_service.training.evaluation.evaluator import Evaluator, Judgement, Measuring
 from trainer_service.training.evaluation.golden import golden_records
 from trainer_service.training.events import (
     Evaluated,
@@ -41,8 +41,7 @@ from trainer_service.training.events import (
 )
 from trainer_service.training.notes import data_notes
 from trainer_service.training.recipe.defaults import check_init
-from trainer_service.training.recipe.init import embedding_std, initial_matrix
-from trainer_service.training.recipe.reparameterise import new_parameters
+from trainer_service.training.recipe.leaves import new_leaves, read_best
 from trainer_service.training.recipe.selection import ranked, score_of
 from trainer_service.training.results import Results
 from trainer_service.training.search import candidates, is_rung, num_survivors
@@ -84,7 +83,8 @@ class TuningRun:
             digest=task.digest or checkpoint.digest_of(task.spec, task.train, task.validation)
         )
         self._trainees: list[Trainee] = []
-        self._best: torch.Tensor | None = None
+        self.best: Prefix | None = None
+        """The best prefix so far; None before the first evaluation."""
         self._train, self._validation = EncodedDataset(()), EncodedDataset(())
         self._row_weights = np.ones(0)
         self._statistics: EncodingStatistics | None = None
@@ -102,11 +102,7 @@ class TuningRun:
 
     def checkpoint(self) -> bytes | None:
         """The run's state as a checkpoint; None before training has begun."""
-        return checkpoint.write_checkpoint(self._state, self._trainees, self._best) if self._trainees else None
-
-    def best_prompt(self) -> SoftPrompt | None:
-        """The best prompt so far, float32 on the CPU; None before the first evaluation."""
-        return None if self._best is None else SoftPrompt(self._best.float().cpu())
+        return checkpoint.write_checkpoint(self._state, self._trainees, self.best) if self._trainees else None
 
     def run(self) -> RunGenerator:
         """Yields the job's work until it is trained.
@@ -213,7 +209,7 @@ class TuningRun:
             checkpoint.restore(trainee, state, tensors, index)
         saved.format, saved.digest = checkpoint.FORMAT, self._state.digest
         self._trainees, self._state = trainees, saved
-        self._best = tensors["best"].to(self._base_model.device) if "best" in tensors else None
+        self.best = read_best(tensors)
 
     def _new_trainee(self, learning_rate: float, init: Init, index: int = 0) -> Trainee:
         generator = torch.Generator().manual_seed(self._hyper.seed % 2**63)
@@ -223,17 +219,8 @@ class TuningRun:
             if init.method is InitMethod.SAMPLE_VOCAB
             else ()
         )
-        matrix = initial_matrix(
-            self._base_model,
-            init,
-            self._hyper.num_virtual_tokens,
-            generator,
-            self._spec.labels,
-            self.task.source,
-            texts,
-        )
-        parameters = new_parameters(matrix, self._hyper.reparameterisation, embedding_std(self._base_model), generator)
-        return Trainee(Candidate(learning_rate, init), parameters, self._hyper, index)
+        leaves = new_leaves(self._base_model, init, self._hyper, generator, self._spec.labels, self.task.source, texts)
+        return Trainee(Candidate(learning_rate, init), leaves, self._hyper, index)
 
     def _train_step(self) -> Generator[Work, Any, list[StepOutcome]]:
         """One optimizer step in pieces: a batch of thousands of long rows would block the other jobs for minutes."""
@@ -296,15 +283,14 @@ class TuningRun:
             or not (step % self._hyper.evaluation_interval_steps == 0 or rung or last)
         ):
             return
-        found = list[tuple[Trainee, Results, torch.Tensor]]()
+        found = list[tuple[Trainee, Results]]()
         for trainee in self._trainees:
-            prompt = trainee.matrix().detach()
-            results = yield from self._evaluator.measure(prompt.to(self._base_model.dtype))
-            found.append((trainee, results, prompt))
+            results = yield from self._measure(trainee)
+            found.append((trainee, results))
             self._tried(trainee, metrics=results.metrics(self._hyper.metric))
         metric = self._hyper.metric
         order = ranked(
-            [score_of(metric, results.metrics(metric)) for _, results, _ in found], metric, len(self._evaluator)
+            [score_of(metric, results.metrics(metric)) for _, results in found], metric, len(self._evaluator)
         )
         self._keep(step, *found[order[0]])
         if rung:
@@ -322,15 +308,16 @@ class TuningRun:
             or self._state.history
         ):
             return
-        prompt = self._trainees[0].matrix().detach()
-        results = yield from self._evaluator.measure(prompt.to(self._base_model.dtype))
-        self._keep(0, self._trainees[0], results, prompt)
+        self._keep(0, self._trainees[0], (yield from self._measure(self._trainees[0])))
 
-    def _keep(self, step: int, trainee: Trainee, results: Results, prompt: torch.Tensor) -> None:
-        """Add an evaluation to the history and keep its prompt if it is the best so far."""
+    def _measure(self, trainee: Trainee) -> Measuring:
+        return self._evaluator.measure(trainee.input(self._base_model.dtype).detach())
+
+    def _keep(self, step: int, trainee: Trainee, results: Results) -> None:
+        """Add an evaluation to the history and keep the trainee's prefix if it is the best so far."""
         is_best = self._evaluator.keep(step, results)
         if is_best:
-            self._best, self._state.best_candidate = prompt.clone(), trainee.index
+            self.best, self._state.best_candidate = trainee.leaves.prefix(), trainee.index
         self._emit(Evaluated, step=step, metrics=results.metrics(self._hyper.metric), is_best=is_best)
 
     def _tried(self, trainee: Trainee, **changes: Any) -> None:
@@ -349,21 +336,18 @@ class TuningRun:
         if not trainee.optimizer.num_updates:
             raise NonFinite(f"all {trainee.num_skipped} steps had a loss or gradient that is not finite: {_ADVICE}")
         self._tried(trainee)
-        if self._best is None:
-            self._best, self._state.best_step, self._state.best_candidate = (
-                trainee.matrix().detach().clone(),
-                self.step,
-                trainee.index,
-            )
-        soft_prompt = SoftPrompt(self._best.float().cpu().clone())
-        prompt = soft_prompt.cast(self._base_model.dtype, self._base_model.device)
-        judged: Judgement = yield from self._evaluator.judge(prompt, self._current(soft_prompt), self.task.train)
-        golden = yield CallWork(lambda: golden_records(self._base_model, soft_prompt, self._encoder))
+        if self.best is None:
+            self.best = trainee.leaves.prefix()
+            self._state.best_step, self._state.best_candidate = self.step, trainee.index
+        prefix = self.best
+        entering = prefix.input(self._base_model.dtype, self._base_model.device)
+        judged: Judgement = yield from self._evaluator.judge(entering, self._current(), self.task.train)
+        golden = yield CallWork(lambda: golden_records(self._base_model, prefix, self._encoder))
         scores = [record.metrics[self._hyper.metric.value.lower()] for record in self._state.history[-5:]]
         tried, best = self._state.tried, self._state.best_candidate
         chosen = Candidate(tried[best].learning_rate, tried[best].init) if best < len(tried) else trainee.candidate
         return TrainingResult(
-            soft_prompt=soft_prompt,
+            prefix=prefix,
             best_step=self._state.best_step,
             num_steps=self.step,
             metrics=judged.metrics,
@@ -371,7 +355,7 @@ class TuningRun:
             template_metrics=judged.rivals.get(BARE, {}),
             current_metrics=judged.rivals.get(CURRENT, {}),
             golden=golden,
-            nearest_tokens=nearest_tokens(self._base_model, soft_prompt.embeddings),
+            nearest_tokens=nearest_tokens(self._base_model, prefix.input(torch.float32)),
             score_stability=numbers.pstdev(scores) if scores else 0.0,
             learning_rate=chosen.learning_rate,
             init=chosen.init,
@@ -392,9 +376,13 @@ class TuningRun:
             answers=judged.answers,
         )
 
-    def _current(self, soft_prompt: SoftPrompt) -> torch.Tensor | None:
+    def _current(self) -> VirtualTokens | None:
         """The alias's current version, if it fits this model."""
         current = self.task.current
-        if current is None or current.hidden_size != soft_prompt.hidden_size:
+        if current is None:
             return None
-        return current.cast(self._base_model.dtype, self._base_model.device)
+        try:
+            current.check_fits(self._base_model)
+        except PreconditionFailed:
+            return None
+        return current.input(self._base_model.dtype, self._base_model.device)

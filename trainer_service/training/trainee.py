@@ -1,4 +1,4 @@
-"""One soft prompt in training: its parameters, optimizer and step. A job has one; a search begins with several."""
+"""One prefix in training: its leaves, optimizer and step. A job has one; a search begins with several."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from functools import lru_cache
 import torch
 
 from shared.errors import SoftPromptError
-from shared.prompt.soft_prompt import SoftPrompt
+from shared.prompt.prefix import VirtualTokens
+from trainer_service.training.recipe.leaves import PromptLeaves
 from trainer_service.training.recipe.optimise import AdamW, learning_rate_at
-from trainer_service.training.recipe.reparameterise import PROMPT, effective_matrix
 from trainer_service.training.spec import FilledHyperparameters, Init
 
 MAX_EXCESS_SKIPS = 10
@@ -35,12 +35,12 @@ class Candidate:
 
 
 class Trainee:
-    """A prompt's parameters, optimizer, gradients and counters."""
+    """A prefix's leaves, optimizer, gradients and counters."""
 
     def __init__(
         self,
         candidate: Candidate,
-        parameters: dict[str, torch.Tensor],
+        leaves: PromptLeaves,
         hyperparameters: FilledHyperparameters,
         index: int = 0,
     ) -> None:
@@ -52,28 +52,24 @@ class Trainee:
         self.excess_skips = 0
         """Skipped steps minus the steps taken since; never below 0."""
         self._hyperparameters = hyperparameters
-        self.parameters = parameters
-        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        self.leaves, self.parameters = leaves, leaves.parameters
+        trained = {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
         self.optimizer = AdamW(trained, hyperparameters.weight_decay)
         self._kept_gradients: dict[str, torch.Tensor] = {}
 
     @property
     def num_virtual_tokens(self) -> int:
-        """Positions of its soft prompt."""
-        return int(self.parameters[PROMPT].shape[0])
+        """Positions of its prefix."""
+        return self.leaves.num_virtual_tokens
 
     @property
     def learning_rate(self) -> float:
         """The learning rate of the current step."""
         return learning_rate_at(self.step, self.candidate.learning_rate, self._hyperparameters)
 
-    def matrix(self) -> torch.Tensor:
-        """The prompt's matrix `[num_virtual_tokens, hidden_size]`, float32, with gradient."""
-        return effective_matrix(self.parameters)
-
-    def soft_prompt(self) -> SoftPrompt:
-        """A copy of the current prompt."""
-        return SoftPrompt(self.matrix().detach().float().cpu().clone())
+    def input(self, dtype: torch.dtype) -> VirtualTokens:
+        """The current prefix as it enters a step, with gradient."""
+        return self.leaves.input(dtype)
 
     def clip(self) -> torch.Tensor:
         """Clip the gradients; returns their norm before, a scalar."""

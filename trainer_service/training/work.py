@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
+from shared.prompt.prefix import VirtualTokens
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.trainee import Trainee
 
@@ -60,12 +59,17 @@ class StepOutcome:
 
 @dataclass(frozen=True)
 class ScoreWork:
-    """Log-probabilities of the rows' targets after `prompt`, without gradient. Result: a list of RowScore."""
+    """Log-probabilities of the rows' targets after `prefix`, without gradient. Result: a list of RowScore."""
 
-    prompt: torch.Tensor | None
+    prefix: VirtualTokens | None
     rows: Sequence[Row]
     candidates: tuple[int, ...] = ()
     """Token ids to score at the first target position."""
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Positions of the prefix; 0 without one."""
+        return 0 if self.prefix is None else self.prefix.num_virtual_tokens
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from shared.values.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from inference_service.engine.core.guide import CompiledGuide
-    from shared.prompt.soft_prompt import SoftPrompt
+    from shared.prompt.prefix import Prefix
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class PrefixLoad:
-    """Compute the keys and values of a soft prompt, and keep them under `prefix_id`; chunk by chunk beside everything
+    """Compute the keys and values of a prefix, and keep them under `prefix_id`; chunk by chunk beside everything
     else.
 
     It ends with LENGTH, or with ERROR where they are not finite; then the prefix is not known afterwards, unless it was
@@ -74,7 +74,7 @@ class PrefixLoad:
 
     request_id: str
     prefix_id: str
-    soft_prompt: SoftPrompt
+    prefix: Prefix
     tenant: str = ""
     weight: float = 1.0
 

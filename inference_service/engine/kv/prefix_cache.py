@@ -1,6 +1,6 @@
-"""Soft prompts known to the engine, and the prefix KV of as many as fit into the memory budget.
+"""Prefixes known to the engine, and the prefix KV of as many as fit into the memory budget.
 
-Knows no rows or requests. The small matrix of every known prompt stays in memory. An evicted prefix KV (least recently
+Knows no rows or requests. The tensors of every known prefix stay in memory. An evicted prefix KV (least recently
 used first) is computed again when a request needs it, in chunks, as the beginning of that request's own input. A
 request needs the prefix KV only in the step in which it starts, which copies it.
 """
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from inference_service.engine.core.integrity import IntegrityError
 from inference_service.engine.kv.kv_cache import PrefixKV
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed
-from shared.prompt.soft_prompt import SoftPrompt
+from shared.prompt.prefix import Prefix
 
 
 @dataclass
-class Prefix:
-    """One soft prompt.
+class _Known:
+    """One known prefix.
 
     `holds` counts the requests that use it; `proven` means that its KV was once computed and finite.
     """
 
-    soft_prompt: SoftPrompt
+    prefix: Prefix
     kv: PrefixKV | None = None
     holds: int = 0
     last_used: int = 0
@@ -35,7 +35,7 @@ class PrefixCache:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._prefixes: dict[str, Prefix] = {}
+        self._prefixes: dict[str, _Known] = {}
         self._clock = 0
         self.num_bytes = 0
         self.num_computed = 0
@@ -50,41 +50,41 @@ class PrefixCache:
     @property
     def num_loaded(self) -> int:
         """Number of prefixes whose KV is in memory."""
-        return sum(prefix.kv is not None for prefix in self._prefixes.values())
+        return sum(known.kv is not None for known in self._prefixes.values())
 
     def __contains__(self, prefix_id: str) -> bool:
         return prefix_id in self._prefixes
 
     def num_virtual(self, prefix_id: str | None) -> int:
         """Virtual tokens of a known prefix, 0 for the bare model. Raises NotFound."""
-        return 0 if prefix_id is None else self._get(prefix_id).soft_prompt.num_virtual_tokens
+        return 0 if prefix_id is None else self._get(prefix_id).prefix.num_virtual_tokens
 
-    def soft_prompt(self, prefix_id: str) -> SoftPrompt:
-        """The matrix of a known prefix. Raises NotFound."""
-        return self._get(prefix_id).soft_prompt
+    def prefix(self, prefix_id: str) -> Prefix:
+        """A known prefix. Raises NotFound."""
+        return self._get(prefix_id).prefix
 
     def is_ready(self, prefix_id: str) -> bool:
         """Whether the prefix KV is in memory."""
-        prefix = self._prefixes.get(prefix_id)
-        return prefix is not None and prefix.kv is not None
+        known = self._prefixes.get(prefix_id)
+        return known is not None and known.kv is not None
 
     def kv_bytes(self, prefix_id: str) -> int:
         """Bytes of the prefix KV; 0 while it is not in memory."""
-        prefix = self._prefixes.get(prefix_id)
-        kv = None if prefix is None else prefix.kv
+        known = self._prefixes.get(prefix_id)
+        kv = None if known is None else known.kv
         return 0 if kv is None else kv.num_bytes
 
-    def add(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
-        """Add a prefix; its KV is computed later. Adding the same matrix again does nothing.
+    def add(self, prefix_id: str, prefix: Prefix) -> None:
+        """Add a prefix; its KV is computed later. Adding the same prefix again does nothing.
 
-        Raises PreconditionFailed for another matrix under the same id.
+        Raises PreconditionFailed for another prefix under the same id.
         """
         known = self._prefixes.get(prefix_id)
         if known is None:
-            self._prefixes[prefix_id] = Prefix(soft_prompt)
+            self._prefixes[prefix_id] = _Known(prefix)
             return
-        if known.soft_prompt is not soft_prompt and not known.soft_prompt.embeddings.equal(soft_prompt.embeddings):
-            raise PreconditionFailed(f"prefix {prefix_id} is loaded with another soft prompt; a version never changes")
+        if known.prefix is not prefix and not known.prefix.equals(prefix):
+            raise PreconditionFailed(f"prefix {prefix_id} is loaded with other content; a version never changes")
         known.leaving = False
 
     def unload(self, prefix_id: str) -> bool:
@@ -92,92 +92,92 @@ class PrefixCache:
 
         True if it is gone, also if it was unknown.
         """
-        prefix = self._prefixes.get(prefix_id)
-        if prefix is None:
+        known = self._prefixes.get(prefix_id)
+        if known is None:
             return True
-        if prefix.holds:
-            prefix.leaving = True
+        if known.holds:
+            known.leaving = True
             return False
-        self._drop_kv(prefix)
+        self._drop_kv(known)
         del self._prefixes[prefix_id]
         return True
 
     def hold(self, prefix_id: str) -> None:
         """Count a request that uses the prefix. Raises NotFound if it is unknown or being unloaded."""
-        prefix = self._get(prefix_id)
-        if prefix.leaving:
+        known = self._get(prefix_id)
+        if known.leaving:
             raise NotFound("soft prompt", prefix_id, "it is being unloaded")
-        prefix.holds += 1
+        known.holds += 1
 
     def release(self, prefix_id: str) -> bool:
         """End a request's use of the prefix. True if this removed the prefix.
 
         It is removed after its last use if it was marked for removal or never computed successfully.
         """
-        prefix = self._get(prefix_id)
-        if prefix.holds <= 0:
+        known = self._get(prefix_id)
+        if known.holds <= 0:
             raise IntegrityError(f"prefix {prefix_id} is released more often than held")
-        prefix.holds -= 1
-        return (prefix.leaving or not prefix.proven) and not prefix.holds and self.unload(prefix_id)
+        known.holds -= 1
+        return (known.leaving or not known.proven) and not known.holds and self.unload(prefix_id)
 
     def get(self, prefix_id: str) -> PrefixKV:
         """The prefix KV. Raises IntegrityError if it is not in memory; plans of steps must check `is_ready` first."""
-        prefix = self._get(prefix_id)
-        if prefix.kv is None:
+        known = self._get(prefix_id)
+        if known.kv is None:
             raise IntegrityError(f"a step copies the keys and values of prefix {prefix_id}, which are not computed")
-        self._touch(prefix)
+        self._touch(known)
         self.num_hits += 1
-        return prefix.kv
+        return known.kv
 
     def keep(self, prefix_id: str, kv: PrefixKV) -> None:
         """Store a computed prefix KV. Raises DamagedBlob, and stores nothing, if it is not finite."""
         if not kv.finite:
             raise DamagedBlob("the soft prompt gives keys or values that are not finite in this model")
-        prefix = self._get(prefix_id)
-        self._touch(prefix)
+        known = self._get(prefix_id)
+        self._touch(known)
         self.num_computed += 1
-        self._drop_kv(prefix)
-        prefix.kv, prefix.proven = kv, True
+        self._drop_kv(known)
+        known.kv, known.proven = kv, True
         self.num_bytes += kv.num_bytes
-        self._evict(keep=prefix)
+        self._evict(keep=known)
 
     def check_integrity(self) -> None:
         """Raise IntegrityError if the bookkeeping is inconsistent."""
-        held = sum(prefix.kv.num_bytes for prefix in self._prefixes.values() if prefix.kv is not None)
+        held = sum(known.kv.num_bytes for known in self._prefixes.values() if known.kv is not None)
         if held != self.num_bytes:
             raise IntegrityError(f"prefix KV takes {held} bytes, but the count says {self.num_bytes}")
         if held > self.max_bytes and self.num_loaded > 1:
             raise IntegrityError(f"prefix KV takes {held} bytes, more than its budget of {self.max_bytes}")
-        for prefix_id, prefix in self._prefixes.items():
-            if prefix.leaving and not prefix.holds:
+        for prefix_id, known in self._prefixes.items():
+            if known.leaving and not known.holds:
                 raise IntegrityError(f"prefix {prefix_id} was marked for removal but still exists without use")
 
     @property
     def num_holds(self) -> int:
         """Uses of all prefixes by requests."""
-        return sum(prefix.holds for prefix in self._prefixes.values())
+        return sum(known.holds for known in self._prefixes.values())
 
-    def _touch(self, prefix: Prefix) -> None:
+    def _touch(self, known: _Known) -> None:
         self._clock += 1
-        prefix.last_used = self._clock
+        known.last_used = self._clock
 
-    def _evict(self, keep: Prefix) -> None:
+    def _evict(self, keep: _Known) -> None:
         """Evict prefix KV down to the budget; `keep`, the newest, stays even if it is larger."""
-        for prefix in sorted(
+        for known in sorted(
             (p for p in self._prefixes.values() if p.kv is not None and p is not keep), key=lambda p: p.last_used
         ):
             if self.num_bytes <= self.max_bytes:
                 return
-            self._drop_kv(prefix)
+            self._drop_kv(known)
             self.num_evictions += 1
 
-    def _drop_kv(self, prefix: Prefix) -> None:
-        if prefix.kv is not None:
-            self.num_bytes -= prefix.kv.num_bytes
-            prefix.kv = None
+    def _drop_kv(self, known: _Known) -> None:
+        if known.kv is not None:
+            self.num_bytes -= known.kv.num_bytes
+            known.kv = None
 
-    def _get(self, prefix_id: str) -> Prefix:
-        prefix = self._prefixes.get(prefix_id)
-        if prefix is None:
+    def _get(self, prefix_id: str) -> _Known:
+        known = self._prefixes.get(prefix_id)
+        if known is None:
             raise NotFound("soft prompt", prefix_id, "it is not loaded")
-        return prefix
+        return known

@@ -105,9 +105,8 @@ def fed_tokens(chunk: Chunk) -> list[int]:
 def virtual_tokens(chunk: Chunk, prefixes: PrefixCache, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """The embeddings `[chunk.num_virtual, hidden_size]` of the chunk's virtual tokens."""
     assert chunk.sequence.prefix_id is not None
-    return prefixes.soft_prompt(chunk.sequence.prefix_id).cast(dtype, device)[
-        chunk.start : chunk.start + chunk.num_virtual
-    ]
+    entering = prefixes.prefix(chunk.sequence.prefix_id).input(dtype, device)
+    return entering.embeddings[chunk.start : chunk.start + chunk.num_virtual]
 
 
 def model_inputs(

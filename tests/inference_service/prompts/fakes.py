@@ -13,6 +13,7 @@ from shared.prompt.manifest import utc_now
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import AliasMoved, AliasTarget, Commit, StoreIndex, VersionDeleted, VersionPublished, VersionRecord
 from shared.store.commit import VersionSummary
+from shared.store.follower import Changes
 from shared.store.replicas import ReplicaRecord
 
 SUMMARY = VersionSummary("tiny", "sha256:model", 1, 4)
@@ -82,14 +83,16 @@ class FakeStore:
         self.num_polls = 0
         self.replicas: list[ReplicaRecord] = []
 
+    poll_seconds = 0.005
+
     def list_replicas(self) -> list[ReplicaRecord]:
         return self.replicas
 
-    def refresh(self) -> StoreIndex:
+    def changes_since(self, revision: int | None) -> Changes:
         self.num_polls += 1
         if self.unavailable:
             raise Unavailable("the store is unavailable")
-        return self.log.index
+        return Changes((), self.log.index, restarted=True)
 
 
 class NullPromptObserver:

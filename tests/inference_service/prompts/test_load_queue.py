@@ -53,7 +53,7 @@ class Bench:
         return publish(self.store, blob(self.model_dir, matrix(seed), prompt=prompt, golden=golden), prompt)
 
     async def load(self, record: VersionRecord) -> Exception | None:
-        self.registry.update(self.store.refresh())
+        self.registry.update(self.store.changes_since(None).index)
         try:
             await self.loads.load(record)
         except Unavailable as error:

@@ -29,7 +29,9 @@ from shared.prompt.blob import (
     encode_blob,
 )
 from shared.prompt.manifest import GoldenRecord, Manifest, parse_timestamp, utc_now
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.text.template import Template
+from shared.values.enums import TemplateFormat
 from tests.shared.prompt.blobs import base_model_info, manifest, soft_prompt
 
 BLOB = encode_blob(soft_prompt(), manifest())
@@ -58,13 +60,24 @@ def with_manifest(**fields: Any) -> bytes:
     return join(header, data)
 
 
+def matrix_of(blob: PromptBlob) -> torch.Tensor:
+    return blob.prefix.tensors()["prompt_embeddings"]
+
+
 class TestRoundTrip:
+    def test_the_bytes_of_a_soft_prompt_never_change(self) -> None:
+        """A release that wrote other bytes for the same version would publish it under another digest."""
+        zeros = encode_blob(
+            SoftPrompt(torch.zeros(4, 8)), manifest(template=Template("Say: {input}", TemplateFormat.TEXT))
+        )
+        assert digest_of(zeros) == "sha256:4d8ea5ed11e9d4152b99608f70f70c390eca534c68485c57f9aa24c734b9be5b"
+
     def test_everything_comes_back(self) -> None:
         blob = decode_blob(BLOB)
-        assert torch.equal(blob.soft_prompt.embeddings, soft_prompt().embeddings)
+        assert torch.equal(matrix_of(blob), soft_prompt().embeddings)
         assert blob.manifest == manifest()
         assert blob.digest == digest_of(BLOB) == "sha256:" + hashlib.sha256(BLOB).hexdigest()
-        assert encode_blob(blob.soft_prompt, blob.manifest) == BLOB, "the same content has the same digest"
+        assert encode_blob(blob.prefix, blob.manifest) == BLOB, "the same content has the same digest"
 
     def test_safetensors_reads_it(self, tmp_path: Path) -> None:
         path = tmp_path / "adapter_model.safetensors"
@@ -84,13 +97,13 @@ class TestRoundTrip:
 
     def test_the_matrix_is_a_copy_of_its_own(self) -> None:
         first, second = decode_blob(BLOB), decode_blob(BLOB)
-        first.soft_prompt.embeddings.zero_()
-        assert torch.equal(second.soft_prompt.embeddings, soft_prompt().embeddings)
+        matrix_of(first).zero_()
+        assert torch.equal(matrix_of(second), soft_prompt().embeddings)
 
     def test_a_transposed_matrix_is_written_in_order(self) -> None:
         matrix = soft_prompt(num_virtual_tokens=8, hidden_size=4).embeddings.t()
         blob = decode_blob(encode_blob(type(soft_prompt())(matrix), manifest()))
-        assert torch.equal(blob.soft_prompt.embeddings, matrix)
+        assert torch.equal(matrix_of(blob), matrix)
 
 
 class TestWriting:
@@ -155,23 +168,27 @@ HEADER, DATA = split(BLOB)
         "a key twice": (join(json.dumps(HEADER)[:-1].encode() + b', "prompt_embeddings": 1}', DATA), "JSON"),
         "no tensor": (join({"__metadata__": HEADER["__metadata__"]}, DATA), "one tensor"),
         "another tensor": (join({**HEADER, "weights": HEADER["prompt_embeddings"]}, DATA), "one tensor"),
-        "another name": (join({"weights": HEADER["prompt_embeddings"]}, DATA), "one tensor"),
+        "another name": (
+            join({"__metadata__": HEADER["__metadata__"], "weights": HEADER["prompt_embeddings"]}, DATA),
+            "one tensor",
+        ),
         "tensor not an entry": (join({"prompt_embeddings": 3}, DATA), "must have dtype"),
         "metadata not strings": (join({**HEADER, "__metadata__": {"manifest": {}}}, DATA), "map of strings"),
         "no manifest": (join({**HEADER, "__metadata__": {}}, DATA), "no manifest"),
         "float16": (with_tensor(dtype="F16"), "must be F32"),
         "dtype a list": (with_tensor(dtype=[]), "must be F32"),
         "shape of three": (with_tensor(shape=[4, 4, 2]), "two integers"),
-        "shape of booleans": (with_tensor(shape=[True, 32]), "two integers"),
-        "shape of floats": (with_tensor(shape=[4.0, 8.0]), "two integers"),
+        "shape of booleans": (with_tensor(shape=[True, 32]), "list of integers"),
+        "shape of floats": (with_tensor(shape=[4.0, 8.0]), "list of integers"),
         "shape negative": (with_tensor(shape=[-4, -8]), "outside"),
         "shape zero": (with_tensor(shape=[0, 8]), "outside"),
         "shape huge": (with_tensor(shape=[1 << 62, 1 << 62]), "outside"),
-        "shape of another product": (with_tensor(shape=[4, 9]), "follow the header"),
+        "shape of another product": (with_tensor(shape=[4, 9]), "the manifest says"),
         "shape turned": (with_tensor(shape=[8, 4]), "the manifest says"),
         "offsets beyond the end": (with_tensor(data_offsets=[0, NUM_DATA_BYTES + 4]), "follow the header"),
         "offsets inside the header": (with_tensor(data_offsets=[-8, NUM_DATA_BYTES - 8]), "follow the header"),
         "manifest of a newer format": (with_manifest(format=2, novelty=1), "format 2; this build reads up to 1"),
+        "manifest of an unknown kind": (with_manifest(kind="TUNED"), "kind"),
         "manifest with something else": (with_manifest(novelty=1), "novelty"),
         "manifest for a path": (with_manifest(prompt="../../etc"), "prompt"),
         "manifest of another size": (with_manifest(num_virtual_tokens=5), "the manifest says"),
@@ -259,7 +276,7 @@ def test_fuzzed_manifests(fields: dict[str, Any]) -> None:
 @example(position=0, patch=b"\xff" * 8, cut=len(BLOB))
 def test_fuzzed_bytes(position: int, patch: bytes, cut: int) -> None:
     blob = _decoded((BLOB[:position] + patch + BLOB[position + len(patch) :])[:cut])
-    assert blob is None or bool(torch.isfinite(blob.soft_prompt.embeddings).all())
+    assert blob is None or bool(torch.isfinite(matrix_of(blob)).all())
 
 
 def test_hostile_headers_take_no_memory() -> None:

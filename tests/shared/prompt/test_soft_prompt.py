@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from shared.errors import DamagedBlob
-from shared.prompt.soft_prompt import MAX_HIDDEN_SIZE, MAX_VIRTUAL_TOKENS, SoftPrompt
+from shared.prompt.soft_prompt import MAX_HIDDEN_SIZE, SoftPrompt
+from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 
 
 def test_its_shape() -> None:

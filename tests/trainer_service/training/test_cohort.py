@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shared.errors import AlreadyExists
+from shared.prompt.prefix import Prefix
 from shared.prompt.soft_prompt import SoftPrompt
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import classification, generation, losses, of, run, task
@@ -33,7 +34,7 @@ BASE = build()
 
 
 def _matrix(events: list[TrainingEvent], job_id: str = "job") -> torch.Tensor:
-    return of(events, Finished, job_id)[0].result.soft_prompt.embeddings
+    return of(events, Finished, job_id)[0].result.prefix.input(torch.float32).embeddings
 
 
 def _varied() -> list[Any]:
@@ -164,7 +165,9 @@ def test_a_golden_record_is_what_the_plain_model_answers() -> None:
     golden = result.golden[1]
     text = BASE.model.get_input_embeddings()(torch.tensor(golden.input_ids))
     with torch.no_grad():
-        logits = BASE.model(inputs_embeds=torch.cat([result.soft_prompt.embeddings, text])[None]).logits[0, -1]
+        logits = BASE.model(
+            inputs_embeds=torch.cat([result.prefix.input(torch.float32).embeddings, text])[None]
+        ).logits[0, -1]
     values, ids = logits.log_softmax(-1).topk(8)
     assert golden.top_token_ids == tuple(ids.tolist())
     assert golden.top_logprobs == pytest.approx(values.tolist(), abs=1e-4)
@@ -251,16 +254,16 @@ def test_a_job_joins_a_running_cohort_and_is_not_taken_twice() -> None:
 
 
 def test_from_prompt_starts_at_the_source_and_labels_at_the_label_words() -> None:
-    source = of(run(Cohort(BASE), task()), Finished)[0].result.soft_prompt
+    source = of(run(Cohort(BASE), task()), Finished)[0].result.prefix
     init = {"method": "FROM_PROMPT", "source_version": "prompts/p/versions/1"}
     moved = _matrix(run(Cohort(BASE), replace(task(init=init, num_steps=1, learning_rate=1e-6), source=source)))
-    torch.testing.assert_close(moved, source.embeddings, rtol=0, atol=1e-5)
+    torch.testing.assert_close(moved, source.input(torch.float32).embeddings, rtol=0, atol=1e-5)
     labelled = task(train=classification(), init={"method": "LABELS"}, num_steps=1, learning_rate=1e-6)
     ids = BASE.tokenizer(" good", add_special_tokens=False)["input_ids"]
     torch.testing.assert_close(_matrix(run(Cohort(BASE), labelled))[:5], BASE.embedding_table[ids], rtol=0, atol=1e-5)
 
 
-def _from(source: SoftPrompt, **hyperparameters: Any) -> TrainingTask:
+def _from(source: Prefix, **hyperparameters: Any) -> TrainingTask:
     init = {"method": "FROM_PROMPT", "source_version": "prompts/p/versions/1"}
     return replace(
         task(init=init, validation=generation(6, 50), evaluation_interval_steps=5, **hyperparameters), source=source
@@ -269,7 +272,7 @@ def _from(source: SoftPrompt, **hyperparameters: Any) -> TrainingTask:
 
 @pytest.mark.parametrize("reparameterisation", ["NONE", "RESIDUAL"])
 def test_a_training_that_only_worsens_its_source_publishes_the_source(reparameterisation: str) -> None:
-    source = of(run(Cohort(BASE), task(num_steps=40, learning_rate=0.03)), Finished)[0].result.soft_prompt
+    source = of(run(Cohort(BASE), task(num_steps=40, learning_rate=0.03)), Finished)[0].result.prefix
     worse = _from(source, learning_rate=9.0, reparameterisation=reparameterisation)
     events = run(Cohort(BASE, checkpoint_interval_seconds=0), worse)
     evaluated = of(events, Evaluated)
@@ -282,7 +285,9 @@ def test_a_training_that_only_worsens_its_source_publishes_the_source(reparamete
     ]
     result = of(events, Finished)[0].result
     assert result.best_step == 0
-    torch.testing.assert_close(result.soft_prompt.embeddings, source.embeddings, rtol=0, atol=0)
+    torch.testing.assert_close(
+        result.prefix.input(torch.float32).embeddings, source.input(torch.float32).embeddings, rtol=0, atol=0
+    )
     assert result.metrics == pytest.approx(evaluated[0].metrics)
     resumed = run(Cohort(BASE), replace(worse, checkpoint=of(events, Checkpointed)[7].data))
     assert of(resumed, Finished)[0].result.best_step == 0

@@ -11,6 +11,7 @@ from trainer_service.training.attention.packing import (
     Row,
 )
 from trainer_service.training.compute import backward
+from trainer_service.training.recipe.leaves import PromptLeaves
 from trainer_service.training.spec import Init
 from trainer_service.training.trainee import Candidate, Trainee
 from trainer_service.training.work import TrainPart
@@ -32,4 +33,4 @@ def test_a_training_step_never_waits_for_the_device_before_its_results() -> None
 
 def _trainee(base: BaseModel, num_virtual_tokens: int) -> Trainee:
     parameters = {"prompt": base.embedding_table[:num_virtual_tokens].detach().clone().requires_grad_(True)}
-    return Trainee(Candidate(0.1, Init()), parameters, task().spec.hyperparameters)
+    return Trainee(Candidate(0.1, Init()), PromptLeaves(parameters), task().spec.hyperparameters)

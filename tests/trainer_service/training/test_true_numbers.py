@@ -54,7 +54,7 @@ def test_a_rival_that_cannot_be_measured_fails_nothing() -> None:
 
 
 def test_the_version_before_is_compared_with() -> None:
-    source = of(run(Cohort(BASE), task(num_steps=2)), Finished)[0].result.soft_prompt
+    source = of(run(Cohort(BASE), task(num_steps=2)), Finished)[0].result.prefix
     result = of(run(Cohort(BASE), replace(task(validation=generation(10, 50), num_steps=2), current=source)), Finished)[
         0
     ].result
@@ -118,12 +118,15 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(token_budget: int | No
     assert len(skipped) == steps[-1].total_skipped == result.num_skipped == 2, "one for each pass over the data"
     assert all(math.isnan(event.loss) for event in skipped)
     assert all(math.isfinite(event.loss) for event in steps if not event.num_skipped)
-    assert torch.isfinite(result.soft_prompt.embeddings).all()
+    assert torch.isfinite(result.prefix.input(torch.float32).embeddings).all()
     checkpoint = next(event for event in of(events, Checkpointed) if event.step == 15)
     resumed = run(Cohort(base, token_budget=token_budget), replace(one, checkpoint=checkpoint.data))
     assert of(resumed, Finished)[0].result.num_skipped == 2
     torch.testing.assert_close(
-        of(resumed, Finished)[0].result.soft_prompt.embeddings, result.soft_prompt.embeddings, rtol=0, atol=0
+        of(resumed, Finished)[0].result.prefix.input(torch.float32).embeddings,
+        result.prefix.input(torch.float32).embeddings,
+        rtol=0,
+        atol=0,
     )
 
 

@@ -17,8 +17,10 @@ from shared.errors import PreconditionFailed
 from shared.kernels.replace_modules import restore, speed_up_training
 from shared.model.base_model import BaseModel
 from shared.model.causality import check_causal
+from shared.prompt.prefix import VirtualTokens
 from trainer_service.training.attention.last_layer import last_mlp, only_at
 from trainer_service.training.attention.packing import Row, Segment, num_packed_tokens, pack
+from trainer_service.training.attention.plain_inputs import plain_inputs
 from trainer_service.training.attention.prefix_attention import packed_attention
 from trainer_service.training.attention.row_memory import RowMemory
 
@@ -90,7 +92,7 @@ class PackedForward:
 
 
 class PlainForward:
-    """Each row after a copy of its prompt, padded to the longest row."""
+    """Each row after a copy of its prefix, padded to the longest row."""
 
     def __init__(self, base_model: BaseModel) -> None:
         self.row_memory = RowMemory()
@@ -98,17 +100,14 @@ class PlainForward:
         self._embed = base_model.model.get_input_embeddings()
 
     def states(self, segments: Sequence[Segment]) -> torch.Tensor:
-        embeds, picks = list[torch.Tensor](), list[tuple[int, int, int]]()
-        for segment in segments:
-            for row in segment.rows:
-                text = self._embed(torch.tensor(row.tokens, device=self._device))
-                picks.append((len(embeds), segment.num_virtual_tokens + len(row.input_ids) - 1, len(row.target_ids)))
-                embeds.append(text if segment.prompt is None else torch.cat([segment.prompt, text]))
-        padded = torch.nn.utils.rnn.pad_sequence(embeds, batch_first=True)  # [rows, longest, hidden]
-        lengths = torch.tensor([len(row) for row in embeds], device=self._device)
-        mask = (torch.arange(padded.shape[1], device=self._device)[None] < lengths[:, None]).long()
-        output = self._model(inputs_embeds=padded, attention_mask=mask, use_cache=False)
-        logits = output.logits  # [rows, longest, vocab]
+        rows = [(segment, row) for segment in segments for row in segment.rows]
+        embeds = [self._embed(torch.tensor(row.tokens, device=self._device)) for _, row in rows]
+        inputs = plain_inputs(embeds, [segment.prefix for segment, _ in rows], "right")
+        logits = self._model(**inputs, use_cache=False).logits  # [rows, longest, vocab]
+        picks = [
+            (index, segment.num_virtual_tokens + len(row.input_ids) - 1, len(row.target_ids))
+            for index, (segment, row) in enumerate(rows)
+        ]
         return torch.cat([logits[row, first : first + count] for row, first, count in picks])
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -170,7 +169,8 @@ def _probe(base_model: BaseModel) -> tuple[list[Segment], torch.Tensor]:
         Row((*ids[:3], *ids[7:13]), tuple(ids[13:14])),
         Row(tuple(ids[14:16]), tuple(ids[16:19])),
     ]
-    return [Segment(prompt[:5], rows[:2]), Segment(prompt[5:], rows[2:]), Segment(None, rows[1:])], prompt
+    first, second = VirtualTokens(prompt[:5]), VirtualTokens(prompt[5:])
+    return [Segment(first, rows[:2]), Segment(second, rows[2:]), Segment(None, rows[1:])], prompt
 
 
 def _logits_and_gradient(

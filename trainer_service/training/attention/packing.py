@@ -19,6 +19,7 @@ from functools import cached_property
 import torch
 
 from shared.kernels.ops import Spans
+from shared.prompt.prefix import VirtualTokens
 
 PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
 ITEM_TOKENS = 64
@@ -41,15 +42,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows with one soft prompt, `[num_virtual_tokens, hidden_size]` in the model's dtype; None: the bare model."""
+    """Rows after one prefix; None: the bare model."""
 
-    prompt: torch.Tensor | None
+    prefix: VirtualTokens | None
     rows: Sequence[Row]
 
     @property
     def num_virtual_tokens(self) -> int:
-        """Positions of the segment's prompt; 0 without one."""
-        return 0 if self.prompt is None else self.prompt.shape[0]
+        """Positions of the segment's prefix; 0 without one."""
+        return 0 if self.prefix is None else self.prefix.num_virtual_tokens
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,8 @@ def pack(segments: Sequence[Segment], device: torch.device) -> Packed:
         start = len(positions)
         positions.extend(range(segment.num_virtual_tokens + common))
         shared.append(range(start, len(positions)))
-        if segment.prompt is not None:
-            pieces.append(segment.prompt)
+        if segment.prefix is not None:
+            pieces.append(segment.prefix.embeddings)
         if common:
             pieces.append(torch.tensor(segment.rows[0].input_ids[:common], device=device))
 

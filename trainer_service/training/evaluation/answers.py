@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from shared.model.base_model import BaseModel
+from shared.prompt.prefix import VirtualTokens
 from shared.text.template import conversation_text
 from shared.values.report import ConfusionCell, HeldOutAnswer, HeldOutAnswers, ModelAnswer
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
@@ -49,8 +50,8 @@ class Way:
 
     data: EncodedDataset
     results: Results
-    prompt: torch.Tensor | None = None
-    """`[num_virtual_tokens, hidden_size]`; None: the base model without a prompt."""
+    prefix: VirtualTokens | None = None
+    """None: the base model without a prefix."""
     end_token_id: int | None = None
 
 
@@ -133,7 +134,7 @@ def _texts(
 ) -> Generator[Work, Any, dict[tuple[str, int], str]]:
     """Generated texts by way and example: `MIN_BATCHES`, and more while the next batch probably ends in `seconds`."""
     rows = (
-        _Text(name, index, way.data.examples[index], 0 if way.prompt is None else int(way.prompt.shape[0]))
+        _Text(name, index, way.data.examples[index], 0 if way.prefix is None else way.prefix.num_virtual_tokens)
         for index in order
         for name, way in ways.items()
     )
@@ -169,11 +170,11 @@ def _batches(rows: Iterable[_Text]) -> Iterator[_Batch]:
 
 def _generated(base_model: BaseModel, ways: Mapping[str, Way], batch: _Batch) -> list[str]:
     """The answers of a batch; empty if the model can't write them. That must not fail a job that is trained."""
-    prompts = [ways[row.way].prompt for row in batch.rows]
+    prefixes = [ways[row.way].prefix for row in batch.rows]
     ends = {end for row in batch.rows if (end := ways[row.way].end_token_id) is not None}
     try:
         return greedy_answers(
-            base_model, prompts, [row.row.input_ids for row in batch.rows], batch.max_new_tokens, ends
+            base_model, prefixes, [row.row.input_ids for row in batch.rows], batch.max_new_tokens, ends
         )
     except Exception as error:
         if is_machine_fault(error):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from shared.model.base_model import BaseModel
+from shared.prompt.prefix import VirtualTokens
 from shared.values.results import NearestToken
 from trainer_service.training.attention.packing import Row, common_length, num_packed_tokens
 from trainer_service.training.data.encoding import EncodedDataset
@@ -28,18 +29,18 @@ _TABLE_CHUNK = 16384
 Evaluation = Generator[Work, Any, dict[str, float]]
 
 
-def evaluate_examples(prompt: torch.Tensor | None, data: EncodedDataset) -> Generator[Work, Any, Results]:
-    """The results of each example with `prompt` (None: the bare model), without generated texts."""
+def evaluate_examples(prefix: VirtualTokens | None, data: EncodedDataset) -> Generator[Work, Any, Results]:
+    """The results of each example with `prefix` (None: the bare model), without generated texts."""
     single = len(data.label_ids) > 0 and all(len(ids) == 1 for ids in data.label_ids)
     candidates = tuple(ids[0] for ids in data.label_ids) if single else ()
     rows = [Row(example.input_ids, example.target_ids) for example in data.examples]
-    scores = yield from score_rows(prompt, rows, candidates)
+    scores = yield from score_rows(prefix, rows, candidates)
     answers: list[int] = []
     if data.label_ids:
         if single:
             answers = [_argmax(score.candidates) for score in scores]
         else:
-            answers = yield from _choose_labels(prompt, data)
+            answers = yield from _choose_labels(prefix, data)
     return Results(
         log_probabilities=tuple(score.log_probability for score in scores),
         num_targets=tuple(score.num_targets for score in scores),
@@ -50,19 +51,19 @@ def evaluate_examples(prompt: torch.Tensor | None, data: EncodedDataset) -> Gene
 
 
 def score_rows(
-    prompt: torch.Tensor | None, rows: Sequence[Row], candidates: tuple[int, ...] = ()
+    prefix: VirtualTokens | None, rows: Sequence[Row], candidates: tuple[int, ...] = ()
 ) -> Generator[Work, Any, list[RowScore]]:
     """Scores in the order of `rows`, computed in slices to keep the cohort's steps short."""
     scores: list[RowScore] = []
     for part in _slices(rows):
-        scores += yield ScoreWork(prompt, part, candidates)
+        scores += yield ScoreWork(prefix, part, candidates)
     return scores
 
 
 @torch.no_grad()
-def nearest_tokens(base_model: BaseModel, matrix: torch.Tensor) -> tuple[NearestToken, ...]:
-    """The vocabulary token with the highest cosine similarity to each row of `[num_virtual_tokens, hidden_size]`."""
-    unit = torch.nn.functional.normalize(matrix.detach().float().to(base_model.device), dim=-1)
+def nearest_tokens(base_model: BaseModel, prefix: VirtualTokens) -> tuple[NearestToken, ...]:
+    """The vocabulary token with the highest cosine similarity to each virtual token."""
+    unit = torch.nn.functional.normalize(prefix.embeddings.detach().float().to(base_model.device), dim=-1)
     vocab = base_model.embedding_table.shape[0]
     best = torch.full((unit.shape[0],), -2.0, device=unit.device)
     ids = torch.zeros(unit.shape[0], dtype=torch.long, device=unit.device)
@@ -75,7 +76,7 @@ def nearest_tokens(base_model: BaseModel, matrix: torch.Tensor) -> tuple[Nearest
     return tuple(NearestToken(text, cosine) for text, cosine in zip(texts, best.tolist(), strict=True))
 
 
-def _choose_labels(prompt: torch.Tensor | None, data: EncodedDataset) -> Generator[Work, Any, list[int]]:
+def _choose_labels(prefix: VirtualTokens | None, data: EncodedDataset) -> Generator[Work, Any, list[int]]:
     """The most probable label of every example, from exact scores. Each label is a row.
 
     Examples are scored separately if sharing the input among the labels is cheaper.
@@ -87,7 +88,7 @@ def _choose_labels(prompt: torch.Tensor | None, data: EncodedDataset) -> Generat
     is_cheaper = 2 * sum(apart) < sum(len(row.tokens) - common for row in together)
     scores: list[RowScore] = []
     for rows in by_example if is_cheaper and min(apart) >= MIN_PASS_TOKENS else [together]:
-        scores += yield from score_rows(prompt, rows)
+        scores += yield from score_rows(prefix, rows)
     values, width = [score.log_probability for score in scores], len(data.label_ids)
     return [_argmax(values[first : first + width]) for first in range(0, len(values), width)]
 

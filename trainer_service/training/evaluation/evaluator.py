@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-
 from shared.errors import SoftPromptError
 from shared.model.base_model import BaseModel
+from shared.prompt.prefix import VirtualTokens
 from shared.values.report import HeldOutAnswers
 from trainer_service.training.checkpoint import EvaluationRecord, FoldChoice, RunState
 from trainer_service.training.comparison import (
@@ -91,9 +90,9 @@ class Evaluator:
     def __len__(self) -> int:
         return len(self.held_out.choosing)
 
-    def measure(self, prompt: torch.Tensor | None) -> Measuring:
-        """Results on the examples that choose. `prompt`: None for the model with the template alone."""
-        return self._measured(prompt, self.held_out.choosing, self._end_token_id)
+    def measure(self, prefix: VirtualTokens | None) -> Measuring:
+        """Results on the examples that choose. `prefix`: None for the model with the template alone."""
+        return self._measured(prefix, self.held_out.choosing, self._end_token_id)
 
     def keep(self, step: int, results: Results) -> bool:
         """Add an evaluation to the history. Returns whether it is the best so far."""
@@ -118,15 +117,15 @@ class Evaluator:
         return is_best
 
     def judge(
-        self, prompt: torch.Tensor, current: torch.Tensor | None, train: Sequence[Example]
+        self, prefix: VirtualTokens, current: VirtualTokens | None, train: Sequence[Example]
     ) -> Generator[Work, Any, Judgement]:
         """Compare the chosen prompt, the baselines and the alias's current version on the examples that judge."""
         data = self.held_out.judging
         if not len(data):
             return Judgement()
         crossed = self._crossed()
-        tuned = crossed or (yield from self._measured(prompt, data, self._end_token_id))
-        ways = {TUNED: Way(data, tuned, prompt, self._end_token_id)}
+        tuned = crossed or (yield from self._measured(prefix, data, self._end_token_id))
+        ways = {TUNED: Way(data, tuned, prefix, self._end_token_id)}
         template = self._state.template_results if data is self.held_out.choosing else None
         rivals = {BARE: template or (yield from self._measured(None, data, self._end_token_id))}
         num_shots = 0
@@ -195,9 +194,9 @@ class Evaluator:
             return None
         return baseline
 
-    def _measured(self, prompt: torch.Tensor | None, data: EncodedDataset, end_token_id: int | None) -> Measuring:
-        results = yield from evaluate_examples(prompt, data)
+    def _measured(self, prefix: VirtualTokens | None, data: EncodedDataset, end_token_id: int | None) -> Measuring:
+        results = yield from evaluate_examples(prefix, data)
         if self._metric not in TEXT_METRICS:
             return results
-        texts = yield from generated_texts(self._base_model, prompt, data, end_token_id)
+        texts = yield from generated_texts(self._base_model, prefix, data, end_token_id)
         return results.model_copy(update={"texts": texts})

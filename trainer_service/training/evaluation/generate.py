@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from shared.model.base_model import BaseModel
+from shared.prompt.prefix import VirtualTokens
+from trainer_service.training.attention.plain_inputs import plain_inputs
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
 from trainer_service.training.work import CallWork, Work
 
@@ -19,7 +21,7 @@ MAX_BATCH_TOKENS = 4096
 
 
 def generated_texts(
-    base_model: BaseModel, prompt: torch.Tensor | None, data: EncodedDataset, end_token_id: int | None
+    base_model: BaseModel, prefix: VirtualTokens | None, data: EncodedDataset, end_token_id: int | None
 ) -> Generator[Work, Any, dict[int, tuple[str, str]]]:
     """(answer, wanted text) of at most MAX_EXAMPLES held-out examples by index, the same ones each time.
 
@@ -32,7 +34,7 @@ def generated_texts(
     for batch in _batches([data.examples[pick] for pick in picks], max_new_tokens):
         num_tokens = sum(len(example.input_ids) + max_new_tokens for example in batch)
         answers += yield CallWork(
-            partial(_generate, base_model, prompt, batch, max_new_tokens, end_token_id), num_tokens
+            partial(_generate, base_model, prefix, batch, max_new_tokens, end_token_id), num_tokens
         )
     decode = partial(base_model.tokenizer.decode, skip_special_tokens=True)
     wanted = [decode(data.examples[pick].target_ids).strip() for pick in picks]
@@ -61,39 +63,34 @@ def sampled(count: int) -> list[int]:
 
 def _generate(
     base_model: BaseModel,
-    prompt: torch.Tensor | None,
+    prefix: VirtualTokens | None,
     batch: Sequence[EncodedExample],
     max_new_tokens: int,
     end_token_id: int | None,
 ) -> list[str]:
     ends = set() if end_token_id is None else {end_token_id}
     return greedy_answers(
-        base_model, [prompt] * len(batch), [example.input_ids for example in batch], max_new_tokens, ends
+        base_model, [prefix] * len(batch), [example.input_ids for example in batch], max_new_tokens, ends
     )
 
 
 @torch.no_grad()
 def greedy_answers(
     base_model: BaseModel,
-    prompts: Sequence[torch.Tensor | None],
+    prefixes: Sequence[VirtualTokens | None],
     inputs: Sequence[Sequence[int]],
     max_new_tokens: int,
     end_token_ids: Collection[int],
 ) -> list[str]:
-    """The stripped answers to some inputs, each with its own prompt (None: without one), in one batch."""
+    """The stripped answers to some inputs, each with its own prefix (None: without one), in one batch."""
     embed, device = base_model.model.get_input_embeddings(), base_model.device
     rows = [embed(torch.tensor(ids, device=device)) for ids in inputs]
-    rows = [row if prompt is None else torch.cat([prompt, row]) for prompt, row in zip(prompts, rows, strict=True)]
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")  # [batch, longest, hidden]
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    mask = (torch.arange(padded.shape[1], device=device)[None] >= padded.shape[1] - lengths[:, None]).long()
     stops = sorted(base_model.stop_token_ids | set(end_token_ids))
     with warnings.catch_warnings():
         # greedy decoding doesn't read the sampling defaults of the generation config, and transformers warns of that
         warnings.simplefilter("ignore")
         ids = base_model.model.generate(
-            inputs_embeds=padded,
-            attention_mask=mask,
+            **plain_inputs(rows, prefixes, "left"),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=stops or None,

@@ -1,4 +1,4 @@
-"""Golden records: the base model's answers with a soft prompt, which replicas replay before they serve it.
+"""Golden records: the base model's answers with a prefix, which replicas replay before they serve it.
 
 They are computed in float32 by the model's own code, so the replica's rounding is the only rounding, and neither the
 training kernels nor the engine is compared with itself. Each record also says how much bfloat16 changes its answer:
@@ -18,9 +18,10 @@ from shared.model.base_model import BaseModel
 from shared.model.precision import computed_in
 from shared.prompt.divergence import divergence_nats
 from shared.prompt.manifest import GoldenRecord
-from shared.prompt.soft_prompt import SoftPrompt
+from shared.prompt.prefix import Prefix
 from shared.text.golden_inputs import golden_input_ids
 from shared.text.template import InputEncoder
+from trainer_service.training.attention.plain_inputs import plain_inputs
 
 TOP_K = 8
 REPLAYED = 2 * TOP_K + 4
@@ -28,37 +29,37 @@ REPLAYED = 2 * TOP_K + 4
 log = logging.getLogger(__name__)
 
 
-def golden_records(base: BaseModel, soft_prompt: SoftPrompt, encoder: InputEncoder) -> tuple[GoldenRecord, ...]:
+def golden_records(base: BaseModel, prefix: Prefix, encoder: InputEncoder) -> tuple[GoldenRecord, ...]:
     """A record for each input of `shared.text.golden_inputs` that fits into the model's context.
 
     The virtual tokens and one more token must fit, too.
     """
-    room = base.info.max_positions - soft_prompt.num_virtual_tokens
+    room = base.info.max_positions - prefix.num_virtual_tokens
     inputs = [ids for ids in golden_input_ids(encoder) if len(ids) < room]
     rounded: Sequence[torch.Tensor | None]
     try:
-        exact = _answers(base, soft_prompt, inputs, torch.float32)
-        rounded = _answers(base, soft_prompt, inputs, torch.bfloat16)
+        exact = _answers(base, prefix, inputs, torch.float32)
+        rounded = _answers(base, prefix, inputs, torch.bfloat16)
     except (RuntimeError, ValueError, TypeError) as error:
         # the model's code needs the dtype of its weights, or memory is short
         log.info("golden records are computed in %s: %s", base.dtype, str(error)[:200])
-        exact, rounded = _answers(base, soft_prompt, inputs, base.dtype), [None] * len(inputs)
+        exact, rounded = _answers(base, prefix, inputs, base.dtype), [None] * len(inputs)
     dtype = str(base.dtype).removeprefix("torch.")
     return tuple(_record(ids, dtype, one, other) for ids, one, other in zip(inputs, exact, rounded, strict=True))
 
 
 @torch.no_grad()
 def _answers(
-    base: BaseModel, soft_prompt: SoftPrompt, inputs: Sequence[tuple[int, ...]], dtype: torch.dtype
+    base: BaseModel, prefix: Prefix, inputs: Sequence[tuple[int, ...]], dtype: torch.dtype
 ) -> list[torch.Tensor]:
     """Log-probabilities `[vocab_size]` of the first token after each input."""
     model: Any = base.model
-    prompt = soft_prompt.cast(dtype, base.device)  # [P, hidden_size]
+    entering = prefix.input(dtype, base.device)
     found = list[torch.Tensor]()
     with computed_in(model, dtype):
         for ids in inputs:
             embedded = model.get_input_embeddings()(torch.tensor(ids, device=base.device)).to(dtype)  # [T, hidden_size]
-            output = model(inputs_embeds=torch.cat([prompt, embedded])[None], use_cache=False)
+            output = model(**plain_inputs([embedded], [entering], "right"), use_cache=False)
             found.append(output.logits[0, -1].float().log_softmax(-1))  # [vocab_size]
     return found
 

@@ -10,7 +10,7 @@ import torch
 
 from shared.errors import InvalidInput, PreconditionFailed
 from shared.model.base_model import BaseModel
-from shared.prompt.soft_prompt import SoftPrompt
+from shared.prompt.prefix import Prefix
 from trainer_service.training.spec import Init, InitMethod
 
 NUM_FREQUENT = 5000
@@ -36,7 +36,7 @@ def initial_matrix(
     num_virtual_tokens: int,
     generator: torch.Generator,
     labels: Sequence[str] = (),
-    source: SoftPrompt | None = None,
+    source: Prefix | None = None,
     texts: Iterable[Sequence[int]] = (),
 ) -> torch.Tensor:
     """The initial matrix, `[num_virtual_tokens, hidden_size]`, float32, on the model's device.
@@ -61,15 +61,14 @@ def initial_matrix(
     return embed(base_model, [ids[index % len(ids)] for index in range(num_virtual_tokens)])
 
 
-def _from_prompt(base_model: BaseModel, source: SoftPrompt | None, num_virtual_tokens: int) -> torch.Tensor:
+def _from_prompt(base_model: BaseModel, source: Prefix | None, num_virtual_tokens: int) -> torch.Tensor:
     if source is None:
         raise PreconditionFailed("FROM_PROMPT: the version to start from is missing")
+    matrix = source.input(torch.float32, base_model.device).embeddings
     shape = [num_virtual_tokens, base_model.embedding_table.shape[1]]
-    if list(source.embeddings.shape) != shape:
-        raise PreconditionFailed(
-            f"the version to start from is {list(source.embeddings.shape)}; this job trains {shape}"
-        )
-    return source.embeddings.to(base_model.device)
+    if list(matrix.shape) != shape:
+        raise PreconditionFailed(f"the version to start from is {list(matrix.shape)}; this job trains {shape}")
+    return matrix
 
 
 def _frequent_tokens(base_model: BaseModel, texts: Iterable[Sequence[int]]) -> list[int]:

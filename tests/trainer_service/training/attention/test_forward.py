@@ -13,12 +13,14 @@ from peft import PromptTuningConfig, TaskType, get_peft_model
 from shared.errors import PreconditionFailed
 from shared.kernels import library
 from shared.model.base_model import BaseModel
+from shared.prompt.prefix import VirtualTokens
 from tests.trainer_service.training.models import ARCHITECTURES, build
 from trainer_service.training import compute
 from trainer_service.training.attention import prefix_attention
 from trainer_service.training.attention.forward import PackedForward, PlainForward, choose_forward
 from trainer_service.training.attention.packing import Row, Segment
 from trainer_service.training.compute import backward
+from trainer_service.training.recipe.leaves import PromptLeaves
 from trainer_service.training.trainee import Trainee
 from trainer_service.training.work import ScoreWork, TrainPart
 
@@ -28,6 +30,7 @@ class _FixedTrainee(Trainee):
 
     def __init__(self, matrix: torch.Tensor) -> None:
         self.parameters = {"prompt": matrix}
+        self.leaves = PromptLeaves(self.parameters)
 
 
 def _rows(rng: random.Random, count: int, preamble: int = 0) -> list[Row]:
@@ -58,7 +61,7 @@ def _one_at_a_time(base: BaseModel, segments: list[Segment]) -> torch.Tensor:
     for segment in segments:
         for row in segment.rows:
             text = embed(torch.tensor(row.tokens))
-            embeds = text if segment.prompt is None else torch.cat([segment.prompt, text])
+            embeds = text if segment.prefix is None else torch.cat([segment.prefix.embeddings, text])
             logits = base.model(inputs_embeds=embeds[None], use_cache=False).logits[0]
             found.append(logits[len(embeds) - len(row.target_ids) :])
     return torch.cat(found)
@@ -81,8 +84,8 @@ def test_packed_logits_and_gradients_equal_one_row_at_a_time(
     base, rng = build(architecture), random.Random(0)
     prompts = _prompts(base, 12, 3)
     segments = [
-        Segment(prompts[0], _rows(rng, 4)),
-        Segment(prompts[1], _rows(rng, 3, preamble=9)),
+        Segment(VirtualTokens(prompts[0]), _rows(rng, 4)),
+        Segment(VirtualTokens(prompts[1]), _rows(rng, 3, preamble=9)),
         Segment(None, _rows(rng, 2, preamble=3)),
     ]
     results = []
@@ -108,7 +111,7 @@ def test_rows_of_very_different_lengths_lie_in_several_buckets() -> None:
     base, rng = build(), random.Random(3)
     rows = [Row(tuple(rng.randrange(5, 250) for _ in range(length)), (7, 8)) for length in (90, 2, 40, 3, 88)]
     prompt = _prompts(base, 5)[0]
-    segments = [Segment(prompt, rows)]
+    segments = [Segment(VirtualTokens(prompt), rows)]
     torch.testing.assert_close(_packed_logits(base, segments), _one_at_a_time(base, segments), rtol=1e-4, atol=1e-5)
 
 
@@ -159,7 +162,7 @@ def test_logits_in_parts_give_the_same_losses_gradients_and_scores(monkeypatch: 
         monkeypatch.setattr(compute, "LOGITS_AT_ONCE", at_once)
         prompt.grad = None
         loss = backward(base, PackedForward(base), [TrainPart(_FixedTrainee(prompt), rows, 0.1)], 1000)
-        scores = compute.score(base, PackedForward(base), [ScoreWork(prompt.detach(), rows, (7, 9))])
+        scores = compute.score(base, PackedForward(base), [ScoreWork(VirtualTokens(prompt.detach()), rows, (7, 9))])
         found.append(
             (loss, prompt.grad, torch.tensor([[s.log_probability, s.num_correct, *s.candidates] for s in scores[0]]))
         )
@@ -172,7 +175,7 @@ def test_row_weights_and_label_smoothing_follow_their_definitions() -> None:
     (prompt,) = _prompts(base, 4)
     rows = [Row((9, 10), (11,), weight=3.0), Row((12, 13, 14), (15, 16))]
     with torch.no_grad():
-        logp = _one_at_a_time(base, [Segment(prompt, rows)]).log_softmax(-1)
+        logp = _one_at_a_time(base, [Segment(VirtualTokens(prompt), rows)]).log_softmax(-1)
     nll = -logp[range(3), [11, 15, 16]]
     smooth = 0.9 * nll - 0.1 * logp.mean(-1)
     part = TrainPart(_FixedTrainee(prompt), rows, label_smoothing=0.1)
@@ -199,7 +202,7 @@ def test_an_architecture_whose_attention_looks_at_more_than_positions_falls_back
     assert isinstance(forward, PlainForward)
     assert not any("forward" in vars(module) for module in base.model.modules())
     rng, (prompt,) = random.Random(6), _prompts(base, 4)
-    segments = [Segment(prompt, _rows(rng, 3))]
+    segments = [Segment(VirtualTokens(prompt), _rows(rng, 3))]
     torch.testing.assert_close(forward.states(segments), _one_at_a_time(base, segments), rtol=1e-4, atol=1e-5)
 
 

@@ -1,0 +1,8 @@
+"""The kinds of prefixes by the name in a manifest. A version's file is read and written by the class of its kind."""
+
+from __future__ import annotations
+
+from shared.prompt.prefix import Prefix, PrefixKind
+from shared.prompt.soft_prompt import SoftPrompt
+
+KINDS: dict[PrefixKind, type[Prefix]] = {PrefixKind.PROMPT: SoftPrompt}

@@ -1,0 +1,90 @@
+"""A prefix: the positions that a version puts before every input, which yield keys and values in each layer.
+
+In a causal model these keys and values depend on the prefix alone. A soft prompt (`soft_prompt`) is one kind of prefix;
+`kinds` lists all of them. Store, registry, engine, trainer and imports handle any kind through `Prefix`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import torch
+
+from shared.model.base_model import BaseModel
+
+if TYPE_CHECKING:
+    from shared.prompt.manifest import Manifest
+
+
+class PrefixKind(StrEnum):
+    """Kinds of prefixes, as manifests name them."""
+
+    PROMPT = "PROMPT"
+    """A soft prompt: embeddings of virtual tokens."""
+
+
+@dataclass(frozen=True)
+class VirtualTokens:
+    """A prefix as it enters a model: embeddings from which the model computes the keys and values.
+
+    `embeddings`: `[num_virtual_tokens, hidden_size]` in the model's dtype and on its device.
+    """
+
+    embeddings: torch.Tensor
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Rows of the embeddings."""
+        return int(self.embeddings.shape[0])
+
+    def detach(self) -> VirtualTokens:
+        """The same numbers without gradient."""
+        return VirtualTokens(self.embeddings.detach())
+
+
+class Prefix(ABC):
+    """What one version puts before every input. Immutable; its tensors are float32, on the CPU and finite."""
+
+    kind: ClassVar[PrefixKind]
+
+    @property
+    @abstractmethod
+    def num_virtual_tokens(self) -> int:
+        """Positions that the prefix takes, at least 1."""
+
+    @classmethod
+    @abstractmethod
+    def check_shapes(cls, shapes: Mapping[str, tuple[int, ...]], manifest: Manifest) -> None:
+        """Check the tensors that a file announces, before memory is allocated for them.
+
+        Raises DamagedBlob for tensors that this kind doesn't have, sizes out of range, or sizes unlike the manifest's.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """The inverse of `tensors`. Raises DamagedBlob for numbers that are not finite."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors by their names in a version's file, in the order in which they are written."""
+
+    @abstractmethod
+    def check_fits(self, base: BaseModel) -> None:
+        """Check that the prefix can be used with this model.
+
+        Raises PreconditionFailed if it is for a model of another shape, DamagedBlob if a number overflows the dtype.
+        """
+
+    @abstractmethod
+    def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> VirtualTokens:
+        """The prefix as it enters a model. Raises DamagedBlob if a number overflows `dtype`."""
+
+    def equals(self, other: Prefix) -> bool:
+        """Whether both are of one kind with the same numbers."""
+        ours, theirs = self.tensors(), other.tensors()
+        return ours.keys() == theirs.keys() and all(tensor.equal(theirs[name]) for name, tensor in ours.items())
