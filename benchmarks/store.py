@@ -22,6 +22,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -95,9 +96,9 @@ def publish_and_fetch(root: Path, rounds: int = 60) -> dict[str, object]:
     blobs = [make_blob("support-tone", seed, num_virtual_tokens=455) for seed in range(rounds)]
     publish, floor = [], []
     for seed, blob in enumerate(blobs):
-        floor.append(milliseconds(lambda data=blob: synced_file(root / "floor", data)))
-        publish.append(milliseconds(lambda data=blob, job=seed: store.publish("support-tone", data, job=f"job-{job}")))
-    fetch = [milliseconds(lambda digest=record.digest: store.fetch(digest)) for record in store.index().versions()]
+        floor.append(milliseconds(partial(synced_file, root / "floor", blob)))
+        publish.append(milliseconds(partial(store.publish, "support-tone", blob, job=f"job-{seed}")))
+    fetch = [milliseconds(partial(store.fetch, record.digest)) for record in store.index().versions()]
     return {
         "size_bytes": len(blobs[0]),
         "publish_ms": spread(publish),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prompttuning.v1 import common_pb2, generation_pb2
 
+from inference_service.completions import InputToken
 from inference_service.engine.core.request import Delta, FinishReason, TokenLogprob
 from inference_service.generation import Counted, Ended, Scored, Started
 from inference_service.limits import RequestLimits
@@ -25,7 +26,7 @@ _FINISH_REASONS = {
 }
 
 
-def start_message(started: Started) -> generation_pb2.GenerationStart:
+def start_message(started: Started, texts: TokenTexts) -> generation_pb2.GenerationStart:
     """The first message of an answer. Its cached tokens include the virtual ones."""
     usage = started.usage
     return generation_pb2.GenerationStart(
@@ -36,13 +37,16 @@ def start_message(started: Started) -> generation_pb2.GenerationStart:
         cached_tokens=usage.cached_tokens + usage.virtual_tokens,
         seed=started.seed,
         request_id=started.request_id,
+        input_logprobs=[_input_token_message(token, texts) for token in started.input_tokens],
     )
 
 
 def delta_message(delta: Delta, texts: TokenTexts) -> generation_pb2.GenerationDelta:
     """A delta with its log-probabilities; `texts` gives the text of their tokens."""
     logprobs = [_logprob_message(logprob, texts) for logprob in delta.logprobs]
-    return generation_pb2.GenerationDelta(text=delta.text, token_ids=delta.token_ids, logprobs=logprobs)
+    return generation_pb2.GenerationDelta(
+        text=delta.text, token_ids=delta.token_ids, logprobs=logprobs, index=delta.index
+    )
 
 
 def end_message(ended: Ended) -> generation_pb2.GenerationEnd:
@@ -55,19 +59,20 @@ def end_message(ended: Ended) -> generation_pb2.GenerationEnd:
         first_token_time=None if timing.ttft_seconds is None else write_duration(timing.ttft_seconds),
         total_time=write_duration(timing.elapsed_seconds),
         stop_sequence=ended.stop_sequence,
+        index=ended.index,
     )
 
 
 def stream_message(part: Started | Delta | Ended, texts: TokenTexts) -> generation_pb2.GenerateStreamResponse:
     """A part of a streamed answer as one message of the stream."""
     if isinstance(part, Started):
-        return generation_pb2.GenerateStreamResponse(start=start_message(part))
+        return generation_pb2.GenerateStreamResponse(start=start_message(part, texts))
     if isinstance(part, Ended):
         return generation_pb2.GenerateStreamResponse(end=end_message(part))
     return generation_pb2.GenerateStreamResponse(delta=delta_message(part, texts))
 
 
-def score_message(scored: Scored) -> generation_pb2.ScoreResponse:
+def score_message(scored: Scored, texts: TokenTexts) -> generation_pb2.ScoreResponse:
     """The scores of all candidates, with the index of the best."""
     scores = [
         generation_pb2.CandidateScore(
@@ -76,7 +81,7 @@ def score_message(scored: Scored) -> generation_pb2.ScoreResponse:
         for candidate, score in zip(scored.candidates, scored.scores, strict=True)
     ]
     best = max(range(len(scores)), key=lambda index: scores[index].logprob)
-    return generation_pb2.ScoreResponse(start=start_message(scored.started), scores=scores, best=best)
+    return generation_pb2.ScoreResponse(start=start_message(scored.started, texts), scores=scores, best=best)
 
 
 def count_message(counted: Counted, max_positions: int) -> generation_pb2.CountTokensResponse:
@@ -135,11 +140,29 @@ def loaded_prompt_message(status: VersionStatus, prefix_kv_bytes: int) -> genera
 
 
 def _logprob_message(found: TokenLogprob, texts: TokenTexts) -> generation_pb2.TokenLogprob:
-    alternatives = [
+    id = found.token_id
+    return generation_pb2.TokenLogprob(
+        token_id=id,
+        logprob=found.logprob,
+        alternatives=_alternatives(found, texts),
+        text=texts.text_of(id),
+        utf8=texts.bytes_of(id),
+    )
+
+
+def _input_token_message(token: InputToken, texts: TokenTexts) -> generation_pb2.InputToken:
+    id, found = token.token_id, token.logprob
+    return generation_pb2.InputToken(
+        token_id=id,
+        logprob=None if found is None else found.logprob,
+        alternatives=[] if found is None else _alternatives(found, texts),
+        text=texts.text_of(id),
+        utf8=texts.bytes_of(id),
+    )
+
+
+def _alternatives(found: TokenLogprob, texts: TokenTexts) -> list[generation_pb2.TokenAlternative]:
+    return [
         generation_pb2.TokenAlternative(token_id=id, logprob=value, text=texts.text_of(id), utf8=texts.bytes_of(id))
         for id, value in found.top
     ]
-    id = found.token_id
-    return generation_pb2.TokenLogprob(
-        token_id=id, logprob=found.logprob, alternatives=alternatives, text=texts.text_of(id), utf8=texts.bytes_of(id)
-    )

@@ -78,6 +78,7 @@ class RequestReader:
         return read_sampling(message).check("sampling", self._limits.sampling, self._vocab_size)
 
     def candidates(self, texts: object) -> tuple[str, ...]:
+        """The checked candidates of a score. Raises InvalidInput for too many, empty or repeated ones."""
         candidates: tuple[str, ...] = tuple(texts)  # type: ignore[arg-type]  # a repeated field
         limit = self._limits.sampling.max_candidates
         if len(candidates) > limit:

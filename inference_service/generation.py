@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from inference_service.completions import (
+    AnswerText,
+    InputToken,
+    check_input_logprobs,
+    completion_requests,
+    input_tokens,
+)
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.core.request import (
     CandidateScore,
@@ -71,16 +78,19 @@ class Started:
     usage: Usage
     seed: int
     request_id: str
+    input_tokens: tuple[InputToken, ...] = ()
+    """The tokens of the input, if their log-probabilities were requested."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of an answer; `stop_sequence` is the one that ended it, or empty."""
+    """The end of a completion; `stop_sequence` is the one that ended it, or empty."""
 
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
     stop_sequence: str
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,8 +129,9 @@ class _Source:
     def prefix_id(self) -> str | None:
         return self.version.prefix_id if self.version else None
 
-    def started(self, usage: Usage, seed: int, request_id: str) -> Started:
-        return Started(self.name, self.version.record.digest if self.version else "", usage, seed, request_id)
+    def started(self, usage: Usage, seed: int, request_id: str, tokens: tuple[InputToken, ...] = ()) -> Started:
+        digest = self.version.record.digest if self.version else ""
+        return Started(self.name, digest, usage, seed, request_id, tokens)
 
 
 class GenerationService:
@@ -152,16 +163,16 @@ class GenerationService:
     async def stream(
         self, input: InputRequest, sampling: Sampling, call: Call
     ) -> AsyncIterator[Started | Delta | Ended]:
-        """Yield one `Started`, deltas, and one `Ended`.
+        """Yield one `Started`, then deltas and one `Ended` of each completion (`index`).
 
-        Raises InvalidInput, NotFound, PreconditionFailed, Overloaded or Unavailable before the start; DeadlineExceeded
-        if no token was ready in time.
+        Completions share the computation of the input; if one of them fails, all end. Raises InvalidInput, NotFound,
+        PreconditionFailed, Overloaded or Unavailable before the start; DeadlineExceeded if no token was ready in time.
         """
         async with self._source(input) as source:
             prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
             params = self._sampling(source, sampling, prepared)
-            continues = source.version is None and source.encoder.template.format is TemplateFormat.TEXT
-            lead, guide = "" if continues else prepared.answer_prefix, None
+            is_bare_text = source.version is None and source.encoder.template.format is TemplateFormat.TEXT
+            continues, lead, guide = is_bare_text or params.echo, "" if is_bare_text else prepared.answer_prefix, None
             if params.guide is not None:
                 lead = self._guides.lead(lead, continues)
                 guide = await self._guides.compiled(params.guide, lead, call.tenant)
@@ -174,21 +185,26 @@ class GenerationService:
                 guide=guide,
                 **call.account,
             )
-            trim = AnswerTrim(lead)
-            started, written = False, list[int]()
-            async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var]
+            requests = completion_requests(request)
+            texts = [
+                AnswerText(self._text_of(prepared.ids)) if params.echo else AnswerText(trim=lead) for _ in requests
+            ]
+            started, written = False, [list[int]() for _ in requests]
+            async with aclosing(self._engine.generate(*requests)) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
-                    written += delta.token_ids
+                    index = delta.index
+                    written[index] += delta.token_ids
                     _raise_if_failed(delta, started)
                     if not started and delta.usage is not None and delta.seed is not None:
                         started = True
-                        yield source.started(delta.usage, delta.seed, call.request_id)
+                        tokens = input_tokens(request, delta.input_logprobs)
+                        yield source.started(delta.usage, params.seed or 0, call.request_id, tokens)
                     if delta.token_ids or delta.text:
-                        yield replace(delta, text=trim(delta.text))
+                        yield replace(delta, text=texts[index](delta.text))
                     if delta.finish_reason is not None and delta.usage is not None and delta.timing is not None:
-                        reason, stop = self._ending(source, delta.finish_reason, params, written)
+                        reason, stop = self._ending(source, delta.finish_reason, params, written[index])
                         _log_end(source.name, reason, delta.usage, delta.timing)
-                        yield Ended(reason, delta.usage, delta.timing, stop)
+                        yield Ended(reason, delta.usage, delta.timing, stop, index)
 
     async def score(self, input: InputRequest, candidates: tuple[str, ...], call: Call) -> Scored:
         """Score candidates, by default the label set of the prompt's version. Raises the errors of `stream`."""
@@ -246,6 +262,7 @@ class GenerationService:
         room = self._limits.max_length - source.num_virtual_tokens - len(prepared.ids)
         defaults = source.version.manifest.sampling_defaults if source.version else None
         params = resolve(sampling, defaults, self._default_sampling, room, self._limits.sampling.max_new_tokens)
+        check_input_logprobs(params, len(prepared.ids))
         stops = {*params.stop_token_ids, *source.encoder.control_tokens(params.stop_sequences)}
         if source.encoder.end_token_id is not None and not params.ignore_eos:
             stops.add(source.encoder.end_token_id)
@@ -260,30 +277,18 @@ class GenerationService:
             return (FinishReason.STOP_SEQUENCE, stop) if stop else (reason, "")
         if reason is not FinishReason.STOP_SEQUENCE:
             return reason, ""
-        text: str = self._base.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self._text_of(written)
         places = {stop: text.find(stop) for stop in params.stop_sequences}
         return reason, min((stop for stop in places if places[stop] >= 0), key=lambda stop: places[stop], default="")
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        """The text of token ids without control tokens."""
+        text: str = self._base.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
 
     def _engine_id(self, call: Call) -> str:
         """A unique id for the engine: concurrent calls may have the same request id."""
         return f"{call.request_id}/{next(self._numbers)}"
-
-
-class AnswerTrim:
-    """Removes the space between input and target from the start of an answer, once.
-
-    The answer then has the form of the outputs that the prompt was tuned on. The bare model under a TEXT template
-    continues the input's own text, so its answer keeps the space.
-    """
-
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
-
-    def __call__(self, text: str) -> str:
-        if not text or not self._prefix:
-            return text
-        prefix, self._prefix = self._prefix, ""
-        return text.removeprefix(prefix)
 
 
 def _raise_if_failed(delta: Delta, started: bool) -> None:

@@ -39,7 +39,7 @@ class Guides:
         return self._bytes.total()
 
     def lead(self, answer_prefix: str, continues: bool) -> str:
-        """The text before the form: what is removed from the beginning of an answer. See `AnswerTrim`.
+        """The text before the form: what is removed from the beginning of an answer. See `AnswerText`.
 
         Some tokenizers' decoders remove a space from the beginning of a text; under a guide it is written and removed.
         """

@@ -75,23 +75,29 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Generate(self, request: generation_pb2.GenerateRequest, context: Any) -> generation_pb2.GenerateResponse:
         input, sampling = self._backend.reader.generation(request)
-        response, deltas = generation_pb2.GenerateResponse(), list[Delta]()
+        response, deltas = generation_pb2.GenerateResponse(), dict[int, list[Delta]]()
+        ends = dict[int, Ended]()
         call = self._call(context, request.priority)
         async with aclosing(self._backend.service.stream(input, sampling, call)) as parts:  # type: ignore[type-var]
             async for part in parts:
                 self._note_end(part, call)
                 if isinstance(part, Started):
-                    response.start.CopyFrom(answers.start_message(part))
+                    response.start.CopyFrom(answers.start_message(part, self._backend.texts))
                 elif isinstance(part, Ended):
-                    response.end.CopyFrom(answers.end_message(part))
+                    ends[part.index] = part
                 else:
-                    deltas.append(part)
-        response.output.CopyFrom(answers.delta_message(merge(deltas or [Delta()]), self._backend.texts))
+                    deltas.setdefault(part.index, []).append(part)
+        for index, end in sorted(ends.items()):
+            completion = response if index == 0 else response.other_completions.add()
+            delta = merge(deltas.get(index) or [Delta(index=index)])
+            completion.output.CopyFrom(answers.delta_message(delta, self._backend.texts))
+            completion.end.CopyFrom(answers.end_message(end))
         return response
 
     async def Score(self, request: generation_pb2.ScoreRequest, context: Any) -> generation_pb2.ScoreResponse:
         input, candidates = self._backend.reader.score(request)
-        return answers.score_message(await self._backend.service.score(input, candidates, self._call(context)))
+        scored = await self._backend.service.score(input, candidates, self._call(context))
+        return answers.score_message(scored, self._backend.texts)
 
     async def CountTokens(
         self, request: generation_pb2.CountTokensRequest, context: Any

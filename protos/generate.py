@@ -37,6 +37,7 @@ def generate(target: Path) -> list[Path]:
 
 
 def main() -> None:
+    """Generate the code, or with `--check` compare it with what is committed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare with the committed files instead of writing them")
     if not parser.parse_args().check:

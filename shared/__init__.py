@@ -1,1 +1,1 @@
-
+"""What both services and the client share."""

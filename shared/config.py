@@ -189,5 +189,6 @@ def describe_settings(cls: type[BaseSettings]) -> str:
     lines = []
     for name, field in cls.model_fields.items():
         default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
-        lines.append(f"  {prefix}{name.upper()}  ({default})\n      {field.description or ''}")
+        lines.append(f"  {prefix}{name.upper()}  ({default})")
+        lines += [f"      {line}".rstrip() for line in (field.description or "").strip().splitlines()]
     return "\n".join(lines)

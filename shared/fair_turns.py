@@ -55,10 +55,6 @@ class FairTurns(Generic[Item]):
         """Remove all waiting items; items in progress are unaffected."""
         self._waiting.clear()
 
-    def num_running(self, holder: str) -> int:
-        """Number of the holder's items in progress."""
-        return self._running[holder]
-
     def num_ready(self, limit_of: Callable[[str], int]) -> int:
         """Number of waiting items that could start now without exceeding any holder's limit."""
         return sum(

@@ -12,7 +12,6 @@ from shared.process.user_cache import expanded
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _DIRECTORY = re.compile(r"\w[\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,6 @@ class WantedModel:
     def is_hub_id(self) -> bool:
         """Whether the name is `OWNER/MODEL`."""
         return _HUB_ID.fullmatch(self.name) is not None
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether the revision is a commit, which never changes."""
-        return _COMMIT.fullmatch(self.revision) is not None
 
 
 def parse_models(texts: list[str]) -> list[WantedModel]:

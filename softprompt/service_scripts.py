@@ -26,7 +26,7 @@ def inference() -> int:
 
 def _run(extra: str) -> int:
     if missing := missing_packages(extra):
-        print(f"{ERROR_MARK}{advice(missing, extra)}", file=sys.stderr)
+        sys.stderr.write(f"{ERROR_MARK}{advice(missing, extra)}\n")
         return EXIT_INVALID
     code: int = import_module(f"{package_name(f'{extra}_service')}.__main__").main()
     return code

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 
 VARIABLE = "RECOVERY_TIMES_FILE"
+IS_MEASURED = VARIABLE in os.environ
+"""Whether faults last as long as in practice. Ordinary test runs have shorter ones."""
 
 
 def note(fault: str, seconds: float) -> None:

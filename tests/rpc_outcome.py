@@ -26,6 +26,7 @@ async def outcome_of(
         sent, metadata=(("authorization", f"Bearer {token}"), ("x-request-id", "same")), timeout=30
     )
     answers: list[Message] = []
+    trailing: tuple[tuple[str, bytes], ...] = ()
     try:
         if isinstance(call, grpc.aio.UnaryStreamCall):
             async for answer in call:
@@ -35,7 +36,7 @@ async def outcome_of(
                     break
         else:
             answers.append(await call)
-        code, details, trailing = "OK", "", ()
+        code, details = "OK", ""
     except grpc.aio.AioRpcError as error:
         code, details = error.code().name, str(error.details())
         trailing = tuple(

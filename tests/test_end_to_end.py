@@ -13,6 +13,8 @@ from softprompt import AsyncClient, Hyperparameters, JobState, Sampling, Templat
 from softprompt.local.services import LocalConfig, LocalServices
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "product-descriptions"
+NUM_HELD_OUT = 6
+"""Judging the prompt reads each of them five times, once with a dozen examples before it."""
 PRODUCT = "name: Aria 5 | category: wireless earbuds | battery: 30 h | feature: noise cancelling | price: $79"
 
 
@@ -24,7 +26,10 @@ async def test_from_examples_to_a_streamed_answer(real_model_dir: Path, tmp_path
         LocalConfig(real_model_dir, tmp_path, gateway_port=0), lambda name, line: logged.append(f"{name}: {line}")
     )
     async with services, AsyncClient(services.trainer_endpoint, services.inference_endpoint) as client:
-        train, heldout = [await client.upload_dataset(EXAMPLES / f"{part}.jsonl") for part in ("train", "heldout")]
+        train = await client.upload_dataset(EXAMPLES / "train.jsonl")
+        few = (EXAMPLES / "heldout.jsonl").read_text().splitlines(keepends=True)[:NUM_HELD_OUT]
+        (tmp_path / "heldout.jsonl").write_text("".join(few))
+        heldout = await client.upload_dataset(tmp_path / "heldout.jsonl")
         spec = TuningSpec(
             prompt="product-descriptions",
             dataset=train.dataset,

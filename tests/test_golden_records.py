@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from inference_service.engine.async_engine import AsyncEngine
+from inference_service.engine.core.plan import Chunk
 from inference_service.engine.engine import Engine
 from inference_service.engine.run import model_runner
-from inference_service.engine.scheduler import Chunk
 from inference_service.prompts.version import RefusalReason, VersionRefused
 from inference_service.prompts.version_loader import VersionLoader
 from shared.model.base_model import BaseModel, DType, load

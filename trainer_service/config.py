@@ -213,40 +213,49 @@ class TrainerSettings(ServerSettings):
 
     @property
     def sources(self) -> tuple[BaseModelSource, ...]:
+        """The base models with their ids."""
         return tuple(BaseModelSource.parse(text) for text in self.base_models)
 
     @property
     def resolved_store_url(self) -> str:
+        """URL or directory of the prompt store."""
         return self.store_url or str(self.data_dir / "prompts")
 
     @property
     def maintenance(self) -> MaintenancePolicy:
+        """What a maintenance round of the prompt store removes."""
         return MaintenancePolicy(keep_versions=self.keep_versions, blob_grace_seconds=self.blob_grace_seconds)
 
     @property
     def resolved_database_url(self) -> str:
+        """URL of the job database."""
         return self.database_url or f"sqlite:///{self.data_dir / 'jobs.sqlite3'}"
 
     @property
     def datasets_dir(self) -> Path:
+        """Directory of the stored datasets."""
         return self.data_dir / "datasets"
 
     @property
     def checkpoints_dir(self) -> Path:
+        """Directory of checkpoints."""
         return self.data_dir / "checkpoints"
 
     @property
     def upload_limits(self) -> UploadLimits:
+        """Limits of a dataset."""
         return UploadLimits(
             max_examples=self.max_examples, max_dataset_bytes=self.max_dataset_bytes, max_line_bytes=self.max_line_bytes
         )
 
     @property
     def retention(self) -> RetentionPolicy:
+        """How long jobs and datasets are kept."""
         return RetentionPolicy(ended_job_days=self.ended_job_days, unused_dataset_days=self.unused_dataset_days)
 
     @property
     def jobs(self) -> JobsConfig:
+        """The settings of the job manager."""
         return JobsConfig(
             max_queued_jobs=self.max_queued_jobs,
             max_active_jobs_per_caller=self.max_active_jobs_per_caller,

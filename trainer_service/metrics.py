@@ -179,9 +179,11 @@ class TrainerMetrics:
             self._oldest_queued.labels(base_model).set(age)
 
     def set_store_reachable(self, reachable: bool) -> None:
+        """Whether the prompt store answered the latest check."""
         self._store_reachable.set(reachable)
 
     def set_database_reachable(self, reachable: bool) -> None:
+        """Whether the job database answered the latest check."""
         self._database_reachable.set(reachable)
 
     def job_changed(self, job: Job) -> None:
@@ -239,6 +241,7 @@ class TrainerMetrics:
         self._launch_failures.labels(base_model, reason.value).inc()
 
     def maintained(self, report: MaintenanceReport, seconds: float) -> None:
+        """A maintenance round of the prompt store has ended."""
         self._maintenance.labels("failed" if report.failures else "succeeded").inc()
         self._maintenance_seconds.observe(seconds)
         for what, number in (
@@ -251,6 +254,7 @@ class TrainerMetrics:
             self._tidied.labels(what).inc(number)
 
     def retained(self, report: RetentionReport, seconds: float) -> None:
+        """A retention round has ended."""
         self._retention.labels("failed" if report.failures else "succeeded").inc()
         self._retention_seconds.observe(seconds)
         for what, number in (
@@ -262,6 +266,7 @@ class TrainerMetrics:
             self._retired.labels(what).inc(number)
 
     def set_storage(self, usage: StorageUsage) -> None:
+        """What jobs, datasets and disks take now."""
         self._disk.labels("total").set(usage.disk_total)
         self._disk.labels("free").set(usage.disk_free)
         for what, size_bytes in (

@@ -56,6 +56,7 @@ class TrainerPools:
 
     @property
     def all(self) -> tuple[CallPool, ...]:
+        """Every pool."""
         return tuple(getattr(self, item.name) for item in fields(self))
 
     def close(self) -> None:

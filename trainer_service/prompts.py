@@ -22,10 +22,10 @@ from shared.store import (
     PromptStore,
     ReplicaRecord,
     StoreIndex,
+    StoreWatcher,
     VersionDeleted,
     VersionPublished,
     VersionRecord,
-    watch,
 )
 from shared.store.alias import Expected
 from shared.store.commit import MAX_ACTOR_CHARS
@@ -221,7 +221,7 @@ class Prompts:
         if after_revision is not None:
             index = await self._pool.call(self._store.refresh)
             after_revision = store_revision(after_revision, index, self._store.recent_commits(), caller)
-        async for changes in watch(self._store, after_revision, pool=self._watch_pool):
+        async for changes in StoreWatcher(self._store, after_revision, pool=self._watch_pool):
             for change in _flatten(changes, self._store.id, name_prefix, caller):
                 yield change
 

@@ -46,7 +46,7 @@ from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.reports import JobReports
 from trainer_service.jobs.sources import Sources
 from trainer_service.jobs.store.job_store import JobStore
-from trainer_service.jobs.submission import JobIntake
+from trainer_service.jobs.submission import JobSubmission
 from trainer_service.maintenance.prompt_store import StoreMaintenance
 from trainer_service.maintenance.retention import Retention
 from trainer_service.maintenance.retention_rounds import RetentionRounds
@@ -176,8 +176,8 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
         await _open_with_retries(pools.job_database, lambda: page_token_key(job_store.database), _OPEN_SECONDS)
     )
     beat_seconds = settings.watch_heartbeat_seconds
-    intake, reports = JobIntake(owned, jobs), JobReports(job_store, pools)
-    tuning = TuningServicer(jobs, reports, intake, owned, info, tokens, pools.requests, rpc.draining, beat_seconds)
+    submission, reports = JobSubmission(owned, jobs), JobReports(job_store, pools)
+    tuning = TuningServicer(jobs, reports, submission, owned, info, tokens, pools.requests, rpc.draining, beat_seconds)
     prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.proof_seconds), pools)
     server = cast("grpc.aio.Server", front.services)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, server)

@@ -37,6 +37,7 @@ class ServiceInfo:
 
     @property
     def base_models(self) -> tuple[BaseModelInfo, ...]:
+        """The available base models, the default one first."""
         return self.models.infos
 
     @property

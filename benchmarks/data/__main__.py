@@ -76,7 +76,7 @@ def write_dataset(path: Path, num_bytes: int) -> tuple[int, str]:
 def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: Any) -> None:
     """Runs two jobs on the same file in the worker's process and returns the measurements."""
     from tests.tiny_models import save_tiny_llama
-    from trainer_service.cluster.worker import Worker, wait_ready
+    from trainer_service.cluster.worker import Worker
     from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
     from trainer_service.training.events import (
         DatasetFile,
@@ -95,7 +95,8 @@ def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: 
     for file in tokenizer.glob("*token*") if tokenizer is not None else ():
         shutil.copy(file, model)
     worker = Worker(lambda: load_trainer(WorkerSpec("tiny", str(model), dtype="float32", device="cpu")))
-    wait_ready(worker, 600)
+    while not worker.poll(0, 1.0).ready:
+        continue
     before = peak_bytes()
     data = TaskData(DatasetFile(digest, str(path), path.stat().st_size), None, 0.001, seed=0)
     begun, since = time.monotonic(), 0
@@ -125,38 +126,18 @@ def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: 
 
 
 def training_spec() -> Any:
-    from shared.text.template import Template
-    from trainer_service.training.spec import (
-        Hyperparameters,
-        Init,
-        InitMethod,
-        LearningRateSchedule,
-        Metric,
-        Reparameterisation,
-        TaskKind,
-        TrainingSpec,
-    )
+    from tests.trainer_service.builders import effective_spec
+    from trainer_service.training.spec import Init, InitMethod
 
-    hyperparameters = Hyperparameters(
+    init = Init(method=InitMethod.RANDOM)
+    return effective_spec(
         num_virtual_tokens=8,
-        init=Init(method=InitMethod.RANDOM),
-        reparameterisation=Reparameterisation.NONE,
-        learning_rate=0.01,
-        schedule=LearningRateSchedule.CONSTANT,
-        warmup_steps=0,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
+        init=init,
         batch_size=2,
         num_steps=NUM_STEPS,
         evaluation_interval_steps=NUM_STEPS,
-        early_stop_patience=0,
-        label_smoothing=0.0,
-        balance_classes=False,
-        metric=Metric.LOSS,
         seed=0,
-        search=False,
-    )
-    return TrainingSpec(task=TaskKind.GENERATION, template=Template(), hyperparameters=hyperparameters)
+    ).training
 
 
 def peak_bytes() -> int:

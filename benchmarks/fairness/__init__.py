@@ -1,1 +1,1 @@
-
+"""The scheduler's fair shares, simulated on a virtual clock."""

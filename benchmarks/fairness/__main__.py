@@ -73,7 +73,8 @@ def weights() -> dict[str, Any]:
 
 def pool_of_one_model() -> dict[str, Any]:
     """29 workers hold model `a` with one job each, and one full worker holds `b`; 5,000 jobs wait for `b`, and one job
-    for `a` arrives every two minutes."""
+    for `a` arrives every two minutes.
+    """
     running = [*jobs_of("x", "a", 29, seed=1), *jobs_of("x", "b", 8, seed=1)]
     waiting = jobs_of("x", "b", 5000, seed=2)
     trickle = [job for minute in range(0, 240, 2) for job in jobs_of("x", "a", 1, minute * 60.0, seed=minute)]

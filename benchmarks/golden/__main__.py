@@ -143,7 +143,7 @@ async def _measured(
 
     matrix = soft_prompt.embeddings
     sound = {"transformers, bfloat16": apart(matrix), "transformers, float16": apart(matrix, torch.float16)}
-    with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
+    with torch.backends.mkldnn.flags(enabled=False):
         sound["transformers without oneDNN, bfloat16"] = apart(matrix)
     for dtype, engine in engines.items():
         await engine.load_prefix("prompt", soft_prompt)
@@ -164,9 +164,9 @@ async def _measured(
         faults["another prompt"] = apart(other.embeddings)
     for change in WEIGHT_CHANGES:
         with _changed_weight(base, change, number):
-            for dtype in (torch.float32, BF16):
-                name = str(dtype).removeprefix("torch.")
-                faults[f"one weight changed by {change} standard deviations, {name}"] = apart(matrix, dtype)
+            for computed in (torch.float32, BF16):
+                name = str(computed).removeprefix("torch.")
+                faults[f"one weight changed by {change} standard deviations, {name}"] = apart(matrix, computed)
     return {
         "rounding": statistics.mean(record.rounding_nats or 0.0 for record in records),
         "allowed": {

@@ -56,7 +56,7 @@ async def fill_store(store: JobStore, count: int, effective: EffectiveSpec) -> N
             rows, events, annotations = [], [], []
             for number in range(first, min(first + 5000, count)):
                 state = STATES[number % len(STATES)]
-                ended = to_datetime(now) if state.is_terminal else None
+                ended = to_datetime(now) if state.is_final else None
                 tuning = spec(number)
                 job = Job(
                     id=new_job_id(),
@@ -102,7 +102,7 @@ async def latencies(manager: JobManager, size: int) -> dict[str, Any]:
     queued = frozenset({JobState.QUEUED})
 
     async def create(number: int) -> None:
-        made.append((await manager.create(spec(number), request_id=new_job_id(), caller="bench")).id)
+        made.append((await manager.create(spec(number), request_id=new_job_id())).id)
 
     async def past_events(number: int) -> None:
         await anext(manager.watch(made[number]))

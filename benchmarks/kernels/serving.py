@@ -61,16 +61,15 @@ def _attend_each(
     seen = torch.arange(end) <= positions[:, None]
     mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, -torch.inf)
 
-    def sdpa(keys: torch.Tensor, values: torch.Tensor) -> None:
+    def sdpa(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         keys[rows, :, positions], values[rows, :, positions] = key, value
         if decodes:
             grouped = query.view(count, KV_HEADS, HEADS // KV_HEADS, HEAD_WIDTH)
-            F.scaled_dot_product_attention(
+            return F.scaled_dot_product_attention(
                 grouped, keys[:count, :, :end], values[:count, :, :end], attn_mask=mask[:, None, None]
             )
-            return
         causal = end == count
-        F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             query.transpose(0, 1)[None],
             keys[:1, :, :end],
             values[:1, :, :end],
@@ -81,7 +80,7 @@ def _attend_each(
 
     contestants: dict[str, Callable[[], object]] = {
         "native": lambda: [
-            ops.cached_attention(query, key, value, *cache, rows, positions, 0, None) for cache in caches
+            ops.cached_attention(query, key, value, keys, values, rows, positions, 0, None) for keys, values in caches
         ],
         "sdpa": lambda: [sdpa(*cache) for cache in caches],
     }
@@ -90,7 +89,7 @@ def _attend_each(
 
 def norm(rounds: int) -> dict[str, Any]:
     weight, x = torch.ones(HIDDEN).bfloat16(), torch.randn(1, 16, HIDDEN).bfloat16()
-    functions = {
+    functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "native": partial(rms_norm, weight.float(), 1e-5),
         "torch": lambda x: F.rms_norm(x, (HIDDEN,), weight, 1e-5),
     }

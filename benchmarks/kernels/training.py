@@ -1,5 +1,6 @@
 """Times the operations between the matrix products of a training step (8 jobs of batch 4): forward and backward, all
-layers, float32."""
+layers, float32.
+"""
 
 from __future__ import annotations
 

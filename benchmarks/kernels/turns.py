@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_WIDTH = 30, 576, 1536, 9, 3, 64
 
 
-def in_turn(contestants: dict[str, Callable[[], object]], rounds: int, ours: str, peer: str) -> dict[str, Any]:
+def in_turn(contestants: Mapping[str, Callable[[], object]], rounds: int, ours: str, peer: str) -> dict[str, Any]:
     """Medians, and the ratio of `peer`'s time to `ours`. The first round is a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds + 1):

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from shared.model import base_model
+from shared.model.base_model import BaseModelInfo
 from shared.prompt.blob import encode_blob
-from shared.prompt.manifest import BaseModelInfo, Manifest, utc_now
+from shared.prompt.manifest import Manifest, utc_now
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import PromptStore, open_store
 from shared.text.template import Template

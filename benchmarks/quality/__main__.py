@@ -83,7 +83,7 @@ class _Bench:
         self.runs: list[dict[str, Any]] = json.loads(self._output.read_text()) if self._output.is_file() else []
 
     def run(self, data: DataSet, size: int, seed: int) -> None:
-        base_key = {
+        base_key: dict[str, Any] = {
             "model": self._arena.base.info.id,
             "dtype": str(self._arena.base.dtype),
             "format": self._arena.format.value,

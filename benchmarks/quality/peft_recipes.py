@@ -36,7 +36,8 @@ def train_peft(
     base: BaseModel, data: EncodedDataset, recipe: PeftRecipe, text: str, source: str, seed: int, num_steps: int
 ) -> torch.Tensor:
     """Trains a prompt `[num_virtual_tokens, hidden_size]`, float32, with AdamW, warm-up and cosine, and the loss on the
-    label word or the answer."""
+    label word or the answer.
+    """
     from peft import PromptTuningConfig, TaskType, get_peft_model
 
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -134,7 +135,7 @@ def _scored(base: BaseModel, forward: Forward, prompt: torch.Tensor | None, rows
         rows = [replace(row, input_ids=row.input_ids[len(shared) :]) for row in rows]
     work = score_rows(prompt, rows)
     try:
-        request = next(work)
+        request: Any = next(work)
         while True:
             request = work.send(score_within(base, forward, [request], TOKENS_AT_ONCE)[0])
     except StopIteration as done:

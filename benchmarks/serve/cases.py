@@ -47,7 +47,8 @@ def _throughput(count: int) -> Callable[[Field, Note], Awaitable[None]]:
 
 async def _ttft(field: Field, note: Note) -> None:
     """Measures each contestant's pairs separately and alternates the order within a pair, because the second contestant
-    starts with cold caches."""
+    starts with cold caches.
+    """
     engine, vllm = await field.engine(), await field.vllm()
     for pair in range(-1, TTFT_PAIRS):  # the first round is a warm-up
         for virtual in (pair % 2 == 0, pair % 2 != 0):

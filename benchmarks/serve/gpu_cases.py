@@ -83,7 +83,8 @@ def _decode(
     engine: Engine, workload: Workload, batch: int, weights: int, bytes_per_token: int, rate: float, device: str
 ) -> dict[str, float]:
     """Measures steps in which all requests decode. The lower bound reads the weights once, and each request's keys and
-    values once."""
+    values once.
+    """
     sampling = SamplingParams(temperature=0.0, max_new_tokens=NUM_NEW, ignore_eos=True)
     for index in range(batch):
         engine.submit(GenerationRequest(f"r{index}", workload.inputs[index], sampling, f"p{index % NUM_PROMPTS}"))

@@ -1,5 +1,6 @@
 """PEFT's prompt tuning in its best usual configuration, and a cohort's training pass. A step is forward, backward and
-AdamW."""
+AdamW.
+"""
 
 from __future__ import annotations
 
@@ -112,4 +113,4 @@ class Peft:
         return losses
 
 
-CONTESTANTS = {"shared": Shared, "peft": Peft}
+CONTESTANTS: dict[str, type[Shared] | type[Peft]] = {"shared": Shared, "peft": Peft}

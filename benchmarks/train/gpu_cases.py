@@ -104,7 +104,8 @@ def _matrix_rate(device: str, size: int, repeats: int = 20) -> float:
 
 def _necessary_operations(config: LlamaConfig, case: Case) -> float:
     """Operations of one step: linear layers forward and backward (inputs only) once per position, and the head at two
-    targets per row."""
+    targets per row.
+    """
     hidden, head = config.hidden_size, config.hidden_size // config.num_attention_heads
     attention = 2 * hidden * hidden + 2 * hidden * head * config.num_key_value_heads
     layers = config.num_hidden_layers * (attention + 3 * hidden * config.intermediate_size)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from shared.model.base_model import BaseModel, BaseModelInfo
 from shared.text.template import Template
-from trainer_service.training import cohort as cohort_module
+from trainer_service.training import compute
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import Failed, Finished, StepDone, TrainingTask
 from trainer_service.training.recipe.defaults import fill
@@ -62,14 +62,14 @@ def train(base: BaseModel, *, search: bool) -> dict[str, Any]:
         )
     )
     trained, positions, scored = 0, 0, 0
-    original = cohort_module.score
+    original = compute.score
 
     def counting(model: Any, forward: Any, works: Any) -> Any:
         nonlocal scored
         scored += sum(len(work.rows) for work in works)
         return original(model, forward, works)
 
-    cohort_module.score = counting
+    compute.score = counting  # type: ignore[assignment]
     try:
         while not cohort.is_idle:
             for event in cohort.step():
@@ -81,7 +81,7 @@ def train(base: BaseModel, *, search: bool) -> dict[str, Any]:
                 if isinstance(event, Finished):
                     steps = event.result.num_steps
     finally:
-        cohort_module.score = original
+        compute.score = original
     return {"steps": steps, "examples_trained": trained, "positions_trained": positions, "examples_scored": scored}
 
 

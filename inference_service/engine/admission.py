@@ -18,8 +18,8 @@ class Admission:
         self._max_length = config.max_length
         self._vocab_size = vocab_size
 
-    def check(self, request: Request) -> None:
-        """Check a request against the model, the limits and the queue.
+    def check(self, request: Request, copies: int = 1) -> None:
+        """Check a request against the model, the limits and the queue, which must have room for `copies` of it.
 
         Raises InvalidInput, NotFound or Overloaded; for the load of a soft prompt PreconditionFailed if it leaves no
         room for a request. The limits of the queue are checked first because that is the cheapest check.
@@ -33,7 +33,7 @@ class Admission:
                 )
             return
         if not (isinstance(request, GenerationRequest) and request.always_admitted):
-            self._check_room(request)
+            self._check_room(request, copies)
         virtual = self._prefixes.num_virtual(request.prefix_id)
         count = len(request.input_ids)
         if isinstance(request, GenerationRequest):
@@ -75,24 +75,23 @@ class Admission:
         if min(ids) < 0 or max(ids) >= self._vocab_size:
             raise InvalidInput.of(field, f"token ids are from 0 to {self._vocab_size - 1}")
 
-    def _check_room(self, request: GenerationRequest | ScoreRequest) -> None:
+    def _check_room(self, request: GenerationRequest | ScoreRequest, copies: int) -> None:
         """Refuse a request if the queue is full, unless its tenant uses less than its fair part of the queue.
 
         The queue is divided by weight among the tenants with waiting requests, so no tenant can block the others: a
         tenant without waiting requests always gets in. All tenants together hold at most twice the limits.
         """
-        waiting, cost = self._scheduler.waiting, request_cost(request)
+        waiting, cost = self._scheduler.waiting, copies * request_cost(request)
         own = [sequence for sequence in waiting if sequence.tenant == request.tenant]
         weights = {sequence.tenant: sequence.weight for sequence in waiting} | {request.tenant: request.weight}
         part = request.weight / sum(weights.values())
         tokens, own_tokens = sum(sequence.cost for sequence in waiting), sum(sequence.cost for sequence in own)
         bounds = (
-            (len(waiting), len(own), 1, self._config.max_waiting, "requests"),
+            (len(waiting), len(own), copies, self._config.max_waiting, "requests"),
             (tokens, own_tokens, cost, self._config.max_waiting_tokens, "tokens"),
         )
         for total, mine, more, most, what in bounds:
-            # A single request may exceed the limit of tokens if nothing waits.
-            full = total + more > most and (what == "requests" or bool(waiting))
+            full = total + more > most and bool(waiting)  # one input may exceed the limits if nothing waits
             has_its_part = mine + more > part * most and bool(own)
             if full and (has_its_part or total + more > 2 * most):
                 # The queue lengths of other tenants are private: the error has only the limit and the tenant's own

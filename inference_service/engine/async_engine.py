@@ -55,11 +55,12 @@ class _Stream:
     Used on the event loop, except `held`, which the engine's thread fills between flushes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ready: asyncio.Event | None = None) -> None:
+        """`ready` may be shared by the streams of one consumer."""
         self.deltas: list[Delta] = []
         self.score: ScoreResult | None = None
         self.error: BaseException | None = None
-        self.ready = asyncio.Event()
+        self.ready = ready or asyncio.Event()
         self.held: list[Delta] = []
         self.flushed_at = 0.0
 
@@ -72,15 +73,21 @@ class _Stream:
             self.deltas.append(event.delta)
         self.ready.set()
 
-    async def take(self) -> Delta:
-        """Wait for deltas and return all since the last call, merged. Raises the stream's error if none are left."""
-        while not self.deltas:
+    def taken(self) -> Delta | None:
+        """All deltas since the last call, merged; None without any. Raises the stream's error if none are left."""
+        if not self.deltas:
             if self.error is not None:
                 raise self.error
-            self.ready.clear()
-            await self.ready.wait()
+            return None
         deltas, self.deltas = self.deltas, []
         return merge(deltas)
+
+    async def take(self) -> Delta:
+        """Wait for deltas and return all since the last call, merged. Raises the stream's error if none are left."""
+        while (delta := self.taken()) is None:
+            self.ready.clear()
+            await self.ready.wait()
+        return delta
 
 
 class AsyncEngine:
@@ -140,21 +147,29 @@ class AsyncEngine:
         self._engine.close()
         self._stopping = True
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        """Yield deltas until one has a finish reason. Closing the iterator early frees the request within a step.
+    async def generate(self, *requests: GenerationRequest) -> AsyncIterator[Delta]:
+        """Yield deltas until one of each request has a finish reason; `Delta.index` is the place of its request.
 
-        Raises InvalidInput, NotFound, AlreadyExists or Overloaded before the first delta; Unavailable if the engine
-        fails.
+        Several requests are the completions of one input and are queued together. Closing the iterator early frees
+        them within a step. Raises InvalidInput, NotFound, AlreadyExists or Overloaded before the first delta;
+        Unavailable if the engine fails.
         """
-        stream = self._open(request)
+        streams = self._open(*requests)
+        ready, pending = streams[0].ready, dict(enumerate(streams))
         try:
-            while True:
-                delta = await stream.take()
-                yield delta
-                if delta.finish_reason is not None:
-                    return
+            while pending:
+                ready.clear()
+                for index, stream in list(pending.items()):
+                    delta = stream.taken()
+                    if delta is not None:
+                        if delta.finish_reason is not None:
+                            del pending[index]
+                        yield replace(delta, index=index) if index else delta
+                if pending:
+                    await ready.wait()
         finally:
-            self._close(request.request_id)
+            for request in requests:
+                self._close(request.request_id)
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """Score the request's candidates.
@@ -162,7 +177,7 @@ class AsyncEngine:
         Raises the errors of `generate`; also DeadlineExceeded, Cancelled, PreconditionFailed (numbers that are not
         finite) and StepFailed, where a stream would end with that reason.
         """
-        stream = self._open(request)
+        (stream,) = self._open(request)
         try:
             delta = await stream.take()
         finally:
@@ -208,7 +223,7 @@ class AsyncEngine:
         Raises PreconditionFailed, DamagedBlob, StepFailed or Unavailable, and then keeps nothing.
         """
         request = PrefixLoad(f"load-{uuid4().hex}", prefix_id, soft_prompt)
-        stream = self._open(request)
+        (stream,) = self._open(request)
         try:
             raise_if_not_loaded(await stream.take())
         finally:
@@ -230,16 +245,19 @@ class AsyncEngine:
         """Statistics at the end of the last step."""
         return self._stats
 
-    def _open(self, request: Request) -> _Stream:
+    def _open(self, *requests: Request) -> list[_Stream]:
+        """Send the requests to the engine, all or none, and return their streams."""
         if self._draining:
             raise Unavailable("the engine is stopping and takes no new requests")
         self._require_healthy()
-        stream = _Stream()
-        if request.request_id in self._streams:
-            raise AlreadyExists(f"request {request.request_id} is running")
-        self._streams[request.request_id] = stream
-        self._send(lambda: self._submit(request))
-        return stream
+        for request in requests:
+            if request.request_id in self._streams:
+                raise AlreadyExists(f"request {request.request_id} is running")
+        ready = asyncio.Event()
+        streams = [_Stream(ready) for _ in requests]
+        self._streams |= {request.request_id: stream for request, stream in zip(requests, streams, strict=True)}
+        self._send(lambda: self._submit(*requests))
+        return streams
 
     def _close(self, request_id: str) -> None:
         self._streams.pop(request_id, None)
@@ -297,13 +315,14 @@ class AsyncEngine:
             self._thread_started.set()
             self._notify(self._fail_everything)
 
-    def _submit(self, request: Request) -> None:
+    def _submit(self, *requests: Request) -> None:
         try:
-            self._engine.submit(request)
+            self._engine.submit(*requests)
         except Exception as error:
             if not isinstance(error, SoftPromptError):
-                log.exception("request %s could not be queued", request.request_id)
-            self._notify(self._deliver, [(request.request_id, error)], self._engine.stats())
+                log.exception("request %s could not be queued", requests[0].request_id)
+            events: list[tuple[str, _Event]] = [(request.request_id, error) for request in requests]
+            self._notify(self._deliver, events, self._engine.stats())
 
     def _cancel(self, request_id: str) -> None:
         output = self._engine.cancel(request_id)

@@ -26,6 +26,7 @@ from inference_service.engine.core.request import (
     PrefixLoad,
     Request,
     ScoreResult,
+    TokenLogprob,
 )
 from inference_service.engine.core.running_request import RunningRequest, sequence_of
 from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver, StepStats
@@ -68,6 +69,8 @@ class _Results:
     late: set[RunningRequest]
     """Sequences whose mask was not ready: they compute their last position again later."""
     scored: dict[str, torch.Tensor]
+    inputs: dict[str, tuple[TokenLogprob, ...]]
+    """Log-probabilities of input tokens by request id."""
     damaged: set[int]
     """Rows to which keys or values were written that are not finite."""
 
@@ -117,15 +120,20 @@ class Engine:
         """Whether `step` has anything to compute or return."""
         return self.scheduler.has_work or bool(self._early)
 
-    def submit(self, request: Request) -> None:
-        """Queue a request.
+    def submit(self, *requests: Request) -> None:
+        """Queue requests, all or none. Several requests are the completions of one input.
 
         Raises InvalidInput, NotFound (prefix), AlreadyExists (request id) or Overloaded; for a load PreconditionFailed
         or DamagedBlob. A refused request leaves no state behind.
         """
-        if request.request_id in self._streams:
-            raise AlreadyExists(f"request {request.request_id} is running")
-        self.admission.check(request)
+        for request in requests:
+            if request.request_id in self._streams:
+                raise AlreadyExists(f"request {request.request_id} is running")
+        self.admission.check(requests[0], len(requests))
+        for request in requests:
+            self._add(request)
+
+    def _add(self, request: Request) -> None:
         if isinstance(request, PrefixLoad):
             self.admission.check_soft_prompt(request.soft_prompt, self.base.embedding_table.shape[1])
             request.soft_prompt.cast(self.base.dtype)
@@ -183,6 +191,9 @@ class Engine:
             # Fail these first: if the sequence leaves its row later (cancelled, preempted), the row must be clean.
             outputs += [self._fail(chunk.sequence) for chunk in done.chunks if chunk.row in results.damaged]
             outputs += self._keep_prefixes(done)
+            for request_id, logprobs in results.inputs.items():
+                if (stream := self._streams.get(request_id)) is not None:
+                    stream.add_input_logprobs(logprobs)
             outputs += self._collect(results)
             outputs += self._collect_scores(done, results.scored)
         self._failed_steps = 0 if computed else self._failed_steps + 1
@@ -285,7 +296,12 @@ class Engine:
         streams = [self._streams[sequence.request_id] for sequence in sampling]
         masks = [None if stream.guide is None else stream.guide.mask for stream in streams]
         sampled = sample(picked, sampling, [stream.end_ids for stream in streams], masks) if sampling else []
-        return _Results(sampling, sampled, late, scored, self.runner.finite.damaged(plan.chunks))
+        inputs = {
+            chunk.sequence.request_id: scoring.input_logprobs(chunk, scored[chunk.sequence.request_id])
+            for chunk in plan.chunks
+            if chunk.num_input_logits
+        }
+        return _Results(sampling, sampled, late, scored, inputs, self.runner.finite.damaged(plan.chunks))
 
     def _late(self, sequences: list[RunningRequest]) -> set[RunningRequest]:
         """The sequences whose mask is not ready although the model has run meanwhile.

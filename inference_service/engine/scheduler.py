@@ -80,6 +80,8 @@ class Scheduler:
         self._scorable = MAX_SCORED_POSITIONS
         self._weights = {s.tenant: s.weight for s in [*self.running, *self.waiting]}
         self.shares.update(self._weights, {s.tenant for s in self.waiting})
+        grouped = [s for s in [*self.running, *self.waiting] if s.group]
+        self._first_of_group = {s.group: s for s in sorted(grouped, key=lambda s: -s.arrival)}
         queues = self._queues()
         first = self._free_a_row(queues)
         parts = self._parts(queues)
@@ -204,7 +206,7 @@ class Scheduler:
             if ops is not None:
                 self._ops.extend(ops)
                 sequence.planned_step = self.step
-                self._scorable -= chunk.num_logits if chunk.branches else 0
+                self._scorable -= chunk.num_logits if chunk.branches or chunk.num_input_logits else 0
                 self.shares.charge(sequence.tenant, chunk.num_positions, sequence.weight)
                 return chunk
             self.preempt(preemption.for_memory(self.running, self._tenant_shares()))
@@ -217,7 +219,7 @@ class Scheduler:
         queues: dict[str, list[RunningRequest]] = {}
         postponed = 0
         for sequence in self.waiting:
-            if self._prefix_comes(sequence):
+            if self._prefix_comes(sequence) or self._input_comes(sequence):
                 continue
             if (
                 self.pool.reuse
@@ -237,11 +239,22 @@ class Scheduler:
         """
         done = max(0, other.num_computed - other.num_virtual)
         wanted = done + WORTH_WAITING_TOKENS
+        if wanted > sequence.num_reusable:
+            return False
         if not may_share(other, sequence, across_tenants=self.pool.across_tenants):
             return False
         if other.num_uncomputed < WORTH_WAITING_TOKENS or wanted >= len(sequence.tokens):
             return False
         return other.tokens[:wanted] == sequence.tokens[:wanted]
+
+    def _input_comes(self, sequence: RunningRequest) -> bool:
+        """Whether another completion of the same input is computing the input, or will be the first to do so."""
+        first = self._first_of_group.get(sequence.group, sequence)
+        if first is sequence:
+            return False
+        if first.row is None:
+            return first.started_at is None
+        return first.num_computed < first.num_virtual + first.num_input
 
     def _prefix_comes(self, sequence: RunningRequest) -> bool:
         """Whether another running sequence is computing the soft prompt of this one."""

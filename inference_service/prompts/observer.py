@@ -30,24 +30,3 @@ class PromptObserver(Protocol):
 
     def store_failed(self) -> None:
         """The store did not answer; loaded versions keep serving."""
-
-
-class NullPromptObserver:
-    """Ignores all events."""
-
-    def version_loaded(
-        self, record: VersionRecord, load_seconds: float, publish_to_served_seconds: float | None
-    ) -> None:
-        return
-
-    def version_refused(self, record: VersionRecord, reason: RefusalReason) -> None:
-        return
-
-    def version_unavailable(self, record: VersionRecord) -> None:
-        return
-
-    def store_polled(self, revision: int) -> None:
-        return
-
-    def store_failed(self) -> None:
-        return

@@ -16,6 +16,7 @@ class PrefixUnloader:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, prefix_id: str) -> None:
+        """Unload the prefix in the background."""
         task = asyncio.create_task(self._unload(prefix_id), name=f"unload {prefix_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

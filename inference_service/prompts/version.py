@@ -55,10 +55,12 @@ class ServableVersion:
 
     @property
     def key(self) -> VersionKey:
+        """Prompt and number."""
         return self.record.prompt, self.record.version
 
     @property
     def num_virtual_tokens(self) -> int:
+        """Positions of its soft prompt."""
         return self.soft_prompt.num_virtual_tokens
 
 

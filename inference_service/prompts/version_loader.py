@@ -37,19 +37,26 @@ _FIRST = 1 << 20  # a replay is one short step, and many callers may wait for it
 class BlobSource(Protocol):
     """The loader's interface to the store."""
 
-    def fetch(self, digest: str) -> bytes: ...
+    def fetch(self, digest: str) -> bytes:
+        """The blob with this digest. Raises NotFound, DamagedBlob or Unavailable."""
+        ...
 
 
 class PrefixEngine(Protocol):
     """The loader's interface to the engine."""
 
-    async def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None: ...
+    async def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
+        """Compute the prefix and keep it under this id. Raises PreconditionFailed if it is refused."""
 
-    async def unload_prefix(self, prefix_id: str) -> Any: ...
+    async def unload_prefix(self, prefix_id: str) -> Any:
+        """Drop the prefix once no request uses it."""
+        ...
 
     async def top_logprobs(
         self, prefix_id: str | None, input_ids: tuple[int, ...], k: int, priority: int = 0
-    ) -> Sequence[tuple[int, float]]: ...
+    ) -> Sequence[tuple[int, float]]:
+        """The `k` most likely next tokens after `input_ids`, most likely first, with their log-probabilities."""
+        ...
 
 
 class VersionLoader:

@@ -93,7 +93,7 @@ class PromptWatcher:
         self._store_id = ""
 
     @property
-    def store_away(self) -> bool:
+    def store_unavailable(self) -> bool:
         """Whether the store is unavailable."""
         return self._failures > 0
 
@@ -136,7 +136,7 @@ class PromptWatcher:
 
         Limited in time and never raises; concurrent callers share one poll.
         """
-        if self.store_away:
+        if self.store_unavailable:
             return
         looked = asyncio.get_running_loop().create_future()
         self._waiting.append(looked)
@@ -255,4 +255,4 @@ class PromptWatcher:
             log.warning("the prompt store is unavailable; loaded versions keep serving", extra={"fields": fields})
 
     def _pause_seconds(self) -> float:
-        return pause_seconds(self._poll_seconds, away=self.store_away)
+        return pause_seconds(self._poll_seconds, unavailable=self.store_unavailable)

@@ -154,6 +154,7 @@ class Container:
         return f"127.0.0.1:{json.loads(self.ready_file.read_text())['port']}"
 
     def log(self) -> str:
+        """What the container has written so far."""
         done = subprocess.run(["podman", "logs", self.name], capture_output=True, text=True)
         return done.stdout + done.stderr
 
@@ -170,6 +171,7 @@ class Container:
             raise SystemExit(self.log())
 
     def remove(self) -> None:
+        """Remove the container, running or not."""
         remove(self.name)
 
 
@@ -215,6 +217,7 @@ def drain_in_mid_stream(client: softprompt.Client, inference: Container) -> None
 
 
 def main() -> None:
+    """Run the checks of both images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="directory of a small base model")
     model = parser.parse_args().model.absolute()

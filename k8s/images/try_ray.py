@@ -136,6 +136,7 @@ def use(folder: Path, model: Path, containers: ExitStack) -> None:
 
 
 def main() -> None:
+    """Run the checks of the image on a Ray cluster."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="directory of a small base model")
     model = parser.parse_args().model.absolute()

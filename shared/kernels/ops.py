@@ -256,7 +256,8 @@ def _checked(x: torch.Tensor, dtype: torch.dtype | None = None, width: int | Non
 
 def _check(x: torch.Tensor, dtype: torch.dtype | None = None, width: int | None = None) -> None:
     """Raises ValueError if the kernels can't compute with x's dtype, width or device, or if it is of another dtype or
-    width than given. A decode step calls this about 600 times, so it takes less than half a microsecond."""
+    width than given. A decode step calls this about 600 times, so it takes less than half a microsecond.
+    """
     found, numbers = x.dtype, x.shape[-1]
     wrong_dtype = found not in _DTYPES if dtype is None else found != dtype or dtype not in _DTYPES
     if wrong_dtype or numbers % LANES or (width is not None and numbers != width) or not x.is_cpu:

@@ -50,7 +50,7 @@ def run_configured(
     try:
         settings = load_settings(settings_class)
     except ConfigError as error:
-        print(f"{ERROR_MARK}{error}", file=sys.stderr)
+        sys.stderr.write(f"{ERROR_MARK}{error}\n")
         return EXIT_CONFIG
     # gRPC's log lines ignore our format, and any client can cause them.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -84,7 +84,7 @@ def _report(error: Exception, settings: ListenerSettings) -> int:
         if settings.log_format == "json" and not isinstance(error, ConfigError):
             log.error(sentence)
         else:
-            print(f"{ERROR_MARK}{sentence}", file=sys.stderr)
+            sys.stderr.write(f"{ERROR_MARK}{sentence}\n")
         return EXIT_CONFIG if isinstance(error, ConfigError | InvalidInput) else 1
     log.error("the service ends because of an unexpected error", exc_info=error)
     return 1

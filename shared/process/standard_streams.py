@@ -12,7 +12,7 @@ ERROR_MARK = "error: "
 
 
 def prepare_streams() -> None:
-    """Replace closed streams by the null device; write characters that an encoding lacks as escapes (`\\u20ac`).
+    r"""Replace closed streams by the null device; write characters that an encoding lacks as escapes (`\u20ac`).
 
     Call it first, before a file or a socket can take the descriptor of a closed stream.
     """

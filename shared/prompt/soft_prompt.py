@@ -39,10 +39,12 @@ class SoftPrompt:
 
     @property
     def num_virtual_tokens(self) -> int:
+        """Rows of the matrix."""
         return int(self.embeddings.shape[0])
 
     @property
     def hidden_size(self) -> int:
+        """Columns of the matrix."""
         return int(self.embeddings.shape[1])
 
     def cast(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -84,6 +84,7 @@ class PoolCollector(Collector):
         self._pools = pools
 
     def collect(self) -> Iterator[Metric]:
+        """The series as they are now."""
         in_flight = GaugeMetricFamily("softprompt_outside_calls_in_flight", "Calls that run now.", labels=["system"])
         overdue = GaugeMetricFamily(
             "softprompt_outside_calls_overdue",

@@ -1,4 +1,4 @@
-"""The prompt store: `open_store(url)` returns a `PromptStore`, `watch` follows its changes.
+"""The prompt store: `open_store(url)` returns a `PromptStore`, `StoreWatcher` follows its changes.
 
 `docs/store.md` describes the layout and the protocol.
 """
@@ -10,7 +10,7 @@ from shared.store.index import Alias, PromptRecord, StoreIndex, VersionRecord
 from shared.store.open import open_store
 from shared.store.replicas import LoadedVersion, RefusedVersion, ReplicaRecord
 from shared.store.store import PromptStore, PublishedVersion
-from shared.store.watch import StoreWatcher, watch
+from shared.store.watch import StoreWatcher
 
 __all__ = [
     "ANYTHING",
@@ -31,5 +31,4 @@ __all__ = [
     "VersionPublished",
     "VersionRecord",
     "open_store",
-    "watch",
 ]

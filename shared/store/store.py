@@ -234,17 +234,9 @@ class PromptStore:
         """Remove old records of replicas that were killed. Returns their number."""
         return self._replicas.forget_gone()
 
-    def put_replica(self, record: ReplicaRecord) -> None:
-        """Write a replica's heartbeat with the versions that it has loaded and refused."""
-        self._replicas.put(record)
-
     def list_replicas(self) -> list[ReplicaRecord]:
         """Records of the live replicas, sorted by id."""
         return self._replicas.list()
-
-    def remove_replica(self, replica: str) -> None:
-        """Remove a replica's record, when the replica stops."""
-        self._replicas.remove(replica)
 
     def close(self) -> None:
         """Release the backend's connections."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import AsyncIterator
 
 from shared.errors import SoftPromptError
@@ -40,15 +39,9 @@ class StoreWatcher:
         self._pool = pool or CallPool("prompt_store_watch", max_threads=1)
         self._poll_seconds = poll_seconds or store.poll_seconds
         self._store_id = store.id
-        self._last_contact = time.monotonic()
         self.revision = since
         self.problem = ""
         """Why the last poll failed; empty if it succeeded."""
-
-    @property
-    def seconds_since_contact(self) -> float:
-        """Time since the last successful poll."""
-        return time.monotonic() - self._last_contact
 
     async def __aiter__(self) -> AsyncIterator[Changes]:
         while True:
@@ -69,7 +62,6 @@ class StoreWatcher:
         if self.problem:
             log.info("the prompt store can be followed again, revision %d", changes.index.revision)
         self.problem = ""
-        self._last_contact = time.monotonic()
         if self._store_id != self._store.id:  # the store was replaced: its revisions are not comparable
             self._store_id = self._store.id
             return Changes((), changes.index, restarted=True)
@@ -79,13 +71,6 @@ class StoreWatcher:
         return pause_seconds(self._poll_seconds, bool(self.problem))
 
 
-def pause_seconds(poll_seconds: float, away: bool) -> float:
+def pause_seconds(poll_seconds: float, unavailable: bool) -> float:
     """Time until the next poll, with jitter, so that replicas that started together don't poll together."""
-    return poll_seconds * random.uniform(*_JITTER) * (BACKOFF if away else 1.0)
-
-
-def watch(
-    store: PromptStore, since: int | None = None, poll_seconds: float | None = None, pool: CallPool | None = None
-) -> AsyncIterator[Changes]:
-    """`StoreWatcher` as a plain iterator."""
-    return aiter(StoreWatcher(store, since, poll_seconds, pool))
+    return poll_seconds * random.uniform(*_JITTER) * (BACKOFF if unavailable else 1.0)

@@ -113,7 +113,7 @@ def _hint(error: Exception) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Rounded up: a caller who waits that long is not refused again."""
+    """Rounded up: a caller that waits that long is not refused again."""
     if seconds <= 120:
         return f"{math.ceil(seconds)} s"
     minutes = math.ceil(seconds / 60)

@@ -11,7 +11,7 @@ from softprompt.extras import advice, missing_packages
 def require(*extras: str) -> None:
     """Raises Failure with the command that installs what these extras have and this environment lacks.
 
-    The advice is always `all`: who runs one of these commands needs the others next.
+    The advice is always `all`: a user of one of these commands needs the others next.
     """
     if sys.platform == "win32":
         raise Failure("the services and models run on Linux and macOS; on Windows, use WSL 2", EXIT_INVALID)

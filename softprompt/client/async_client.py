@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from softprompt.client.arguments import checks_arguments
 from softprompt.client.connection import Connection
 from softprompt.client.generation import GenerationMethods
 from softprompt.client.prompts import PromptMethods
@@ -12,6 +13,7 @@ from softprompt.client.security import ClientSecurity
 from softprompt.client.tuning import TuningMethods
 
 
+@checks_arguments
 class AsyncClient(TuningMethods, PromptMethods, GenerationMethods):
     """Both services behind one object. Use it in one event loop, with `async with`.
 

@@ -99,5 +99,7 @@ def input_message(
     else:
         message.chat.SetInParent()
         for index, turn in enumerate(content):
+            if getattr(turn, "content", "") is None:
+                raise InvalidInput.of(f"input.messages[{index}].content", "is missing")
             write(turn, message.chat.messages.add(), f"input.messages[{index}]")
     return message

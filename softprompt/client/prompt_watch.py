@@ -12,7 +12,7 @@ from contextlib import aclosing
 import grpc
 from prompttuning.v1 import prompts_pb2
 
-from shared.wire.mirror import read
+from shared.wire.mirror import fill, read
 from softprompt.client.connection import Connection
 from softprompt.client.resuming import Contact, Interrupted, Silence, interruption_of, messages
 from softprompt.types.prompts import Alias, AliasSet, Deleted, Prompt, PromptChange, PromptVersion, Published, Snapshot
@@ -30,8 +30,7 @@ async def watch_prompts(
     seen: set[Hashable] = set()  # changes of the newest revision, which may be incomplete
     while True:
         request = prompts_pb2.WatchPromptsRequest(name_prefix=name_prefix, store_id=store_id)
-        if after_revision is not None:
-            request.after_revision = after_revision
+        fill(request, after_revision=after_revision)
         interruption: Interrupted | None = None
         try:
             call = connection.prompts.WatchPrompts(request)

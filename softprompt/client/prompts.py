@@ -9,9 +9,9 @@ from pathlib import Path
 
 from prompttuning.v1 import prompts_pb2
 
-from shared.errors import DamagedBlob, InvalidInput
+from shared.errors import DamagedBlob
 from shared.process.user_cache import expanded
-from shared.wire.mirror import read, write
+from shared.wire.mirror import fill, read, write
 from softprompt.client.connection import Connection
 from softprompt.client.paging import all_pages
 from softprompt.client.prompt_watch import watch_prompts
@@ -89,13 +89,11 @@ class PromptMethods:
         Raises Conflict with the current value if the alias does not name `expected_version` (0: must not exist) or has
         moved since `expected_revision`.
         """
-        targets = [AliasTarget(target)] if isinstance(target, int) else list(target)
-        if any(not isinstance(item, AliasTarget) for item in targets):
-            raise InvalidInput.of("target", "a version number or a list of AliasTargets is expected")
-        request = prompts_pb2.SetPromptAliasRequest(
+        request = fill(
+            prompts_pb2.SetPromptAliasRequest(),
             prompt=resource_name(prompt),
             alias=alias,
-            targets=[prompts_pb2.AliasTarget(version=item.version, weight=item.weight) for item in targets],
+            targets=[AliasTarget(target)] if isinstance(target, int) else target,
             expected_version=expected_version,
             expected_revision=expected_revision,
         )

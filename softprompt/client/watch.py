@@ -11,7 +11,7 @@ from contextlib import aclosing, suppress
 import grpc
 from prompttuning.v1 import tuning_pb2
 
-from shared.wire.mirror import read
+from shared.wire.mirror import fill, read
 from softprompt.client.connection import Connection
 from softprompt.client.resuming import Contact, Interrupted, Silence, interruption_of, messages
 from softprompt.types.events import JobEvent, StateChanged
@@ -27,7 +27,8 @@ async def watch(connection: Connection, name: str, after: int, reconnect_seconds
         interruption: Interrupted | None = None
         ended = False
         try:
-            call = connection.tuning.WatchTuningJob(tuning_pb2.WatchTuningJobRequest(name=name, after=last))
+            request = fill(tuning_pb2.WatchTuningJobRequest(), name=name, after=last)
+            call = connection.tuning.WatchTuningJob(request)
             async with aclosing(messages(connection.trainer, call, contact)) as responses:
                 async for response in responses:
                     if response.event.HasField("heartbeat"):

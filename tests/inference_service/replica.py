@@ -88,7 +88,7 @@ class Replica:
     done: asyncio.Task[None] = field(repr=False)
 
     async def generate(self, text: str = "hello", prompt: str = "", **sampling: Any) -> generation_pb2.GenerateResponse:
-        return await self.stub.Generate(generate_request(text, prompt, **sampling))  # type: ignore[no-any-return]
+        return await self.stub.Generate(generate_request(text, prompt, **sampling))
 
     async def served_version(self, prompt: str = "tone") -> str:
         """The version that a request of this moment gets."""
@@ -106,7 +106,7 @@ class Replica:
             found = (await self.loaded()).get(version)
             return found if found is not None and found.state == wanted else None
 
-        return await until(look)  # type: ignore[no-any-return]
+        return await until(look)
 
     async def metric(self, name: str, **labels: str) -> float:
         return await self.sample(f"softprompt_inference_{name}", **labels)

@@ -91,7 +91,7 @@ async def test_each_bad_field_is_named(replica: Replica) -> None:
     assert (await replica.generate()).end.output_tokens > 0
 
 
-async def test_all_that_is_wrong_is_told_at_once(replica: Replica) -> None:
+async def test_all_violations_are_reported_at_once(replica: Replica) -> None:
     request = generate_request("hello", temperature=-1, top_p=0, seed=-1, max_new_tokens=0)
     request.priority = 500
     request.input.prompt = "Not A Name"

@@ -17,7 +17,7 @@ def settings(**values: object) -> InferenceSettings:
 
 def test_model_and_store_are_required() -> None:
     with pytest.raises(ValidationError) as caught:
-        InferenceSettings()  # type: ignore[call-arg]
+        InferenceSettings()
     assert {error["loc"][0] for error in caught.value.errors()} == {"base_model", "store_url"}
 
 

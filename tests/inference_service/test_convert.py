@@ -44,7 +44,7 @@ SAMPLING = st.fixed_dictionaries(
                 lambda texts: common_pb2.Guide(choices=common_pb2.Guide.Choices(texts=texts))
             ),
             *(
-                st.text(max_size=9).map(lambda text, kind=kind: common_pb2.Guide(**{kind: text}))
+                st.builds(common_pb2.Guide, **{kind: st.text(max_size=9)})
                 for kind in ("regex", "json_schema", "grammar")
             ),
         ),

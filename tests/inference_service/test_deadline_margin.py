@@ -8,26 +8,19 @@ import pytest
 from prompttuning.v1 import generation_pb2
 
 from inference_service.deadline_margin import HALF_LIFE_SECONDS, DeadlineMargin
+from tests.clock import Clock
 from tests.inference_service.conftest import Brake
 from tests.inference_service.replica import Replica, stream_request
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_on_an_idle_machine_it_is_small() -> None:
-    margin = DeadlineMargin(Clock())
+    margin = DeadlineMargin(Clock(100.0))
     assert margin.seconds(30.0) == 0.25
     assert margin.seconds(1.0) == pytest.approx(0.1)
 
 
 def test_it_grows_with_the_worst_recent_delay_and_shrinks_again() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     margin = DeadlineMargin(clock)
     margin.ended(clock.now - 1.0)
     margin.ended(clock.now - 0.1)
@@ -40,7 +33,7 @@ def test_it_grows_with_the_worst_recent_delay_and_shrinks_again() -> None:
 
 
 def test_half_of_the_time_stays_for_the_answer() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     margin = DeadlineMargin(clock)
     margin.note(60.0)
     assert margin.seconds(10.0) == 5.0
@@ -48,7 +41,7 @@ def test_half_of_the_time_stays_for_the_answer() -> None:
 
 
 async def test_a_busy_event_loop_is_noticed_before_an_answer_is_late() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     margin = DeadlineMargin(clock)
     watching = asyncio.create_task(margin.watch())
     await asyncio.sleep(0)

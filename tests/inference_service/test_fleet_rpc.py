@@ -51,7 +51,9 @@ async def test_a_rollback_is_seen_by_every_replica_within_a_second(tiny_model_di
         assert sorted(seconds)[len(seconds) // 2] < 1, seconds
 
 
-async def test_the_fleet_agrees_or_says_who_refused_and_why(tiny_model_dir: Path, tmp_path: Path) -> None:
+async def test_the_fleet_agrees_or_names_the_replica_that_refused_and_its_reason(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
     other = save_tiny_llama(tmp_path / "other", seed=1)
     async with (
         fleet(tiny_model_dir, tmp_path) as replicas,

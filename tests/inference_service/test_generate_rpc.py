@@ -10,7 +10,7 @@ import torch
 from prompttuning.v1 import common_pb2, generation_pb2
 from transformers import AutoModelForCausalLM
 
-from inference_service.generation import AnswerTrim
+from inference_service.completions import AnswerText
 from shared.errors import DeadlineExceeded, InvalidInput, NotFound
 from shared.model.base_model import load, load_tokenizer
 from shared.text.template import InputEncoder, Template, TemplateFormat
@@ -74,11 +74,11 @@ async def test_a_chosen_seed_is_reported_and_repeats_the_answer(replica: Replica
 
 
 def test_the_space_between_input_and_target_is_not_shown() -> None:
-    trim = AnswerTrim(" ")
+    trim = AnswerText(trim=" ")
     assert [trim(text) for text in ("", " Paris", " is", " ")] == ["", "Paris", " is", " "]
-    trim = AnswerTrim(" ")
+    trim = AnswerText(trim=" ")
     assert [trim(text) for text in ("Paris", " is")] == ["Paris", " is"]
-    assert AnswerTrim("")(" Paris") == " Paris"
+    assert AnswerText()(" Paris") == " Paris"
 
 
 async def test_token_ids_are_taken_as_they_are(replica: Replica, tiny_model_dir: Path) -> None:
@@ -92,7 +92,7 @@ async def test_token_ids_are_taken_as_they_are(replica: Replica, tiny_model_dir:
     )
 
 
-async def test_the_stop_sequence_that_ended_the_answer_is_told(replica: Replica) -> None:
+async def test_the_stop_sequence_that_ended_the_answer_is_reported(replica: Replica) -> None:
     sampling: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_new_tokens": 60, "ignore_eos": True}
     whole = (await replica.generate("hello", **sampling)).output.text
     readable = [char for char in whole if char.isascii() and char.isprintable() and char != " "]
@@ -119,7 +119,9 @@ async def test_log_probabilities_say_what_their_tokens_say(replica: Replica) -> 
     control = set(byte_tokenizer().added_tokens_decoder)
     said = b"".join(item.utf8 for item in output.logprobs if item.token_id not in control)
     assert said.decode("utf-8", errors="replace") == output.text
-    for token in [*output.logprobs, *(alternative for item in output.logprobs for alternative in item.alternatives)]:
+    alternatives = [alternative for item in output.logprobs for alternative in item.alternatives]
+    tokens: list[Any] = [*output.logprobs, *alternatives]
+    for token in tokens:
         assert token.text == token.utf8.decode("utf-8", errors="replace")
         assert token.utf8
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prompttuning.v1 import common_pb2, generation_pb2
@@ -34,7 +35,7 @@ async def test_an_answer_of_the_bare_model_and_of_a_prompt_has_the_form(replica:
 async def test_a_stream_has_the_form_beside_free_streams(replica: Replica) -> None:
     guide = common_pb2.Guide(regex="([a-z]{2}-){8}")
 
-    async def text(**sampling: object) -> str:
+    async def text(**sampling: Any) -> str:
         request = stream_request("hello", temperature=1, seed=3, max_new_tokens=30, **sampling)
         return "".join([part.delta.text async for part in replica.stub.GenerateStream(request)])
 

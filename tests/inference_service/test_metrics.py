@@ -73,7 +73,7 @@ def test_a_request_leaves_its_story() -> None:
     assert registry.get_sample_value("softprompt_inference_time_to_first_token_seconds_sum", {"prompt": "tone"}) == 0.02
 
 
-def test_the_services_own_replays_are_nobodys_requests() -> None:
+def test_the_services_own_replays_do_not_count_as_requests() -> None:
     registry, metrics = engine_metrics(limit=10)
     metrics.on_finished(finished("tone", tenant=""))
     assert (

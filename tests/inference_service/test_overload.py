@@ -81,7 +81,7 @@ async def test_five_times_the_capacity_is_served_or_refused_at_once(tiny_model_d
         assert await replica.metric("requests_running") == await replica.metric("requests_waiting") == 0
 
 
-async def test_a_thousand_idle_connections_cost_little_and_hinder_nobody(tiny_model_dir: Path, tmp_path: Path) -> None:
+async def test_a_thousand_idle_connections_cost_little_and_delay_no_call(tiny_model_dir: Path, tmp_path: Path) -> None:
     async with running_replica(tiny_model_dir, tmp_path) as replica:
         await replica.generate()
         process = psutil.Process()

@@ -9,9 +9,10 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -22,9 +23,11 @@ from shared.process.service import EXIT_CONFIG
 from shared.store import open_store
 from shared.store.replicas import ReplicaDirectory
 from tests.control_groups import control_group
+from tests.forks import Ended, Forks
 from tests.inference_service.replica import blob, matrix, publish, stream_request, until
 
 START_SECONDS = 120
+Start = Callable[[dict[str, str]], Ended]
 
 
 def environment(model_dir: Path, directory: Path, **settings: str) -> dict[str, str]:
@@ -74,7 +77,7 @@ async def test_sigterm_lets_a_running_stream_finish(tiny_model_dir: Path, tmp_pa
             assert health.status == health_pb2.HealthCheckResponse.SERVING
             directory = ReplicaDirectory(store.backend)
             await until(directory.list)
-            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            stub: Any = generation_pb2_grpc.GenerationServiceStub(channel)
             stream = stub.GenerateStream(stream_request("hello", "tone", max_new_tokens=450, ignore_eos=True))
             assert (await stream.read()).start.version == "prompts/tone/versions/1"
             running.send_signal(signal.SIGTERM)
@@ -103,28 +106,38 @@ async def test_sigterm_lets_a_running_stream_finish(tiny_model_dir: Path, tmp_pa
         assert directory.list() == []
 
 
-async def test_bad_settings_stop_the_start_by_name(tiny_model_dir: Path, tmp_path: Path) -> None:
-    env = environment(tiny_model_dir, tmp_path, DTYPE="int4", MAX_RUNNING="0", COLOUR="red")
-    async with process(env) as started:
-        _, errors = await started.communicate()
-        assert started.returncode == EXIT_CONFIG
-        for variable in ("DTYPE", "MAX_RUNNING", "COLOUR"):
-            assert f"SOFTPROMPT_INFERENCE_{variable}" in errors.decode()
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks(
+        "inference_service.__main__", "inference_service.server", "transformers.models.llama.modeling_llama"
+    ) as made:
+        yield made
+
+
+@pytest.fixture
+def start(forks: Forks, tmp_path: Path) -> Start:
+    """Starts a service that can't serve, and waits for its end."""
+    code = "import inference_service.__main__, sys; sys.exit(inference_service.__main__.main())"
+    return lambda env: forks.run(code, tmp_path / "output.txt", environment=env)
+
+
+def test_bad_settings_stop_the_start_by_name(start: Start, tiny_model_dir: Path, tmp_path: Path) -> None:
+    ended = start(environment(tiny_model_dir, tmp_path, DTYPE="int4", MAX_RUNNING="0", COLOUR="red"))
+    assert ended.code == EXIT_CONFIG
+    for variable in ("DTYPE", "MAX_RUNNING", "COLOUR"):
+        assert f"SOFTPROMPT_INFERENCE_{variable}" in ended.output
 
 
 @pytest.mark.parametrize("setting", ["PORT", "METRICS_PORT", "HEALTH_PORT"])
-async def test_a_taken_port_is_one_sentence(tiny_model_dir: Path, tmp_path: Path, setting: str) -> None:
+def test_a_taken_port_is_one_sentence(start: Start, tiny_model_dir: Path, tmp_path: Path, setting: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = str(taken.getsockname()[1])
-        async with process(
-            environment(tiny_model_dir, tmp_path, **{setting: number, "LOG_FORMAT": "console"})
-        ) as started:
-            _, errors = await started.communicate()
-    lines = [line for line in errors.decode().splitlines() if "plaintext, on loopback" not in line]
+        ended = start(environment(tiny_model_dir, tmp_path, **{setting: number, "LOG_FORMAT": "console"}))
+    lines = [line for line in ended.output.splitlines() if "plaintext, on loopback" not in line]
     assert len(lines) == 1, lines
     assert lines[0].startswith(f"error: cannot listen on 127.0.0.1:{number}")
     assert "another program uses this port" in lines[0]
-    assert started.returncode == 1
+    assert ended.code == 1
 
 
 @pytest.mark.parametrize(
@@ -136,8 +149,8 @@ async def test_a_taken_port_is_one_sentence(tiny_model_dir: Path, tmp_path: Path
         ("BASE_MODEL", "cut", "model.safetensors: it is cut short: 9000 of "),
     ],
 )
-async def test_what_keeps_the_service_from_starting_is_one_sentence(
-    tiny_model_dir: Path, tmp_path: Path, setting: str, value: str, words: str
+def test_what_keeps_the_service_from_starting_is_one_sentence(
+    start: Start, tiny_model_dir: Path, tmp_path: Path, setting: str, value: str, words: str
 ) -> None:
     for name in ("pickled", "cut"):
         shutil.copytree(tiny_model_dir, tmp_path / name)
@@ -146,25 +159,20 @@ async def test_what_keeps_the_service_from_starting_is_one_sentence(
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:9000])
     value = str(tmp_path / value) if setting == "BASE_MODEL" else value
-    async with process(
-        environment(tiny_model_dir, tmp_path, PLAINTEXT="true", LOG_FORMAT="console", **{setting: value})
-    ) as started:
-        _, errors = await started.communicate()
-    lines = errors.decode().splitlines()
-    assert started.returncode in (1, EXIT_CONFIG)
+    ended = start(environment(tiny_model_dir, tmp_path, PLAINTEXT="true", LOG_FORMAT="console", **{setting: value}))
+    lines = ended.output.splitlines()
+    assert ended.code in (1, EXIT_CONFIG)
     assert lines[-1].startswith("error: ")
     assert words in lines[-1]
-    assert not any(line.startswith(("Traceback", "E")) for line in lines), errors.decode()
+    assert not any(line.startswith(("Traceback", "E")) for line in lines), ended.output
     assert len(lines) < 8
 
 
-async def test_a_model_that_is_not_there_ends_the_start_with_its_name(tmp_path: Path) -> None:
-    env = environment(tmp_path / "no-such-model", tmp_path)
-    async with process(env) as started:
-        _, errors = await started.communicate()
-        assert started.returncode == EXIT_CONFIG
-        assert "no-such-model" in errors.decode()
-        assert "Traceback" not in errors.decode()
+def test_a_model_that_is_not_there_ends_the_start_with_its_name(start: Start, tmp_path: Path) -> None:
+    ended = start(environment(tmp_path / "no-such-model", tmp_path))
+    assert ended.code == EXIT_CONFIG
+    assert "no-such-model" in ended.output
+    assert "Traceback" not in ended.output
 
 
 JOIN = 'for file in {}; do echo $$ > "$file"; done; exec "$@"'

@@ -148,7 +148,7 @@ async def test_a_blob_that_is_not_there_yet_is_tried_again(replica: Replica, tin
     hidden = replica.store_dir / "hidden"
     # The log entry arrives before the blob, as on a mirror that copies files in no particular order.
     real = replica.store.backend.create
-    replica.store.backend.create = lambda key, content: real(key.replace("blobs/", "hidden/", 1), content)  # type: ignore[method-assign]
+    replica.store.backend.create = lambda key, content: real(key.replace("blobs/", "hidden/", 1), content)  # type: ignore[method-assign, assignment]
     try:
         record = publish(replica.store, data)
     finally:

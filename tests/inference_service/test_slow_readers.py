@@ -16,9 +16,7 @@ METHOD = "/prompttuning.v1.GenerationService/GenerateStream"
 NUM_TOKENS = 200
 
 
-async def test_the_engine_does_not_wait_for_who_does_not_read(
-    replica: Replica, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_engine_does_not_wait_for_slow_readers(replica: Replica, caplog: pytest.LogCaptureFixture) -> None:
     request = framed(stream_request("hello", max_new_tokens=NUM_TOKENS, ignore_eos=True).SerializeToString())
     with log_lines("shared.rpc.interceptors", "call") as lines:
         async with raw_call(replica.port, METHOD, window_bytes=0) as unread:

@@ -65,7 +65,7 @@ async def test_a_priority_above_the_tenants_largest_is_named(replica: Replica) -
     await replica.stub.Generate(request, metadata=bearer(MEEK))
 
 
-async def test_a_neighbour_that_fills_rows_and_queue_locks_nobody_out(replica: Replica, brake: Brake) -> None:
+async def test_a_neighbour_that_fills_rows_and_queue_locks_no_tenant_out(replica: Replica, brake: Brake) -> None:
     brake.seconds = 0.005
 
     async def greedy() -> str:
@@ -95,7 +95,7 @@ async def test_a_neighbour_that_fills_rows_and_queue_locks_nobody_out(replica: R
 
 def scrape(port: int) -> bytes:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
-        return response.read()  # type: ignore[no-any-return]
+        return response.read()
 
 
 async def test_the_metrics_port_names_no_prompts_of_several_tenants(replica: Replica, tiny_model_dir: Path) -> None:
@@ -106,8 +106,8 @@ async def test_the_metrics_port_names_no_prompts_of_several_tenants(replica: Rep
     assert b"acme-layoffs" not in await asyncio.to_thread(scrape, replica.metrics_port)
 
 
-def test_one_tenant_and_who_asks_for_it_get_figures_by_prompt() -> None:
+def test_figures_by_prompt_for_one_tenant_or_by_setting() -> None:
     assert [
-        InferenceSettings(base_model="m", store_url="s", **given).num_prompt_labels(tenants)
+        InferenceSettings(base_model="m", store_url="s", **given).num_prompt_labels(tenants)  # type: ignore[arg-type]
         for given, tenants in (({}, 0), ({}, 1), ({}, 2), ({"max_prompt_labels": 7}, 2), ({"max_prompt_labels": 0}, 1))
     ] == [100, 100, 0, 7, 0]

@@ -32,11 +32,11 @@ class Pod:
 
     @property
     def spec(self) -> Object:
-        return self.template["spec"]  # type: ignore[no-any-return]
+        return self.template["spec"]
 
     @property
     def labels(self) -> dict[str, str]:
-        return self.template["metadata"]["labels"]  # type: ignore[no-any-return]
+        return self.template["metadata"]["labels"]
 
     @property
     def containers(self) -> list[Object]:
@@ -44,7 +44,7 @@ class Pod:
 
     @property
     def main(self) -> Object:
-        return self.spec["containers"][0]  # type: ignore[no-any-return]
+        return self.spec["containers"][0]
 
 
 @dataclass

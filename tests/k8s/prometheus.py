@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests.waiting import wait_until
 
 FETCHED = Path(__file__).parents[2] / ".cache" / "prometheus"
 DEADLINE_SECONDS = 30.0
@@ -50,7 +51,7 @@ class Prometheus:
                 raise AssertionError(f"{parameters}: {json.load(error)['error']}") from None
 
     def query(self, expression: str) -> list[Any]:
-        return self.get("api/v1/query", query=expression)["result"]  # type: ignore[no-any-return]
+        return self.get("api/v1/query", query=expression)["result"]
 
     def is_up(self) -> bool:
         try:
@@ -73,11 +74,9 @@ def running_prometheus(folder: Path, config: dict[str, Any], port: int) -> Itera
     ]
     with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
-            server, deadline = Prometheus(f"http://127.0.0.1:{port}"), time.monotonic() + DEADLINE_SECONDS
-            while not server.is_up():
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.05)
+            server = Prometheus(f"http://127.0.0.1:{port}")
+            wait_until(lambda: server.is_up() or process.poll() is not None, DEADLINE_SECONDS)
+            assert process.poll() is None, (folder / "log").read_text()
             yield server
         finally:
             process.terminate()

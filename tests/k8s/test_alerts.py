@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,13 @@ from tests.k8s.prometheus import program
 from tests.k8s.test_rules import ALERTS, RULES, without_annotations
 from tests.shared.security.pki import Authority
 from tests.tiny_models import save_tiny_llama
-from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer, until
+from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer
+from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.requests import create_job, first_step, inline
 from tests.trainer_service.scripted import ScriptedTrainer
+from tests.waiting import until
 from trainer_service import server
 from trainer_service.cluster.interface import WorkerPool
-from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.config import TrainerSettings
 from trainer_service.maintenance import storage_usage
 
@@ -99,6 +101,11 @@ class Fault:
         if self.replica is not None and self.replica.store_dir.exists() and not self.replica.done.done():
             contact = await self.replica.metric(LAST_CONTACT)
             await until(lambda: self._has_moved(contact))
+
+    async def queue_grows_older(self) -> None:
+        """Until the oldest queued job has waited for longer."""
+        age = await self.value("softprompt_trainer_oldest_queued_seconds")
+        await self.until("softprompt_trainer_oldest_queued_seconds", age + 0.1)
 
     async def _has_moved(self, contact: float) -> bool:
         assert self.replica is not None
@@ -350,7 +357,7 @@ async def test_no_worker_comes(faults: Any) -> None:
         await create_job(fault.trainer)
         await fault.until("softprompt_trainer_workers", 1, base_model="tiny", state="pending")
         await fault.until("softprompt_trainer_oldest_queued_seconds", 0.01, base_model="tiny")
-        assert await fault.fires(30, lambda: asyncio.sleep(0.2)) == {"SoftpromptJobsWaitWithoutWorkers"}
+        assert await fault.fires(30, fault.queue_grows_older) == {"SoftpromptJobsWaitWithoutWorkers"}
 
 
 async def test_no_worker_comes_within_the_time_for_a_launch(faults: Any) -> None:
@@ -394,7 +401,7 @@ async def test_a_job_that_waits_for_hours_behind_another(faults: Any) -> None:
         await fault.until("softprompt_trainer_jobs", 1, state="RUNNING")
         await create_job(fault.trainer, **job_that("plain"))
         await fault.until("softprompt_trainer_oldest_queued_seconds", 0.01)
-        assert await fault.fires(300, lambda: asyncio.sleep(0.2)) == {"SoftpromptQueueOld"}
+        assert await fault.fires(300, fault.queue_grows_older) == {"SoftpromptQueueOld"}
         await fault.trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=running.name))
 
 
@@ -467,9 +474,8 @@ async def test_a_disk_that_fills_up_and_is_full(faults: Any, small_disk: Path) -
         ):
             (small_disk / "filler").write_bytes(bytes(int(part * DISK_BYTES) - used_bytes(small_disk)))
             await fault.until("softprompt_trainer_disk_bytes", 1, kind="free")
-            await until(
-                lambda part=part: fault.below("softprompt_trainer_disk_bytes", (1.02 - part) * DISK_BYTES, kind="free")
-            )
+            limit = (1.02 - part) * DISK_BYTES
+            await until(partial(fault.below, "softprompt_trainer_disk_bytes", limit, kind="free"))
             assert await fault.fires(90) == alerts
 
 

@@ -5,9 +5,9 @@ real services.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.requests import create_job
 from tests.trainer_service.test_server import free_port
 from tests.trainer_service.test_training_end_to_end import local_pool
+from tests.waiting import wait_until
 from trainer_service.config import TrainerSettings
 
 DASHBOARDS = sorted((K8S / "components" / "monitoring" / "dashboards").glob("*.json"))
@@ -112,7 +113,6 @@ async def keep_asking(trainer: RunningTrainer, replica: Replica) -> None:
         with pytest.raises(grpc.aio.AioRpcError):
             await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name="tuningJobs/none"))
         await trainer.tuning.ListTuningJobs(pb.ListTuningJobsRequest())
-        await asyncio.sleep(0.1)
 
 
 def unanswered(server: Prometheus, queries: list[Query]) -> Iterator[str]:
@@ -132,12 +132,9 @@ def unanswered(server: Prometheus, queries: list[Query]) -> Iterator[str]:
 
 def answered_in_time(server: Prometheus, queries: list[Query]) -> list[str]:
     """What is still wrong at the deadline; as soon as all is well, nothing."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while True:
-        left = list(unanswered(server, queries))
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(0.5)
+    with contextlib.suppress(TimeoutError):
+        wait_until(lambda: not any(unanswered(server, queries)), DEADLINE_SECONDS, pause_seconds=0.5)
+    return list(unanswered(server, queries))
 
 
 async def with_both_services(

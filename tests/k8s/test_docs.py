@@ -26,14 +26,14 @@ README = (K8S / "README.md").read_text()
 OWN_OVERLAYS = dict(re.findall(r"```yaml\n# k8s/overlays/(\w+)/kustomization.yaml\n(.*?)```", WALK, re.DOTALL))
 
 
-def test_overlays_and_components_are_told() -> None:
+def test_overlays_and_components_are_described() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| ", WALK.partition("| overlay |")[2], re.MULTILINE)
     assert sorted(rows[: len(OVERLAYS)]) == OVERLAYS
     told = set(re.findall(r"^\| `([\w-]+)` \| ", README, re.MULTILINE))
     assert told == {path.parent.name for path in (K8S / "components").glob("*/kustomization.yaml")}
 
 
-def test_people_are_told_which_secrets_to_make() -> None:
+def test_the_page_names_the_secrets_to_make() -> None:
     for name, keys in MADE_BY_PEOPLE.items():
         command = WALK.partition(f"create secret generic {name}")[2].partition("kubectl")[0]
         assert {key for key in keys if key in command} == keys, name
@@ -80,7 +80,7 @@ def test_an_overlay_of_ones_own_builds_and_nothing_is_wrong_with_it(name: str, t
     assert problems(build(folder)) == {}
 
 
-def test_the_callers_file_that_people_are_told_to_make_is_one_and_knows_the_token(tmp_path: Path) -> None:
+def test_the_pages_callers_file_is_valid_and_knows_the_token(tmp_path: Path) -> None:
     script = next(block for block in re.findall(r"```sh\n(.*?)```", WALK, re.DOTALL) if "tokens new" in block)
     (tmp_path / "kubectl").write_text('#!/bin/sh\necho "$@" > asked\n')
     (tmp_path / "kubectl").chmod(0o755)

@@ -159,7 +159,7 @@ def test_no_model_gets_into_the_build() -> None:
 
 @pytest.mark.parametrize("script", ["try_images.py", "try_ray.py"])
 def test_the_scripts_that_try_the_images_start(script: str) -> None:
-    command = [sys.executable, "-W", "error", ROOT / "k8s" / "images" / script, "--help"]
+    command = [sys.executable, "-W", "error", str(ROOT / "k8s" / "images" / script), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--model" in done.stdout

@@ -6,6 +6,7 @@ Twine would add nothing: it renders the README, which for Markdown can't fail, a
 
 from __future__ import annotations
 
+import functools
 import sys
 import tarfile
 import tempfile
@@ -44,7 +45,7 @@ def check(folder: Path) -> list[str]:
         *(f"the wheel lacks {name}" for name in NEEDED if f"softprompt/{name}" not in contents),
         *(f"the wheel holds {name}" for name in contents if not name.startswith(("softprompt/", f"{base}.dist-info/"))),
         *(f"the wheel holds {name}" for name in contents if name.endswith(JUNK) or "__pycache__" in name),
-        *_differences(contents, _rebuilt(sdists[0], base)),
+        *_differences(contents, _rebuilt(sdists[0].resolve(), base)),
     ]
 
 
@@ -66,6 +67,7 @@ def _metadata_problems(raw: bytes, project: dict[str, object]) -> list[str]:
     )
 
 
+@functools.cache
 def _rebuilt(sdist: Path, base: str) -> dict[str, bytes]:
     """Contents of the wheel that the sdist builds: it must be complete."""
     with tempfile.TemporaryDirectory() as name:

@@ -26,7 +26,7 @@ FUNCTIONS = (
     "setsid",
 )
 
-sys.modules.update(dict.fromkeys(MODULES))  # None: importing it raises ModuleNotFoundError
+sys.modules.update(dict.fromkeys(MODULES))  # type: ignore[arg-type]  # None: importing it raises ModuleNotFoundError
 for name in SIGNALS:
     delattr(signal, name)
 for name in FUNCTIONS:

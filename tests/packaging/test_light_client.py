@@ -66,7 +66,7 @@ def test_help_needs_nothing_more(light: Environment, tmp_path: Path, command: st
     assert "Usage: softprompt" in done.stdout
 
 
-def test_the_version_is_told(light: Environment, tmp_path: Path) -> None:
+def test_the_version_is_printed(light: Environment, tmp_path: Path) -> None:
     assert light.run("softprompt", "--version", cwd=tmp_path).stdout == "softprompt 0.1.0\n"
 
 

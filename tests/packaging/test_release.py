@@ -12,11 +12,16 @@ from tests.packaging.check_release import check
 from tests.packaging.environments import build
 
 
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("sdist", tmp_path_factory.mktemp("sdist"))
+
+
 @pytest.fixture
-def dist(wheel: Path, tmp_path: Path) -> Path:
-    build("sdist", tmp_path / "dist")
-    shutil.copy(wheel, tmp_path / "dist")
-    return tmp_path / "dist"
+def dist(wheel: Path, sdist: Path, tmp_path: Path) -> Path:
+    (tmp_path / sdist.name).symlink_to(sdist)
+    shutil.copy(wheel, tmp_path)
+    return tmp_path
 
 
 def test_wheel_and_sdist_can_be_published(dist: Path) -> None:

@@ -15,7 +15,10 @@ class ExampleSettings(ServerSettings):
     model_config = settings_config("SOFTPROMPT_EXAMPLE_")
 
     store: str
-    """Where prompts are kept."""
+    """Where prompts are kept.
+
+    A directory or a URL.
+    """
 
 
 def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +58,9 @@ def test_secrets_of_bad_values_are_not_shown(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_help_text_names_every_variable() -> None:
     text = describe_settings(ExampleSettings)
-    assert "SOFTPROMPT_EXAMPLE_STORE  (required)\n      Where prompts are kept." in text
+    assert "SOFTPROMPT_EXAMPLE_STORE  (required)\n      Where prompts are kept.\n\n      A directory or a URL." in text
+    assert all(not line or line.startswith(("  SOFTPROMPT_EXAMPLE_", "      ")) for line in text.splitlines())
+    assert "\n\n  SOFTPROMPT_EXAMPLE_" not in text, "no blank line between settings"
     assert "SOFTPROMPT_EXAMPLE_METRICS_PORT" in text
 
 

@@ -11,7 +11,7 @@ from shared.fair_turns import SERVICE, FairSlots, FairTurns, places_of_one
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=40))
-def test_every_item_is_started_once_and_nobody_waits_for_two_of_another(holders: list[str]) -> None:
+def test_every_item_is_started_once_and_no_holder_waits_for_two_of_another(holders: list[str]) -> None:
     turns = FairTurns[int]()
     for item, holder in enumerate(holders):
         turns.add(holder, item)

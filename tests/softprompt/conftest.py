@@ -9,6 +9,7 @@ import pytest
 
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.loop_thread import LoopThread
+from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.fakes import FakeInference, FakeTrainer, serving
 
 
@@ -52,3 +53,16 @@ def services() -> Iterator[Services]:
     loop.run(first.__aexit__(None, None, None))
     loop.run(second.__aexit__(None, None, None))
     loop.stop()
+
+
+@pytest.fixture
+def here(services: Services, monkeypatch: pytest.MonkeyPatch) -> Services:
+    """The fakes, as the services that the environment names."""
+    monkeypatch.setenv("SOFTPROMPT_TRAINER", services.trainer_endpoint)
+    monkeypatch.setenv("SOFTPROMPT_INFERENCE", services.inference_endpoint)
+    return services
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CliRunner:
+    return CliRunner(monkeypatch, capsys)

@@ -65,11 +65,6 @@ FINE = [
 ]
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CliRunner:
-    return CliRunner(monkeypatch, capsys)
-
-
 @pytest.mark.parametrize(("address", "told"), MISTAKES)
 def test_what_can_never_be_reached_is_refused(address: str, told: str) -> None:
     with pytest.raises(InvalidInput) as caught:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -26,10 +28,12 @@ from softprompt.errors import JobFailed
 from softprompt.types.events import CheckpointStored, Evaluated, Note, ProgressMade, StateChanged
 from softprompt.types.generation import FinishReason, LoadedState
 from softprompt.types.spec import TaskKind
-from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events, serving
+from tests.softprompt.fakes import DATASET, JOB, FakeInference, FakeTrainer, failed_job, finished_events, serving
 
 
-async def test_a_file_is_uploaded_in_pieces_under_its_digest(client, trainer, tmp_path):
+async def test_a_file_is_uploaded_in_pieces_under_its_digest(
+    client: AsyncClient, trainer: FakeTrainer, tmp_path: Path
+) -> None:
     content = b'{"input": "a", "output": "b"}\n' * 60_000
     path = tmp_path / "train.jsonl"
     path.write_bytes(content)
@@ -44,13 +48,14 @@ async def test_a_file_is_uploaded_in_pieces_under_its_digest(client, trainer, tm
     assert (uploaded.dataset, uploaded.num_examples, uploaded.task) == (DATASET, 60_000, TaskKind.GENERATION)
 
 
-async def test_examples_become_json_lines(client, trainer):
+async def test_examples_become_json_lines(client: AsyncClient, trainer: FakeTrainer) -> None:
     conversation = (Message("user", "hi"), Message("assistant", "hello"))
-    for examples in (
+    uploads: list[list[Any]] = [
         [Example("a", output="ä"), {"input": "b", "output": "c"}],
         [Example("b", label="x")],
         [Example(messages=conversation)],
-    ):
+    ]
+    for examples in uploads:
         await client.upload_dataset(examples)
     lines = [json.loads(line) for _, content in trainer.uploads for line in content.decode().splitlines()]
     assert lines == [
@@ -61,7 +66,9 @@ async def test_examples_become_json_lines(client, trainer):
     ]
 
 
-async def test_what_the_service_finds_wrong_is_named_by_its_place_with_the_caller(client, trainer, tmp_path):
+async def test_what_the_service_finds_wrong_is_named_by_its_place_with_the_caller(
+    client: AsyncClient, trainer: FakeTrainer, tmp_path: Path
+) -> None:
     path = tmp_path / "train.csv"
     path.write_text('question,answer\n"two\nlines",b\n\nc,d\n')
     wrong = [("dataset line 2 output", "is too long"), ("spec.prompt", "is taken")]
@@ -76,7 +83,7 @@ async def test_what_the_service_finds_wrong_is_named_by_its_place_with_the_calle
         )
 
 
-async def test_a_job_with_data_that_is_there_uploads_nothing(client, trainer):
+async def test_a_job_with_data_that_is_there_uploads_nothing(client: AsyncClient, trainer: FakeTrainer) -> None:
     job = await client.create_job(
         TuningSpec("tone", DATASET, validation_dataset="file:///data/held.jsonl"), request_id="mine"
     )
@@ -84,19 +91,19 @@ async def test_a_job_with_data_that_is_there_uploads_nothing(client, trainer):
     assert trainer.specs[0].validation_dataset.uri == "file:///data/held.jsonl"
 
 
-async def test_a_missing_file_is_named(client, tmp_path):
+async def test_a_missing_file_is_named(client: AsyncClient, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="nowhere"):
         await client.create_job(TuningSpec("tone", tmp_path / "nowhere.jsonl"))
 
 
-async def test_a_retried_creation_carries_the_same_request_id(client, trainer):
-    trainer.fail_next = [Unavailable("the database is away")]
+async def test_a_retried_creation_carries_the_same_request_id(client: AsyncClient, trainer: FakeTrainer) -> None:
+    trainer.fail_next = [Unavailable("the database is unavailable")]
     await client.create_job(TuningSpec("tone", DATASET))
     assert len(trainer.request_ids) == 1
     assert trainer.request_ids[0]
 
 
-async def test_overload_is_tried_again_and_then_told(client, trainer):
+async def test_overload_is_tried_again_and_then_raised(client: AsyncClient, trainer: FakeTrainer) -> None:
     trainer.fail_next = [Overloaded("the queue is full", retry_after_seconds=0.25)] * 4
     with pytest.raises(Overloaded) as caught:
         await client.create_job(TuningSpec("tone", DATASET))
@@ -104,15 +111,15 @@ async def test_overload_is_tried_again_and_then_told(client, trainer):
     assert trainer.fail_next == []
 
 
-async def test_invalid_input_comes_back_with_its_fields(client, trainer):
+async def test_invalid_input_comes_back_with_its_fields(client: AsyncClient, trainer: FakeTrainer) -> None:
     trainer.fail_next = [InvalidInput.of("spec.hyperparameters.learning_rate", "must be above 0")]
     with pytest.raises(InvalidInput) as caught:
         await client.create_job(TuningSpec("tone", DATASET))
     assert [violation.field for violation in caught.value.violations] == ["spec.hyperparameters.learning_rate"]
 
 
-async def test_tuning_waits_for_the_result_and_shows_every_event(client):
-    events = []
+async def test_tuning_waits_for_the_result_and_shows_every_event(client: AsyncClient) -> None:
+    events: list[Any] = []
     job = await client.tune(TuningSpec("tone", [Example("a", output="b")]), on_event=events.append)
     assert job.state is JobState.SUCCEEDED
     assert job.result.version == "prompts/tone/versions/1"
@@ -127,7 +134,7 @@ async def test_tuning_waits_for_the_result_and_shows_every_event(client):
     assert events[1].progress.examples_per_second == 12.5
 
 
-async def test_a_failed_job_raises_with_its_reason(client, trainer):
+async def test_a_failed_job_raises_with_its_reason(client: AsyncClient, trainer: FakeTrainer) -> None:
     trainer.events = finished_events(failed_job())
     with pytest.raises(
         JobFailed, match=r"NAN_LOSS: the loss is not a number .see spec.hyperparameters.learning_rate"
@@ -136,14 +143,14 @@ async def test_a_failed_job_raises_with_its_reason(client, trainer):
     assert caught.value.job.state is JobState.FAILED
 
 
-async def test_a_watch_that_is_cut_goes_on_after_the_last_event(client, trainer):
+async def test_a_watch_that_is_cut_goes_on_after_the_last_event(client: AsyncClient, trainer: FakeTrainer) -> None:
     trainer.cut_watch_after = [2, 4]
     numbers = [event.number async for event in client.watch_job(JOB)]
     assert numbers == [1, 2, 3, 4, 5, 6]
     assert trainer.watched_after == [0, 2, 4]
 
 
-async def test_a_watch_outlives_a_restart_of_the_trainer(trainer, inference):
+async def test_a_watch_outlives_a_restart_of_the_trainer(trainer: FakeTrainer, inference: FakeInference) -> None:
     trainer.hold_watch = asyncio.Event()
     events, trainer.events = trainer.events, trainer.events[:3]
     seen = []
@@ -159,11 +166,11 @@ async def test_a_watch_outlives_a_restart_of_the_trainer(trainer, inference):
     assert seen == [1, 2, 3, 4, 5, 6]
 
 
-async def test_a_watch_after_the_end_is_empty(client):
+async def test_a_watch_after_the_end_is_empty(client: AsyncClient) -> None:
     assert [event async for event in client.watch_job(JOB, after=6)] == []
 
 
-async def test_a_watch_gives_up_on_a_trainer_that_stays_away():
+async def test_a_watch_gives_up_on_a_trainer_that_stays_away() -> None:
     client = AsyncClient("127.0.0.1:1")
     with pytest.raises(Unavailable, match=r"the trainer can't be reached at 127\.0\.0\.1:1"):
         async for _ in client.watch_job(JOB, reconnect_seconds=0):
@@ -171,25 +178,25 @@ async def test_a_watch_gives_up_on_a_trainer_that_stays_away():
     await client.close()
 
 
-async def test_an_unknown_job_is_not_found(client):
+async def test_an_unknown_job_is_not_found(client: AsyncClient) -> None:
     with pytest.raises(NotFound) as caught:
         await client.get_job("tuningJobs/none")
     assert (caught.value.kind, caught.value.name) == ("tuning job", "tuningJobs/none")
 
 
-async def test_listing_jobs_fetches_every_page(client):
+async def test_listing_jobs_fetches_every_page(client: AsyncClient) -> None:
     assert len(await client.list_jobs()) == 450
     assert len(await client.list_jobs(limit=7)) == 7
     assert {job.state for job in await client.list_jobs(states=[JobState.FAILED], limit=3)} == {JobState.FAILED}
 
 
-async def test_steering_a_job(client):
+async def test_steering_a_job(client: AsyncClient) -> None:
     assert (await client.cancel_job(JOB)).state is JobState.CANCELLING
     assert (await client.pause_job(JOB)).state is JobState.PAUSED
     assert (await client.resume_job(JOB)).state is JobState.QUEUED
 
 
-async def test_prompts_versions_and_aliases(client):
+async def test_prompts_versions_and_aliases(client: AsyncClient) -> None:
     assert (await client.list_prompts())[0].aliases[0].targets == (AliasTarget(2, 1.0),)
     assert (await client.get_prompt("tone")).latest_version == 2
     assert [version.name for version in await client.list_versions("tone")] == [
@@ -201,13 +208,13 @@ async def test_prompts_versions_and_aliases(client):
     assert [target.weight for target in moved.targets] == [0.9, 0.1]
 
 
-async def test_a_lost_race_for_an_alias_tells_the_current_value(client):
+async def test_a_lost_race_for_an_alias_tells_the_current_value(client: AsyncClient) -> None:
     with pytest.raises(Conflict) as caught:
         await client.set_alias("tone", "default", 3, expected_version=1)
     assert caught.value.metadata["current"] == "2"
 
 
-async def test_a_whole_answer(client, inference):
+async def test_a_whole_answer(client: AsyncClient, inference: FakeInference) -> None:
     answer = await client.generate("hi", prompt="tone@2", sampling=Sampling(temperature=0, max_new_tokens=5))
     assert (answer.text, answer.start.version, answer.end.finish_reason) == (
         "Hello wide world",
@@ -220,7 +227,7 @@ async def test_a_whole_answer(client, inference):
     assert not sent.sampling.HasField("top_k")
 
 
-async def test_inputs_of_every_kind(client, inference):
+async def test_inputs_of_every_kind(client: AsyncClient, inference: FakeInference) -> None:
     await client.count_tokens("text", prompt="tone")
     await client.count_tokens([Message("user", "hi")], prompt="tone")
     await client.count_tokens(TokenIds((1, 2)))
@@ -229,14 +236,14 @@ async def test_inputs_of_every_kind(client, inference):
     assert list(inference.requests[2].input.token_ids.ids) == [1, 2]
 
 
-async def test_a_stream_has_a_start_deltas_and_an_end(client):
+async def test_a_stream_has_a_start_deltas_and_an_end(client: AsyncClient) -> None:
     stream = client.stream("hi", prompt="tone")
     assert (await stream.started()).seed == 11
     assert "".join([delta.text async for delta in stream]) == "Hello wide world"
     assert stream.end.output_tokens == 3
 
 
-async def test_breaking_out_of_a_stream_cancels_it(client, inference):
+async def test_breaking_out_of_a_stream_cancels_it(client: AsyncClient, inference: FakeInference) -> None:
     inference.endless = True
     async for delta in client.stream("hi"):
         assert delta.text == "Hello"
@@ -245,7 +252,7 @@ async def test_breaking_out_of_a_stream_cancels_it(client, inference):
         await inference.stream_ended.wait()
 
 
-async def test_leaving_a_stream_that_only_started_cancels_it(client, inference):
+async def test_leaving_a_stream_that_only_started_cancels_it(client: AsyncClient, inference: FakeInference) -> None:
     inference.endless = True
     async with client.stream("hi") as stream:
         await stream.started()
@@ -253,7 +260,7 @@ async def test_leaving_a_stream_that_only_started_cancels_it(client, inference):
         await inference.stream_ended.wait()
 
 
-async def test_a_cancelled_reader_cancels_the_stream(client, inference):
+async def test_a_cancelled_reader_cancels_the_stream(client: AsyncClient, inference: FakeInference) -> None:
     inference.endless = True
 
     async def read() -> None:
@@ -270,7 +277,7 @@ async def test_a_cancelled_reader_cancels_the_stream(client, inference):
         await inference.stream_ended.wait()
 
 
-async def test_a_deadline_ends_a_stream(client, inference):
+async def test_a_deadline_ends_a_stream(client: AsyncClient, inference: FakeInference) -> None:
     inference.endless = True
     with pytest.raises(DeadlineExceeded):
         async for _ in client.stream("hi", timeout_seconds=0.3):
@@ -291,7 +298,9 @@ async def test_a_deadline_ends_a_stream(client, inference):
         ([{"start": {"seed": 1}}], "ended before the answer's end"),
     ],
 )
-async def test_an_answer_without_its_beginning_or_its_end_says_so(client, inference, parts, told):
+async def test_an_answer_without_its_beginning_or_its_end_says_so(
+    client: AsyncClient, inference: FakeInference, parts: list[dict[str, Any]], told: str
+) -> None:
     inference.script = [ParseDict(part, generation_pb2.GenerateStreamResponse()) for part in parts]
     stream = client.stream("hi")
     with pytest.raises(Unavailable, match=told):
@@ -300,18 +309,18 @@ async def test_an_answer_without_its_beginning_or_its_end_says_so(client, infere
     assert (stream.end is not None) is ("begins with its end" in told)
 
 
-async def test_an_unknown_prompt_is_an_error_of_the_stream(client):
+async def test_an_unknown_prompt_is_an_error_of_the_stream(client: AsyncClient) -> None:
     with pytest.raises(NotFound, match="unknown"):
         await client.stream("hi", prompt="unknown").started()
 
 
-async def test_scores_and_the_best_label(client):
+async def test_scores_and_the_best_label(client: AsyncClient) -> None:
     scores = await client.score("great", prompt="tone", candidates=["bad", "good"])
     assert [score.candidate for score in scores.scores] == ["bad", "good"]
     assert (await client.classify("great", prompt="tone")).candidate == "positive"
 
 
-async def test_waiting_until_served(client, inference):
+async def test_waiting_until_served(client: AsyncClient, inference: FakeInference) -> None:
     version = "prompts/tone/versions/3"
     inference.loaded = [
         None,
@@ -322,7 +331,7 @@ async def test_waiting_until_served(client, inference):
     assert (loaded.version, loaded.state) == (version, LoadedState.LOADED)
 
 
-async def test_a_refused_version_ends_the_wait_with_its_reason(client, inference):
+async def test_a_refused_version_ends_the_wait_with_its_reason(client: AsyncClient, inference: FakeInference) -> None:
     state = generation_pb2.LoadedPrompt.STATE_QUARANTINED
     inference.loaded = [
         [generation_pb2.LoadedPrompt(version="prompts/tone/versions/3", state=state, reason="not finite")]
@@ -331,24 +340,26 @@ async def test_a_refused_version_ends_the_wait_with_its_reason(client, inference
         await client.wait_until_served("tone@3")
 
 
-async def test_waiting_for_a_version_that_never_comes_ends(client):
+async def test_waiting_for_a_version_that_never_comes_ends(client: AsyncClient) -> None:
     with pytest.raises(DeadlineExceeded, match="not served after"):
         await client.wait_until_served("tone@3", timeout_seconds=0.2)
 
 
-async def test_nobody_there_is_unavailable_with_the_address():
+async def test_no_server_there_is_unavailable_with_the_address() -> None:
     async with AsyncClient("127.0.0.1:1", "127.0.0.1:1") as client:
         with pytest.raises(Unavailable, match=r"inference service can't be reached at 127\.0\.0\.1:1"):
             await client.generate("hi")
 
 
-async def test_a_service_that_is_unavailable_itself_keeps_its_own_words(client, trainer):
-    trainer.fail_next = [Unavailable("the store is away")] * 4
-    with pytest.raises(Unavailable, match=r"^the store is away$"):
+async def test_a_service_that_is_unavailable_itself_keeps_its_own_words(
+    client: AsyncClient, trainer: FakeTrainer
+) -> None:
+    trainer.fail_next = [Unavailable("the store is unavailable")] * 4
+    with pytest.raises(Unavailable, match=r"^the store is unavailable$"):
         await client.get_job(JOB)
 
 
-async def test_errors_keep_their_cause(client):
+async def test_errors_keep_their_cause(client: AsyncClient) -> None:
     with pytest.raises(NotFound) as caught:
         await client.get_job("tuningJobs/none")
     assert isinstance(caught.value.__cause__, grpc.aio.AioRpcError)

@@ -8,17 +8,19 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from prompttuning.v1 import generation_pb2, tuning_pb2
 
-from shared.errors import InvalidInput, NotFound, Overloaded, PermissionDenied, Unavailable
+from shared.errors import InvalidInput, NotFound, Overloaded, PermissionDenied, SoftPromptError, Unavailable
 from softprompt.cli.failures import report
 from softprompt.cli.main import app
 from tests.softprompt.cli_runner import CliRunner
+from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events, succeeded_job
 
 COMMANDS = [
@@ -42,36 +44,24 @@ COMMANDS = [
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys):
-    return CliRunner(monkeypatch, capsys)
-
-
-@pytest.fixture
-def here(services, monkeypatch):
-    monkeypatch.setenv("SOFTPROMPT_TRAINER", services.trainer_endpoint)
-    monkeypatch.setenv("SOFTPROMPT_INFERENCE", services.inference_endpoint)
-    return services
-
-
-@pytest.fixture
-def examples(tmp_path):
+def examples(tmp_path: Path) -> str:
     path = tmp_path / "train.jsonl"
     path.write_text('{"input": "a", "output": "b"}\n')
     return str(path)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(cli, command):
+def test_every_command_has_help_with_an_example(cli: CliRunner, command: Any) -> None:
     outcome = cli(*command, "--help")
     assert outcome.code == 0
     assert f"Example:  softprompt {' '.join(command)}" in outcome.out
 
 
-def test_the_root_help_lists_exit_codes(cli):
+def test_the_root_help_lists_exit_codes(cli: CliRunner) -> None:
     assert "Exit codes" in cli("--help").out
 
 
-def test_help_imports_neither_grpc_nor_torch_nor_ray():
+def test_help_imports_neither_grpc_nor_torch_nor_ray() -> None:
     code = "import sys; sys.argv = ['softprompt', '--help']\nfrom softprompt.cli import main\n"
     code += "try: main()\nexcept SystemExit: pass\n"
     code += "heavy = {'grpc', 'torch', 'ray', 'transformers', 'google.protobuf'} & set(sys.modules)\n"
@@ -79,7 +69,7 @@ def test_help_imports_neither_grpc_nor_torch_nor_ray():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 
-def test_tune_follows_to_the_result(cli, here, examples):
+def test_tune_follows_to_the_result(cli: CliRunner, here: Services, examples: str) -> None:
     outcome = cli("tune", examples, "--prompt", "tone", "--steps", "2", "--template", "Q: {input}", "--labels", "a, b")
     assert (outcome.code, outcome.out.splitlines()[0]) == (0, "published prompts/tone/versions/1 (alias moved)")
     assert "held out       loss 1.25" in outcome.out
@@ -106,7 +96,7 @@ def test_tune_follows_to_the_result(cli, here, examples):
     assert not spec.hyperparameters.HasField("batch_size")
 
 
-def test_tune_from_a_version_and_with_a_gate(cli, here, examples):
+def test_tune_from_a_version_and_with_a_gate(cli: CliRunner, here: Services, examples: str) -> None:
     outcome = cli(
         "tune",
         examples,
@@ -131,20 +121,20 @@ def test_tune_from_a_version_and_with_a_gate(cli, here, examples):
     assert spec.publish.wait_until_served.seconds == 5
 
 
-def test_tune_as_json_is_a_line_for_each_event(cli, here, examples):
+def test_tune_as_json_is_a_line_for_each_event(cli: CliRunner, here: Services, examples: str) -> None:
     events = cli("tune", examples, "--prompt", "tone", "--json").json
     assert [event["event"] for event in events][:3] == ["StateChanged", "ProgressMade", "Evaluated"]
     assert events[-1]["job"]["result"]["version"] == "prompts/tone/versions/1"
 
 
-def test_a_job_that_failed_fails_the_command(cli, here, examples):
+def test_a_job_that_failed_fails_the_command(cli: CliRunner, here: Services, examples: str) -> None:
     here.trainer.events = finished_events(failed_job())
     outcome = cli("tune", examples, "--prompt", "tone")
     assert outcome.code == 1
     assert "NAN_LOSS: the loss is not a number (see spec.hyperparameters.learning_rate)" in outcome.err
 
 
-def test_several_mistakes_are_each_named(cli, here, examples):
+def test_several_mistakes_are_each_named(cli: CliRunner, here: Services, examples: str) -> None:
     here.trainer.fail_next = [
         InvalidInput([*InvalidInput.of("line 1", "bad").violations, *InvalidInput.of("line 7", "worse").violations])
     ]
@@ -153,17 +143,17 @@ def test_several_mistakes_are_each_named(cli, here, examples):
     assert "  line 1: bad\n  line 7: worse" in outcome.err
 
 
-def test_a_missing_file_is_not_found(cli, here):
+def test_a_missing_file_is_not_found(cli: CliRunner, here: Services) -> None:
     outcome = cli("tune", "no-such.jsonl", "--prompt", "tone")
     assert outcome.code == 3
     assert "no-such.jsonl" in outcome.err
 
 
-def test_options_that_exclude_each_other(cli, here, examples):
+def test_options_that_exclude_each_other(cli: CliRunner, here: Services, examples: str) -> None:
     assert cli("tune", examples, "--prompt", "tone", "--from", "x", "--init-text", "y").code == 2
 
 
-def test_nobody_there_says_where_it_looked_and_what_to_do(cli):
+def test_no_server_there_says_where_it_looked_and_what_to_do(cli: CliRunner) -> None:
     outcome = cli("jobs", "list", "--trainer", "127.0.0.1:1")
     assert outcome.code == 5
     assert "127.0.0.1:1" in outcome.err
@@ -171,7 +161,7 @@ def test_nobody_there_says_where_it_looked_and_what_to_do(cli):
     assert "Traceback" not in outcome.err
 
 
-def test_an_overloaded_service_says_when_to_come_back(cli, here):
+def test_an_overloaded_service_says_when_to_come_back(cli: CliRunner, here: Services) -> None:
     here.trainer.fail_next = [
         Overloaded("the queue is full", retry_after_seconds=90)
     ]  # too long for the client to wait by itself
@@ -180,7 +170,7 @@ def test_an_overloaded_service_says_when_to_come_back(cli, here):
     assert "try again in 90 s" in outcome.err
 
 
-def test_jobs(cli, here):
+def test_jobs(cli: CliRunner, here: Services) -> None:
     assert len(cli("jobs", "list", "--limit", "3", "--json").json) == 3
     assert "tuningJobs/0" in cli("jobs", "list", "--state", "failed").out
     shown = cli("jobs", "show", "job1")
@@ -196,7 +186,7 @@ def test_jobs(cli, here):
     assert "KEY=VALUE" in cli("jobs", "list", "--label", "team").err
 
 
-def test_a_job_is_cloned_and_gone_on_from(cli, here, tmp_path):
+def test_a_job_is_cloned_and_gone_on_from(cli: CliRunner, here: Services, tmp_path: Path) -> None:
     trainer = here.trainer
     job = trainer.jobs[JOB]
     job.spec.CopyFrom(
@@ -222,7 +212,7 @@ def test_a_job_is_cloned_and_gone_on_from(cli, here, tmp_path):
     assert "jobs continue" in cli("jobs", "show", "job1").out
 
 
-def test_prompts(cli, here):
+def test_prompts(cli: CliRunner, here: Services) -> None:
     assert "default -> 2" in cli("prompts", "list").out
     assert cli("prompts", "list", "--json").json[0]["latest_version"] == 2
     assert "sha256:00" in cli("prompts", "show", "tone").out
@@ -232,7 +222,7 @@ def test_prompts(cli, here):
     assert cli("prompts", "alias", "set", "tone", "default", "newest").code == 2
 
 
-def test_what_a_replica_refused_is_shown_with_the_reason(cli, here):
+def test_what_a_replica_refused_is_shown_with_the_reason(cli: CliRunner, here: Services) -> None:
     state = generation_pb2.LoadedPrompt.STATE_QUARANTINED
     here.inference.loaded = [
         [generation_pb2.LoadedPrompt(version="prompts/tone/versions/3", state=state, reason="not finite")]
@@ -243,13 +233,13 @@ def test_what_a_replica_refused_is_shown_with_the_reason(cli, here):
     assert "not finite" in outcome.out
 
 
-def test_generate_streams_text(cli, here):
+def test_generate_streams_text(cli: CliRunner, here: Services) -> None:
     outcome = cli("generate", "--prompt", "tone", "hi", "--temperature", "0", "--stop", "END", "--stop", "###")
     assert (outcome.code, outcome.out, outcome.err) == (0, "Hello wide world\n", "")
     assert list(here.inference.requests[0].sampling.stop_sequences) == ["END", "###"]
 
 
-def test_an_empty_answer_says_why(cli, here):
+def test_an_empty_answer_says_why(cli: CliRunner, here: Services) -> None:
     here.inference.pieces = ["", " "]
     outcome = cli("generate", "hi", "--prompt", "support-tone")
     assert outcome.code == 0
@@ -258,19 +248,19 @@ def test_an_empty_answer_says_why(cli, here):
     )
 
 
-def test_generate_reads_stdin(cli, here, monkeypatch):
+def test_generate_reads_stdin(cli: CliRunner, here: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe\n"))
     cli("generate", "-")
     assert here.inference.requests[0].input.text == "from a pipe"
 
 
-def test_generate_as_json_lines(cli, here):
+def test_generate_as_json_lines(cli: CliRunner, here: Services) -> None:
     lines = cli("generate", "hi", "--json").json
     assert [next(iter(line)) for line in lines] == ["start", "delta", "delta", "delta", "end"]
     assert lines[-1]["end"]["finish_reason"] == "EOS"
 
 
-def test_completions_are_printed_one_after_the_other(cli, here):
+def test_completions_are_printed_one_after_the_other(cli: CliRunner, here: Services) -> None:
     outcome = cli("generate", "hi", "--n", "2")
     assert outcome.out == "Hello wide world\nHello wide world\n"
     lines = cli("generate", "hi", "--n", "2", "--json").json
@@ -278,23 +268,23 @@ def test_completions_are_printed_one_after_the_other(cli, here):
     assert [line["end"]["index"] for line in lines if "end" in line] == [0, 1]
 
 
-def test_generate_with_an_unknown_prompt(cli, here):
+def test_generate_with_an_unknown_prompt(cli: CliRunner, here: Services) -> None:
     assert cli("generate", "--prompt", "unknown", "hi").code == 3
 
 
-def test_generate_names_the_field(cli, here):
+def test_generate_names_the_field(cli: CliRunner, here: Services) -> None:
     outcome = cli("generate", "")
     assert outcome.code == 2
     assert "input.text: must not be empty" in outcome.err
 
 
-def test_classify(cli, here):
+def test_classify(cli: CliRunner, here: Services) -> None:
     outcome = cli("classify", "--prompt", "tone", "great")
     assert outcome.out.splitlines()[1].split() == ["positive", "0.9000"]
     assert cli("classify", "--prompt", "tone", "great", "--json").json[0]["best"] == 1
 
 
-def test_info_shows_the_one_that_answers(cli, here):
+def test_info_shows_the_one_that_answers(cli: CliRunner, here: Services) -> None:
     assert "tiny" in cli("info").out
     outcome = cli("info", "--trainer", "127.0.0.1:1", "--json")
     assert outcome.code == 5
@@ -302,7 +292,7 @@ def test_info_shows_the_one_that_answers(cli, here):
     assert "error: trainer 127.0.0.1:1: " in outcome.err, "which of the two services it is"
 
 
-def test_info_shows_the_inference_service_to_a_caller_whom_the_trainer_refuses(cli, here):
+def test_info_shows_the_inference_service_to_a_caller_whom_the_trainer_refuses(cli: CliRunner, here: Services) -> None:
     """A generator may ask the inference service for its model, and the trainer for nothing."""
     here.trainer.fail_next = [PermissionDenied("no role")]
     outcome = cli("info")
@@ -323,12 +313,12 @@ def test_info_shows_the_inference_service_to_a_caller_whom_the_trainer_refuses(c
         (NotFound("prompt", "tone"), "softprompt prompts list"),
     ],
 )
-def test_hints_say_what_to_do_next(error, hint, capsys):
+def test_hints_say_what_to_do_next(error: SoftPromptError, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     report(error)
     assert hint in capsys.readouterr().err
 
 
-def test_an_interrupted_stream_is_cancelled_and_exits_130(here):
+def test_an_interrupted_stream_is_cancelled_and_exits_130(here: Services) -> None:
     here.inference.endless = True
     command = [sys.executable, "-m", "softprompt.cli", "generate", "hi", "--inference", here.inference_endpoint]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -340,7 +330,7 @@ def test_an_interrupted_stream_is_cancelled_and_exits_130(here):
     wait_until(here.inference.stream_ended.is_set)
 
 
-def test_interrupting_a_followed_job_lets_go_of_it(here):
+def test_interrupting_a_followed_job_lets_go_of_it(here: Services) -> None:
     command = [
         sys.executable,
         "-m",
@@ -367,7 +357,7 @@ def test_interrupting_a_followed_job_lets_go_of_it(here):
     assert "Traceback" not in errors
 
 
-def test_models_pull_prints_the_directory(cli, tmp_path):
+def test_models_pull_prints_the_directory(cli: CliRunner, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert cli("models", "pull", str(tmp_path)).out == f"{tmp_path}\n"
     assert cli("models", "pull", str(tmp_path), "--json").json == [{"name": str(tmp_path), "path": str(tmp_path)}]
@@ -376,7 +366,9 @@ def test_models_pull_prints_the_directory(cli, tmp_path):
     assert "smollm2-135m-instruct" in outcome.err
 
 
-def test_a_mistake_of_the_program_is_no_traceback(cli, here, monkeypatch):
+def test_a_mistake_of_the_program_is_no_traceback(
+    cli: CliRunner, here: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("softprompt.cli.jobs.job_name", lambda text: 1 / 0)
     outcome = cli("jobs", "show", "x")
     assert outcome.code == 1
@@ -384,12 +376,12 @@ def test_a_mistake_of_the_program_is_no_traceback(cli, here, monkeypatch):
     assert "Traceback" not in outcome.err
 
 
-def test_a_service_that_comes_back_is_not_even_noticed(cli, here):
+def test_a_service_that_comes_back_is_not_even_noticed(cli: CliRunner, here: Services) -> None:
     here.trainer.fail_next = [Unavailable("restarting")]
     assert cli("jobs", "show", "job1").code == 0
 
 
-def wait_until(condition, timeout_seconds=5.0):
+def wait_until(condition: Callable[[], object], timeout_seconds: float = 5.0) -> None:
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline, "still not so"
@@ -407,7 +399,7 @@ WRITTEN = dict(commands_of(typer.main.get_command(app)))
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: " ".join(path) or "softprompt")
-def test_help_shows_every_word_that_is_written(path, cli, monkeypatch):
+def test_help_shows_every_word_that_is_written(path: Any, cli: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     shown = " ".join(cli(*path, "--help").out.split())
     command = WRITTEN[path]
@@ -416,18 +408,18 @@ def test_help_shows_every_word_that_is_written(path, cli, monkeypatch):
         assert written in shown, f"{written!r} is not in the help"
 
 
-def test_every_command_but_the_groups_has_an_example():
+def test_every_command_but_the_groups_has_an_example() -> None:
     leaves = {path for path, command in WRITTEN.items() if not getattr(command, "commands", None)}
     assert leaves == {*COMMANDS, ("models", "fingerprint"), ("tokens", "new"), ("tokens", "hash")}
 
 
-def test_output_keeps_brackets_and_colons(cli, here):
+def test_output_keeps_brackets_and_colons(cli: CliRunner, here: Services) -> None:
     outcome = cli("classify", "fine", "--prompt", "tone", "--label", "[bold]good", "--label", ":cat:")
     assert "[bold]good" in outcome.out
     assert ":cat:" in outcome.out
 
 
-def test_loaded_prompts_show_the_memory_of_their_keys_and_values(cli, here):
+def test_loaded_prompts_show_the_memory_of_their_keys_and_values(cli: CliRunner, here: Services) -> None:
     loaded, known = generation_pb2.LoadedPrompt.STATE_LOADED, generation_pb2.LoadedPrompt.STATE_KNOWN
     here.inference.loaded = [
         [
@@ -443,14 +435,14 @@ def test_loaded_prompts_show_the_memory_of_their_keys_and_values(cli, here):
     assert first.split() == ["tone@1", "KNOWN", "20", "0"], "no memory and no request"
 
 
-def test_examples_that_were_dropped_or_truncated_are_counted(cli, here, examples):
+def test_examples_that_were_dropped_or_truncated_are_counted(cli: CliRunner, here: Services, examples: str) -> None:
     job = succeeded_job()
     job.dataset_statistics.num_dropped, job.dataset_statistics.num_truncated = 3, 2
     here.trainer.jobs[JOB] = job
     assert "too long: 3 examples were dropped, the inputs of 2 were truncated" in cli("jobs", "show", JOB).out
 
 
-def test_a_job_that_prepares_its_data_shows_how_far_it_is(cli, here):
+def test_a_job_that_prepares_its_data_shows_how_far_it_is(cli: CliRunner, here: Services) -> None:
     progress = tuning_pb2.TuningProgress(num_prepared=300, num_examples=40_000)
     here.trainer.jobs[JOB] = tuning_pb2.TuningJob(name=JOB, state=tuning_pb2.TuningJob.STATE_RUNNING, progress=progress)
     assert "step      prepared 300/40000 examples" in cli("jobs", "show", JOB).out

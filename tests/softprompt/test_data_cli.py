@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from prompttuning.v1 import tuning_pb2
@@ -14,28 +15,20 @@ from prompttuning.v1 import tuning_pb2
 from softprompt.cli.data import label_set, mending_command
 from softprompt.types.spec import TaskKind
 from tests.softprompt.cli_runner import CliRunner
+from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import DATASET
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys):
-    return CliRunner(monkeypatch, capsys)
-
-
-@pytest.fixture
-def here(services, monkeypatch):
-    monkeypatch.setenv("SOFTPROMPT_TRAINER", services.trainer_endpoint)
-    return services
-
-
-@pytest.fixture
-def table(tmp_path):
+def table(tmp_path: Path) -> str:
     path = tmp_path / "my reviews.csv"
     path.write_text("id;review;stars\n1;good;5\n2;bad;1\n")
     return str(path)
 
 
-def test_the_advice_of_a_refusal_is_a_command_that_works(cli, here, table, monkeypatch):
+def test_the_advice_of_a_refusal_is_a_command_that_works(
+    cli: CliRunner, here: Services, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused = cli("tune", table, "--prompt", "stars", "--no-follow")
     assert refused.code == 2
     assert (
@@ -58,7 +51,7 @@ def test_the_advice_of_a_refusal_is_a_command_that_works(cli, here, table, monke
     ]
 
 
-def test_a_file_is_uploaded_and_its_name_printed(cli, here, table):
+def test_a_file_is_uploaded_and_its_name_printed(cli: CliRunner, here: Services, table: str) -> None:
     done = cli("datasets", "upload", table, "--input=review", "--output", "stars", "--drop-extra")
     assert (done.code, done.out) == (0, f"{DATASET}\n")
     assert (
@@ -69,7 +62,7 @@ def test_a_file_is_uploaded_and_its_name_printed(cli, here, table):
     )
 
 
-def test_labels_may_contain_commas(cli, here, tmp_path):
+def test_labels_may_contain_commas(cli: CliRunner, here: Services, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text,label\na,"Yes, please"\nb,No\n')
     refused = cli("tune", str(path), "--prompt", "x", "--labels", "Yes, please, No")
@@ -80,7 +73,7 @@ def test_labels_may_contain_commas(cli, here, tmp_path):
     assert label_set(["a, b", '"c, d"']) == ("a", "b", "c, d")
 
 
-def test_thirty_bad_lines_are_one_message(cli, tmp_path):
+def test_thirty_bad_lines_are_one_message(cli: CliRunner, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"input": "a", "output": "b"}\n' + '{"input": "a", "output": ""}\n' * 30)
     refused = cli("tune", str(path), "--prompt", "x")
@@ -88,7 +81,7 @@ def test_thirty_bad_lines_are_one_message(cli, tmp_path):
     assert refused.err.splitlines() == ["error: a.jsonl: dataset line 2 output: is empty (also lines 3, 4 and 27 more)"]
 
 
-def test_mistakes_about_files_need_no_service_and_are_one_sentence(cli, tmp_path):
+def test_mistakes_about_files_need_no_service_and_are_one_sentence(cli: CliRunner, tmp_path: Path) -> None:
     for arguments, code in (((str(tmp_path),), 2), ((str(tmp_path / "no.csv"),), 3)):
         for options in ((), ("--validation", str(tmp_path / "no.csv"))):
             refused = cli("tune", *arguments, "--prompt", "x", *options)
@@ -96,7 +89,7 @@ def test_mistakes_about_files_need_no_service_and_are_one_sentence(cli, tmp_path
             assert len(refused.err.splitlines()) == 1
 
 
-def test_standard_input_is_read(here, tmp_path):
+def test_standard_input_is_read(here: Services, tmp_path: Path) -> None:
     """In a process of its own, which alone has a standard input of its own."""
     command = [sys.executable, "-m", "softprompt.cli", "tune", "-", "--prompt", "x", "--no-follow"]
     done = subprocess.run(command, input=b"text,label\na,x\nb,y\n", capture_output=True, timeout=120, check=False)
@@ -117,7 +110,7 @@ def test_a_command_is_mended_where_it_has_the_options() -> None:
     )
 
 
-def test_what_a_creation_counted_is_told_without_following(cli, here, table):
+def test_what_a_creation_counted_is_printed_without_following(cli: CliRunner, here: Services, table: str) -> None:
     counts = tuning_pb2.DatasetStatistics(num_train=9, num_duplicates=4, num_contradictions=2)
     here.trainer.created_statistics = counts
     done = cli("tune", table, "--prompt", "x", "--input", "review", "--label", "stars", "--drop-extra", "--no-follow")

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -30,7 +31,7 @@ TINY = replace(
 
 
 @pytest.mark.timeout(400)
-def test_the_whole_story(tiny_model_dir, tmp_path):
+def test_the_whole_story(tiny_model_dir: Path, tmp_path: Path) -> None:
     text = io.StringIO()
     run_demo(tiny_model_dir, tmp_path / "out", replace(TINY, answer_tokens=200), Console(file=text, width=200))
     told = text.getvalue()
@@ -52,7 +53,7 @@ def test_the_whole_story(tiny_model_dir, tmp_path):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("moment", ["Start the trainer", "version 1: running"])
-def test_ctrl_c_leaves_nothing_behind(moment, tiny_model_dir, tmp_path):
+def test_ctrl_c_leaves_nothing_behind(moment: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     mark = f"demo-test-{os.getpid()}-{time.monotonic_ns()}"
     command = [
         sys.executable,
@@ -101,12 +102,12 @@ def living(belongs: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
     return found
 
 
-def test_a_broken_promise_fails_the_demo_before_anything_starts(tiny_model_dir, tmp_path):
+def test_a_broken_promise_fails_the_demo_before_anything_starts(tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(PromiseBroken, match="examples are not at"):
         run_demo(tiny_model_dir, tmp_path, replace(TINY, examples_dir=tmp_path), Console(file=io.StringIO()))
 
 
-def test_promises_remember_what_was_broken():
+def test_promises_remember_what_was_broken() -> None:
     text = io.StringIO()
     promises = Promises(Console(file=text, width=200))
     assert promises.check(True, "kept")
@@ -116,7 +117,7 @@ def test_promises_remember_what_was_broken():
     assert "✗ bro[ken]" in text.getvalue()
 
 
-def test_answers_stream_into_a_table_on_a_terminal():
+def test_answers_stream_into_a_table_on_a_terminal() -> None:
     text = io.StringIO()
     with AnswerTable(Console(file=text, force_terminal=True, width=120), ["mouse"], ["bare", "tuned"]) as table:
         table.append(0, 0, "a dull ")
@@ -126,7 +127,7 @@ def test_answers_stream_into_a_table_on_a_terminal():
     assert "a [bold] one" in text.getvalue()
 
 
-def test_answers_are_told_one_after_the_other_elsewhere():
+def test_answers_are_printed_one_after_the_other_elsewhere() -> None:
     text = io.StringIO()
     with AnswerTable(Console(file=text, width=120), ["mouse", "lamp"], ["bare", "tuned"]) as table:
         for row in range(2):
@@ -142,7 +143,7 @@ def test_answers_are_told_one_after_the_other_elsewhere():
     ]
 
 
-def test_a_picture_of_two_trainings(tmp_path):
+def test_a_picture_of_two_trainings(tmp_path: Path) -> None:
     first, second = TrainingRecord("version 1", bare_loss=4.0), TrainingRecord("version 2")
     for record in (first, second):
         for step in range(1, 5):

@@ -39,7 +39,7 @@ def shown(terminal: bool, width: int = 160, events: list[JobEvent] = EVENTS, tit
     return text.getvalue()
 
 
-def test_a_terminal_shows_step_loss_speed_time_left_and_held_out_loss():
+def test_a_terminal_shows_step_loss_speed_time_left_and_held_out_loss() -> None:
     text = shown(terminal=True)
     for part in (
         "version 1: succeeded",
@@ -54,7 +54,7 @@ def test_a_terminal_shows_step_loss_speed_time_left_and_held_out_loss():
 
 
 @pytest.mark.parametrize("width", [40, 80, 120, 240])
-def test_every_part_is_whole_at_every_width(width):
+def test_every_part_is_whole_at_every_width(width: int) -> None:
     running = [replace(EVENTS[0], number=1), ProgressMade(number=2, time=NOW, progress=HALF_WAY)]
     drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", shown(terminal=True, width=width, events=running, title=JOB_ID))
     lines = [line.rstrip() for line in drawn.splitlines()]
@@ -64,13 +64,13 @@ def test_every_part_is_whole_at_every_width(width):
     assert max(Text(line).cell_len for line in lines) <= width
 
 
-def test_parts_flow_into_lines_and_are_never_broken():
+def test_parts_flow_into_lines_and_are_never_broken() -> None:
     parts = [Text(text) for text in ("aaaa", "bbb", "cc", "a part that is too long")]
     assert [line.plain for line in flow(parts, 9)] == ["aaaa  bbb", "cc", "a part t…"]
     assert [line.plain for line in flow(parts, 80)] == ["aaaa  bbb  cc  a part that is too long"]
 
 
-def test_examples_that_are_being_prepared_are_counted():
+def test_examples_that_are_being_prepared_are_counted() -> None:
     preparing = replace(HALF_WAY, step=0, num_steps=0, num_prepared=300, num_examples=40_000)
     status = TrainingStatus("job")
     status.update(ProgressMade(number=1, time=NOW, progress=preparing))
@@ -79,7 +79,7 @@ def test_examples_that_are_being_prepared_are_counted():
     assert "prepared 300/40000 examples" in shown(True, 80, [ProgressMade(number=1, time=NOW, progress=preparing)])
 
 
-def test_after_its_last_step_a_job_is_evaluating_until_it_ends():
+def test_after_its_last_step_a_job_is_evaluating_until_it_ends() -> None:
     status = TrainingStatus("job")
     status.update(EVENTS[0])
     status.update(ProgressMade(number=2, time=NOW, progress=replace(HALF_WAY, step=200)))
@@ -88,7 +88,7 @@ def test_after_its_last_step_a_job_is_evaluating_until_it_ends():
     assert status.details[:2] == ["step 2/2", "0:00 left"]
 
 
-def test_without_a_terminal_changes_are_lines():
+def test_without_a_terminal_changes_are_lines() -> None:
     assert shown(terminal=False).splitlines() == [
         "version 1: running",
         "version 1: running  step 1/2  loss 2.500  12.5 examples/s",
@@ -97,7 +97,7 @@ def test_without_a_terminal_changes_are_lines():
     ]
 
 
-def test_without_a_terminal_work_that_reports_nothing_is_told_of_again_and_again():
+def test_without_a_terminal_silent_work_is_reported_repeatedly() -> None:
     console, _ = console_of(terminal=False)
     enough = threading.Event()
 
@@ -116,7 +116,7 @@ def test_without_a_terminal_work_that_reports_nothing_is_told_of_again_and_again
     assert not [thread for thread in threading.enumerate() if thread.name == "status-lines"]
 
 
-def test_the_time_left_is_read_on_the_trainers_clock():
+def test_the_time_left_is_read_on_the_trainers_clock() -> None:
     for clock in (NOW, datetime.now(UTC)):
         status = TrainingStatus("job")
         end = clock + timedelta(seconds=75)
@@ -125,11 +125,11 @@ def test_the_time_left_is_read_on_the_trainers_clock():
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (75, "1:15"), (3700, "1:01:40"), (-3, "0:00")])
-def test_clock_texts(seconds, text):
+def test_clock_texts(seconds: float, text: str) -> None:
     assert clock_text(seconds) == text
 
 
-def test_a_transfer_that_is_over_at_once_is_no_line(monkeypatch):
+def test_a_transfer_that_is_over_at_once_is_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
     console, text = console_of(terminal=False)
     with upload_display(console, "storing") as show:
         show(100, 100)
@@ -141,7 +141,7 @@ def test_a_transfer_that_is_over_at_once_is_no_line(monkeypatch):
     assert text.getvalue() == "tiny: downloading  25 %  0:00 left\n"
 
 
-def test_a_transfer_on_a_terminal_fits_forty_columns():
+def test_a_transfer_on_a_terminal_fits_forty_columns() -> None:
     console, text = console_of(terminal=True, width=40)
     with transfer_display(console, "smollm2-135m-instruct: looking for the model") as show:
         show("smollm2-135m-instruct: downloading", 25, 100)

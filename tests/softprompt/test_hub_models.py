@@ -105,18 +105,18 @@ def test_what_is_not_there_is_named_and_leaves_nothing(hub: Hub, models: Path, n
 
 
 @pytest.mark.parametrize(
-    ("text", "directory", "revision", "is_pinned"),
+    ("text", "directory", "revision"),
     [
-        ("smollm2-135m-instruct", "smollm2-135m-instruct", "", False),
-        ("small=smollm2-135m-instruct", "small", "", False),
-        ("Org/Model-1.5B", "model-1.5b", "", False),
-        ("Org/Model@refs/pr/1", "model", "refs/pr/1", False),
-        (f"mine=Org/Model@{FIRST}", "mine", FIRST, True),
+        ("smollm2-135m-instruct", "smollm2-135m-instruct", ""),
+        ("small=smollm2-135m-instruct", "small", ""),
+        ("Org/Model-1.5B", "model-1.5b", ""),
+        ("Org/Model@refs/pr/1", "model", "refs/pr/1"),
+        (f"mine=Org/Model@{FIRST}", "mine", FIRST),
     ],
 )
-def test_names(text: str, directory: str, revision: str, is_pinned: bool) -> None:
+def test_names(text: str, directory: str, revision: str) -> None:
     wanted = WantedModel.parse(text)
-    assert (wanted.directory, wanted.revision, wanted.is_pinned) == (directory, revision, is_pinned)
+    assert (wanted.directory, wanted.revision) == (directory, revision)
 
 
 @pytest.mark.parametrize("text", ["", "=a/b", "../x=a/b", ".hidden=a/b", "a/b@", "a/b@../x@y", "catalogued@1", "x="])

@@ -7,6 +7,7 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_a_file_of_another_kind_is_refused_by_name_before_it_is_sent(tmp_path: P
         ({"num_virtual_tokens": 5}, "has num_virtual_tokens 5, but adapter_model.safetensors has 4"),
     ],
 )
-def test_adapters_of_another_kind(tmp_path: Path, config: dict[str, object], why: str) -> None:
+def test_adapters_of_another_kind(tmp_path: Path, config: dict[str, Any], why: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         ImportSource.of(adapter(tmp_path / "peft", **config))
     assert why in refused.value.message

@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -42,16 +43,14 @@ target = os.environ[prefix + "READY_FILE"]
 open(target + ".part", "w").write(json.dumps({"port": 1234, "metrics_port": 1235, "pid": os.getpid()}))
 if behaviour != "slow":
     os.replace(target + ".part", target)
-if behaviour == "dies":
-    time.sleep(0.2)
-    sys.exit(4)
-while True:
+while behaviour != "dies" or not os.path.exists("may-die"):
     time.sleep(0.05)
+sys.exit(4)
 """
 
 
 @pytest.fixture
-def stand_ins(tmp_path, monkeypatch):
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory whose `trainer_service` and `inference_service` are found before the real ones."""
     for name in ("trainer", "inference"):
         package = tmp_path / f"{name}_service"
@@ -63,12 +62,12 @@ def stand_ins(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def lines():
+def lines() -> list[tuple[str, str]]:
     return []
 
 
 @pytest.fixture
-def services(stand_ins, lines, monkeypatch):
+def services(stand_ins: Path, lines: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServices]:
     monkeypatch.setattr("softprompt.local.services.RAY_END_SECONDS", 0.5)
     made = LocalServices(
         LocalConfig(stand_ins / "model", stand_ins / "data", grace_seconds=1),
@@ -78,7 +77,9 @@ def services(stand_ins, lines, monkeypatch):
     assert kill(made.run) == 0, "a process was left"
 
 
-async def test_both_serve_within_and_nothing_is_left_after(services, lines, monkeypatch):
+async def test_both_serve_within_and_nothing_is_left_after(
+    services: LocalServices, lines: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STAND_IN_TRAINER", "leaky")
     monkeypatch.setenv("STAND_IN_INFERENCE", "leaky")
     async with services:
@@ -89,14 +90,18 @@ async def test_both_serve_within_and_nothing_is_left_after(services, lines, monk
     assert ("inference", "drained") in lines
 
 
-async def test_a_service_that_crashes_at_start_is_told_with_its_last_words(services, monkeypatch):
+async def test_a_service_that_crashes_at_start_is_reported_with_its_last_lines(
+    services: LocalServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STAND_IN_INFERENCE", "crash")
     with pytest.raises(ServiceFailed, match="inference ended with exit code 3:\n  no such model"):
         await services.__aenter__()
     assert services.alive() == []
 
 
-async def test_the_reason_of_a_service_that_can_not_start_is_one_sentence(services, monkeypatch):
+async def test_the_reason_of_a_service_that_can_not_start_is_one_sentence(
+    services: LocalServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STAND_IN_INFERENCE", "refuse")
     with pytest.raises(ServiceFailed) as failed:
         await services.__aenter__()
@@ -104,7 +109,9 @@ async def test_the_reason_of_a_service_that_can_not_start_is_one_sentence(servic
     assert services.alive() == []
 
 
-async def test_a_service_that_never_gets_ready_is_stopped(services, monkeypatch):
+async def test_a_service_that_never_gets_ready_is_stopped(
+    services: LocalServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STAND_IN_TRAINER", "slow")
     monkeypatch.setattr("softprompt.local.services.READY_SECONDS", 1.0)
     with pytest.raises(ServiceFailed, match=r"trainer is not ready after 1 s:\n  serving"):
@@ -112,15 +119,20 @@ async def test_a_service_that_never_gets_ready_is_stopped(services, monkeypatch)
     assert services.alive() == []
 
 
-async def test_a_service_that_ends_by_itself_is_noticed(services, monkeypatch):
+async def test_a_service_that_ends_by_itself_is_noticed(
+    services: LocalServices, stand_ins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STAND_IN_TRAINER", "dies")
     async with services:
+        (stand_ins / "may-die").touch()
         async with asyncio.timeout(10):
             failure = await services.failure()
     assert "trainer ended with exit code 4" in str(failure)
 
 
-async def test_a_deaf_service_is_killed(services, lines, monkeypatch):
+async def test_a_deaf_service_is_killed(
+    services: LocalServices, lines: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STAND_IN_TRAINER", "deaf")
     monkeypatch.setattr("softprompt.local.services.DRAIN_MARGIN_SECONDS", 0.0)
     async with services:
@@ -129,7 +141,7 @@ async def test_a_deaf_service_is_killed(services, lines, monkeypatch):
     assert any("killed" in line for _, line in lines)
 
 
-async def test_a_cancelled_start_leaves_nothing(services, monkeypatch):
+async def test_a_cancelled_start_leaves_nothing(services: LocalServices, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN_TRAINER", "slow")
     task = asyncio.create_task(services.__aenter__())
     async with asyncio.timeout(20):
@@ -142,7 +154,7 @@ async def test_a_cancelled_start_leaves_nothing(services, monkeypatch):
 
 
 @pytest.fixture
-def up(stand_ins):
+def up(stand_ins: Path) -> Iterator[Any]:
     """`softprompt up` over the stand-ins, once it says that it serves."""
     model = stand_ins / "model"
     model.mkdir()
@@ -170,7 +182,7 @@ def up(stand_ins):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_up_stops_both_on_a_signal(up, number):
+def test_up_stops_both_on_a_signal(up: Any, number: Any) -> None:
     process, run = up
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
@@ -180,16 +192,22 @@ def test_up_stops_both_on_a_signal(up, number):
     assert "Traceback" not in errors
 
 
-def test_up_ends_at_once_on_a_second_signal(up):
+@pytest.fixture
+def deaf_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAND_IN_TRAINER", "deaf")
+
+
+def test_up_ends_at_once_on_a_second_signal(deaf_trainer: None, up: Any) -> None:
     process, run = up
     process.send_signal(signal.SIGINT)
-    time.sleep(0.05)
+    while "drained" not in process.stderr.readline():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert processes_of(run) == []
 
 
-def test_services_drain_when_up_is_killed(up):
+def test_services_drain_when_up_is_killed(up: Any) -> None:
     process, run = up
     services = [found for found in processes_of(run) if "_service" in " ".join(found.cmdline())]
     assert len(services) == 2
@@ -199,23 +217,27 @@ def test_services_drain_when_up_is_killed(up):
     assert alive == []
 
 
-def test_up_fails_when_a_service_dies(stand_ins, monkeypatch):
+def test_up_fails_when_a_service_dies(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN_INFERENCE", "dies")
     (stand_ins / "config.json").write_text("{}")
-    command = [sys.executable, "-m", "softprompt.cli", "up", "--no-gateway", "--model", str(stand_ins)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 1
-    assert "inference ended with exit code 4" in ended.stderr
+    command = [sys.executable, "-m", "softprompt.cli", "up", "--no-gateway", "--json", "--model", str(stand_ins)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
+        assert up.stdout is not None
+        assert up.stdout.readline(), "it says where both serve"
+        (stand_ins / "may-die").touch()
+        _, errors = up.communicate(timeout=60)
+    assert up.returncode == 1
+    assert "inference ended with exit code 4" in errors
 
 
-def test_a_child_whose_parent_is_gone_does_not_start(tmp_path):
+def test_a_child_whose_parent_is_gone_does_not_start(tmp_path: Path) -> None:
     mark = tmp_path / "started"
     command = [sys.executable, "-m", "softprompt.local.child", "1", sys.executable, "-c", f"open({str(mark)!r}, 'w')"]
     assert subprocess.run(command, timeout=30).returncode == 1
     assert not mark.exists()
 
 
-def test_only_marked_processes_are_found():
+def test_only_marked_processes_are_found() -> None:
     run = "test-run-" + str(os.getpid())
     other = subprocess.Popen(["sleep", "60"])
     marked = subprocess.Popen(["sleep", "60"], env={**os.environ, RUN_VARIABLE: run}, start_new_session=True)
@@ -229,7 +251,7 @@ def test_only_marked_processes_are_found():
         marked.wait()
 
 
-def test_paths_are_given_whole(stand_ins):
+def test_paths_are_given_whole(stand_ins: Path) -> None:
     """The services may not share our working directory."""
     config = LocalConfig(Path("model"), Path("data"))
     assert config.trainer_settings()["SOFTPROMPT_TRAINER_DATA_DIR"] == str(stand_ins / "data")

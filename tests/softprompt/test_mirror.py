@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 from prompttuning.v1 import common_pb2, generation_pb2, prompts_pb2, tuning_pb2
 
 from shared.errors import InvalidInput
@@ -65,7 +68,7 @@ ENUMS = [(generation.FinishReason, generation_pb2.FinishReason, "FINISH_REASON_"
 
 
 @pytest.mark.parametrize(("kind", "message"), MIRRORS)
-def test_a_dataclass_has_exactly_its_messages_fields(kind, message):
+def test_a_dataclass_has_exactly_its_messages_fields(kind: type[Any], message: type[Message]) -> None:
     ours = {
         field.name.removesuffix("_seconds") for field in dataclasses.fields(kind) if not field.metadata.get("internal")
     }
@@ -74,16 +77,16 @@ def test_a_dataclass_has_exactly_its_messages_fields(kind, message):
 
 
 @pytest.mark.parametrize(("kind", "message"), MIRRORS)
-def test_an_empty_message_can_be_read(kind, message):
+def test_an_empty_message_can_be_read(kind: type[Any], message: type[Message]) -> None:
     assert isinstance(read(kind, message()), kind)
 
 
 @pytest.mark.parametrize(("ours", "theirs", "prefix"), ENUMS)
-def test_an_enum_has_exactly_its_values(ours, theirs, prefix):
-    assert [prefix + item for item in ours] == theirs.keys()[1:]
+def test_an_enum_has_exactly_its_values(ours: type[Enum], theirs: Any, prefix: str) -> None:
+    assert [prefix + item.value for item in ours] == theirs.keys()[1:]
 
 
-def test_every_kind_of_value_survives_both_ways():
+def test_every_kind_of_value_survives_both_ways() -> None:
     hyperparameters = spec.Hyperparameters(
         num_virtual_tokens=8,
         init=spec.Init(spec.InitMethod.TEXT, "hello"),
@@ -101,14 +104,14 @@ def test_every_kind_of_value_survives_both_ways():
     assert read(spec.Hyperparameters, message) == hyperparameters
 
 
-def test_sampling_survives_both_ways():
+def test_sampling_survives_both_ways() -> None:
     sampling = common.Sampling(
         temperature=0.0, stop_sequences=("a", "b"), stop_token_ids=(3,), ignore_eos=False, seed=2**40
     )
     assert read(common.Sampling, write(sampling, common_pb2.SamplingParams())) == sampling
 
 
-def test_a_spec_survives_but_for_its_files():
+def test_a_spec_survives_but_for_its_files() -> None:
     given = spec.TuningSpec(
         prompt="tone",
         dataset="datasets/sha256-00",
@@ -131,13 +134,13 @@ def test_a_spec_survives_but_for_its_files():
     assert read(spec.TuningSpec, message) == given
 
 
-def test_a_fraction_and_a_file_exclude_each_other():
+def test_a_fraction_and_a_file_exclude_each_other() -> None:
     given = spec.TuningSpec(prompt="tone", dataset="x", validation_dataset="y", validation_fraction=0.1)
     with pytest.raises(InvalidInput, match="validation_fraction"):
         spec_message(given, "datasets/sha256-00", "datasets/sha256-01")
 
 
-def test_times_are_aware_and_durations_are_seconds():
+def test_times_are_aware_and_durations_are_seconds() -> None:
     message = generation_pb2.LoadedPrompt(
         version="prompts/a/versions/1", state=generation_pb2.LoadedPrompt.STATE_LOADED
     )
@@ -152,18 +155,18 @@ def test_times_are_aware_and_durations_are_seconds():
 @pytest.mark.parametrize(
     ("value", "field"),
     [
-        (spec.Hyperparameters(num_steps="many"), "num_steps"),
+        (spec.Hyperparameters(num_steps="many"), "num_steps"),  # type: ignore[arg-type]
         (spec.Hyperparameters(num_virtual_tokens=2**40), "num_virtual_tokens"),
-        (spec.Hyperparameters(metric="nonsense"), "metric"),
-        (spec.Hyperparameters(init=spec.Init(text=7)), "init.text"),
+        (spec.Hyperparameters(metric="nonsense"), "metric"),  # type: ignore[arg-type]
+        (spec.Hyperparameters(init=spec.Init(text=7)), "init.text"),  # type: ignore[arg-type]
     ],
 )
-def test_a_value_that_does_not_fit_names_its_field(value, field):
+def test_a_value_that_does_not_fit_names_its_field(value: object, field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         write(value, tuning_pb2.Hyperparameters())
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
-def test_one_text_is_no_list_of_stop_sequences():
+def test_one_text_is_no_list_of_stop_sequences() -> None:
     with pytest.raises(InvalidInput, match="stop_sequences"):
-        write(common.Sampling(stop_sequences="stop"), common_pb2.SamplingParams())
+        write(common.Sampling(stop_sequences="stop"), common_pb2.SamplingParams())  # type: ignore[arg-type]

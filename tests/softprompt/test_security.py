@@ -79,7 +79,7 @@ async def test_a_stream_carries_the_token_too(service: dict[str, Any], tmp_path:
 
 
 @pytest.mark.parametrize("access", ["everyone", "callers", "off"])
-async def test_going_round_replicas_works_whoever_may_ask_for_health(
+async def test_going_round_replicas_works_with_any_health_access(
     service: dict[str, Any], tmp_path: Path, access: str
 ) -> None:
     """gRPC's own watch of health carries no token."""

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prompttuning.v1 import tuning_pb2
@@ -24,7 +25,7 @@ from tests.softprompt.conftest import Services
 from tests.tcp_proxy import silent_server
 
 NOWHERE = "http://user:secret@127.0.0.1:9"
-PROXIES = dict.fromkeys(
+PROXIES: dict[str, Any] = dict.fromkeys(
     ("grpc_proxy", "https_proxy", "http_proxy", "all_proxy", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"), NOWHERE
 )
 ANSWER = "Zürich costs 5 € 日本 😀"
@@ -49,7 +50,7 @@ class Shell:
         }
 
     def __call__(
-        self, script: str, *, without: str = "", stdin: bytes = b"", **environment: str
+        self, script: str, *, without: str = "", stdin: bytes = b"", **environment: Any
     ) -> subprocess.CompletedProcess[bytes]:
         """`SP` in the script is the command."""
         variables = {name: value for name, value in {**self._environment, **environment}.items() if name != without}
@@ -71,7 +72,9 @@ def test_a_proxy_is_never_asked_for_this_machine(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("variable", ["grpc_proxy", "https_proxy", "http_proxy"])
-async def test_a_proxy_that_is_to_blame_is_named_without_its_password(variable, monkeypatch, capsys) -> None:
+async def test_a_proxy_that_is_to_blame_is_named_without_its_password(
+    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in PROXIES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, NOWHERE)
@@ -85,7 +88,7 @@ async def test_a_proxy_that_is_to_blame_is_named_without_its_password(variable, 
     assert "secret" not in shown
 
 
-async def test_a_proxy_that_never_answers_is_named_too(monkeypatch) -> None:
+async def test_a_proxy_that_never_answers_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
     async with silent_server() as port:
         monkeypatch.setenv("grpc_proxy", f"http://127.0.0.1:{port}")
         async with AsyncClient(
@@ -106,7 +109,7 @@ async def test_a_proxy_that_never_answers_is_named_too(monkeypatch) -> None:
         ("fd00::/8", "[fd00::1]", True),
     ],
 )
-def test_exceptions_are_read_as_grpc_reads_them(exceptions, host, is_direct) -> None:
+def test_exceptions_are_read_as_grpc_reads_them(exceptions: str, host: str, is_direct: bool) -> None:
     environment = {"https_proxy": "http://proxy:3128", "no_proxy": exceptions}
     assert grpc_proxy(host, environment) == ("" if is_direct else "https_proxy=http://proxy:3128")
 
@@ -192,7 +195,7 @@ def test_a_terminal_of_twenty_columns(shell: Shell) -> None:
     assert re.match(rb"JOB +PROMPT +STATE", wide.stdout)
 
 
-def test_without_a_home_there_is_one(monkeypatch, tmp_path: Path) -> None:
+def test_without_a_home_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -209,7 +212,7 @@ def test_without_a_home_there_is_one(monkeypatch, tmp_path: Path) -> None:
     assert Path(os.environ["HOME"]).stat().st_mode & 0o777 == 0o700
 
 
-def test_a_home_that_nobody_knows_is_no_mistake_of_the_program(shell: Shell) -> None:
+def test_an_unknown_home_is_no_error_of_the_program(shell: Shell) -> None:
     done = shell("SP tune '~nobody-knows-me/train.jsonl' --prompt tone", without="HOME")
     assert (done.returncode, done.stderr) == (3, b"error: dataset file '~nobody-knows-me/train.jsonl' does not exist\n")
 
@@ -243,7 +246,7 @@ def test_what_is_no_file_is_called_what_it_is(shell: Shell, tmp_path: Path) -> N
         assert message in done.stderr.decode().splitlines()[0]
 
 
-def test_odd_paths(tmp_path: Path, monkeypatch) -> None:
+def test_odd_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text("{}\n")
     assert input_file(file, "dataset") == file

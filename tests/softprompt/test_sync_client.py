@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from shared.errors import NotFound
 from softprompt import AsyncClient, Client, Example, TuningSpec
 from softprompt.client.stream import GenerationStream
 from softprompt.client.sync_client import SyncGenerationStream
+from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import JOB
 
 RENAMED = {
@@ -23,7 +26,7 @@ RENAMED = {
 }
 
 
-def public_methods(cls):
+def public_methods(cls: type) -> dict[str, Any]:
     return {
         name: value
         for name, value in inspect.getmembers(cls, inspect.isfunction)
@@ -32,11 +35,11 @@ def public_methods(cls):
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(Client, AsyncClient), (SyncGenerationStream, GenerationStream)])
-def test_both_clients_have_the_same_methods(ours, theirs):
+def test_both_clients_have_the_same_methods(ours: type, theirs: type) -> None:
     assert public_methods(ours).keys() == public_methods(theirs).keys()
 
 
-def test_the_methods_take_and_return_the_same():
+def test_the_methods_take_and_return_the_same() -> None:
     theirs = public_methods(AsyncClient)
     for name, method in public_methods(Client).items():
         mine, other = inspect.signature(method), inspect.signature(theirs[name])
@@ -45,23 +48,23 @@ def test_the_methods_take_and_return_the_same():
 
 
 @pytest.fixture
-def client(services):
+def client(services: Services) -> Iterator[Client]:
     with Client(services.trainer_endpoint, services.inference_endpoint) as made:
         yield made
 
 
-def test_tuning_and_watching(client):
+def test_tuning_and_watching(client: Client) -> None:
     assert client.tune(TuningSpec("tone", [Example("a", output="b")])).result.version == "prompts/tone/versions/1"
     assert [event.number for event in client.watch_job(JOB)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_stream(client):
+def test_a_stream(client: Client) -> None:
     stream = client.stream("hi", prompt="tone")
     assert "".join(delta.text for delta in stream) == "Hello wide world"
     assert (stream.start.version, stream.end.output_tokens) == ("prompts/tone/versions/2", 3)
 
 
-def test_breaking_out_of_a_stream_cancels_it(client, services):
+def test_breaking_out_of_a_stream_cancels_it(client: Client, services: Services) -> None:
     services.inference.endless = True
     for delta in client.stream("hi"):
         assert delta.text == "Hello"
@@ -72,12 +75,12 @@ def test_breaking_out_of_a_stream_cancels_it(client, services):
         time.sleep(0.01)
 
 
-def test_errors_are_the_same(client):
+def test_errors_are_the_same(client: Client) -> None:
     with pytest.raises(NotFound):
         client.get_job("tuningJobs/none")
 
 
-def test_several_threads_share_a_client(client):
+def test_several_threads_share_a_client(client: Client) -> None:
     texts = []
     threads = [threading.Thread(target=lambda: texts.append(client.generate("hi").text)) for _ in range(8)]
     for thread in threads:
@@ -87,14 +90,14 @@ def test_several_threads_share_a_client(client):
     assert texts == ["Hello wide world"] * 8
 
 
-def test_a_closed_client_says_so_and_leaves_no_thread(services):
+def test_a_closed_client_says_so_and_leaves_no_thread(services: Services) -> None:
     services.inference.endless = True
     client = Client(services.trainer_endpoint, services.inference_endpoint)
     half_read = iter(client.stream("hi"))
     next(half_read)
     client.close()
     client.close()
-    half_read.close()
+    half_read.close()  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match="closed"):
         client.get_job(JOB)
     assert not [thread for thread in threading.enumerate() if thread.name == "softprompt-client"]

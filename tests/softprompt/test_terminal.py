@@ -9,15 +9,11 @@ import pytest
 from tests.softprompt.fakes import JOB
 from tests.softprompt.terminals import run_on_terminal
 
-
-@pytest.fixture(autouse=True)
-def here(services, monkeypatch):
-    monkeypatch.setenv("SOFTPROMPT_TRAINER", services.trainer_endpoint)
-    monkeypatch.setenv("SOFTPROMPT_INFERENCE", services.inference_endpoint)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.mark.parametrize("columns", [80, 40])
-def test_training_is_readable(columns):
+def test_training_is_readable(columns: int) -> None:
     code, shown, _ = run_on_terminal(columns, "jobs", "watch", JOB)
     assert code == 0
     lines = [line.rstrip() for line in shown.splitlines()]
@@ -25,7 +21,7 @@ def test_training_is_readable(columns):
         assert any(part in line for line in lines), f"{part!r} is cut or not there: {lines}"
 
 
-def test_json_goes_to_the_pipe_while_the_terminal_shows_the_progress():
+def test_json_goes_to_the_pipe_while_the_terminal_shows_the_progress() -> None:
     code, shown, piped = run_on_terminal(80, "jobs", "watch", JOB, "--json", pipe_stdout=True)
     assert code == 0
     assert [json.loads(line)["event"] for line in piped.splitlines()][-1] == "StateChanged"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from softprompt.types.data import Example
 from softprompt.types.spec import TuningSpec
 from tests.both_services import both
 from tests.inference_service.replica import blob, matrix
-from tests.softprompt.cli_runner import CliRunner
+from tests.softprompt.cli_runner import CliRunner, Outcome
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import FakeTrainer, finished_events, succeeded_job
 
@@ -35,7 +36,9 @@ def status(
 
 
 @pytest.fixture
-def tune(services: Services, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def tune(
+    services: Services, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
     monkeypatch.setenv("SOFTPROMPT_TRAINER", services.trainer_endpoint)
     monkeypatch.setenv("SOFTPROMPT_INFERENCE", services.inference_endpoint)
     file = tmp_path / "train.jsonl"
@@ -44,7 +47,7 @@ def tune(services: Services, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     return lambda *options: runner("tune", str(file), "--prompt", "tone", *options)
 
 
-def test_it_waits_for_the_first_replica_that_serves_it(tune, services: Services) -> None:
+def test_it_waits_for_the_first_replica_that_serves_it(tune: Callable[..., Outcome], services: Services) -> None:
     services.trainer.statuses = [status(2), status(2), status(2, served="replica-b")]
     outcome = tune()
     assert outcome.code == 0
@@ -54,7 +57,7 @@ def test_it_waits_for_the_first_replica_that_serves_it(tune, services: Services)
     assert tune("--json").code == 0
 
 
-def test_a_refusal_is_the_end(tune, services: Services) -> None:
+def test_a_refusal_is_the_end(tune: Callable[..., Outcome], services: Services) -> None:
     services.trainer.statuses = [status(), status(refused="replica-a")]
     outcome = tune()
     assert outcome.code == 1
@@ -65,7 +68,9 @@ def test_a_refusal_is_the_end(tune, services: Services) -> None:
     )
 
 
-def test_where_nobody_can_say_nothing_is_said(tune, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_replica_to_ask_nothing_is_printed(
+    tune: Callable[..., Outcome], services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
     services.trainer.statuses = [status(num_replicas=0)]
     assert (tune().code, "served by" in tune().out) == (0, False)
     for error in (Unimplemented("no"), PermissionDenied("no"), NotFound("prompt", "tone")):
@@ -77,7 +82,7 @@ def test_where_nobody_can_say_nothing_is_said(tune, services: Services, monkeypa
         assert tune().code == 0
 
 
-def test_a_version_that_no_alias_names_is_not_waited_for(tune, services: Services) -> None:
+def test_a_version_that_no_alias_names_is_not_waited_for(tune: Callable[..., Outcome], services: Services) -> None:
     job = succeeded_job()
     job.result.alias_moved = False
     services.trainer.events = finished_events(job)
@@ -86,7 +91,7 @@ def test_a_version_that_no_alias_names_is_not_waited_for(tune, services: Service
 
 
 def test_replicas_that_say_nothing_are_not_waited_for_without_end(
-    tune, services: Services, monkeypatch: pytest.MonkeyPatch
+    tune: Callable[..., Outcome], services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("softprompt.client.verdict.first_verdict.__defaults__", (0.0,))
     monkeypatch.setattr("softprompt.client.sync_client.Client.first_verdict.__kwdefaults__", {"timeout_seconds": 0.0})

@@ -164,7 +164,7 @@ async def test_every_pause_has_full_jitter_and_grows(monkeypatch: pytest.MonkeyP
         bounds.append(high)
         return 0.0
 
-    monkeypatch.setattr(resuming.random, "uniform", uniform)
+    monkeypatch.setattr("random.uniform", uniform)
     contact = resuming.Contact(60)
     for _ in range(7):
         await contact.pause()

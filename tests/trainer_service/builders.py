@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,9 @@ from shared.model.base_model import BaseModelInfo
 from shared.text.template import Template
 from trainer_service.jobs.model import EffectiveSpec, Job, TuningSpec, new_job_id
 from trainer_service.jobs.record import Record, queue_key, to_datetime
+from trainer_service.training.data.repetition import Repetition, RepetitionCounter
 from trainer_service.training.spec import (
+    Example,
     HyperparameterRequest,
     Hyperparameters,
     Init,
@@ -32,6 +35,14 @@ BASE_MODEL = BaseModelInfo(
     num_layers=2,
     max_positions=512,
 )
+
+
+def repetition_of(examples: Iterable[Example]) -> Repetition:
+    """The counts of some examples."""
+    counter = RepetitionCounter()
+    for example in examples:
+        counter.add(example)
+    return counter.result()
 
 
 def hyperparameters(**changes: Any) -> Hyperparameters:

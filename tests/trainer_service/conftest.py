@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from shared.errors import SoftPromptError
 from shared.rpc.errors import error_from_rpc
 from tests.trainer_service.job_service import Service
 from tests.trainer_service.postgres import Postgres, find_binaries
+from tests.waiting import until
 from trainer_service.config import TrainerSettings
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.server import PoolMaker, serve
@@ -43,7 +44,7 @@ class NoWorkers:
 class RunningTrainer:
     settings: TrainerSettings
     port: int
-    channel: grpc.aio.Channel
+    channel: Any  # `grpc.aio.Channel`, whose stubs know no calls of plain bytes
     stop: asyncio.Event
     task: asyncio.Task[None]
 
@@ -83,16 +84,6 @@ async def running_trainer(
         finally:
             stop.set()
             await asyncio.wait_for(task, DEADLINE_SECONDS)
-
-
-async def until(condition: Callable[[], bool | Awaitable[bool]], deadline_seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait for a condition, looking often."""
-    async with asyncio.timeout(deadline_seconds):
-        while True:
-            found = condition()
-            if found if isinstance(found, bool) else await found:
-                return
-            await asyncio.sleep(0.01)
 
 
 async def refused(call: Awaitable[Any]) -> SoftPromptError:

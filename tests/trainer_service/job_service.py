@@ -14,9 +14,9 @@ from shared.errors import NotFound
 from shared.store.local import LocalBackend
 from shared.store.store import PromptStore
 from tests.trainer_service.builders import effective_spec
+from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerPool
-from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.model import EffectiveSpec, Job, TuningSpec
@@ -61,17 +61,17 @@ class AdmitAll:
     """Every spec is trained for as many steps as it asks for."""
 
     def __init__(self, base: EffectiveSpec) -> None:
-        self._base = base
+        self.base = base
 
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
         asked = spec.hyperparameters
-        hyperparameters = self._base.training.hyperparameters.model_copy(update=asked.model_dump(exclude_none=True))
+        hyperparameters = self.base.training.hyperparameters.model_copy(update=asked.model_dump(exclude_none=True))
         changes: dict[str, Any] = {
-            "training": self._base.training.model_copy(update={"hyperparameters": hyperparameters})
+            "training": self.base.training.model_copy(update={"hyperparameters": hyperparameters})
         }
         if spec.max_runtime_seconds is not None:
             changes["max_runtime_seconds"] = spec.max_runtime_seconds
-        return self._base.model_copy(update=changes)
+        return self.base.model_copy(update=changes)
 
 
 class Service:
@@ -89,13 +89,14 @@ class Service:
 
     async def start(self, pool: WorkerPool | None = None, prompt_store: Any = None, **config: Any) -> JobManager:
         self.config = replace(self.config, **config)
+        self.admission = AdmitAll(self.base)
         store = JobStore.open(self.url)
         self.store = store
         self.prompt_store = prompt_store or PromptStore(LocalBackend(self.directory / "prompts"))
         self.pool = pool or LocalPool(self._load)
         self.manager = JobManager(
             store,
-            AdmitAll(self.base),
+            self.admission,
             Examples(self.directory / "datasets"),
             self.prompt_store,
             self.pool,

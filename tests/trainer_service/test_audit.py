@@ -19,9 +19,10 @@ from shared.security import audit
 from shared.security.tokens import hash_token, new_token
 from shared.store import open_store
 from tests.log_lines import log_lines
-from tests.trainer_service.conftest import RunningTrainer, running_trainer, until
+from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.requests import create_job, json_lines, tuning_spec, upload_of
 from tests.trainer_service.test_prompt_service import MATRIX, import_of, publish, set_alias, target
+from tests.waiting import until
 from trainer_service.config import TrainerSettings
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -49,7 +50,7 @@ async def test_the_audit_names_what_was_made(trainer: RunningTrainer) -> None:
     assert {line["caller"] for line in lines} == {"anonymous"}
 
 
-async def test_a_job_that_ends_leaves_one_line_with_its_state_whoever_ended_it(trainer: RunningTrainer) -> None:
+async def test_a_job_that_ends_leaves_one_line_with_its_state_however_it_ended(trainer: RunningTrainer) -> None:
     deadline = Timestamp()
     deadline.FromNanoseconds(time.time_ns() + 500_000_000)
     with log_lines(audit.LOGGER) as lines:

@@ -13,7 +13,7 @@ from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1.common_pb2 import Message, SamplingParams, Template
 
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, SoftPromptError
-from tests.trainer_service.conftest import RunningTrainer, refused, until
+from tests.trainer_service.conftest import RunningTrainer, refused
 from tests.trainer_service.requests import (
     chat_examples,
     classification_examples,
@@ -23,6 +23,7 @@ from tests.trainer_service.requests import (
     json_lines,
     upload_of,
 )
+from tests.waiting import until
 from trainer_service.datasets.store import MAX_CONCURRENT_UPLOADS
 
 HYPER, SAMPLING = "spec.hyperparameters", "spec.sampling_defaults"
@@ -204,8 +205,12 @@ async def test_every_bad_spec_is_refused_naming_its_field(trainer: RunningTraine
 async def test_everything_wrong_is_said_at_once(trainer: RunningTrainer) -> None:
     error = await refused(
         create_job(
-            trainer, prompt="../x", priority=1000, **hyper(learning_rate=-1.0, seed=-1), template=Template(format=9)
-        )  # type: ignore[arg-type]
+            trainer,
+            prompt="../x",
+            priority=1000,
+            **hyper(learning_rate=-1.0, seed=-1),
+            template=Template(format=9),  # type: ignore[arg-type]
+        )
     )
     assert isinstance(error, InvalidInput)
     fields = {violation.field for violation in error.violations}
@@ -298,7 +303,7 @@ async def test_a_connection_that_breaks_while_uploading_leaves_nothing(trainer: 
     await until(lambda: not stored(trainer))
 
 
-async def test_more_uploads_than_allowed_at_once_are_told_to_wait(trainer: RunningTrainer) -> None:
+async def test_more_uploads_than_allowed_at_once_are_asked_to_wait(trainer: RunningTrainer) -> None:
     calls = [trainer.tuning.UploadDataset() for _ in range(MAX_CONCURRENT_UPLOADS + 1)]
     header, *_ = upload_of(json_lines())
     await asyncio.gather(*(call.write(header) for call in calls[:-1]))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from shared.config import ConfigError, describe_settings, load_settings
-from trainer_service.config import BaseModelSource, TrainerSettings
+from trainer_service.base_models import BaseModelSource
+from trainer_service.config import TrainerSettings
 from trainer_service.jobs.config import JobsConfig
 
 PREFIX = "SOFTPROMPT_TRAINER_"

@@ -41,6 +41,7 @@ from trainer_service.jobs.model import (
     PAYLOADS,
     CheckpointStored,
     Evaluation,
+    EventPayload,
     Job,
     JobEvent,
     JobEventKind,
@@ -143,7 +144,7 @@ def test_what_is_left_out_stays_left_out() -> None:
     assert not message.HasField("max_runtime")
 
 
-def test_no_alias_and_the_default_one_are_told_apart() -> None:
+def test_no_alias_and_the_default_one_are_distinguished() -> None:
     for wire, alias in (("", "default"), ("-", ""), ("canary", "canary")):
         spec = tuning_pb2.TuningSpec(
             prompt="a", dataset=inline(generation_examples(2)), publish=tuning_pb2.PublishPolicy(alias=wire)
@@ -153,7 +154,7 @@ def test_no_alias_and_the_default_one_are_told_apart() -> None:
         assert spec_to_wire(request.spec).publish.alias == (wire or "default")
 
 
-def test_every_field_of_a_job_is_told() -> None:
+def test_every_field_of_a_job_is_in_its_message() -> None:
     repetition = Repetition(
         num_examples=10, num_distinct_inputs=4, num_duplicates=3, num_near_duplicates=2, num_contradictions=1
     )
@@ -240,9 +241,9 @@ def test_every_field_of_a_job_is_told() -> None:
     assert left_open == ["num_epochs", "class_weights"]
 
 
-def test_every_kind_of_event_is_told() -> None:
+def test_every_kind_of_event_has_a_message() -> None:
     job = Job(id="01", spec=SPEC, effective=effective_spec(), create_time=NOW)
-    payloads = {
+    payloads: dict[JobEventKind, EventPayload] = {
         JobEventKind.STATE_CHANGED: job,
         JobEventKind.PROGRESS: TuningProgress(step=1),
         JobEventKind.EVALUATION: Evaluation(step=1, metrics={"loss": 1.0}, is_best=True),
@@ -323,7 +324,7 @@ def is_set(message: Any, field: FieldDescriptor) -> bool:
     return message.HasField(field.name) if field.has_presence else bool(value)
 
 
-def test_a_version_shows_its_origin_to_those_who_may_name_it() -> None:
+def test_a_version_shows_its_origin_to_callers_that_may_name_it() -> None:
     summary = VersionSummary("tiny", "sha256:" + "1" * 64, 4, 8, parent="prompts/acme-tone/versions/3")
     record = VersionRecord("support-tone", 1, "sha256:" + "2" * 64, 10, "tuningJobs/1", utc_now(), 1, summary)
     recipe: dict[str, Any] = {
@@ -343,7 +344,8 @@ def test_a_version_shows_its_origin_to_those_who_may_name_it() -> None:
     with calling(Caller("support", frozenset({Role.VIEWER}), ("support-*",))):
         shown = version_to_wire(version, manifest)
     assert "acme" not in str(shown)
-    assert shown.recipe["hyperparameters"]["init"]["method"] == "FROM_PROMPT"
+    shown_recipe: Any = shown.recipe
+    assert shown_recipe["hyperparameters"]["init"]["method"] == "FROM_PROMPT"
     assert recipe["hyperparameters"]["init"]["source_version"] == "prompts/acme-tone/versions/3", (
         "the manifest itself is left alone"
     )

@@ -17,9 +17,10 @@ from shared.security import audit
 from shared.security.tokens import hash_token, new_token
 from shared.store import open_store
 from tests.log_lines import log_lines
-from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer, until
+from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import classification_examples, generation_examples, inline, tuning_spec
 from tests.trainer_service.test_training_end_to_end import local_pool
+from tests.waiting import until
 from trainer_service.config import TrainerSettings
 from trainer_service.database.schema import job_reports
 

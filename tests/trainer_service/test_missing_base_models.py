@@ -12,8 +12,9 @@ from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import PreconditionFailed
 from shared.model import fingerprint
-from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer, until
+from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import create_job, tuning_spec
+from tests.waiting import until
 from trainer_service import server
 from trainer_service.base_models import BaseModels, BaseModelSource
 from trainer_service.config import TrainerSettings

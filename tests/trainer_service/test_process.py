@@ -20,8 +20,8 @@ import pytest
 from prompttuning.v1 import prompts_pb2, prompts_pb2_grpc, tuning_pb2_grpc
 from prompttuning.v1 import tuning_pb2 as pb
 
-from tests.trainer_service.conftest import until
 from tests.trainer_service.requests import first_step, tuning_spec
+from tests.waiting import until
 
 START_SECONDS = 120
 PREFIX = "SOFTPROMPT_TRAINER_"

@@ -14,6 +14,7 @@ from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
 from shared.prompt.manifest import utc_now
 from shared.store import LoadedVersion, PromptStore, RefusedVersion, ReplicaRecord, open_store
 from shared.store import follower as follower_module
+from shared.store.replicas import ReplicaDirectory
 from softprompt import AsyncClient
 from tests.trainer_service.conftest import RunningTrainer, refused
 from tests.trainer_service.test_prompt_service import MATRIX, publish
@@ -29,14 +30,14 @@ def checking_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def beat(store: PromptStore, replica: str, fingerprint: str, **said: Any) -> None:
     started = said.pop("started_at", utc_now())
-    store.put_replica(
+    ReplicaDirectory(store.backend).put(
         ReplicaRecord(
             id=replica, base_model="tiny", base_model_fingerprint=fingerprint, started_at=started, revision=2, **said
         )
     )
 
 
-async def test_the_status_counts_live_replicas_and_tells_who_refused(trainer: RunningTrainer) -> None:
+async def test_the_status_counts_live_replicas_and_names_the_replicas_that_refused(trainer: RunningTrainer) -> None:
     first = await publish(trainer)
     second = await publish(trainer, MATRIX + 1)
     store, ours = open_store(trainer.settings.resolved_store_url), first.base_model.fingerprint

@@ -50,7 +50,7 @@ def target(version: int, weight: float = 1.0) -> pb.AliasTarget:
 async def set_alias(
     trainer: RunningTrainer, alias: str, *targets: pb.AliasTarget, **expected: int
 ) -> pb.SetPromptAliasResponse:
-    request = pb.SetPromptAliasRequest(prompt="prompts/colours", alias=alias, targets=targets, **expected)  # type: ignore[arg-type]
+    request = pb.SetPromptAliasRequest(prompt="prompts/colours", alias=alias, targets=targets, **expected)
     response: pb.SetPromptAliasResponse = await trainer.prompts.SetPromptAlias(request)
     return response
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ from shared.text.golden_inputs import GOLDEN_INPUTS
 from tests.both_services import both
 from tests.inference_service.replica import blob, matrix
 from tests.tiny_models import save_tiny_llama
+from tests.waiting import until
 from trainer_service.proof import Prover
 from trainer_service.training.evaluation.golden import TOP_K
 
@@ -61,7 +63,9 @@ async def test_a_withdrawn_import_leaves_no_process(tiny_model_dir: Path) -> Non
     task = asyncio.create_task(
         Prover(max_model_bytes=1 << 30).golden_records(tiny_model_dir, blob(tiny_model_dir, torch.zeros(2, 64)))
     )
-    await asyncio.sleep(0.3)  # wherever it is by then
+    await until(lambda: bool(psutil.Process().children()))
+    children = psutil.Process().children()
     task.cancel()
     async with asyncio.timeout(10):
         await asyncio.gather(task, return_exceptions=True)
+    assert not any(child.is_running() for child in children)

@@ -32,7 +32,7 @@ NO_ALIAS = pb.PublishPolicy(alias="-")
 @pytest.fixture
 async def trainer(settings: TrainerSettings, tmp_path: Path) -> AsyncIterator[RunningTrainer]:
     limits = {"active_jobs": 1, "dataset_bytes_per_day": 10_000}
-    callers = [
+    callers: list[dict[str, Any]] = [
         {"name": "support", "roles": ["tuner"], "prompts": ["support-*"], "limits": limits},
         {"name": "sales", "roles": ["tuner"], "prompts": ["sales-*", "t*"]},
         {"name": "release", "roles": ["tuner", "publisher"]},
@@ -41,7 +41,7 @@ async def trainer(settings: TrainerSettings, tmp_path: Path) -> AsyncIterator[Ru
     file = tmp_path / "callers.json"
     file.write_text(
         json.dumps(
-            {"callers": [{**caller, "token_sha256": [hash_token(TOKENS[str(caller["name"])])]} for caller in callers]}
+            {"callers": [{**caller, "token_sha256": [hash_token(TOKENS[caller["name"]])]} for caller in callers]}
         )
     )
     async with running_trainer(
@@ -116,7 +116,7 @@ async def test_a_job_goes_on_from_ones_own_unpublished_job_and_no_other(trainer:
     assert all(isinstance(error, NotFound) for error in others)
 
 
-async def test_where_a_prompt_comes_from_is_shown_to_those_who_may_name_it(trainer: RunningTrainer) -> None:
+async def test_where_a_prompt_comes_from_is_shown_to_callers_that_may_name_it(trainer: RunningTrainer) -> None:
     await trainer.prompts.ImportPromptVersion(
         import_of(save({"prompt_embeddings": MATRIX}), prompt="sales-pitch"), **by(RELEASE)
     )

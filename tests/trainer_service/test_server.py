@@ -1,4 +1,4 @@
-"""Starting, staying healthy and stopping, when something is away or slow."""
+"""Starting, staying healthy and stopping, when something is unavailable or slow."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from prompttuning.v1 import prompts_pb2
 from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import Unavailable
-from shared.store import PromptStore
-from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer, until
+from shared.store import PromptStore, open_store
+from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import create_job
+from tests.waiting import until
 from trainer_service import server
 from trainer_service.config import TrainerSettings
 from trainer_service.jobs.store.job_store import JobStore
@@ -79,11 +80,11 @@ async def test_it_can_be_stopped_while_it_starts(settings: TrainerSettings) -> N
 
 
 async def test_it_waits_for_a_store_that_is_away(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    really_open, refusals = server.open_store, iter(range(2))
+    really_open, refusals = open_store, iter(range(2))
 
     def away_twice(url: str, timeout_seconds: float) -> Any:
         if next(refusals, None) is not None:
-            raise Unavailable("the prompt store is away")
+            raise Unavailable("the prompt store is unavailable")
         return really_open(url, timeout_seconds)
 
     monkeypatch.setattr(server, "open_store", away_twice)
@@ -96,8 +97,8 @@ async def test_it_waits_for_a_store_that_is_away(settings: TrainerSettings, monk
 async def test_without_its_database_it_does_not_serve_and_without_the_store_it_does(
     settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(part: Any) -> Any:
-        raise Unavailable("it is away")
+    def unavailable(part: Any) -> Any:
+        raise Unavailable("it is unavailable")
 
     monkeypatch.setattr(server, "CHECK_SECONDS", 0.02)
     async with running_trainer(settings) as trainer:
@@ -109,14 +110,14 @@ async def test_without_its_database_it_does_not_serve_and_without_the_store_it_d
             return f"softprompt_trainer_store_reachable {reachable}" in await asyncio.to_thread(scrape, trainer)
 
         with monkeypatch.context() as patch:
-            patch.setattr(PromptStore, "refresh", away)
+            patch.setattr(PromptStore, "refresh", unavailable)
             await until(lambda: store_is_said_to_be("0.0"))
             assert await is_now(SERVING)
             assert (await create_job(trainer)).state == pb.TuningJob.STATE_QUEUED
             assert isinstance(await refused(trainer.prompts.ListPrompts(prompts_pb2.ListPromptsRequest())), Unavailable)
         await until(lambda: store_is_said_to_be("1.0"))
         with monkeypatch.context() as patch:
-            patch.setattr(JobStore, "counts", away)
+            patch.setattr(JobStore, "counts", unavailable)
             await until(lambda: is_now(NOT_SERVING))
         await until(lambda: is_now(SERVING))
 

@@ -20,13 +20,14 @@ from prompttuning.v1 import tuning_pb2 as pb
 from shared.errors import Unavailable
 from tests.shared.store.conftest import BUCKET, s3_endpoint
 from tests.tcp_proxy import TcpProxy, tcp_proxy
-from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer, until
+from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer
+from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.postgres import Postgres
 from tests.trainer_service.requests import create_job, first_step, inline
 from tests.trainer_service.scripted import ScriptedTrainer
 from tests.trainer_service.test_server import free_port, scrape
+from tests.waiting import until
 from trainer_service import server
-from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.config import TrainerSettings
 from trainer_service.server import SERVICE_NAMES, serve
 

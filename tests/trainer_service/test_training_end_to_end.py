@@ -21,8 +21,8 @@ from softprompt.types.events import Evaluated
 from softprompt.types.jobs import JobState
 from softprompt.types.spec import Hyperparameters, Init, InitMethod, TuningSpec
 from tests.trainer_service.conftest import RunningTrainer, running_trainer
+from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.requests import classification_examples, create_job, first_step, inline
-from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
 from trainer_service.config import TrainerSettings
 
@@ -49,7 +49,7 @@ async def watched(trainer: RunningTrainer, name: str, after: int = 0) -> list[pb
         return [response.event async for response in watch if not response.event.HasField("heartbeat")]
 
 
-async def test_a_job_is_trained_evaluated_published_and_told(training: RunningTrainer) -> None:
+async def test_a_job_is_trained_evaluated_published_and_reported(training: RunningTrainer) -> None:
     job = await create_job(
         training, hyperparameters=pb.Hyperparameters(num_steps=6, num_virtual_tokens=6, evaluation_interval_steps=2)
     )

@@ -13,7 +13,7 @@ from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import Conflict, InvalidInput, NotFound, Overloaded, PreconditionFailed
 from tests.retry_info import told_delay_seconds
-from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer, until
+from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import (
     NUM_EXAMPLES,
     chat_examples,
@@ -23,6 +23,7 @@ from tests.trainer_service.requests import (
     json_lines,
     upload_of,
 )
+from tests.waiting import until
 from trainer_service.config import TrainerSettings
 from trainer_service.training.recipe import defaults
 
@@ -237,7 +238,7 @@ async def test_listing_refuses_what_it_did_not_make(trainer: RunningTrainer) -> 
     for field, request in (
         ("page_size", pb.ListTuningJobsRequest(page_size=-1)),
         ("page_token", pb.ListTuningJobsRequest(page_token="../../x")),
-        ("states[0]", pb.ListTuningJobsRequest(states=[99])),
+        ("states[0]", pb.ListTuningJobsRequest(states=[99])),  # type: ignore[list-item]
     ):
         error = await refused(trainer.tuning.ListTuningJobs(request))
         assert isinstance(error, InvalidInput), field

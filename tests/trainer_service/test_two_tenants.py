@@ -11,9 +11,10 @@ from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import InvalidInput
 from shared.security.tokens import hash_token, new_token
-from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer, until
+from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import tuning_spec
 from tests.trainer_service.test_training_end_to_end import local_pool
+from tests.waiting import until
 from trainer_service.config import TrainerSettings
 
 MANY, ONE = new_token(), new_token()

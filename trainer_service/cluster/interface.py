@@ -1,7 +1,6 @@
 """The job manager's interface to a cluster: workers that take training tasks and return events. No Ray, no torch.
 
-`local_pool.LocalPool` runs workers as threads of this process, `ray_pool.RayPool` as Ray actors; both run the same
-`worker.Worker`.
+`ray_pool.RayPool` runs workers as Ray actors. The tests have a pool that runs the same `worker.Worker` in threads.
 """
 
 from __future__ import annotations
@@ -64,7 +63,9 @@ class WorkerHandle(Protocol):
     """One worker. Every method raises WorkerLost if it is gone."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """A name that is unique within the pool."""
+        ...
 
     @property
     def base_model(self) -> str:

@@ -32,24 +32,30 @@ class WorkerActor:
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def software(self) -> str:
+        """Versions of the software that this process runs."""
         return software_version()
 
     @ray.method(concurrency_group="data")  # type: ignore[untyped-decorator]
     def has_dataset(self, file: DatasetFile) -> bool:
+        """Whether this node has the dataset's bytes, whole."""
         return self._datasets.has(file)
 
     @ray.method(concurrency_group="data")  # type: ignore[untyped-decorator]
     def receive_dataset(self, file: DatasetFile, offset: int, piece: bytes) -> None:
+        """Takes one piece of a dataset's bytes."""
         self._datasets.receive(file, offset, piece)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def add(self, task: TrainingTask) -> None:
+        """See `Worker.add`."""
         self._worker.add(task)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def stop(self, job_id: str, attempt: int) -> None:
+        """See `Worker.stop`."""
         self._worker.stop(job_id, attempt)
 
     @ray.method(concurrency_group="poll")  # type: ignore[untyped-decorator]
     def poll(self, since: int, timeout_seconds: float) -> WorkerReport:
+        """See `Worker.poll`."""
         return self._worker.poll(since, timeout_seconds)

@@ -74,6 +74,7 @@ class RayPool:
         self._calls = CallPool("ray")
 
     async def start(self) -> None:
+        """Join the cluster. Raises Unavailable."""
         await self._cluster.start()
         # it imports torch, which takes seconds and would block the event loop at the first launch
         await asyncio.to_thread(importlib.import_module, _ACTOR_MODULE)
@@ -115,6 +116,7 @@ class RayPool:
         return worker
 
     async def close(self) -> None:
+        """End all workers and leave the cluster."""
         await asyncio.gather(*(worker.close() for worker in self._workers))
         await self._cluster.close()
 

@@ -35,6 +35,7 @@ class Watchdog:
 
     @property
     def pid(self) -> int:
+        """Process id of the watchdog."""
         return self._process.pid
 
     def name(self, processes: Iterable[psutil.Process]) -> None:

@@ -41,17 +41,24 @@ class Trainer(Protocol):
     """The methods of `training.cohort.Cohort` that a worker uses."""
 
     @property
-    def is_idle(self) -> bool: ...
+    def is_idle(self) -> bool:
+        """Whether it has no job."""
+        ...
 
     def prepare(self, task: TrainingTask, on_progress: Callable[[int], None]) -> TrainingTask:
         """The task with its examples as token ids. It is called in another thread than `step`."""
         ...
 
-    def add(self, task: TrainingTask) -> None: ...
+    def add(self, task: TrainingTask) -> None:
+        """Take a prepared task into the cohort."""
 
-    def stop(self, job_id: str) -> object: ...
+    def stop(self, job_id: str) -> object:
+        """Stop a job at the next step."""
+        ...
 
-    def step(self) -> Sequence[TrainingEvent]: ...
+    def step(self) -> Sequence[TrainingEvent]:
+        """Run one step of all jobs; returns what happened."""
+        ...
 
 
 class _Superseded(Exception):
@@ -314,11 +321,3 @@ def _spec_field(field: str) -> str:
         if field == name or field.startswith(f"{name} line "):
             return "spec." + name.replace(" ", "_")
     return field if field.startswith("spec.") else f"spec.{field}"
-
-
-def wait_ready(worker: Worker, deadline_seconds: float) -> None:
-    """Block until the base model is loaded, for scripts and tests. Raises TimeoutError, or WorkerLost."""
-    end = time.monotonic() + deadline_seconds
-    while not worker.poll(0, 0.05).ready:
-        if time.monotonic() > end:
-            raise TimeoutError("the worker did not become ready")

@@ -28,4 +28,5 @@ def source_to_wire(source: str) -> str:
 
 
 def base_model_to_wire(info: BaseModelInfo) -> common_pb2.BaseModel:
+    """The message of a base model."""
     return write(info, common_pb2.BaseModel())

@@ -1,4 +1,4 @@
-"""Jobs, their progress and their events, as messages. Only this way: nobody sends us a job."""
+"""Jobs, their progress and their events, as messages. There is no way back: no call sends a job."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEve
 
 
 def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
+    """The message of a job."""
     return fill(
         tuning_pb2.TuningJob(spec=spec_to_wire(job.spec), effective_spec=effective_to_wire(job.spec, job.effective)),
         name=job.name,
@@ -54,6 +55,7 @@ def _statistics_of(job: Job) -> DatasetStatistics | None:
 
 
 def event_to_wire(event: JobEvent) -> tuning_pb2.TuningEvent:
+    """The message of a job's event."""
     message = tuning_pb2.TuningEvent(number=event.number, time=write_timestamp(event.time))
     match event.payload:
         case Job():
@@ -71,6 +73,7 @@ def event_to_wire(event: JobEvent) -> tuning_pb2.TuningEvent:
 
 
 def evaluation_to_wire(evaluation: Evaluation) -> tuning_pb2.Evaluation:
+    """The message of an evaluation."""
     return tuning_pb2.Evaluation(step=evaluation.step, metrics=evaluation.metrics, is_best=evaluation.is_best)
 
 

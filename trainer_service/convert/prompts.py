@@ -40,6 +40,7 @@ _MAX_COMPARISONS = 16
 
 
 def prompt_to_wire(prompt: PromptRecord) -> prompts_pb2.Prompt:
+    """The message of a prompt with its aliases."""
     newest = max(prompt.versions.values(), key=lambda record: record.version, default=None)
     return prompts_pb2.Prompt(
         name=f"prompts/{prompt.name}",
@@ -51,10 +52,12 @@ def prompt_to_wire(prompt: PromptRecord) -> prompts_pb2.Prompt:
 
 
 def alias_to_wire(alias: Alias) -> prompts_pb2.Alias:
+    """The message of an alias."""
     return prompts_pb2.Alias(name=alias.name, targets=targets_to_wire(alias.targets), revision=alias.revision)
 
 
 def targets_to_wire(targets: Sequence[AliasTarget]) -> list[prompts_pb2.AliasTarget]:
+    """The messages of an alias's targets."""
     return [prompts_pb2.AliasTarget(version=target.version, weight=target.weight) for target in targets]
 
 
@@ -160,6 +163,7 @@ def import_from_wire(header: prompts_pb2.ImportHeader) -> ImportRequest:
 
 
 def change_to_wire(change: PromptChange) -> prompts_pb2.WatchPromptsResponse:
+    """The message of a change in the prompt store."""
     message = prompts_pb2.WatchPromptsResponse(revision=change.revision, store_id=change.store_id)
     if change.snapshot is not None:
         message.snapshot.CopyFrom(
@@ -177,6 +181,7 @@ def change_to_wire(change: PromptChange) -> prompts_pb2.WatchPromptsResponse:
 
 
 def status_to_wire(status: PromptStatus) -> prompts_pb2.GetPromptStatusResponse:
+    """The message of a prompt's status."""
     return prompts_pb2.GetPromptStatusResponse(
         versions=[_version_status(version, stands) for version, stands in status.versions],
         replicas=[_replica(replica) for replica in status.replicas],

@@ -1,4 +1,4 @@
-"""Reports of jobs as messages. Only this way: nobody sends us a report."""
+"""Reports of jobs as messages. There is no way back: no call sends a report."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from trainer_service.jobs.reports import JobReport
 
 
 def report_to_wire(report: JobReport) -> tuning_pb2.JobReport:
+    """The message of a job's report."""
     message = tuning_pb2.JobReport(
         job=job_to_wire(report.job),
         evaluations=map(evaluation_to_wire, report.evaluations),

@@ -17,6 +17,7 @@ from trainer_service.training.spec import TaskKind
 
 
 def dataset_to_wire(owned: OwnedDataset) -> tuning_pb2.Dataset:
+    """The message of a tenant's dataset."""
     return tuning_pb2.Dataset(
         name=owned.name,
         size_bytes=owned.size_bytes,
@@ -32,12 +33,14 @@ def dataset_to_wire(owned: OwnedDataset) -> tuning_pb2.Dataset:
 
 
 def uploaded_to_wire(stored: StoredDataset) -> tuning_pb2.UploadDatasetResponse:
+    """The answer to an upload."""
     return tuning_pb2.UploadDatasetResponse(
         dataset=stored.name, num_examples=stored.num_examples, task=TASKS.to_wire(stored.task), labels=stored.labels
     )
 
 
 def info_to_wire(info: ServiceInfo, counts: JobCounts) -> tuning_pb2.GetServiceInfoResponse:
+    """The message of the service's models, limits, defaults and counts."""
     limits = tuning_pb2.TuningLimits(
         max_virtual_tokens=info.limits.max_virtual_tokens,
         max_examples=info.upload_limits.max_examples,

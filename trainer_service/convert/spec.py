@@ -198,6 +198,7 @@ def _common_to_wire(spec: TuningSpec) -> tuning_pb2.TuningSpec:
 
 
 def hyperparameters_to_wire(values: HyperparameterRequest | Hyperparameters) -> tuning_pb2.Hyperparameters:
+    """The message of hyperparameters; those that are None are left out."""
     scalars: dict[str, Any] = {
         name: getattr(values, name, None) for name in _SCALARS
     }  # num_epochs becomes num_steps when filled in

@@ -25,6 +25,7 @@ class BackgroundTasks:
             task.add_done_callback(lambda _: self._tasks.pop(key, None))
 
     def is_under_way(self, key: Key) -> bool:
+        """Whether a task with this key runs."""
         return key in self._tasks
 
     async def wait(self, keys: Collection[Key], seconds: float) -> None:

@@ -217,7 +217,8 @@ class Dispatcher:
                 if holding is None or holding.attempt != attempt:
                     if await self._is_lost_to_others(job_id, attempt):
                         self._background.begin(
-                            ("drop", supervisor.id, job_id, str(attempt)), partial(supervisor.let_go, job_id, attempt)
+                            ("drop", supervisor.id, job_id, str(attempt)),
+                            partial(supervisor.drop_attempt, job_id, attempt),
                         )
                 elif holding.state is JobState.CANCELLING or holding.pausing or supervisor.is_over_time(job_id):
                     self._stop(supervisor, job_id, attempt)

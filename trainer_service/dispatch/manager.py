@@ -220,7 +220,7 @@ class JobManager:
 
         Raises NotFound.
         """
-        news = self._context.bell.subscribe(job_id)
+        news = self._context.changes.subscribe(job_id)
         pause = _OTHERS_NEWS_SECONDS if self._store.is_shared else _OWN_NEWS_SECONDS
         ended = False
         try:
@@ -248,7 +248,7 @@ class JobManager:
                 except TimeoutError:
                     continue
         finally:
-            self._context.bell.unsubscribe(job_id, news)
+            self._context.changes.unsubscribe(job_id, news)
 
     async def cancel(self, job_id: str) -> Job:
         """Sets the job to CANCELLED if it isn't on a worker, else to CANCELLING. Does nothing if it is cancelled
@@ -275,7 +275,7 @@ class JobManager:
         """Removes an ended job with its events and files. Raises PreconditionFailed if it hasn't ended."""
         await self._context.database.call(self._store.delete, job_id, current_caller().prompts)
         await self._context.pools.job_files.call(self._context.files.remove, job_id)
-        self._context.bell.ring(job_id)
+        self._context.changes.notify(job_id)
 
     async def counts(self) -> JobCounts:
         """Counts the jobs that the caller may see, and the workers that run some of them."""

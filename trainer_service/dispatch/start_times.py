@@ -23,10 +23,14 @@ class KnownWorker(Protocol):
     """A worker of this replica, as its supervisor knows it."""
 
     @property
-    def view(self) -> WorkerView: ...
+    def view(self) -> WorkerView:
+        """The worker as the scheduler sees it."""
+        ...
 
     @property
-    def job_ids(self) -> Collection[str]: ...
+    def job_ids(self) -> Collection[str]:
+        """Jobs on the worker."""
+        ...
 
     @property
     def launch_seconds(self) -> float:

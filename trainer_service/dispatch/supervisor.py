@@ -83,6 +83,7 @@ class WorkerSupervisor:
 
     @property
     def job_ids(self) -> frozenset[str]:
+        """Jobs that the worker has or is being given."""
         return frozenset(self._attempts)
 
     @property
@@ -144,7 +145,7 @@ class WorkerSupervisor:
             )
         await self._stop_on_worker(job_id, tracker.attempt)
 
-    async def let_go(self, job_id: str, attempt: int) -> None:
+    async def drop_attempt(self, job_id: str, attempt: int) -> None:
         """Stops an attempt that has lost its job, perhaps to another attempt on this worker, and drops its events."""
         tracker = self._attempts.get(job_id)
         if tracker is not None and tracker.attempt == attempt:
@@ -312,7 +313,7 @@ class WorkerSupervisor:
                     await self._store_for(job_id, job_events)
                 except StaleAttempt:
                     log.info("this attempt no longer has the job")
-                    await self.let_go(job_id, job_events[0].attempt)
+                    await self.drop_attempt(job_id, job_events[0].attempt)
 
     async def _store_for(self, job_id: str, events: Sequence[TrainingEvent]) -> None:
         """Stores progress, evaluations and checkpoints in order in one transaction, then applies the final event."""

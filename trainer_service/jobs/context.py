@@ -31,9 +31,11 @@ class JobsObserver(Protocol):
     def job_changed(self, job: Job) -> None:
         """The job has a new state."""
 
-    def training_event(self, event: TrainingEvent) -> None: ...
+    def training_event(self, event: TrainingEvent) -> None:
+        """A worker reported an event of a job."""
 
-    def worker_launched(self, base_model: str) -> None: ...
+    def worker_launched(self, base_model: str) -> None:
+        """A worker's launch has begun."""
 
     def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None:
         """A worker changed its state. `before` is None for a new worker, `after` is None for one that ended."""
@@ -72,7 +74,7 @@ class ChangeNotifier:
     def __init__(self) -> None:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
-    def ring(self, job_id: str) -> None:
+    def notify(self, job_id: str) -> None:
         """Sets the events of all subscribers of the job."""
         for waiting in self._waiting.get(job_id, ()):
             waiting.set()
@@ -106,7 +108,7 @@ class JobsContext:
     observer: JobsObserver
     owner: str = field(default_factory=new_owner)
     """This replica as the owner of leases."""
-    bell: ChangeNotifier = field(default_factory=ChangeNotifier)
+    changes: ChangeNotifier = field(default_factory=ChangeNotifier)
     wake_dispatcher: asyncio.Event = field(default_factory=asyncio.Event)
     pools: TrainerPools = field(default_factory=TrainerPools)
 
@@ -130,7 +132,7 @@ class JobsContext:
 
     def notify(self, job: Job) -> None:
         """Wakes the job's watchers and the dispatcher, and reports the change to the observer."""
-        self.bell.ring(job.id)
+        self.changes.notify(job.id)
         self.observer.job_changed(job)
         self.wake_dispatcher.set()
 

@@ -106,6 +106,9 @@ class TuningSpec(_Frozen):
 class EffectiveSpec(_Frozen):
     """The spec with all defaults filled in. `Admission.check` makes it when the job is created; it never changes."""
 
+    model_config = ConfigDict(extra="ignore")
+    """Stored records of earlier releases may have fields that no longer exist."""
+
     base_model: BaseModelInfo
     training: TrainingSpec
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
@@ -121,8 +124,6 @@ class EffectiveSpec(_Frozen):
     num_validation: int = 0
     repetition: Repetition | None = None
     """Repeated examples of the training dataset; None if they were not counted."""
-    estimated_seconds: float = 0.0
-    """Not used; always 0."""
     traceparent: str = ""
     """W3C trace context of the call that created the job, for the spans of its attempts; empty if it had none."""
     alias_revision: int | None = None
@@ -168,6 +169,7 @@ class Job(_Frozen):
 
     @property
     def name(self) -> str:
+        """The resource name."""
         return f"tuningJobs/{self.id}"
 
     @property
@@ -177,6 +179,8 @@ class Job(_Frozen):
 
 
 class JobEventKind(StrEnum):
+    """Kinds of events, as they are stored."""
+
     STATE_CHANGED = "state_changed"
     PROGRESS = "progress"
     EVALUATION = "evaluation"
@@ -193,6 +197,8 @@ class Evaluation(_Measured):
 
 
 class CheckpointStored(_Frozen):
+    """A checkpoint of `step` is stored."""
+
     step: int
 
 
@@ -224,6 +230,7 @@ class JobEvent:
 
     @property
     def kind(self) -> JobEventKind:
+        """The kind of its payload."""
         return _KINDS[type(self.payload)]
 
 
@@ -258,6 +265,7 @@ class JobCounts:
 
 
 def utc_now() -> datetime:
+    """The present time, in UTC."""
     return datetime.now(UTC)
 
 

@@ -14,7 +14,7 @@ from trainer_service.jobs.model import EffectiveSpec, Job, TuningSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.stored_json import from_json, to_json
 
-NOBODY = ""
+NO_REPLICA = ""
 PRIORITY_POINT_SECONDS = 600.0
 """One point of priority equals ten minutes of waiting. A job's place among its tenant's jobs is thus fixed when it is
 queued, and no job waits for ever.
@@ -34,7 +34,7 @@ class Record:
     """Whether the job is trained, so that it needs no worker and only has to be published."""
     exclusive: bool = False
     """Whether the job needs a fresh worker for itself, because it ran out of memory beside others or lost workers."""
-    owner: str = NOBODY
+    owner: str = NO_REPLICA
     """The trainer replica that has the job."""
     lease_until: float = 0.0
     queued_at: float = 0.0

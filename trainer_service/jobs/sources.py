@@ -21,7 +21,9 @@ _JOB = re.compile(r"tuningJobs/([0-9a-z]{1,64})")
 class PromptIndex(Protocol):
     """The part of the prompt store that is needed here: its current index."""
 
-    def refresh(self) -> StoreIndex: ...
+    def refresh(self) -> StoreIndex:
+        """The newest state of the prompt store. Raises Unavailable."""
+        ...
 
 
 class Jobs(Protocol):

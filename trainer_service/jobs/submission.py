@@ -15,12 +15,14 @@ from trainer_service.jobs.request import DatasetUri, ExampleSource, InlineExampl
 
 
 class JobCreator(Protocol):
-    """The part of the job manager that `JobIntake` uses."""
+    """The part of the job manager that `JobSubmission` uses."""
 
-    async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job: ...
+    async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job:
+        """Queue a job. Raises as `JobManager.create`."""
+        ...
 
 
-class JobIntake:
+class JobSubmission:
     """Creates jobs from requests. Its errors name the fields as the caller wrote them."""
 
     def __init__(self, datasets: TenantDatasets, jobs: JobCreator) -> None:

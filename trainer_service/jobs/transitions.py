@@ -2,7 +2,7 @@
 result against the legal transitions.
 
 Requests call cancel, pause and resume; the dispatcher calls expired, lost and left_worker; a worker's supervisor calls
-progressed, left_worker, lost, failed and trained; the publisher calls succeeded, failed and outcome_lost.
+progressed, left_worker, lost, failed and trained; the publisher calls succeeded, failed and result_lost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from shared.errors import PreconditionFailed
 from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
 from trainer_service.jobs.config import JobsConfig, retry_delay_seconds
-from trainer_service.jobs.record import NOBODY, Record, queue_key, to_datetime
+from trainer_service.jobs.record import NO_REPLICA, Record, queue_key, to_datetime
 from trainer_service.jobs.states import JobState, check_move
 
 _EXCLUSIVE_AFTER_FAILURES = 2
@@ -142,7 +142,7 @@ def separated(record: Record, now: float) -> Record:
     return replace(freed, exclusive=True) if freed.job.state is JobState.QUEUED else freed
 
 
-def outcome_lost(record: Record, now: float) -> Record:
+def result_lost(record: Record, now: float) -> Record:
     """The trained prompt of a job was lost before its publication: the job is queued to finish training again."""
     return replace(left_worker(record, now), trained=False)
 
@@ -180,7 +180,7 @@ def _deadline_error() -> TuningError:
 
 def _free(record: Record, now: float) -> Record:
     kept = record.with_job(runtime_seconds=record.runtime_seconds(now))
-    return replace(kept, owner=NOBODY, lease_until=0.0, claimed_at=None)
+    return replace(kept, owner=NO_REPLICA, lease_until=0.0, claimed_at=None)
 
 
 def _to(record: Record, state: JobState) -> Record:

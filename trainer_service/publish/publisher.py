@@ -341,7 +341,7 @@ class Publisher:
     async def _train_again(self, job: Job) -> None:
         note = Note(text="the trained prompt was lost before its publication; training again from the last checkpoint")
         await self._context.change(
-            job.id, lambda record: transitions.outcome_lost(record, time.time()), attempt=job.attempt, payloads=[note]
+            job.id, lambda record: transitions.result_lost(record, time.time()), attempt=job.attempt, payloads=[note]
         )
 
     async def _clean(self, job: Job) -> None:

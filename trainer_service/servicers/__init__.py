@@ -1,1 +1,1 @@
-
+"""gRPC handlers: convert the request, delegate, convert the result."""

@@ -33,6 +33,7 @@ def page_size_of(page_size: int) -> int:
 
 
 def event_number_of(after: int) -> int:
+    """The number of the event to start after. Raises InvalidInput if it is negative."""
     if after < 0:
         raise InvalidInput.of("after", f"must not be negative, but is {after}")
     return after

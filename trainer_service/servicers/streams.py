@@ -76,13 +76,14 @@ async def until_draining(
 
 
 def heartbeat(heartbeat_seconds: float) -> Heartbeat:
+    """A heartbeat event with its interval."""
     interval = Duration()
     interval.FromMilliseconds(round(1000 * heartbeat_seconds))
     return Heartbeat(interval=interval)
 
 
 async def _cancelled(task: asyncio.Future[Any]) -> None:
-    """Cancel it unless it is done, and wait until it let go of its generator."""
+    """Cancel it unless it is done, and wait until it has left its generator."""
     if not task.done():
         task.cancel()
         await asyncio.wait({task})

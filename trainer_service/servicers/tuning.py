@@ -25,7 +25,7 @@ from trainer_service.datasets.tenant_datasets import TenantDatasets
 from trainer_service.dispatch.manager import JobManager
 from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.reports import JobReports
-from trainer_service.jobs.submission import JobIntake
+from trainer_service.jobs.submission import JobSubmission
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
 from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_and_chunks, heartbeat, until_draining
@@ -40,7 +40,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         self,
         jobs: JobManager,
         reports: JobReports,
-        intake: JobIntake,
+        submission: JobSubmission,
         datasets: TenantDatasets,
         info: ServiceInfo,
         tokens: PageTokens,
@@ -48,7 +48,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         draining: asyncio.Event,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
-        self._jobs, self._reports, self._intake = jobs, reports, intake
+        self._jobs, self._reports, self._submission = jobs, reports, submission
         self._datasets, self._info = datasets, info
         self._tokens, self._requests, self._draining, self._heartbeat_seconds = (
             tokens,
@@ -105,7 +105,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
         asked = await self._requests.call(request_from_wire, request)
-        job = await self._intake.create(asked, JobOwner.of(current_caller()))
+        job = await self._submission.create(asked, JobOwner.of(current_caller()))
         return pb.CreateTuningJobResponse(job=job_to_wire(job))
 
     async def GetTuningJob(self, request: pb.GetTuningJobRequest, context: Any) -> pb.GetTuningJobResponse:

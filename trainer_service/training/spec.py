@@ -25,6 +25,8 @@ class _Frozen(BaseModel):
 
 
 class Init(_Frozen):
+    """How the soft prompt starts."""
+
     method: InitMethod = InitMethod.TEXT
     text: str = ""
     """For TEXT. Empty: the recipe writes one from the template and the task."""

@@ -59,6 +59,7 @@ class Trainee:
 
     @property
     def num_virtual_tokens(self) -> int:
+        """Positions of its soft prompt."""
         return int(self.parameters[PROMPT].shape[0])
 
     @property

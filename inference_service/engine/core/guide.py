@@ -55,7 +55,8 @@ class GuideProgress(Protocol):
 class Workers(Protocol):
     """Threads that compute masks."""
 
-    def submit(self, tenant: str, function: Callable[[], None]) -> None: ...
+    def submit(self, tenant: str, function: Callable[[], None]) -> None:
+        """Run the function soon, in turn with those of other tenants."""
 
 
 class CompiledGuide(Protocol):

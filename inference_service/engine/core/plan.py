@@ -24,6 +24,9 @@ class Chunk:
     samples: bool
     """Whether the last position's logits choose the next token."""
     branches: tuple[tuple[int, ...], ...] = ()
+    num_input_logits: int = 0
+    """Positions, the last ones before one that samples, whose logits give the log-probability of the next input token.
+    """
 
     @property
     def num_positions(self) -> int:
@@ -37,8 +40,13 @@ class Chunk:
 
     @property
     def num_logits(self) -> int:
-        """Positions whose logits are needed: the last main one if it samples or scores, and all of the branches."""
-        return self.num_positions - self.count + (1 if self.samples or self.branches else 0)
+        """Positions whose logits are needed: `num_main_logits`, and all of the branches."""
+        return self.num_positions - self.count + self.num_main_logits
+
+    @property
+    def num_main_logits(self) -> int:
+        """Main positions, the last ones, whose logits are needed: to score input tokens, to sample or to score."""
+        return self.num_input_logits + (1 if self.samples or self.branches else 0)
 
     @property
     def num_virtual(self) -> int:
@@ -69,6 +77,7 @@ class StepPlan:
 
     @property
     def num_positions(self) -> int:
+        """Positions of the forward pass."""
         return sum(chunk.num_positions for chunk in self.chunks)
 
 
@@ -99,8 +108,7 @@ def next_chunk(sequence: RunningRequest, budget: int, scorable: int, slots: int)
     assert sequence.row is not None
     start, left = sequence.num_computed, sequence.length - sequence.num_computed
     if not sequence.is_score:
-        count = min(left, budget)
-        return Chunk(sequence, sequence.row, start, count, samples=count == left and not sequence.is_load)
+        return _next_main_chunk(sequence, budget, scorable)
     # The last main token is computed again with every group of candidates: its logits score their first tokens.
     if left == 0:
         start, left = sequence.length - 1, 1
@@ -118,6 +126,22 @@ def next_chunk(sequence: RunningRequest, budget: int, scorable: int, slots: int)
                 break
             branches.append(candidate)
     return Chunk(sequence, sequence.row, start, left, samples=False, branches=tuple(branches))
+
+
+def _next_main_chunk(sequence: RunningRequest, budget: int, scorable: int) -> Chunk | None:
+    """The next chunk of a generation or a load."""
+    assert sequence.row is not None
+    start, left = sequence.num_computed, sequence.length - sequence.num_computed
+    count, num_logits = min(left, budget), 0
+    if sequence.num_input_unscored:
+        # The logits at the position of a token give the log-probability of the next one.
+        before = max(0, sequence.num_virtual + sequence.num_input_scored - start)
+        count = min(count, before + scorable)
+        if count <= 0:
+            return None
+        num_logits = min(sequence.num_input_unscored, max(0, count - before))
+    samples = count == left and not sequence.is_load
+    return Chunk(sequence, sequence.row, start, count, samples, num_input_logits=num_logits)
 
 
 def complete_chunk(chunk: Chunk) -> None:

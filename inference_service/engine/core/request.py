@@ -41,6 +41,10 @@ class GenerationRequest:
     weight: float = 1.0
     guide: CompiledGuide | None = None
     """The compiled `sampling.guide`."""
+    group: str = ""
+    """The completions of one input have the same group: the first one computes the input, the others start from its
+    keys and values. The engine ignores `sampling.n`.
+    """
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ Request = GenerationRequest | ScoreRequest | PrefixLoad
 
 
 class FinishReason(StrEnum):
+    """Why a generation ended."""
+
     EOS = "EOS"
     LENGTH = "LENGTH"
     STOP_SEQUENCE = "STOP_SEQUENCE"
@@ -103,6 +109,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Usage:
+    """Tokens of one request."""
+
     input_tokens: int
     virtual_tokens: int
     cached_tokens: int
@@ -133,6 +141,10 @@ class Delta:
     timing: Timing | None = None
     seed: int | None = None
     """The seed in use, also when the engine drew it; on the first and the last delta."""
+    input_logprobs: tuple[TokenLogprob, ...] = ()
+    """With `num_input_logprobs`, on the first delta: the log-probabilities of all input tokens except the first."""
+    index: int = 0
+    """The completion that this belongs to; set by the service."""
     error: str = ""
     """With finish reason ERROR or INTERNAL: what went wrong, in words for the caller."""
 
@@ -148,6 +160,8 @@ class CandidateScore:
 
 @dataclass(frozen=True)
 class ScoreResult:
+    """The candidates' scores, in the order of the request."""
+
     scores: tuple[CandidateScore, ...]
     usage: Usage
     timing: Timing

@@ -43,6 +43,8 @@ class RunningRequest:
     """The tenant that is charged; empty for the service itself (loads of versions, golden replays)."""
     weight: float = 1.0
     """The tenant's weight in fair sharing."""
+    group: str = ""
+    """The completions of one input have the same group."""
     is_load: bool = False
     """Whether this computes a soft prompt's keys and values. Such a sequence has virtual tokens only."""
 
@@ -51,6 +53,8 @@ class RunningRequest:
     row: int | None = None
     num_computed: int = 0
     num_scored: int = 0
+    num_input_scored: int = 0
+    """Input tokens after the first whose log-probabilities are known, if the request wants them."""
     cached_tokens: int = 0
     num_preemptions: int = 0
     started_step: int = 0
@@ -110,7 +114,22 @@ class RunningRequest:
         return self.tokens[self.num_input :]
 
     @property
+    def num_input_unscored(self) -> int:
+        """Input tokens after the first whose log-probabilities are still to be computed."""
+        return 0 if self.sampling.num_input_logprobs is None else self.num_input - 1 - self.num_input_scored
+
+    @property
+    def num_reusable(self) -> int:
+        """The number of first tokens whose keys and values may come from another row.
+
+        The last token is always computed because its logits are needed, and so are those of tokens before an input
+        token whose log-probability is needed.
+        """
+        return self.num_input_scored if self.num_input_unscored else len(self.tokens) - 1
+
+    @property
     def is_score(self) -> bool:
+        """Whether the request scores candidates instead of generating."""
         return bool(self.candidates)
 
     @property
@@ -141,5 +160,6 @@ def sequence_of(request: Request, num_virtual: int, arrival: int, now: float) ->
         candidates=request.candidates if isinstance(request, ScoreRequest) else (),
         tenant=request.tenant,
         weight=request.weight,
+        group=request.group if isinstance(request, GenerationRequest) else "",
         is_load=isinstance(request, PrefixLoad),
     )

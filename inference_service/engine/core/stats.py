@@ -71,9 +71,11 @@ class StepStats:
 class EngineObserver(Protocol):
     """Receives statistics in the engine's thread; its methods must be quick and must not raise."""
 
-    def on_step(self, step: StepStats) -> None: ...
+    def on_step(self, step: StepStats) -> None:
+        """A step has ended."""
 
-    def on_finished(self, request: FinishedRequest) -> None: ...
+    def on_finished(self, request: FinishedRequest) -> None:
+        """A request has ended, in whatever way."""
 
 
 class NullObserver:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from inference_service.engine.core.integrity import IntegrityError
-from inference_service.engine.kv.rows import MIN_SHARED_TOKENS, Acquired, Content, common_length, may_share
+from inference_service.engine.kv.rows import Acquired, Content, NewContent, common_length, least_shared
 
 NULL_BLOCK = 0
 """The padding of block tables and batches points to this block; no sequence holds it."""
@@ -81,6 +81,7 @@ class Cached:
     blocks: list[int]
     length: int
     last_used: int
+    group: str = ""
 
 
 @dataclass
@@ -128,7 +129,7 @@ class BlockPool:
         """Blocks that `length` slots take."""
         return -(-length // self.block_tokens)
 
-    def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None:
+    def acquire(self, content: NewContent, length: int, prefix_ready: bool = True) -> Acquired | None:
         """Assign a row with memory for `length` slots, or return None. Shares blocks with a common beginning.
 
         The last token is never shared: it is computed because its logits are needed. Without `prefix_ready` there is no
@@ -239,28 +240,26 @@ class BlockPool:
         if len(free) != len(self._free) or free & used or free | used != set(range(1, self.max_blocks + 1)):
             raise IntegrityError("a block is lost, free twice, or free and used at once")
 
-    def _best_match(self, content: Content) -> tuple[Sequence[int], int]:
+    def _best_match(self, content: NewContent) -> tuple[Sequence[int], int]:
         """(blocks with the longest common beginning, number of slots that are shared)."""
         best: tuple[Sequence[int], int] = ((), 0)
         prefix = None if content.prefix_id is None else self._prefixes.get(content.prefix_id)
         if prefix is not None:
             prefix.last_used = self._tick()
             best = (prefix.blocks, prefix.length)
-        if not self.reuse:
-            return best
-        most, source = MIN_SHARED_TOKENS - 1, None
-        limit = len(content.tokens) - 1
+        most, source, limit = 0, None, content.num_reusable
         held = ((row, row.holder) for row in self.rows if row.holder is not None)
         rows = [
-            Cached(one.tenant, one.prefix_id, one.num_virtual, one.tokens, row.blocks, row.length, 0)
+            Cached(one.tenant, one.prefix_id, one.num_virtual, one.tokens, row.blocks, row.length, 0, one.group)
             for row, one in held
         ]
         for other in (*rows, *self._remains):
             valid = other.length - other.num_virtual
-            if not may_share(content, other, across_tenants=self.across_tenants) or valid <= most:
+            least = least_shared(content, other, reuse=self.reuse, across_tenants=self.across_tenants)
+            if least is None or valid <= most:
                 continue
             shared = common_length(content.tokens[:limit], other.tokens[:valid])
-            if shared > most:
+            if shared > most and shared >= least:
                 most, source = shared, other
         if source is None:
             return best

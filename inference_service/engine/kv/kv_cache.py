@@ -39,6 +39,7 @@ class PrefixKV:
 
     @property
     def num_bytes(self) -> int:
+        """Memory of the keys and values."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
     @property

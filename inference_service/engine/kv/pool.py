@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from inference_service.engine.kv.rows import Acquired, Content
+from inference_service.engine.kv.rows import Acquired, NewContent
 
 
 class Pool(Protocol):
@@ -22,21 +22,34 @@ class Pool(Protocol):
         ...
 
     @property
-    def num_held(self) -> int: ...
+    def num_held(self) -> int:
+        """Rows that sequences hold."""
+        ...
 
     @property
-    def held_blocks(self) -> int: ...
+    def held_blocks(self) -> int:
+        """Blocks that sequences hold."""
+        ...
 
-    def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None: ...
+    def acquire(self, content: NewContent, length: int, prefix_ready: bool = True) -> Acquired | None:
+        """A row for a sequence of `length` positions; None if there is no room."""
+        ...
 
-    def extend(self, index: int, length: int) -> tuple[Any, ...] | None: ...
+    def extend(self, index: int, length: int) -> tuple[Any, ...] | None:
+        """Room for positions up to `length`, with the operations that make it; None if there is no room."""
+        ...
 
-    def advance(self, index: int, length: int) -> None: ...
+    def advance(self, index: int, length: int) -> None:
+        """Positions below `length` are computed now."""
 
-    def release(self, index: int, *, keep: bool = True) -> None: ...
+    def release(self, index: int, *, keep: bool = True) -> None:
+        """The sequence has ended. `keep`: later sequences may reuse its positions."""
 
-    def forget(self, prefix_id: str) -> None: ...
+    def forget(self, prefix_id: str) -> None:
+        """A prefix is unloaded: no later sequence may reuse its positions."""
 
-    def forget_all(self) -> None: ...
+    def forget_all(self) -> None:
+        """No later sequence may reuse any positions."""
 
-    def check_integrity(self) -> None: ...
+    def check_integrity(self) -> None:
+        """Raises AssertionError if the pool's accounts contradict each other."""

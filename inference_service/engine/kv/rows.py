@@ -24,6 +24,17 @@ class Content(Protocol):
     prefix_id: str | None
     num_virtual: int
     tokens: list[int]
+    group: str
+    """The completions of one input have the same group; empty: it is the only one."""
+
+
+class NewContent(Content, Protocol):
+    """A sequence that starts."""
+
+    @property
+    def num_reusable(self) -> int:
+        """The number of its first tokens whose keys and values may come from another row."""
+        ...
 
 
 @dataclass
@@ -34,6 +45,7 @@ class Remains:
     prefix_id: str | None
     num_virtual: int
     tokens: list[int]
+    group: str = ""
 
 
 @dataclass
@@ -105,6 +117,16 @@ def may_share(one: Content, other: Content, *, across_tenants: bool) -> bool:
     return one.prefix_id == other.prefix_id and (across_tenants or one.tenant == other.tenant)
 
 
+def least_shared(content: Content, other: Content, *, reuse: bool, across_tenants: bool) -> int | None:
+    """The least number of common tokens with which `content` may start from `other`; None: it may not.
+
+    The completions of one input always share it.
+    """
+    if content.group and content.group == other.group:
+        return 1
+    return MIN_SHARED_TOKENS if reuse and may_share(content, other, across_tenants=across_tenants) else None
+
+
 def common_length(one: list[int], other: list[int]) -> int:
     """Number of tokens that two sequences have in common at their beginning."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
@@ -147,7 +169,7 @@ class RowPool:
         """Blocks of all rows, held or kept for reuse."""
         return sum(row.blocks for row in self.rows)
 
-    def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None:
+    def acquire(self, content: NewContent, length: int, prefix_ready: bool = True) -> Acquired | None:
         """Assign a row with memory for `length` slots, or return None. Reuses a row with the same beginning.
 
         The last token is never reused: it is computed because its logits are needed. Without `prefix_ready` there is no
@@ -237,24 +259,22 @@ class RowPool:
             if row.content is None and row.length:
                 raise IntegrityError(f"row {row.index} has slots but no content")
 
-    def _best_match(self, content: Content) -> tuple[Row | None, int]:
+    def _best_match(self, content: NewContent) -> tuple[Row | None, int]:
         """(row with the longest common beginning, number of common tokens); (None, 0) if no row has enough."""
-        if not self.reuse:
-            return None, 0
         best: Row | None = None
-        most = MIN_SHARED_TOKENS - 1
-        limit = len(content.tokens) - 1
+        most, limit = 0, content.num_reusable
         for row in self.rows:
             other = row.content
             if other is None or row.length <= other.num_virtual + most:
                 continue
-            if not may_share(content, other, across_tenants=self.across_tenants):
+            least = least_shared(content, other, reuse=self.reuse, across_tenants=self.across_tenants)
+            if least is None:
                 continue
             valid = row.length - other.num_virtual
             shared = common_length(content.tokens[:limit], other.tokens[:valid])
-            if shared > most:
+            if shared > most and shared >= least:
                 best, most = row, shared
-        return (best, most) if best is not None else (None, 0)
+        return best, most
 
     def _choose_row(self, source: Row | None, shared_length: int) -> Row | None:
         """Choose the source if most of it is shared, else an empty row, else the least recently used released row."""

@@ -24,15 +24,29 @@ class ChunkLike(Protocol):
     """The attributes of a scheduled chunk (`core.plan.Chunk`) that attention needs."""
 
     @property
-    def row(self) -> int: ...
+    def row(self) -> int:
+        """Row of the KV cache."""
+        ...
+
     @property
-    def start(self) -> int: ...
+    def start(self) -> int:
+        """Its first position."""
+        ...
+
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Number of its positions, candidates included."""
+        ...
+
     @property
-    def branch_lengths(self) -> tuple[int, ...]: ...
+    def branch_lengths(self) -> tuple[int, ...]:
+        """Lengths of a score's candidates; empty for other chunks."""
+        ...
+
     @property
-    def num_positions(self) -> int: ...
+    def num_positions(self) -> int:
+        """Positions that the chunk takes in the pass."""
+        ...
 
 
 @dataclass
@@ -72,6 +86,7 @@ class QuerySegment:
 
     @property
     def end(self) -> int:
+        """The position after its last query."""
         return self.start + self.count
 
     @property

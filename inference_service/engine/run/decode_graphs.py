@@ -1,8 +1,7 @@
 """Decode steps as captured CUDA graphs, one for each batch size of a ladder; batches are padded with dummy rows.
 
 A decode step of a small batch is a thousand short kernels that take longer to launch than to run; a graph launches them
-as one. This module knows no model: it captures a function that the caller passes. `EagerGraph` runs the same function
-on the same fixed inputs without capturing.
+as one. This module knows no model: it captures a function that the caller passes.
 """
 
 from __future__ import annotations
@@ -35,17 +34,9 @@ class Graph(Protocol):
 
     inputs: torch.Tensor
 
-    def replay(self) -> torch.Tensor: ...
-
-
-class EagerGraph:
-    """Runs `decode` without capturing it."""
-
-    def __init__(self, decode: Decode, inputs: torch.Tensor) -> None:
-        self._decode, self.inputs = decode, inputs
-
     def replay(self) -> torch.Tensor:
-        return self._decode(self.inputs)
+        """Run the step on the current `inputs`; logits `[batch, vocab]`, valid until the next call."""
+        ...
 
 
 class CudaGraph:

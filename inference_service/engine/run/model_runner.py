@@ -142,13 +142,13 @@ def fed_positions(chunk: Chunk) -> list[int]:
 def wanted_positions(chunks: Sequence[Chunk]) -> list[int]:
     """Indices into the packed batch of the positions whose logits are needed.
 
-    These are the last position of each chunk that samples or scores, and all positions of branches.
+    These are the last position of each chunk that samples or scores, positions before input tokens whose
+    log-probabilities are wanted, and all positions of branches.
     """
     wanted: list[int] = []
     begin = 0
     for chunk in chunks:
-        if chunk.samples or chunk.branches:
-            wanted.append(begin + chunk.count - 1)
+        wanted.extend(range(begin + chunk.count - chunk.num_main_logits, begin + chunk.count))
         wanted.extend(range(begin + chunk.count, begin + chunk.num_positions))
         begin += chunk.num_positions
     return wanted

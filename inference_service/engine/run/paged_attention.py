@@ -33,6 +33,7 @@ class PagedSegment:
 
     @property
     def end(self) -> int:
+        """The position after its last query."""
         return self.start + self.count
 
     def seen(self, window: int, device: torch.device) -> torch.Tensor:
@@ -75,6 +76,7 @@ class PagedLayout:
 
     @property
     def num_decodes(self) -> int:
+        """Decodes of the pass."""
         return self.decode_rows.shape[0]
 
     @cached_property

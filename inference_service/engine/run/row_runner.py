@@ -75,8 +75,8 @@ class RowRunner:
                 )
             if begin < end:
                 tokens = sequence.tokens[begin - sequence.num_virtual : end - sequence.num_virtual]
-                logits = self._feed(chunk.row, begin, tokens, 1)
-                if chunk.samples or chunk.branches:
+                logits = self._feed(chunk.row, begin, tokens, max(1, chunk.num_main_logits))
+                if chunk.num_main_logits:
                     wanted.append(logits)
             wanted += [
                 self._feed(chunk.row, end, list(branch[:-1]), len(branch) - 1)

@@ -1,4 +1,4 @@
-"""Log-probabilities of candidate continuations.
+"""Log-probabilities of candidate continuations and of input tokens.
 
 The candidates are branches of one tree over the input's keys and values. The attention mask separates them, so that the
 input is computed once and never copied. A candidate longer than a step is computed in parts.
@@ -11,20 +11,26 @@ from collections.abc import Sequence
 import torch
 
 from inference_service.engine.core.plan import Chunk
-from inference_service.engine.core.request import CandidateScore, ScoreResult, Timing
+from inference_service.engine.core.request import CandidateScore, ScoreResult, Timing, TokenLogprob
 from inference_service.engine.core.running_request import RunningRequest
+from inference_service.engine.run.sampler import token_logprobs
 
 _ROWS_AT_ONCE = 32
 
 
 def split(chunks: Sequence[Chunk], logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Split the runner's logits `[n, vocab]` into rows to sample from and the rows of each score by request id."""
-    if not any(chunk.branches for chunk in chunks):
+    """Split the runner's logits `[n, vocab]` into rows to sample from, and the rows of each score or scored input by
+    request id.
+    """
+    if not any(chunk.branches or chunk.num_input_logits for chunk in chunks):
         return logits, {}
     picked: list[int] = []
     scored: dict[str, torch.Tensor] = {}
     begin = 0
     for chunk in chunks:
+        if chunk.num_input_logits:
+            scored[chunk.sequence.request_id] = logits[begin : begin + chunk.num_input_logits]
+            begin += chunk.num_input_logits
         if chunk.samples:
             picked.append(begin)
             begin += 1
@@ -32,6 +38,18 @@ def split(chunks: Sequence[Chunk], logits: torch.Tensor) -> tuple[torch.Tensor, 
             scored[chunk.sequence.request_id] = logits[begin : begin + chunk.num_logits]
             begin += chunk.num_logits
     return logits[picked], scored
+
+
+def input_logprobs(chunk: Chunk, logits: torch.Tensor) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities of the next input tokens, whose logits `[num_input_logits, vocab]` the chunk computed."""
+    sequence, num_top = chunk.sequence, chunk.sequence.sampling.num_input_logprobs or 0
+    first = sequence.num_input_scored + 1
+    tokens = sequence.tokens[first : first + chunk.num_input_logits]
+    found: list[TokenLogprob] = []
+    for begin in range(0, len(tokens), _ROWS_AT_ONCE):  # without a float32 copy of all rows at once
+        part = tokens[begin : begin + _ROWS_AT_ONCE]
+        found += token_logprobs(logits[begin : begin + len(part)].float(), part, [num_top] * len(part))
+    return tuple(found)
 
 
 class Tally:

@@ -28,9 +28,14 @@ class Scoring(Protocol):
     """The attributes of `paged_attention.LayerScoring` that the kernel needs."""
 
     @property
-    def scale(self) -> float: ...
+    def scale(self) -> float:
+        """Factor of the scores."""
+        ...
+
     @property
-    def window(self) -> int: ...
+    def window(self) -> int:
+        """Slots that a query sees; 0: all before it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class PackedSequences:
 
     @property
     def num_sequences(self) -> int:
+        """Number of sequences."""
         return self.used.shape[0]
 
     @cached_property

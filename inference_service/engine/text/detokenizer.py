@@ -24,9 +24,13 @@ class Detokenizer(Protocol):
     `push` returns the text that is certain so far; `flush` returns the rest, without an unfinished character.
     """
 
-    def push(self, token_ids: Sequence[int]) -> str: ...
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The text that these tokens complete; empty if no character is complete yet."""
+        ...
 
-    def flush(self) -> str: ...
+    def flush(self) -> str:
+        """The text that is left at the end of an answer."""
+        ...
 
 
 class DetokenizerFactory:

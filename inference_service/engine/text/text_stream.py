@@ -30,6 +30,7 @@ class TextStream:
         self._stops = StopMatcher(sequence.sampling.stop_sequences)
         self.end_ids = frozenset(end_ids)
         self._max_length = max_length
+        self._input_logprobs: tuple[TokenLogprob, ...] = ()
 
     def push(self, token_id: int, logprob: TokenLogprob | None, now: float) -> Delta:
         """Append a sampled token; the delta carries a finish reason if it was the last."""
@@ -58,6 +59,11 @@ class TextStream:
         elif self.guide is not None:
             self.guide.advance(token_id)
         return self._delta(text, token_id, logprob, reason, now, about=first or reason is not None)
+
+    def add_input_logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> None:
+        """Add the log-probabilities of the next input tokens; the first delta has them all."""
+        self._input_logprobs += logprobs
+        self.sequence.num_input_scored += len(logprobs)
 
     def end(self, reason: FinishReason, now: float, error: str = "") -> Delta:
         """The last delta of a stream that ends without another token: deadline, cancellation, error."""
@@ -102,6 +108,7 @@ class TextStream:
             usage=self.sequence.usage if about else None,
             timing=timing(self.sequence, now) if about else None,
             seed=self.sequence.seed if about else None,
+            input_logprobs=self._input_logprobs if self.sequence.num_generated == 1 else (),
         )
 
 
@@ -130,4 +137,6 @@ def merge(deltas: list[Delta]) -> Delta:
         timing=about.timing,
         seed=about.seed,
         error=last.error,
+        input_logprobs=deltas[0].input_logprobs,
+        index=last.index,
     )

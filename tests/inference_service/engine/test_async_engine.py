@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,14 +11,15 @@ import pytest_asyncio
 import torch
 
 from inference_service.engine.async_engine import AsyncEngine
+from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest, ScoreRequest
 from inference_service.engine.engine import MAX_FAILED_STEPS, Engine
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.run.bisect_failure import StepFailed
-from inference_service.engine.scheduler import StepPlan
 from inference_service.engine.text.text_stream import merge
 from shared.errors import AlreadyExists, InvalidInput, NotFound, Overloaded, Unavailable
 from tests.inference_service.engine.builders import greedy, reference, small_config, soft_prompt, tiny_base
+from tests.waiting import until
 
 IDS = (40, 41, 42, 43)
 
@@ -46,12 +47,6 @@ async def merge_rest(stream: AsyncIterator[Delta]) -> Delta:
     return merge([delta async for delta in stream])
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 async def test_many_streams_at_once_equal_generate(engine: AsyncEngine) -> None:
     twin = tiny_base()
     expected = reference(twin, soft_prompt(twin), IDS, 16)
@@ -76,7 +71,7 @@ async def test_the_first_delta_tells_about_the_request(engine: AsyncEngine) -> N
 async def test_closing_a_stream_frees_its_slot(engine: AsyncEngine) -> None:
     stream = engine.generate(GenerationRequest("r", IDS, greedy(110), "a"))
     await anext(stream)
-    await stream.aclose()
+    await stream.aclose()  # type: ignore[attr-defined]
     await engine.check_integrity()
     assert not engine.engine.has_work
 
@@ -113,7 +108,7 @@ async def test_refusals_come_before_the_first_delta(engine: AsyncEngine) -> None
     await anext(stream)
     with pytest.raises(AlreadyExists):
         await collect(engine, GenerationRequest("twice", IDS, greedy()))
-    await stream.aclose()
+    await stream.aclose()  # type: ignore[attr-defined]
 
 
 async def test_overload_is_refused_and_the_rest_served() -> None:
@@ -165,7 +160,7 @@ async def test_the_end_of_the_grace_time_cancels() -> None:
     assert not subject.engine.has_work
 
 
-async def test_when_the_thread_dies_nobody_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_when_the_thread_dies_no_caller_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = build()
     subject.start()
     assert subject.healthy

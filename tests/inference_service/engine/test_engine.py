@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest, ScoreRequest
 from inference_service.engine.core.stats import FinishedRequest, StepStats
 from inference_service.engine.engine import MAX_FAILED_STEPS, Engine
 from inference_service.engine.kv.prefix_cache import PrefixCache
-from inference_service.engine.scheduler import StepPlan
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.values.sampling import SamplingParams
@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_text_alone_and_in_company(engine: Engine) 
     assert [together[f"s{seed}"].token_ids for seed in range(4)] == alone
 
 
-def test_a_drawn_seed_is_told_and_repeats_the_text(engine: Engine) -> None:
+def test_a_drawn_seed_is_reported_and_repeats_the_text(engine: Engine) -> None:
     drawn = run_one(engine, IDS, SamplingParams(max_new_tokens=8, ignore_eos=True))
     assert drawn.seed is not None
     assert (
@@ -294,7 +294,9 @@ def fail_for(engine: Engine, monkeypatch: pytest.MonkeyPatch, *request_ids: str)
     return sizes
 
 
-def test_a_step_that_raises_fails_only_who_is_to_blame(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_raises_fails_only_the_request_that_caused_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = {f"r{i}": (*IDS, 50 + i) for i in range(6)}
     expected = {name: run_one(engine, ids, greedy(12), "a").token_ids for name, ids in inputs.items()}
     fail_for(engine, monkeypatch, "r2")

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import FinishReason
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.kv.rows import BLOCK_TOKENS, RowPool
-from inference_service.engine.scheduler import Scheduler, StepPlan
+from inference_service.engine.scheduler import Scheduler
 from shared.values.sampling import SamplingParams
 
 
@@ -228,7 +229,7 @@ def test_inputs_that_arrive_together_and_begin_alike_compute_their_beginning_onc
 
 
 @pytest.mark.parametrize("apart", ["prefix", "short", "no reuse"])
-def test_nobody_waits_for_what_cannot_be_shared(apart: str) -> None:
+def test_no_request_waits_for_what_cannot_be_shared(apart: str) -> None:
     subject = scheduler(budget=512)
     if apart == "no reuse":
         subject.pool.reuse = False
@@ -239,7 +240,7 @@ def test_nobody_waits_for_what_cannot_be_shared(apart: str) -> None:
     assert {chunk.sequence for chunk in subject.schedule(0.0).chunks} == {first, second}
 
 
-def test_whoever_waits_for_a_beginning_starts_when_its_owner_is_gone() -> None:
+def test_a_request_that_waits_for_a_shared_beginning_starts_when_its_owner_is_gone() -> None:
     subject = scheduler(budget=16)
     first, second = beginning_alike(1, 100), beginning_alike(2, 100)
     subject.add(first)

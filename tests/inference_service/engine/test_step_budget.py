@@ -145,7 +145,7 @@ async def test_a_load_runs_beside_a_stream_and_says_what_is_wrong() -> None:
         await subject.load_prefix("long", soft_prompt(base, 255))
     with pytest.raises(PreconditionFailed, match="hidden size"):
         await subject.load_prefix("wide", SoftPrompt(torch.zeros(3, 65)))
-    await stream.aclose()
+    await stream.aclose()  # type: ignore[attr-defined]
     loading = asyncio.create_task(subject.load_prefix("c", soft_prompt(base, 200)))
     await asyncio.sleep(0)
     await subject.stop()

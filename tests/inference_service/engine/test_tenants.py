@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.preemption import MAX_PREEMPTIONS, MIN_STEPS
 from inference_service.engine.core.request import FinishReason
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.kv.blocks import BlockPool
 from inference_service.engine.kv.rows import BLOCK_TOKENS, RowPool, Trim
-from inference_service.engine.scheduler import MAX_PASSED_OVER, MAX_SCORED_POSITIONS, Scheduler, StepPlan
+from inference_service.engine.scheduler import MAX_PASSED_OVER, MAX_SCORED_POSITIONS, Scheduler
 from tests.inference_service.engine.test_scheduler import complete, scheduler, sequence
 
 
@@ -87,7 +88,7 @@ def test_scores_have_a_bound_on_logits_of_their_own() -> None:
         complete(subject, plan)
 
 
-def test_a_score_never_takes_the_memory_of_who_runs() -> None:
+def test_a_score_never_takes_the_memory_of_running_requests() -> None:
     subject = scheduler(num_rows=3, max_blocks=20, budget=256, max_length=640)
     first = sequence(1, 100)
     start(subject, first)
@@ -288,7 +289,7 @@ def load(prefix_id: str, arrival: int, num_virtual: int) -> RunningRequest:
 
 
 @pytest.mark.parametrize("paged", [False, True])
-def test_a_soft_prompt_is_computed_once_in_chunks_and_who_needs_it_waits(paged: bool) -> None:
+def test_a_soft_prompt_is_computed_once_in_chunks_and_its_requests_wait(paged: bool) -> None:
     ready: set[str] = set()
     pool = BlockPool(4, 64, 512, 8) if paged else RowPool(4, 64, 512)
     subject = Scheduler(pool, 16, 8 if paged else BLOCK_TOKENS, ready.__contains__)

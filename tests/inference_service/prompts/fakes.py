@@ -78,7 +78,7 @@ class FakeStore:
     """What the watcher polls."""
 
     def __init__(self, log: Log) -> None:
-        self.log, self.id, self.away = log, "first", False
+        self.log, self.id, self.unavailable = log, "first", False
         self.num_polls = 0
         self.replicas: list[ReplicaRecord] = []
 
@@ -87,6 +87,27 @@ class FakeStore:
 
     def refresh(self) -> StoreIndex:
         self.num_polls += 1
-        if self.away:
-            raise Unavailable("the store is away")
+        if self.unavailable:
+            raise Unavailable("the store is unavailable")
         return self.log.index
+
+
+class NullPromptObserver:
+    """Ignores all events."""
+
+    def version_loaded(
+        self, record: VersionRecord, load_seconds: float, publish_to_served_seconds: float | None
+    ) -> None:
+        return
+
+    def version_refused(self, record: VersionRecord, reason: RefusalReason) -> None:
+        return
+
+    def version_unavailable(self, record: VersionRecord) -> None:
+        return
+
+    def store_polled(self, revision: int) -> None:
+        return
+
+    def store_failed(self) -> None:
+        return

@@ -7,12 +7,12 @@ import asyncio
 import pytest
 
 from inference_service.prompts.first_loads import StartLimits, left_for_later, recently_used
-from inference_service.prompts.observer import NullPromptObserver
 from inference_service.prompts.watcher import PromptWatcher
 from shared.names import PromptReference
 from shared.prompt.manifest import utc_now
 from shared.store.replicas import ReplicaRecord
 from shared.values.enums import LoadedState
+from tests.inference_service.prompts.fakes import NullPromptObserver
 from tests.inference_service.prompts.test_watcher import Bench
 from tests.inference_service.replica import until
 

@@ -33,7 +33,7 @@ def test_what_is_unlikely_counts_little() -> None:
     assert disagreement([Replay(sharp, {7: math.log(0.985), 8: math.log(0.004), 9: math.log(0.002)})], 0.01) == ""
 
 
-def test_both_sides_numbers_are_told() -> None:
+def test_both_sides_numbers_are_in_the_reason() -> None:
     said = judge({7: -0.4, 8: -1.2, 9: -8.0})
     assert "trained: 7 -0.1000, 8 -2.5000, 9 -8.0000; here: 7 -0.4000, 8 -1.2000" in said
     assert "nats apart on average, allowed are 0.01" in said

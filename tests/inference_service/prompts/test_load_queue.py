@@ -17,7 +17,6 @@ from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.engine import Engine
 from inference_service.prompts.heartbeat import Heartbeat
 from inference_service.prompts.load_queue import MAX_FAILED_REPLAYS, MAX_FAULTS, VersionLoads
-from inference_service.prompts.observer import NullPromptObserver
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import RefusalReason, ServableVersion
@@ -30,6 +29,7 @@ from shared.prompt.manifest import GoldenRecord
 from shared.store import PromptStore, VersionRecord, open_store
 from shared.store.replicas import ReplicaDirectory
 from tests.inference_service.engine.builders import small_config
+from tests.inference_service.prompts.fakes import NullPromptObserver
 from tests.inference_service.replica import blob, matrix, publish, until
 from tests.inference_service.test_proof_rpc import golden_of
 

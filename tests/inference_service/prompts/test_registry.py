@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from inference_service.prompts.registry import PromptRegistry
-from inference_service.prompts.version import RefusalReason, prefix_id_of
+from inference_service.prompts.version import RefusalReason, prefix_id_of, publish_to_served_seconds
 from shared.errors import NotFound, PreconditionFailed
 from shared.names import PromptReference
+from shared.prompt.manifest import parse_timestamp
 from shared.values.enums import LoadedState
 from tests.inference_service.prompts.fakes import Log, loaded
 
@@ -169,7 +172,7 @@ def test_the_least_recently_used_goes_first_and_aliased_ones_last() -> None:
     bench.registry.check_integrity()
 
 
-def test_states_are_told_and_unfinished_checks_are_not() -> None:
+def test_states_are_listed_and_unfinished_checks_are_not() -> None:
     bench = Bench()
     log = bench.log
     for version in (1, 2, 3):
@@ -189,3 +192,12 @@ def test_states_are_told_and_unfinished_checks_are_not() -> None:
     assert statuses[4].publish_to_served_seconds == seconds is not None
     with pytest.raises(NotFound):
         bench.registry.statuses("other")
+
+
+def test_a_publisher_with_a_clock_ahead_gives_no_negative_time() -> None:
+    bench = Bench()
+    bench.publish(1, alias=None)
+    record = bench.log.record(1)
+    ahead = parse_timestamp(record.created_at) - timedelta(hours=1)
+    assert publish_to_served_seconds(record, ahead) == 0.0
+    assert publish_to_served_seconds(record, ahead + timedelta(hours=1, seconds=2)) == 2.0

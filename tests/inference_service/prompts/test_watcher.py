@@ -9,12 +9,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from inference_service.prompts.load_queue import VersionLoads
-from inference_service.prompts.observer import NullPromptObserver
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.watcher import PromptWatcher
 from shared.errors import Unavailable
 from shared.names import PromptReference
-from tests.inference_service.prompts.fakes import FakeLoader, FakeStore, Log
+from tests.inference_service.prompts.fakes import FakeLoader, FakeStore, Log, NullPromptObserver
 from tests.inference_service.replica import until
 from tests.virtual_time import run_in_virtual_time
 
@@ -56,11 +55,11 @@ async def test_start_loads_what_aliases_name_and_nothing_else(bench: Bench) -> N
 
 async def test_start_waits_for_a_store_that_is_away(bench: Bench) -> None:
     bench.log.publish(1)
-    bench.store.away = True
+    bench.store.unavailable = True
     start = asyncio.create_task(bench.watcher.start())
     await until(lambda: bench.store.num_polls > 3)
     assert not start.done()
-    bench.store.away = False
+    bench.store.unavailable = False
     await start
     assert bench.loader.attempts == [1]
 
@@ -74,7 +73,7 @@ async def test_start_does_not_wait_for_ever_for_a_version_that_cannot_be_fetched
         await until(lambda: bench.registry.num_loaded == 2)
 
 
-async def test_new_versions_are_loaded_before_anybody_asks(bench: Bench) -> None:
+async def test_new_versions_are_loaded_before_the_first_request(bench: Bench) -> None:
     async with bench.running():
         bench.log.publish(1)
         bench.log.publish(2, alias=None)
@@ -107,12 +106,12 @@ async def test_a_fault_of_the_program_takes_nothing_down(bench: Bench, caplog: p
 async def test_while_the_store_is_away_what_is_loaded_stays(bench: Bench) -> None:
     bench.log.publish(1)
     async with bench.running():
-        bench.store.away = True
-        await until(lambda: bench.watcher.store_away)
+        bench.store.unavailable = True
+        await until(lambda: bench.watcher.store_unavailable)
         bench.log.publish(2)
         assert bench.meaning() == 1
         polls = bench.store.num_polls
-        bench.store.away = False
+        bench.store.unavailable = False
         await until(lambda: bench.meaning() == 2)
         assert bench.store.num_polls > polls
 
@@ -121,7 +120,7 @@ async def test_a_store_that_was_replaced_takes_nothing_away(bench: Bench) -> Non
     bench.log.publish(1)
     async with bench.running():
         bench.store.log, bench.store.id = Log(), "second"
-        await until(lambda: bench.watcher.store_away)
+        await until(lambda: bench.watcher.store_unavailable)
         assert bench.meaning() == 1
 
 
@@ -135,7 +134,7 @@ async def test_a_flood_of_unknown_names_costs_one_look_at_the_store(bench: Bench
         assert bench.store.num_polls == polls + 1
 
 
-async def test_many_who_want_one_version_load_it_once(bench: Bench) -> None:
+async def test_many_requests_for_one_version_load_it_once(bench: Bench) -> None:
     bench.registry.update(bench.log.publish(1, alias=None))
     record = bench.log.record(1)
     first = asyncio.create_task(bench.loads.load(record))
@@ -163,14 +162,14 @@ def test_after_ten_minutes_without_the_store_it_catches_up_within_two_polls(
         bench.watcher = PromptWatcher(bench.store, bench.registry, bench.loads, NullPromptObserver(), poll_seconds)
         bench.log.publish(1)
         async with bench.running():
-            bench.store.away = True
+            bench.store.unavailable = True
             await asyncio.sleep(300)
             bench.log.publish(2)
             await asyncio.sleep(300)
-            assert bench.watcher.store_away
+            assert bench.watcher.store_unavailable
             assert bench.meaning() == 1, "what is loaded serves on"
             looks = bench.store.num_polls
-            bench.store.away, loop = False, asyncio.get_running_loop()
+            bench.store.unavailable, loop = False, asyncio.get_running_loop()
             returned_at = loop.time()
             while bench.meaning() != 2:
                 await asyncio.sleep(0.001)

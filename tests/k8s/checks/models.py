@@ -4,6 +4,7 @@ pinned, and where the settings look for them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from shared.errors import InvalidInput
@@ -56,7 +57,7 @@ def _download(manifests: Manifests, pod: Pod, container: Object) -> Iterator[str
     if container["image"] != pod.main["image"]:
         yield f"runs in the image {container['image']}, its pod in {pod.main['image']}"
     for model in _parsed(environment.get("MODELS", "")):
-        if model.name not in CATALOGUE and not (model.is_hub_id and model.is_pinned):
+        if model.name not in CATALOGUE and not (model.is_hub_id and re.fullmatch("[0-9a-f]{40}", model.revision)):
             yield f"{model} is neither catalogued nor a hub id at a commit"
 
 

@@ -32,7 +32,7 @@ _POD_TEMPLATE = "io.k8s.api.core.v1.PodTemplateSpec"
 @cache
 def _definitions() -> dict[str, Any]:
     folder = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema" / f"{KUBERNETES}-local-strict"
-    return json.loads((folder / "_definitions.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((folder / "_definitions.json").read_text())
 
 
 @cache

@@ -78,5 +78,5 @@ def _resources(container: Object) -> Iterator[str]:
 
 
 def bytes_of(quantity: str) -> int:
-    number, unit = re.fullmatch(r"(\d+)(Ki|Mi|Gi|Ti)?", quantity).groups()  # type: ignore[union-attr]
+    number, unit = re.fullmatch(r"(\d+)(Ki|Mi|Gi|Ti)?", quantity).groups()
     return int(number) * 1024 ** ("", "Ki", "Mi", "Gi", "Ti").index(unit or "")

@@ -18,20 +18,20 @@ def drop(items: list[Any], **match: Any) -> None:
 
 
 def env(manifests: Manifests, service: str) -> dict[str, str]:
-    return manifests.get("ConfigMap", f"{service}-settings")["data"]  # type: ignore[no-any-return]
+    return manifests.get("ConfigMap", f"{service}-settings")["data"]
 
 
 def rolling(manifests: Manifests) -> dict[str, Any]:
-    return manifests.get("Deployment", "inference")["spec"]["strategy"]["rollingUpdate"]  # type: ignore[no-any-return]
+    return manifests.get("Deployment", "inference")["spec"]["strategy"]["rollingUpdate"]
 
 
 def models(manifests: Manifests) -> dict[str, str]:
-    return manifests.get("ConfigMap", "model-download")["data"]  # type: ignore[no-any-return]
+    return manifests.get("ConfigMap", "model-download")["data"]
 
 
 def download(manifests: Manifests, service: str) -> dict[str, Any]:
     """The init container."""
-    return manifests.pod(service).spec["initContainers"][0]  # type: ignore[no-any-return]
+    return manifests.pod(service).spec["initContainers"][0]
 
 
 def remove(manifests: Manifests, kind: str, name: str) -> None:
@@ -39,11 +39,11 @@ def remove(manifests: Manifests, kind: str, name: str) -> None:
 
 
 def policy_rule(manifests: Manifests, name: str, direction: str) -> dict[str, Any]:
-    return manifests.get("NetworkPolicy", name)["spec"][direction][0]  # type: ignore[no-any-return]
+    return manifests.get("NetworkPolicy", name)["spec"][direction][0]
 
 
 def worker(manifests: Manifests) -> dict[str, Any]:
-    return manifests.get("RayCluster", "softprompt-ray")["spec"]["workerGroupSpecs"][0]  # type: ignore[no-any-return]
+    return manifests.get("RayCluster", "softprompt-ray")["spec"]["workerGroupSpecs"][0]
 
 
 def cluster(manifests: Manifests) -> dict[str, Any]:
@@ -51,4 +51,4 @@ def cluster(manifests: Manifests) -> dict[str, Any]:
 
 
 def head(manifests: Manifests) -> dict[str, Any]:
-    return cluster(manifests)["spec"]["headGroupSpec"]  # type: ignore[no-any-return]
+    return cluster(manifests)["spec"]["headGroupSpec"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -32,7 +33,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (package / "csrc" / "simd.h").write_text("enum { LANES = 16 };\n")
     (package / "csrc" / "answer.c").write_text('#include "simd.h"\nint answer(void) { return 26 + LANES; }\n')
     monkeypatch.setattr(build, "SOURCES", package / "csrc")
-    monkeypatch.setattr(build, "PLATFORM", (build.platform.system(), build.platform.machine()))
+    monkeypatch.setattr(build, "PLATFORM", (platform.system(), platform.machine()))
     monkeypatch.setattr(library, "PACKAGE", package)
     monkeypatch.setattr(library, "SIGNATURES", {"answer": (ctypes.c_int, ())})
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")

@@ -79,7 +79,7 @@ def test_serving_replaces_the_same_norms() -> None:
     module = nn.ModuleDict({"llama": LlamaRMSNorm(64), "gemma": Gemma2RMSNorm(64)}).requires_grad_(False)
     x = torch.randn(2, 3, 64)
     for norm in module.values():
-        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.weight)  # type: ignore[arg-type]
     expected = {name: norm(x) for name, norm in module.items()}
     speed_up_serving(module, torch.device("cpu"), torch.float32)
     for name, norm in module.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from shared.kernels import library
 from shared.kernels.ops import cached_attention, can_attend, rms_norm, takes
@@ -88,15 +89,16 @@ def test_attention(width: int, heads: int, kv_heads: int, window: int) -> None:
         begin = max(0, position - window + 1) if window else 0
         assert keys[row, :, position].equal(key[index])
         assert values[row, :, position].equal(value[index])
-        mine = [
+        my_keys, my_values = (
             tensor[row, :, begin : position + 1].double().repeat_interleave(heads // kv_heads, dim=0)
             for tensor in (keys, values)
-        ]
-        exact = nn.functional.scaled_dot_product_attention(query[index][:, None].double(), *mine)[:, 0]
+        )
+        exact = sdpa(query[index][:, None].double(), my_keys, my_values)[:, 0]
         torch.testing.assert_close(found[index].double(), exact, rtol=2**-8, atol=1e-5)
-        alone = [tensor[index : index + 1] for tensor in (query, key, value)]
-        alone_at = rows[index : index + 1], positions[index : index + 1]
-        assert cached_attention(*alone, keys, values, *alone_at, window, None).equal(found[index : index + 1])
+        my_query, my_key, my_value = (tensor[index : index + 1] for tensor in (query, key, value))
+        my_row, my_position = rows[index : index + 1], positions[index : index + 1]
+        alone = cached_attention(my_query, my_key, my_value, keys, values, my_row, my_position, window, None)
+        assert alone.equal(found[index : index + 1])
     for tensor, old in zip((keys, values), before, strict=True):
         old[rows, :, positions] = tensor[rows, :, positions]
         torch.testing.assert_close(tensor, old, rtol=0, atol=0, equal_nan=True)
@@ -113,8 +115,8 @@ def test_decode_attention_over_many_slots_and_with_any_scale() -> None:
     )
     found = cached_attention(query, key, value, keys, values, torch.tensor([1, 0]), torch.tensor([2999, 2047]), 0, 0.5)
     for index, (row, end) in enumerate(((1, 3000), (0, 2048))):
-        mine = [tensor[row, :, :end].double().repeat_interleave(2, dim=0) for tensor in (keys, values)]
-        exact = nn.functional.scaled_dot_product_attention(query[index][:, None].double(), *mine, scale=0.5)[:, 0]
+        my_keys, my_values = (tensor[row, :, :end].double().repeat_interleave(2, dim=0) for tensor in (keys, values))
+        exact = sdpa(query[index][:, None].double(), my_keys, my_values, scale=0.5)[:, 0]
         torch.testing.assert_close(found[index].double(), exact, rtol=2**-7, atol=1e-3)
 
 
@@ -134,8 +136,10 @@ def test_tokens_of_one_call_see_those_before_them(window: int) -> None:
     found = cached_attention(query, key, value, keys, values, rows, positions, window, None)
     for index, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
         begin = max(0, position - window + 1) if window else 0
-        mine = [tensor[row, :, begin : position + 1].double().repeat_interleave(3, dim=0) for tensor in (keys, values)]
-        exact = nn.functional.scaled_dot_product_attention(query[index][:, None].double(), *mine)[:, 0]
+        my_keys, my_values = (
+            tensor[row, :, begin : position + 1].double().repeat_interleave(3, dim=0) for tensor in (keys, values)
+        )
+        exact = sdpa(query[index][:, None].double(), my_keys, my_values)[:, 0]
         torch.testing.assert_close(found[index].double(), exact, rtol=2**-8, atol=1e-5)
 
 
@@ -156,7 +160,7 @@ def test_other_caches_are_left_to_torch(dtype: torch.dtype, width: int) -> None:
     assert not can_attend(cache, cache)
 
 
-def test_without_kernels_nothing_is_offered_that_stands_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernels_nothing_is_offered_that_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "load", lambda: None)
     cache = torch.zeros(1, 1, 4, 64, dtype=torch.bfloat16)
     assert not can_attend(cache, cache)

@@ -67,7 +67,7 @@ def test_gate_and_up_become_one_product() -> None:
 def test_arithmetic_in_float32_gives_better_numbers_than_in_bfloat16(
     kind: type[nn.Module], rows: int, bias: bool
 ) -> None:
-    if not kind.is_available(torch.bfloat16):
+    if not kind.is_available(torch.bfloat16):  # type: ignore[attr-defined]
         pytest.skip("not on this machine")
     torch.manual_seed(0)
     linear = nn.Linear(64, 80 if bias else 64, bias=bias, dtype=torch.bfloat16)
@@ -92,7 +92,7 @@ def test_weights_beyond_float16_are_noticed(value: float, fits: bool) -> None:
 
 @pytest.mark.parametrize("fastest", KINDS.values(), ids=KINDS.keys())
 def test_the_fastest_kernel_is_taken(monkeypatch: pytest.MonkeyPatch, fastest: type[nn.Module]) -> None:
-    if not fastest.is_available(torch.bfloat16):
+    if not fastest.is_available(torch.bfloat16):  # type: ignore[attr-defined]
         pytest.skip("not on this machine")
     monkeypatch.setattr(serving_linear, "_costs", lambda kinds, dtype: [float(kind is not fastest) for kind in kinds])
     fine, odd = nn.Linear(16, 16, dtype=torch.bfloat16), nn.Linear(16, 17, dtype=torch.bfloat16)

@@ -45,7 +45,12 @@ def test_sums_of_products_are_rounded_once() -> None:
 @pytest.mark.usefixtures("pays")
 def test_large_heads_are_not_widened(monkeypatch: pytest.MonkeyPatch) -> None:
     widened = list[torch.dtype]()
-    monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: widened.append(x.dtype) or x @ weight.T)
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        widened.append(x.dtype)
+        return x @ weight.T
+
+    monkeypatch.setattr(F, "linear", linear)
     x, weight = torch.randn(training_linear.MIN_ROWS, 16).bfloat16(), torch.randn(16, 16).bfloat16()
     forward_product(x, weight)
     monkeypatch.setattr(training_linear, "MAX_WIDENED", 255)

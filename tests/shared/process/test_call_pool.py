@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from shared.caller import Caller, Tenant, calling
 from shared.errors import Unavailable
 from shared.process.call_pool import CallPool
+from tests.waiting import until
 
 
 class Hanging:
@@ -28,12 +28,6 @@ class Hanging:
         self.num_calls += 1
         self.answers.wait(60)
         return "answer"
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 async def stuck(pool: CallPool, system: Hanging, num_calls: int) -> None:
@@ -103,7 +97,7 @@ async def test_a_tenant_whose_calls_never_return_gets_spare_threads_too() -> Non
     pool.close()
 
 
-async def test_where_no_tenants_are_configured_all_threads_are_everybodys() -> None:
+async def test_without_configured_tenants_all_callers_share_all_threads() -> None:
     pool, system = CallPool("thing", max_threads=4, timeout_seconds=10), Hanging()
     calls = [asyncio.create_task(pool.call(system.call)) for _ in range(4)]
     await until(lambda: system.num_calls == 4)

@@ -74,7 +74,7 @@ class Running:
     servicer: Servicer
     registry: CollectorRegistry
     port: int
-    channel: grpc.aio.Channel
+    channel: Any  # `grpc.aio.Channel`, whose stubs know no calls of plain bytes
     stub: Any
 
 

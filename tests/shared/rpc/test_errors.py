@@ -19,7 +19,7 @@ SAMPLES: list[errors.SoftPromptError] = [
     errors.PreconditionFailed("other model", expected="a", found="b"),
     errors.Conflict("moved", current=7),
     errors.Overloaded("full", retry_after_seconds=2.5, limit=3),
-    errors.Unavailable("store is away"),
+    errors.Unavailable("store is unavailable"),
     errors.DeadlineExceeded("late"),
     errors.Cancelled("withdrawn"),
     errors.PermissionDenied("no"),
@@ -42,7 +42,7 @@ class FailedCall(grpc.RpcError):
     def details(self) -> str:
         return self._details
 
-    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:  # type: ignore[override]
         return self._metadata
 
 

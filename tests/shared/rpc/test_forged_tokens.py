@@ -49,7 +49,7 @@ async def running(issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         {"name": "boss", "roles": ["admin"], "subjects": ["boss"]},
     ]
     (tmp_path / "callers.json").write_text(json.dumps({"callers": callers}))
-    settings = {"oidc_issuer": ISSUER, "oidc_audience": AUDIENCE, "oidc_jwks_url": issuer.url}
+    settings: dict[str, Any] = {"oidc_issuer": ISSUER, "oidc_audience": AUDIENCE, "oidc_jwks_url": issuer.url}
     async with running_server(callers_file=str(tmp_path / "callers.json"), **settings) as made:
         yield made
 
@@ -88,7 +88,7 @@ def forged(issuer: Issuer) -> dict[str, str]:
         return jwt.encode(CLAIMS, stranger, algorithm="ES256", headers={"kid": "k1", **header})
 
     return {
-        "alg none": jwt.encode(CLAIMS, None, algorithm="none", headers={"kid": "k1"}),
+        "alg none": jwt.encode(CLAIMS, None, algorithm="none", headers={"kid": "k1"}),  # type: ignore[arg-type]
         **{
             f"alg {name}": unsigned(json.dumps({"alg": name, "kid": "k1"}).encode(), boss)
             for name in ("None", "nOnE", "", "ES256 ", "HS256")

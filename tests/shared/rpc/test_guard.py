@@ -89,7 +89,7 @@ async def test_a_valid_token_gets_through_with_any_spelling_of_bearer(running: R
     ],
     ids=range(10),
 )
-async def test_whoever_does_not_say_who_they_are_is_refused(running: Running, metadata: Any) -> None:
+async def test_a_caller_without_credentials_is_refused(running: Running, metadata: Any) -> None:
     error = await refusal(running.stub.CountTokens(ALLOWED, metadata=metadata))
     assert isinstance(error, Unauthenticated)
     assert SHOP not in error.message
@@ -106,7 +106,7 @@ async def test_roles_and_prompts_decide(running: Running) -> None:
     await running.stub.GetModelInfo(request, metadata=bearer(VIEWER))
 
 
-async def test_tokens_are_counted_from_answers_and_the_wait_is_told(running: Running) -> None:
+async def test_tokens_are_counted_from_answers_and_the_wait_is_reported(running: Running) -> None:
     request = generation_pb2.GenerateRequest(input=generation_pb2.GenerationInput(prompt="support-tone"))
     await running.stub.Generate(request, metadata=bearer(SHOP))  # 100 tokens, of a window of 50
     call = running.stub.Generate(request, metadata=bearer(SHOP))
@@ -128,7 +128,7 @@ async def test_concurrent_calls_are_bounded_and_a_cancel_frees_its_place(running
     await running.stub.CountTokens(ALLOWED, metadata=bearer(SHOP))
 
 
-async def test_guessing_is_slowed_down_and_whoever_is_known_goes_on(running: Running) -> None:
+async def test_guessing_is_slowed_down_and_known_callers_go_on(running: Running) -> None:
     for _ in range(FREE_FAILURES):
         assert isinstance(
             await refusal(running.stub.CountTokens(ALLOWED, metadata=bearer(new_token()))), Unauthenticated
@@ -153,7 +153,7 @@ async def test_tokens_of_an_issuer_are_taken_by_subject_and_group(tmp_path: Path
     ]
     (tmp_path / "callers.json").write_text(json.dumps({"callers": callers}))
     issuer = Issuer()
-    settings = {
+    settings: dict[str, Any] = {
         "oidc_issuer": ISSUER,
         "oidc_audience": AUDIENCE,
         "oidc_jwks_url": issuer.url,
@@ -183,7 +183,7 @@ async def test_health_is_open_and_reflection_is_for_callers(running: Running) ->
 
 
 async def test_health_and_reflection_can_be_closed(callers_file: Path) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "callers_file": str(callers_file),
         "health_access": "callers",
         "reflection_access": "off",
@@ -232,7 +232,7 @@ async def test_every_change_and_every_refused_one_is_audited(audited: list[dict[
     assert lines == [(action, "OK", "anonymous", "7", "r1"), (action, "INVALID_ARGUMENT", "anonymous", "bad", "r1")]
 
 
-async def test_a_change_by_somebody_unknown_is_audited(running: Running, audited: list[dict[str, Any]]) -> None:
+async def test_a_change_by_an_unknown_caller_is_audited(running: Running, audited: list[dict[str, Any]]) -> None:
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(Tuning(), running.server.grpc_server)
     stub = tuning_pb2_grpc.TuningServiceStub(running.channel)
     await refusal(stub.CancelTuningJob(tuning_pb2.CancelTuningJobRequest(name="tuningJobs/7")))
@@ -284,7 +284,7 @@ async def test_a_call_without_any_request_is_refused(running: Running) -> None:
     )
 
 
-async def test_nobody_unknown_has_their_message_read(running: Running) -> None:
+async def test_messages_of_unknown_callers_are_not_read(running: Running) -> None:
     """The refusal comes while the message is still on its way."""
     never = asyncio.Event()
 

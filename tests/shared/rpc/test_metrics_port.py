@@ -101,7 +101,7 @@ async def test_what_is_huge_or_no_scrape_is_answered_or_cut(clients: Clients) ->
 
 
 def test_scrapes_take_turns_and_a_fifth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, rests = SimpleNamespace(now=0.0), []
+    clock, rests = SimpleNamespace(now=0.0), list[float]()
 
     def sleep(seconds: float) -> None:
         rests.append(seconds)
@@ -114,9 +114,9 @@ def test_scrapes_take_turns_and_a_fifth_of_the_time(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
     paced = metrics._Paced(application)
     for _ in range(10):
-        paced({}, lambda *_: None)
+        paced({}, lambda *_: None)  # type: ignore[arg-type]
     assert clock.now == pytest.approx(10 * 0.1 + 9 * 0.4)
     clock.now += 15
     rests.clear()
-    paced({}, lambda *_: None)
+    paced({}, lambda *_: None)  # type: ignore[arg-type]
     assert rests == [0.0]

@@ -118,12 +118,13 @@ async def test_drain_does_not_wait_for_a_health_watch(running: Running) -> None:
 
 
 @pytest.mark.parametrize("port", ["main", "health"])
-async def test_a_health_watch_that_is_not_read_delays_nobody(port: str) -> None:
+async def test_a_health_watch_that_is_not_read_delays_nothing(port: str) -> None:
     """Anyone may watch health; what one client leaves unread must not keep the server from changing its status, or from
     ending.
     """
     async with running_server(health_port=0) as running:
         number = running.port if port == "main" else running.server.health_port
+        assert number is not None
         async with grpc.aio.insecure_channel(f"127.0.0.1:{number}") as channel:
             health, ready = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest(service="ready")
             reader = health.Watch(ready)
@@ -175,7 +176,7 @@ async def test_metrics_are_scraped_over_http(running: Running) -> None:
     assert f"grpc_server_handled_total{{{labels}}} 1.0" in text
 
 
-async def test_a_scraper_that_says_nothing_is_let_go(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_scraper_is_disconnected(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.rpc.metrics._Handler.timeout", 0.1)
     endpoint = serve_metrics(running.registry, "127.0.0.1", 0)
     try:

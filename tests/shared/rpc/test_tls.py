@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -28,7 +29,7 @@ def authority() -> Authority:
     return Authority()
 
 
-def settings(directory: Path, pair: Pair, client_ca: Authority | None = None) -> dict[str, str]:
+def settings(directory: Path, pair: Pair, client_ca: Authority | None = None) -> dict[str, Any]:
     certificate, key = pair.write(directory)
     found = {"tls_certificate_file": str(certificate), "tls_key_file": str(key)}
     if client_ca is not None:
@@ -77,7 +78,8 @@ async def test_a_renewed_certificate_serves_new_connections_and_old_streams_go_o
         running_server(**settings(tmp_path, authority.issue("service"))) as running,
         channel(running, authority) as old,
     ):
-        stream = generation_pb2_grpc.GenerationServiceStub(old).GenerateStream(generation_pb2.GenerateStreamRequest())
+        stub: Any = generation_pb2_grpc.GenerationServiceStub(old)
+        stream = stub.GenerateStream(generation_pb2.GenerateStreamRequest())
         assert (await stream.read()).delta.text == "first"
         assert not await answers(running, successor)
         successor.issue("service").write(tmp_path)
@@ -113,7 +115,7 @@ async def test_mutual_tls_takes_only_valid_certificates_of_its_authority(tmp_pat
         assert not await answers(running, authority, clients.issue("shop", valid_hours=-1))
 
 
-async def test_an_expired_certificate_is_told_loudly_and_clients_refuse_it(
+async def test_an_expired_certificate_is_logged_and_clients_refuse_it(
     tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
@@ -207,7 +209,7 @@ def test_settings_that_contradict_each_other_are_refused(changes: dict[str, str 
         ServerSettings(**changes)  # type: ignore[arg-type]
 
 
-async def test_plaintext_beyond_this_machine_takes_a_word_and_is_told_loudly(caplog: pytest.LogCaptureFixture) -> None:
+async def test_plaintext_beyond_this_machine_needs_a_setting_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         async with running_server(host="0.0.0.0", plaintext=True) as running:
             await running.stub.CountTokens(count_request())
@@ -221,7 +223,7 @@ async def test_plaintext_beyond_this_machine_takes_a_word_and_is_told_loudly(cap
     assert "plaintext, on loopback only" in caplog.text
 
 
-async def test_connections_that_say_nothing_are_let_go_and_hinder_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_connections_are_closed_and_delay_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.rpc.server.HANDSHAKE_SECONDS", 0.5)
     async with running_server(health_port=0) as running:
         ports = [running.port] * 50 + [running.server.health_port] * 50

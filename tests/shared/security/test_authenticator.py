@@ -18,7 +18,7 @@ from shared.security.callers_file import CallersFile
 from shared.security.failures import FREE_FAILURES
 from shared.security.oidc import Claims
 from shared.security.tokens import find_hash, hash_token, new_token
-from tests.shared.security.test_parts import Clock
+from tests.clock import Clock
 
 TOKEN = new_token()
 JWT = f"header.{'a' * 40}.signature"
@@ -59,7 +59,9 @@ async def outcome(authenticator: Authenticator, token: str) -> str:
 @pytest.mark.parametrize(
     ("token", "name"), [(TOKEN, "shop"), (JWT, "boss")], ids=["token of the file", "JSON Web Token"]
 )
-async def test_a_caller_goes_on_for_minutes_beside_one_who_guesses(callers: CallersFile, token: str, name: str) -> None:
+async def test_a_caller_goes_on_for_minutes_beside_one_that_guesses(
+    callers: CallersFile, token: str, name: str
+) -> None:
     clock = Clock()
     authenticator = Authenticator(callers, Issuer(), clock)  # type: ignore[arg-type]
     assert await outcome(authenticator, token) == name

@@ -27,7 +27,7 @@ def test_every_replica_opens_what_one_of_them_sealed() -> None:
     assert PageTokens(KEY).open(token, SCOPE) == "support-tone"
     assert PageTokens(KEY).seal("support-tone", SCOPE) == token, "the same request gets the same answer"
     reordered = replace(
-        SCOPE, filter=dict(reversed(SCOPE.filter.items())), caller=replace(CALLER, prompts=("tone", "support-*"))
+        SCOPE, filter=dict(reversed(list(SCOPE.filter.items()))), caller=replace(CALLER, prompts=("tone", "support-*"))
     )
     assert PageTokens(KEY).open(token, reordered) == "support-tone"
 

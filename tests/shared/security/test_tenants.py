@@ -31,13 +31,13 @@ def test_callers_of_one_tenant_share_it(tmp_path: Path) -> None:
     ]
     found = directory(tmp_path, tenants=tenants, callers=[entry("shop", tenant="acme"), entry("web", tenant="acme")])
     wanted = Tenant("acme", 2.0, 10, CallerLimits(active_jobs=5), ("/data/acme",))
-    assert [found.by_claims(name, ()).tenant for name in ("shop", "web")] == [wanted, wanted]  # type: ignore[union-attr]
+    assert [found.by_claims(name, ()).tenant for name in ("shop", "web")] == [wanted, wanted]
     assert found.tenants == {"acme": wanted}
 
 
 def test_a_caller_without_a_tenant_is_one_by_itself(tmp_path: Path) -> None:
     found = directory(tmp_path, callers=[entry("shop"), entry("web")])
-    assert [found.by_claims(name, ()).tenant.name for name in ("shop", "web")] == ["shop", "web"]  # type: ignore[union-attr]
+    assert [found.by_claims(name, ()).tenant.name for name in ("shop", "web")] == ["shop", "web"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """A backend that fails as real ones do: dies at a chosen write, loses acknowledgements, reports conflicts that are
-none, goes away.
+none, becomes unavailable.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class FaultyBackend:
 
     def __init__(self, inner: ObjectBackend) -> None:
         self.inner = inner
-        self.away = False
-        self.num_reads = self.num_lists = self.num_writes = 0
+        self.unavailable = False
+        self.num_reads = self.num_lists = self.num_writes = self.num_refused = 0
         self.on_write: Callable[[int, str, Callable[[], bool]], bool] = lambda _number, _key, write: write()
         """Gets the number of the write (from 1), its key and the write itself; returns what `create` is to return."""
 
@@ -74,7 +74,8 @@ class FaultyBackend:
         return self.on_write(self.num_writes, key, write)
 
     def _check(self) -> None:
-        if self.away:
+        if self.unavailable:
+            self.num_refused += 1
             raise Unavailable("the prompt store does not answer")
 
 

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from shared.errors import Unavailable
@@ -55,7 +56,7 @@ def crowd(url: str) -> int:
     """8 publishers at once on one prompt; every now and then one is killed -9 and started anew."""
     chance = random.Random(1)
     seeds = itertools.count()
-    running = {fork(lambda n=number: publish_jobs(url, n, next(seeds))): number for number in range(NUM_PUBLISHERS)}
+    running = {fork(partial(publish_jobs, url, number, next(seeds))): number for number in range(NUM_PUBLISHERS)}
     deadline = time.monotonic() + 60
     kills = 0
     while running and time.monotonic() < deadline:
@@ -69,7 +70,7 @@ def crowd(url: str) -> int:
         number = running.pop(pid)
         if os.WIFSIGNALED(status):
             seed = 1000 + next(seeds)
-            running[fork(lambda n=number, s=seed: publish_jobs(url, n, s))] = number
+            running[fork(partial(publish_jobs, url, number, seed))] = number
         elif os.WEXITSTATUS(status):
             return 1
     print(f"kills {kills}")
@@ -81,7 +82,7 @@ def killed_at_every_system_call(url: str) -> int:
     through.
     """
     for number in itertools.count(1):
-        pid = fork(lambda n=number: publish_killed_at(url, n))
+        pid = fork(partial(publish_killed_at, url, number))
         _, status = os.waitpid(pid, 0)
         if not os.WIFSIGNALED(status):
             print(f"kills {number - 1}")

@@ -245,7 +245,7 @@ class TestDeletion:
         with pytest.raises(InvalidInput, match="keep_last"):
             store.apply_retention(PROMPT, keep_last=0)
 
-    def test_blobs_go_when_nobody_wants_them(self, store: PromptStore, backend: ObjectBackend) -> None:
+    def test_blobs_go_when_no_version_names_them(self, store: PromptStore, backend: ObjectBackend) -> None:
         publish(store, 2)
         gone = store.index().prompt(PROMPT).versions[1].digest
         kept = store.index().prompt(PROMPT).versions[2].digest

@@ -182,7 +182,7 @@ def test_a_store_that_is_away_changes_nothing(memory_store: tuple[FaultyBackend,
     faulty, store = memory_store
     store.publish(PROMPT, make_blob(seed=1), job="1")
     before = store.index()
-    faulty.away = True
+    faulty.unavailable = True
     with pytest.raises(Unavailable):
         store.publish(PROMPT, make_blob(seed=2), job="2")
     with pytest.raises(Unavailable):
@@ -190,7 +190,7 @@ def test_a_store_that_is_away_changes_nothing(memory_store: tuple[FaultyBackend,
     with pytest.raises(Unavailable):
         store.refresh()
     assert store.index() is before
-    faulty.away = False
+    faulty.unavailable = False
     assert store.refresh() == before
     with pytest.raises(Conflict):
         store.set_alias(PROMPT, "default", 1, expected=7)

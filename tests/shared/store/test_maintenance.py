@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from shared.store.base import ObjectBackend
 from shared.store.layout import REPLICAS, replica_key
 from shared.store.maintenance import MaintenancePolicy, maintain
 from shared.store.memory import MemoryBackend
+from shared.store.replicas import ReplicaDirectory
 from tests.shared.prompt.blobs import TIME, make_blob
 from tests.shared.store.faults import FaultyBackend
 
@@ -60,8 +62,8 @@ def test_without_a_retention_setting_no_version_goes(store: PromptStore) -> None
 
 def test_what_dead_writers_and_dead_replicas_left_is_swept(tmp_path: Path, local_store: PromptStore) -> None:
     root = tmp_path / "store"
-    local_store.put_replica(ReplicaRecord(id="killed", started_at=TIME))
-    local_store.put_replica(ReplicaRecord(id="alive", started_at=TIME))
+    ReplicaDirectory(local_store.backend).put(ReplicaRecord(id="killed", started_at=TIME))
+    ReplicaDirectory(local_store.backend).put(ReplicaRecord(id="alive", started_at=TIME))
     age(root / replica_key("killed"), 2 * 24 * 3600)
     for name, seconds in (("1-1-dead", 7200), ("1-2-busy", 10)):
         (root / "tmp" / name).write_bytes(b"half a blob")
@@ -78,20 +80,20 @@ def test_a_step_that_fails_leaves_the_others_to_be_done() -> None:
     for number in range(4):
         publish(store, number)
 
-    def no_deletion_in_the_log(_number: int, key: str, write: object) -> bool:
+    def no_deletion_in_the_log(_number: int, key: str, write: Callable[[], bool]) -> bool:
         if key.startswith("truncated/"):
             raise Unavailable("the store does not answer")
-        return write()  # type: ignore[no-any-return, operator]
+        return write()
 
     faulty.on_write = no_deletion_in_the_log
     report = maintain(store, MaintenancePolicy(keep_versions=2, keep_log_entries=1, blob_grace_seconds=-1))
     assert report.failures == {"log": "the store does not answer"}
     assert (report.versions_deleted, report.blobs_removed) == (2, 2)
-    faulty.away = True
+    faulty.unavailable = True
     assert set(maintain(store, AT_ONCE).failures) == {"retention", "log", "blobs", "replicas", "leftovers"}
 
 
-def test_it_stops_when_it_is_told_to(local_store: PromptStore) -> None:
+def test_it_stops_on_request(local_store: PromptStore) -> None:
     for number in range(6):
         publish(local_store, number)
     assert not maintain(local_store, AT_ONCE, lambda: True).did_something

@@ -17,6 +17,7 @@ from shared.store.base import ObjectBackend
 from shared.store.commit import decode_commit, encode_commit
 from shared.store.index import StoreIndex
 from shared.store.layout import SNAPSHOTS, STORE_KEY, log_key, replica_key, snapshot_key
+from shared.store.replicas import ReplicaDirectory
 from shared.store.snapshot import decode_snapshot, encode_snapshot
 from tests.shared.prompt.blobs import TIME, make_blob
 
@@ -133,12 +134,12 @@ def test_a_commit_does_not_land_in_a_store_that_replaced_this_one(store: PromptS
 def test_heartbeats(store: PromptStore, backend: ObjectBackend) -> None:
     loaded = LoadedVersion(prompt=PROMPT, version=1, digest="sha256:0", loaded_at=TIME, publish_to_served_seconds=0.3)
     record = ReplicaRecord(id="inference-0", revision=7, started_at=TIME, loaded=(loaded,))
-    store.put_replica(ReplicaRecord(id="inference-0", revision=6, started_at=TIME))
-    store.put_replica(record)
-    store.put_replica(ReplicaRecord(id="crashed", started_at=TIME, updated_at=TIME))
+    ReplicaDirectory(store.backend).put(ReplicaRecord(id="inference-0", revision=6, started_at=TIME))
+    ReplicaDirectory(store.backend).put(record)
+    ReplicaDirectory(store.backend).put(ReplicaRecord(id="crashed", started_at=TIME, updated_at=TIME))
     backend.put(replica_key("garbled"), b"{")
     assert store.list_replicas() == [record]
-    store.remove_replica("inference-0")
+    ReplicaDirectory(store.backend).remove("inference-0")
     assert store.list_replicas() == []
     with pytest.raises(ValidationError):
         ReplicaRecord(id="../x", started_at=TIME)

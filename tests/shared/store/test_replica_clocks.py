@@ -27,7 +27,7 @@ class Fleet:
 
         class Clock(datetime):
             @classmethod
-            def now(cls, tz: object = None) -> datetime:
+            def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
                 return fleet._began + timedelta(seconds=fleet.now)
 
         monkeypatch.setattr(replicas, "datetime", Clock)

@@ -66,7 +66,9 @@ def test_any_text_survives_as_it_is(text: str) -> None:
 
 
 def _tokenizer(_made: list[Any] = []) -> Any:  # noqa: B006 - one for all of hypothesis' examples
-    return _made[0] if _made else (_made.append(byte_tokenizer()), _made[0])[1]
+    if not _made:
+        _made.append(byte_tokenizer())
+    return _made[0]
 
 
 def test_roles_are_checked() -> None:

@@ -41,7 +41,7 @@ class TestTemplate:
         assert Template(text="A {input} {b} {{}} %s").check().render("{input} {0}\\1") == "A {input} {0}\\1 {b} {{}} %s"
 
     @pytest.mark.parametrize("text", ["", "no field", "{input} {input}", "{ input }", "{Input}"])
-    def test_the_field_stands_once(self, text: str) -> None:
+    def test_the_field_occurs_once(self, text: str) -> None:
         with pytest.raises(InvalidInput) as caught:
             Template(text=text).check("spec.template")
         assert caught.value.violations[0].field == "spec.template.text"
@@ -81,7 +81,7 @@ class TestTemplate:
             (CHAT, ""),
         ],
     )
-    def test_what_stands_before_a_target(self, template: Template, prefix: str) -> None:
+    def test_the_text_before_a_target(self, template: Template, prefix: str) -> None:
         assert template.target_prefix == prefix
 
 
@@ -90,7 +90,7 @@ class TestText:
         encoder = InputEncoder(tokenizer, Template(text="Say: {input}!"))
         assert tokenizer.decode(encoder.encode_input("hello")) == "Say: hello!"
 
-    def test_a_bos_that_the_tokenizer_adds_stands_first_and_once(self, bos_tokenizer: Any) -> None:
+    def test_a_bos_that_the_tokenizer_adds_comes_first_and_once(self, bos_tokenizer: Any) -> None:
         encoder = InputEncoder(bos_tokenizer, Template(text="Say: {input}!"))
         ids = encoder.encode_input("hello")
         assert ids == bos_tokenizer("Say: hello!")["input_ids"]

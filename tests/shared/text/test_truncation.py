@@ -94,7 +94,7 @@ def test_a_conversation_in_a_text_template_is_cut_as_the_text_it_becomes() -> No
     assert text_of(encoder, fit_messages(encoder, turns("one", "two", "three"), 19)) == "Q: two\n\nUser: three"
 
 
-def test_a_template_that_alone_is_too_long_is_told_by_the_length() -> None:
+def test_a_template_that_alone_is_too_long_is_reported_with_the_length() -> None:
     encoder = chat(system="s" * 100)
     assert len(fit_text(encoder, "hello", 50)) > 50
     assert len(fit_messages(encoder, turns("a", "b", "c"), 50)) > 50

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+from typing import Any
 
 import pytest
 import typer
@@ -23,7 +24,7 @@ class Stored(BaseModel):
     defaults: SamplingDefaults = Sampling()
 
 
-def some(name: str) -> object:
+def some(name: str) -> Any:
     """A value within every range, different from the parameter's neutral value."""
     if name in (special := {"guide": Guide(regex="[ab]+"), "logit_bias": {3: -0.7}, "forbidden_token_ids": (4,)}):
         return special[name]
@@ -55,8 +56,9 @@ def test_every_parameter_is_checked_and_reaches_the_engine() -> None:
     assert all(getattr(complete, name) == some(name) for name in PARAMETERS)
     lists = {"stop_sequences", "stop_token_ids", "allowed_token_ids", "forbidden_token_ids", "logit_bias"}
     numbers = set(PARAMETERS) - lists - {"ignore_eos", "echo", "guide"}
+    below: dict[str, Any] = dict.fromkeys(numbers, -10.0)
     with pytest.raises(InvalidInput) as caught:
-        Sampling(**dict.fromkeys(numbers, -10.0)).check("s")
+        Sampling(**below).check("s")
     assert {violation.field.removeprefix("s.") for violation in caught.value.violations} == numbers
 
 

@@ -99,7 +99,7 @@ def test_columns_are_chosen_and_extra_ones_dropped_and_counted() -> None:
         {"id": None, "review": "so-so", "stars": 3},
     ]
     with pytest.raises(UnusableData) as refused:
-        prepare(rows)
+        prepare(rows)  # type: ignore[arg-type]
     assert refused.value.fix == {"--input": "review", "--label": "stars", "--drop-extra": ""}
     assert "id=1, review='good', stars=5" in str(refused.value)
     prepared = prepare(Data(rows, input="review", label="stars", drop_extra=True))

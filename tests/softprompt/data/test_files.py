@@ -158,9 +158,9 @@ def test_a_directory_names_its_files_and_what_is_not_there_is_not_found(tmp_path
     for path in (tmp_path / "no.csv", tmp_path / "train.csv" / "x"):
         with pytest.raises(NotFound):
             prepare(path)
-    for path in ("a\0b", "x" * 5000):
+    for odd in ("a\0b", "x" * 5000):
         with pytest.raises(InvalidInput, match="can't read"):
-            prepare(path)
+            prepare(odd)
 
 
 def test_an_encoding_can_be_named(tmp_path: Path) -> None:

@@ -74,12 +74,11 @@ UNUSABLE: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("value", "reason"), UNUSABLE, ids=range(len(UNUSABLE)))
 def test_other_values_are_refused_by_their_place(value: Any, reason: str) -> None:
-    for examples in (
-        [Example("a", output="b"), {"input": "a", "output": value}],
-        [Example("a", output="b"), {"input": value, "output": "a"}],
-    ):
+    good = Example("a", output="b")
+    places: list[dict[str, Any]] = [{"input": "a", "output": value}, {"input": value, "output": "a"}]
+    for bad in places:
         with pytest.raises(InvalidInput) as refused:
-            prepare(examples)
+            prepare([good, bad])
         assert reason in str(refused.value)
         assert refused.value.violations[0].field.startswith("dataset[1].")
 
@@ -91,10 +90,10 @@ ITEMS: list[tuple[Any, str]] = [
     ({1: "a"}, "its keys must be text, not 1"),
     ({}, "has nothing"),
     (Example("a"), "needs an input and an output"),
-    (Example(input=3, output=b"x"), "not bytes"),
+    (Example(input=3, output=b"x"), "not bytes"),  # type: ignore[arg-type]
     (Example("a", "b", "c"), "say which is the"),
-    (Example(messages=(Message("user", None),)), "messages[0].content: is missing"),
-    (Example(messages=5), "must be a list of turns, not a number"),
+    (Example(messages=(Message("user", None),)), "messages[0].content: is missing"),  # type: ignore[arg-type]
+    (Example(messages=5), "must be a list of turns, not a number"),  # type: ignore[arg-type]
     ({"messages": [5, 6]}, "messages[0]: must be an object of role and content"),
     ({"messages": [{"role": None, "content": "x"}, {"role": "assistant", "content": "y"}]}, "must be one of system"),
 ]
@@ -143,7 +142,7 @@ def test_frames_and_tables_are_read() -> None:
     with pytest.raises(InvalidInput, match="two columns are called 'text'"):
         prepare(pd.DataFrame([["a", "b"]], columns=["text", "text"]))
     with pytest.raises(InvalidInput, match="different lengths"):
-        prepare({"text": ["a"], "label": []})
+        prepare({"text": ["a"], "label": []})  # type: ignore[dict-item]
 
 
 def test_frames_of_polars_are_read() -> None:

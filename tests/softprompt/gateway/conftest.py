@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +18,7 @@ from tests.softprompt.gateway.running import World, world
 
 
 @pytest.fixture(scope="session")
-def services(tiny_model_dir, tmp_path_factory) -> Iterator[World]:
+def services(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """With the prompt `tone`: version 1 is its default, version 2 its alias `canary`."""
     with world(tiny_model_dir, tmp_path_factory.mktemp("gateway")) as made:
         template = Template(text="{input}", format=TemplateFormat.CHAT)

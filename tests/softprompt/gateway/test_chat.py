@@ -153,7 +153,7 @@ def test_completions_of_texts_and_token_ids(client: OpenAI, services: World) -> 
     assert choice.logprobs.text_offset[:2] == [0, len(choice.logprobs.tokens[0])]
     ids = list(map(int, services.loop.run(_ids(services, "hello"))))
     for prompt in (ids, [ids, ids], ["hello", "hello"]):
-        more = client.completions.create(model="tiny-llama", prompt=prompt, max_tokens=6, temperature=0)  # type: ignore[arg-type]
+        more = client.completions.create(model="tiny-llama", prompt=prompt, max_tokens=6, temperature=0)
         assert {one.text for one in more.choices} == {choice.text}
     assert made.usage is not None
     assert more.usage is not None

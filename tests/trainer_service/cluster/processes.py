@@ -7,8 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ import grpc
 import psutil
 from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1 import tuning_pb2_grpc
+
+from tests.waiting import until
 
 State = pb.TuningJob.State
 
@@ -157,17 +157,6 @@ class Caller:
 
 def channel_to(trainer: TrainerProcess) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(trainer.address)
-
-
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 90) -> float:
-    """Wait for a condition; how long that took."""
-    begun = time.monotonic()
-    async with asyncio.timeout(seconds):
-        while True:
-            found = condition()
-            if found if isinstance(found, bool) else await found:
-                return time.monotonic() - begun
-            await asyncio.sleep(0.05)
 
 
 def gone(process: psutil.Process) -> bool:

@@ -19,8 +19,9 @@ from prompttuning.v1 import tuning_pb2 as pb
 
 from tests.trainer_service.builders import effective_spec
 from tests.trainer_service.cluster.conftest import SharedCluster
-from tests.trainer_service.conftest import running_trainer, until
+from tests.trainer_service.conftest import running_trainer
 from tests.trainer_service.requests import create_job
+from tests.waiting import until
 from trainer_service.cluster.node_datasets import cache_directory
 from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig, RayWorker
 from trainer_service.config import TrainerSettings

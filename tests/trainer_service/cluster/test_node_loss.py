@@ -42,7 +42,7 @@ def cluster() -> Iterator[dict[str, Any]]:
         left.kill()
 
 
-async def test_a_lost_node_a_killed_trainer_and_somebody_else_s_cluster(
+async def test_a_lost_node_a_killed_trainer_and_another_cluster(
     cluster: dict[str, Any], tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     (tmp_path / "other").mkdir()
@@ -57,7 +57,7 @@ async def test_a_lost_node_a_killed_trainer_and_somebody_else_s_cluster(
         assert other.descendants("gcs_server"), "it has, and did not join the one that is there"
         async with channel_to(trainer) as channel:
             caller = Caller(channel)
-            name = await caller.create(num_steps=2500)
+            name = await caller.create(num_steps=900)
             await caller.reach(name, 30)
             [node] = [pid for pid in cluster["raylets"] if workers_of(pid)]
             workers = workers_of(node)
@@ -74,7 +74,7 @@ async def test_a_lost_node_a_killed_trainer_and_somebody_else_s_cluster(
             assert workers
             job = await caller.ended(name)
             assert (job.state, job.result.version) == (State.STATE_SUCCEEDED, "prompts/tone/versions/1")
-            name = await caller.create(num_steps=1500)
+            name = await caller.create(num_steps=600)
             await caller.reach(name, 5)
         trainer.kill()
         await until_gone(workers)

@@ -50,9 +50,7 @@ class DeadActor:
 
 
 @pytest.mark.parametrize("killed_for_memory", [True, False])
-async def test_a_workers_death_is_explained_once_and_the_same_to_everybody(
-    tmp_path: Path, killed_for_memory: bool
-) -> None:
+async def test_a_workers_death_is_explained_once_and_the_same_to_all(tmp_path: Path, killed_for_memory: bool) -> None:
     events = tmp_path / "memory.events"
     count(events, 1)
     kills = OomKills(events)

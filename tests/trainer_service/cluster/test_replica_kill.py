@@ -11,14 +11,16 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from shared.store import open_store
 from tests import recovery
-from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until, until_gone
+from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until_gone
 from tests.trainer_service.postgres import Postgres
+from tests.waiting import until
 from trainer_service.database.schema import jobs
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState
@@ -38,7 +40,7 @@ def url(postgres: Postgres) -> str:
 
 @pytest.fixture
 def pair(url: str, tmp_path: Path, tiny_model_dir: Path) -> Iterator[tuple[TrainerProcess, TrainerProcess]]:
-    settings = {
+    settings: dict[str, Any] = {
         "DATABASE_URL": url,
         "LEASE_SECONDS": LEASE_SECONDS,
         "CPUS_PER_WORKER": 1,
@@ -60,7 +62,7 @@ async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
     store = JobStore.open(url)
     await asyncio.gather(*(trainer.start() for trainer in pair))
     async with channel_to(pair[0]) as channel:
-        name = await Caller(channel).create(num_steps=1200, prompt="silent")
+        name = await Caller(channel).create(num_steps=600, prompt="silent")
         await Caller(channel).reach(name, 20)
     one, two = sorted(pair, key=lambda trainer: not jobs_of(trainer, store))
     stopped_at = time.time()
@@ -87,9 +89,9 @@ async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
     async with channel_to(two) as second:
         caller = Caller(second)
         ended = await asyncio.gather(*(caller.ended(name) for name in names))
-        again = [await caller.reach(name, 1, attempt=2) for name in taken]
+        moved = [await caller.reach(name, 1, attempt=2) for name in taken]
         recovery.note(
-            f"trainer killed, lease of {LEASE_SECONDS} s: training again on another one", min(again) - killed_at
+            f"trainer killed, lease of {LEASE_SECONDS} s: training again on another one", min(moved) - killed_at
         )
     assert all(taken_after(killed_at, name, store) < 1.25 * LEASE_SECONDS + SLACK_SECONDS for name in taken)
     assert all(job.state == State.STATE_SUCCEEDED and job.attempt == 1 + (job.name in taken) for job in ended)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests import recovery
-from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until, until_gone
+from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until_gone
+from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

@@ -16,7 +16,7 @@ from tests.trainer_service.builders import effective_spec
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerLost
 from trainer_service.cluster.outbox import Outbox
-from trainer_service.cluster.worker import Worker, wait_ready
+from trainer_service.cluster.worker import Worker
 from trainer_service.training import cohort as cohort_module
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import (
@@ -40,6 +40,13 @@ def task(
     return TrainingTask(
         job_id, attempt, effective_spec(num_steps=num_steps).training, examples[:6], examples[6:], **changes
     )
+
+
+def until_ready(worker: Worker, seconds: float = 10) -> None:
+    """Waits until the base model is loaded."""
+    end = time.monotonic() + seconds
+    while not worker.poll(0, 0.05).ready:
+        assert time.monotonic() < end
 
 
 def drain(worker: Worker, until: type[TrainingEvent], seconds: float = 60) -> list[TrainingEvent]:
@@ -71,7 +78,7 @@ def test_a_real_cohort_trains_in_the_workers_thread(tiny_model_dir: Path) -> Non
     worker.close()
 
 
-def test_what_was_not_asked_beyond_is_told_again() -> None:
+def test_events_that_were_not_acknowledged_are_sent_again() -> None:
     worker = Worker(lambda: (ScriptedTrainer(), {}))
     worker.add(task(num_steps=3))
     drain(worker, Finished)
@@ -131,7 +138,7 @@ class Waiting(ScriptedTrainer):
 def test_it_says_for_how_long_its_step_has_been_going_on() -> None:
     trainer = Waiting()
     worker = Worker(lambda: (trainer, {}))
-    wait_ready(worker, 10)
+    until_ready(worker)
     worker.add(task(num_steps=1))
     assert trainer.begun.wait(10)
     first = worker.poll(0, 0.05).busy_seconds
@@ -156,7 +163,7 @@ def test_loading_counts_as_work_and_not_into_the_first_step() -> None:
     report = worker.poll(0, 0.2)
     assert (report.ready, report.busy_seconds >= 0.2) == (False, True)
     go.set()
-    wait_ready(worker, 10)
+    until_ready(worker)
     assert worker.poll(0, 0).busy_seconds == 0.0
     worker.close()
 
@@ -188,7 +195,7 @@ def test_a_base_model_that_can_not_be_loaded_is_a_lost_worker() -> None:
     worker.close()
 
 
-def test_an_error_that_may_quote_one_jobs_data_is_not_told_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_may_quote_one_jobs_data_is_not_shown_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def step(*_: object) -> None:
         raise KeyError("a customer's secret")
 
@@ -201,7 +208,7 @@ def test_an_error_that_may_quote_one_jobs_data_is_not_told_to_the_others(monkeyp
     worker.close()
 
 
-def test_an_outbox_that_nobody_empties_stays_small_and_loses_nothing_that_counts() -> None:
+def test_an_outbox_that_is_not_emptied_stays_small_and_loses_nothing_that_counts() -> None:
     outbox = Outbox()
     for step in range(5000):
         outbox.put(

@@ -11,8 +11,8 @@ import pytest
 from shared.model import base_model
 from tests.trainer_service.builders import effective_spec, spec
 from tests.trainer_service.cluster.conftest import SharedCluster
-from tests.trainer_service.conftest import until
 from tests.trainer_service.job_service import Service
+from tests.waiting import until
 from trainer_service.cluster import ray_pool
 from trainer_service.cluster.interface import WrongSoftware
 from trainer_service.cluster.ray_cluster import RayCluster
@@ -38,7 +38,7 @@ async def service(tmp_path: Path, tiny_model_dir: Path) -> AsyncIterator[Service
     await made.drain()
 
 
-async def test_waiting_jobs_are_told_and_trained_once_a_new_pod_is_there(
+async def test_waiting_jobs_get_a_note_and_are_trained_once_a_new_pod_is_there(
     service: Service, pool: RayPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from prompttuning.v1 import tuning_pb2 as pb
@@ -53,7 +54,7 @@ async def test_csv_becomes_the_json_lines_that_it_means(trainer: RunningTrainer,
     ],
 )
 async def test_what_is_wrong_is_refused_by_its_own_line(
-    trainer: RunningTrainer, content: bytes, header: dict[str, object], reason: str
+    trainer: RunningTrainer, content: bytes, header: dict[str, Any], reason: str
 ) -> None:
     error = await refused(trainer.tuning.UploadDataset(upload_of(content, **{"format": CSV, **header})))
     assert reason in str(error)

@@ -33,7 +33,7 @@ def table(delimiter: str) -> str:
 def to_xlsx(path: Path) -> None:
     book = openpyxl.Workbook()
     for row in (COLUMNS, *ROWS):
-        book.active.append(row)
+        book.active.append(row)  # type: ignore[arg-type]
     book.save(path)
 
 
@@ -66,7 +66,7 @@ async def test_every_kind_of_file_is_trained_on(training: RunningTrainer, tmp_pa
     assert len(datasets) == 1, "the same examples have the same bytes, whatever file they come from"
 
 
-async def test_repetition_and_contradiction_are_told_at_creation(trainer: RunningTrainer) -> None:
+async def test_repetition_and_contradiction_are_reported_at_creation(trainer: RunningTrainer) -> None:
     rows = [{"input": f"film {number % 24}", "label": "good"} for number in range(72)]
     rows += [{"input": "film 3", "label": "bad"}, {"input": "Film 4!", "label": "bad"}]
     async with AsyncClient(f"127.0.0.1:{trainer.port}") as client:

@@ -16,8 +16,9 @@ from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import InvalidInput, NotFound, Overloaded, PreconditionFailed
 from shared.security.tokens import hash_token, new_token
-from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer, until
+from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import classification_examples, inline, json_lines, tuning_spec, upload_of
+from tests.waiting import until
 from trainer_service.config import TrainerSettings
 
 NAMES = ("acme", "acme-2", "rival")

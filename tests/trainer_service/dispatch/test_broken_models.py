@@ -11,9 +11,9 @@ from shared.caller import Tenant
 from shared.errors import InvalidInput, PreconditionFailed
 from tests.trainer_service.builders import BASE_MODEL, spec
 from tests.trainer_service.job_service import Service
+from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerLost
-from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.jobs.model import EffectiveSpec, TuningSpec
 from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.states import JobState

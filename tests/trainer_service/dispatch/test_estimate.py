@@ -44,7 +44,7 @@ def guess(
     **limits: int,
 ) -> dict[str, float]:
     """Seconds from now, by job."""
-    asked = {"max_workers": 1, "max_jobs_per_worker": 2, **limits}
+    asked: dict[str, Any] = {"max_workers": 1, "max_jobs_per_worker": 2, **limits}
     return {job: start - NOW for job, start in starts(waiting, [workers, *others], pace, NOW, **asked).items()}
 
 

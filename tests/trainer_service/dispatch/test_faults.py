@@ -20,6 +20,7 @@ from shared.store.local import LocalBackend
 from shared.store.store import PromptStore, PublishedVersion
 from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
+from tests.waiting import until
 from trainer_service.cluster.interface import WorkerLost
 from trainer_service.database.database import Database
 from trainer_service.jobs import transitions
@@ -173,7 +174,7 @@ class Flaky(PromptStore):
             super().publish(*args, **options)  # type: ignore[arg-type]
         self.attempts += 1
         if self.failing:
-            raise Unavailable("the store is away")
+            raise Unavailable("the store is unavailable")
         return super().publish(*args, **options)  # type: ignore[arg-type]
 
 
@@ -235,21 +236,19 @@ async def test_a_database_that_is_away_for_a_while_loses_nothing(
     manager = await service.start()
     job = await manager.create(spec(num_steps=60))
     await service.until(job.id, lambda job: job.progress.step > 5)
-    away = True
+    unavailable = True
     write = Database.write
 
     def refuse(self: Database) -> object:
-        if away:
-            raise Unavailable("the job database is away")
+        if unavailable:
+            raise Unavailable("the job database is unavailable")
         return write(self)
 
     monkeypatch.setattr(Database, "write", refuse)
     with pytest.raises(Unavailable):
         await manager.create(spec())
-    async with asyncio.timeout(20):
-        while not any(step == 60 for trainer in service.trainers for _, _, step in trainer.log):
-            await asyncio.sleep(0.01)
-    away = False
+    await until(lambda: any(step == 60 for trainer in service.trainers for _, _, step in trainer.log), 20)
+    unavailable = False
     done = await service.state(job.id, JobState.SUCCEEDED)
     assert done.attempt == 1
     assert service.versions("tone") == [1]
@@ -269,9 +268,7 @@ async def test_a_full_disk_under_the_checkpoints_is_waited_out(
 
     monkeypatch.setattr(os, "replace", no_space)
     job = await manager.create(spec(num_steps=20))
-    async with asyncio.timeout(20):
-        while not any(step == 20 for trainer in service.trainers for _, _, step in trainer.log):
-            await asyncio.sleep(0.01)
+    await until(lambda: any(step == 20 for trainer in service.trainers for _, _, step in trainer.log), 20)
     full = False
     await service.state(job.id, JobState.SUCCEEDED)
     assert service.versions("tone") == [1]
@@ -323,10 +320,10 @@ class Away(PromptStore):
         self.reads = 0
         self.is_away = True
 
-    def refresh(self) -> StoreIndex:
+    def refresh(self) -> StoreIndex:  # type: ignore[override]
         self.reads += 1
         if self.is_away:
-            raise Unavailable("the prompt store is away")
+            raise Unavailable("the prompt store is unavailable")
         return super().refresh()
 
 
@@ -342,7 +339,7 @@ async def test_a_job_waits_for_what_it_needs_and_can_be_cancelled_meanwhile(serv
     store.is_away = False
     done = await service.state(one.id, JobState.SUCCEEDED)
     assert (done.attempt, done.failures) == (1, 0)
-    assert sum("waiting: the prompt store is away" in note for note in await notes(service, one.id)) == 1
+    assert sum("waiting: the prompt store is unavailable" in note for note in await notes(service, one.id)) == 1
 
 
 async def test_a_base_model_that_does_not_load_keeps_no_other_from_running(service: Service) -> None:
@@ -356,9 +353,9 @@ async def test_a_base_model_that_does_not_load_keeps_no_other_from_running(servi
 
     service.pool._load = load_some
     sound = service.base
-    manager._admission._base = sound.model_copy(update={"base_model": replace(sound.base_model, id="broken")})  # type: ignore[attr-defined]
+    service.admission.base = sound.model_copy(update={"base_model": replace(sound.base_model, id="broken")})
     broken = await manager.create(spec())
-    manager._admission._base = sound  # type: ignore[attr-defined]
+    service.admission.base = sound
     good = await manager.create(spec())
     await service.state(good.id, JobState.SUCCEEDED)
     assert (await manager.get(broken.id)).state is JobState.QUEUED

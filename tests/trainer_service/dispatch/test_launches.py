@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
+from tests.clock import Clock
 from trainer_service.dispatch.launches import Launches
 from trainer_service.jobs.config import JobsConfig
 
 CONFIG = JobsConfig(max_model_failures=3, broken_model_seconds=100.0, retry_first_seconds=10.0, retry_max_seconds=40.0)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def fail(launches: Launches, clock: Clock, seconds: float, *, is_models_fault: bool = True) -> bool:
@@ -22,7 +15,7 @@ def fail(launches: Launches, clock: Clock, seconds: float, *, is_models_fault: b
 
 
 def test_a_model_is_broken_after_enough_failures_over_enough_time() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     launches = Launches(CONFIG, clock)
     assert [fail(launches, clock, 50.0) for _ in range(4)] == [False, False, True, True]
     assert "no weights" in launches.why_broken("m")
@@ -34,7 +27,7 @@ def test_a_model_is_broken_after_enough_failures_over_enough_time() -> None:
 
 
 def test_many_failures_in_a_short_time_break_no_model() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     launches = Launches(CONFIG, clock)
     assert not any(fail(launches, clock, 0.0) for _ in range(20)), "they were launched together"
     clock.now = 11.0
@@ -42,7 +35,7 @@ def test_many_failures_in_a_short_time_break_no_model() -> None:
 
 
 def test_what_is_not_the_models_fault_breaks_no_model() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     launches = Launches(CONFIG, clock)
     assert not any(fail(launches, clock, 60.0, is_models_fault=False) for _ in range(9))
     assert fail(launches, clock, 60.0) is False

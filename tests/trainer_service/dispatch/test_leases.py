@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -23,9 +24,8 @@ def test_the_first_loss_of_a_replica_costs_no_pause_and_the_next_ones_do(store: 
     for failures in (1, 2):
         now = time.time()
         assert store.claim("tiny", "dead", store.now() - 1, now) is not None
-        [taken] = store.take_back(
-            lambda old, now=now: transitions.orphaned(old, now, "gone", config), lease_before=store.now()
-        )  # type: ignore[misc]
+        orphaned = partial(transitions.orphaned, now=now, reason="gone", config=config)
+        [taken] = store.take_back(orphaned, lease_before=store.now())
         assert (taken.id, taken.failures) == (job.id, failures)
         assert bool(store.heads(now)) == (failures == 1)
     assert store.record(job.id).not_before == pytest.approx(now + 200)
@@ -52,13 +52,13 @@ def test_leases_run_by_the_databases_clock_where_replicas_share_one(
 async def test_leases_are_renewed_again_after_the_database_was_away(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = []
+    refused: list[float] = []
     renew = JobStore.renew
 
     def refuse(self: JobStore, owner: str, lease_until: float) -> None:
         if len(refused) < 2:
             refused.append(lease_until)
-            raise Unavailable("the job database is away") if refused[1:] else ValueError("nobody foresaw that")
+            raise Unavailable("the job database is unavailable") if refused[1:] else ValueError("nobody foresaw that")
         renew(self, owner, lease_until)
 
     monkeypatch.setattr(JobStore, "renew", refuse)

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
+from tests.clock import Clock
 from trainer_service.cluster.interface import WorkerReport
 from trainer_service.dispatch.liveness import Liveness
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def report(busy_seconds: float = 0.0, *, ready: bool = True, **attempts: int) -> WorkerReport:

@@ -11,7 +11,8 @@ import pytest
 from shared.store import open_store
 from tests.shared.prompt.blobs import make_blob
 from trainer_service.datasets.roots import DatasetRoots
-from trainer_service.datasets.store import DatasetStore, UploadLimits
+from trainer_service.datasets.store import DatasetStore
+from trainer_service.datasets.upload import UploadLimits
 from trainer_service.jobs.store.files import DirectoryFiles, FileKind
 from trainer_service.jobs.store.job_store import JobStore
 

@@ -21,7 +21,7 @@ def step(number: int, loss: float = 0.5, skipped: int = 0, total_skipped: int = 
     return StepDone("job", 1, number, 4, loss, 0.1, 0.01, 2, 20, 0.01, skipped, total_skipped)
 
 
-def test_loss_and_metrics_of_the_last_step_are_told_once() -> None:
+def test_loss_and_metrics_of_the_last_step_are_reported_once() -> None:
     end = Finished("job", 1, TrainingResult.__new__(TrainingResult))
     payloads = told(*map(step, (1, 2, 3, 4)), Evaluated("job", 1, 4, {"loss": 0.4}, is_best=True), end)
     steps = [payload.step for payload in payloads if isinstance(payload, TuningProgress)]
@@ -41,7 +41,7 @@ def test_an_evaluation_brings_the_step_that_was_held_back() -> None:
     assert [payload.step for payload in payloads if isinstance(payload, TuningProgress | Evaluation)] == [1, 2, 2, 3, 3]
 
 
-def test_a_skipped_step_keeps_the_last_sound_loss_and_is_told_once() -> None:
+def test_a_skipped_step_keeps_the_last_finite_loss_and_is_reported_once() -> None:
     tracker = AttemptProgress(1, TuningProgress(), 0.0)
     payloads = [tracker.absorb(event, 0) for event in (step(1), step(2, math.nan, 1, 1), step(3, math.nan, 1, 2))]
     notes = [payload.text for some in payloads for payload in some if isinstance(payload, Note)]
@@ -49,7 +49,7 @@ def test_a_skipped_step_keeps_the_last_sound_loss_and_is_told_once() -> None:
     assert (tracker.progress.step, tracker.progress.train_loss, tracker.progress.num_skipped_steps) == (3, 0.5, 2)
 
 
-def test_why_training_starts_again_is_told() -> None:
+def test_the_reason_why_training_starts_again_is_reported() -> None:
     statistics = EncodingStatistics(num_train=2, num_validation=1)
     (note,) = told(Started("job", 2, statistics, 0, restart_reason="the checkpoint can't be read"))
     assert isinstance(note, Note)

@@ -64,7 +64,7 @@ def test_the_oldest_job_is_not_starved_by_another_base_model() -> None:
     assert younger.claims == decided.claims, "a small backlog has a worker's worth of the pool, also if it is younger"
 
 
-def test_a_job_that_must_be_alone_gets_a_worker_that_nobody_used() -> None:
+def test_a_job_that_must_be_alone_gets_an_unused_worker() -> None:
     head = QueueHead("a", 1.0, 1, exclusive=1)
     assert round_of([head], [worker("w", num_jobs=1)]) == Plan(launches=("a",))
     assert round_of([head], [worker("w", num_jobs=1)], max_workers=1) == Plan(), (

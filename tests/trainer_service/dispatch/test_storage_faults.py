@@ -17,6 +17,7 @@ from shared.store.store import PromptStore
 from tests import recovery
 from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
+from tests.waiting import until
 from trainer_service.jobs.model import Note
 from trainer_service.jobs.states import JobState
 
@@ -69,6 +70,11 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     await made.drain()
 
 
+def writes_are_refused(caplog: pytest.LogCaptureFixture) -> bool:
+    """Whether the service has logged that it repeats a write."""
+    return any("trying again in about" in record.getMessage() for record in caplog.records)
+
+
 async def test_a_store_that_can_not_be_written_at_publish_time(service: Service, tmpfs: Tmpfs) -> None:
     store = PromptStore(LocalBackend(tmpfs.path / "prompts"))
     manager = await service.start(prompt_store=store)
@@ -97,12 +103,13 @@ async def test_a_store_that_can_not_be_written_at_publish_time(service: Service,
     assert sum(len(trainer.log) for trainer in service.trainers) == num_steps, "nothing was trained again"
 
 
-async def test_a_full_disk_under_everything(tmpfs: Tmpfs) -> None:
+async def test_a_full_disk_under_everything(tmpfs: Tmpfs, caplog: pytest.LogCaptureFixture) -> None:
     """Jobs, checkpoints and prompts share one full disk: jobs that can't be stored are refused, others survive."""
     service = Service(tmpfs.path)
     manager = await service.start()
     running = await manager.create(spec(num_steps=60))
     await service.until(running.id, lambda job: job.progress.step > 5)
+    caplog.clear()
     tmpfs.fill()
     accepted = []
     async with asyncio.timeout(30):
@@ -111,10 +118,8 @@ async def test_a_full_disk_under_everything(tmpfs: Tmpfs) -> None:
                 accepted.append(await manager.create(spec(prompt="late")))
             except Unavailable:
                 break
-    async with asyncio.timeout(30):
-        while not any(step == 60 for trainer in service.trainers for _, _, step in trainer.log):
-            await asyncio.sleep(0.01)
-    await asyncio.sleep(0.3)
+    await until(lambda: any(step == 60 for trainer in service.trainers for _, _, step in trainer.log))
+    await until(lambda: writes_are_refused(caplog))
     assert (await manager.get(running.id)).state is JobState.RUNNING
     tmpfs.empty()
     emptied_at = time.time()
@@ -128,13 +133,14 @@ async def test_a_full_disk_under_everything(tmpfs: Tmpfs) -> None:
     await service.drain()
 
 
-async def test_a_disk_that_is_full_through_a_crash(tmpfs: Tmpfs) -> None:
+async def test_a_disk_that_is_full_through_a_crash(tmpfs: Tmpfs, caplog: pytest.LogCaptureFixture) -> None:
     service = Service(tmpfs.path)
     manager = await service.start()
     job = await manager.create(spec(num_steps=2000))
     await service.until(job.id, lambda job: job.progress.step > 5)
+    caplog.clear()
     tmpfs.fill()
-    await asyncio.sleep(0.3)
+    await until(lambda: writes_are_refused(caplog))
     await service.crash()
     tmpfs.empty()
     manager = await service.start()

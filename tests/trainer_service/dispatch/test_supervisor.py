@@ -14,8 +14,8 @@ import pytest
 
 from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
+from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.scripted import ScriptedTrainer
-from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.dispatch.manager import JobManager
 from trainer_service.jobs.model import Note
 from trainer_service.jobs.states import JobState

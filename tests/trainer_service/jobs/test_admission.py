@@ -15,14 +15,14 @@ from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailabl
 from shared.store.index import StoreIndex
 from shared.text.template import InputEncoder, Message, Template, TemplateFormat
 from tests.tiny_models import save_tiny_llama
+from tests.trainer_service.builders import repetition_of
 from trainer_service.base_models import BaseModels, BaseModelSource
 from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.model import EffectiveSpec, Job, PublishGate, PublishPolicy, TuningSpec
 from trainer_service.jobs.sources import Sources
 from trainer_service.service_info import TuningLimits
-from trainer_service.training.data.dataset import check_examples, split_validation
+from trainer_service.training.data.dataset import parse_examples, split_validation
 from trainer_service.training.data.dataset_facts import DatasetFacts
-from trainer_service.training.data.repetition import repetition_of
 from trainer_service.training.spec import Example, HyperparameterRequest, Init, InitMethod, Metric, TaskKind, TooLong
 
 GENERATION = [Example(line=n, input=f"number {n}", output="yes") for n in range(1, 41)]
@@ -42,7 +42,8 @@ class Datasets:
     def describe(self, name: str, labels: Sequence[str] = ()) -> tuple[DatasetFacts, tuple[Example, ...]]:
         if name not in self.examples:
             raise NotFound("dataset", name)
-        found = check_examples(self.examples[name], labels, "dataset")
+        lines = [example.model_dump_json(exclude={"line"}, exclude_defaults=True) for example in self.examples[name]]
+        found = parse_examples(lines, labels)
         occurring = tuple(dict.fromkeys(example.label for example in found.examples if example.label is not None))
         facts = DatasetFacts(
             task=found.task,
@@ -64,7 +65,7 @@ class NoJobs:
         raise NotFound("tuning job", job_id)
 
 
-NO_SOURCES = Sources(NoPrompts(), NoJobs())
+NO_SOURCES = Sources(NoPrompts(), NoJobs())  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +273,7 @@ async def test_unknown_datasets_and_sources_are_not_found(admission: SpecAdmissi
         await admission.check(spec(hyperparameters=HyperparameterRequest(init=init)))
 
 
-async def test_before_the_base_models_are_read_callers_are_told_to_wait() -> None:
+async def test_before_the_base_models_are_read_callers_are_asked_to_wait() -> None:
     admission = SpecAdmission(BaseModels([]), Datasets(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
     with pytest.raises(Unavailable, match="starting"):
         await admission.check(spec())

@@ -32,7 +32,7 @@ def serve(ledger: Ledger, queues: Counter[str], now: float) -> str:
     return tenant
 
 
-def test_who_holds_nothing_goes_before_who_holds_much() -> None:
+def test_a_tenant_that_holds_nothing_goes_before_one_that_holds_much() -> None:
     ledger = Ledger({}, [("many", 0.0)] * 8)
     queues = Counter(many=5000, one=1)
     assert serve(ledger, queues, 10.0) == "one"
@@ -58,7 +58,7 @@ def test_nothing_is_saved_up_while_a_tenant_has_nothing_to_run() -> None:
     )
 
 
-def test_what_was_used_while_nobody_else_waited_does_not_count_against_anybody() -> None:
+def test_use_while_no_other_waited_does_not_count() -> None:
     ledger, queues = Ledger({}), Counter(big=50)
     for number in range(50):
         serve(ledger, queues, float(number))

@@ -50,7 +50,7 @@ TOLD: Mapping[str, Callable[[Record, float], Record]] = {
     "succeeded": lambda old, now: transitions.succeeded(old, TuningResult(), now),
     "lost": lambda old, now: transitions.lost(old, now, "died", CONFIG),
     "oom": transitions.separated,
-    "outcome lost": transitions.outcome_lost,
+    "result lost": transitions.result_lost,
 }
 """What workers and the publisher tell of the attempt that they have."""
 

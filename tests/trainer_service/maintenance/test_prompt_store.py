@@ -18,10 +18,10 @@ from prompttuning.v1 import prompts_pb2 as pb
 from shared.store import PromptStore, open_store
 from shared.store import store as store_module
 from shared.store.maintenance import MaintenancePolicy, MaintenanceReport
-from tests.trainer_service.conftest import RunningTrainer, running_trainer, until
+from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.test_prompt_service import MATRIX, publish
+from tests.waiting import until
 from trainer_service.config import TrainerSettings
-from trainer_service.maintenance import rounds as rounds_loop
 from trainer_service.maintenance.prompt_store import StoreMaintenance
 
 
@@ -91,7 +91,7 @@ async def run_until(upkeep: StoreMaintenance, condition: Any) -> None:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_store_that_is_away_and_a_bug_are_told_and_the_next_round_comes(
+async def test_an_unavailable_store_and_a_bug_are_logged_and_the_next_round_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -126,7 +126,7 @@ async def test_rounds_are_jittered_and_the_first_comes_soon(monkeypatch: pytest.
         pauses.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr(rounds_loop.asyncio, "sleep", noted)
+    monkeypatch.setattr("asyncio.sleep", noted)
     upkeep = StoreMaintenance(open_store(str(tmp_path / "store")), MaintenancePolicy(), 3600.0, Rounds())
     task = asyncio.create_task(upkeep.run())
     while len(pauses) < 5:

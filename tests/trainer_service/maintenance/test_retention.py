@@ -23,7 +23,7 @@ from trainer_service.database.schema import datasets as dataset_rows
 from trainer_service.database.schema import job_events
 from trainer_service.datasets.store import DatasetStore
 from trainer_service.jobs import transitions
-from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobEventKind, Note
+from trainer_service.jobs.model import CheckpointStored, Evaluation, EventPayload, Job, JobEvent, JobEventKind, Note
 from trainer_service.jobs.store.event_compaction import COMPACT_AFTER_SECONDS, MAX_CURVE_EVENTS, thinned
 from trainer_service.jobs.store.files import FileKind
 from trainer_service.maintenance.retention import DAY_SECONDS, RetentionPolicy
@@ -34,7 +34,7 @@ __all__ = ["place"]
 
 def add_events(place: Place, job: Job, num_progress: int, num_evaluations: int = 0, num_checkpoints: int = 0) -> int:
     """Events as a long training leaves them, before the job's last one; the number of the last one."""
-    payloads = [
+    payloads: list[EventPayload] = [
         *[TuningProgress(step=step, num_steps=num_progress, train_loss=1.0) for step in range(num_progress)],
         *[
             Evaluation(step=step, metrics={"loss": 1.0}, is_best=step == num_evaluations // 3)
@@ -140,7 +140,7 @@ def test_a_tenant_may_have_days_of_its_own(place: Place) -> None:
     assert place.exists(kept)
 
 
-def test_datasets_go_when_no_unended_job_needs_them_and_nobody_used_them_for_days(place: Place) -> None:
+def test_datasets_go_when_no_unended_job_needs_them_and_they_were_not_used_for_days(place: Place) -> None:
     names = {text: place.add_dataset(ACME, text) for text in ("unused", "fresh", "needed", "ended", "lately", "shared")}
     place.add_job(ACME, names["needed"])
     place.add_job(ACME, names["ended"], ended_days=31)
@@ -181,9 +181,9 @@ def test_sqlite_gives_pages_back_also_of_a_file_from_before(tmp_path: Path) -> N
     connection.close()
 
     place = Place(f"sqlite:///{path}", tmp_path)
-    with place.database.write() as connection:
+    with place.database.write() as writing:
         row = {"job_id": job.id, "time": 0.0, "kind": "note", "payload": "x" * 20_000}
-        connection.execute(insert(job_events), [{**row, "number": number} for number in range(100, 1100)])
+        writing.execute(insert(job_events), [{**row, "number": number} for number in range(100, 1100)])
     end(place, job, 100 * DAY_SECONDS)
     before = place.database.size_bytes()
     assert place.round().failures == {}

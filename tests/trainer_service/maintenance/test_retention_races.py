@@ -5,17 +5,18 @@ anywhere.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from sqlalchemy import select
 
 from shared.errors import NotFound, PreconditionFailed
 from shared.security import audit
+from tests.forks import Forks
 from tests.log_lines import log_lines
 from tests.trainer_service.maintenance.retention_place import ACME, RIVAL, Place, place
 from tests.trainer_service.postgres import Postgres
@@ -131,7 +132,7 @@ from pathlib import Path
 from sqlalchemy import event
 from tests.trainer_service.maintenance.retention_place import Place
 
-place = Place(sys.argv[1], Path(sys.argv[2]))
+place = Place(sys.argv[1], Path(sys.argv[2]))  # opened by the fork, like everything that the round uses
 left = [int(sys.argv[3])]
 
 def die(*_):
@@ -145,7 +146,13 @@ place.round()
 """
 
 
-def test_a_round_that_is_killed_anywhere_leaves_nothing_half(tmp_path: Path) -> None:
+@pytest.fixture
+def forks() -> Iterator[Forks]:
+    with Forks("tests.trainer_service.maintenance.retention_place") as made:
+        yield made
+
+
+def test_a_round_that_is_killed_anywhere_leaves_nothing_half(forks: Forks, tmp_path: Path) -> None:
     """kill -9 before the n-th commit or removal of a file: what is left is whole, and later rounds come to the end."""
     url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
     place = Place(url, tmp_path)
@@ -159,11 +166,9 @@ def test_a_round_that_is_killed_anywhere_leaves_nothing_half(tmp_path: Path) -> 
     place.jobs.close()
     deaths = 0
     for commits in (3, 5, 8, 13, 21, 34, 60):
-        run = subprocess.run(
-            [sys.executable, "-c", KILLED, url, str(tmp_path), str(commits)], capture_output=True, text=True, timeout=60
-        )
-        assert run.returncode in (0, -9), run.stderr
-        deaths += run.returncode == -9
+        ended = forks.run(KILLED, tmp_path / "output.txt", (url, str(tmp_path), str(commits)))
+        assert ended.code in (0, -9), ended.output
+        deaths += ended.code == -9
         place = Place(url, tmp_path)
         with place.database.read() as connection:
             owned = list(connection.scalars(select(dataset_rows.c.dataset)))

@@ -16,9 +16,10 @@ from prompttuning.v1 import tuning_pb2 as pb
 from shared.errors import NotFound
 from shared.security import audit
 from tests.log_lines import log_lines
-from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer, until
+from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
 from tests.trainer_service.maintenance.test_prompt_store import metric
 from tests.trainer_service.requests import create_job
+from tests.waiting import until
 from trainer_service.config import TrainerSettings
 from trainer_service.jobs.store import event_compaction
 from trainer_service.jobs.store.event_compaction import MAX_CURVE_EVENTS
@@ -30,7 +31,7 @@ A_MILLISECOND_OF_DAYS = 1e-8
 
 async def cancelled_job(trainer: RunningTrainer) -> pb.TuningJob:
     job = await create_job(trainer)
-    return (await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=job.name))).job  # type: ignore[no-any-return]
+    return (await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=job.name))).job
 
 
 async def test_ended_jobs_and_unused_datasets_go_by_the_settings(settings: TrainerSettings) -> None:

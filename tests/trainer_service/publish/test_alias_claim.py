@@ -56,7 +56,7 @@ async def result_of(service: Service, job_id: str) -> TuningResult:
     ("decide", "left"),
     [(roll_back, [1]), (begin_canary, [1, 2]), (remove, []), (there_and_back, [2]), (import_another, [3])],
 )
-async def test_a_decision_made_while_a_job_trains_stands(
+async def test_a_decision_made_while_a_job_trains_is_kept(
     service: Service, decide: Callable[[PromptStore], None], left: list[int]
 ) -> None:
     manager = await service.start()
@@ -110,7 +110,7 @@ async def test_without_an_alias_none_is_left_alone(service: Service) -> None:
     assert (result.published, result.alias_moved, "left alone" in result.gate_decision) == (True, False, False)
 
 
-async def test_the_decision_stands_when_the_trainer_restarts_meanwhile(service: Service) -> None:
+async def test_the_decision_is_kept_when_the_trainer_restarts_meanwhile(service: Service) -> None:
     manager = await service.start()
     put_version(service.prompt_store, 1)
     put_version(service.prompt_store, 2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from shared.security import audit
 from tests.log_lines import log_lines
 from tests.trainer_service.builders import spec
-from tests.trainer_service.conftest import until
 from tests.trainer_service.job_service import Service
+from tests.waiting import until
 from trainer_service.jobs.model import PublishGate, PublishPolicy
 from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.states import JobState

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from shared.store.store import PromptStore, PublishedVersion
 from tests.trainer_service.builders import record, spec
 from tests.trainer_service.job_service import Service
 from tests.trainer_service.postgres import Postgres
+from tests.waiting import until
 from trainer_service.jobs import transitions
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState
@@ -33,20 +33,20 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Distant(PromptStore):
-    """One replica's way to the store: `away`, no publication begins; while `held`, one that has begun stands right
-    before its commit.
+    """One replica's view of the store. While `unavailable`, no publication begins; until `held` is set, each waits
+    right before its commit.
     """
 
     def __init__(self, directory: Path) -> None:
         super().__init__(LocalBackend(directory / "prompts"))
-        self.away = False
+        self.unavailable = False
         self.arrived, self.held = threading.Event(), threading.Event()
         self.held.set()
 
     def publish(self, *args: object, **options: object) -> PublishedVersion:
-        if self.away:
+        if self.unavailable:
             self.arrived.set()
-            raise Unavailable("the store is away")
+            raise Unavailable("the store is unavailable")
         return super().publish(*args, **options)  # type: ignore[arg-type]
 
     def _put_blob(self, digest: str, data: bytes) -> bool:
@@ -64,14 +64,8 @@ def cancel_elsewhere(service: Service, job: Job) -> None:
     assert ended.job.state is JobState.CANCELLED
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def let_go(service: Service) -> None:
-    """Until its publisher has nothing under way."""
+async def until_publisher_is_idle(service: Service) -> None:
+    """Waits until its publisher has no job left."""
     await until(lambda: not service.manager._publisher.job_ids)
 
 
@@ -79,14 +73,14 @@ def nothing_is_published(service: Service) -> bool:
     return "tone" not in service.prompt_store.refresh().prompts
 
 
-async def test_a_job_that_was_cancelled_elsewhere_while_the_store_was_away(service: Service) -> None:
+async def test_a_job_that_was_cancelled_elsewhere_while_the_store_was_unavailable(service: Service) -> None:
     store = Distant(service.directory)
-    store.away = True
+    store.unavailable = True
     job = await (await service.start(prompt_store=store)).create(spec())
     await until(store.arrived.is_set)
     cancel_elsewhere(service, job)
-    store.away = False
-    await let_go(service)
+    store.unavailable = False
+    await until_publisher_is_idle(service)
     assert nothing_is_published(service)
     assert (await service.manager.get(job.id)).state is JobState.CANCELLED
 
@@ -98,7 +92,7 @@ async def test_a_job_that_was_cancelled_elsewhere_between_the_upload_and_the_com
     await until(store.arrived.is_set)
     cancel_elsewhere(service, job)
     store.held.set()
-    await let_go(service)
+    await until_publisher_is_idle(service)
     assert nothing_is_published(service)
 
 
@@ -123,7 +117,7 @@ async def test_a_database_that_is_away_at_the_commit_is_waited_for(
     def refuse_at_first(self: JobStore, job_id: str, *rest: object) -> JobState:
         if len(refused) < 3:
             refused.append(job_id)
-            raise Unavailable("the job database is away")
+            raise Unavailable("the job database is unavailable")
         return hold(self, job_id, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(JobStore, "hold", refuse_at_first)
@@ -141,22 +135,22 @@ async def test_a_replica_that_was_cut_off_from_the_database(postgres: Postgres, 
     one.url = two.url = postgres.create_database(f"test_{uuid.uuid4().hex}")
     stores = Distant(tmp_path), Distant(tmp_path)
     for store in stores:
-        store.away = True
+        store.unavailable = True
     try:
         await one.start(prompt_store=stores[0], lease_seconds=1.0)
         job = await one.manager.create(spec())
         await until(stores[0].arrived.is_set)
 
         def cut_off(*_: object) -> None:
-            raise Unavailable("the job database is away")
+            raise Unavailable("the job database is unavailable")
 
-        one.store.renew = cut_off  # type: ignore[method-assign]
+        one.store.renew = cut_off  # type: ignore[method-assign, assignment]
         await two.start(prompt_store=stores[1], lease_seconds=1.0)
         await two.until(job.id, lambda job: job.attempt == 2)
         await two.manager.cancel(job.id)
         await two.state(job.id, JobState.CANCELLED)
-        stores[0].away = stores[1].away = False
-        await let_go(one)
+        stores[0].unavailable = stores[1].unavailable = False
+        await until_publisher_is_idle(one)
         assert nothing_is_published(one)
         assert (await one.manager.get(job.id)).state is JobState.CANCELLED
     finally:

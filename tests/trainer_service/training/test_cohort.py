@@ -15,6 +15,7 @@ from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import classification, generation, losses, of, run, task
 from trainer_service.training import cohort as cohort_module
 from trainer_service.training.cohort import Cohort
+from trainer_service.training.compute import backward
 from trainer_service.training.events import (
     Checkpointed,
     Evaluated,
@@ -83,7 +84,7 @@ def test_a_huge_batch_of_one_job_makes_no_step_of_the_others_long(monkeypatch: p
     long_rows = tuple(Example(line=n + 1, input=f"{n} " + "y" * 100, output="no") for n in range(64))
     cohort.add(replace(task("greedy", train=long_rows, batch_size=64, num_steps=50), tenant="greedy"))
     cohort.add(replace(task("modest", num_steps=40), tenant="modest"))
-    real = cohort_module.backward
+    real = backward
 
     def counted(base_model: Any, forward: Any, parts: Any, token_budget: int) -> torch.Tensor:
         positions.append(sum(forward.num_tokens(part.trainee.num_virtual_tokens, part.rows) for part in parts))
@@ -181,8 +182,8 @@ def test_resuming_from_any_checkpoint_continues_the_same_trajectory_exactly(sett
         assert resumed[0] == replace(of(whole, Started)[0], attempt=2, step=step)
         assert losses(resumed) == losses(whole)[step:]
         torch.testing.assert_close(_matrix(resumed), _matrix(whole), rtol=0, atol=0)
-        assert resumed[-1].result.metrics == whole[-1].result.metrics
-        assert resumed[-1].result.best_step == whole[-1].result.best_step
+        assert resumed[-1].result.metrics == whole[-1].result.metrics  # type: ignore[attr-defined]
+        assert resumed[-1].result.best_step == whole[-1].result.best_step  # type: ignore[attr-defined]
 
 
 def test_a_checkpoint_of_another_job_or_a_damaged_one_means_starting_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -332,7 +333,11 @@ def test_a_generation_metric_decides_the_best_checkpoint() -> None:
 def test_classes_count_as_they_are_weighed() -> None:
     rare = tuple(Example(line=i + 1, input=f"review {i}", label="bad" if i == 5 else "good") for i in range(8))
     weighed = {}
-    options = {"plain": {}, "balanced": {"balance_classes": True}, "weighted": {"class_weights": {"bad": 3.0}}}
+    options: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "balanced": {"balance_classes": True},
+        "weighted": {"class_weights": {"bad": 3.0}},
+    }
     for name, option in options.items():
         one = task(train=rare, num_steps=1, batch_size=8, **option)
         weighed[name] = losses(run(Cohort(BASE), one))[0]
@@ -350,10 +355,15 @@ def test_classes_count_as_they_are_weighed() -> None:
 def test_a_rare_class_weighs_as_much_alone_in_its_batch() -> None:
     """Each batch divided by its own weights would give a class that is alone in it the weight of any other."""
     rare = tuple(Example(line=i + 1, input=f"review {i}", label="bad" if i == 5 else "good") for i in range(8))
-    settings = {"num_steps": 8, "batch_size": 1, "learning_rate": 1e-9, "schedule": "CONSTANT", "warmup_steps": 0}
-    plain, balanced = (
-        losses(run(Cohort(BASE), task(train=rare, **settings, **option))) for option in ({}, {"balance_classes": True})
-    )
+    settings: dict[str, Any] = {
+        "num_steps": 8,
+        "batch_size": 1,
+        "learning_rate": 1e-9,
+        "schedule": "CONSTANT",
+        "warmup_steps": 0,
+    }
+    options: list[dict[str, Any]] = [{}, {"balance_classes": True}]
+    plain, balanced = (losses(run(Cohort(BASE), task(train=rare, **settings, **option))) for option in options)
     ratios = sorted(weighed / unweighed for weighed, unweighed in zip(balanced, plain, strict=True))
     assert ratios == pytest.approx([8 / (2 * 7)] * 7 + [8 / 2], rel=1e-3)
 

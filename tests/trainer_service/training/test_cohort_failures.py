@@ -15,6 +15,7 @@ from tests.trainer_service.training.tasks import generation, losses, of, run, ta
 from trainer_service.training import cohort as cohort_module
 from trainer_service.training import run as run_module
 from trainer_service.training.cohort import Cohort
+from trainer_service.training.compute import backward
 from trainer_service.training.events import (
     Failed,
     Finished,
@@ -54,7 +55,7 @@ def test_data_that_does_not_fit_the_model_fails_its_job_with_the_line() -> None:
 def test_a_pass_that_raises_is_repeated_for_each_job_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    original = cohort_module.backward
+    original = backward
 
     def flaky(base_model: Any, forward: Any, parts: Any, token_budget: int) -> torch.Tensor:
         if any(part.trainee.num_virtual_tokens == 13 for part in parts):
@@ -71,7 +72,7 @@ def test_a_pass_that_raises_is_repeated_for_each_job_alone(
 
 
 def test_running_out_of_memory_halves_the_budget_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, budgets = cohort_module.backward, []
+    original, budgets = backward, []
 
     def small(base_model: Any, forward: Any, parts: Any, token_budget: int) -> torch.Tensor:
         budgets.append(token_budget)

@@ -83,7 +83,8 @@ def test_attention_of_scores_far_apart() -> None:
     for kind in (NativePrefixAttention, PrefixAttention):
         out = kind.apply(*inputs, layout, rule)
         results.append([out, *torch.autograd.grad(out.sum(), inputs)])
-    _near(*results, 1e-3)  # of scores in the thousands, float32 keeps four digits behind the point
+    ours, theirs = results
+    _near(ours, theirs, 1e-3)  # of scores in the thousands, float32 keeps four digits behind the point
 
 
 def test_what_is_no_number_stays_in_its_segment() -> None:

@@ -15,6 +15,7 @@ from trainer_service.training.attention.forward import PackedForward, PlainForwa
 from trainer_service.training.attention.row_memory import RowMemory
 from trainer_service.training.budget import GOOD_PASSES, MIN_TOKENS, TokenBudget, bytes_per_pair
 from trainer_service.training.cohort import Cohort
+from trainer_service.training.compute import backward
 from trainer_service.training.events import Failed, Finished, StepDone
 from trainer_service.training.spec import Example
 
@@ -24,7 +25,7 @@ LONG = (*generation(3), Example(line=9, input="x" * 200, output="y"))
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, too_much: Any) -> None:
     """A device that runs out of memory for passes of which `too_much(parts, token_budget)` says so."""
-    original = cohort_module.backward
+    original = backward
 
     def limited(base_model: Any, forward: Any, parts: Any, token_budget: int) -> torch.Tensor:
         if too_much(parts, token_budget):
@@ -38,7 +39,7 @@ def longest(parts: Any) -> int:
     return max(len(row.tokens) for part in parts for row in part.rows)
 
 
-def test_a_row_that_never_fits_fails_its_job_alone_and_nobody_gets_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_never_fits_fails_its_job_alone_and_no_other_gets_less(monkeypatch: pytest.MonkeyPatch) -> None:
     limit_memory(monkeypatch, lambda parts, token_budget: longest(parts) > 150)
     cohort = Cohort(BASE, token_budget=1024)
     events = run(cohort, *(task(f"good-{number}") for number in range(4)), task("long", train=LONG, batch_size=4))
@@ -66,7 +67,7 @@ def test_a_job_that_needs_smaller_passes_gets_them_and_the_others_do_not(monkeyp
     assert cohort.token_budget == 1024
 
 
-def test_only_where_the_combination_is_too_much_everybody_gets_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_where_the_combination_is_too_much_all_get_less(monkeypatch: pytest.MonkeyPatch) -> None:
     limit_memory(monkeypatch, lambda parts, token_budget: len(parts) > 1 and token_budget > 600)
     cohort = Cohort(BASE, token_budget=1024)
     events = run(cohort, task("one"), task("two"))
@@ -113,7 +114,7 @@ def test_memory_of_a_row_is_quadratic_only_where_scores_are_written_out(monkeypa
     assert bytes_per_pair(eager, PackedForward(eager)) == 4 * 4 * 3, "heads, float32, three at a time"
     assert bytes_per_pair(eager, PlainForward(eager)) == 4 * 4 * 2 * 2, "heads, float32, scores and weights, layers"
     assert bytes_per_pair(BASE, PlainForward(BASE)) == 0, "PyTorch's fused attention"
-    monkeypatch.setattr(budget_module.ops, "takes", lambda tensor, width: False)
+    monkeypatch.setattr("shared.kernels.ops.takes", lambda tensor, width: False)
     assert bytes_per_pair(BASE, PackedForward(BASE)) == 4 * 4 * 3, "a device without compiled kernels"
 
 

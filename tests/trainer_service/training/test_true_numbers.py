@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ BASE = build(max_position_embeddings=2048)
 BASE = replace(BASE, info=replace(BASE.info, max_positions=2048))
 
 
-def test_the_tuned_prompt_stands_beside_the_model_with_an_instruction_and_with_examples() -> None:
+def test_the_tuned_prompt_is_compared_with_the_model_with_an_instruction_and_with_examples() -> None:
     one = task(train=classification(), validation=classification(12, 100), num_steps=4)
     result = of(run(Cohort(BASE), one), Finished)[0].result
     assert list(result.comparisons) == ["bare_model", "instructed_model", "few_shot_model"]
@@ -64,7 +65,7 @@ def test_the_version_before_is_compared_with() -> None:
     ("settings", "crossed"),
     [({}, True), ({"search": True, "num_steps": 16}, False), ({"early_stop_patience": 9}, False)],
 )
-def test_what_the_held_out_examples_decide_is_judged_by_others(settings: dict[str, object], crossed: bool) -> None:
+def test_what_the_held_out_examples_decide_is_judged_by_others(settings: dict[str, Any], crossed: bool) -> None:
     validation = classification(20, 100)
     one = task(
         train=classification(),
@@ -188,19 +189,19 @@ def test_a_checkpoint_of_the_release_before_is_continued_from() -> None:
         ({"checkpoint": b"\xff" * 64}, "can't be read"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_used_is_told(change: dict[str, object], told: str) -> None:
+def test_a_checkpoint_that_cannot_be_used_is_reported(change: dict[str, Any], told: str) -> None:
     data = of(run(Cohort(BASE, checkpoint_interval_seconds=0), task(num_steps=4)), Checkpointed)[2].data
     started = of(run(Cohort(BASE), replace(task(num_steps=4), **{"checkpoint": data, **change})), Started)[0]
     assert started.step == 0
     assert told in started.restart_reason
 
 
-def test_each_evaluation_is_told_once() -> None:
+def test_each_evaluation_is_reported_once() -> None:
     one = task(validation=generation(6, 50), num_steps=6, evaluation_interval_steps=2)
     assert [event.step for event in of(run(Cohort(BASE), one), Evaluated)] == [0, 2, 4, 6]
 
 
-def test_few_examples_are_told() -> None:
+def test_few_examples_are_reported() -> None:
     one = task(train=generation(8), validation=generation(2, 50), num_steps=120, batch_size=4)
     many, few = of(run(Cohort(BASE), replace(one, spec=one.spec)), Started)[0].notes
     assert "60 times over 8 examples" in many

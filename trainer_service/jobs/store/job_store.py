@@ -65,6 +65,7 @@ class JobStore:
 
     @property
     def database(self) -> Database:
+        """The database that holds the jobs."""
         return self._database
 
     @property
@@ -73,6 +74,7 @@ class JobStore:
         return not self._database.is_sqlite
 
     def close(self) -> None:
+        """Close the database."""
         self._database.close()
 
     # Requests

@@ -48,6 +48,7 @@ class Segment:
 
     @property
     def num_virtual_tokens(self) -> int:
+        """Positions of the segment's prompt; 0 without one."""
         return 0 if self.prompt is None else self.prompt.shape[0]
 
 

@@ -30,7 +30,6 @@ __all__ = [
     "DatasetLimits",
     "EncodedDataset",
     "ParsedDataset",
-    "check_examples",
     "count_overlap",
     "encode_dataset",
     "parse_examples",
@@ -100,19 +99,6 @@ def parse_examples(
 def stored_examples(lines: Iterable[bytes]) -> tuple[Example, ...]:
     """The examples of a stored dataset. They were checked when it was stored, and are not checked again."""
     return tuple(stored_example(line, number) for number, line in enumerate(lines, start=1) if line.strip())
-
-
-def check_examples(examples: Sequence[Example], labels: Sequence[str] = (), field: str = "examples") -> ParsedDataset:
-    """The same checks for examples inside a request. Raises InvalidInput naming `examples[3].output`."""
-    indices = {id(example): index for index, example in enumerate(examples)}
-
-    def name(example: Example, part: str) -> str:
-        return f"{field}[{indices[id(example)]}]" + (f".{part}" if part else "")
-
-    checker = _Checker(labels, name, field)
-    for example in examples:
-        checker.add(example)
-    return checker.finish()
 
 
 class _Malformed(Exception):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,14 +67,6 @@ class Repetition(BaseModel):
                 f"one input, two labels{first}"
             )
         return notes
-
-
-def repetition_of(examples: Iterable[Example]) -> Repetition:
-    """The counts of some examples."""
-    counter = RepetitionCounter()
-    for example in examples:
-        counter.add(example)
-    return counter.result()
 
 
 class _Group:

@@ -16,7 +16,6 @@ from trainer_service.training.attention.packing import Row, common_length, num_p
 from trainer_service.training.data.encoding import EncodedDataset
 from trainer_service.training.recipe.init import embed
 from trainer_service.training.results import Results
-from trainer_service.training.spec import Metric
 from trainer_service.training.work import RowScore, ScoreWork, Work
 
 SLICE_TOKENS = 1024
@@ -27,12 +26,6 @@ MAX_SHARED_TOKENS = 16 * SLICE_TOKENS
 _TABLE_CHUNK = 16384
 
 Evaluation = Generator[Work, Any, dict[str, float]]
-
-
-def evaluate(prompt: torch.Tensor | None, data: EncodedDataset) -> Evaluation:
-    """loss and token_accuracy of the targets; for classification also accuracy and macro_f1."""
-    results = yield from evaluate_examples(prompt, data)
-    return results.metrics(Metric.LOSS)
 
 
 def evaluate_examples(prompt: torch.Tensor | None, data: EncodedDataset) -> Generator[Work, Any, Results]:

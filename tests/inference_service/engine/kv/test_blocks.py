@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import FinishReason
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.kv.blocks import BlockPool, ClearBlocks, CopyBlock, SetTable, WritePrefix
-from inference_service.engine.scheduler import Scheduler, StepPlan
+from inference_service.engine.scheduler import Scheduler
 from tests.inference_service.engine.test_scheduler import complete, sequence
 
 BLOCK = 8
@@ -63,7 +64,7 @@ def test_the_block_where_inputs_part_is_copied() -> None:
     assert subject.rows[0].blocks[:2] == subject.rows[1].blocks[:2]
 
 
-def test_blocks_of_a_failed_sequence_are_cleared_before_anybody_gets_them() -> None:
+def test_blocks_of_a_failed_sequence_are_cleared_before_they_are_reused() -> None:
     subject = pool(max_blocks=4)
     bad = sequence(1, 30)
     start(subject, bad)

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import FinishReason, GenerationRequest, ScoreRequest
 from inference_service.engine.engine import Engine
 from inference_service.engine.kv.prefix_cache import PrefixCache
-from inference_service.engine.scheduler import StepPlan
 from tests.inference_service.engine.builders import drain, greedy, run_one, small_config, soft_prompt, tiny_base
 
 BAD_TOKEN = 77

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from inference_service.engine import build
 from inference_service.engine.core.request import FinishReason, GenerationRequest, ScoreRequest
 from inference_service.engine.engine import Engine
-from inference_service.engine.run.decode_graphs import DecodeGraphs, EagerGraph, ladder
+from inference_service.engine.run.decode_graphs import Decode, DecodeGraphs, ladder
 from inference_service.engine.run.paged_runner import PagedRunner
 from inference_service.engine.run.varlen_kernel import VarlenKernel, error_of
 from tests.host_waits import HostWaits
@@ -77,6 +77,16 @@ def varlen_attn(
         )
         outs.append((scores.softmax(-1) @ v.repeat_interleave(groups, 0)).transpose(0, 1))
     return torch.cat(outs)
+
+
+class EagerGraph:
+    """Runs `decode` on the same fixed inputs without capturing it."""
+
+    def __init__(self, decode: Decode, inputs: torch.Tensor) -> None:
+        self._decode, self.inputs = decode, inputs
+
+    def replay(self) -> torch.Tensor:
+        return self._decode(self.inputs)
 
 
 KERNEL = VarlenKernel(varlen_attn, BLOCK, with_offsets=False)
@@ -268,7 +278,7 @@ def test_the_kernel_is_proven_before_it_is_used() -> None:
 def test_a_decode_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """So it can be captured as a graph."""
     with_kernel(monkeypatch, VarlenKernel(lambda query, *_, **__: query, BLOCK, with_offsets=True))
-    monkeypatch.setattr(build.self_check, "check_runner", lambda *_: None)
+    monkeypatch.setattr("inference_service.engine.self_check.check_runner", lambda *_: None)
     engine = Engine.from_base_model(tiny_base(), small_config(paged=True))
     runner = engine.runner
     assert isinstance(runner, PagedRunner)

@@ -131,7 +131,7 @@ def test_logprobs_are_the_models_own() -> None:
     assert [token for token, _ in found.logprob.top] == expected.topk(4).indices.tolist()
 
 
-def test_logits_that_are_not_finite_are_told_apart() -> None:
+def test_logits_that_are_not_finite_are_distinguished() -> None:
     logits = torch.zeros(3, VOCAB)
     logits[1, 3] = math.nan
     found = sample(logits, [row(), row(), row(temperature=0.0)], [frozenset()] * 3)

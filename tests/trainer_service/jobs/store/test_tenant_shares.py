@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 from sqlalchemy import event, insert, text
@@ -93,7 +94,7 @@ def test_replicas_that_claim_at_once_keep_the_order(store: JobStore) -> None:
     assert {tenant: sum(found.job.tenant == tenant for found in taken) for tenant in "abcd"} == dict.fromkeys("abcd", 5)
 
 
-def test_a_full_queue_locks_nobody_out_who_has_little_in_it(store: JobStore) -> None:
+def test_a_full_queue_locks_no_tenant_out_that_has_little_in_it(store: JobStore) -> None:
     for tenant in ("first", "second"):
         for _ in range(6):
             create(store, tenant, max_queued=12)
@@ -141,7 +142,7 @@ def test_a_claim_looks_into_an_index_and_reads_no_queue(store: JobStore) -> None
         statements: list[tuple[str, object]] = []
         engine = store.database.engine
 
-        def listener(connection, cursor, statement, parameters, context, many):
+        def listener(connection: Any, cursor: Any, statement: Any, parameters: Any, context: Any, many: Any) -> None:
             statements.append((statement, parameters))
 
         event.listen(engine, "before_cursor_execute", listener)

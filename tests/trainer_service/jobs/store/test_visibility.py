@@ -166,7 +166,7 @@ def test_a_foreign_job_takes_the_same_steps_as_one_that_does_not_exist(store: Jo
     assert store.get(foreign).state is JobState.QUEUED
 
 
-def test_a_list_reads_no_row_of_anybody_else(store: JobStore) -> None:
+def test_a_list_reads_no_row_of_other_tenants(store: JobStore) -> None:
     if not store.database.is_sqlite:
         pytest.skip("PostgreSQL chooses plans by statistics")
     filters = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tests.trainer_service.builders import record, spec
 from tests.trainer_service.job_service import Service
 from tests.trainer_service.postgres import Postgres
 from tests.trainer_service.scripted import ScriptedTrainer
+from tests.waiting import until
 from trainer_service.database import schema
 from trainer_service.database.database import Database
 from trainer_service.jobs import transitions
@@ -58,7 +59,7 @@ def share(database: Database, owner: str, wanted: int, *, beyond: bool = False, 
     return found.granted, found.others_lack
 
 
-def test_each_gets_an_equal_part_and_what_is_left_when_nobody_takes_it(database: Database) -> None:
+def test_each_gets_an_equal_part_and_what_is_left_if_no_other_takes_it(database: Database) -> None:
     assert share(database, "a", 0) == (0, False)
     assert share(database, "b", 0) == (0, False)
     assert share(database, "a", 4) == (2, False)
@@ -127,12 +128,6 @@ def test_the_limit_holds_however_many_ask_at_once(database: Database) -> None:
 
 def num_workers(*services: Service) -> int:
     return sum(len(service.manager._dispatcher.workers) for service in services if service.manager is not None)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 40) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def lacks(service: Service) -> bool:
@@ -250,7 +245,7 @@ async def test_an_idle_trainer_gives_its_part_to_one_that_needs_it(replicas: lis
     assert (num_workers(one), num_workers(two)) == (0, 1)
 
 
-async def test_one_trainer_alone_asks_nobody(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_trainer_alone_asks_no_other(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_slots, "share", None)
     await service.start(max_workers=2, max_jobs_per_worker=1)
     jobs = [await service.manager.create(spec(num_steps=20, prompt=f"p-{number}")) for number in range(4)]

@@ -144,6 +144,7 @@ def test_a_batch_over_the_budget_is_split_with_the_same_gradient() -> None:
     gradients, losses = [], []
     for budget in (10_000, 40):
         losses.append(backward(base, PackedForward(base), [TrainPart(_FixedTrainee(prompt), rows)], budget))
+        assert prompt.grad is not None
         gradients.append(prompt.grad)
         prompt.grad = None
     torch.testing.assert_close(losses[0], losses[1])
@@ -218,10 +219,11 @@ def test_probabilities_that_are_not_kept_are_recomputed_to_the_same_gradient(
 ) -> None:
     base, rng = build(architecture), random.Random(8)
     rows, (prompt,) = _rows(rng, 5), _prompts(base, 9)
-    gradients = []
+    gradients: list[torch.Tensor] = []
     for limit in (1 << 20, 0):
         monkeypatch.setattr(prefix_attention, "MAX_KEPT", limit)
         prompt.grad = None
         backward(base, PackedForward(base), [TrainPart(_FixedTrainee(prompt), rows)], 1000)
+        assert prompt.grad is not None
         gradients.append(prompt.grad)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5 * float(gradients[0].abs().max()))

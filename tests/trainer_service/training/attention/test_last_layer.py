@@ -39,7 +39,7 @@ def test_other_positions_cost_nothing_and_the_module_is_restored() -> None:
         seen.append(hidden.shape)
         return inner(hidden)
 
-    mlp.forward = watched  # type: ignore[method-assign]
+    mlp.forward = watched  # type: ignore[method-assign, assignment]
     with only_at(POSITIONS, mlp):
         found = mlp(torch.ones(1, 7, 8))
     assert not found[0, [0, 1, 3, 4, 6]].any()

@@ -9,12 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InvalidInput
-from shared.text.template import InputEncoder, Message, Template
+from shared.text.template import InputEncoder, Template
 from tests.tiny_models import byte_tokenizer
 from tests.trainer_service.training.tasks import classification, generation, task
 from trainer_service.training.data.dataset import (
     DatasetLimits,
-    check_examples,
     count_overlap,
     encode_dataset,
     parse_examples,
@@ -132,16 +131,6 @@ def test_blank_lines_and_a_byte_order_mark_are_skipped_and_lines_still_count() -
     assert parsed.task is TaskKind.GENERATION
 
 
-def test_structured_examples_are_named_by_index() -> None:
-    examples = [Example(line=1, input="a", output="b"), Example(line=2, input="a", output="")]
-    with pytest.raises(InvalidInput, match=r"spec\.examples\[1\]\.output: is empty"):
-        check_examples(examples, field="spec.examples")
-    with pytest.raises(InvalidInput, match=r"examples\[0\]: must have either"):
-        check_examples([Example(line=1, input="a", output="b", label="c")])
-    chat = (Message(role="user", content="x"), Message(role="assistant", content="y"))
-    assert check_examples([Example(line=1, messages=chat)]).task is TaskKind.CHAT
-
-
 @given(st.integers(4, 60), st.floats(0.05, 0.95), st.integers(0, 2**40))
 def test_a_split_is_deterministic_disjoint_and_leaves_no_input_on_both_sides(
     count: int, fraction: float, seed: int
@@ -180,7 +169,7 @@ def test_encoding_refuses_what_does_not_fit_with_line_and_counts() -> None:
     assert fits.examples[2].target_ids[-1] == encoder.tokenizer.eos_token_id
 
 
-def test_labels_that_begin_one_another_are_told_apart_by_the_end_of_sequence() -> None:
+def test_labels_that_begin_one_another_are_distinguished_by_the_end_of_sequence() -> None:
     encoder = InputEncoder(byte_tokenizer(), Template(text="In: {input}\nOut:"))
     spec = task(train=classification()).spec
     nested = spec.model_copy(update={"labels": ("good", "good enough", "so-so", "bad")})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from shared.text.template import Message
-from trainer_service.training.data.repetition import repetition_of
+from tests.trainer_service.builders import repetition_of
 from trainer_service.training.spec import Example
 
 WORDS = [f"word{number}" for number in range(500)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from shared.errors import InvalidInput
@@ -19,11 +21,11 @@ def text_of(baseline: Baseline, index: int = 0) -> str:
     return str(TOKENIZER.decode(row.input_ids))
 
 
-def spec_of(train: tuple[Example, ...], **hyperparameters: object) -> TrainingSpec:
+def spec_of(train: tuple[Example, ...], **hyperparameters: Any) -> TrainingSpec:
     return task(train=train, **hyperparameters).spec
 
 
-def test_an_instruction_stands_before_the_rendered_input_in_the_models_own_chat_template() -> None:
+def test_an_instruction_comes_before_the_rendered_input_in_the_models_own_chat_template() -> None:
     spec = spec_of(classification())
     found = instructed(spec, TOKENIZER, classification(2, 50), 4096)
     assert "good, bad or so-so" in instruction(spec)

@@ -38,7 +38,7 @@ def test_nothing_is_left_open() -> None:
 
 
 def test_what_is_given_stays() -> None:
-    given = {
+    given: dict[str, Any] = {
         "num_virtual_tokens": 7,
         "learning_rate": 0.5,
         "batch_size": 3,

@@ -1,4 +1,4 @@
-"""Workers as threads of this process, with the same `Worker` as on Ray. For tests, and systems without Ray."""
+"""Workers as threads of this process, with the same `Worker` as on Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer_service.training.events import TrainingTask
 
 
 class LocalWorker:
-    """A `WorkerHandle`. For tests, `kill` makes it as unreachable as a dead process."""
+    """A `WorkerHandle`. `kill` makes it as unreachable as a dead process."""
 
     def __init__(self, id: str, base_model: str, worker: Worker, close_seconds: float) -> None:
         self._id, self._base_model, self._worker, self._close_seconds = id, base_model, worker, close_seconds

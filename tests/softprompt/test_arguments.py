@@ -1,0 +1,142 @@
+"""Whatever a caller hands to a method of the client is taken or refused as InvalidInput naming the argument; nothing
+raises a TypeError from the inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import typing
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.errors import InvalidInput, SoftPromptError
+from softprompt import AsyncClient, JobState, Message, TuningSpec
+from softprompt.client.arguments import checked
+from tests.softprompt.conftest import Services
+from tests.softprompt.fakes import JOB
+
+USUAL: dict[str, Any] = {
+    "spec": TuningSpec("tone", [{"input": "a", "output": "b"}]),
+    "dataset": [{"input": "a", "output": "b"}],
+    "input": "hi",
+    "prompt": "tone",
+    "name": JOB,
+    "version": "prompts/tone/versions/2",
+    "alias": "default",
+    "target": 1,
+}
+
+
+class Hostile:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+JUNK: list[Any] = [
+    5,
+    -1,
+    2**40,
+    2**80,
+    1.5,
+    float("nan"),
+    float("inf"),
+    True,
+    b"bytes",
+    "half \ud83d",
+    "a\0b",
+    "",
+    [],
+    [5, None],
+    {},
+    {"a": {1: object()}},
+    object(),
+    Hostile(),
+    np.float32(0.5),
+    np.int64(3),
+    np.array([1, 2]),
+    print,
+    (item for item in "ab"),
+    None,
+]
+
+
+def arguments() -> Iterator[tuple[str, str]]:
+    for name, method in inspect.getmembers(AsyncClient, inspect.isfunction):
+        if not name.startswith("_"):
+            for parameter in list(inspect.signature(method).parameters)[1:]:
+                if parameter not in ("input", "dataset", "changes"):
+                    yield name, parameter
+
+
+async def first_result(made: Any) -> None:
+    """Run a call, or take the first element of what it returned."""
+    if inspect.isawaitable(made):
+        await made
+    elif isinstance(made, AsyncIterator):
+        async for _ in made:
+            break
+        if close := getattr(made, "aclose", None):
+            await close()
+
+
+@pytest.mark.parametrize(("name", "parameter"), list(arguments()))
+async def test_any_value_is_taken_or_refused(services: Services, tmp_path: Path, name: str, parameter: str) -> None:
+    usual = {**USUAL, "directory": tmp_path / "export", "path": tmp_path}
+    async with AsyncClient(services.trainer_endpoint, services.inference_endpoint, timeout_seconds=5) as client:
+        method: Callable[..., Any] = getattr(client, name)
+        required = {
+            one.name: usual[one.name]
+            for one in inspect.signature(method).parameters.values()
+            if one.default is inspect.Parameter.empty and one.kind is not inspect.Parameter.VAR_KEYWORD
+        }
+        refused = 0
+        for junk in JUNK:
+            try:
+                async with asyncio.timeout(0.1):
+                    await first_result(method(**{**required, parameter: junk}))
+            except InvalidInput as error:
+                refused += 1
+                field = error.violations[0].field
+                assert field.startswith((parameter, "spec", "name", "input", "file", "target")), error  # noqa: PT017 (either outcome is fine)
+            except (SoftPromptError, TimeoutError):
+                continue
+        assert refused >= 5
+
+
+async def test_a_message_without_content_is_refused(services: Services) -> None:
+    async with AsyncClient(services.trainer_endpoint, services.inference_endpoint) as client:
+        nothing: Any = None
+        with pytest.raises(InvalidInput, match=r"input\.messages\[1\]\.content: is missing"):
+            await client.generate([Message("user", "a"), Message("assistant", nothing)])
+
+
+async def test_a_list_has_no_more_than_its_limit(services: Services) -> None:
+    async with AsyncClient(services.trainer_endpoint, services.inference_endpoint) as client:
+        assert await client.list_jobs(limit=0) == []
+        assert len(await client.list_jobs(limit=1)) == 1
+        with pytest.raises(InvalidInput, match="limit: must be at least 0, is -1"):
+            await client.list_jobs(limit=-1)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "wanted"),
+    [
+        (np.int64(3), int, 3),
+        (np.float32(0.5), float, 0.5),
+        (np.bool_(True), bool, True),
+        (2, float, 2.0),
+        (np.str_("a"), str, "a"),
+        (b"a/b", str | Path, Path("a/b")),
+        (np.array(["a", "b"]), "Sequence[str]", ["a", "b"]),
+        ("RUNNING", JobState, JobState.RUNNING),
+    ],
+)
+def test_what_means_the_same_is_taken(value: Any, hint: Any, wanted: Any) -> None:
+    hint = typing.Sequence[str] if hint == "Sequence[str]" else hint
+    found = checked(value, hint, "x")
+    assert (found, type(found)) == (wanted, type(wanted)) or (found == wanted and isinstance(found, str))

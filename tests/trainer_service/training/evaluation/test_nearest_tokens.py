@@ -1,0 +1,19 @@
+"""The tokens nearest to a prompt's vectors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.trainer_service.training.models import build
+from trainer_service.training.evaluation.evaluate import nearest_tokens
+
+
+def test_the_nearest_token_of_an_embedding_is_that_token() -> None:
+    base = build()
+    found = nearest_tokens(
+        base, torch.stack([base.embedding_table[70] * 3, base.embedding_table[80] - base.embedding_table[81] * 0.01])
+    )
+    assert [token.text for token in found] == [base.tokenizer.decode([70]), base.tokenizer.decode([80])]
+    assert found[0].cosine == pytest.approx(1.0, abs=1e-5)
+    assert 0.9 < found[1].cosine < 1.0
