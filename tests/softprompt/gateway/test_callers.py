@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -33,7 +34,7 @@ CALLERS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def guarded(tiny_model_dir, tmp_path_factory) -> Iterator[World]:
+def guarded(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("guarded")
     file = directory / "callers.json"
     callers = [{**caller, "token_sha256": [hash_token(TOKENS[caller["name"]])]} for caller in CALLERS]
@@ -121,10 +122,10 @@ def test_files_and_jobs_of_another_tenant_do_not_exist(guarded: World) -> None:
         assert stored.job.spec.publish.alias == "-", "a caller who may not move aliases moves none"
         for call in (rival.files.retrieve, rival.files.content, rival.files.delete):
             with pytest.raises(openai.NotFoundError):
-                call(file.id)  # type: ignore[operator]
+                call(file.id)
         for get in (rival.fine_tuning.jobs.retrieve, rival.fine_tuning.jobs.cancel, rival.fine_tuning.jobs.list_events):
             with pytest.raises(openai.NotFoundError):
-                get(job.id)  # type: ignore[operator]
+                get(job.id)
         with pytest.raises(openai.BadRequestError) as error:
             rival.fine_tuning.jobs.create(model="tiny-llama", training_file=file.id, suffix="rival-x")
         assert (error.value.param, error.value.code) == ("training_file", "invalid_file")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 import schemathesis
@@ -48,7 +50,7 @@ def test_requests_that_the_description_allows_never_break_it(services: World, me
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    def requests(case: schemathesis.Case) -> None:
+    def requests(case: schemathesis.Case[Any]) -> None:
         case.call_and_validate(checks=CHECKS)
 
     requests()
