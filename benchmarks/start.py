@@ -28,7 +28,7 @@ from prometheus_client import CollectorRegistry
 from inference_service.config import InferenceSettings
 from inference_service.engine.engine import load_engine
 from inference_service.generation import Call
-from inference_service.inputs import InputRequest, TextInput
+from inference_service.inputs import InputRequest
 from inference_service.server import build
 from shared.model.base_model import inspect
 from shared.names import PromptReference
@@ -118,7 +118,7 @@ async def start(store_dir: Path, model: Path, start_versions: int) -> tuple[floa
 
 
 async def answer(replica: Any, reference: PromptReference) -> Sequence[object]:
-    input, sampling = InputRequest(TextInput("hello"), reference), Sampling(temperature=0.0, max_new_tokens=1)
+    input, sampling = InputRequest("hello", reference), Sampling(temperature=0.0, max_new_tokens=1)
     return [part async for part in replica.backend.service.stream(input, sampling, Call("benchmark"))]
 
 

@@ -16,14 +16,12 @@ from typing import Any
 
 from inference_service.completions import (
     AnswerText,
-    InputToken,
     check_input_logprobs,
     completion_requests,
     input_tokens,
 )
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.core.request import (
-    CandidateScore,
     Delta,
     FinishReason,
     GenerationRequest,
@@ -40,11 +38,14 @@ from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import ServableVersion
 from inference_service.prompts.watcher import PromptWatcher
 from inference_service.sampling import resolve
+from inference_service.token_texts import TokenTexts
 from shared.caller import current_caller
 from shared.errors import Cancelled, DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.model.base_model import BaseModel
 from shared.store.index import VersionRecord
 from shared.text.template import InputEncoder, TemplateFormat, bare_template, default_format
+from shared.values import generation as values
+from shared.values.generation import CandidateScore, GenerationEnd, GenerationStart, InputToken, Scores, TokenCount
 from shared.values.sampling import Sampling, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -70,47 +71,6 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Started:
-    """The start of an answer; `version` and `digest` are empty for the bare model."""
-
-    version: str
-    digest: str
-    usage: Usage
-    seed: int
-    request_id: str
-    input_tokens: tuple[InputToken, ...] = ()
-    """The tokens of the input, if their log-probabilities were requested."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The end of a completion; `stop_sequence` is the one that ended it, or empty."""
-
-    finish_reason: FinishReason
-    usage: Usage
-    timing: Timing
-    stop_sequence: str
-    index: int = 0
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores of candidates: `scores[i]` is the score of `candidates[i]`."""
-
-    started: Started
-    candidates: tuple[str, ...]
-    scores: tuple[CandidateScore, ...]
-
-
-@dataclass(frozen=True)
-class Counted:
-    """Token ids of an input, and the number of virtual tokens before them."""
-
-    ids: tuple[int, ...]
-    num_virtual_tokens: int
-
-
-@dataclass(frozen=True)
 class _Source:
     """A held version, or None for the bare model, and its encoder."""
 
@@ -129,9 +89,18 @@ class _Source:
     def prefix_id(self) -> str | None:
         return self.version.prefix_id if self.version else None
 
-    def started(self, usage: Usage, seed: int, request_id: str, tokens: tuple[InputToken, ...] = ()) -> Started:
-        digest = self.version.record.digest if self.version else ""
-        return Started(self.name, digest, usage, seed, request_id, tokens)
+    def start(self, usage: Usage, seed: int, request_id: str, tokens: tuple[InputToken, ...] = ()) -> GenerationStart:
+        """The start of an answer. Its cached tokens include the virtual ones."""
+        return GenerationStart(
+            version=self.name,
+            digest=self.version.record.digest if self.version else "",
+            input_tokens=usage.input_tokens,
+            virtual_tokens=usage.virtual_tokens,
+            cached_tokens=usage.cached_tokens + usage.virtual_tokens,
+            seed=seed,
+            request_id=request_id,
+            input_logprobs=tokens,
+        )
 
 
 class GenerationService:
@@ -147,11 +116,12 @@ class GenerationService:
         limits: RequestLimits,
         default_sampling: Sampling,
         guides: Guides,
+        texts: TokenTexts,
     ) -> None:
         self._base, self._engine = base, engine
         self._default_format = default_format(base.tokenizer)
         self._registry, self._loads, self._watcher = registry, loads, watcher
-        self._limits, self._default_sampling, self._guides = limits, default_sampling, guides
+        self._limits, self._default_sampling, self._guides, self._texts = limits, default_sampling, guides, texts
         self._preparer = InputPreparer(base.info.vocab_size, limits.max_length, limits.length_limit)
         self._numbers = itertools.count()
 
@@ -162,8 +132,8 @@ class GenerationService:
 
     async def stream(
         self, input: InputRequest, sampling: Sampling, call: Call
-    ) -> AsyncIterator[Started | Delta | Ended]:
-        """Yield one `Started`, then deltas and one `Ended` of each completion (`index`).
+    ) -> AsyncIterator[GenerationStart | Delta | GenerationEnd]:
+        """Yield one start, then deltas and one end of each completion (`index`).
 
         Completions share the computation of the input; if one of them fails, all end. Raises InvalidInput, NotFound,
         PreconditionFailed, Overloaded or Unavailable before the start; DeadlineExceeded if no token was ready in time.
@@ -197,16 +167,16 @@ class GenerationService:
                     _raise_if_failed(delta, started)
                     if not started and delta.usage is not None and delta.seed is not None:
                         started = True
-                        tokens = input_tokens(request, delta.input_logprobs)
-                        yield source.started(delta.usage, params.seed or 0, call.request_id, tokens)
+                        tokens = self._texts.shown_input(input_tokens(request, delta.input_logprobs))
+                        yield source.start(delta.usage, params.seed or 0, call.request_id, tokens)
                     if delta.token_ids or delta.text:
                         yield replace(delta, text=texts[index](delta.text))
                     if delta.finish_reason is not None and delta.usage is not None and delta.timing is not None:
                         reason, stop = self._ending(source, delta.finish_reason, params, written[index])
                         _log_end(source.name, reason, delta.usage, delta.timing)
-                        yield Ended(reason, delta.usage, delta.timing, stop, index)
+                        yield _end(reason, delta.usage, delta.timing, stop, index)
 
-    async def score(self, input: InputRequest, candidates: tuple[str, ...], call: Call) -> Scored:
+    async def score(self, input: InputRequest, candidates: tuple[str, ...], call: Call) -> Scores:
         """Score candidates, by default the label set of the prompt's version. Raises the errors of `stream`."""
         async with self._source(input) as source:
             labels = candidates or (source.version.manifest.labels if source.version else ())
@@ -219,16 +189,22 @@ class GenerationService:
             )
             request = ScoreRequest(self._engine_id(call), prepared.ids, ids, source.prefix_id, **call.account)
             result = await self._engine.score(request)
-            return Scored(source.started(result.usage, 0, call.request_id), labels, result.scores)
+            scores = tuple(
+                CandidateScore(label, score.logprob, score.probability, len(score.logprobs))
+                for label, score in zip(labels, result.scores, strict=True)
+            )
+            best = max(range(len(scores)), key=lambda index: scores[index].logprob)
+            return Scores(source.start(result.usage, 0, call.request_id), scores, best)
 
-    async def count_tokens(self, input: InputRequest) -> Counted:
+    async def count_tokens(self, input: InputRequest) -> TokenCount:
         """Count the tokens of an input, even if it is too long to be answered; with `truncate`, after truncation."""
         async with self._source(input) as source:
             if input.truncate:
                 prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
             else:
                 prepared = await self._preparer.encode(input, source.encoder)
-            return Counted(prepared.ids, source.num_virtual_tokens)
+            ids = prepared.ids
+            return TokenCount(len(ids), source.num_virtual_tokens, self._limits.max_length, ids)
 
     @asynccontextmanager
     async def _source(self, input: InputRequest) -> AsyncIterator[_Source]:
@@ -302,6 +278,18 @@ def _raise_if_failed(delta: Delta, started: bool) -> None:
         raise DeadlineExceeded("the deadline passed before the first token")
     if delta.finish_reason is FinishReason.CANCELLED:
         raise Cancelled("the service is stopping")
+
+
+def _end(reason: FinishReason, usage: Usage, timing: Timing, stop_sequence: str, index: int) -> GenerationEnd:
+    return GenerationEnd(
+        finish_reason=values.FinishReason[reason.name],
+        output_tokens=usage.generated_tokens,
+        queue_time_seconds=timing.queue_seconds,
+        first_token_time_seconds=timing.ttft_seconds,
+        total_time_seconds=timing.elapsed_seconds,
+        stop_sequence=stop_sequence,
+        index=index,
+    )
 
 
 def _log_end(version: str, reason: FinishReason, usage: Usage, timing: Timing) -> None:

@@ -7,7 +7,7 @@ loop. Knows nothing of gRPC.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from inference_service.limits import MAX_SHOWN_VIOLATIONS
@@ -16,34 +16,16 @@ from shared.names import PromptReference
 from shared.process.call_pool import CallPool
 from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template
 from shared.text.truncation import fit_messages, fit_text
+from shared.values.generation import TokenIds
+from shared.values.location import Location
 
 Encoded = TypeVar("Encoded")
 _MAX_WAIT_SECONDS = 600.0
 _INLINE_BYTES = 16_384  # about 7 ms of tokenizing; more would hold up every stream of the process
 
 
-@dataclass(frozen=True)
-class TextInput:
-    """Text, rendered by the template."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class ChatInput:
-    """A conversation, for templates with the CHAT format."""
-
-    messages: tuple[Message, ...]
-
-
-@dataclass(frozen=True)
-class TokenInput:
-    """Token ids, used unchanged."""
-
-    ids: tuple[int, ...]
-
-
-Content = TextInput | ChatInput | TokenInput
+Content = str | tuple[Message, ...] | TokenIds
+"""A text or a conversation, rendered by the template, or token ids, used unchanged."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +80,7 @@ class InputPreparer:
         Raises InvalidInput naming the field.
         """
         content = request.content
-        if isinstance(content, TokenInput):
+        if isinstance(content, TokenIds):
             self._check_ids(content.ids)
             ids, prefix = content.ids if room is None else content.ids[-room:], ""
         else:
@@ -139,36 +121,32 @@ class InputPreparer:
 
 def field_of(content: Content) -> str:
     """The request's field for this kind of content."""
-    return {TextInput: "input.text", ChatInput: "input.chat", TokenInput: "input.token_ids"}[type(content)]
+    return {str: "input.text", tuple: "input.chat", TokenIds: "input.token_ids"}[type(content)]
 
 
-def _size_bytes(content: TextInput | ChatInput) -> int:
+def _size_bytes(content: str | tuple[Message, ...]) -> int:
     """Approximate size, in characters; precise enough to choose where to tokenize."""
-    if isinstance(content, TextInput):
-        return len(content.text)
-    return sum(len(message.content) + 16 for message in content.messages)
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(message.content) + 16 for message in content)
 
 
 def _is_empty(content: Content, template: Template) -> bool:
     """Whether neither the input nor the template has any text."""
-    return isinstance(content, TextInput) and not content.text and template.text == INPUT_FIELD
+    return isinstance(content, str) and not content and template.text == INPUT_FIELD
 
 
-def _encode(encoder: InputEncoder, content: TextInput | ChatInput, room: int | None) -> list[int]:
+def _encode(encoder: InputEncoder, content: str | tuple[Message, ...], room: int | None) -> list[int]:
     try:
-        if isinstance(content, TextInput):
-            return encoder.encode_input(content.text) if room is None else fit_text(encoder, content.text, room)
-        return (
-            encoder.encode_messages(content.messages) if room is None else fit_messages(encoder, content.messages, room)
-        )
+        if isinstance(content, str):
+            return encoder.encode_input(content) if room is None else fit_text(encoder, content, room)
+        return encoder.encode_messages(content) if room is None else fit_messages(encoder, content, room)
     except InvalidInput as error:
-        raise InvalidInput(
-            [replace(found, field=_field_in(content, found.field)) for found in error.violations]
-        ) from error
+        raise error.moved(lambda place: _in_request(content, place)) from error
 
 
-def _field_in(content: TextInput | ChatInput, field: str) -> str:
-    """The request's field for the encoder's field, such as `messages[1]` or `template.system`."""
-    if field.startswith("messages"):
-        return "input.text" if isinstance(content, TextInput) else f"input.chat.{field}"
-    return f"input.{field}"
+def _in_request(content: str | tuple[Message, ...], place: Location) -> Location:
+    """The request's field for the encoder's, such as `messages[1]` or `template.system`."""
+    if place.path[:1] != ("messages",):
+        return place.below(Location(("input",)))
+    return Location(("input", "text")) if isinstance(content, str) else place.below(Location(("input", "chat")))

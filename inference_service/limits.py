@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from shared.values.generation import GenerationLimits
 from shared.values.sampling import SamplingLimits
 
 MAX_MESSAGES = 1_000
@@ -26,3 +27,10 @@ class RequestLimits:
     def max_token_ids(self) -> int:
         """Maximum number of token ids, before the prompt is known: every token takes at least one byte of input."""
         return self.max_input_bytes
+
+    def shown(self, max_running: int, max_waiting: int) -> GenerationLimits:
+        """The limits for callers, with those of the engine."""
+        given = {**vars(self.sampling), "max_positions": self.max_length, "max_input_bytes": self.max_input_bytes}
+        names = {field.name for field in fields(GenerationLimits)}
+        shown = {name: value for name, value in given.items() if name in names}
+        return GenerationLimits(**shown, max_running=max_running, max_waiting=max_waiting)

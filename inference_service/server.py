@@ -17,11 +17,9 @@ from functools import partial
 from importlib.metadata import version as package_version
 
 from prometheus_client import CollectorRegistry
-from prompttuning.v1 import generation_pb2, generation_pb2_grpc
+from prompttuning.v1 import generation_pb2_grpc
 
-from inference_service import answers
 from inference_service.config import InferenceSettings
-from inference_service.convert import RequestReader
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.engine import Engine, load_engine
 from inference_service.engine.guide.compiler import GuideCompiler
@@ -37,6 +35,7 @@ from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import prompt_of_prefix
 from inference_service.prompts.version_loader import VersionLoader
 from inference_service.prompts.watcher import PromptWatcher
+from inference_service.requests import RequestReader
 from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
 from inference_service.token_texts import TokenTexts
 from shared.config import ConfigError
@@ -52,7 +51,7 @@ from shared.rpc.server import RpcServer
 from shared.store import PromptStore, open_store
 from shared.store.replicas import ReplicaDirectory
 from shared.tracing import tracing_of
-from shared.wire.sampling import write_sampling
+from shared.values.generation import ModelInfo
 
 log = logging.getLogger(__name__)
 
@@ -103,17 +102,19 @@ def build(
         store, registry, loads, prompt_metrics, settings.poll_seconds or store.poll_seconds, pools.watch, start
     )
     limits = settings.request_limits(max_length, engine.config.length_limit)
-    guides = Guides(GuideCompiler(base))
-    service = GenerationService(base, running, registry, loads, watcher, limits, settings.default_sampling, guides)
-    model_info = generation_pb2.GetModelInfoResponse(
+    guides, texts = Guides(GuideCompiler(base)), TokenTexts(base.tokenizer)
+    service = GenerationService(
+        base, running, registry, loads, watcher, limits, settings.default_sampling, guides, texts
+    )
+    model_info = ModelInfo(
         software_version=package_version("softprompt"),
-        base_model=answers.base_model_message(base.info),
-        limits=answers.limits_message(limits, engine.config.max_running, engine.config.max_waiting),
-        default_sampling=write_sampling(settings.default_sampling),
+        base_model=base.info,
+        limits=limits.shown(engine.config.max_running, engine.config.max_waiting),
+        default_sampling=settings.default_sampling,
         dtype=str(base.dtype).removeprefix("torch."),
         device=base.device.type,
     )
-    reader, texts = RequestReader(limits, base.info.vocab_size), TokenTexts(base.tokenizer)
+    reader = RequestReader(limits, base.info.vocab_size)
     backend = Backend(service, reader, registry, model_info, texts, running.prefix_kv_bytes)
     return Replica(running, watcher, heartbeat, loads, backend)
 

@@ -13,19 +13,20 @@ from typing import Any
 
 from prompttuning.v1 import generation_pb2, generation_pb2_grpc
 
-from inference_service import answers
-from inference_service.convert import RequestReader
 from inference_service.deadline_margin import DeadlineMargin
-from inference_service.engine.core.request import Delta, FinishReason
+from inference_service.engine.core.request import Delta
 from inference_service.engine.text.text_stream import merge
-from inference_service.generation import Call, Ended, GenerationService, Started
+from inference_service.generation import Call, GenerationService
 from inference_service.prompts.registry import PromptRegistry
+from inference_service.requests import RequestReader
 from inference_service.token_texts import TokenTexts
 from shared.caller import current_caller
 from shared.errors import InvalidInput, Unavailable
 from shared.log import bound_fields
 from shared.names import check_name
 from shared.store.view import shown_revision
+from shared.values.generation import FinishReason, GenerationEnd, GenerationStart, LoadedPrompts, ModelInfo
+from shared.wire.mirror import fill, write
 
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
@@ -37,7 +38,7 @@ class Backend:
     service: GenerationService
     reader: RequestReader
     registry: PromptRegistry
-    model_info: generation_pb2.GetModelInfoResponse
+    model_info: ModelInfo
     texts: TokenTexts
     prefix_kv_bytes: Callable[[str], int]
     """Bytes of a loaded version's keys and values, by its prefix id in the engine."""
@@ -71,44 +72,42 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         async with aclosing(self._backend.service.stream(input, sampling, call)) as parts:  # type: ignore[type-var]
             async for part in parts:
                 self._note_end(part, call)
-                yield answers.stream_message(part, self._backend.texts)
+                yield self._message(part)
 
     async def Generate(self, request: generation_pb2.GenerateRequest, context: Any) -> generation_pb2.GenerateResponse:
         input, sampling = self._backend.reader.generation(request)
         response, deltas = generation_pb2.GenerateResponse(), dict[int, list[Delta]]()
-        ends = dict[int, Ended]()
+        ends = dict[int, GenerationEnd]()
         call = self._call(context, request.priority)
         async with aclosing(self._backend.service.stream(input, sampling, call)) as parts:  # type: ignore[type-var]
             async for part in parts:
                 self._note_end(part, call)
-                if isinstance(part, Started):
-                    response.start.CopyFrom(answers.start_message(part, self._backend.texts))
-                elif isinstance(part, Ended):
+                if isinstance(part, GenerationStart):
+                    fill(response, start=part)
+                elif isinstance(part, GenerationEnd):
                     ends[part.index] = part
                 else:
                     deltas.setdefault(part.index, []).append(part)
         for index, end in sorted(ends.items()):
-            completion = response if index == 0 else response.other_completions.add()
-            delta = merge(deltas.get(index) or [Delta(index=index)])
-            completion.output.CopyFrom(answers.delta_message(delta, self._backend.texts))
-            completion.end.CopyFrom(answers.end_message(end))
+            output = self._backend.texts.shown(merge(deltas.get(index) or [Delta(index=index)]))
+            fill(response if index == 0 else response.other_completions.add(), output=output, end=end)
         return response
 
     async def Score(self, request: generation_pb2.ScoreRequest, context: Any) -> generation_pb2.ScoreResponse:
         input, candidates = self._backend.reader.score(request)
-        scored = await self._backend.service.score(input, candidates, self._call(context))
-        return answers.score_message(scored, self._backend.texts)
+        scores = await self._backend.service.score(input, candidates, self._call(context))
+        return write(scores, generation_pb2.ScoreResponse())
 
     async def CountTokens(
         self, request: generation_pb2.CountTokensRequest, context: Any
     ) -> generation_pb2.CountTokensResponse:
         counted = await self._backend.service.count_tokens(self._backend.reader.input(request.input))
-        return answers.count_message(counted, self._backend.model_info.limits.max_positions)
+        return write(counted, generation_pb2.CountTokensResponse())
 
     async def GetModelInfo(
         self, request: generation_pb2.GetModelInfoRequest, context: Any
     ) -> generation_pb2.GetModelInfoResponse:
-        return self._backend.model_info
+        return write(self._backend.model_info, generation_pb2.GetModelInfoResponse())
 
     async def ListLoadedPrompts(
         self, request: generation_pb2.ListLoadedPromptsRequest, context: Any
@@ -118,10 +117,17 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         prompts = []
         for status in registry.statuses(prompt, caller):
             prefix_kv_bytes = 0 if status.loaded is None else self._backend.prefix_kv_bytes(status.loaded.prefix_id)
-            prompts.append(answers.loaded_prompt_message(status, prefix_kv_bytes))
-        return generation_pb2.ListLoadedPromptsResponse(
-            prompts=prompts, revision=shown_revision(registry.index, caller)
-        )
+            prompts.append(status.shown(prefix_kv_bytes))
+        loaded = LoadedPrompts(tuple(prompts), shown_revision(registry.index, caller))
+        return write(loaded, generation_pb2.ListLoadedPromptsResponse())
+
+    def _message(self, part: GenerationStart | Delta | GenerationEnd) -> generation_pb2.GenerateStreamResponse:
+        message = generation_pb2.GenerateStreamResponse()
+        if isinstance(part, GenerationStart):
+            return fill(message, start=part)
+        if isinstance(part, GenerationEnd):
+            return fill(message, end=part)
+        return fill(message, delta=self._backend.texts.shown(part))
 
     def _call(self, context: Any, priority: int = 0) -> Call:
         """Metadata of a call.
@@ -141,5 +147,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return Call(str(bound_fields().get("request_id", "")), priority, deadline, tenant.name, tenant.weight)
 
     def _note_end(self, part: object, call: Call) -> None:
-        if isinstance(part, Ended) and part.finish_reason is FinishReason.DEADLINE and call.deadline is not None:
+        if (
+            isinstance(part, GenerationEnd)
+            and part.finish_reason is FinishReason.DEADLINE
+            and call.deadline is not None
+        ):
             self.margin.ended(call.deadline)

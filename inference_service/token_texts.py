@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from inference_service import completions
+from inference_service.engine.core import request
+from inference_service.engine.core.request import Delta
 from inference_service.engine.text.token_bytes import byte_table
+from shared.values.generation import GenerationDelta, InputToken, TokenAlternative, TokenLogprob
 
 _CACHED = 65_536
 
@@ -25,6 +30,36 @@ class TokenTexts:
     def text_of(self, token_id: int) -> str:
         """The token's text, with U+FFFD for incomplete characters: a token may be a part of one."""
         return self.bytes_of(token_id).decode("utf-8", errors="replace")
+
+    def shown(self, delta: Delta) -> GenerationDelta:
+        """The delta with the texts of its tokens."""
+        logprobs = tuple(
+            TokenLogprob(
+                one.token_id,
+                one.logprob,
+                self._alternatives(one),
+                self.text_of(one.token_id),
+                self.bytes_of(one.token_id),
+            )
+            for one in delta.logprobs
+        )
+        return GenerationDelta(delta.text, delta.token_ids, logprobs, delta.index)
+
+    def shown_input(self, tokens: Sequence[completions.InputToken]) -> tuple[InputToken, ...]:
+        """The tokens of an input with their texts."""
+        return tuple(
+            InputToken(
+                one.token_id,
+                None if one.logprob is None else one.logprob.logprob,
+                () if one.logprob is None else self._alternatives(one.logprob),
+                self.text_of(one.token_id),
+                self.bytes_of(one.token_id),
+            )
+            for one in tokens
+        )
+
+    def _alternatives(self, found: request.TokenLogprob) -> tuple[TokenAlternative, ...]:
+        return tuple(TokenAlternative(id, value, self.text_of(id), self.bytes_of(id)) for id, value in found.top)
 
     def _bytes_of(self, token_id: int) -> bytes:
         if self._table is not None and token_id < len(self._table.pieces) and (piece := self._table.pieces[token_id]):

@@ -22,7 +22,9 @@ internals.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from shared.values.location import Location, Move
 
 
 class SoftPromptError(Exception):
@@ -34,14 +36,23 @@ class SoftPromptError(Exception):
         self.metadata = {key: str(value) for key, value in metadata.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class FieldViolation:
     """What is wrong with one field of a request."""
 
-    field: str
-    """Path of the field or place in a file: `spec.optimizer.learning_rate`, `dataset.examples[3].output`, `line 7`."""
+    location: Location
     description: str
     """What is wrong, as a phrase that can follow the field's name and a colon."""
+
+    def __init__(self, location: Location | str, description: str) -> None:
+        parsed = location if isinstance(location, Location) else Location.parse(location)
+        object.__setattr__(self, "location", parsed)
+        object.__setattr__(self, "description", description)
+
+    @property
+    def field(self) -> str:
+        """The location as a text: `spec.hyperparameters.learning_rate`, `dataset line 7 messages[1].role`."""
+        return str(self.location)
 
 
 class InvalidInput(SoftPromptError):
@@ -57,9 +68,13 @@ class InvalidInput(SoftPromptError):
         super().__init__(shown + more)
 
     @classmethod
-    def of(cls, field: str, description: str) -> InvalidInput:
+    def of(cls, location: Location | str, description: str) -> InvalidInput:
         """The error for one violation."""
-        return cls([FieldViolation(field, description)])
+        return cls([FieldViolation(location, description)])
+
+    def moved(self, move: Move) -> InvalidInput:
+        """The same error for a caller who knows its places otherwise."""
+        return InvalidInput([replace(found, location=move(found.location)) for found in self.violations])
 
 
 class NotFound(SoftPromptError):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from shared.errors import FieldViolation, InvalidInput, SoftPromptError
+from shared.values.location import Location, Move
 
 T = TypeVar("T")
 
@@ -14,15 +15,17 @@ T = TypeVar("T")
 class Violations:
     """The violations found so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_raised: int | None = None) -> None:
+        """`max_raised`: how many of them are raised; None: all."""
         self._found: list[FieldViolation] = []
+        self._max_raised = max_raised
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def add(self, field: str, description: str) -> None:
+    def add(self, location: Location | str, description: str) -> None:
         """Adds a violation of one field."""
-        self._found.append(FieldViolation(field, description))
+        self._found.append(FieldViolation(location, description))
 
     def result_of(self, read: Callable[[], T]) -> T | None:
         """The result of `read`, or None after adding what its InvalidInput names."""
@@ -48,6 +51,15 @@ class Violations:
         return value
 
     def raise_if_any(self) -> None:
-        """Raises InvalidInput with all violations, if any."""
+        """Raises InvalidInput with the violations, if any."""
         if self._found:
-            raise InvalidInput(self._found)
+            raise InvalidInput(self._found[: self._max_raised])
+
+
+@contextmanager
+def moved(move: Move) -> Iterator[None]:
+    """A block whose InvalidInput names its places as the caller of the block knows them."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise error.moved(move) from error

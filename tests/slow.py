@@ -34,7 +34,8 @@ FILES = frozenset(
             "softprompt/test_local.py",
             "softprompt/test_models.py",
         ),
-        *("softprompt/test_prompts_cli.py", "softprompt/test_surroundings.py"),
+        *("softprompt/test_prompts_cli.py", "softprompt/test_report.py", "softprompt/test_surroundings.py"),
+        *("softprompt/test_tracking.py", "trainer_service/test_job_report.py"),
         *(
             "trainer_service/test_process.py",
             "trainer_service/test_proof.py",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from inference_service.inputs import ChatInput, InputPreparer, InputRequest, TextInput
+from inference_service.inputs import InputPreparer, InputRequest
 from shared.text.template import InputEncoder, Message, bare_template, default_format
 from tests.tiny_models import VOCAB_SIZE, byte_tokenizer
 from tests.trainer_service.training.tasks import LABELS, TEMPLATE, task
@@ -36,7 +36,7 @@ async def test_a_job_asks_the_bare_model_as_the_service_does(kind: TaskKind, cha
     assert spec.template == TEMPLATE, "the job's own template is another one"
     found = baselines.bare(spec, tokenizer, [EXAMPLES[kind]])
     encoder = InputEncoder(tokenizer, bare_template(None, default_format(tokenizer)))
-    content = ChatInput(QUESTION) if kind is TaskKind.CHAT else TextInput("a lamp")
+    content = QUESTION if kind is TaskKind.CHAT else "a lamp"
     served = await InputPreparer(VOCAB_SIZE, 100).prepare(InputRequest(content), encoder, 0)
     assert found.data.examples[0].input_ids == served.ids
     assert found.end_token_id == encoder.end_token_id

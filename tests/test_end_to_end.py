@@ -44,6 +44,11 @@ async def test_from_examples_to_a_streamed_answer(real_model_dir: Path, tmp_path
         assert job.result is not None
         assert job.result.version == "prompts/product-descriptions/versions/1"
         assert job.result.metrics["loss"] < job.result.template_metrics["loss"] - 0.1
+        report = await client.job_report(job.name)
+        assert len(report.answers) == job.result.num_judging
+        written = [answer for answer in report.answers if answer.tuned is not None and answer.tuned.text]
+        assert any(answer.bare is not None and answer.bare.text for answer in written)
+        assert any(answer.few_shot is not None and answer.few_shot.text for answer in report.answers)
         loaded = await client.wait_until_served(job.result.version)
         assert loaded.digest == job.result.digest
 

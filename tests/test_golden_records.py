@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,8 @@ async def refusal(attempt: Callable[[], Any]) -> RefusalReason:
 async def test_nothing_of_the_training_data_is_in_a_blob(tmp_path: Path) -> None:
     directory = model_dir(tmp_path, "llama")
     secret = "account 4711 of Ms Example"
-    train = tuple(example.model_copy(update={"input": f"{secret} {example.line}"}) for example in classification(12))
-    held_out = tuple(
-        example.model_copy(update={"input": f"{secret} {example.line}"}) for example in classification(6, 100)
-    )
+    train = tuple(replace(example, input=f"{secret} {example.line}") for example in classification(12))
+    held_out = tuple(replace(example, input=f"{secret} {example.line}") for example in classification(6, 100))
     base = load(directory, dtype="float32", device="cpu")
     result = of(run(Cohort(base), task(train=train, validation=held_out, num_steps=4)), Finished)[0].result
     data = blob(directory, result.soft_prompt.embeddings, template=TEMPLATE, golden=result.golden)

@@ -25,6 +25,7 @@ from shared.prompt.blob import TENSOR_KEY, decode_blob, encode_blob
 from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.text.template import Template, TemplateFormat, dated
+from shared.values.spec import moved_alias
 from trainer_service.base_models import BaseModels
 from trainer_service.training.data.dataset import check_labels
 
@@ -37,8 +38,8 @@ _MAX_REQUEST_ID_CHARS = 128
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """A request to import a prompt. `template` and `labels` are for files that contain none. An empty `alias` moves
-    none.
+    """A request to import a prompt. `template` and `labels` are for files that contain none; `alias` is as in
+    `PublishPolicy`.
     """
 
     prompt: str
@@ -51,12 +52,17 @@ class ImportRequest:
     def __post_init__(self) -> None:
         """Raises InvalidInput."""
         check_name(self.prompt, "header.prompt")
-        if self.alias:
-            check_alias(self.alias, "header.alias")
+        if self.moved_alias:
+            check_alias(self.moved_alias, "header.alias")
         if len(self.request_id) > _MAX_REQUEST_ID_CHARS:
             raise InvalidInput.of("header.request_id", f"at most {_MAX_REQUEST_ID_CHARS} characters are allowed")
         self.template.check("header.template")
         check_labels(self.labels)
+
+    @property
+    def moved_alias(self) -> str:
+        """The alias that moves to the new version; empty if none does."""
+        return moved_alias(self.alias)
 
 
 def import_job(request: ImportRequest) -> str:

@@ -181,9 +181,9 @@ class Prompts:
             unproven = b"" if found.unproven_on is None else found.blob()[0]
             golden = () if found.unproven_on is None else await self._prover.golden_records(found.unproven_on, unproven)
             blob, manifest = await asyncio.to_thread(found.blob, golden)
-        actor, job, alias = _actor(), import_job(request), request.alias or None
+        actor, job, alias = _actor(), import_job(request), request.moved_alias or None
         record = await self._pool.call(self._store.publish, request.prompt, blob, job=job, alias=alias, actor=actor)
-        fields = {"version": record.name, "alias": request.alias, "actor": actor, "revision": record.revision}
+        fields = {"version": record.name, "alias": request.moved_alias, "actor": actor, "revision": record.revision}
         log.info("version imported", extra={"fields": fields})
         prompt = self._seen(self._store.index()).prompt(request.prompt)
         return Version(prompt, prompt.version(record.version)), manifest

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from shared.model.base_model import BaseModelInfo
-from shared.text.template import Template
+from shared.values import service as values
+from shared.values.base_model import BaseModelInfo
+from shared.values.template import Template
 from trainer_service.base_models import BaseModels
 from trainer_service.datasets.upload import UploadLimits
 from trainer_service.training.recipe.defaults import fill
-from trainer_service.training.spec import HyperparameterRequest, Hyperparameters, TaskKind
+from trainer_service.training.spec import FilledHyperparameters, Hyperparameters, TaskKind
 
 _EXAMPLES_OF_A_SMALL_JOB = 200
 
@@ -35,17 +36,33 @@ class ServiceInfo:
     upload_limits: UploadLimits
     software_version: str = version("softprompt")
 
+    def shown(self, *, queued: int, running: int, num_workers: int) -> values.ServiceInfo:
+        """The information, with the service's load in jobs."""
+        filled = self.default_hyperparameters
+        return values.ServiceInfo(
+            software_version=self.software_version,
+            base_models=self.base_models,
+            limits=values.TuningLimits(**vars(self.limits), **vars(self.upload_limits)),
+            default_hyperparameters=None if filled is None else filled.as_chosen,
+            queued_jobs=queued,
+            running_jobs=running,
+            num_workers=num_workers,
+            unavailable_base_models=tuple(
+                values.UnavailableBaseModel(id, reason) for id, reason in sorted(self.models.unavailable.items())
+            ),
+        )
+
     @property
     def base_models(self) -> tuple[BaseModelInfo, ...]:
         """The available base models, the default one first."""
         return self.models.infos
 
     @property
-    def default_hyperparameters(self) -> Hyperparameters | None:
+    def default_hyperparameters(self) -> FilledHyperparameters | None:
         """The recipe's choice for a small generation job; None while no base model is available."""
         if not self.base_models:
             return None
-        request, longest = HyperparameterRequest(), self.limits.max_virtual_tokens
+        request, longest = Hyperparameters(), self.limits.max_virtual_tokens
         model = self.base_models[0]
         return fill(
             request, TaskKind.GENERATION, _EXAMPLES_OF_A_SMALL_JOB, model, Template(), max_virtual_tokens=longest

@@ -42,7 +42,7 @@ from trainer_service.training.cohort import Cohort
 from trainer_service.training.evaluation.golden import golden_records
 from trainer_service.training.events import Failed, Finished, TrainingTask
 from trainer_service.training.recipe.defaults import fill
-from trainer_service.training.spec import HyperparameterRequest, TrainingSpec
+from trainer_service.training.spec import Hyperparameters, TrainingSpec
 
 RESULTS = Path(__file__).parents[1] / "results" / "golden.json"
 LEARNING_RATES = (0.01, 0.03, 0.06, 0.12)
@@ -104,7 +104,7 @@ def _trained(base: BaseModel, numbers: Sequence[int]) -> Iterator[tuple[int, Sof
     cohort = Cohort(base)
     for number in numbers:
         some = _set_of(number)
-        request = HyperparameterRequest(
+        request = Hyperparameters(
             num_steps=24,
             num_virtual_tokens=12,
             batch_size=4,

@@ -14,10 +14,10 @@ from typing import Any
 from shared.model.base_model import BaseModelInfo
 from shared.text.template import Template
 from trainer_service.cluster.interface import WorkerHandle, WorkerPool
-from trainer_service.jobs.model import EffectiveSpec, TuningSpec
+from trainer_service.jobs.model import EffectiveSpec, StoredSpec
 from trainer_service.training.events import DatasetFile
 from trainer_service.training.recipe.defaults import fill
-from trainer_service.training.spec import HyperparameterRequest, TaskKind, TrainingSpec
+from trainer_service.training.spec import Hyperparameters, TaskKind, TrainingSpec
 
 UNKNOWN = BaseModelInfo(
     id="none",
@@ -61,7 +61,7 @@ class Admission:
     def __init__(self, info: BaseModelInfo) -> None:
         self._info = info
 
-    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+    async def check(self, spec: StoredSpec) -> EffectiveSpec:
         hyperparameters = fill(spec.hyperparameters, TaskKind.GENERATION, 48, self._info, Template())
         training = TrainingSpec(task=TaskKind.GENERATION, template=Template(), hyperparameters=hyperparameters)
         return EffectiveSpec(
@@ -69,12 +69,12 @@ class Admission:
         )
 
 
-def spec(number: int, **hyperparameters: Any) -> TuningSpec:
-    return TuningSpec(
+def spec(number: int, **hyperparameters: Any) -> StoredSpec:
+    return StoredSpec(
         prompt=f"prompt-{number % 100}",
         dataset="datasets/sha256-" + "0" * 64,
         annotations={"team": f"team-{number % 50}"},
-        hyperparameters=HyperparameterRequest(**hyperparameters),
+        hyperparameters=Hyperparameters(**hyperparameters),
     )
 
 

@@ -26,7 +26,7 @@ from shared.text.template import TemplateFormat
 from trainer_service.training.attention.forward import choose_forward
 from trainer_service.training.data.encoding import EncodedDataset
 from trainer_service.training.precision import pick_training_dtype
-from trainer_service.training.spec import HyperparameterRequest
+from trainer_service.training.spec import Hyperparameters
 
 ALL = 0
 
@@ -108,7 +108,7 @@ class _Bench:
             self._score(
                 key | {"contestant": PEFT}, data, prompt, self._arena.test(data), seconds=time.perf_counter() - started
             )
-        requests = {OURS: HyperparameterRequest(seed=seed)} if OURS in only else {}
+        requests = {OURS: Hyperparameters(seed=seed)} if OURS in only else {}
         requests |= {f"{OURS} {text}": variant(text, seed) for text in self._arguments.variants}
         for name, request in requests.items():
             if self._is_there(key | {"contestant": name}):

@@ -16,7 +16,7 @@ from trainer_service.training.events import Failed, Finished, TrainingTask
 from trainer_service.training.recipe.defaults import fill, init_text
 from trainer_service.training.spec import (
     Example,
-    HyperparameterRequest,
+    FilledHyperparameters,
     Hyperparameters,
     Init,
     InitMethod,
@@ -49,7 +49,7 @@ class Arena:
         self.cohort = Cohort(base)
 
     def spec(
-        self, data: DataSet, num_train: int, request: HyperparameterRequest, template: Template | None = None
+        self, data: DataSet, num_train: int, request: Hyperparameters, template: Template | None = None
     ) -> TrainingSpec:
         used = template or self.template
         filled = fill(request, data.task, num_train, self.base.info, used, data.labels)
@@ -57,7 +57,7 @@ class Arena:
 
     def encode(self, data: DataSet, examples: tuple[Example, ...], template: Template | None = None) -> EncodedDataset:
         used = template or self.template
-        spec = self.spec(data, len(examples), HyperparameterRequest(num_virtual_tokens=1), used)
+        spec = self.spec(data, len(examples), Hyperparameters(num_virtual_tokens=1), used)
         return encode_dataset(examples, InputEncoder(self.base.tokenizer, used), spec, self.base.info.max_positions)
 
     def test(self, data: DataSet, template: Template | None = None) -> EncodedDataset:
@@ -99,8 +99,8 @@ class Arena:
         return encoder.encode_input("\n\n".join(blocks))
 
     def train_ours(
-        self, data: DataSet, train: tuple[Example, ...], held: tuple[Example, ...], request: HyperparameterRequest
-    ) -> tuple[torch.Tensor, Hyperparameters]:
+        self, data: DataSet, train: tuple[Example, ...], held: tuple[Example, ...], request: Hyperparameters
+    ) -> tuple[torch.Tensor, FilledHyperparameters]:
         """Trains with the recipe. Returns the prompt that the service would publish, and its hyperparameters."""
         spec = self.spec(data, len(train), request)
         self.cohort.add(TrainingTask("quality", 1, spec, train, held))
@@ -118,18 +118,18 @@ class Arena:
         """PEFT with text init and learning rate 1e-2, its best documented recipe, on as many examples as our recipe
         sees.
         """
-        hyper = self.spec(data, len(train), HyperparameterRequest()).hyperparameters
+        hyper = self.spec(data, len(train), Hyperparameters()).hyperparameters
         steps = max(1, hyper.num_steps * hyper.batch_size // BATCH_SIZE)
         text = init_text(data.task, self.template, data.labels)
         matrix = train_peft(self.base, self.encode(data, train), PEFT_BEST, text, self._source, seed, steps)
         return matrix.to(self.base.dtype)
 
 
-def variant(text: str, seed: int) -> HyperparameterRequest:
+def variant(text: str, seed: int) -> Hyperparameters:
     """Parses `TOKENS:RATE[:STEPS[:INIT]]`, such as `100:1e-2:320:LABELS`."""
     tokens, rate, *rest = text.split(":")
     steps = int(rest[0]) if rest and rest[0] else None
     init = Init(method=InitMethod(rest[1])) if rest[1:] else None
-    return HyperparameterRequest(
+    return Hyperparameters(
         num_virtual_tokens=int(tokens), learning_rate=float(rate), num_steps=steps, init=init, seed=seed
     )

@@ -22,7 +22,7 @@ from trainer_service.training.cohort import Cohort
 from trainer_service.training.data.dataset import split_validation
 from trainer_service.training.events import Evaluated, Failed, TrainingTask
 from trainer_service.training.recipe.defaults import fill
-from trainer_service.training.spec import Example, HyperparameterRequest, TrainingSpec
+from trainer_service.training.spec import Example, Hyperparameters, TrainingSpec
 
 NUM_TEST = 128
 HELD_OUT_FRACTION = 0.1
@@ -83,7 +83,7 @@ def _train(
     train, _ = split_validation(examples, max(HELD_OUT_FRACTION, 1 / len(examples)), seed)
     cohort, runs = Cohort(base), dict[str, dict[str, Any]]()
     for num_steps in steps:
-        request = HyperparameterRequest(num_steps=num_steps, seed=seed, evaluation_interval_steps=EVALUATION_STEPS)
+        request = Hyperparameters(num_steps=num_steps, seed=seed, evaluation_interval_steps=EVALUATION_STEPS)
         filled = fill(request, data.task, len(train), base.info, template, data.labels)
         spec = TrainingSpec(task=data.task, template=template, labels=data.labels, hyperparameters=filled)
         run = {"set": data.name, "size": len(examples), "num_train": len(train), "steps": num_steps, "seed": seed}

@@ -14,11 +14,11 @@ from shared.model.base_model import BaseModel, BaseModelInfo
 from trainer_service.training.attention.forward import choose_forward
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.compute import backward
-from trainer_service.training.spec import Hyperparameters, Init, LearningRateSchedule, Metric, Reparameterisation
+from trainer_service.training.spec import FilledHyperparameters, Init, LearningRateSchedule, Metric, Reparameterisation
 from trainer_service.training.trainee import Candidate, Trainee
 from trainer_service.training.work import TrainPart
 
-_HYPERPARAMETERS = Hyperparameters(
+_HYPERPARAMETERS = FilledHyperparameters(
     num_virtual_tokens=1,
     init=Init(),
     reparameterisation=Reparameterisation.NONE,

@@ -24,7 +24,7 @@ from trainer_service.training import compute
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import Failed, Finished, StepDone, TrainingTask
 from trainer_service.training.recipe.defaults import fill
-from trainer_service.training.spec import Example, HyperparameterRequest, TaskKind, TrainingSpec
+from trainer_service.training.spec import Example, Hyperparameters, TaskKind, TrainingSpec
 
 LABELS = ("positive", "negative")
 TEMPLATE = Template(text="Review: {input}\nSentiment:")
@@ -52,7 +52,7 @@ def main() -> None:
 
 def train(base: BaseModel, *, search: bool) -> dict[str, Any]:
     """One job with the recipe's 320 steps of 8 examples."""
-    request = HyperparameterRequest(search=search, seed=0)
+    request = Hyperparameters(search=search, seed=0)
     hyperparameters = fill(request, TaskKind.CLASSIFICATION, NUM_TRAIN, base.info, TEMPLATE, LABELS)
     spec = TrainingSpec(task=TaskKind.CLASSIFICATION, template=TEMPLATE, labels=LABELS, hyperparameters=hyperparameters)
     cohort = Cohort(base)

@@ -28,6 +28,7 @@ from shared.names import PromptReference
 from shared.store.index import Alias, StoreIndex, VersionRecord
 from shared.store.view import visible_index
 from shared.values.enums import LoadedState
+from shared.values.generation import LoadedPrompt
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,22 @@ class VersionStatus:
     quarantine: Quarantine | None = None
     holds: int = 0
     publish_to_served_seconds: float | None = None
+
+    def shown(self, prefix_kv_bytes: int) -> LoadedPrompt:
+        """The status for callers. `prefix_kv_bytes`: memory of its keys and values, 0 while they are not loaded."""
+        loaded, refused = self.loaded, self.quarantine
+        return LoadedPrompt(
+            version=self.record.name,
+            digest=self.record.digest,
+            state=self.state,
+            reason="" if refused is None else refused.message,
+            aliases=self.aliases,
+            num_virtual_tokens=self.record.summary.num_virtual_tokens,
+            prefix_kv_bytes=prefix_kv_bytes,
+            load_time=loaded.loaded_at if loaded is not None else refused.refused_at if refused is not None else None,
+            publish_to_served_seconds=self.publish_to_served_seconds,
+            active_requests=self.holds,
+        )
 
 
 @dataclass(frozen=True)

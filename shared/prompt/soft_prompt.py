@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from shared.errors import DamagedBlob
+from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS as MAX_VIRTUAL_TOKENS
 
-MAX_VIRTUAL_TOKENS = 1024
 MAX_HIDDEN_SIZE = 65536
 
 

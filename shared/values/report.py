@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
+from shared.values.base_model import BaseModelInfo
+from shared.values.events import Evaluation
+from shared.values.hyperparameters import Init
+from shared.values.job import TuningJob
+
 _STORED: dict[str, Any] = {"extra": "forbid", "ser_json_inf_nan": "constants"}
 
 
@@ -83,3 +88,36 @@ class JobCost:
     num_steps: int
     num_tokens: int | None = None
     """Tokens that the steps computed, virtual ones included; None if unknown."""
+
+
+@dataclass(frozen=True)
+class JobLineage:
+    """What a job's prompt was made from."""
+
+    dataset: str
+    validation_dataset: str
+    """Empty: a part of `dataset` was held out."""
+    init: Init | None
+    parent_version: str
+    """The version that training started from; empty if none."""
+    parent_digest: str
+    base_model: BaseModelInfo | None
+    software_version: str
+    """The release that trained the prompt; empty if unknown."""
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """Curves, metrics, held-out answers, lineage and cost of one job. docs/quality.md explains the numbers."""
+
+    job: TuningJob
+    training: tuple[TrainingPoint, ...]
+    evaluations: tuple[Evaluation, ...]
+    answers: tuple[HeldOutAnswer, ...]
+    num_answers_left_out: int
+    """Answers that are missing because the report would be too large."""
+    confusion: tuple[ConfusionCell, ...]
+    lineage: JobLineage | None
+    cost: JobCost | None
+    missing: tuple[str, ...]
+    """What this report lacks and why."""

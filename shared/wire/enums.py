@@ -7,9 +7,6 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, Generic, TypeVar
 
-from prompttuning.v1 import common_pb2, generation_pb2, tuning_pb2
-
-from shared.values import enums
 from shared.violations import Violations
 
 Kind = TypeVar("Kind", bound=StrEnum)
@@ -17,7 +14,7 @@ EnumDescriptor = Any  # its type depends on protobuf's implementation (upb or Py
 
 
 class EnumTable(Generic[Kind]):
-    """Converts one enum both ways. Raises ValueError if a value of either side has no partner."""
+    """Reads one enum. Raises ValueError if a value of either side has no partner."""
 
     def __init__(self, enum: EnumDescriptor, kind: type[Kind]) -> None:
         names = {value.number: value.name.removeprefix(prefix_of(enum)) for value in enum.values if value.number != 0}
@@ -26,17 +23,11 @@ class EnumTable(Generic[Kind]):
         self.descriptor = enum
         self._kinds = {number: kind[name] for number, name in names.items()}
 
-    def to_wire(self, value: Kind | None) -> Any:
-        """The protocol's number; generated code gives each enum a type of its own, hence Any."""
-        return 0 if value is None else enum_number(self.descriptor, value)
-
-    def from_wire(self, number: int) -> Kind | None:
-        """None for UNSPECIFIED and for a number of a newer protocol."""
-        return self._kinds.get(number)
-
-    def checked(self, number: int, field: str, violations: Violations) -> Kind | None:
-        """Like `from_wire`; a number of a newer protocol is a violation."""
-        if number != 0 and number not in self._kinds:
+    def checked(self, number: int, field: str, violations: Violations | None) -> Kind | None:
+        """The value; None for UNSPECIFIED, and for a number of a newer protocol, which is a violation if these are
+        collected.
+        """
+        if violations is not None and number != 0 and number not in self._kinds:
             violations.add(field, f"{number} is not a value of this enum that this service knows")
         return self._kinds.get(number)
 
@@ -60,15 +51,3 @@ def enum_number(enum: EnumDescriptor, value: StrEnum | str) -> int:
 def prefix_of(enum: EnumDescriptor) -> str:
     """The prefix of the names of an enum's values: `TASK_KIND_` of `TaskKind`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.name).upper() + "_"
-
-
-TASKS = EnumTable(tuning_pb2.TaskKind.DESCRIPTOR, enums.TaskKind)
-TOO_LONG = EnumTable(tuning_pb2.TooLong.DESCRIPTOR, enums.TooLong)
-INIT_METHODS = EnumTable(tuning_pb2.PromptInit.Method.DESCRIPTOR, enums.InitMethod)
-REPARAMETERISATIONS = EnumTable(tuning_pb2.Reparameterisation.DESCRIPTOR, enums.Reparameterisation)
-SCHEDULES = EnumTable(tuning_pb2.LearningRateSchedule.DESCRIPTOR, enums.LearningRateSchedule)
-METRICS = EnumTable(tuning_pb2.Metric.DESCRIPTOR, enums.Metric)
-STATES = EnumTable(tuning_pb2.TuningJob.State.DESCRIPTOR, enums.JobState)
-ORDERS = EnumTable(tuning_pb2.ListTuningJobsRequest.Order.DESCRIPTOR, enums.JobOrder)
-TEMPLATE_FORMATS = EnumTable(common_pb2.Template.Format.DESCRIPTOR, enums.TemplateFormat)
-LOADED_STATES = EnumTable(generation_pb2.LoadedPrompt.State.DESCRIPTOR, enums.LoadedState)

@@ -22,34 +22,25 @@ def short_float(value: float) -> float:
     return next((short for short in candidates if ctypes.c_float(short).value == value), value)
 
 
-def read_duration(duration: Duration, field: str, violations: Violations) -> float | None:
-    """Seconds. A duration whose signs differ or that is out of range is a violation."""
+def read_duration(duration: Duration, field: str, violations: Violations | None) -> float | None:
+    """Seconds. A duration whose signs differ or that is out of range is a violation, if these are collected."""
     in_range = abs(duration.seconds) <= _MAX_DURATION_SECONDS and abs(duration.nanos) < 1_000_000_000
-    if not in_range or duration.seconds * duration.nanos < 0:
+    if violations is not None and (not in_range or duration.seconds * duration.nanos < 0):
         violations.add(field, "is not a duration")
         return None
     return duration.seconds + duration.nanos / 1e9
 
 
-def write_duration(seconds: float) -> Duration:
-    """The duration in seconds, cut to the longest one that protobuf allows."""
-    whole = int(min(seconds, _MAX_DURATION_SECONDS))
-    return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9) if whole < _MAX_DURATION_SECONDS else 0)
+def duration_nanoseconds(seconds: float) -> int:
+    """Nanoseconds, cut to the longest duration that protobuf allows."""
+    return round(min(seconds, _MAX_DURATION_SECONDS) * 1e9)
 
 
-def read_timestamp(timestamp: Timestamp, field: str, violations: Violations) -> datetime | None:
-    """A time in UTC. One that is out of range is a violation."""
+def read_timestamp(timestamp: Timestamp, field: str, violations: Violations | None) -> datetime | None:
+    """A time in UTC; None if it is out of range, which is a violation, if these are collected."""
     try:
         return timestamp.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
-        violations.add(field, "is not a time between the years 1 and 9999")
+        if violations is not None:
+            violations.add(field, "is not a time between the years 1 and 9999")
         return None
-
-
-def write_timestamp(time: datetime | None) -> Timestamp | None:
-    """The message of an aware time; None stays None."""
-    if time is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(time)
-    return stamp

@@ -11,8 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Container, Mapping
 from dataclasses import fields, is_dataclass
-from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar, Union
 
 from google.protobuf.duration_pb2 import Duration
@@ -22,19 +21,25 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from shared.errors import InvalidInput
+from shared.violations import Violations
 from shared.wire.enums import enum_number, table_of
+from shared.wire.fields import duration_nanoseconds, read_duration, read_timestamp
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
-Reader = Callable[[Any], Any]
+Reader = Callable[[Any, str, Violations | None], Any]
 F = TypeVar("F", bound=Reader)
+Writer = Callable[[Any, Any, str], None]
+Putter = Callable[[Any, Any, str], None]
+W = TypeVar("W", bound=Writer)
 Descriptor = Any  # its type depends on protobuf's implementation (upb or Python)
 
 _special_readers: dict[type, Reader] = {}
+_special_writers: dict[type, Writer] = {}
 
 
 def reader(kind: type) -> Callable[[F], F]:
-    """Register the function that reads `kind` from a message of another shape."""
+    """Register the function that reads `kind` from a message of another shape, with the arguments of `read`."""
 
     def register(function: F) -> F:
         _special_readers[kind] = function
@@ -43,33 +48,64 @@ def reader(kind: type) -> Callable[[F], F]:
     return register
 
 
-def read(kind: type[T], message: Message) -> T:
-    """A `kind` with the values of the message."""
-    if special := _special_readers.get(kind):
-        return typing.cast(T, special(message))
-    return kind(**read_fields(kind, message))
+def read(kind: type[T], message: Message, path: str = "", violations: Violations | None = None) -> T:
+    """A `kind` with the values of the message.
 
-
-def read_fields(kind: type, message: Message) -> dict[str, Any]:
-    """Constructor arguments of `kind`: every field that the message has under the same name."""
-    return {name: get(message) for name, get in _readers(kind, typing.cast(Any, type(message)))}
-
-
-def write(value: Any, message: M, path: str = "", skip: Container[str] = ()) -> M:
-    """Fill a message from a dataclass, without the fields in `skip`. None stays unset. Raises InvalidInput naming the
-    field.
+    Values that this build can't read (a newer enum value, a malformed time) are added to `violations`, below `path`;
+    without `violations`, an enum value becomes None. Ranges are not checked: `kind` has a `check` for that.
     """
-    descriptors = message.DESCRIPTOR.fields_by_name
-    if not is_dataclass(value) or isinstance(value, type):
+    if special := _special_readers.get(kind):
+        return typing.cast(T, special(message, path, violations))
+    return kind(**read_fields(kind, message, path, violations))
+
+
+def read_checked(kind: type[T], message: Message, path: str = "") -> T:
+    """Like `read`. Raises InvalidInput with all values that this build can't read."""
+    violations = Violations()
+    found = read(kind, message, path, violations)
+    violations.raise_if_any()
+    return found
+
+
+def read_fields(kind: type, message: Message, path: str = "", violations: Violations | None = None) -> dict[str, Any]:
+    """Constructor arguments of `kind`: every field that the message has under the same name."""
+    readers = _readers(kind, typing.cast(Any, type(message)))
+    return {name: get(message, path, violations) for name, get in readers}
+
+
+def writer(kind: type) -> Callable[[W], W]:
+    """Register the function that writes `kind` (and its subclasses) to a message of another shape."""
+
+    def register(function: W) -> W:
+        _special_writers[kind] = function
+        return function
+
+    return register
+
+
+def write(value: Any, message: M, path: str = "") -> M:
+    """Fill a message from a dataclass. None stays unset. Raises InvalidInput naming the field below `path`."""
+    kind: Any = type(value)
+    if not hasattr(kind, "__dataclass_fields__"):
         raise InvalidInput.of(path, f"{value!r:.80} does not fit: a value of type {type(message).__name__} is expected")
-    for item in fields(value):
-        if item.name in skip:
-            continue
-        name = _message_field(item.name, descriptors)
-        content = getattr(value, item.name)
-        if name is None or content is None:
-            continue
-        _write_checked(message, descriptors[name], content, f"{path}.{item.name}" if path else item.name)
+    special = _special_writer(kind)
+    if special is None:
+        return write_fields(value, message, path)
+    special(value, message, path)
+    return message
+
+
+@cache
+def _special_writer(kind: type) -> Writer | None:
+    return next((_special_writers[base] for base in kind.__mro__ if base in _special_writers), None)
+
+
+def write_fields(value: Any, message: M, path: str = "", skip: Container[str] = ()) -> M:
+    """Fill a message from the fields of a dataclass that have the same name there, without the fields in `skip`."""
+    for name, put in _putters(typing.cast(Any, type(value)), typing.cast(Any, type(message))):
+        content = getattr(value, name)
+        if content is not None and name not in skip:
+            _put(put, message, content, path, name)
     return message
 
 
@@ -77,48 +113,64 @@ def fill(message: M, path: str = "", **content: Any) -> M:
     """Set fields by name; None leaves a field unset. Raises InvalidInput naming a field whose value does not fit."""
     for name, value in content.items():
         if value is not None:
-            _write_checked(message, message.DESCRIPTOR.fields_by_name[name], value, f"{path}.{name}" if path else name)
+            _put(_putter(message.DESCRIPTOR.fields_by_name[name]), message, value, path, name)
     return message
 
 
-def _write_checked(message: Message, descriptor: Descriptor, content: Any, where: str) -> None:
+def _put(put: Putter, message: Message, content: Any, path: str, name: str) -> None:
     try:
-        _write_field(message, descriptor, content, where)
+        put(message, content, path)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise InvalidInput.of(where, f"{content!r:.80} does not fit: {error}") from error
-
-
-def _write_field(message: Message, descriptor: Descriptor, content: Any, where: str) -> None:
-    name = descriptor.name
-    if is_dataclass(content):
-        target = getattr(message, name)
-        target.SetInParent()
-        write(content, target, where)
-    elif isinstance(content, Mapping):
-        getattr(message, name).update(content)
-    elif isinstance(content, datetime):
-        if content.tzinfo is None:
-            raise ValueError("a time zone is missing")
-        getattr(message, name).FromDatetime(content)
-    elif descriptor.message_type is not None and descriptor.message_type.full_name == Duration.DESCRIPTOR.full_name:
-        getattr(message, name).FromNanoseconds(round(content * 1e9))
-    elif descriptor.is_repeated:
-        if isinstance(content, str):
-            raise TypeError("a list is expected, not one text")
-        target = getattr(message, name)
-        for index, element in enumerate(content):
-            if is_dataclass(element):
-                write(element, target.add(), f"{where}[{index}]")
-            else:
-                target.append(element)
-    elif descriptor.enum_type is not None:
-        setattr(message, name, enum_number(descriptor.enum_type, content))
-    else:
-        setattr(message, name, content)
+        raise InvalidInput.of(_below(path, name), f"{content!r:.80} does not fit: {error}") from error
 
 
 @cache
-def _readers(kind: Any, message_type: Any) -> tuple[tuple[str, Callable[[Message], Any]], ...]:
+def _putters(kind: Any, message_type: Any) -> tuple[tuple[str, Putter], ...]:
+    descriptors = message_type.DESCRIPTOR.fields_by_name
+    found = ((item.name, _message_field(item.name, descriptors)) for item in fields(kind))
+    return tuple((own, _putter(descriptors[name])) for own, name in found if name is not None)
+
+
+@cache
+def _putter(descriptor: Descriptor) -> Putter:
+    """Sets a field of a message below `path` to a value."""
+    name, kind = descriptor.name, descriptor.message_type
+
+    def message_put(message: Any, content: Any, path: str) -> None:
+        target = getattr(message, name)
+        target.SetInParent()
+        write(content, target, _below(path, name))
+
+    def messages_put(message: Any, content: Any, path: str) -> None:
+        target = getattr(message, name)
+        for index, element in enumerate(content):
+            write(element, target.add(), f"{_below(path, name)}[{index}]")
+
+    def list_put(message: Any, content: Any, path: str) -> None:
+        if isinstance(content, str):
+            raise TypeError("a list is expected, not one text")
+        getattr(message, name).extend(content)
+
+    def time_put(message: Any, content: Any, path: str) -> None:
+        if content.tzinfo is None:
+            raise ValueError("a time zone is missing")
+        getattr(message, name).FromDatetime(content)
+
+    if _is_message(descriptor, Struct) or (kind is not None and kind.GetOptions().map_entry):
+        return lambda message, content, path: getattr(message, name).update(content)
+    if descriptor.is_repeated:
+        return list_put if kind is None else messages_put
+    if _is_message(descriptor, Timestamp):
+        return time_put
+    if _is_message(descriptor, Duration):
+        return lambda message, content, path: getattr(message, name).FromNanoseconds(duration_nanoseconds(content))
+    if descriptor.enum_type is not None:
+        return lambda message, content, path: setattr(message, name, enum_number(descriptor.enum_type, content))
+    return message_put if kind is not None else lambda message, content, path: setattr(message, name, content)
+
+
+@cache
+def _readers(kind: Any, message_type: Any) -> tuple[tuple[str, Reader], ...]:
     """(field name, function that reads it from a message) for each field; computed once for each pair of types."""
     hints = typing.get_type_hints(kind)
     descriptors = message_type.DESCRIPTOR.fields_by_name
@@ -133,41 +185,55 @@ def _message_field(name: str, descriptors: Mapping[str, Descriptor]) -> str | No
     return short if short in descriptors else None
 
 
-def _field_reader(descriptor: Descriptor, hint: Any) -> Callable[[Message], Any]:
-    name, optional = descriptor.name, _is_optional(hint)
-    inner = _strip_optional(hint)
-    convert = _value_reader(descriptor, inner)
-    if typing.get_origin(inner) is tuple:
-        return lambda message: tuple(convert(element) for element in getattr(message, name))
+def _field_reader(descriptor: Descriptor, hint: Any) -> Reader:
+    name, inner = descriptor.name, _strip_optional(hint)
     if typing.get_origin(inner) in (Mapping, dict) and not _is_message(descriptor, Struct):
-        return lambda message: dict(getattr(message, name))
-    if optional and descriptor.has_presence:
-        return lambda message: convert(getattr(message, name)) if message.HasField(name) else None
-    return lambda message: convert(getattr(message, name))
+        return lambda message, path, violations: dict(getattr(message, name))
+    origin = typing.get_origin(inner)
+    collect: Callable[[Any], Any] | None = origin if origin in (tuple, frozenset) else None
+    convert = _value_reader(descriptor, inner if collect is None else typing.get_args(inner)[0])
+    if convert is None:
+        collect = collect or _unchanged
+        if _is_optional(hint) and descriptor.has_presence:
+            return lambda message, path, violations: getattr(message, name) if message.HasField(name) else None
+        return lambda message, path, violations: collect(getattr(message, name))
+    if collect is not None:
+        return lambda message, path, violations: collect(
+            convert(element, f"{_below(path, name)}[{index}]", violations)
+            for index, element in enumerate(getattr(message, name))
+        )
+    if _is_optional(hint) and descriptor.has_presence:
+        return lambda message, path, violations: (
+            convert(getattr(message, name), _below(path, name), violations) if message.HasField(name) else None
+        )
+    return lambda message, path, violations: convert(getattr(message, name), _below(path, name), violations)
 
 
-def _value_reader(descriptor: Descriptor, hint: Any) -> Callable[[Any], Any]:
-    if typing.get_origin(hint) is tuple:
-        hint = typing.get_args(hint)[0]
+def _value_reader(descriptor: Descriptor, hint: Any) -> Reader | None:
+    """Reads one value of a field; None: the value stays as it is."""
     if _is_message(descriptor, Timestamp):
-        return _datetime
+        return read_timestamp
     if _is_message(descriptor, Duration):
-        return lambda duration: duration.ToNanoseconds() / 1e9
+        return read_duration
     if _is_message(descriptor, Struct):
-        return MessageToDict
+        return lambda struct, path, violations: MessageToDict(struct)
     if isinstance(hint, type) and is_dataclass(hint):
-        return lambda message: read(hint, message)
+        return partial(read, hint)
     if descriptor.enum_type is not None:
-        return table_of(descriptor.enum_type, hint).from_wire
-    return lambda value: value
+        return table_of(descriptor.enum_type, hint).checked
+    return None
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _unchanged(value: Any) -> Any:
+    return value
 
 
 def _is_message(descriptor: Descriptor, kind: type[Message]) -> bool:
     return descriptor.message_type is not None and descriptor.message_type.full_name == kind.DESCRIPTOR.full_name
-
-
-def _datetime(timestamp: Timestamp) -> datetime:
-    return timestamp.ToDatetime(tzinfo=UTC)
 
 
 def _is_optional(hint: Any) -> bool:

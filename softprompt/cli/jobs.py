@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from softprompt.cli import job_copies, job_reports, track
 from softprompt.cli.following import follow_job, show_result
-from softprompt.cli.job_copies import register
 from softprompt.cli.options import JsonOption, TrainerOption, example, job_name, open_client
 from softprompt.cli.output import local_time, numbers, print_json, show, table
 from softprompt.display.training import is_preparing, preparing_text
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from softprompt.types.jobs import TuningJob
 
 app = typer.Typer(no_args_is_help=True)
-register(app)
+job_copies.register(app)
+job_reports.register(app)
+track.register(app)
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job: tuningJobs/<id>, or the id alone.")]
 
 

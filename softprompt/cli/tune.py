@@ -24,7 +24,7 @@ from softprompt.cli.output import stderr
 from softprompt.cli.sampling import parse_sampling
 from softprompt.data.prepare import VALIDATION_DATASET
 from softprompt.display.transfer import upload_display
-from softprompt.types.common import Template, TemplateFormat
+from softprompt.types.common import Sampling, Template, TemplateFormat
 from softprompt.types.data import Data
 from softprompt.types.spec import (
     Hyperparameters,
@@ -216,7 +216,7 @@ def tune(
             search=search,
         ),
         publish=PublishPolicy(alias, gate, wait_until_served),
-        sampling_defaults=parse_sampling(sampling or ()),
+        sampling_defaults=parse_sampling(sampling or ()) or Sampling(),
         priority=priority,
         max_runtime_seconds=max_runtime,
         too_long=too_long,

@@ -23,6 +23,7 @@ RETRIED_METHODS = {
         "DownloadDataset",
         "CreateTuningJob",
         "GetTuningJob",
+        "GetJobReport",
         "ListTuningJobs",
         "WatchTuningJob",
         "CancelTuningJob",

@@ -26,7 +26,7 @@ def cloned_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
     elif made.get("validation_fraction") is not None:
         made["validation_dataset"] = None
     if made.get("hyperparameters") is not None:
-        made["hyperparameters"] = _merged(job.spec.hyperparameters or Hyperparameters(), made["hyperparameters"])
+        made["hyperparameters"] = _merged(job.spec.hyperparameters, made["hyperparameters"])
     return replace(job.spec, **made)
 
 
@@ -40,7 +40,7 @@ def continued_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
     asked = changes.get("hyperparameters") or Hyperparameters()
     start = Hyperparameters(init=Init(InitMethod.FROM_PROMPT, source=source))
     spec = cloned_spec(job, {**changes, "hyperparameters": _merged(asked, start)})
-    if asked.num_virtual_tokens is None and spec.hyperparameters is not None:  # the source's length
+    if asked.num_virtual_tokens is None:  # the source's length
         return replace(spec, hyperparameters=replace(spec.hyperparameters, num_virtual_tokens=None))
     return spec
 

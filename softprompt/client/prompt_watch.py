@@ -15,7 +15,7 @@ from prompttuning.v1 import prompts_pb2
 from shared.wire.mirror import fill, read
 from softprompt.client.connection import Connection
 from softprompt.client.resuming import Contact, Interrupted, Silence, interruption_of, messages
-from softprompt.types.prompts import Alias, AliasSet, Deleted, Prompt, PromptChange, PromptVersion, Published, Snapshot
+from softprompt.types.prompts import AliasSet, Deleted, PromptChange, Published, Snapshot
 
 
 async def watch_prompts(
@@ -39,7 +39,7 @@ async def watch_prompts(
                     if response.HasField("heartbeat"):
                         contact.promised(response.heartbeat)
                         continue
-                    change = _change(response)
+                    change = read(PromptChange, response)
                     if isinstance(change, Snapshot):
                         after_revision, seen = change.revision, set()
                     elif (key := _key(change)) in seen:
@@ -80,18 +80,3 @@ def _key(change: PromptChange) -> Hashable:
             return change.revision, "deleted", name
         case _:
             return (change.revision,)
-
-
-def _change(message: prompts_pb2.WatchPromptsResponse) -> PromptChange:
-    at = (message.revision, message.store_id)
-    match message.WhichOneof("change"):
-        case "snapshot":
-            return Snapshot(*at, prompts=tuple(read(Prompt, prompt) for prompt in message.snapshot.prompts))
-        case "published":
-            return Published(*at, version=read(PromptVersion, message.published))
-        case "alias_set":
-            return AliasSet(*at, prompt=message.alias_set.prompt, alias=read(Alias, message.alias_set.alias))
-        case "deleted_version":
-            return Deleted(*at, version=message.deleted_version)
-        case _:  # a kind that this client is too old to know
-            return PromptChange(*at)

@@ -43,6 +43,7 @@ from softprompt.types.prompts import (
     PromptVersion,
     VersionStatus,
 )
+from softprompt.types.report import JobReport
 from softprompt.types.service import ServiceInfo
 from softprompt.types.spec import Dataset, TuningSpec
 
@@ -228,6 +229,9 @@ class Client:
         self, name: str, *, timeout_seconds: float | None = None, on_event: Callable[[JobEvent], object] | None = None
     ) -> TuningJob:
         return self._loop.run(self._client.wait_for_job(name, timeout_seconds=timeout_seconds, on_event=on_event))
+
+    def job_report(self, name: str, *, answers: bool = True) -> JobReport:
+        return self._loop.run(self._client.job_report(name, answers=answers))
 
     def cancel_job(self, name: str) -> TuningJob:
         return self._loop.run(self._client.cancel_job(name))

@@ -6,15 +6,17 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 from prompttuning.v1 import tuning_pb2
 
 from shared.errors import DeadlineExceeded, NotFound, PermissionDenied, Unavailable, Unimplemented
-from shared.wire.mirror import fill, read
+from shared.values.spec import is_uri
+from shared.wire.mirror import fill, read, write
 from softprompt.client.clone import cloned_spec, continued_spec
 from softprompt.client.connection import Connection
-from softprompt.client.convert import is_remote, spec_message
+from softprompt.client.convert import is_remote
 from softprompt.client.datasets import UploadSource
 from softprompt.client.paging import all_pages
 from softprompt.client.verdict import first_verdict
@@ -24,6 +26,7 @@ from softprompt.errors import JobFailed
 from softprompt.types.datasets import StoredDataset, UploadedDataset
 from softprompt.types.events import JobEvent, StateChanged
 from softprompt.types.jobs import JobOrder, JobState, TuningJob
+from softprompt.types.report import JobReport
 from softprompt.types.service import ServiceInfo
 from softprompt.types.spec import Dataset, TuningSpec
 
@@ -147,9 +150,10 @@ class TuningMethods:
             validation = (
                 "" if held_out is None else await self._stored(held_out, labels, VALIDATION_DATASET, names, on_upload)
             )
-            if timeout_seconds is None and ("://" in dataset or "://" in validation):
+            if timeout_seconds is None and (is_uri(dataset) or is_uri(validation)):
                 timeout_seconds = max(COPY_SECONDS, self._connection.trainer.timeout_seconds)
-            message = spec_message(spec, dataset, validation)
+            stored = replace(spec, dataset=dataset, validation_dataset=validation)
+            message = write(stored, tuning_pb2.TuningSpec(), "spec")
             request = tuning_pb2.CreateTuningJobRequest(spec=message, request_id=request_id or uuid.uuid4().hex)
             response = await self._connection.trainer.call(
                 self._connection.tuning.CreateTuningJob, request, timeout_seconds
@@ -250,6 +254,14 @@ class TuningMethods:
         if last.state is not JobState.SUCCEEDED:
             raise JobFailed(last)
         return last
+
+    async def job_report(self, name: str, *, answers: bool = True) -> JobReport:
+        """Curves, metrics, held-out answers, lineage and cost of a job, running or ended. Raises NotFound, or
+        PermissionDenied for the answers of another tenant's job; `answers=False` leaves them out.
+        """
+        request = tuning_pb2.GetJobReportRequest(name=name, omit_answers=not answers)
+        response = await self._connection.trainer.call(self._connection.tuning.GetJobReport, request)
+        return read(JobReport, response.report)
 
     async def cancel_job(self, name: str) -> TuningJob:
         """The job, cancelling or cancelled; its best prompt so far is kept for `continue_job`. PreconditionFailed if it

@@ -6,19 +6,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shared.errors import FieldViolation, InvalidInput
+from shared.errors import InvalidInput
+from shared.values.location import Location
+from shared.violations import moved
 from softprompt.data.examples import ExampleReader
 from softprompt.data.files import file_rows
 from softprompt.data.layout import NotUnderstood
-from softprompt.data.problems import Problems, Unusable, located
+from softprompt.data.problems import Problems, Unusable
 from softprompt.data.python_rows import python_rows
 from softprompt.data.rows import MAX_BYTES, Row, Rows
 from softprompt.data.values import shown, text_of, type_name
@@ -26,7 +27,6 @@ from softprompt.types.data import Data, Examples
 
 DATASET, VALIDATION_DATASET = "dataset", "validation dataset"
 _SAMPLE_CELLS = 6
-_LINE = re.compile(r"(?P<which>(?:validation )?dataset) line (?P<number>\d+)(?: (?P<part>.*))?")
 
 
 @dataclass(frozen=True)
@@ -41,31 +41,17 @@ class PreparedData:
     format: str = ""
     report: tuple[str, ...] = ()
     """What was changed or dropped, as sentences."""
-    places: Sequence[str] | None = field(default=None, repr=False)
+    places: Sequence[Location] | None = field(default=None, repr=False)
     """The place in the caller's data of each line of `content`; None: the same line."""
     which: str = DATASET
 
-    @contextmanager
-    def named(self, which: str) -> Iterator[None]:
-        """Translates the places in a service's InvalidInput, which are lines of `content`, into places of the caller's
-        data.
-        """
-        try:
-            yield
-        except InvalidInput as error:
-            raise InvalidInput(
-                [FieldViolation(self._field(item.field, which), item.description) for item in error.violations]
-            ) from error
+    def named(self, which: str) -> AbstractContextManager[None]:
+        """A block in which a service's InvalidInput names places of the caller's data, not lines of `content`."""
+        return moved(lambda place: self._place(place) if place.row and place.source == which else place)
 
-    def _field(self, name: str, which: str) -> str:
-        match = _LINE.fullmatch(name)
-        if match is None or match["which"] != which:
-            return name
-        number, part = int(match["number"]), match["part"] or ""
-        known = self.places is not None and 0 < number <= len(self.places)
-        return located(
-            self.which, self.places[number - 1] if self.places is not None and known else f"line {number}", part
-        )
+    def _place(self, line: Location) -> Location:
+        known = self.places[line.row - 1] if self.places is not None and line.row <= len(self.places) else line
+        return replace(known, source=self.which, path=line.path)
 
 
 def prepare(
@@ -96,7 +82,7 @@ def checked_labels(labels: Any, field: str = "labels") -> tuple[str, ...]:
     return tuple(found)
 
 
-class _Places(Sequence[str]):
+class _Places(Sequence[Location]):
     """Places of the lines, computed on access."""
 
     def __init__(self, rows: Rows, numbers: array[int]) -> None:
@@ -163,7 +149,7 @@ class _Preparation:
         if self._rows.undecodable:
             self._problems = Problems(self._rows.name, self._which)  # other errors may follow from this one
             for number, byte in self._rows.undecodable:
-                self._problems.add(f"line {number}", Unusable(f"is not UTF-8: byte {byte}", kind="encoding"))
+                self._problems.add(Location(row=number), Unusable(f"is not UTF-8: byte {byte}", kind="encoding"))
             self._problems.fix["--encoding"] = "cp1252"
             self._problems.advice = "cp1252 is the usual encoding of programs on Windows"
         elif self._problems:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from shared.errors import FieldViolation, InvalidInput
+from shared.values.location import Location
 
 _PLACES_SHOWN = 3
 _KINDS_SHOWN = 5
@@ -48,8 +50,8 @@ class Problems:
     def __bool__(self) -> bool:
         return bool(self._kinds)
 
-    def add(self, place: str, error: Unusable) -> None:
-        """Add an error at a place such as "line 7" or "[6]"."""
+    def add(self, place: Location, error: Unusable) -> None:
+        """Add an error in a row."""
         found = self._kinds.setdefault(error.kind, _Kind(error.reason, error.part))
         found.count += 1
         if len(found.places) < _PLACES_SHOWN:
@@ -59,7 +61,9 @@ class Problems:
         """The exception for all errors, the most frequent kinds first."""
         kinds = sorted(self._kinds.values(), key=lambda kind: -kind.count)
         violations = [
-            FieldViolation(located(self._which, kind.places[0], kind.part), kind.description())
+            FieldViolation(
+                replace(kind.places[0], source=self._which, path=Location.parse(kind.part).path), kind.description()
+            )
             for kind in kinds[:_KINDS_SHOWN]
         ]
         if rest := kinds[_KINDS_SHOWN:]:
@@ -72,20 +76,13 @@ class _Kind:
     def __init__(self, reason: str, part: str) -> None:
         self.reason, self.part = reason, part
         self.count = 0
-        self.places: list[str] = []
+        self.places: list[Location] = []
 
     def description(self) -> str:
         if self.count == 1:
             return self.reason
-        unit, _, _ = self.places[0].rpartition(" ")
-        others = ", ".join(place.removeprefix(unit).strip() for place in self.places[1:])
+        unit = self.places[0].unit
+        others = ", ".join(place.row_text.removeprefix(unit).strip() for place in self.places[1:])
         rest = self.count - len(self.places)
         plural = f"{unit}s " if unit and self.count > 2 else f"{unit} ".lstrip()
         return f"{self.reason} (also {plural}{others}" + (f" and {rest} more)" if rest else ")")
-
-
-def located(which: str, place: str, part: str) -> str:
-    """`dataset line 7 output`, or `dataset[6].output`."""
-    if place.startswith("["):
-        return f"{which}{place}" + (f".{part}" if part else "")
-    return f"{which} {place} {part}".strip()

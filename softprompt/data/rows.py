@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared.values.location import Location
 from softprompt.data.problems import Unusable
 
 MAX_BYTES = 4 << 30
@@ -49,6 +50,6 @@ class Rows:
     verbatim: Path | None = None
     """The file itself, if its lines can be sent unchanged."""
 
-    def place(self, number: int) -> str:
-        """The place of a row for errors: "line 7", "row 7" or "[6]"."""
-        return f"{self.unit} {number}" if self.unit else f"[{number - 1}]"
+    def place(self, number: int) -> Location:
+        """The place of a row for errors."""
+        return Location(row=number, unit=self.unit)

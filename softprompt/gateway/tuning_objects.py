@@ -163,7 +163,7 @@ def _trained_tokens(job: TuningJob) -> int | None:
     statistics, spec = job.dataset_statistics, job.effective_spec
     if job.state is not JobState.SUCCEEDED or statistics is None or spec is None or job.progress is None:
         return None
-    batch_size = (spec.hyperparameters.batch_size or 0) if spec.hyperparameters else 0
+    batch_size = spec.hyperparameters.batch_size or 0
     return round(job.progress.step * batch_size * (statistics.mean_input_tokens + statistics.mean_target_tokens))
 
 

@@ -7,18 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from softprompt.types.common import Message
-
-
-@dataclass(frozen=True)
-class Example:
-    """An input with either `output` or `label`, or `messages` that end with the assistant's turn."""
-
-    input: str = ""
-    output: str | None = None
-    label: str | None = None
-    messages: tuple[Message, ...] = ()
-
+from shared.values.example import Example as Example
 
 Examples = Iterable[Example | Mapping[str, Any]]
 

@@ -1,43 +1,13 @@
-"""A tuning job as the trainer reports it: state, progress, result. Plain frozen dataclasses; field names are the
-protocol's.
-"""
+"""A tuning job as the trainer reports it: state, progress, result. Plain frozen dataclasses."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
-
 from shared.values.enums import JobOrder as JobOrder
 from shared.values.enums import JobState as JobState
+from shared.values.job import TuningJob as TuningJob
 from shared.values.results import DatasetStatistics as DatasetStatistics
 from shared.values.results import NearestToken as NearestToken
 from shared.values.results import SearchCandidate as SearchCandidate
 from shared.values.results import TuningError as TuningError
 from shared.values.results import TuningProgress as TuningProgress
 from shared.values.results import TuningResult as TuningResult
-from softprompt.types.spec import TuningSpec
-
-
-@dataclass(frozen=True)
-class TuningJob:
-    """A tuning job. `spec` is the caller's; `effective_spec` has the service's choices."""
-
-    name: str
-    """ "tuningJobs/<id>"."""
-    spec: TuningSpec | None
-    effective_spec: TuningSpec | None
-    state: JobState
-    queue_position: int
-    attempt: int
-    progress: TuningProgress | None
-    dataset_statistics: DatasetStatistics | None
-    error: TuningError | None
-    result: TuningResult | None
-    create_time: datetime | None
-    start_time: datetime | None
-    end_time: datetime | None
-    last_event: int
-    estimated_start_time: datetime | None
-    """An estimate while the job is queued."""
-    best_prompt_kept: bool
-    """The job ended without a version and its best prompt is kept; `continue_job` starts from it."""

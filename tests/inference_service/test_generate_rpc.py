@@ -103,6 +103,18 @@ async def test_the_stop_sequence_that_ended_the_answer_is_reported(replica: Repl
     assert cut.output.text == whole.partition(stop)[0]
 
 
+async def test_a_stop_sequence_that_is_a_control_token_ends_the_answer_at_it(replica: Replica) -> None:
+    """Its string is in no text: control tokens have none."""
+    wanted, *others = (byte_tokenizer().convert_tokens_to_ids(token) for token in ("<user>", "<assistant>"))
+    for token, stop in ((wanted, "<user>"), (*others, "")):
+        answer = await replica.generate(
+            "hello", temperature=0, max_new_tokens=3, logit_bias={token: 100.0}, stop_sequences=["<user>"]
+        )
+        assert answer.end.stop_sequence == stop
+        assert list(answer.output.token_ids) == ([token] if stop else [token] * 3)
+        assert answer.output.text == ""
+
+
 async def test_log_probabilities_as_many_as_asked_for(replica: Replica) -> None:
     none = await replica.generate(temperature=0)
     alone = await replica.generate(temperature=0, num_logprobs=0)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from inference_service.inputs import ChatInput, InputPreparer, InputRequest, TextInput, TokenInput
+from inference_service.inputs import InputPreparer, InputRequest
 from shared.caller import Caller, Tenant, calling
 from shared.errors import InvalidInput
 from shared.text.template import InputEncoder, Message, Template, TemplateFormat, bare_template, default_format
+from shared.values.generation import TokenIds
 from tests.tiny_models import VOCAB_SIZE, byte_tokenizer
 
 
@@ -36,7 +37,7 @@ def encoder(template: Template | None = None, tokenizer: Any = None) -> InputEnc
 async def test_what_does_not_fit_is_refused_with_the_counts() -> None:
     preparer = InputPreparer(VOCAB_SIZE, max_length=50)
     with pytest.raises(InvalidInput) as caught:
-        await preparer.prepare(InputRequest(TextInput("x" * 60)), encoder(), num_virtual_tokens=10)
+        await preparer.prepare(InputRequest("x" * 60), encoder(), num_virtual_tokens=10)
     assert "60 tokens" in caught.value.message
     assert "at most 39" in caught.value.message
 
@@ -44,7 +45,7 @@ async def test_what_does_not_fit_is_refused_with_the_counts() -> None:
 async def test_truncation_keeps_the_end() -> None:
     preparer = InputPreparer(VOCAB_SIZE, max_length=50)
     prepared = await preparer.prepare(
-        InputRequest(TokenInput(tuple(range(100, 160))), truncate=True), encoder(), 10, reserve=5
+        InputRequest(TokenIds(tuple(range(100, 160))), truncate=True), encoder(), 10, reserve=5
     )
     assert prepared.ids == tuple(range(125, 160))
 
@@ -52,28 +53,26 @@ async def test_truncation_keeps_the_end() -> None:
 async def test_nothing_fits_behind_a_soft_prompt_as_long_as_the_model() -> None:
     preparer = InputPreparer(VOCAB_SIZE, max_length=50)
     with pytest.raises(InvalidInput, match="at most 0"):
-        await preparer.prepare(InputRequest(TextInput("x"), truncate=True), encoder(), num_virtual_tokens=49)
+        await preparer.prepare(InputRequest("x", truncate=True), encoder(), num_virtual_tokens=49)
 
 
 async def test_only_the_first_wrong_ids_are_listed() -> None:
     with pytest.raises(InvalidInput) as caught:
-        await InputPreparer(VOCAB_SIZE, 1 << 20).prepare(InputRequest(TokenInput((VOCAB_SIZE,) * 1000)), encoder(), 0)
+        await InputPreparer(VOCAB_SIZE, 1 << 20).prepare(InputRequest(TokenIds((VOCAB_SIZE,) * 1000)), encoder(), 0)
     assert len(caught.value.violations) == 16
     assert caught.value.violations[15].field == "input.token_ids.ids[15]"
 
 
 async def test_a_conversation_is_the_input_of_a_text_template() -> None:
-    request = InputRequest(ChatInput((Message(role="user", content="hi"),)))
+    request = InputRequest((Message(role="user", content="hi"),))
     prepared = await InputPreparer(VOCAB_SIZE, 100).prepare(request, encoder(), 0)
-    assert (
-        prepared.ids == (await InputPreparer(VOCAB_SIZE, 100).prepare(InputRequest(TextInput("hi")), encoder(), 0)).ids
-    )
+    assert prepared.ids == (await InputPreparer(VOCAB_SIZE, 100).prepare(InputRequest("hi"), encoder(), 0)).ids
 
 
 async def test_the_bare_model_takes_text_and_conversations_through_its_chat_template() -> None:
     tokenizer, preparer = byte_tokenizer(), InputPreparer(VOCAB_SIZE, 100)
     found = []
-    for content in (TextInput("hi"), ChatInput((Message(role="user", content="hi"),))):
+    for content in ("hi", (Message(role="user", content="hi"),)):
         template = bare_template(None, default_format(tokenizer))
         found.append((await preparer.prepare(InputRequest(content), encoder(template, tokenizer), 0)).ids)
     assert found[0] == found[1]
@@ -88,7 +87,7 @@ def test_a_request_for_the_bare_model_may_choose_the_format() -> None:
 async def test_a_chat_templates_own_refusal_is_the_callers_error() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    request = InputRequest(ChatInput((Message(role="user", content="hi"),)))
+    request = InputRequest((Message(role="user", content="hi"),))
     with pytest.raises(InvalidInput, match="roles must alternate"):
         await InputPreparer(VOCAB_SIZE, 100).prepare(
             request, encoder(Template(format=TemplateFormat.CHAT), tokenizer), 0
@@ -99,10 +98,10 @@ async def test_large_inputs_leave_the_event_loop_free() -> None:
     tokenizer = WatchedTokenizer()
     watched = encoder(tokenizer=tokenizer)
     preparer = InputPreparer(VOCAB_SIZE, max_length=1 << 20)
-    await preparer.prepare(InputRequest(TextInput("x" * 100)), watched, 0)
+    await preparer.prepare(InputRequest("x" * 100), watched, 0)
     assert tokenizer.threads == {threading.current_thread().name}
     tokenizer.threads.clear()
-    large = asyncio.create_task(preparer.prepare(InputRequest(TextInput("x" * 200_000)), watched, 0))
+    large = asyncio.create_task(preparer.prepare(InputRequest("x" * 200_000), watched, 0))
     await asyncio.sleep(0)
     assert not large.done()
     assert len((await large).ids) == 200_000

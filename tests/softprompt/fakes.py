@@ -42,7 +42,10 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         self.cut_watch_after: list[int] = []
         """Numbers after which a watch is cut, one for each watch."""
         self.hold_watch: asyncio.Event | None = None
+        self.fail_watch: SoftPromptError | None = None
+        """Ends every watch after its events."""
         self.jobs = {JOB: succeeded_job()}
+        self.reports: dict[str, tuning_pb2.JobReport] = {}
         self.events = finished_events()
         self.alias_version = 2
         self.created_statistics: tuning_pb2.DatasetStatistics | None = None
@@ -83,6 +86,15 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
             raise NotFound("tuning job", request.name)
         return tuning_pb2.GetTuningJobResponse(job=self.jobs[request.name])
 
+    async def GetJobReport(self, request: Any, context: Any) -> tuning_pb2.GetJobReportResponse:
+        self._maybe_fail()
+        if request.name not in self.reports:
+            raise NotFound("tuning job", request.name)
+        report = tuning_pb2.JobReport.FromString(self.reports[request.name].SerializeToString())
+        if request.omit_answers:
+            report.ClearField("answers")
+        return tuning_pb2.GetJobReportResponse(report=report)
+
     async def ListTuningJobs(self, request: Any, context: Any) -> tuning_pb2.ListTuningJobsResponse:
         first = int(request.page_token or 0)
         names = [f"tuningJobs/{number}" for number in range(450)][first : first + request.page_size]
@@ -100,6 +112,8 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
                 yield tuning_pb2.WatchTuningJobResponse(event=event)
                 if event.number == cut:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection was cut")
+        if self.fail_watch is not None:
+            raise self.fail_watch
         if self.hold_watch is not None:
             await self.hold_watch.wait()
 

@@ -32,6 +32,7 @@ COMMANDS = [
     ("classify",),
     ("info",),
     *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume", "delete", "clone", "continue")],
+    *[("jobs", name) for name in ("report", "compare", "curve", "track")],
     *[("datasets", name) for name in ("upload", "list", "show", "delete")],
     *[
         ("prompts", name)

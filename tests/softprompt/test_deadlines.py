@@ -4,6 +4,7 @@ to repeat.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from shared.errors import NotFound, SoftPromptError
 from softprompt.client import connection
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.channel import RETRIED_METHODS, service_config
+from softprompt.client.tuning import SLOWEST_BYTES_PER_SECOND
 from softprompt.types.spec import TuningSpec
 
 METHODS = {
@@ -112,3 +114,16 @@ def test_each_method_is_repeated_or_known_to_be_unsafe() -> None:
     assert not repeated & UNSAFE_TO_REPEAT
     assert service_config(has_replicas=True)["healthCheckConfig"] == {"serviceName": ""}
     assert "healthCheckConfig" not in service_config(has_replicas=False)
+
+
+async def test_the_deadline_of_an_upload_grows_with_its_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(connection, "open_channel", lambda endpoint, security, retry_overloaded: recorder)
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"input": "a" * 9990, "output": "b"}) + "\n")
+    data.write_text(data.read_text() * 655)
+    async with AsyncClient(timeout_seconds=30) as client:
+        with pytest.raises(Recorded):
+            await client.upload_dataset(data)
+    assert recorder.timeouts["UploadDataset"] == pytest.approx(30 + data.stat().st_size / SLOWEST_BYTES_PER_SECOND)
+    assert data.stat().st_size / SLOWEST_BYTES_PER_SECOND > 100

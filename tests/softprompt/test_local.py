@@ -220,7 +220,7 @@ def test_services_drain_when_up_is_killed(up: Any) -> None:
 def test_up_fails_when_a_service_dies(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN_INFERENCE", "dies")
     (stand_ins / "config.json").write_text("{}")
-    command = [sys.executable, "-m", "softprompt.cli", "up", "--no-gateway", "--json", "--model", str(stand_ins)]
+    command = [sys.executable, "-m", "softprompt.cli", "up", "--json", "--no-gateway", "--model", str(stand_ins)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
         assert up.stdout is not None
         assert up.stdout.readline(), "it says where both serve"

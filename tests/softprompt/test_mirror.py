@@ -13,8 +13,7 @@ from prompttuning.v1 import common_pb2, generation_pb2, prompts_pb2, tuning_pb2
 
 from shared.errors import InvalidInput
 from shared.wire.mirror import read, write
-from softprompt.client.convert import spec_message
-from softprompt.types import common, datasets, generation, jobs, prompts, service, spec
+from softprompt.types import common, datasets, generation, jobs, prompts, report, service, spec
 
 MIRRORS = [
     (common.BaseModelInfo, common_pb2.BaseModel),
@@ -48,6 +47,14 @@ MIRRORS = [
     (prompts.ReplicaStatus, prompts_pb2.ReplicaStatus),
     (prompts.VersionStatus, prompts_pb2.VersionStatus),
     (datasets.DatasetStatistics, tuning_pb2.DatasetStatistics),
+    (report.ConfusionCell, tuning_pb2.ConfusionCell),
+    (report.Evaluation, tuning_pb2.Evaluation),
+    (report.HeldOutAnswer, tuning_pb2.HeldOutAnswer),
+    (report.JobCost, tuning_pb2.JobCost),
+    (report.JobLineage, tuning_pb2.JobLineage),
+    (report.JobReport, tuning_pb2.JobReport),
+    (report.ModelAnswer, tuning_pb2.ModelAnswer),
+    (report.TrainingPoint, tuning_pb2.TrainingPoint),
     (spec.Hyperparameters, tuning_pb2.Hyperparameters),
     (spec.Init, tuning_pb2.PromptInit),
     (jobs.NearestToken, tuning_pb2.NearestToken),
@@ -128,16 +135,18 @@ def test_a_spec_survives_but_for_its_files() -> None:
         sampling_defaults=common.Sampling(temperature=0.5),
         annotations={"team": "shop"},
     )
-    message = spec_message(given, str(given.dataset), str(given.validation_dataset))
+    message = write(given, tuning_pb2.TuningSpec(), "spec")
     assert message.dataset.dataset == "datasets/sha256-00"
     assert message.validation_dataset.uri == "file:///data/held.jsonl"
     assert read(spec.TuningSpec, message) == given
 
 
 def test_a_fraction_and_a_file_exclude_each_other() -> None:
-    given = spec.TuningSpec(prompt="tone", dataset="x", validation_dataset="y", validation_fraction=0.1)
+    given = spec.TuningSpec(
+        prompt="tone", dataset="datasets/sha256-00", validation_dataset="datasets/sha256-01", validation_fraction=0.1
+    )
     with pytest.raises(InvalidInput, match="validation_fraction"):
-        spec_message(given, "datasets/sha256-00", "datasets/sha256-01")
+        write(given, tuning_pb2.TuningSpec(), "spec")
 
 
 def test_times_are_aware_and_durations_are_seconds() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 from shared.model.base_model import BaseModelInfo
 from shared.text.template import Template
-from trainer_service.jobs.model import EffectiveSpec, Job, TuningSpec, new_job_id
+from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec, new_job_id
 from trainer_service.jobs.record import Record, queue_key, to_datetime
 from trainer_service.training.data.repetition import Repetition, RepetitionCounter
 from trainer_service.training.spec import (
     Example,
-    HyperparameterRequest,
+    FilledHyperparameters,
     Hyperparameters,
     Init,
     InitMethod,
@@ -45,8 +45,8 @@ def repetition_of(examples: Iterable[Example]) -> Repetition:
     return counter.result()
 
 
-def hyperparameters(**changes: Any) -> Hyperparameters:
-    base = Hyperparameters(
+def hyperparameters(**changes: Any) -> FilledHyperparameters:
+    base = FilledHyperparameters(
         num_virtual_tokens=4,
         init=Init(method=InitMethod.SAMPLE_VOCAB),
         reparameterisation=Reparameterisation.NONE,
@@ -73,13 +73,13 @@ def effective_spec(base_model: BaseModelInfo = BASE_MODEL, **changes: Any) -> Ef
     return EffectiveSpec(base_model=base_model, training=training, validation_fraction=0.25, max_runtime_seconds=3600)
 
 
-def spec(first_input: str = "plain", prompt: str = "tone", num_steps: int | None = None, **changes: Any) -> TuningSpec:
-    asked = HyperparameterRequest(num_steps=num_steps)
-    return TuningSpec(prompt=prompt, dataset=f"datasets/{first_input}", hyperparameters=asked, **changes)
+def spec(first_input: str = "plain", prompt: str = "tone", num_steps: int | None = None, **changes: Any) -> StoredSpec:
+    asked = Hyperparameters(num_steps=num_steps)
+    return StoredSpec(prompt=prompt, dataset=f"datasets/{first_input}", hyperparameters=asked, **changes)
 
 
 def record(
-    tuning: TuningSpec | None = None, *, queued_at: float | None = None, base_model: str = "tiny", **job: Any
+    tuning: StoredSpec | None = None, *, queued_at: float | None = None, base_model: str = "tiny", **job: Any
 ) -> Record:
     """A job that was accepted just now."""
     tuning = tuning or spec()

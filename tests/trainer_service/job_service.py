@@ -19,7 +19,7 @@ from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.model import EffectiveSpec, Job, TuningSpec
+from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.training.events import DatasetFile
@@ -63,9 +63,10 @@ class AdmitAll:
     def __init__(self, base: EffectiveSpec) -> None:
         self.base = base
 
-    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+    async def check(self, spec: StoredSpec) -> EffectiveSpec:
         asked = spec.hyperparameters
-        hyperparameters = self.base.training.hyperparameters.model_copy(update=asked.model_dump(exclude_none=True))
+        given = {name: value for name, value in vars(asked).items() if value is not None}
+        hyperparameters = self.base.training.hyperparameters.model_copy(update=given)
         changes: dict[str, Any] = {
             "training": self.base.training.model_copy(update={"hyperparameters": hyperparameters})
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from shared.prompt.manifest import Manifest, utc_now
 from shared.store.commit import AliasTarget, VersionSummary
 from shared.store.index import PromptRecord, VersionRecord
 from shared.text.template import Template, TemplateFormat
+from shared.values import prompts as values
 from shared.values.results import (
     Comparison,
     EncodingStatistics,
@@ -28,39 +30,42 @@ from shared.values.results import (
     TuningResult,
 )
 from shared.values.sampling import Sampling
+from shared.values.spec import PublishGate, PublishPolicy, TuningSpec
 from shared.violations import Violations
-from shared.wire.fields import read_duration, short_float, write_duration
+from shared.wire.events import write_event
+from shared.wire.fields import read_duration, short_float
+from shared.wire.mirror import write
 from shared.wire.sampling import read_sampling, write_sampling
-from shared.wire.template import read_template, write_template
+from shared.wire.spec import read_checked_spec
+from shared.wire.template import read_template
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.requests import generation_examples, inline
-from trainer_service.convert.jobs import event_to_wire, job_to_wire
-from trainer_service.convert.prompts import targets_from_wire, targets_to_wire, version_to_wire
-from trainer_service.convert.spec import effective_to_wire, hyperparameters_to_wire, request_from_wire, spec_to_wire
+from trainer_service.alias_targets import stored_targets
 from trainer_service.jobs.model import (
     PAYLOADS,
-    CheckpointStored,
+    Checkpoint,
     Evaluation,
     EventPayload,
     Job,
-    JobEvent,
     JobEventKind,
     Note,
-    PublishGate,
-    PublishPolicy,
-    TuningSpec,
+    StoredSpec,
 )
 from trainer_service.jobs.states import JobState
+from trainer_service.jobs.view import shown_job, shown_payload
+from trainer_service.prompt_view import shown_version
 from trainer_service.prompts import Version
 from trainer_service.training.data.repetition import Repetition
 from trainer_service.training.spec import (
-    HyperparameterRequest,
+    FilledHyperparameters,
+    Hyperparameters,
     Init,
     InitMethod,
     LearningRateSchedule,
     Metric,
     Reparameterisation,
     TaskKind,
+    TooLong,
 )
 
 COMPARISON = Comparison(
@@ -79,7 +84,7 @@ CANDIDATE = SearchCandidate(
 )
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
-SPEC = TuningSpec(
+SPEC = StoredSpec(
     prompt="support-tone",
     base_model="tiny",
     dataset="datasets/sha256-" + "a" * 64,
@@ -87,9 +92,9 @@ SPEC = TuningSpec(
     template=Template(text="Q: {input}", format=TemplateFormat.CHAT, system="Be kind"),
     task=TaskKind.CLASSIFICATION,
     labels=("a", "b"),
-    hyperparameters=HyperparameterRequest(
+    hyperparameters=Hyperparameters(
         num_virtual_tokens=7,
-        init=Init(method=InitMethod.FROM_PROMPT, source_version="other@3"),
+        init=Init(method=InitMethod.FROM_PROMPT, source="other@3"),
         reparameterisation=Reparameterisation.RESIDUAL,
         learning_rate=0.003,
         schedule=LearningRateSchedule.LINEAR,
@@ -117,41 +122,39 @@ SPEC = TuningSpec(
     ),
     annotations={"team": "web"},
     deadline=NOW,
+    too_long=TooLong.DROP,
 )
 
 
+def written(spec: TuningSpec) -> tuning_pb2.TuningSpec:
+    return write(spec, tuning_pb2.TuningSpec(), "spec")
+
+
 def test_every_field_of_a_spec_survives_both_ways() -> None:
-    message = spec_to_wire(SPEC)
+    message = written(SPEC)
     unset = [field.name for field in message.DESCRIPTOR.fields if not is_set(message, field)]
     assert unset == ["validation_fraction"]
-    request = request_from_wire(tuning_pb2.CreateTuningJobRequest(spec=message, request_id="x"))
-    assert (
-        request.spec.model_copy(update={"dataset": SPEC.dataset, "validation_dataset": SPEC.validation_dataset}) == SPEC
-    )
-    assert request.request_id == "x"
+    assert StoredSpec(**vars(read_checked_spec(message))) == SPEC
 
 
 def test_what_is_left_out_stays_left_out() -> None:
     spec = tuning_pb2.TuningSpec(prompt="a", dataset=inline(generation_examples(2)))
-    request = request_from_wire(tuning_pb2.CreateTuningJobRequest(spec=spec))
-    assert request.spec.hyperparameters == HyperparameterRequest()
-    assert request.spec.template is None
-    assert request.spec.publish == PublishPolicy()
-    assert request.spec.sampling_defaults == Sampling()
-    message = spec_to_wire(request.spec)
+    read = read_checked_spec(spec)
+    assert read == TuningSpec("a", read.dataset)
+    message = written(replace(read, dataset="datasets/sha256-00"))
     assert message.hyperparameters == tuning_pb2.Hyperparameters()
     assert not message.HasField("template")
     assert not message.HasField("max_runtime")
 
 
 def test_no_alias_and_the_default_one_are_distinguished() -> None:
-    for wire, alias in (("", "default"), ("-", ""), ("canary", "canary")):
+    for wire, moved in (("", "default"), ("-", ""), ("canary", "canary")):
         spec = tuning_pb2.TuningSpec(
             prompt="a", dataset=inline(generation_examples(2)), publish=tuning_pb2.PublishPolicy(alias=wire)
         )
-        request = request_from_wire(tuning_pb2.CreateTuningJobRequest(spec=spec))
-        assert request.spec.publish.alias == alias
-        assert spec_to_wire(request.spec).publish.alias == (wire or "default")
+        read = read_checked_spec(spec)
+        assert read.publish.moved_alias == moved
+        assert written(replace(read, dataset="x")).publish.alias == (wire or "default")
 
 
 def test_every_field_of_a_job_is_in_its_message() -> None:
@@ -226,18 +229,14 @@ def test_every_field_of_a_job_is_in_its_message() -> None:
         checkpointed=True,
         estimated_start_time=NOW,
     )
-    message = job_to_wire(job)
+    message = write(shown_job(job), tuning_pb2.TuningJob())
     found = message.result.comparisons[0], message.result.candidates[0]
     for part in (message, message.progress, message.dataset_statistics, message.error, message.result, *found):
         assert [field.name for field in part.DESCRIPTOR.fields if not is_set(part, field)] == [], part.DESCRIPTOR.name
     assert message.create_time.ToDatetime(UTC) == NOW
     assert message.progress.metrics["loss"] == math.inf
-    effective = effective_to_wire(job.spec, job.effective)
-    left_open = [
-        field.name
-        for field in effective.hyperparameters.DESCRIPTOR.fields
-        if not is_set(effective.hyperparameters, field)
-    ]
+    filled = message.effective_spec.hyperparameters
+    left_open = [field.name for field in filled.DESCRIPTOR.fields if not is_set(filled, field)]
     assert left_open == ["num_epochs", "class_weights"]
 
 
@@ -247,14 +246,14 @@ def test_every_kind_of_event_has_a_message() -> None:
         JobEventKind.STATE_CHANGED: job,
         JobEventKind.PROGRESS: TuningProgress(step=1),
         JobEventKind.EVALUATION: Evaluation(step=1, metrics={"loss": 1.0}, is_best=True),
-        JobEventKind.CHECKPOINT: CheckpointStored(step=1),
+        JobEventKind.CHECKPOINT: Checkpoint(step=1),
         JobEventKind.NOTE: Note(text="hello"),
     }
     assert payloads.keys() == PAYLOADS.keys()
     kinds = {field.name for field in tuning_pb2.TuningEvent.DESCRIPTOR.oneofs_by_name["kind"].fields}
     told = set()
     for number, payload in enumerate(payloads.values(), start=1):
-        message = event_to_wire(JobEvent(number, NOW, payload))
+        message = write_event(number, NOW, shown_payload(payload))
         assert (message.number, message.time.ToDatetime(UTC)) == (number, NOW)
         told.add(message.WhichOneof("kind"))
     assert told == kinds - {"heartbeat"}  # which is no event of a job: a watch's stream sends it
@@ -262,17 +261,24 @@ def test_every_kind_of_event_has_a_message() -> None:
 
 def test_hyperparameters_have_the_same_fields_on_both_sides() -> None:
     wire = {field.name for field in tuning_pb2.Hyperparameters.DESCRIPTOR.fields}
-    assert wire == set(HyperparameterRequest.model_fields)
-    message = hyperparameters_to_wire(SPEC.hyperparameters)
+    assert wire == {field.name for field in fields(Hyperparameters)}
+    message = written(SPEC).hyperparameters
     assert message.HasField("warmup_steps")  # zero is not the same as left out
+    assert wire - {"num_epochs"} == set(FilledHyperparameters.model_fields)
+
+
+def wait(seconds: float) -> Duration:
+    return write(PublishPolicy(wait_until_served_seconds=seconds), tuning_pb2.PublishPolicy()).wait_until_served
+
+
+def test_a_duration_is_cut_to_the_longest_that_the_protocol_has() -> None:
+    assert wait(math.inf).seconds == 315_576_000_000
 
 
 @given(st.floats(0, 1e9))
 def test_durations_survive(seconds: float) -> None:
     violations = Violations()
-    assert read_duration(write_duration(seconds), "f", violations) == pytest.approx(
-        seconds, abs=1e-9 * max(1.0, seconds)
-    )
+    assert read_duration(wait(seconds), "f", violations) == pytest.approx(seconds, abs=1e-9 * max(1.0, seconds))
     assert not violations
 
 
@@ -299,12 +305,12 @@ def test_a_float_field_reads_as_the_caller_wrote_it() -> None:
 def test_a_template_keeps_that_its_format_was_left_open() -> None:
     assert read_template(common_pb2.Template(text="{input}!")).format is None
     whole = Template(text="{input}!", format=TemplateFormat.CHAT, system="s")
-    assert read_template(write_template(whole)) == whole
+    assert read_template(write(whole, common_pb2.Template())) == whole
 
 
 def test_weights_are_kept_as_ratios() -> None:
     targets = (AliasTarget(1, 90), AliasTarget(2, 10))
-    assert targets_from_wire(targets_to_wire(targets)) == targets
+    assert stored_targets([values.AliasTarget(one.version, one.weight) for one in targets]) == targets
     cases = {
         (0.75, 0.25): (3, 1),
         (0.9, 0.1): (9, 1),
@@ -313,10 +319,8 @@ def test_weights_are_kept_as_ratios() -> None:
         (5e-324, 1e308): (1, 1_000_000),
     }
     for weights, kept in cases.items():
-        messages = [
-            prompts_pb2.AliasTarget(version=number, weight=weight) for number, weight in enumerate(weights, start=1)
-        ]
-        assert tuple(target.weight for target in targets_from_wire(messages)) == kept
+        given = [values.AliasTarget(number, weight) for number, weight in enumerate(weights, start=1)]
+        assert tuple(target.weight for target in stored_targets(given)) == kept
 
 
 def is_set(message: Any, field: FieldDescriptor) -> bool:
@@ -340,9 +344,9 @@ def test_a_version_shows_its_origin_to_callers_that_may_name_it() -> None:
         created_at=utc_now(),
     )
     version = Version(PromptRecord("support-tone", 1, {1: record}), record)
-    assert str(version_to_wire(version, manifest)).count("acme-tone") == 2
+    assert str(write(shown_version(version, manifest), prompts_pb2.PromptVersion())).count("acme-tone") == 2
     with calling(Caller("support", frozenset({Role.VIEWER}), ("support-*",))):
-        shown = version_to_wire(version, manifest)
+        shown = write(shown_version(version, manifest), prompts_pb2.PromptVersion())
     assert "acme" not in str(shown)
     shown_recipe: Any = shown.recipe
     assert shown_recipe["hyperparameters"]["init"]["method"] == "FROM_PROMPT"

@@ -13,7 +13,7 @@ from shared.rpc.metrics import serve_metrics
 from shared.values.results import TuningError, TuningResult
 from tests.trainer_service.builders import effective_spec
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
-from trainer_service.jobs.model import Job, TuningSpec
+from trainer_service.jobs.model import Job, StoredSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.metrics import TrainerMetrics
 from trainer_service.training.events import Checkpointed, Evaluated, Failed, Started, StepDone
@@ -22,7 +22,7 @@ CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def job(state: JobState, **fields: Any) -> Job:
-    spec = TuningSpec(prompt="a", dataset="datasets/x")
+    spec = StoredSpec(prompt="a", dataset="datasets/x")
     return Job(
         id=fields.pop("id", "1"), spec=spec, effective=effective_spec(), state=state, create_time=CREATED, **fields
     )

@@ -27,6 +27,7 @@ from trainer_service.cluster.outbox import Outbox
 from trainer_service.cluster.spans import JobSpans
 from trainer_service.training.checkpoint import digest_of
 from trainer_service.training.data.dataset import count_overlap
+from trainer_service.training.data.places import field_of_spec
 from trainer_service.training.events import Failed, Finished, Preparing, Stopped, TrainingEvent, TrainingTask
 from trainer_service.training.faults import is_device_fault
 
@@ -295,7 +296,7 @@ class Worker:
 def _unread(task: TrainingTask, error: Exception) -> Failed:
     """The Failed event of a task whose datasets can't be used."""
     if isinstance(error, SoftPromptError):
-        field = _spec_field(error.violations[0].field) if isinstance(error, InvalidInput) else "spec.dataset"
+        field = str(field_of_spec(error.violations[0].location)) if isinstance(error, InvalidInput) else "spec.dataset"
         return Failed(task.job_id, task.attempt, "BAD_DATA", error.message, field)
     if isinstance(error, OSError):
         log.warning("a dataset can't be read: %s", error)
@@ -313,11 +314,3 @@ def _unread(task: TrainingTask, error: Exception) -> Failed:
         "reading the dataset failed; the worker's log has the cause",
         retryable=True,
     )
-
-
-def _spec_field(field: str) -> str:
-    """`dataset line 7 input` -> `spec.dataset`."""
-    for name in ("validation dataset", "dataset"):
-        if field == name or field.startswith(f"{name} line "):
-            return "spec." + name.replace(" ", "_")
-    return field if field.startswith("spec.") else f"spec.{field}"

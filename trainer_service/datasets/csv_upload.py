@@ -8,15 +8,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import re
 from array import array
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 from shared.errors import InvalidInput
 from shared.process.call_pool import CallPool
+from shared.values.location import Location
+from trainer_service.training.data.places import DATASET
 
 _HEADERS = ({"input", "output"}, {"input", "label"})
-_LINE = re.compile(r"dataset line (\d+)(.*)")
 
 
 class CsvUpload:
@@ -48,12 +49,9 @@ class CsvUpload:
         if last := self._converted(b"\n" if self._rest else b"", is_last=True):
             yield last
 
-    def line_of(self, field: str) -> str:
+    def line_of(self, place: Location) -> Location:
         """`dataset line 1 output` of the JSON lines -> `dataset line 2 output` of the CSV."""
-        match = _LINE.fullmatch(field)
-        if match is None or not 0 < int(match[1]) <= len(self._places):
-            return field
-        return f"dataset line {self._places[int(match[1]) - 1]}{match[2]}"
+        return replace(place, row=self._places[place.row - 1]) if 0 < place.row <= len(self._places) else place
 
     def _converted(self, chunk: bytes, is_last: bool = False) -> bytes:
         if not is_last:
@@ -82,10 +80,10 @@ class CsvUpload:
         del data[:begin]
         if len(data) > self._max_record_bytes or (is_last and data):
             reason = "has a quote that is never closed" if is_last else f"is longer than {self._max_record_bytes} bytes"
-            raise InvalidInput.of(f"dataset line {self._line}", reason)
+            raise InvalidInput.of(Location(source=DATASET, row=self._line), reason)
 
     def _json_line(self, record: bytes) -> bytes:
-        field = f"dataset line {self._line}"
+        field = Location(source=DATASET, row=self._line)
         try:
             rows = list(csv.reader([record.decode("utf-8-sig" if self._line == 1 else "utf-8")], strict=True))
         except (csv.Error, UnicodeDecodeError) as error:

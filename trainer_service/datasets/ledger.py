@@ -13,38 +13,20 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import NoReturn
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, exists, func, insert, or_, select, update
 
 from shared.errors import Overloaded, PreconditionFailed
+from shared.values import datasets as values
+from shared.values.enums import TaskKind
 from trainer_service.database.database import Database
 from trainer_service.database.schema import datasets, job_datasets, jobs
 from trainer_service.datasets.names import unknown_dataset
 from trainer_service.datasets.store import StoredDataset
 
 _FULL_RETRY_SECONDS = 3600.0
-
-
-@dataclass(frozen=True)
-class OwnedDataset:
-    """A tenant's dataset. Times are seconds since the epoch."""
-
-    name: str
-    size_bytes: int
-    num_examples: int
-    """0: not counted yet (a dataset of an older release, for some minutes after the upgrade)."""
-    task: str
-    num_labels: int
-    create_time: float
-    last_use_time: float
-    """When it was last stored, or used by a new job."""
-    num_jobs: int
-    """The tenant's jobs that use it, including ended ones until they are deleted."""
-    file_name: str = ""
-    """Name of the file in the last upload that gave one."""
-    labels: tuple[str, ...] = ()
-    """The labels that occur; empty if not known."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +121,7 @@ class DatasetLedger:
             if not connection.execute(used).rowcount:
                 raise unknown_dataset(name)
 
-    def get(self, tenant: str, name: str) -> OwnedDataset:
+    def get(self, tenant: str, name: str) -> values.StoredDataset:
         """The tenant's dataset. Raises NotFound."""
         with self._database.read() as connection:
             row = connection.execute(_owned(tenant).where(datasets.c.dataset == name)).mappings().one_or_none()
@@ -147,7 +129,7 @@ class DatasetLedger:
             raise unknown_dataset(name)
         return _from_row(row)
 
-    def page(self, tenant: str, after: str, limit: int) -> list[OwnedDataset]:
+    def page(self, tenant: str, after: str, limit: int) -> list[values.StoredDataset]:
         """At most `limit` of the tenant's datasets, with names after `after`, in the order of names."""
         query = _owned(tenant).where(datasets.c.dataset > after).order_by(datasets.c.dataset).limit(limit)
         with self._database.read() as connection:
@@ -274,15 +256,15 @@ def _owned(tenant: str) -> Select[tuple[object, ...]]:
     return select(datasets, uses.scalar_subquery().label("num_jobs")).where(datasets.c.tenant == tenant)
 
 
-def _from_row(row: RowMapping) -> OwnedDataset:
-    return OwnedDataset(
+def _from_row(row: RowMapping) -> values.StoredDataset:
+    return values.StoredDataset(
         name=row["dataset"],
         size_bytes=row["size_bytes"],
         num_examples=row["num_examples"],
-        task=row["task"],
+        task=TaskKind(row["task"]) if row["task"] else None,
         num_labels=row["num_labels"],
-        create_time=row["create_time"],
-        last_use_time=row["last_use_time"],
+        create_time=datetime.fromtimestamp(row["create_time"], UTC),
+        last_use_time=datetime.fromtimestamp(row["last_use_time"], UTC),
         num_jobs=row["num_jobs"],
         file_name=row["file_name"],
     )

@@ -12,7 +12,6 @@ tenant has which dataset, and `tenant_datasets` joins the two.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -20,22 +19,23 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from shared.errors import DamagedBlob, InvalidInput, NotFound, Unavailable
+from shared.violations import moved
 from trainer_service.datasets.chunks import MAX_CHUNK_BYTES, UploadSlots, timely
-from trainer_service.datasets.fields import DATASET, in_dataset, labels_under, renamed
 from trainer_service.datasets.names import NAME, dataset_name, unknown_dataset
 from trainer_service.datasets.roots import DatasetRoots
 from trainer_service.datasets.upload import TEMPORARY_PREFIX, IncomingFile, UploadLimits
 from trainer_service.pools import TrainerPools
 from trainer_service.training.data.dataset import DatasetLimits, ParsedDataset, parse_examples, stored_examples
 from trainer_service.training.data.dataset_facts import FORMAT, DatasetFacts, scan_examples
-from trainer_service.training.data.example_lines import stored_example
+from trainer_service.training.data.example_lines import example_line, stored_example
+from trainer_service.training.data.places import DATASET, in_dataset, in_message
 from trainer_service.training.events import DatasetFile
 from trainer_service.training.spec import Example, TaskKind
 
@@ -100,7 +100,7 @@ class DatasetStore:
         self.check_announcement(size_bytes, digest)
         with (
             self._slots.taken(),
-            renamed(labels_under("header")),
+            moved(in_message("header", "labels")),
             _disk(),
             IncomingFile(self._directory, self._limits) as incoming,
         ):
@@ -115,7 +115,7 @@ class DatasetStore:
         """Store examples that came inside a request. `labels`: the allowed labels; empty: the labels that occur."""
         with _disk(), IncomingFile(self._directory, self._limits) as incoming:
             for example in examples:
-                incoming.write(_encode(example))
+                incoming.write(example_line(example))
             return self._keep(incoming, labels, keep)
 
     def add_uri(
@@ -258,11 +258,11 @@ class DatasetStore:
         return stored
 
     def _parse(self, lines: Iterable[bytes], labels: Sequence[str], *, quote: bool) -> ParsedDataset:
-        with renamed(in_dataset(DATASET)):
+        with moved(in_dataset(DATASET)):
             return parse_examples(lines, labels, self._parse_limits, quote=quote)
 
     def _scan(self, lines: Iterable[bytes], labels: Sequence[str], *, quote: bool) -> DatasetFacts:
-        with renamed(in_dataset(DATASET)):
+        with moved(in_dataset(DATASET)):
             return scan_examples(lines, labels, self._parse_limits, quote=quote)
 
     @property
@@ -320,17 +320,6 @@ def _check_arrival(incoming: IncomingFile, size_bytes: int, digest: str) -> None
         raise InvalidInput.of("header.size_bytes", f"announced {size_bytes} bytes, {incoming.num_bytes} arrived")
     if digest and digest != incoming.digest:
         raise InvalidInput.of("header.digest", f"announced {digest}, the received bytes have {incoming.digest}")
-
-
-def _encode(example: Example) -> bytes:
-    """One JSON line, the same for the same example."""
-    if example.messages:
-        line: dict[str, object] = {"messages": [asdict(message) for message in example.messages]}
-    elif example.label is not None:
-        line = {"input": example.input, "label": example.label}
-    else:
-        line = {"input": example.input, "output": example.output}
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 @contextmanager

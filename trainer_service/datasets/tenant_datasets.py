@@ -16,7 +16,8 @@ from typing import BinaryIO, NoReturn
 from shared.caller import Tenant
 from shared.errors import InvalidInput, PreconditionFailed, Unavailable
 from shared.process.call_pool import CallPool
-from trainer_service.datasets.ledger import DatasetLedger, JobUse, OwnedDataset
+from shared.values import datasets as values
+from trainer_service.datasets.ledger import DatasetLedger, JobUse
 from trainer_service.datasets.names import dataset_name
 from trainer_service.datasets.roots import DatasetRoots
 from trainer_service.datasets.store import DatasetStore, Keep, StoredDataset
@@ -90,11 +91,11 @@ class TenantDatasets:
         self._ledger.require(tenant.name, (name,))
         return self._store.describe(name)[0].labels
 
-    def get(self, tenant: Tenant, name: str) -> OwnedDataset:
+    def get(self, tenant: Tenant, name: str) -> values.StoredDataset:
         """A dataset, with its labels if they are known. Raises NotFound."""
         return replace(self._ledger.get(tenant.name, name), labels=self._store.known_labels(name))
 
-    def page(self, tenant: Tenant, page_size: int, after: str = "") -> tuple[list[OwnedDataset], bool]:
+    def page(self, tenant: Tenant, page_size: int, after: str = "") -> tuple[list[values.StoredDataset], bool]:
         """At most `page_size` datasets with names after `after`, ordered by name; and whether more follow."""
         size = max(1, min(page_size, MAX_PAGE_SIZE))
         found = self._ledger.page(tenant.name, after, size + 1)

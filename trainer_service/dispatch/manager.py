@@ -35,7 +35,7 @@ from trainer_service.jobs.model import (
     JobFilter,
     JobPage,
     Note,
-    TuningSpec,
+    StoredSpec,
     new_job_id,
 )
 from trainer_service.jobs.owner import NO_OWNER, JobOwner
@@ -67,7 +67,7 @@ _CLOSE_SECONDS = 2.0
 class Admission(Protocol):
     """Decides whether a spec can be trained here and fills in its defaults."""
 
-    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+    async def check(self, spec: StoredSpec) -> EffectiveSpec:
         """Raises InvalidInput naming fields, NotFound, or PreconditionFailed."""
         ...
 
@@ -142,7 +142,7 @@ class JobManager:
         self._context.close()
         self._store.close()
 
-    async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER) -> Job:
+    async def create(self, spec: StoredSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER) -> Job:
         """Checks the spec and stores a QUEUED job. Repeating a `request_id` returns the job that it created.
 
         Raises what `Admission.check` raises, InvalidInput for a priority above the tenant's maximum, Conflict if the
@@ -288,9 +288,9 @@ class JobManager:
             workers = [worker for worker in workers if not running_ids.isdisjoint(worker.job_ids)]
         return JobCounts(queued=states.get(JobState.QUEUED, 0), running=running, num_workers=len(workers))
 
-    async def _alias_revision(self, spec: TuningSpec) -> int | None:
+    async def _alias_revision(self, spec: StoredSpec) -> int | None:
         """The current revision of the job's alias; the last known one while the store is unavailable."""
-        if not spec.publish.alias:
+        if not spec.publish.moved_alias:
             return None
         try:
             index = await self._context.pools.prompt_store.call_within(_ALIAS_SECONDS, self._prompt_store.refresh)
@@ -299,7 +299,7 @@ class JobManager:
                 "prompt store unavailable; recording the last known revision of a job's alias: %s", error.message
             )
             index = self._prompt_store.index()
-        return alias_revision(index, spec.prompt, spec.publish.alias)
+        return alias_revision(index, spec.prompt, spec.publish.moved_alias)
 
     async def _change(self, job_id: str, move: transitions.Move) -> Job:
         """Changes the job once. An unavailable database raises at once because a caller waits for the answer."""
@@ -308,7 +308,7 @@ class JobManager:
         return await self.get(job_id)
 
 
-def _check_priority(spec: TuningSpec, owner: JobOwner) -> None:
+def _check_priority(spec: StoredSpec, owner: JobOwner) -> None:
     if spec.priority > owner.tenant.max_priority:
         reason = f"{spec.priority} is more than the largest priority of your tenant's jobs, {owner.tenant.max_priority}"
         raise InvalidInput.of("spec.priority", reason)

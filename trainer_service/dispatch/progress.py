@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from shared.values.results import EncodingStatistics, TuningProgress
-from trainer_service.jobs.model import CheckpointStored, Evaluation, EventPayload, Note
+from trainer_service.jobs.model import Checkpoint, Evaluation, EventPayload, Note
 from trainer_service.jobs.record import to_datetime
 from trainer_service.training.events import Checkpointed, Evaluated, Preparing, Started, StepDone, TrainingEvent
 
@@ -54,7 +54,7 @@ class AttemptProgress:
                 self.progress = replace(self.progress, metrics=dict(event.metrics), best_step=best_step)
                 return [*before, Evaluation(step=event.step, metrics=dict(event.metrics), is_best=event.is_best)]
             case Checkpointed():
-                return [CheckpointStored(step=event.step)]
+                return [Checkpoint(step=event.step)]
             case _:
                 return self.flush(now)
 

@@ -12,32 +12,28 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from shared.errors import InvalidInput
-from shared.names import check_alias, check_name
 from shared.text.template import InputEncoder, Template, TemplateFormat, default_format, pinned
-from shared.violations import Violations
+from shared.values.spec import PublishGate
+from shared.violations import Violations, moved
 from trainer_service.base_models import BaseModels, KnownBaseModel
-from trainer_service.datasets.fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
-from trainer_service.jobs.model import EffectiveSpec, PublishGate, TuningSpec, utc_now
+from trainer_service.jobs.model import EffectiveSpec, StoredSpec, utc_now
 from trainer_service.jobs.sources import Source, Sources, names_job
 from trainer_service.pools import TrainerPools
 from trainer_service.service_info import TuningLimits
 from trainer_service.training.comparison import MIN_EXAMPLES
 from trainer_service.training.data.dataset_facts import DatasetFacts
 from trainer_service.training.data.encoding import encode_dataset
+from trainer_service.training.data.places import DATASET, VALIDATION, in_dataset, in_message
 from trainer_service.training.data.repetition import Repetition
 from trainer_service.training.data.split import check_split
 from trainer_service.training.recipe.defaults import check_init, fill
-from trainer_service.training.spec import Example, Hyperparameters, InitMethod, TaskKind, TrainingSpec
+from trainer_service.training.spec import Example, FilledHyperparameters, InitMethod, TaskKind, TooLong, TrainingSpec
 
 DEFAULT_VALIDATION_FRACTION = 0.1
 MAX_DEFAULT_VALIDATION_EXAMPLES = 500
-MAX_ANNOTATION_KEY_CHARS, MAX_ANNOTATION_VALUE_CHARS = 63, 1024
+_IN_SPEC = in_message("spec", "labels", "template")
 _SAMPLED_CHARS = 1 << 20
 """Characters of examples that are tokenized when a job is created, which takes about a second."""
-_WIRE_NAMES = {
-    "validation_fraction": "spec.validation_fraction",
-    "spec.hyperparameters.init.source_version": "spec.hyperparameters.init.source",
-}
 
 
 class Datasets(Protocol):
@@ -84,7 +80,7 @@ class SpecAdmission:
         self._on_gpu = on_gpu
         self._pools = pools or TrainerPools()
 
-    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+    async def check(self, spec: StoredSpec) -> EffectiveSpec:
         """The spec with all defaults filled in. Raises InvalidInput with all violations, NotFound if something that the
         spec names doesn't exist, or PreconditionFailed.
 
@@ -92,30 +88,21 @@ class SpecAdmission:
         """
         model, examples = await self._pools.job_checks.call(self._check, spec)
         source = await self._source(spec, model)
-        with renamed(_as_on_the_wire):
+        with moved(_IN_SPEC):
             return await self._pools.job_checks.call(self._effective, spec, model, source, examples)
 
-    def _check(self, spec: TuningSpec) -> tuple[KnownBaseModel, _Examples]:
+    def _check(self, spec: StoredSpec) -> tuple[KnownBaseModel, _Examples]:
         violations = Violations()
-        self._check_form(spec, violations)
+        self._check_limits(spec, violations)
         with violations.collected():
             model = self._models.get(spec.base_model, "spec.base_model")
-        with violations.collected(), renamed(_as_on_the_wire):
+        with violations.collected(), moved(_IN_SPEC):
             examples = self._examples(spec)
         violations.raise_if_any()
         return model, examples
 
-    def _check_form(self, spec: TuningSpec, violations: Violations) -> None:
-        """Checks that need only the spec."""
-        with violations.collected():
-            check_name(spec.prompt, "spec.prompt")
-        if spec.publish.alias:
-            with violations.collected():
-                check_alias(spec.publish.alias, "spec.publish.alias")
-        elif spec.publish.gate is not None and spec.publish.gate.beat_current:
-            violations.add(
-                "spec.publish.gate.beat_current", "needs an alias: without one there is no current version to beat"
-            )
+    def _check_limits(self, spec: StoredSpec, violations: Violations) -> None:
+        """Checks against this trainer's limits. The spec's form was checked when it was read (`TuningSpec.check`)."""
         with violations.collected():
             self._check_virtual_tokens(spec.hyperparameters.num_virtual_tokens or 0)
         if (spec.max_runtime_seconds or 0) > self._limits.max_runtime_seconds:
@@ -124,17 +111,6 @@ class SpecAdmission:
             )
         if spec.deadline is not None and spec.deadline <= utc_now():
             violations.add("spec.deadline", "has passed")
-        for key, value in spec.annotations.items():
-            if (
-                not 0 < len(key) <= MAX_ANNOTATION_KEY_CHARS
-                or len(value) > MAX_ANNOTATION_VALUE_CHARS
-                or "\0" in key + value
-            ):
-                violations.add(
-                    f"spec.annotations[{key[:MAX_ANNOTATION_KEY_CHARS]!r}]",
-                    f"a key must have 1 to {MAX_ANNOTATION_KEY_CHARS} characters, a value at most "
-                    f"{MAX_ANNOTATION_VALUE_CHARS}, and neither may contain NUL",
-                )
 
     def _check_virtual_tokens(self, num_virtual_tokens: int) -> None:
         limit = self._limits.max_virtual_tokens
@@ -142,22 +118,21 @@ class SpecAdmission:
             reason = f"{num_virtual_tokens} is more than this trainer's limit of {limit}"
             raise InvalidInput.of("spec.hyperparameters.num_virtual_tokens", reason)
 
-    async def _source(self, spec: TuningSpec, model: KnownBaseModel) -> Source | None:
+    async def _source(self, spec: StoredSpec, model: KnownBaseModel) -> Source | None:
         """The prompt that FROM_PROMPT starts from; None for another method."""
         init = spec.hyperparameters.init
-        if init is None or init.method is not InitMethod.FROM_PROMPT:
+        if init is None or init.chosen_method is not InitMethod.FROM_PROMPT:
             return None
-        pool = self._pools.job_database if names_job(init.source_version) else self._pools.prompt_store
-        with renamed(_as_on_the_wire):
-            return await pool.call(self._sources.find, init.source_version, model.info)
+        pool = self._pools.job_database if names_job(init.source) else self._pools.prompt_store
+        return await pool.call(self._sources.find, init.source, model.info)
 
-    def _examples(self, spec: TuningSpec) -> _Examples:
+    def _examples(self, spec: StoredSpec) -> _Examples:
         facts, sample = self._datasets.describe(spec.dataset, spec.labels)
         labels = spec.labels or facts.labels
         if spec.task not in (None, facts.task):
             raise InvalidInput.of("spec.task", f"is {spec.task}, but the dataset's examples are for {facts.task}")
         if spec.validation_dataset:
-            with renamed(lambda field: field.replace(DATASET, VALIDATION, 1) if field.startswith(DATASET) else field):
+            with moved(in_dataset(VALIDATION)):
                 held_out, held_out_sample = self._datasets.describe(spec.validation_dataset, labels)
             if held_out.task is not facts.task:
                 raise InvalidInput.of(
@@ -186,7 +161,7 @@ class SpecAdmission:
         )
 
     def _effective(
-        self, spec: TuningSpec, model: KnownBaseModel, source: Source | None, examples: _Examples
+        self, spec: StoredSpec, model: KnownBaseModel, source: Source | None, examples: _Examples
     ) -> EffectiveSpec:
         template = _template(spec, examples.task, model.tokenizer)
         encoder = InputEncoder(model.tokenizer, template)
@@ -211,7 +186,7 @@ class SpecAdmission:
             template=template,
             labels=examples.labels,
             hyperparameters=filled,
-            too_long=spec.too_long,
+            too_long=spec.too_long or TooLong.REFUSE,
             max_positions=min(self._limits.max_positions or model.info.max_positions, model.info.max_positions),
         )
         if filled.num_virtual_tokens >= training.max_positions - 1:
@@ -250,7 +225,7 @@ def _check_sample(examples: _Examples, encoder: InputEncoder, training: Training
                 break
             checked.append(example)
         checked.sort(key=lambda example: example.line)
-        with violations.collected(), renamed(in_dataset(which)):
+        with violations.collected(), moved(in_dataset(which)):
             encode_dataset(checked, encoder, training, training.max_positions)
     violations.raise_if_any()
 
@@ -272,7 +247,7 @@ def _default_fraction(num_examples: int) -> float:
     return max(1 / num_examples, min(DEFAULT_VALIDATION_FRACTION, MAX_DEFAULT_VALIDATION_EXAMPLES / num_examples))
 
 
-def _template(spec: TuningSpec, task: TaskKind, tokenizer: Any) -> Template:
+def _template(spec: StoredSpec, task: TaskKind, tokenizer: Any) -> Template:
     """The caller's template with all defaults filled in; the format is that of the base model (`default_format`)."""
     template, own = spec.template or Template(), default_format(tokenizer)
     template = replace(template, format=template.format or own)
@@ -284,15 +259,11 @@ def _template(spec: TuningSpec, task: TaskKind, tokenizer: Any) -> Template:
     return pinned(template.check("spec.template"), tokenizer)
 
 
-def _with_source(filled: Hyperparameters, source: Source | None) -> Hyperparameters:
+def _with_source(filled: FilledHyperparameters, source: Source | None) -> FilledHyperparameters:
     """Replaces a reference such as `name@alias` by the version that it names now."""
     if source is None:
         return filled
-    return filled.model_copy(update={"init": filled.init.model_copy(update={"source_version": source.name})})
-
-
-def _as_on_the_wire(field: str) -> str:
-    return f"spec.{field}" if field.startswith("template.") else _WIRE_NAMES.get(field, labels_under("spec")(field))
+    return filled.model_copy(update={"init": replace(filled.init, source=source.name)})
 
 
 def check_gate(gate: PublishGate | None, num_held_out: int) -> None:

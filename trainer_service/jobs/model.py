@@ -9,93 +9,50 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from shared.caller import EVERY_PROMPT
-from shared.model.base_model import BaseModelInfo
-from shared.names import DEFAULT_ALIAS
 from shared.prompt.manifest import SamplingDefaults
-from shared.text.template import Template
+from shared.security.page_tokens import Json
+from shared.values.base_model import BaseModelInfo
 from shared.values.enums import JobOrder as JobOrder
+from shared.values.events import Checkpoint as Checkpoint
+from shared.values.events import Evaluation as Evaluation
+from shared.values.events import Note as Note
 from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
 from shared.values.sampling import Sampling
+from shared.values.spec import NO_ALIAS, PublishPolicy, TuningSpec
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
 from trainer_service.training.data.repetition import Repetition
-from trainer_service.training.spec import HyperparameterRequest, TaskKind, TooLong, TrainingSpec
+from trainer_service.training.spec import TrainingSpec
 
-MIN_PRIORITY, MAX_PRIORITY = -100, 100
-MAX_ANNOTATIONS = 32
 MAX_REQUEST_ID_CHARS = 128
-MAX_WAIT_UNTIL_SERVED_SECONDS = 3600.0
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
-class _Measured(BaseModel):
-    """Numbers from a training run, which may be infinite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-
-class PublishGate(_Frozen):
-    """Conditions that must hold for a finished job to be published. Without any, it is always published."""
-
-    beat_bare_model: bool = False
-    """The prompt must beat the bare model with the same template on the same held-out examples."""
-    beat_current: bool = False
-    """The prompt must beat the version that the alias names now, on the same held-out examples."""
-    minimum_metric: float | None = None
-    """Lower bound of the metric; for LOSS, the upper bound."""
-
-    @property
-    def has_conditions(self) -> bool:
-        """Whether any condition is set."""
-        return self.beat_bare_model or self.beat_current or self.minimum_metric is not None
+def _without_gap(policy: PublishPolicy) -> PublishPolicy:
+    """A stored policy. Earlier releases wrote an empty alias where no alias moves."""
+    return replace(policy, alias=policy.alias or NO_ALIAS)
 
 
-class PublishPolicy(_Frozen):
-    """What happens with the trained prompt."""
+@dataclass(frozen=True)
+class StoredSpec(TuningSpec):
+    """A caller's accepted spec, as it is stored: its examples are in datasets."""
 
-    alias: str = DEFAULT_ALIAS
-    """The alias that moves to the new version; empty if none moves."""
-    gate: PublishGate | None = None
-    wait_until_served_seconds: float | None = Field(default=None, gt=0, le=MAX_WAIT_UNTIL_SERVED_SECONDS)
-    """How long after its publication the job waits at most until every live replica serves the version; None: it ends
-    when the version is published.
-    """
-
-
-class TuningSpec(_Frozen):
-    """A caller's accepted request. Inline examples are replaced by the dataset in which they were stored."""
-
-    prompt: str
-    base_model: str = ""
-    """Id of a base model of this trainer; empty: its first one."""
     dataset: str
     """`datasets/sha256-<hex>`."""
     validation_dataset: str = ""
-    """Separate held-out examples; empty: `validation_fraction` of the training examples is held out."""
-    validation_fraction: float | None = Field(default=None, gt=0, lt=1)
-    template: Template | None = None
-    task: TaskKind | None = None
-    labels: tuple[str, ...] = ()
-    too_long: TooLong = TooLong.REFUSE
-    """How examples that are longer than a sequence are handled."""
-    hyperparameters: HyperparameterRequest = HyperparameterRequest()
-    publish: PublishPolicy = PublishPolicy()
-    priority: int = Field(default=0, ge=MIN_PRIORITY, le=MAX_PRIORITY)
-    max_runtime_seconds: float | None = Field(default=None, gt=0)
-    """Longest time on workers, over all attempts; None: the service's limit."""
-    sampling_defaults: SamplingDefaults = Sampling()
-    annotations: Mapping[str, str] = Field(default_factory=dict, max_length=MAX_ANNOTATIONS)
-    deadline: datetime | None = None
-    """The job fails with DEADLINE_EXCEEDED if it is not trained by then."""
+    """Empty: `validation_fraction` of the training examples is held out."""
+    publish: Annotated[PublishPolicy, AfterValidator(_without_gap)] = field(default_factory=PublishPolicy)
+    sampling_defaults: SamplingDefaults = field(default_factory=Sampling)
 
     @property
     def dataset_names(self) -> tuple[str, ...]:
@@ -136,7 +93,7 @@ class Job(_Frozen):
     """The current state of one job. `name` is its resource name, `id` the part after the slash."""
 
     id: str
-    spec: TuningSpec
+    spec: StoredSpec
     effective: EffectiveSpec
     state: JobState = JobState.QUEUED
     pausing: bool = False
@@ -188,33 +145,13 @@ class JobEventKind(StrEnum):
     NOTE = "note"
 
 
-class Evaluation(_Measured):
-    """Held-out metrics after `step`; 0 = before training."""
-
-    step: int
-    metrics: Mapping[str, float]
-    is_best: bool
-
-
-class CheckpointStored(_Frozen):
-    """A checkpoint of `step` is stored."""
-
-    step: int
-
-
-class Note(_Frozen):
-    """A message for people."""
-
-    text: str
-
-
-EventPayload = Job | TuningProgress | Evaluation | CheckpointStored | Note
+EventPayload = Job | TuningProgress | Evaluation | Checkpoint | Note
 
 PAYLOADS: Mapping[JobEventKind, type[EventPayload]] = {
     JobEventKind.STATE_CHANGED: Job,
     JobEventKind.PROGRESS: TuningProgress,
     JobEventKind.EVALUATION: Evaluation,
-    JobEventKind.CHECKPOINT: CheckpointStored,
+    JobEventKind.CHECKPOINT: Checkpoint,
     JobEventKind.NOTE: Note,
 }
 _KINDS = {payload: kind for kind, payload in PAYLOADS.items()}
@@ -241,9 +178,20 @@ class JobFilter:
     states: frozenset[JobState] = frozenset()
     prompt: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
-    order: JobOrder = JobOrder.NEWEST_FIRST
+    order: JobOrder | None = None
+    """None: the newest first."""
     visible_to: tuple[str, ...] = EVERY_PROMPT
     """Patterns of the prompts that the caller may see; jobs of other prompts are not listed."""
+
+    @property
+    def asked(self) -> dict[str, Json]:
+        """The request's own part of the filter, to which a page token is bound."""
+        return {
+            "states": [*sorted(self.states)],
+            "prompt": self.prompt,
+            "annotations": dict(self.annotations),
+            "order": self.order or JobOrder.NEWEST_FIRST,
+        }
 
 
 @dataclass(frozen=True)

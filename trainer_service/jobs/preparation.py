@@ -43,7 +43,7 @@ class Preparation:
         pools = self._pools
         data = await pools.datasets.call(self._data, job)
         current_version, current = (
-            await pools.prompt_store.call(self._current, job) if job.spec.publish.alias else ("", None)
+            await pools.prompt_store.call(self._current, job) if job.spec.publish.moved_alias else ("", None)
         )
         source: SoftPrompt | None = None
         if job.effective.source_job:
@@ -99,7 +99,7 @@ class Preparation:
 
     def _current(self, job: Job) -> tuple[str, SoftPrompt | None]:
         """The version that the alias names now, and its prompt if that was trained for the same base model."""
-        version = self._prompt_store.refresh().current_version(job.spec.prompt, job.spec.publish.alias)
+        version = self._prompt_store.refresh().current_version(job.spec.prompt, job.spec.publish.moved_alias)
         if version is None:
             return "", None
         try:

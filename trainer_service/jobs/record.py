@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
-from trainer_service.jobs.model import EffectiveSpec, Job, TuningSpec
+from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.stored_json import from_json, to_json
 
@@ -70,7 +70,7 @@ def to_row(record: Record) -> dict[str, Any]:
         "caller": job.caller,
         "tenant": job.tenant,
         "request_id": job.request_id or None,
-        "spec": job.spec.model_dump_json(),
+        "spec": to_json(job.spec),
         "effective": job.effective.model_dump_json(),
         "queue_key": record.queue_key,
         "queued_at": record.queued_at,
@@ -105,7 +105,7 @@ def from_row(row: RowMapping) -> Record:
     """The record of a row of `jobs`."""
     job = Job(
         id=row["id"],
-        spec=TuningSpec.model_validate_json(row["spec"]),
+        spec=from_json(StoredSpec, row["spec"]),
         effective=EffectiveSpec.model_validate_json(row["effective"]),
         state=JobState(row["state"]),
         pausing=row["pausing"],
@@ -145,6 +145,6 @@ def to_datetime(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def same_request(first: TuningSpec, second: TuningSpec) -> bool:
+def same_request(first: StoredSpec, second: StoredSpec) -> bool:
     """Whether two specs are equal as JSON."""
-    return bool(json.loads(first.model_dump_json()) == json.loads(second.model_dump_json()))
+    return bool(json.loads(to_json(first)) == json.loads(to_json(second)))

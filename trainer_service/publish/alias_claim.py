@@ -27,7 +27,7 @@ def alias_revision(index: StoreIndex, prompt: str, alias: str) -> int | None:
 
 def check_claim(index: StoreIndex, job: Job) -> None:
     """Raises Conflict with the reason if the job must not move its alias."""
-    prompt, alias, recorded = job.spec.prompt, job.spec.publish.alias, job.effective.alias_revision
+    prompt, alias, recorded = job.spec.prompt, job.spec.publish.moved_alias, job.effective.alias_revision
     if recorded is None:
         return
     found = _find(index, prompt, alias)

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from shared.values.spec import PublishGate
 from trainer_service.jobs.comparisons import NAMES, estimate_text, outcome_of
-from trainer_service.jobs.model import PublishGate
 from trainer_service.training.comparison import BARE, CURRENT, MIN_EXAMPLES, Comparison, Estimate
 from trainer_service.training.spec import Metric
 

@@ -209,7 +209,7 @@ class Publisher:
         The alias moves only if `alias_claim` allows it. A job that had to beat the current version moves the alias only
         from that version: if another one has replaced it since the comparison, it is unknown which is better.
         """
-        alias, actor, reason = job.spec.publish.alias or None, job.caller[:200], ""
+        alias, actor, reason = job.spec.publish.moved_alias or None, job.caller[:200], ""
         publish = partial(
             self._prompt_store.publish,
             job.spec.prompt,
@@ -227,7 +227,7 @@ class Publisher:
 
     def _expected(self, job: Job, outcome: Publication) -> Expected:
         """What the alias must name when the version is committed. Raises Conflict if the alias must not move."""
-        prompt, alias, gate = job.spec.prompt, job.spec.publish.alias, job.spec.publish.gate
+        prompt, alias, gate = job.spec.prompt, job.spec.publish.moved_alias, job.spec.publish.gate
         to_beat = gate is not None and gate.beat_current
         if not alias or (job.effective.alias_revision is None and not to_beat) or self._find(job) is not None:
             return ANYTHING
@@ -246,14 +246,14 @@ class Publisher:
         """Why the alias didn't move; empty if it moved or the job names none. `reason` is empty if an earlier process
         published the version.
         """
-        if not job.spec.publish.alias or self._has_moved(job, version):
+        if not job.spec.publish.moved_alias or self._has_moved(job, version):
             return ""
-        name = f"{job.spec.prompt}@{job.spec.publish.alias}"
+        name = f"{job.spec.prompt}@{job.spec.publish.moved_alias}"
         return reason or f"{name} was moved after this job was created or compared with it"
 
     def _has_moved(self, job: Job, version: PublishedVersion) -> bool:
         """Whether the publication moved the alias: both are one commit, so the alias's last move is not older."""
-        alias = self._prompt_store.index().prompt(version.prompt).aliases.get(job.spec.publish.alias)
+        alias = self._prompt_store.index().prompt(version.prompt).aliases.get(job.spec.publish.moved_alias)
         return alias is not None and alias.revision >= version.revision
 
     def _find(self, job: Job) -> PublishedVersion | None:
@@ -291,7 +291,7 @@ class Publisher:
             if left_alone:
                 decision += f"; the alias was left alone: {left_alone}"
                 notes.append(Note(text=f"published {version.name}; the alias was left alone: {left_alone}"))
-            moved = bool(job.spec.publish.alias) and not left_alone
+            moved = bool(job.spec.publish.moved_alias) and not left_alone
             served_by_all, serving = await self._serving(job, version)
             result = replace(
                 result,
@@ -315,7 +315,7 @@ class Publisher:
                 "caller": job.caller,
                 "prompt": job.spec.prompt,
                 "version": version.name,
-                "alias": job.spec.publish.alias,
+                "alias": job.spec.publish.moved_alias,
             }
             audit.record("publish", "OK", fields)
         log.info("job succeeded", extra={"fields": {"version": result.version, "gate": result.gate_decision}})

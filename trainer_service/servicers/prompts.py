@@ -13,15 +13,11 @@ from prompttuning.v1 import prompts_pb2_grpc
 from shared.caller import current_caller
 from shared.names import parse_version_name
 from shared.security.page_tokens import ListScope, PageTokens
-from trainer_service.convert.prompts import (
-    alias_to_wire,
-    change_to_wire,
-    import_from_wire,
-    prompt_to_wire,
-    status_to_wire,
-    targets_from_wire,
-    version_to_wire,
-)
+from shared.values.prompts import AliasTarget
+from shared.wire.mirror import fill, read, read_checked, write
+from trainer_service.alias_targets import stored_targets
+from trainer_service.imports import ImportRequest
+from trainer_service.prompt_view import shown_alias, shown_change, shown_prompt, shown_status, shown_version
 from trainer_service.prompts import Prompts, Version
 from trainer_service.servicers.names import page_size_of, prompt_of
 from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_and_chunks, heartbeat, until_draining
@@ -50,12 +46,12 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         scope = ListScope("ListPrompts", current_caller(), {"name_prefix": request.name_prefix})
         size, after = page_size_of(request.page_size), self._tokens.open(request.page_token, scope)
         page = await self._prompts.list(request.name_prefix, size, after)
-        prompts = [prompt_to_wire(prompt) for prompt in page.prompts]
-        return pb.ListPromptsResponse(prompts=prompts, next_page_token=self._tokens.seal(page.next_after, scope))
+        token = self._tokens.seal(page.next_after, scope)
+        return fill(pb.ListPromptsResponse(), prompts=map(shown_prompt, page.prompts), next_page_token=token)
 
     async def GetPrompt(self, request: pb.GetPromptRequest, context: Any) -> pb.GetPromptResponse:
         prompt = await self._prompts.get(prompt_of(request.name))
-        return pb.GetPromptResponse(prompt=prompt_to_wire(prompt))
+        return fill(pb.GetPromptResponse(), prompt=shown_prompt(prompt))
 
     async def ListPromptVersions(
         self, request: pb.ListPromptVersionsRequest, context: Any
@@ -64,24 +60,24 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         scope = ListScope("ListPromptVersions", current_caller(), {"parent": prompt})
         size, below = page_size_of(request.page_size), int(self._tokens.open(request.page_token, scope) or 0)
         page = await self._prompts.versions(prompt, size, below)
-        versions = [version_to_wire(Version(page.prompt, record)) for record in page.versions]
+        versions = [shown_version(Version(page.prompt, record)) for record in page.versions]
         token = self._tokens.seal(str(page.next_below or ""), scope)
-        return pb.ListPromptVersionsResponse(versions=versions, next_page_token=token)
+        return fill(pb.ListPromptVersionsResponse(), versions=versions, next_page_token=token)
 
     async def GetPromptVersion(self, request: pb.GetPromptVersionRequest, context: Any) -> pb.GetPromptVersionResponse:
         version = await self._prompts.resolve(request.name)
         _, manifest = await self._prompts.read(version)
-        return pb.GetPromptVersionResponse(version=version_to_wire(version, manifest))
+        return fill(pb.GetPromptVersionResponse(), version=shown_version(version, manifest))
 
     async def SetPromptAlias(self, request: pb.SetPromptAliasRequest, context: Any) -> pb.SetPromptAliasResponse:
         alias, revision = await self._prompts.set_alias(
             prompt_of(request.prompt, "prompt"),
             request.alias,
-            targets_from_wire(request.targets),
+            stored_targets([read(AliasTarget, target) for target in request.targets]),
             expected_version=request.expected_version if request.HasField("expected_version") else None,
             expected_revision=request.expected_revision if request.HasField("expected_revision") else None,
         )
-        return pb.SetPromptAliasResponse(alias=alias_to_wire(alias), revision=revision)
+        return fill(pb.SetPromptAliasResponse(), alias=shown_alias(alias), revision=revision)
 
     async def DeletePromptVersion(
         self, request: pb.DeletePromptVersionRequest, context: Any
@@ -94,7 +90,7 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
     ) -> AsyncIterator[pb.DownloadPromptVersionResponse]:
         version = await self._prompts.resolve(request.name)
         data, manifest = await self._prompts.read(version)
-        yield pb.DownloadPromptVersionResponse(version=version_to_wire(version, manifest))
+        yield fill(pb.DownloadPromptVersionResponse(), version=shown_version(version, manifest))
         for start in range(0, len(data), _CHUNK_BYTES):
             yield pb.DownloadPromptVersionResponse(chunk=data[start : start + _CHUNK_BYTES])
 
@@ -102,11 +98,12 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         self, requests: AsyncIterator[pb.ImportPromptVersionRequest], context: Any
     ) -> pb.ImportPromptVersionResponse:
         header, chunks = await header_and_chunks(requests)
-        version, manifest = await self._prompts.import_(import_from_wire(header), chunks)
-        return pb.ImportPromptVersionResponse(version=version_to_wire(version, manifest))
+        version, manifest = await self._prompts.import_(read_checked(ImportRequest, header, "header"), chunks)
+        return fill(pb.ImportPromptVersionResponse(), version=shown_version(version, manifest))
 
     async def GetPromptStatus(self, request: pb.GetPromptStatusRequest, context: Any) -> pb.GetPromptStatusResponse:
-        return status_to_wire(await self._prompts.status(prompt_of(request.name)))
+        status = await self._prompts.status(prompt_of(request.name))
+        return write(shown_status(status), pb.GetPromptStatusResponse())
 
     async def WatchPrompts(
         self, request: pb.WatchPromptsRequest, context: Any
@@ -122,4 +119,4 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
                         yield pb.WatchPromptsResponse(revision=revision, store_id=store_id, heartbeat=beat)
                 else:
                     revision, store_id = change.revision, change.store_id
-                    yield change_to_wire(change)
+                    yield write(shown_change(change), pb.WatchPromptsResponse())

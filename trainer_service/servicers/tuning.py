@@ -14,18 +14,21 @@ from shared.caller import current_caller
 from shared.errors import InvalidInput
 from shared.process.call_pool import CallPool
 from shared.security.page_tokens import ListScope, PageTokens
-from trainer_service.convert.jobs import event_to_wire, filter_from_wire, filter_to_json, job_to_wire
-from trainer_service.convert.report import report_to_wire
-from trainer_service.convert.service import dataset_to_wire, info_to_wire, uploaded_to_wire
-from trainer_service.convert.spec import request_from_wire
+from shared.values.datasets import UploadedDataset
+from shared.violations import moved
+from shared.wire.events import write_event
+from shared.wire.mirror import fill, read_checked, write
+from shared.wire.spec import read_checked_spec
 from trainer_service.datasets.chunks import MAX_CHUNK_BYTES
 from trainer_service.datasets.csv_upload import CsvUpload
-from trainer_service.datasets.fields import renamed
+from trainer_service.datasets.store import StoredDataset
 from trainer_service.datasets.tenant_datasets import TenantDatasets
 from trainer_service.dispatch.manager import JobManager
+from trainer_service.jobs.model import JobFilter
 from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.reports import JobReports
 from trainer_service.jobs.submission import JobSubmission
+from trainer_service.jobs.view import shown_job, shown_payload, shown_report
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
 from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_and_chunks, heartbeat, until_draining
@@ -64,9 +67,9 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         tenant, format = current_caller().tenant, header.format
         if format == pb.DatasetHeader.FORMAT_CSV:
             csv = CsvUpload(header.size_bytes, header.digest, self._info.upload_limits.max_line_bytes)
-            with renamed(csv.line_of):
+            with moved(csv.line_of):
                 lines = csv.json_lines(chunks, self._datasets.pool)
-                return uploaded_to_wire(
+                return _uploaded(
                     await self._datasets.receive(tenant, lines, labels=header.labels, file_name=header.file_name)
                 )
         if format not in (pb.DatasetHeader.FORMAT_UNSPECIFIED, pb.DatasetHeader.FORMAT_JSON_LINES):
@@ -77,18 +80,18 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
             "labels": header.labels,
             "file_name": header.file_name,
         }
-        return uploaded_to_wire(await self._datasets.receive(tenant, chunks, **announced))
+        return _uploaded(await self._datasets.receive(tenant, chunks, **announced))
 
     async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Any) -> pb.ListDatasetsResponse:
         scope = ListScope("ListDatasets", current_caller())
         after, size = self._tokens.open(request.page_token, scope), page_size_of(request.page_size)
         found, more = await self._datasets.pool.call(self._datasets.page, current_caller().tenant, size, after)
         token = self._tokens.seal(found[-1].name, scope) if more else ""
-        return pb.ListDatasetsResponse(datasets=map(dataset_to_wire, found), next_page_token=token)
+        return fill(pb.ListDatasetsResponse(), datasets=found, next_page_token=token)
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:
         found = await self._datasets.pool.call(self._datasets.get, current_caller().tenant, request.name)
-        return pb.GetDatasetResponse(dataset=dataset_to_wire(found))
+        return fill(pb.GetDatasetResponse(), dataset=found)
 
     async def DownloadDataset(
         self, request: pb.DownloadDatasetRequest, context: Any
@@ -104,21 +107,21 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         return pb.DeleteDatasetResponse()
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
-        asked = await self._requests.call(request_from_wire, request)
-        job = await self._submission.create(asked, JobOwner.of(current_caller()))
-        return pb.CreateTuningJobResponse(job=job_to_wire(job))
+        spec = await self._requests.call(read_checked_spec, request.spec)
+        job = await self._submission.create(spec, request.request_id, JobOwner.of(current_caller()))
+        return fill(pb.CreateTuningJobResponse(), job=shown_job(job))
 
     async def GetTuningJob(self, request: pb.GetTuningJobRequest, context: Any) -> pb.GetTuningJobResponse:
         job = await self._jobs.get(job_id_of(request.name))
-        return pb.GetTuningJobResponse(job=job_to_wire(job))
+        return fill(pb.GetTuningJobResponse(), job=shown_job(job))
 
     async def ListTuningJobs(self, request: pb.ListTuningJobsRequest, context: Any) -> pb.ListTuningJobsResponse:
-        filter, size = filter_from_wire(request), page_size_of(request.page_size)
-        scope = ListScope("ListTuningJobs", current_caller(), filter_to_json(filter))
+        filter, size = read_checked(JobFilter, request), page_size_of(request.page_size)
+        scope = ListScope("ListTuningJobs", current_caller(), filter.asked)
         after = job_id_of(request.after, "after") if request.after else ""
         page = await self._jobs.list(filter, size, self._tokens.open(request.page_token, scope) or after)
-        jobs = [job_to_wire(job) for job in page.jobs]
-        return pb.ListTuningJobsResponse(jobs=jobs, next_page_token=self._tokens.seal(page.next_after, scope))
+        token = self._tokens.seal(page.next_after, scope)
+        return fill(pb.ListTuningJobsResponse(), jobs=map(shown_job, page.jobs), next_page_token=token)
 
     async def WatchTuningJob(
         self, request: pb.WatchTuningJobRequest, context: Any
@@ -133,27 +136,34 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
                     )
                 else:
                     last = event.number
-                    yield pb.WatchTuningJobResponse(event=event_to_wire(event))
+                    yield pb.WatchTuningJobResponse(
+                        event=write_event(event.number, event.time, shown_payload(event.payload))
+                    )
 
     async def GetJobReport(self, request: pb.GetJobReportRequest, context: Any) -> pb.GetJobReportResponse:
         report = await self._reports.read(job_id_of(request.name), omit_answers=request.omit_answers)
-        return pb.GetJobReportResponse(report=report_to_wire(report))
+        return fill(pb.GetJobReportResponse(), report=shown_report(report))
 
     async def CancelTuningJob(self, request: pb.CancelTuningJobRequest, context: Any) -> pb.CancelTuningJobResponse:
         job = await self._jobs.cancel(job_id_of(request.name))
-        return pb.CancelTuningJobResponse(job=job_to_wire(job))
+        return fill(pb.CancelTuningJobResponse(), job=shown_job(job))
 
     async def PauseTuningJob(self, request: pb.PauseTuningJobRequest, context: Any) -> pb.PauseTuningJobResponse:
         job = await self._jobs.pause(job_id_of(request.name))
-        return pb.PauseTuningJobResponse(job=job_to_wire(job))
+        return fill(pb.PauseTuningJobResponse(), job=shown_job(job))
 
     async def ResumeTuningJob(self, request: pb.ResumeTuningJobRequest, context: Any) -> pb.ResumeTuningJobResponse:
         job = await self._jobs.resume(job_id_of(request.name))
-        return pb.ResumeTuningJobResponse(job=job_to_wire(job))
+        return fill(pb.ResumeTuningJobResponse(), job=shown_job(job))
 
     async def DeleteTuningJob(self, request: pb.DeleteTuningJobRequest, context: Any) -> pb.DeleteTuningJobResponse:
         await self._jobs.delete(job_id_of(request.name))
         return pb.DeleteTuningJobResponse()
 
     async def GetServiceInfo(self, request: pb.GetServiceInfoRequest, context: Any) -> pb.GetServiceInfoResponse:
-        return info_to_wire(self._info, await self._jobs.counts())
+        return write(self._info.shown(**vars(await self._jobs.counts())), pb.GetServiceInfoResponse())
+
+
+def _uploaded(stored: StoredDataset) -> pb.UploadDatasetResponse:
+    found = UploadedDataset(stored.name, stored.num_examples, stored.task, stored.labels)
+    return write(found, pb.UploadDatasetResponse())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,9 +22,10 @@ from safetensors.torch import load, save
 
 from shared.errors import DamagedBlob
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.enums import TemplateFormat
 from trainer_service.training.recipe.reparameterise import effective_matrix
 from trainer_service.training.results import Results
-from trainer_service.training.spec import Example, Init, TrainingSpec
+from trainer_service.training.spec import Example, Init, InitMethod, TrainingSpec
 from trainer_service.training.trainee import Trainee
 
 FORMAT = 2
@@ -103,14 +105,21 @@ class RunState(BaseModel):
     """Index in `tried` of the candidate that the best matrix belongs to."""
     num_tokens: int = 0
     """Tokens that the steps computed, for all candidates of a search together."""
+    train_seconds: float = 0.0
+    """Time of the cohort's steps in which the run took part."""
 
 
 def digest_of(spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]) -> str:
     """The digests of the settings and of the examples, separated by a colon.
 
-    Fields with their default value are left out, so a release that adds a field can resume older checkpoints.
+    Fields with their default value are left out, so a release that adds a field can resume older checkpoints. So are
+    two values that were defaults in earlier releases.
     """
-    settings = hashlib.blake2b(spec.model_dump_json(exclude_defaults=True).encode(), digest_size=16)
+    once_defaults: Any = {"template": {"format"}} if spec.template.format is TemplateFormat.TEXT else {}
+    if spec.hyperparameters.init.method is InitMethod.TEXT:
+        once_defaults["hyperparameters"] = {"init": {"method"}}
+    written = spec.model_dump_json(exclude_defaults=True, exclude=once_defaults)
+    settings = hashlib.blake2b(written.encode(), digest_size=16)
     data = hashlib.blake2b(digest_size=16)
     for examples in (train, validation):
         data.update(b"\0")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from trainer_service.training.comparison import MIN_EXAMPLES
-from trainer_service.training.spec import Hyperparameters
+from trainer_service.training.spec import FilledHyperparameters
 
 FEW_TRAINING_EXAMPLES = 64
 MANY_EPOCHS = 20
 
 
-def data_notes(num_train: int, num_held_out: int, hyper: Hyperparameters) -> tuple[str, ...]:
+def data_notes(num_train: int, num_held_out: int, hyper: FilledHyperparameters) -> tuple[str, ...]:
     """Notes about too few training examples or held-out examples; `docs/quality.md` gives the reasons."""
     notes = list[str]()
     epochs = hyper.num_steps * hyper.batch_size / num_train

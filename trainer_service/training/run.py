@@ -265,6 +265,7 @@ class TuningRun:
         best = min(sound or outcomes, key=lambda outcome: outcome.loss)
         num_tokens = sum(outcome.num_tokens for outcome in outcomes)
         self._state.num_tokens += num_tokens
+        self._state.train_seconds += best.step_seconds
         self._leave_out(lost, "not finite")
         self._emit(
             StepDone,

@@ -13,7 +13,7 @@ from shared.errors import SoftPromptError
 from shared.prompt.soft_prompt import SoftPrompt
 from trainer_service.training.recipe.optimise import AdamW, learning_rate_at
 from trainer_service.training.recipe.reparameterise import PROMPT, effective_matrix
-from trainer_service.training.spec import Hyperparameters, Init
+from trainer_service.training.spec import FilledHyperparameters, Init
 
 MAX_EXCESS_SKIPS = 10
 """A prompt fails once the excess of skipped steps over taken steps reaches this number. A batch that overflows costs a
@@ -41,7 +41,7 @@ class Trainee:
         self,
         candidate: Candidate,
         parameters: dict[str, torch.Tensor],
-        hyperparameters: Hyperparameters,
+        hyperparameters: FilledHyperparameters,
         index: int = 0,
     ) -> None:
         """`index`: the candidate's index in the job."""

@@ -107,9 +107,8 @@ async def test_connections_that_only_occupy_a_place_are_closed(
     async with running_gateway(tmp_path, *ports, body_seconds=0.3) as gateway:
         assert await reply(gateway.port) == b"", "no head"
         assert await reply(gateway.port, b"GET /livez HT") == b"", "a head that never ends"
-        slow_body = await reply(
-            gateway.port, head("chat/completions", "Connection: close", "Content-Length: 100"), b"{"
-        )
+        begun = head("chat/completions", "Connection: close", "Content-Length: 100")
+        slow_body = await reply(gateway.port, begun, b"{")
         assert slow_body.startswith(b"HTTP/1.1 408")
         assert b"request_timeout" in slow_body
         early = await reply(gateway.port, head("nothing", "Content-Length: 999"), b"{")
@@ -161,7 +160,7 @@ async def test_a_client_that_reads_nothing_is_disconnected(
         (b"GET /v1/models HTTP/9.9\r\nHost: localhost\r\n", (200, 400, 505)),
         (b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n", (200,)),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", (400,)),
-        (b"PRI * HTTP/2.0\r\n\r\nSM", (400,)),
+        (b"PRI * HTTP/2.0\r\n\r\nSM", (400, 421)),
     ],
 )
 def test_heads_that_mean_harm(services: World, head: bytes, status: tuple[int, ...]) -> None:

@@ -76,8 +76,8 @@ def test_a_function_is_called_with_valid_arguments(client: OpenAI, tools: Any, c
     }  # fmt: skip
     (made,) = client.chat.completions.create(**parameters).choices
     assert (made.finish_reason, made.message.content) == ("tool_calls", None)
-    calls: list[Any] = made.message.tool_calls or []
-    (call,) = calls
+    assert made.message.tool_calls
+    (call,) = made.message.tool_calls
     assert call.type == "function"
     assert call.function.name in names
     jsonschema.validate(json.loads(call.function.arguments), tools[0]["function"]["parameters"] or {})

@@ -18,14 +18,14 @@ from tests.trainer_service.cluster.conftest import SharedCluster
 from tests.trainer_service.cluster.test_ray_faults import pids_of
 from tests.trainer_service.job_service import AdmitAll, Service
 from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
-from trainer_service.jobs.model import EffectiveSpec, TuningSpec
+from trainer_service.jobs.model import EffectiveSpec, StoredSpec
 from trainer_service.jobs.states import JobState
 
 pytestmark = pytest.mark.ray
 
 
 class AdmitByModel(AdmitAll):
-    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+    async def check(self, spec: StoredSpec) -> EffectiveSpec:
         effective = await super().check(spec)
         return effective.model_copy(update={"base_model": replace(effective.base_model, id=spec.base_model)})
 

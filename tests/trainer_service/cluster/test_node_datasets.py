@@ -17,7 +17,16 @@ from tests.trainer_service.cluster.test_worker import drain
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.node_datasets import Examples, NodeDatasets
 from trainer_service.cluster.worker import Worker
-from trainer_service.training.events import DatasetFile, Failed, Finished, Started, Stopped, TaskData, TrainingTask
+from trainer_service.training.events import (
+    DatasetFile,
+    Failed,
+    Finished,
+    Preparing,
+    Started,
+    Stopped,
+    TaskData,
+    TrainingTask,
+)
 
 
 def dataset(directory: Path, first: str = "plain", count: int = 10) -> tuple[DatasetFile, bytes]:
@@ -96,7 +105,10 @@ def test_jobs_with_the_same_dataset_share_its_examples_until_the_last_one_ends(t
 def test_a_worker_reads_a_tasks_dataset_before_the_job_starts(tmp_path: Path) -> None:
     worker = Worker(lambda: (ScriptedTrainer(), {}))
     worker.add(task_of(dataset(tmp_path)[0]))
-    [started] = [event for event in drain(worker, Finished) if isinstance(event, Started)]
+    counting, started, *_ = drain(worker, Finished)
+    assert isinstance(counting, Preparing)
+    assert (counting.num_prepared, counting.num_examples) == (0, 10)
+    assert isinstance(started, Started)
     assert (started.statistics.num_train, started.statistics.num_validation) == (8, 2)
     worker.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_datasets_of_the_second_schema_belong_to_the_tenants_of_the_jobs_that_na
     )
     long_ago = time.time() - 365 * DAY_SECONDS
     old = [
-        record(spec().model_copy(update={"dataset": name}), caller=caller, queued_at=long_ago)
+        record(replace(spec(), dataset=name), caller=caller, queued_at=long_ago)
         for name, caller in ((both, "a"), (both, "b"), (one, "b"))
     ]
     engine = create_engine(make_url(url))

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,13 @@ from hypothesis import strategies as st
 
 from shared.errors import DamagedBlob, DeadlineExceeded, InvalidInput, NotFound, Unavailable
 from shared.text.template import Message
+from shared.values.location import Location
+from shared.violations import moved
 from trainer_service.datasets import chunks as chunks_module
-from trainer_service.datasets.fields import in_request, labels_under, renamed
 from trainer_service.datasets.roots import DatasetRoots
 from trainer_service.datasets.store import DatasetStore
 from trainer_service.datasets.upload import IncomingFile, LineGuard, UploadLimits
+from trainer_service.training.data.places import in_message, in_request
 from trainer_service.training.spec import Example, TaskKind
 
 LINES = b'{"input": "a", "output": "x"}\n{"input": "b", "output": "y"}\n'
@@ -59,7 +62,7 @@ async def test_an_upload_is_stored_under_its_digest_and_read_back(store: Dataset
     ],
 )
 def test_examples_of_a_request_come_back_as_they_were(store: DatasetStore, example: Example) -> None:
-    other = example.model_copy(update={"line": 2, "label": None if example.label is None else "z"})
+    other = replace(example, line=2, label=None if example.label is None else "z")
     stored = store.add_examples([example, other])
     assert store.read(stored.name) == (example, other)
 
@@ -249,12 +252,16 @@ def test_a_folder_swapped_for_a_link_while_opening_leads_nowhere(tmp_path: Path,
         swapper.join()
 
 
-def test_fields_are_renamed_to_what_the_caller_wrote() -> None:
-    rename = in_request("validation dataset", "spec.validation_dataset.inline.examples")
-    assert rename("validation dataset line 3 output") == "spec.validation_dataset.inline.examples[2].output"
-    assert rename("validation dataset line 3") == "spec.validation_dataset.inline.examples[2]"
-    assert rename("dataset line 3 output") == "dataset line 3 output"
-    assert rename("spec.prompt") == "spec.prompt"
-    with pytest.raises(InvalidInput) as refused, renamed(labels_under("spec")):
+def test_places_are_named_as_the_caller_wrote_them() -> None:
+    move = in_request("validation dataset", Location(("spec", "validation_dataset", "inline", "examples")))
+
+    def moved_text(place: str) -> str:
+        return str(move(Location.parse(place)))
+
+    assert moved_text("validation dataset line 3 output") == "spec.validation_dataset.inline.examples[2].output"
+    assert moved_text("validation dataset line 3") == "spec.validation_dataset.inline.examples[2]"
+    assert moved_text("dataset line 3 output") == "dataset line 3 output"
+    assert moved_text("spec.prompt") == "spec.prompt"
+    with pytest.raises(InvalidInput) as refused, moved(in_message("spec", "labels")):
         raise InvalidInput.of("labels[1]", "is repeated")
     assert refused.value.violations[0].field == "spec.labels[1]"

@@ -14,7 +14,7 @@ from tests.trainer_service.job_service import Service
 from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerLost
-from trainer_service.jobs.model import EffectiveSpec, TuningSpec
+from trainer_service.jobs.model import EffectiveSpec, StoredSpec
 from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.states import JobState
 
@@ -27,7 +27,7 @@ class AdmitForPrompt:
     def __init__(self, admission: Any) -> None:
         self._admission = admission
 
-    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+    async def check(self, spec: StoredSpec) -> EffectiveSpec:
         found: EffectiveSpec = await self._admission.check(spec)
         return found.model_copy(update={"base_model": replace(BASE_MODEL, id=spec.prompt.partition("-")[0])})
 

@@ -16,7 +16,7 @@ from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.dispatch.estimate import BusyWorker, Pace, WaitingJob, probable_end, starts, typical_seconds
 from trainer_service.dispatch.queue_snapshot import RunningJob, workers_of_others
 from trainer_service.dispatch.scheduler import WorkerView
-from trainer_service.jobs.model import EffectiveSpec, Job, JobFilter, TuningSpec
+from trainer_service.jobs.model import EffectiveSpec, Job, JobFilter, StoredSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.training.events import StepDone, TrainingEvent, TrainingTask
 
@@ -151,7 +151,7 @@ class AdmitForEither:
     def __init__(self, admission: Any) -> None:
         self._admission = admission
 
-    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+    async def check(self, spec: StoredSpec) -> EffectiveSpec:
         found: EffectiveSpec = await self._admission.check(spec)
         return found.model_copy(update={"base_model": replace(BASE_MODEL, id=spec.prompt[0])})
 

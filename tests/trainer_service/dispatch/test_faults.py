@@ -24,7 +24,7 @@ from tests.waiting import until
 from trainer_service.cluster.interface import WorkerLost
 from trainer_service.database.database import Database
 from trainer_service.jobs import transitions
-from trainer_service.jobs.model import CheckpointStored, Note
+from trainer_service.jobs.model import Checkpoint, Note
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store.files import DirectoryFiles, FileKind
 from trainer_service.jobs.store.job_store import StaleAttempt
@@ -118,7 +118,7 @@ async def test_an_attempt_that_was_given_up_is_not_heard(service: Service) -> No
     done = await service.state(job.id, JobState.SUCCEEDED)
     assert done.attempt == 2
     assert service.versions("tone") == [1]
-    steps = [event.payload.step async for event in manager.watch(job.id) if isinstance(event.payload, CheckpointStored)]
+    steps = [event.payload.step async for event in manager.watch(job.id) if isinstance(event.payload, Checkpoint)]
     assert steps == sorted(steps)
 
 

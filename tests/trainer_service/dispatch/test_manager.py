@@ -8,6 +8,7 @@ import pytest
 
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
 from shared.values.results import TuningProgress
+from shared.values.spec import PublishGate, PublishPolicy
 from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
 from trainer_service.jobs.model import (
@@ -17,8 +18,6 @@ from trainer_service.jobs.model import (
     JobFilter,
     JobOrder,
     Note,
-    PublishGate,
-    PublishPolicy,
 )
 from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.states import JobState
@@ -177,7 +176,7 @@ async def test_a_gate_that_is_not_met_publishes_nothing_and_says_why(service: Se
 
 async def test_publishing_may_move_no_alias(service: Service) -> None:
     manager = await service.start()
-    job = await manager.create(spec(publish=PublishPolicy(alias="")))
+    job = await manager.create(spec(publish=PublishPolicy(alias="-")))
     done = await service.state(job.id, JobState.SUCCEEDED)
     assert done.result is not None
     assert (done.result.published, done.result.alias_moved) == (True, False)

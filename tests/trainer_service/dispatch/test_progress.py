@@ -9,7 +9,15 @@ import math
 from shared.values.results import EncodingStatistics, TuningProgress
 from trainer_service.dispatch.progress import AttemptProgress
 from trainer_service.jobs.model import Evaluation, EventPayload, Note
-from trainer_service.training.events import Evaluated, Finished, Started, StepDone, TrainingEvent, TrainingResult
+from trainer_service.training.events import (
+    Evaluated,
+    Finished,
+    Preparing,
+    Started,
+    StepDone,
+    TrainingEvent,
+    TrainingResult,
+)
 
 
 def told(*events: TrainingEvent, progress_seconds: float = 10.0) -> list[EventPayload]:
@@ -28,6 +36,14 @@ def test_loss_and_metrics_of_the_last_step_are_reported_once() -> None:
     assert len(steps) == len(set(steps)) == 2, "the first and the last: the others are within ten seconds"
     assert [payload.metrics for payload in payloads if isinstance(payload, Evaluation)] == [{"loss": 0.4}]
     assert [payload.metrics for payload in payloads if isinstance(payload, TuningProgress)] == [{}, {}]
+
+
+def test_examples_that_are_counted_are_told_until_the_first_step() -> None:
+    preparing = [Preparing("job", 1, number, 40_000) for number in (0, 16_384)]
+    started = Started("job", 1, EncodingStatistics(num_train=36_000, num_validation=4_000), 0)
+    payloads = told(*preparing, started, step(1), progress_seconds=0.0)
+    counted = [(one.num_prepared, one.num_examples) for one in payloads if isinstance(one, TuningProgress)]
+    assert counted == [(0, 40_000), (16_384, 40_000), (0, 0)]
 
 
 def test_an_evaluation_brings_the_step_that_was_held_back() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ class Place:
             connection.execute(update(dataset_rows).where(mine).values(last_use_time=time.time() - days * DAY_SECONDS))
 
     def add_job(self, tenant: Tenant, dataset: str, ended_days: float | None = None) -> Job:
-        made = record(spec().model_copy(update={"dataset": dataset}), tenant=tenant.name)
+        made = record(replace(spec(), dataset=dataset), tenant=tenant.name)
         job = self.jobs.create(made, max_queued=1000, max_active_of_caller=1000, use_datasets=self.ledger.use)
         if ended_days is not None:
             then = time.time() - ended_days * DAY_SECONDS

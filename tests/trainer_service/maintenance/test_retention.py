@@ -23,7 +23,7 @@ from trainer_service.database.schema import datasets as dataset_rows
 from trainer_service.database.schema import job_events
 from trainer_service.datasets.store import DatasetStore
 from trainer_service.jobs import transitions
-from trainer_service.jobs.model import CheckpointStored, Evaluation, EventPayload, Job, JobEvent, JobEventKind, Note
+from trainer_service.jobs.model import Checkpoint, Evaluation, EventPayload, Job, JobEvent, JobEventKind, Note
 from trainer_service.jobs.store.event_compaction import COMPACT_AFTER_SECONDS, MAX_CURVE_EVENTS, thinned
 from trainer_service.jobs.store.files import FileKind
 from trainer_service.maintenance.retention import DAY_SECONDS, RetentionPolicy
@@ -40,7 +40,7 @@ def add_events(place: Place, job: Job, num_progress: int, num_evaluations: int =
             Evaluation(step=step, metrics={"loss": 1.0}, is_best=step == num_evaluations // 3)
             for step in range(num_evaluations)
         ],
-        *[CheckpointStored(step=step) for step in range(num_checkpoints)],
+        *[Checkpoint(step=step) for step in range(num_checkpoints)],
         Note(text="one"),
         Note(text="two"),
     ]
@@ -80,7 +80,7 @@ def test_events_of_an_ended_job_are_thinned_to_a_curve(place: Place) -> None:
     curve = len(by_kind[JobEventKind.PROGRESS]) + len(by_kind[JobEventKind.EVALUATION])
     assert MAX_CURVE_EVENTS - 5 < curve <= MAX_CURVE_EVENTS
     assert [event.payload for event in by_kind[JobEventKind.NOTE]] == [Note(text="one"), Note(text="two")]
-    assert [event.payload for event in by_kind[JobEventKind.CHECKPOINT]] == [CheckpointStored(step=399)]
+    assert [event.payload for event in by_kind[JobEventKind.CHECKPOINT]] == [Checkpoint(step=399)]
     assert len(by_kind[JobEventKind.STATE_CHANGED]) == 2
     steps = [
         event.payload.step for event in by_kind[JobEventKind.PROGRESS] if isinstance(event.payload, TuningProgress)
@@ -161,7 +161,7 @@ def test_datasets_go_when_no_unended_job_needs_them_and_they_were_not_used_for_d
 def test_bytes_that_no_tenant_has_go_after_a_day_unless_a_job_still_reads_them(place: Place) -> None:
 
     orphan, young, read = (place.bytes.add_examples([Example(line=1, input=text, output="x")]).name for text in "abc")
-    place.jobs.create(record(spec().model_copy(update={"dataset": read})), max_queued=10, max_active_of_caller=10)
+    place.jobs.create(record(replace(spec(), dataset=read)), max_queued=10, max_active_of_caller=10)
     for name in (orphan, read):
         os.utime(place.directory / "datasets" / f"{name.removeprefix('datasets/')}.jsonl", (0, 0))
     assert place.round().files_removed == 1

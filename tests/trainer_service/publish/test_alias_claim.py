@@ -8,10 +8,11 @@ import pytest
 
 from shared.store import AliasTarget, PromptStore
 from shared.values.results import TuningResult
+from shared.values.spec import PublishPolicy
 from tests.shared.prompt.blobs import make_blob
 from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
-from trainer_service.jobs.model import Note, PublishPolicy
+from trainer_service.jobs.model import Note
 from trainer_service.jobs.states import JobState
 
 
@@ -105,7 +106,7 @@ async def test_a_job_takes_the_place_of_one_that_was_created_before_it(service: 
 async def test_without_an_alias_none_is_left_alone(service: Service) -> None:
     manager = await service.start()
     put_version(service.prompt_store, 1)
-    job = await manager.create(spec(publish=PublishPolicy(alias="")))
+    job = await manager.create(spec(publish=PublishPolicy(alias="-")))
     result = await result_of(service, job.id)
     assert (result.published, result.alias_moved, "left alone" in result.gate_decision) == (True, False, False)
 

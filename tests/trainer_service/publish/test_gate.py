@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from shared.errors import InvalidInput
+from shared.values.spec import PublishGate
 from trainer_service.jobs.admission import check_gate
 from trainer_service.jobs.comparisons import verdict
-from trainer_service.jobs.model import PublishGate
 from trainer_service.publish.gate import Evidence, decide
 from trainer_service.training.comparison import BARE, CURRENT, INSTRUCTED, Comparison, Estimate
 from trainer_service.training.spec import Metric

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from shared.security import audit
+from shared.values.spec import PublishGate, PublishPolicy
 from tests.log_lines import log_lines
 from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
 from tests.waiting import until
-from trainer_service.jobs.model import PublishGate, PublishPolicy
 from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.states import JobState
 

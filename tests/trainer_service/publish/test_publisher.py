@@ -15,11 +15,12 @@ from shared.store import AliasTarget, LoadedVersion, RefusedVersion, ReplicaReco
 from shared.store.fleet import Serving, serving
 from shared.store.replicas import ReplicaDirectory
 from shared.values.results import TuningResult
+from shared.values.spec import PublishGate, PublishPolicy
 from tests.shared.prompt.blobs import make_blob
 from tests.trainer_service.builders import BASE_MODEL, spec
 from tests.trainer_service.job_service import Service
 from tests.waiting import until
-from trainer_service.jobs.model import Job, Note, PublishGate, PublishPolicy
+from trainer_service.jobs.model import Job, Note
 from trainer_service.jobs.states import JobState
 from trainer_service.publish import rollout
 

@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 from shared.text.template import Template
 from tests.trainer_service.training.models import build
+from trainer_service.jobs.stored_json import from_plain
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import StepDone, TrainingEvent, TrainingTask
 from trainer_service.training.recipe.defaults import fill
-from trainer_service.training.spec import Example, HyperparameterRequest, TaskKind, TrainingSpec
+from trainer_service.training.spec import Example, Hyperparameters, TaskKind, TrainingSpec
 
 TEMPLATE = Template(text="In: {input}\nOut:")
 LABELS = ("good", "bad", "so-so")
@@ -41,8 +42,8 @@ def task(
     train = generation() if train is None else train
     kind = TaskKind.CLASSIFICATION if train and train[0].label else TaskKind.GENERATION
     labels = LABELS if kind is TaskKind.CLASSIFICATION else ()
-    request = HyperparameterRequest.model_validate(
-        {"num_steps": 20, "num_virtual_tokens": 6, "batch_size": 4, **hyperparameters}
+    request = from_plain(
+        Hyperparameters, {"num_steps": 20, "num_virtual_tokens": 6, "batch_size": 4, **hyperparameters}
     )
     filled = fill(request, kind, max(4, len(train)), build().info, TEMPLATE, labels)
     spec = TrainingSpec(task=kind, template=TEMPLATE, labels=labels, hyperparameters=filled)

@@ -18,7 +18,7 @@ from tests.trainer_service.training.tasks import classification, generation, los
 from trainer_service.training.checkpoint import digest_of, digest_of_format_1
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import Checkpointed, Evaluated, Failed, Finished, Started, StepDone
-from trainer_service.training.spec import Example, Hyperparameters, TrainingSpec
+from trainer_service.training.spec import Example, FilledHyperparameters, TrainingSpec
 from trainer_service.training.trainee import MAX_EXCESS_SKIPS
 
 BASE = build(max_position_embeddings=2048)
@@ -141,7 +141,7 @@ def test_steps_that_are_never_finite_fail_the_job(num_steps: int, failing_step: 
 
 
 def test_a_field_that_is_added_to_the_settings_leaves_checkpoints_usable() -> None:
-    class NewerHyperparameters(Hyperparameters):
+    class NewerHyperparameters(FilledHyperparameters):
         momentum: float = 0.0
 
     class NewerSpec(TrainingSpec):

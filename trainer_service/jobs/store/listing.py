@@ -98,7 +98,7 @@ def _query(connection: Connection, filter: JobFilter, last: str, limit: int) -> 
     For a caller who may see only some prompts, it reads and sorts the jobs of these prompts in all states, so that the
     query's time doesn't depend on other jobs.
     """
-    ids, newest_first = select(jobs.c.id), filter.order is JobOrder.NEWEST_FIRST
+    ids, newest_first = select(jobs.c.id), filter.order is not JobOrder.OLDEST_FIRST
     order = jobs.c.id.desc() if newest_first else jobs.c.id.asc()
     if last:
         ids = ids.where(jobs.c.id < last if newest_first else jobs.c.id > last)

@@ -15,12 +15,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NoReturn
 
 from shared.errors import FieldViolation, InvalidInput
-from shared.text.template import Message
+from shared.values.location import Location
+from shared.values.message import Message
 from trainer_service.training.data.encoding import EncodedDataset, encode_dataset
 from trainer_service.training.data.example_lines import stored_example
 from trainer_service.training.data.split import count_overlap, split_validation
@@ -40,6 +41,8 @@ __all__ = [
 MAX_LABELS = 1000
 MAX_LABEL_CHARS = 200
 _MAX_REPORTED, _MAX_PLACES, _MAX_KINDS = 20, 3, 200
+_Problem = tuple[tuple[str | int, ...], str]
+"""A path in an example and what is wrong there."""
 _VARIABLE = re.compile(r"[:;(]")
 _ROLES = ("system", "user", "assistant")
 _KEYS = {
@@ -79,15 +82,13 @@ def parse_examples(
     `quote` False: errors say where a line is wrong and what was expected, without quoting its content. `visit` is
     called with each example instead of keeping it; the result then has no examples.
     """
-    checker = _Checker(
-        labels, lambda example, part: f"line {example.line}" + (f" {part}" if part else ""), "dataset", quote, visit
-    )
+    checker = _Checker(labels, quote, visit)
     limits = limits or DatasetLimits()
     for number, line in enumerate(lines, start=1):
         try:
             example = _parse_line(line, number, limits, quote)
         except _Malformed as error:
-            checker.report(f"line {number}" + (f" {error.part}" if error.part else ""), error.reason)
+            checker.report(Location(error.path, row=number), error.reason)
             continue
         if example is not None:
             checker.add(example)
@@ -102,22 +103,15 @@ def stored_examples(lines: Iterable[bytes]) -> tuple[Example, ...]:
 
 
 class _Malformed(Exception):
-    def __init__(self, reason: str, part: str = "") -> None:
-        self.reason, self.part = reason, part
+    def __init__(self, reason: str, *path: str | int) -> None:
+        self.reason, self.path = reason, path
 
 
 class _Checker:
-    """Collects examples and their mistakes. `name(example, part)` returns a field's name."""
+    """Collects examples and their mistakes."""
 
-    def __init__(
-        self,
-        labels: Sequence[str],
-        name: Callable[[Example, str], str],
-        field: str,
-        quote: bool = True,
-        visit: Callable[[Example], None] | None = None,
-    ) -> None:
-        self._name, self._field, self._quote = name, field, quote
+    def __init__(self, labels: Sequence[str], quote: bool, visit: Callable[[Example], None] | None) -> None:
+        self._quote = quote
         self.num_examples = 0
         self._given = tuple(labels)
         self._allowed = frozenset(labels)
@@ -132,35 +126,31 @@ class _Checker:
         """The index of each kind's last violation."""
         check_labels(self._given)
 
-    def report(self, field: str, reason: str) -> None:
+    def report(self, place: Location, reason: str) -> None:
         kind = _VARIABLE.split(reason, maxsplit=1)[0]
         if kind not in self._counts and len(self._counts) >= _MAX_KINDS:
             kind = ""
         count = self._counts[kind] = self._counts.get(kind, 0) + 1
         if kind and count <= _MAX_PLACES and len(self._violations) < _MAX_REPORTED:
             self._last[kind] = len(self._violations)
-            self._violations.append(FieldViolation(field, reason))
+            self._violations.append(FieldViolation(place, reason))
 
     def add(self, example: Example) -> None:
-        task = _kind(example)
+        task, place = example.task, Location(row=example.line)
         if task is None:
-            self.report(self._name(example, ""), "must have either input and output, or input and label, or messages")
+            self.report(place, "must have either input and output, or input and label, or messages")
             return
         if self._task is None:
             self._task = task
         elif task is not self._task:
-            self.report(
-                self._name(example, ""), f"is {task.value.lower()}, earlier examples are {self._task.value.lower()}"
-            )
+            self.report(place, f"is {task.value.lower()}, earlier examples are {self._task.value.lower()}")
             return
-        for part, reason in _problems(example, task, self._allowed, self._quote):
-            self.report(self._name(example, part), reason)
+        for path, reason in _problems(example, task, self._allowed, self._quote):
+            self.report(replace(place, path=path), reason)
         if example.label is not None:
             self._seen_labels[example.label] = None
             if not self._given and len(self._seen_labels) > MAX_LABELS:
-                raise InvalidInput.of(
-                    self._name(example, "label"), f"more than {MAX_LABELS} different labels: is this generation?"
-                )
+                raise InvalidInput.of(place / "label", f"more than {MAX_LABELS} different labels: is this generation?")
         self.num_examples += 1
         self._visit(example)
 
@@ -168,7 +158,7 @@ class _Checker:
         if self._violations:
             raise InvalidInput(self._summary())
         if self._task is None:
-            raise InvalidInput.of(self._field, "has no examples")
+            raise InvalidInput.of("dataset", "has no examples")
         if self._given and self._task is not TaskKind.CLASSIFICATION:
             raise InvalidInput.of(
                 "labels", f"a label set needs examples of input and label; these are {self._task.value.lower()}"
@@ -185,11 +175,10 @@ class _Checker:
         for kind, index in self._last.items():
             shown = min(self._counts[kind], _MAX_PLACES)
             if more := self._counts[kind] - shown:
-                found[index] = FieldViolation(
-                    found[index].field, f"{found[index].description} (and {more} more like this)"
-                )
+                text = f"{found[index].description} (and {more} more like this)"
+                found[index] = replace(found[index], description=text)
         if others := sum(count for kind, count in self._counts.items() if kind not in self._last):
-            found.append(FieldViolation(self._field, f"has {others} more mistakes of other kinds"))
+            found.append(FieldViolation("dataset", f"has {others} more mistakes of other kinds"))
         return found
 
 
@@ -218,44 +207,37 @@ def _quoted(text: str, quote: bool) -> str:
     return f"{text[:40]!r} " if quote else ""
 
 
-def _kind(example: Example) -> TaskKind | None:
-    has = (bool(example.messages), example.output is not None, example.label is not None)
-    if has == (True, False, False) and not example.input:
-        return TaskKind.CHAT
-    return {(False, True, False): TaskKind.GENERATION, (False, False, True): TaskKind.CLASSIFICATION}.get(has)
-
-
-def _problems(example: Example, task: TaskKind, allowed: frozenset[str], quote: bool) -> Iterable[tuple[str, str]]:
+def _problems(example: Example, task: TaskKind, allowed: frozenset[str], quote: bool) -> Iterable[_Problem]:
     if task is TaskKind.CHAT:
         yield from _message_problems(example.messages, quote)
         return
     if not example.input.strip():
-        yield "input", "is empty"
+        yield ("input",), "is empty"
     elif not _is_unicode(example.input):
-        yield "input", "is not valid Unicode (a lone surrogate)"
+        yield ("input",), "is not valid Unicode (a lone surrogate)"
     target, part = (example.output, "output") if task is TaskKind.GENERATION else (example.label, "label")
     if not (target or "").strip():
-        yield part, "is empty"
+        yield (part,), "is empty"
     elif not _is_unicode(target or ""):
-        yield part, "is not valid Unicode (a lone surrogate)"
+        yield (part,), "is not valid Unicode (a lone surrogate)"
     elif task is TaskKind.CLASSIFICATION:
         if allowed and target not in allowed:
-            yield part, f"{_quoted(target or '', quote)}is not in the label set"
+            yield (part,), f"{_quoted(target or '', quote)}is not in the label set"
         elif reason := _label_problem(target or "", quote):
-            yield part, reason
+            yield (part,), reason
 
 
-def _message_problems(messages: Sequence[Message], quote: bool) -> Iterable[tuple[str, str]]:
+def _message_problems(messages: Sequence[Message], quote: bool) -> Iterable[_Problem]:
     if len(messages) < 2 or messages[-1].role != "assistant":
-        yield "messages", "must end with the assistant's message that is to be learned, after at least one other"
+        yield ("messages",), "must end with the assistant's message that is to be learned, after at least one other"
     for index, message in enumerate(messages):
         if message.role not in _ROLES:
             given = f", not {message.role[:40]!r}" if quote else ""
-            yield f"messages[{index}].role", f"must be one of {', '.join(_ROLES)}{given}"
+            yield ("messages", index, "role"), f"must be one of {', '.join(_ROLES)}{given}"
         if not message.content.strip():
-            yield f"messages[{index}].content", "is empty"
+            yield ("messages", index, "content"), "is empty"
         elif not _is_unicode(message.content):
-            yield f"messages[{index}].content", "is not valid Unicode (a lone surrogate)"
+            yield ("messages", index, "content"), "is not valid Unicode (a lone surrogate)"
 
 
 def _is_unicode(text: str) -> bool:
@@ -312,7 +294,7 @@ def _messages(value: object) -> tuple[Message, ...]:
             or turn.keys() != {"role", "content"}
             or not all(isinstance(part, str) for part in turn.values())
         ):
-            raise _Malformed("must have exactly role and content, both strings", f"messages[{index}]")
+            raise _Malformed("must have exactly role and content, both strings", "messages", index)
     return tuple(Message(**turn) for turn in value)
 
 

@@ -5,9 +5,8 @@ Imports no torch, so that a service that has only the tokenizer can reject examp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import overload
 
@@ -17,8 +16,11 @@ from numpy.typing import NDArray
 from shared.errors import FieldViolation, InvalidInput
 from shared.text.template import InputEncoder
 from shared.text.truncation import fit_messages, fit_text
+from shared.values.location import Location
 from shared.values.results import EncodingStatistics
+from shared.violations import moved
 from trainer_service.training.data.example_lines import Selection
+from trainer_service.training.data.places import in_dataset
 from trainer_service.training.data.token_rows import MAX_REPORTED, OnProgress, TokenRows, TokenRowsCache, encode_rows
 from trainer_service.training.spec import Example, TaskKind, TooLong, TrainingSpec
 
@@ -179,7 +181,7 @@ def encode_split(
         if not len(examples):
             parts.append(EncodedDataset(()))
             continue
-        with _named(name):
+        with moved(in_dataset(name)):
             part = encode_dataset(examples, encoder, spec, longest, cache, on_progress)
         if not len(part):
             kind = "held-out" if examples is validation else "training"
@@ -188,21 +190,6 @@ def encode_split(
             )
         parts.append(part)
     return EncodedSplit(*parts)
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Add the dataset's name to the lines in errors."""
-    try:
-        yield
-    except InvalidInput as error:
-        lines = [
-            replace(found, field=f"{name} {found.field}") if found.field.startswith("line ") else found
-            for found in error.violations
-        ]
-        raise InvalidInput(
-            [replace(found, field=name) if found.field == "dataset" else found for found in lines]
-        ) from error
 
 
 def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlapping: int) -> EncodingStatistics:
@@ -254,7 +241,7 @@ def _too_long(
 ) -> list[FieldViolation]:
     found = [
         FieldViolation(
-            f"line {rows.source[row].line}",
+            Location(row=rows.source[row].line),
             f"{rows.input_lengths[row]} input tokens and {rows.target_lengths[row]} target tokens; "
             f"beside {num_virtual_tokens} virtual tokens there is room for {room}; "
             "shorten it, or set spec.too_long to TRUNCATE or DROP",

@@ -12,10 +12,12 @@ import os
 import weakref
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import overload
 
 from shared.errors import DamagedBlob
+from shared.values.message import Message
 from trainer_service.training.spec import Example
 
 
@@ -93,4 +95,17 @@ class Selection(Sequence[Example]):
 
 def stored_example(line: bytes, number: int) -> Example:
     """The example of one stored line, not checked again. Blank lines may follow it."""
-    return Example(line=number, **json.loads(line.decode("utf-8-sig")))
+    fields = json.loads(line.decode("utf-8-sig"))
+    messages = tuple(Message(**turn) for turn in fields.pop("messages", ()))
+    return Example(**fields, messages=messages, line=number)
+
+
+def example_line(example: Example) -> bytes:
+    """The line that stores an example, the same for the same example."""
+    if example.messages:
+        line: dict[str, object] = {"messages": [asdict(message) for message in example.messages]}
+    elif example.label is not None:
+        line = {"input": example.input, "label": example.label}
+    else:
+        line = {"input": example.input, "output": example.output}
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"

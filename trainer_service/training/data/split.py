@@ -28,7 +28,7 @@ def split_validation(
     be on both sides (see `count_overlap`), but equal examples never are. Raises InvalidInput.
     """
     if not 0 <= fraction < 1:
-        raise InvalidInput.of("validation_fraction", f"must be at least 0 and below 1, not {fraction}")
+        raise InvalidInput.of("spec.validation_fraction", f"must be at least 0 and below 1, not {fraction}")
     if fraction == 0:
         return _part(examples, range(len(examples))), _part(examples, ())
     wanted = num_held(len(examples), fraction)
@@ -83,7 +83,9 @@ def num_held(num_examples: int, fraction: float) -> int:
     """The number of examples to hold out. Raises InvalidInput if it is 0."""
     wanted = min(round(num_examples * fraction), num_examples - 1)
     if wanted < 1:
-        raise InvalidInput.of("validation_fraction", f"{fraction} of {num_examples} examples leaves none on one side")
+        raise InvalidInput.of(
+            "spec.validation_fraction", f"{fraction} of {num_examples} examples leaves none on one side"
+        )
     return wanted
 
 

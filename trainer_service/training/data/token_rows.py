@@ -6,12 +6,14 @@ import threading
 import weakref
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import FieldViolation, InvalidInput
 from shared.text.template import InputEncoder
+from shared.values.location import Location
 from trainer_service.training.data.example_lines import ExampleLines
 from trainer_service.training.spec import Example
 
@@ -111,7 +113,9 @@ def encode_rows(
             for part, found in (("input", input_ids), ("target", target_ids)):
                 if not found:
                     violations.append(
-                        FieldViolation(f"line {example.line}", f"the {part} has no tokens in this model's vocabulary")
+                        FieldViolation(
+                            Location(row=example.line), f"the {part} has no tokens in this model's vocabulary"
+                        )
                     )
             ids.extend(input_ids)
             ids.extend(target_ids)
@@ -141,8 +145,8 @@ def target_text(example: Example) -> str:
 
 
 def _in_line(example: Example, found: FieldViolation) -> FieldViolation:
-    """An encoder's violation with the dataset's line as its field. Raises InvalidInput for errors of the template."""
-    if not found.field.startswith("messages"):
+    """An encoder's violation in the dataset's line. Raises InvalidInput for errors of the template."""
+    if found.location.path[:1] != ("messages",):
         raise InvalidInput([found])
-    part = found.field if example.messages else "input"
-    return FieldViolation(f"line {example.line} {part}", found.description)
+    path = found.location.path if example.messages else ("input",)
+    return replace(found, location=Location(path, row=example.line))

@@ -1,7 +1,7 @@
 """Answers of the tuned prompt and its rivals to held-out examples, for people to read beside the metrics.
 
-Scores and labels come from the evaluation, at no cost. Texts are generated for some examples only: writing them costs
-about `TEXT_SHARE` of the training, and at least `MIN_BATCHES` for the few-shot model and for the others. The same
+Scores and labels come from the evaluation, at no cost. Texts are generated for as many examples as fit into
+`TEXT_SHARE` of the training's time, and at least `MIN_BATCHES` of the few-shot model and of all others. The same
 examples come first for all models.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -21,7 +22,6 @@ from shared.text.template import conversation_text
 from shared.values.report import ConfusionCell, HeldOutAnswer, HeldOutAnswers, ModelAnswer
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
 from trainer_service.training.evaluation.baselines import answer_of
-from trainer_service.training.evaluation.evaluate import MIN_PASS_TOKENS
 from trainer_service.training.evaluation.generate import MAX_BATCH_TOKENS, MAX_NEW_TOKENS, greedy_answers
 from trainer_service.training.faults import is_machine_fault
 from trainer_service.training.results import Results
@@ -35,10 +35,10 @@ MAX_TEXT_CHARS = 2000
 MAX_BYTES = 2 << 20
 """The most bytes of all texts. Examples beyond it are left out."""
 TEXT_SHARE = 0.1
-"""Cost of the generated texts relative to that of the training, which is three forward passes over each token."""
+"""Time for generating texts relative to that of the training steps."""
 MIN_BATCHES = 1
 """Batches that are generated after every training, however short it was."""
-_MAX_ROWS = 32
+_MAX_ROWS = 16
 TUNED, FEW_SHOT = "tuned", "few_shot"
 """Fields of HeldOutAnswer."""
 
@@ -69,8 +69,7 @@ class _Text:
 
     @property
     def max_new_tokens(self) -> int:
-        longest = len(self.row.target_ids)
-        return min(MAX_NEW_TOKENS, longest + longest // 2 + 8)
+        return min(MAX_NEW_TOKENS, len(self.row.target_ids) + 8)
 
 
 @dataclass
@@ -90,22 +89,19 @@ class _Batch:
 
     @property
     def is_too_large(self) -> bool:
-        return len(self.rows) > _MAX_ROWS or len(self.rows) * (self.num_input_tokens + self.max_new_tokens) > (
-            MAX_BATCH_TOKENS
-        )
+        return len(self.rows) > _MAX_ROWS or self.num_tokens > MAX_BATCH_TOKENS
 
     @property
-    def cost(self) -> int:
-        """Its cost in positions of a forward pass: a pass for one new token of each row reads all weights."""
-        return len(self.rows) * self.num_input_tokens + self.max_new_tokens * MIN_PASS_TOKENS
+    def num_tokens(self) -> int:
+        return len(self.rows) * (self.num_input_tokens + self.max_new_tokens)
 
 
 def held_out_answers(
-    base_model: BaseModel, ways: Mapping[str, Way], labels: Sequence[str], num_trained_tokens: int
+    base_model: BaseModel, ways: Mapping[str, Way], labels: Sequence[str], train_seconds: float
 ) -> Generator[Work, Any, HeldOutAnswers]:
     """The answers of each of the `ways`, by field of HeldOutAnswer, to the same examples.
 
-    `num_trained_tokens`: tokens that the training computed, which bound the cost of generated texts.
+    `train_seconds`: time of the training steps, which bounds that of generating texts.
     """
     tuned = ways[TUNED]
     order = random.Random(len(tuned.data)).sample(range(len(tuned.data)), len(tuned.data))
@@ -113,7 +109,7 @@ def held_out_answers(
     if not any(way.results.chosen or way.results.texts for way in ways.values()):
         few_shot = {FEW_SHOT: ways[FEW_SHOT]} if FEW_SHOT in ways else {}  # its inputs are much longer than the others
         for group in ({name: way for name, way in ways.items() if name not in few_shot}, few_shot):
-            texts |= yield from _texts(base_model, group, order, TEXT_SHARE * 3 * num_trained_tokens / 2)
+            texts |= yield from _texts(base_model, group, order, TEXT_SHARE * train_seconds / 2)
     found = [_answer(ways, labels, texts, index) for index in order]
     found.sort(key=lambda answer: answer.tuned is None or answer.tuned.text is None)  # stable: keeps the random order
     kept = list(_within(found, MAX_BYTES))
@@ -133,24 +129,30 @@ def confusion(labels: Sequence[str], results: Results) -> tuple[ConfusionCell, .
 
 
 def _texts(
-    base_model: BaseModel, ways: Mapping[str, Way], order: Iterable[int], budget: float
+    base_model: BaseModel, ways: Mapping[str, Way], order: Iterable[int], seconds: float
 ) -> Generator[Work, Any, dict[tuple[str, int], str]]:
-    """Generated texts by way and example: a first batch, and more within `budget` positions."""
+    """Generated texts by way and example: `MIN_BATCHES`, and more while the next batch probably ends in `seconds`."""
     rows = (
         _Text(name, index, way.data.examples[index], 0 if way.prompt is None else int(way.prompt.shape[0]))
         for index in order
         for name, way in ways.items()
     )
     texts: dict[tuple[str, int], str] = {}
+    took = 0.0
     for number, batch in enumerate(_batches(rows)):
-        if number >= MIN_BATCHES and batch.cost > budget:
+        if number >= MIN_BATCHES and took >= seconds:
             break
-        budget -= batch.cost
-        answers: list[str] = yield CallWork(partial(_generated, base_model, ways, batch), batch.cost // 3)
+        answers, took = yield CallWork(partial(_timed, partial(_generated, base_model, ways, batch)), batch.num_tokens)
+        seconds -= took
         if not answers:
             break
         texts |= {(row.way, row.index): answer for row, answer in zip(batch.rows, answers, strict=True)}
     return texts
+
+
+def _timed(generate: Callable[[], list[str]]) -> tuple[list[str], float]:
+    started = time.perf_counter()
+    return generate(), time.perf_counter() - started
 
 
 def _batches(rows: Iterable[_Text]) -> Iterator[_Batch]:

@@ -152,7 +152,7 @@ class Evaluator:
             comparison = yield CallWork(partial(compare, self._metric, tuned, results))
             if comparison is not None:
                 comparisons[name] = comparison
-        answers = yield from held_out_answers(self._base_model, ways, self._spec.labels, self._state.num_tokens)
+        answers = yield from held_out_answers(self._base_model, ways, self._spec.labels, self._state.train_seconds)
         return Judgement(
             metrics=tuned.metrics(self._metric),
             bare=bare,

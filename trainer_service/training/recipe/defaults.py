@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from shared.errors import FieldViolation, InvalidInput
 from shared.model.base_model import BaseModelInfo
 from shared.text.template import INPUT_FIELD, Template, TemplateFormat
 from trainer_service.training.spec import (
-    HyperparameterRequest,
+    FilledHyperparameters,
     Hyperparameters,
     Init,
     InitMethod,
@@ -41,7 +42,7 @@ _OF_GENERATIONS = frozenset({Metric.CHRF, Metric.BLEU, Metric.EXACT_MATCH})
 
 
 def fill(
-    request: HyperparameterRequest,
+    request: Hyperparameters,
     task: TaskKind,
     num_train: int,
     info: BaseModelInfo,
@@ -52,7 +53,7 @@ def fill(
     max_virtual_tokens: int = NUM_VIRTUAL_TOKENS,
     max_positions: int = 0,
     on_gpu: bool = False,
-) -> Hyperparameters:
+) -> FilledHyperparameters:
     """The complete hyperparameters of a job.
 
     `source_virtual_tokens`: the length of the version that FROM_PROMPT starts from. `max_virtual_tokens`: the longest
@@ -66,7 +67,7 @@ def fill(
     init = _init(request.init, task, template, labels)
     batch_size = request.batch_size or _batch_size(num_train, on_gpu)
     num_steps = request.num_steps or _num_steps(request.num_epochs, num_train, batch_size)
-    filled = Hyperparameters(
+    filled = FilledHyperparameters(
         num_virtual_tokens=request.num_virtual_tokens
         or source_virtual_tokens
         or _num_virtual_tokens(max_positions or info.max_positions, max_virtual_tokens),
@@ -100,7 +101,7 @@ def fill(
 
 def check_init(init: Init, labels: Sequence[str], tokenizer: Any) -> None:
     """Raises InvalidInput if the init text, or all labels together, have no tokens in this tokenizer."""
-    texts = {InitMethod.TEXT: [init.text], InitMethod.LABELS: list(labels)}.get(init.method)
+    texts = {InitMethod.TEXT: [init.text], InitMethod.LABELS: list(labels)}.get(init.method or InitMethod.TEXT)
     if texts is not None and not any(tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts):
         raise InvalidInput.of(f"{FIELD}.init.text", f"{init.text[:40]!r} has no tokens in this model's vocabulary")
 
@@ -122,12 +123,13 @@ def init_text(task: TaskKind, template: Template, labels: Sequence[str]) -> str:
 
 def _init(requested: Init | None, task: TaskKind, template: Template, labels: Sequence[str]) -> Init:
     init = requested or Init()
-    if init.method is InitMethod.TEXT and not init.text:
-        return Init(method=InitMethod.TEXT, text=init_text(task, template, labels))
-    return init
+    method = init.chosen_method or InitMethod.TEXT
+    if method is InitMethod.TEXT and not init.text:
+        return Init(InitMethod.TEXT, init_text(task, template, labels))
+    return replace(init, method=method)
 
 
-def coverage_note(request: HyperparameterRequest, filled: Hyperparameters, num_train: int) -> str:
+def coverage_note(request: Hyperparameters, filled: FilledHyperparameters, num_train: int) -> str:
     """A note if the recipe chose the number of steps and it doesn't cover every example once; else empty."""
     seen = filled.num_steps * filled.batch_size
     if seen >= num_train or request.num_steps is not None or request.num_epochs is not None:
@@ -158,7 +160,7 @@ def _given(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _weight_violations(filled: Hyperparameters, task: TaskKind, labels: Sequence[str]) -> list[FieldViolation]:
+def _weight_violations(filled: FilledHyperparameters, task: TaskKind, labels: Sequence[str]) -> list[FieldViolation]:
     name = f"{FIELD}.class_weights"
     if not filled.class_weights:
         return []
@@ -171,8 +173,8 @@ def _weight_violations(filled: Hyperparameters, task: TaskKind, labels: Sequence
 
 
 def _violations(
-    request: HyperparameterRequest,
-    filled: Hyperparameters,
+    request: Hyperparameters,
+    filled: FilledHyperparameters,
     task: TaskKind,
     num_train: int,
     info: BaseModelInfo,
@@ -183,8 +185,6 @@ def _violations(
     def refuse(name: str, reason: str) -> None:
         found.append(FieldViolation(f"{FIELD}.{name}", reason))
 
-    if request.num_epochs is not None and request.num_steps is not None:
-        refuse("num_epochs", "give either num_epochs or num_steps, not both")
     if filled.num_steps > STEPS_LIMIT:
         refuse("num_epochs", f"makes {filled.num_steps} steps; at most {STEPS_LIMIT} are allowed")
     if filled.num_virtual_tokens >= info.max_positions - 1:
@@ -211,8 +211,4 @@ def _violations(
         refuse("init.method", "LABELS needs examples of input and label; use TEXT")
     if filled.init.method is InitMethod.TEXT and not filled.init.text.strip():
         refuse("init.text", "is blank")
-    if filled.init.method is InitMethod.FROM_PROMPT and not filled.init.source_version:
-        refuse("init.source_version", "FROM_PROMPT needs the version to start from")
-    if filled.init.method is not InitMethod.FROM_PROMPT and filled.init.source_version:
-        refuse("init.source_version", f"has no meaning with {filled.init.method.value}")
     return found

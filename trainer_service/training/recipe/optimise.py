@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from trainer_service.training.spec import Hyperparameters, LearningRateSchedule
+from trainer_service.training.spec import FilledHyperparameters, LearningRateSchedule
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 
 
-def learning_rate_at(step: int, peak: float, hyperparameters: Hyperparameters) -> float:
+def learning_rate_at(step: int, peak: float, hyperparameters: FilledHyperparameters) -> float:
     """The learning rate of step 0, 1, 2 ...: a linear warm-up to `peak`, then the schedule until the last step."""
     warmup = hyperparameters.warmup_steps
     if step < warmup:

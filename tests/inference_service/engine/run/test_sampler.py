@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.run.sampler import philox, sample, uniform
@@ -61,6 +62,7 @@ def test_sampling_follows_the_distribution() -> None:
         ({"top_p": 1e-9}, {0}),
         ({"min_p": 0.55}, {0, 1}),
         ({"top_k": 3, "min_p": 0.55}, {0, 1}),
+        ({"top_k": 2, "top_p": 0.55}, {0}),  # of the two that top_k keeps, the first has a probability of 0.57
         ({"temperature": 1e-6}, {0}),
         ({"temperature": 0.0, "top_k": 5}, {0}),
     ],
@@ -68,6 +70,14 @@ def test_sampling_follows_the_distribution() -> None:
 def test_truncation_keeps_what_it_says(sampling: dict[str, Any], allowed: set[int]) -> None:
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
     assert set(draws(logits, **sampling)) == allowed
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(3, 0.6), (5, 0.3), (7, 0.9), (20, 0.5)])
+def test_top_k_and_top_p_together_are_those_of_transformers(top_k: int, top_p: float) -> None:
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(top_k))
+    warpers = LogitsProcessorList([TopKLogitsWarper(top_k), TopPLogitsWarper(top_p)])
+    kept = torch.isfinite(warpers(torch.zeros(1, 1, dtype=torch.long), logits[None]))[0]
+    assert set(draws(logits, 600, top_k=top_k, top_p=top_p)) == set(kept.nonzero().flatten().tolist())
 
 
 def test_top_p_wider_than_the_sorted_head_sorts_everything() -> None:

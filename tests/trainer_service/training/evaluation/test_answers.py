@@ -56,7 +56,7 @@ def computed(work: Generator[Any, Any, HeldOutAnswers]) -> tuple[HeldOutAnswers,
 def test_texts_of_all_models_are_for_the_same_examples_and_cost_little() -> None:
     examples, prompt = generation(40), torch.zeros(3, 64)
     ways = {"tuned": way(examples, prompt), "bare": way(examples), "few_shot": way(examples)}
-    found, calls = computed(held_out_answers(BASE, ways, (), num_trained_tokens=0))
+    found, calls = computed(held_out_answers(BASE, ways, (), train_seconds=0.0))
     assert calls == 2, "one batch with the few-shot model's, one with all others'"
     written = {
         name: {answer.line for answer in found.answers if getattr(answer, name).text is not None} for name in ways
@@ -68,7 +68,7 @@ def test_texts_of_all_models_are_for_the_same_examples_and_cost_little() -> None
     assert found.answers[0].tuned is not None
     assert found.answers[0].tuned.loss == 0.5
     some = {name: way(examples[:20]) for name in ways}
-    everything, calls = computed(held_out_answers(BASE, some, (), num_trained_tokens=10**9))
+    everything, calls = computed(held_out_answers(BASE, some, (), train_seconds=1e9))
     assert calls > 2
     assert all(answer.bare is not None and answer.bare.text is not None for answer in everything.answers)
 
@@ -77,9 +77,9 @@ def test_a_batch_of_several_models_gives_each_models_own_answers() -> None:
     examples = generation(4)
     torch.manual_seed(1)
     prompt = torch.randn(3, 64)
-    together, _ = computed(held_out_answers(BASE, {"tuned": way(examples, prompt), "bare": way(examples)}, (), 10**9))
+    together, _ = computed(held_out_answers(BASE, {"tuned": way(examples, prompt), "bare": way(examples)}, (), 1e9))
     for name, one in {"tuned": way(examples, prompt), "bare": way(examples)}.items():
-        alone, _ = computed(held_out_answers(BASE, {"tuned": one}, (), 10**9))
+        alone, _ = computed(held_out_answers(BASE, {"tuned": one}, (), 1e9))
         texts = [answer.tuned.text for answer in alone.answers if answer.tuned is not None]
         assert [getattr(answer, name).text for answer in together.answers] == texts
 
@@ -102,7 +102,7 @@ def test_a_model_that_can_not_generate_costs_the_texts_and_not_the_job(monkeypat
         raise ValueError("`inputs_embeds` is not supported")
 
     monkeypatch.setattr(BASE.model, "generate", broken)
-    found, calls = computed(held_out_answers(BASE, {"tuned": way(generation(3))}, (), 10**9))
+    found, calls = computed(held_out_answers(BASE, {"tuned": way(generation(3))}, (), 1e9))
     assert calls == 1
     assert [answer.tuned and answer.tuned.text for answer in found.answers] == [None] * 3
 

@@ -10,17 +10,18 @@ from shared.errors import InvalidInput
 from shared.text.template import Template
 from tests.tiny_models import byte_tokenizer
 from tests.trainer_service.training.models import build
+from trainer_service.jobs.stored_json import from_plain
 from trainer_service.training.recipe.defaults import check_init, coverage_note, fill
-from trainer_service.training.spec import HyperparameterRequest, Hyperparameters, Init, InitMethod, Metric, TaskKind
+from trainer_service.training.spec import FilledHyperparameters, Hyperparameters, Init, InitMethod, Metric, TaskKind
 
 INFO, TEMPLATE, LABELS = build().info, Template(text="Review: {input}\nSentiment:"), ("positive", "negative")
 
 
 def _fill(
     task: TaskKind = TaskKind.CLASSIFICATION, num_train: int = 1000, source: int | None = None, **request: Any
-) -> Hyperparameters:
+) -> FilledHyperparameters:
     labels = LABELS if task is TaskKind.CLASSIFICATION else ()
-    parsed = HyperparameterRequest.model_validate(request)
+    parsed = from_plain(Hyperparameters, request)
     return fill(parsed, task, num_train, INFO, TEMPLATE, labels, source_virtual_tokens=source)
 
 
@@ -63,16 +64,16 @@ def test_steps_grow_with_the_data_within_bounds(num_train: int, steps: int) -> N
     ("num_train", "batch_size"), [(5, 5), (2560, 8), (5119, 8), (5120, 16), (20_480, 64), (10**6, 64)]
 )
 def test_batches_on_a_gpu_grow_with_the_data(num_train: int, batch_size: int) -> None:
-    filled = fill(HyperparameterRequest(), TaskKind.GENERATION, num_train, INFO, TEMPLATE, on_gpu=True)
+    filled = fill(Hyperparameters(), TaskKind.GENERATION, num_train, INFO, TEMPLATE, on_gpu=True)
     assert filled.batch_size == batch_size
     assert filled.num_steps >= 320
-    assert coverage_note(HyperparameterRequest(), filled, num_train) == ""
+    assert coverage_note(Hyperparameters(), filled, num_train) == ""
 
 
 def test_a_training_that_does_not_see_every_example_says_so() -> None:
     filled = _fill(num_train=10**6)
-    note = coverage_note(HyperparameterRequest(), filled, 10**6)
-    assert coverage_note(HyperparameterRequest(num_steps=5), filled, 10**6) == ""
+    note = coverage_note(Hyperparameters(), filled, 10**6)
+    assert coverage_note(Hyperparameters(num_steps=5), filled, 10**6) == ""
     assert note.startswith("16000 steps of 8 see 128000 of the 1000000 training examples (13 %)")
 
 
@@ -83,7 +84,6 @@ def test_epochs_become_steps() -> None:
 @pytest.mark.parametrize(
     ("field", "request_"),
     [
-        ("num_epochs", {"num_epochs": 1, "num_steps": 5}),
         ("num_epochs", {"num_epochs": 10_000, "batch_size": 1, "num_train": 10**6}),
         ("num_virtual_tokens", {"num_virtual_tokens": 255}),
         ("num_virtual_tokens", {"num_virtual_tokens": 5, "source": 6}),
@@ -97,8 +97,6 @@ def test_epochs_become_steps() -> None:
         ("class_weights['so-so']", {"class_weights": {"positive": 2.0, "so-so": 1.0}}),
         ("init.method", {"init": {"method": "LABELS"}, "task": TaskKind.GENERATION}),
         ("init.text", {"init": {"method": "TEXT", "text": " \n"}}),
-        ("init.source_version", {"init": {"method": "FROM_PROMPT"}}),
-        ("init.source_version", {"init": {"method": "RANDOM", "source_version": "prompts/p/versions/1"}}),
     ],
 )
 def test_what_does_not_fit_together_is_refused_by_name(field: str, request_: dict[str, Any]) -> None:
@@ -114,7 +112,7 @@ def test_all_problems_are_reported_at_once() -> None:
 
 
 def test_from_prompt_takes_its_length_from_the_source() -> None:
-    init = Init(method=InitMethod.FROM_PROMPT, source_version="prompts/p/versions/1")
+    init = Init(method=InitMethod.FROM_PROMPT, source="prompts/p/versions/1")
     assert _fill(init=init, source=33).num_virtual_tokens == 33
 
 

@@ -1,0 +1,43 @@
+"""The allowed range of a number, as metadata of a dataclass's field."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from shared.violations import Violations
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A range. `low` and `high` themselves are allowed unless `above_low` or `below_high` is set."""
+
+    low: float
+    high: float = math.inf
+    above_low: bool = False
+    below_high: bool = False
+
+    def contains(self, value: float) -> bool:
+        """Whether a number is finite and within the range."""
+        low = value > self.low if self.above_low else value >= self.low
+        return low and (value < self.high if self.below_high else value <= self.high) and math.isfinite(value)
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.above_low else 'at least'} {self.low:.15g}"
+        if math.isinf(self.high):
+            return low
+        return f"{low} and {'below' if self.below_high else 'at most'} {self.high:.15g}"
+
+
+def bounded(default: Any, low: float, high: float = math.inf, **more: bool) -> Any:
+    """A field whose value is within `Bounds(low, high, **more)`, or None."""
+    return field(default=default, metadata={"bounds": Bounds(low, high, **more)})
+
+
+def check_bounds(value: Any, path: str, violations: Violations) -> None:
+    """Adds a violation for each field of a dataclass that is out of its bounds."""
+    for item in fields(value):
+        bounds, number = item.metadata.get("bounds"), getattr(value, item.name)
+        if bounds is not None and number is not None and not bounds.contains(number):
+            violations.add(f"{path}.{item.name.removesuffix('_seconds')}", f"must be {bounds}, is {number:.15g}")

@@ -1,0 +1,154 @@
+"""`softprompt jobs report`, `compare` and `curve`: what a job's training came to."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import webbrowser
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared.process.standard_streams import is_utf8
+from softprompt.cli.options import JsonOption, TrainerOption, example, job_name, open_client
+from softprompt.cli.output import print_json, show, stderr, stdout, table
+from softprompt.display.chart import MIN_COLUMNS, beside, chart
+
+if TYPE_CHECKING:
+    from softprompt.types.report import JobReport
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job: tuningJobs/<id>, or the id alone.")]
+MetricOption = Annotated[str, typer.Option(help="Held-out metric to draw.")]
+ColumnsOption = Annotated[
+    int | None, typer.Option(min=MIN_COLUMNS, max=500, help="Width of the curves in characters [that of the terminal].")
+]
+_PIPE_COLUMNS, _MAX_COLUMNS, _BESIDE_COLUMNS = 80, 200, 38
+
+
+class Format(StrEnum):
+    """Formats of a report."""
+
+    HTML = "html"
+    JSON = "json"
+    CSV = "csv"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command(epilog=example("softprompt jobs report 01jd3v8e --open"))(report)
+    app.command(epilog=example("softprompt jobs compare 01jd3v8e 01jd4b2k"))(compare)
+    app.command(epilog=example("softprompt jobs curve 01jd3v8e --metric accuracy"))(curve)
+
+
+def report(
+    job: JobArgument,
+    open_: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
+    format: Annotated[
+        Format | None,
+        typer.Option(help="html: a page; json: everything; csv: the held-out answers.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; its name can say the format.")
+    ] = None,
+    trainer: TrainerOption = None,
+) -> None:
+    """Write a job's report: curves, metrics, held-out answers, data, recipe, lineage and cost.
+
+    Prints to stdout, unless --output or --open is given.
+    """
+    from softprompt.report.data import FORMATS, save_report
+
+    if open_ and format not in (None, Format.HTML):
+        raise typer.BadParameter("--open shows the page: leave --format out")
+    named = output.suffix.lower().removeprefix(".") if output is not None else ""
+    kind = Format.HTML if open_ else format or (Format(named) if named in FORMATS else Format.HTML)
+    with open_client(trainer) as client:
+        found = client.job_report(job_name(job))
+    if output is None and not open_:
+        sys.stdout.buffer.write(FORMATS[kind](found).encode())
+        sys.stdout.flush()
+        return
+    if output is None:
+        output = Path(tempfile.mkdtemp(prefix="softprompt-")) / f"{found.job.name.removeprefix('tuningJobs/')}.html"
+    save_report(found, output, kind)
+    stderr().print(f"written to {output}", markup=False, soft_wrap=True)
+    if open_ and not webbrowser.open(output.absolute().as_uri()):
+        stderr().print("no browser was found; open the file yourself", markup=False)
+
+
+def curve(
+    job: JobArgument,
+    metric: MetricOption = "loss",
+    columns: ColumnsOption = None,
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+) -> None:
+    """Draw a job's curve: the training loss and a held-out metric by step."""
+    with open_client(trainer) as client:
+        found = client.job_report(job_name(job), answers=False)
+    if as_json:
+        print_json({"training": found.training, "evaluations": found.evaluations})
+        return
+    _check_metric([found], metric)
+    show(_drawn(found, metric, columns or _columns()))
+
+
+def compare(
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB JOB...", help="Two jobs or more: their names or ids.")],
+    metric: MetricOption = "loss",
+    columns: ColumnsOption = None,
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+) -> None:
+    """Compare jobs: hyperparameters that differ, final metrics with their intervals, and the curves side by side."""
+    from softprompt.report.comparison import differing_settings, final_metrics
+
+    names = list(dict.fromkeys(map(job_name, jobs)))
+    if len(names) < 2:
+        raise typer.BadParameter("name two different jobs or more")
+    with open_client(trainer) as client:
+        reports = [client.job_report(name, answers=False) for name in names]
+    settings, metrics = differing_settings(reports), final_metrics(reports)
+    if as_json:
+        print_json({"jobs": names, "settings": settings, "metrics": metrics})
+        return
+    _check_metric(reports, metric)
+    titles = [report.job.name.removeprefix("tuningJobs/") for report in reports]
+    _show_rows("SETTING", titles, settings) if settings else show("no hyperparameter differs")
+    show("")
+    _show_rows("HELD OUT", titles, metrics) if metrics else show("no job has a result yet")
+    show("")
+    total = columns or _columns()
+    width = min(total, max(_BESIDE_COLUMNS, (total + 2) // len(reports) - 2))
+    show(beside([_drawn(report, metric, width) for report in reports], total, width))
+
+
+def _show_rows(head: str, titles: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+    made = table(head, *titles)
+    for name, values in rows.items():
+        made.add_row(name, *values)
+    show(made)
+
+
+def _drawn(report: JobReport, metric: str, columns: int) -> str:
+    from softprompt.report.curves import held_out_curve, training_curve
+
+    series: dict[str, Any] = {"training loss": training_curve(report)} if metric == "loss" else {}
+    series[f"held-out {metric}"] = held_out_curve(report, metric)
+    title = f"{report.job.name.removeprefix('tuningJobs/')}  {report.job.spec.prompt if report.job.spec else ''}"
+    return chart(title.strip(), series, columns, utf8=is_utf8(sys.stdout))
+
+
+def _check_metric(reports: Sequence[JobReport], metric: str) -> None:
+    from softprompt.report.curves import held_out_metrics
+
+    known = sorted({name for report in reports for name in held_out_metrics(report)} | {"loss"})
+    if metric not in known:
+        raise typer.BadParameter(f"--metric {metric!r} was not evaluated; there are {', '.join(known)}")
+
+
+def _columns() -> int:
+    return min(stdout().width, _MAX_COLUMNS) if stdout().is_terminal else _PIPE_COLUMNS
