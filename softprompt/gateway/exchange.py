@@ -148,6 +148,7 @@ async def _until_disconnected(app: ASGIApp, scope: Scope, receive: Receive, resp
     except asyncio.CancelledError:
         if not has_left:
             working.cancel()
+            await asyncio.wait({working})
             raise
         response.status = DISCONNECTED
     finally:
