@@ -27,7 +27,8 @@ FILES = frozenset(
             "inference_service/test_process.py",
             "inference_service/test_rolling_restart.py",
         ),
-        *("inference_service/engine/kv/test_clean_rows.py", "inference_service/engine/test_correctness.py"),
+        *("inference_service/engine/guide/test_guided.py", "inference_service/engine/kv/test_clean_rows.py"),
+        "inference_service/engine/test_correctness.py",
         *(
             "softprompt/test_demo.py",
             "softprompt/test_hub_models.py",

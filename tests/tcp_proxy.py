@@ -34,7 +34,7 @@ class TcpProxy:
         started.wait(10)
 
     def hang(self) -> None:
-        """From now on nothing is forwarded, on old connections and on new ones; nobody is told."""
+        """From now on nothing is forwarded, on old connections and on new ones, without a sign."""
         self._do(self._flows.clear)
 
     def resume(self) -> None:

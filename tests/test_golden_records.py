@@ -1,4 +1,4 @@
-"""Golden records hold nobody's text and still prove what they are for: this matrix, template, place and model, in every
+"""Golden records hold no user's text and still prove their purpose: this matrix, template, place and model, in every
 dtype.
 """
 

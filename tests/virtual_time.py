@@ -1,6 +1,6 @@
-"""An event loop whose clock jumps: when everybody sleeps, it is at once the time at which the first one wakes.
+"""An event loop whose clock jumps: when all tasks sleep, it is at once the time at which the first one wakes.
 
-For what takes minutes. Nothing in it may wait for a thread or a socket: to the loop, that would be everybody sleeping.
+For what takes minutes. Nothing in it may wait for a thread or a socket: to the loop, all tasks would be asleep.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _JumpingSelector(selectors.SelectSelector):
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0)
         if not ready:
-            assert timeout is not None, "everybody waits for something that virtual time does not bring"
+            assert timeout is not None, "all tasks wait for something that virtual time does not bring"
             self.now += timeout
         return ready
 

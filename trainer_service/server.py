@@ -83,7 +83,6 @@ _CLOSE_SECONDS = 2.0
 _FINISH_BUILDING_SECONDS = 2.0
 """How long a stop waits for a running migration to finish."""
 
-Place = TypeVar("Place")
 Opened = TypeVar("Opened")
 PoolMaker = Callable[[TrainerSettings], WorkerPool]
 

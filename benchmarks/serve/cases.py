@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from benchmarks.serve.field import Field
-from benchmarks.serve.workload import Workload
+from benchmarks.serve.workload import NUM_INPUT, Workload
+from shared.values.guide import Guide
 
 TTFT_PAIRS = 9
 MANY_REQUESTS = 64
@@ -92,6 +94,47 @@ async def _many(field: Field, note: Note) -> None:
     note("over many prompts, tokens/s", await engine.tokens_per_second(many, "many-", MANY_REQUESTS))
 
 
+PEOPLE = Guide(
+    json_schema={
+        "type": "array",
+        "minItems": 100,
+        "items": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "maxLength": 20},
+                "age": {"type": "integer", "minimum": 0, "maximum": 120},
+                "tags": {"type": "array", "items": {"enum": ["a", "b", "c"]}, "minItems": 1, "maxItems": 3},
+            },
+            "required": ["name", "age", "tags"],
+            "additionalProperties": False,
+        },
+    }
+)
+"""Longer than every answer, so that guided answers have as many tokens as free ones."""
+LONG_INPUT = 400
+
+
+async def _guided(field: Field, note: Note) -> None:
+    """Alternates guided and free rounds; the last one mixes both in one batch."""
+    engine = await field.engine()
+    note("compile a guide, s", await engine.compile_seconds(PEOPLE))
+    note("free, tokens/s", await engine.tokens_per_second(field.workload, "few-", 16))
+    note("guided, tokens/s", await engine.tokens_per_second(field.workload, "few-", 16, PEOPLE))
+    free, guided = await asyncio.gather(
+        engine.tokens_per_second(field.workload, "few-", 8),
+        engine.tokens_per_second(field.workload, "few-", 8, PEOPLE),
+    )
+    note("mixed, tokens/s", free + guided)
+
+
+async def _completions(field: Field, note: Note) -> None:
+    engine = await field.engine()
+    workload = Workload.make(engine.table, LONG_INPUT // NUM_INPUT, 1, seed=field.next_seed())
+    long = tuple(token for ids in workload.inputs for token in ids)
+    note("one request with n = 4, s", await engine.completions_seconds(long, "few-0", 4, share=True))
+    note("four requests, s", await engine.completions_seconds(long, "few-0", 4, share=False))
+
+
 _OVER_VLLM = "engine over vLLM"
 CASES = (
     Case("batch-1", "one request", _throughput(1), (Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 1.0),)),
@@ -133,5 +176,17 @@ CASES = (
         f"{MANY_REQUESTS} requests over all prompts loaded, over 8 prompts loaded",
         _many,
         (Goal("many over few", "over many prompts, tokens/s", "over few prompts, tokens/s", 0.9),),
+    ),
+    Case(
+        "guided",
+        "16 requests at once under a JSON Schema, and 16 free ones",
+        _guided,
+        (Goal("guided over free", "guided, tokens/s", "free, tokens/s", 0.9),),
+    ),
+    Case(
+        "completions",
+        f"four completions of an input of {LONG_INPUT} tokens, as one request and as four that don't reuse text",
+        _completions,
+        (Goal("one request over four", "one request with n = 4, s", "four requests, s", 0.8, at_most=True),),
     ),
 )

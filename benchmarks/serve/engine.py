@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from benchmarks.serve.workload import NUM_NEW, Workload
+from inference_service.completions import completion_requests
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.core.request import GenerationRequest
 from inference_service.engine.engine import load_engine
+from inference_service.engine.guide.compiler import GuideCompiler
+from inference_service.engine.guide.matcher import CompiledGuide
 from shared.process.daemon_thread import on_daemon_thread
 from shared.prompt.manifest import GoldenRecord
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.guide import Guide
 from shared.values.sampling import SamplingParams
 
 _ids = itertools.count()
@@ -31,6 +36,7 @@ class EngineContestant:
         config = EngineConfig(max_running=32, max_length=1024, reuse_text_prefixes=False)
         engine = await on_daemon_thread(lambda: load_engine(model, dtype="bfloat16", config=config), "load-model")
         self.table = engine.base.embedding_table
+        self._guides = GuideCompiler(engine.base)
         self._async = AsyncEngine(engine)
         self._async.start()
         torch.set_num_threads(
@@ -61,22 +67,54 @@ class EngineContestant:
         await self._async.unload_prefix("golden")
         return tuple(records)
 
-    async def tokens_per_second(self, workload: Workload, name: str, num_requests: int) -> float:
+    async def tokens_per_second(
+        self, workload: Workload, name: str, num_requests: int, guide: Guide | None = None
+    ) -> float:
+        """Generated tokens per second of requests that arrive together, compilation of the guide included."""
         begun = time.perf_counter()
+        compiled = None if guide is None else await asyncio.to_thread(self._guides.compile, guide)
         counts = await asyncio.gather(
             *(
-                self._stream(workload.inputs[i], f"{name}{i % len(workload.prompts)}", NUM_NEW)
+                self._stream(workload.inputs[i], f"{name}{i % len(workload.prompts)}", NUM_NEW, guide, compiled)
                 for i in range(num_requests)
             )
         )
         return sum(counts) / (time.perf_counter() - begun)
+
+    async def compile_seconds(self, guide: Guide) -> float:
+        """Seconds to compile a guide."""
+        begun = time.perf_counter()
+        await asyncio.to_thread(self._guides.compile, guide)
+        return time.perf_counter() - begun
+
+    async def completions_seconds(self, input_ids: tuple[int, ...], prefix_id: str, num: int, *, share: bool) -> float:
+        """Seconds until `num` completions of one input end, as one request or as separate ones."""
+        begun = time.perf_counter()
+        sampling = SamplingParams(temperature=1.0, seed=1, n=num, max_new_tokens=NUM_NEW, ignore_eos=True)
+        first = GenerationRequest(f"bench-{next(_ids)}", input_ids, sampling, prefix_id)
+        requests = completion_requests(first)
+        if share:
+            await self._drain(*requests)
+        else:
+            await asyncio.gather(*(self._drain(replace(request, group="")) for request in requests))
+        return time.perf_counter() - begun
 
     async def first_token_seconds(self, input_ids: tuple[int, ...], prefix_id: str | None) -> float:
         begun = time.perf_counter()
         await self._stream(input_ids, prefix_id, 1)
         return time.perf_counter() - begun
 
-    async def _stream(self, input_ids: tuple[int, ...], prefix_id: str | None, new: int) -> int:
-        sampling = SamplingParams(temperature=0.0, max_new_tokens=new, ignore_eos=True)
-        request = GenerationRequest(f"bench-{next(_ids)}", input_ids, sampling, prefix_id)
-        return sum([len(delta.token_ids) async for delta in self._async.generate(request)])
+    async def _stream(
+        self,
+        input_ids: tuple[int, ...],
+        prefix_id: str | None,
+        new: int,
+        guide: Guide | None = None,
+        compiled: CompiledGuide | None = None,
+    ) -> int:
+        sampling = SamplingParams(temperature=0.0, max_new_tokens=new, ignore_eos=True, guide=guide)
+        request = GenerationRequest(f"bench-{next(_ids)}", input_ids, sampling, prefix_id, guide=compiled)
+        return await self._drain(request)
+
+    async def _drain(self, *requests: GenerationRequest) -> int:
+        return sum([len(delta.token_ids) async for delta in self._async.generate(*requests)])

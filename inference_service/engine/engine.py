@@ -17,7 +17,9 @@ import torch
 from inference_service.engine.admission import Admission
 from inference_service.engine.build import assemble
 from inference_service.engine.core.config import EngineConfig
+from inference_service.engine.core.guide import GuideProgress
 from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.core.late_masks import late_masks, still_paused
 from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import (
     Delta,
@@ -47,8 +49,6 @@ from shared.prompt.soft_prompt import SoftPrompt
 log = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS = 5
-MASK_WAIT_SECONDS = 0.005
-"""Longest time that a step waits for masks which are not ready when the model has computed it."""
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,11 @@ class Engine:
         outputs, self._early = self._early, []
         outputs += [self._end(sequence, FinishReason.DEADLINE) for sequence in self.scheduler.expired(started)]
         outputs += [self._end(sequence, FinishReason.LENGTH) for sequence in self._loaded()]
-        paused = self._paused()
+        paused = still_paused(self.scheduler.running, self._guide_of)
         plan = self.scheduler.schedule(started)
         if not plan.chunks:
             if paused:  # nothing else can run: wait instead of planning again at once
-                self._late(paused[:1])
+                late_masks(paused[:1], self._guide_of)
             return outputs
         try:
             computed = [(plan, self._compute(plan))]
@@ -289,7 +289,7 @@ class Engine:
         logits = self.runner.run(plan, self.prefixes)
         everything = [chunk.sequence for chunk in plan.chunks if chunk.samples]
         picked, scored = scoring.split(plan.chunks, logits)
-        late = self._late(everything)
+        late = late_masks(everything, self._guide_of)
         sampling = [sequence for sequence in everything if sequence not in late]
         if late:
             picked = picked[[index for index, sequence in enumerate(everything) if sequence not in late]]
@@ -303,24 +303,8 @@ class Engine:
         }
         return _Results(sampling, sampled, late, scored, inputs, self.runner.finite.damaged(plan.chunks))
 
-    def _late(self, sequences: list[RunningRequest]) -> set[RunningRequest]:
-        """The sequences whose mask is not ready although the model has run meanwhile.
-
-        A slow guide delays its own answers and not the step.
-        """
-        until = time.monotonic() + MASK_WAIT_SECONDS
-        guided = [(s, guide) for s in sequences if (guide := self._streams[s.request_id].guide) is not None]
-        return {s for s, guide in guided if not guide.wait(max(0.0, until - time.monotonic()))}
-
-    def _paused(self) -> list[RunningRequest]:
-        """The running sequences that wait for a late mask, without those whose mask has become ready."""
-        paused = []
-        for sequence in self.scheduler.running:
-            if sequence.paused:
-                guide = self._streams[sequence.request_id].guide
-                sequence.paused = guide is not None and not guide.ready
-                paused += [sequence] if sequence.paused else []
-        return paused
+    def _guide_of(self, sequence: RunningRequest) -> GuideProgress | None:
+        return self._streams[sequence.request_id].guide
 
     def _recover(self, plan: StepPlan, error: Exception) -> tuple[list[tuple[StepPlan, _Results]], list[Output]]:
         """Repeat a failed step chunk by chunk. Returns the computed results and the outputs of failed requests."""

@@ -55,11 +55,6 @@ def usable_cpus(root: Path = ROOT) -> int:
     return visible if quota is None else min(visible, max(1, math.floor(quota)))
 
 
-def memory_limit_bytes(root: Path = ROOT) -> int | None:
-    """Memory limit of this process; None: no limit."""
-    return min(_values(_memory_limit, "memory", root), default=None)
-
-
 def memory_left_bytes(root: Path = ROOT) -> int | None:
     """Memory left until the first group reaches its limit; None: no limit. Inactive page cache counts as free."""
     return min(_values(_memory_left, "memory", root), default=None)

@@ -90,7 +90,12 @@ class Template:
     def _check_arguments(self, path: str, violations: Violations) -> None:
         if len(self.arguments) > MAX_ARGUMENTS:
             violations.add(path, f"has {len(self.arguments)} entries; at most {MAX_ARGUMENTS} are allowed")
-        if len(json.dumps(dict(self.arguments))) > MAX_TEMPLATE_CHARS:
+        try:
+            size = len(json.dumps(dict(self.arguments), allow_nan=False))
+        except (ValueError, TypeError) as error:  # NaN, infinity, or an object of a Python caller
+            violations.add(path, f"must be JSON: {str(error)[:80]}")
+            return
+        if size > MAX_TEMPLATE_CHARS:
             violations.add(path, f"must have at most {MAX_TEMPLATE_CHARS} characters as JSON")
         for name in list(self.arguments)[:MAX_ARGUMENTS]:
             if not name.isidentifier() or name in _RESERVED_ARGUMENTS:

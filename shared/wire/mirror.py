@@ -15,9 +15,8 @@ from functools import cache, partial
 from typing import Any, TypeVar, Union
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from shared.errors import InvalidInput
@@ -216,7 +215,7 @@ def _value_reader(descriptor: Descriptor, hint: Any) -> Reader | None:
     if _is_message(descriptor, Duration):
         return read_duration
     if _is_message(descriptor, Struct):
-        return lambda struct, path, violations: MessageToDict(struct)
+        return lambda struct, path, violations: _read_struct(struct)
     if isinstance(hint, type) and is_dataclass(hint):
         return partial(read, hint)
     if descriptor.enum_type is not None:
@@ -230,6 +229,25 @@ def _below(path: str, name: str) -> str:
 
 def _unchanged(value: Any) -> Any:
     return value
+
+
+def _read_struct(struct: Struct) -> dict[str, Any]:
+    """JSON as Python's values. Unlike protobuf's own conversion, it takes numbers that are not finite and values
+    without a kind, which any client may send: checks of the field refuse them by name.
+    """
+    return {name: _read_json(value) for name, value in struct.fields.items()}
+
+
+def _read_json(value: Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return _read_struct(value.struct_value)
+        case "list_value":
+            return [_read_json(item) for item in value.list_value.values]
+        case None | "null_value":
+            return None
+        case kind:
+            return getattr(value, kind)
 
 
 def _is_message(descriptor: Descriptor, kind: type[Message]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.loop_thread import LoopThread
+from softprompt.client.owned_jobs import owns_jobs
 from softprompt.client.security import ClientSecurity
 from softprompt.client.stream import GenerationStream
 from softprompt.client.tuning import OnUpload
@@ -103,6 +104,7 @@ def _documented(client: type[Client]) -> type[Client]:
     return client
 
 
+@owns_jobs
 @_documented
 class Client:
     """AsyncClient with blocking methods. May be used from several threads."""

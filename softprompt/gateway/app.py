@@ -17,6 +17,8 @@ from softprompt.gateway.endpoint import Endpoint
 from softprompt.gateway.errors import api_error
 from softprompt.gateway.metrics import Probes
 from softprompt.gateway.openapi import openapi
+from softprompt.gateway.page.api import PAGE_API
+from softprompt.gateway.page.static_files import static_file
 from softprompt.gateway.settings import GatewaySettings
 
 API: tuple[tuple[str, str, Endpoint], ...] = (
@@ -52,11 +54,13 @@ def create_app(settings: GatewaySettings, backend: Backend, probes: Probes) -> S
 
 
 def _routes() -> Iterator[BaseRoute]:
-    for method, path, one in API:
+    for method, path, one in (*API, *PAGE_API):
         yield Route(path, one.respond, methods=[method])
     yield Route("/openapi.json", _openapi)
     yield Route("/livez", _live)
     yield Route("/readyz", _ready)
+    yield Route("/", static_file)
+    yield Route("/{name}", static_file)
 
 
 async def _openapi(request: Request) -> Response:

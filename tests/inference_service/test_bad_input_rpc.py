@@ -71,6 +71,15 @@ CASES: dict[str, tuple[Change, str]] = {
         lambda r: r.input.template.MergeFrom(common_pb2.Template(format=common_pb2.Template.FORMAT_TEXT, system="x")),
         "input.template.system",
     ),
+    "an argument of a template that is not a number": (
+        lambda r: r.input.template.arguments.update({"x": [{"y": math.nan}]}),
+        "input.template.arguments",
+    ),
+    "an infinite argument of a template": (
+        lambda r: r.input.template.arguments.update({"x": math.inf}),
+        "input.template.arguments",
+    ),
+    "a bias that is not a number": (lambda r: r.sampling.logit_bias.update({3: math.nan}), "sampling.logit_bias[3]"),
     "a huge routing key": (lambda r: setattr(r.input, "routing_key", "x" * 10_000), "input.routing_key"),
 }
 

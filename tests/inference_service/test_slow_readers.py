@@ -32,4 +32,4 @@ async def test_the_engine_does_not_wait_for_slow_readers(replica: Replica, caplo
             assert answer.end.output_tokens == 5
         await until(lambda: len(lines) == 2)
     assert [line["code"] for line in lines] == ["OK", "CANCELLED"], "it ends when its client goes"
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR], "which is nobody's fault"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR], "no error of the service"

@@ -1,4 +1,4 @@
-"""Tenants at the door: a request's priority is capped, and a neighbour that fills the engine stops nobody else's
+"""Tenants at the door: a request's priority is capped, and a neighbour that fills the engine stops no other's
 stream.
 """
 

@@ -110,7 +110,7 @@ def build(kustomization: Path) -> Manifests:
 
 
 def render(overlay: str) -> Manifests:
-    """A copy of its own for whoever asks."""
+    """A copy for each caller."""
     return _rendered(overlay).copy()
 
 

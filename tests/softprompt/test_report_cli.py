@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
+from shared.errors import PreconditionFailed
 from softprompt.client.sync_client import Client
 from softprompt.display.chart import beside, chart
 from tests.softprompt.cli_runner import CliRunner
@@ -76,6 +78,13 @@ def test_the_client_reads_reports(cli: CliRunner, services: Services) -> None:
     with Client(services.trainer_endpoint) as client:
         assert len(client.job_report("tuningJobs/job1").answers) == 12
         assert json.loads(client.job_report("tuningJobs/job1", answers=False).to_json())["answers"] == []
+        job = client.get_job("tuningJobs/job1")
+        assert len(job.report().answers) == 12
+        assert not job.report(answers=False).answers
+        copy = pickle.loads(pickle.dumps(job))
+        assert copy == job
+        with pytest.raises(PreconditionFailed, match="job_report"):
+            copy.report()
 
 
 @pytest.mark.parametrize("columns", [20, 33, 100, 200])

@@ -206,7 +206,7 @@ def test_without_a_home_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     made = tmp_path / f"softprompt-home-{os.getuid()}"
     assert os.environ["HOME"] == str(made)
     assert made.stat().st_mode & 0o777 == 0o700
-    made.chmod(0o777)  # anybody could have made it so
+    made.chmod(0o777)  # any user could have made it so
     ensure_home()
     assert os.environ["HOME"] != str(made)
     assert Path(os.environ["HOME"]).stat().st_mode & 0o777 == 0o700

@@ -37,7 +37,7 @@ class Postgres:
         self._options = [] if synced else ["-F"]
         self._binaries, self._directory = _reachable(binaries, directory), directory
         self._data = directory / "data"
-        # PostgreSQL refuses to run as root, and a container has hardly anybody else.
+        # PostgreSQL refuses to run as root, and a container has hardly any other user.
         self._user = _UNPRIVILEGED_USER if os.getuid() == 0 else None
         self._process: subprocess.Popen[bytes] | None = None
         directory.chmod(0o777)
@@ -91,7 +91,7 @@ class Postgres:
             self._process = None
 
     def create_database(self, name: str, copy_of: str = "template1") -> str:
-        """The URL of a new database: empty, or with what another one holds, which nobody may be connected to."""
+        """The URL of a new database: empty, or with what another one holds, which must have no connections."""
         statement = f"CREATE DATABASE {name} TEMPLATE {copy_of}"
         self._run("psql", "-h", str(self._directory), "-U", "softprompt", "-d", "postgres", "-qc", statement)
         return f"postgresql://softprompt@/{name}?host={self._directory}"

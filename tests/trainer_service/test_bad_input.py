@@ -9,6 +9,8 @@ from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
 from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1.common_pb2 import Message, SamplingParams, Template
 
@@ -79,7 +81,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "spec.validation_dataset.inline.examples[0]",
     ),
     "a dataset name that leaves the store": ({"dataset": pb.DatasetSource(dataset="datasets/../../x")}, "NotFound"),
-    "a dataset nobody uploaded": ({"dataset": pb.DatasetSource(dataset="datasets/sha256-" + "0" * 64)}, "NotFound"),
+    "a dataset that was never uploaded": (
+        {"dataset": pb.DatasetSource(dataset="datasets/sha256-" + "0" * 64)},
+        "NotFound",
+    ),
     "a URI where none are allowed": ({"dataset": pb.DatasetSource(uri="file:///etc/passwd")}, "spec.dataset.uri"),
     "a fraction of 1": ({"validation_fraction": 1.0}, "spec.validation_fraction"),
     "a fraction of 0": ({"validation_fraction": 0.0}, "spec.validation_fraction"),
@@ -178,6 +183,19 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"sampling_defaults": SamplingParams(stop_sequences=["a"] * 10_000)},
         f"{SAMPLING}.stop_sequences",
     ),
+    "an argument of the template that is not a number": (
+        {
+            "template": Template(
+                format=Template.FORMAT_CHAT, arguments=Struct(fields={"x": Value(number_value=math.nan)})
+            )
+        },
+        "spec.template.arguments",
+    ),
+    "a weight that is not a number": (
+        {"hyperparameters": pb.Hyperparameters(class_weights={"a": math.nan})},
+        "spec.hyperparameters.class_weights.a",
+    ),
+    "a deadline beyond the calendar": ({"deadline": Timestamp(seconds=10**15)}, "spec.deadline"),
     "too many annotations": ({"annotations": {str(n): "x" for n in range(33)}}, "spec.annotations"),
     "an annotation without a key": ({"annotations": {"": "x"}}, "spec.annotations['']"),
     "an annotation of a megabyte": ({"annotations": {"a": "x" * (1 << 20)}}, "spec.annotations['a']"),

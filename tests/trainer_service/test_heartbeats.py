@@ -27,7 +27,7 @@ async def test_of_a_queued_job(trainer: RunningTrainer) -> None:
     async with asyncio.timeout(10):
         events: list[Any] = [(await anext(watch)).event for _ in range(4)]
     assert [event.WhichOneof("kind") for event in events] == ["state_changed", *3 * ["heartbeat"]]
-    assert [event.number for event in events] == [1, 1, 1, 1], "whoever resumes from a heartbeat misses nothing"
+    assert [event.number for event in events] == [1, 1, 1, 1], "a watch that resumes from a heartbeat misses nothing"
     assert events[1].heartbeat.interval.ToMilliseconds() == 100
     await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=job.name))
     rest = [item.event.WhichOneof("kind") async for item in watch]

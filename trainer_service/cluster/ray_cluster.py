@@ -92,7 +92,7 @@ class RayCluster:
 
     async def start(self) -> None:
         """Join the cluster. Raises Unavailable if it can't be reached, or rejects this process."""
-        self._set_environment()
+        self.set_environment()
         joined: Future[Mapping[str, float]] = Future()
         # Not the event loop's thread, where Ray would replace the service's signal handlers, nor a thread that may end
         # early: an embedded cluster's processes die with the thread that started them.
@@ -117,6 +117,16 @@ class RayCluster:
             await close_within(_LEAVE_SECONDS, self._member.join, "membership of the Ray cluster")
         if self._watchdog is not None:
             await close_within(_LEAVE_SECONDS, self._watchdog.close, "watchdog of Ray's processes")
+
+    def set_environment(self) -> None:
+        """Set the variables that Ray reads on import. Its ports are open on every interface, so it requires a token."""
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if self.is_embedded:
+            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", _DEAD_HEAD_SECONDS)
+            if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
     def watch_processes(self) -> None:
         """Register all current processes of an embedded Ray with the watchdog. Blocks for milliseconds."""
@@ -153,13 +163,3 @@ class RayCluster:
             return
         self._leaving.wait()
         ray.shutdown()
-
-    def _set_environment(self) -> None:
-        """Set the variables that Ray reads on import. Its ports are open on every interface, so it requires a token."""
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if self.is_embedded:
-            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", _DEAD_HEAD_SECONDS)
-            if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
-                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

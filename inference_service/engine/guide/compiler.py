@@ -72,9 +72,11 @@ def _grammar(guide: Guide) -> dict[str, Any]:
             schema = {}
         if schema is False:
             raise ValueError("no value is valid under the schema false")
-        own = schema.get("x-guidance")
-        options = {"whitespace_pattern": _SPACE_PATTERN, **(own if isinstance(own, dict) else {}), "lenient": False}
-        return {"json_schema": {**schema, "x-guidance": options}}
+        own = schema.get("x-guidance", {})
+        if not isinstance(own, dict):
+            raise ValueError("x-guidance must be an object")
+        space = {} if "whitespace_flexible" in own else {"whitespace_pattern": _SPACE_PATTERN}
+        return {"json_schema": {**schema, "x-guidance": {**space, **own, "lenient": False}}}
     regex = guide.regex if guide.regex is not None else "|".join(map(_literal, guide.choices))
     return {"lark_grammar": f"start: /{regex_to_lark(regex, 'd')}/"}
 

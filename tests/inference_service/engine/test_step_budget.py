@@ -1,4 +1,4 @@
-"""No forward pass carries more positions than a step may have, whoever asks for what; chunks give the numbers that one
+"""No forward pass carries more positions than a step may have, whatever is requested; chunks give the numbers that one
 pass gives.
 """
 

@@ -1,5 +1,5 @@
-"""Base models: on a claim, written by the init containers that download them and by nobody else, the same ones for all,
-pinned, and where the settings look for them.
+"""Base models: on a claim, written only by the init containers that download them, the same ones for all, pinned, and
+where the settings look for them.
 """
 
 from __future__ import annotations

@@ -48,13 +48,14 @@ def _scaled(manifests: Manifests, scaled: Object) -> Iterator[str]:
         yield "ScaledObject: replicas go from more to fewer, or to none"
     for trigger in scaled["spec"]["triggers"]:
         yield from (
-            f"ScaledObject: nobody exports {name}" for name in known_metrics.unknown_in(trigger["metadata"]["query"])
+            f"ScaledObject: no service exports {name}"
+            for name in known_metrics.unknown_in(trigger["metadata"]["query"])
         )
 
 
 def _rule(rule: Object, rules: Object) -> Iterator[str]:
     recorded = {item["record"] for group in rules["spec"]["groups"] for item in group["rules"] if "record" in item}
-    yield from (f"nobody exports {name}" for name in known_metrics.unknown_in(rule["expr"]) - recorded)
+    yield from (f"no service exports {name}" for name in known_metrics.unknown_in(rule["expr"]) - recorded)
     yield from known_metrics.selector_problems(rule["expr"]) if _is_watched(rule, rules) else ()
     if "alert" in rule:
         if rule.get("labels", {}).get("severity") not in ("critical", "warning"):

@@ -12,7 +12,7 @@ from tests.k8s.manifests import Manifests, Object, Pod, ports
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody on the network: a pod of ours (`pod`), of another namespace, or an address outside."""
+    """A peer on the network: a pod of ours (`pod`), of another namespace, or an address outside."""
 
     name: str
     labels: dict[str, str] = field(default_factory=dict)
@@ -36,7 +36,7 @@ def elsewhere(name: str, namespace: str, labels: dict[str, str] | None = None, *
 
 
 def at(name: str, url: str) -> tuple[Peer, int]:
-    """Who answers at a URL, and on which port: a Service of another namespace by its name, else somebody outside."""
+    """Who answers at a URL, and on which port: a Service of another namespace by its name, else a peer outside."""
     parts = urlsplit(url)
     labels = (parts.hostname or "").split(".")
     peer = elsewhere(name, labels[1]) if labels[2:3] == ["svc"] else outside(name, "52.216.1.1")

@@ -58,7 +58,7 @@ def _head(params: dict[str, str]) -> Iterator[str]:
         if params.get(name) != "0":
             yield f"the head offers {name}: training would run on it"
     if params.get("include-dashboard") != "false":
-        yield "the head has a dashboard, which runs code for whoever reaches it"
+        yield "the head has a dashboard, which runs code for everyone who reaches it"
 
 
 def _workers(group: Object, environment: dict[str, str]) -> Iterator[str]:
@@ -68,7 +68,7 @@ def _workers(group: Object, environment: dict[str, str]) -> Iterator[str]:
     if int(limits.get("nvidia.com/gpu", 0)) < int(environment.get("SOFTPROMPT_TRAINER_GPUS_PER_WORKER", "1")):
         yield "have fewer GPUs than the trainer asks for a worker"
     if group["minReplicas"] != 0:
-        yield "hold GPUs while nobody trains"
+        yield "hold GPUs while no job trains"
     wanted = environment.get("SOFTPROMPT_TRAINER_MAX_WORKERS")
     if group["maxReplicas"] < int(wanted or "1"):
         yield f"are at most {group['maxReplicas']}, the trainer would start {wanted}"

@@ -40,7 +40,7 @@ def _open(manifests: Manifests, pod: Pod) -> Iterator[str]:
     """What lets people from outside in unasked."""
     path = PurePosixPath(manifests.environment(pod).get(f"SOFTPROMPT_{pod.name.upper()}_CALLERS_FILE", ""))
     if not path.name:
-        yield "has no callers file: whoever gets past the Gateway may do everything"
+        yield "has no callers file: everyone past the Gateway may do everything"
         return
     mounted = [mount["name"] for mount in pod.main["volumeMounts"] if PurePosixPath(mount["mountPath"]) == path.parent]
     volume: Object = next((volume for volume in pod.spec["volumes"] if volume["name"] in mounted), {})

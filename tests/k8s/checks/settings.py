@@ -41,7 +41,7 @@ def check(manifests: Manifests) -> Iterator[str]:
             names = {*manifests.environment(pod, container), *(item["name"] for item in container.get("env", []))}
             prefix = PREFIXES.get(pod.name, "no prefix")
             unknown = {name for name in names if not name.startswith(prefix)} - OTHER_VARIABLES
-            yield from (f"{pod.name}: the variable {name} is nobody's" for name in sorted(unknown))
+            yield from (f"{pod.name}: the variable {name} is no setting" for name in sorted(unknown))
     for config_map in manifests.of("ConfigMap"):
         for key, value in config_map.get("data", {}).items():
             if re.search(r"(PASSWORD|SECRET|TOKEN|DATABASE_URL)", key):

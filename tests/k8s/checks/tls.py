@@ -15,7 +15,7 @@ def check(manifests: Manifests) -> Iterator[str]:
         certificate = manifests.find("Certificate", f"{name}-tls")
         plaintext = bool(getattr(settings_of(manifests, manifests.pod(name)), "is_plaintext"))  # noqa: B009 - the base class doesn't know it
         if not plaintext and certificate is None:
-            yield f"nobody makes a certificate for {name}"
+            yield f"nothing issues a certificate for {name}"
         for service in manifests.of("Service"):
             if [pod.name for pod in manifests.selected(service["spec"]["selector"])] == [name]:
                 yield from _protocol(service, plaintext)

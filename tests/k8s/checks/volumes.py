@@ -15,7 +15,7 @@ def check(manifests: Manifests) -> Iterator[str]:
         yield from (f"{pod.name}: {problem}" for problem in _paths(manifests, pod))
     yield from _access(manifests)
     used = {claim for pod in manifests.pods for claim, _ in _claims(pod)}
-    yield from (f"nobody mounts the claim {name}" for name in _names(manifests) - used)
+    yield from (f"no pod mounts the claim {name}" for name in _names(manifests) - used)
 
 
 def _names(manifests: Manifests) -> set[str]:

@@ -56,7 +56,7 @@ FAULTS: Faults = {
         "references",
         lambda m: cluster(m)["spec"].pop("authOptions"),
     ),
-    "a certificate nobody issues": ("ha", "references", lambda m: remove(m, "Issuer", "softprompt-ca")),
+    "a certificate that nothing issues": ("ha", "references", lambda m: remove(m, "Issuer", "softprompt-ca")),
     "a budget for nobody": (
         "gpu",
         "references",

@@ -92,7 +92,7 @@ FAULTS: Faults = {
     ),
     "a driver without a token": ("gpu", "ray", lambda m: drop(m.pod("trainer").main["env"], name="RAY_AUTH_TOKEN")),
     "a driver without a raylet": ("gpu", "ray", lambda m: m.pod("trainer").main.pop("args")),
-    "GPUs held while nobody trains": ("gpu", "ray", lambda m: worker(m).update(minReplicas=1)),
+    "GPUs held while no job trains": ("gpu", "ray", lambda m: worker(m).update(minReplicas=1)),
     "a worker of two GPUs on nodes of one": (
         "gpu",
         "ray",
@@ -103,7 +103,7 @@ FAULTS: Faults = {
         "ray",
         lambda m: worker(m)["template"]["spec"].pop("restartPolicy"),
     ),
-    "a dashboard that runs anybody's code": (
+    "a dashboard that runs everyone's code": (
         "gpu",
         "ray",
         lambda m: head(m)["rayStartParams"].pop("include-dashboard"),
@@ -117,7 +117,7 @@ FAULTS: Faults = {
     ),
     "no names are resolved": ("gpu", "network", lambda m: remove(m, "NetworkPolicy", "dns")),
     "workers cut off from the head": ("gpu", "network", lambda m: remove(m, "NetworkPolicy", "ray-members")),
-    "open to everybody": ("gpu", "network", lambda m: policy_rule(m, "trainer-calls", "ingress").pop("from")),
+    "open to everyone": ("gpu", "network", lambda m: policy_rule(m, "trainer-calls", "ingress").pop("from")),
     "Prometheus shut out": (
         "gpu",
         "network",
@@ -181,7 +181,7 @@ FAULTS: Faults = {
         "network",
         lambda m: policy_rule(m, "https", "egress")["to"][0]["ipBlock"].pop("except"),
     ),
-    "Ray's ports for everybody in the namespace": (
+    "Ray's ports for every pod of the namespace": (
         "gpu",
         "network",
         lambda m: policy_rule(m, "ray-members", "ingress")["from"][0].update(podSelector={}),
@@ -200,7 +200,7 @@ FAULTS: Faults = {
             name="inference", port=50052
         ),
     ),
-    "a route to a service that lets everybody do everything": (
+    "a route to a service that lets everyone do everything": (
         "gpu-s3",
         "routes",
         lambda m: env(m, "inference").pop("SOFTPROMPT_INFERENCE_CALLERS_FILE"),
@@ -222,7 +222,7 @@ FAULTS: Faults = {
         "monitoring",
         lambda m: m.get("ScaledObject", "inference")["spec"]["scaleTargetRef"].update(name="generation"),
     ),
-    "scaling by a metric that nobody exports": (
+    "scaling by a metric that no service exports": (
         "ha",
         "monitoring",
         lambda m: m.get("ScaledObject", "inference")["spec"]["triggers"][0]["metadata"].update(
@@ -236,7 +236,7 @@ FAULTS: Faults = {
             {"name": "metrics", "port": 9092, "targetPort": "metrics"}
         ),
     ),
-    "an alert about a metric that nobody exports": (
+    "an alert about a metric that no service exports": (
         "gpu",
         "monitoring",
         lambda m: m.get("PrometheusRule", "softprompt")["spec"]["groups"][1]["rules"][0].update(

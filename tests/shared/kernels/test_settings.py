@@ -1,4 +1,4 @@
-"""Native libraries behave as the services want it, in every process that runs them, unless whoever started it said
+"""Native libraries behave as the services want it, in every process that runs them, unless its environment says
 otherwise.
 """
 

@@ -14,7 +14,6 @@ import pytest
 from shared.process.container_limits import (
     cpu_quota,
     memory_left_bytes,
-    memory_limit_bytes,
     out_of_memory_counts,
     usable_cpus,
 )
@@ -43,8 +42,8 @@ def tree(root: Path, membership: str, mounts: dict[str, tuple[str, str, str]], f
     return root
 
 
-def limits(root: Path) -> tuple[float | None, int | None, int | None]:
-    return cpu_quota(root), memory_limit_bytes(root), memory_left_bytes(root)
+def limits(root: Path) -> tuple[float | None, int | None]:
+    return cpu_quota(root), memory_left_bytes(root)
 
 
 def test_v2_in_a_container_that_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
@@ -54,7 +53,7 @@ def test_v2_in_a_container_that_sees_its_own_group_as_the_root(tmp_path: Path) -
         "/sys/fs/cgroup/memory.current": "700",
         "/sys/fs/cgroup/memory.stat": "anon 500\ninactive_file 200",
     }
-    assert limits(tree(tmp_path, "0::/", V2, files)) == (1.5, 1000, 500)
+    assert limits(tree(tmp_path, "0::/", V2, files)) == (1.5, 500)
     assert usable_cpus(tmp_path) == 1
     assert out_of_memory_counts(tmp_path) == tmp_path / "sys/fs/cgroup/memory.events"
 
@@ -72,7 +71,7 @@ def test_v2_nested_the_smallest_limit_of_all_ancestors_binds(tmp_path: Path) -> 
         f"{base}/kube/memory.max": "9000",
         f"{base}/kube/memory.current": "8000",
     }
-    assert limits(tree(tmp_path, "0::/kube/pod/box", V2, files)) == (2.0, 5000, 1000)
+    assert limits(tree(tmp_path, "0::/kube/pod/box", V2, files)) == (2.0, 1000)
 
 
 def v1(group: str, quota: str, period: str, limit: str, usage: str, stat: str = "") -> dict[str, str]:
@@ -93,7 +92,7 @@ def test_v1_nested(tmp_path: Path, mounts: dict[str, tuple[str, str, str]]) -> N
         **v1("", "-1", "100000", UNLIMITED_V1, "100000"),
     }
     membership = "5:memory:/box/inner\n4:cpu,cpuacct:/box/inner\n1:name=systemd:/\n0::/"
-    assert limits(tree(tmp_path, membership, mounts, files)) == (3.0, 5000, 900)
+    assert limits(tree(tmp_path, membership, mounts, files)) == (3.0, 900)
     assert out_of_memory_counts(tmp_path) == tmp_path / "sys/fs/cgroup/memory/box/inner/memory.oom_control"
 
 
@@ -102,16 +101,16 @@ def test_v1_in_a_container_whose_group_is_mounted_as_the_root(tmp_path: Path) ->
     mounts = {point: ("/docker/abc", kind, options) for point, (_, kind, options) in V1.items()}
     files = {**v1("", "100000", "100000", "6000", "1000"), **v1("/child", "-1", "100000", "3000", "2500")}
     outside = "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc"
-    assert limits(tree(tmp_path / "own", outside, mounts, files)) == (1.0, 6000, 5000)
+    assert limits(tree(tmp_path / "own", outside, mounts, files)) == (1.0, 5000)
     nested = "5:memory:/docker/abc/child\n4:cpu,cpuacct:/docker/abc/child"
-    assert limits(tree(tmp_path / "nested", nested, mounts, files)) == (1.0, 3000, 500)
+    assert limits(tree(tmp_path / "nested", nested, mounts, files)) == (1.0, 500)
     elsewhere = "5:memory:/docker/other\n4:cpu,cpuacct:/../other"
-    assert limits(tree(tmp_path / "elsewhere", elsewhere, mounts, files)) == (1.0, 6000, 5000)
+    assert limits(tree(tmp_path / "elsewhere", elsewhere, mounts, files)) == (1.0, 5000)
 
 
 def test_v1_a_limit_of_an_ancestor_that_is_not_mounted(tmp_path: Path) -> None:
     files = v1("", "-1", "100000", UNLIMITED_V1, "100", "hierarchical_memory_limit 4000\ntotal_inactive_file 0")
-    assert limits(tree(tmp_path, "5:memory:/\n4:cpu,cpuacct:/", V1, files)) == (None, 4000, 3900)
+    assert limits(tree(tmp_path, "5:memory:/\n4:cpu,cpuacct:/", V1, files)) == (None, 3900)
 
 
 @pytest.mark.parametrize(("quota", "threads"), [("50000", 1), ("100000", 1), ("199999", 1), ("100000000", None)])
@@ -136,19 +135,19 @@ def test_threads_are_the_quota_rounded_down_and_at_least_one(tmp_path: Path, quo
     ],
 )
 def test_what_can_not_be_read_is_no_limit(tmp_path: Path, files: dict[str, str]) -> None:
-    assert limits(tree(tmp_path, "0::/", V2, files)) == (None, None, None)
+    assert limits(tree(tmp_path, "0::/", V2, files)) == (None, None)
 
 
 def test_a_machine_without_control_groups(tmp_path: Path) -> None:
-    assert limits(tmp_path) == (None, None, None)
+    assert limits(tmp_path) == (None, None)
     assert out_of_memory_counts(tmp_path) is None
     assert usable_cpus(tmp_path) == len(os.sched_getaffinity(0))
-    assert limits(tree(tmp_path, "nonsense\n\n0::/", {}, {})) == (None, None, None)
+    assert limits(tree(tmp_path, "nonsense\n\n0::/", {}, {})) == (None, None)
 
 
 def test_more_used_than_allowed_leaves_nothing(tmp_path: Path) -> None:
     files = {"/sys/fs/cgroup/memory.max": "1000", "/sys/fs/cgroup/memory.current": "1200"}
-    assert limits(tree(tmp_path, "0::/", V2, files)) == (None, 1000, 0)
+    assert limits(tree(tmp_path, "0::/", V2, files)) == (None, 0)
 
 
 JOIN_AND_TELL = """
@@ -156,13 +155,13 @@ import os, sys
 for file in sys.argv[1:]:
     open(file, "w").write(str(os.getpid()))
 from shared.process.threads import limit_threads, set_torch_threads
-from shared.process.container_limits import cpu_quota, memory_limit_bytes, memory_left_bytes
+from shared.process.container_limits import cpu_quota, memory_left_bytes
 os.environ.pop("OMP_NUM_THREADS", None)
 os.environ.pop("MKL_NUM_THREADS", None)
 limit_threads()
 import torch
 set_torch_threads()
-print(cpu_quota(), memory_limit_bytes(), memory_left_bytes() < memory_limit_bytes(), os.environ["OMP_NUM_THREADS"],
+print(cpu_quota(), 0 < memory_left_bytes() < 4 << 30, os.environ["OMP_NUM_THREADS"],
       torch.get_num_threads(), torch.get_num_interop_threads())
 """
 
@@ -172,4 +171,4 @@ def test_a_real_group_with_a_quota_of_one_and_a_half_processors() -> None:
     with control_group(quota="150000", memory_bytes=4 << 30) as joined:
         command = [sys.executable, "-c", JOIN_AND_TELL, *map(str, joined)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.stdout.split(), done.returncode) == (["1.5", str(4 << 30), "True", "1", "1", "1"], 0), done.stderr
+    assert (done.stdout.split(), done.returncode) == (["1.5", "True", "1", "1", "1"], 0), done.stderr

@@ -85,7 +85,7 @@ async def test_a_caller_that_paused_and_a_token_of_the_file_never_seen_before_ar
         pass
     assert await outcome(authenticator, TOKEN) == "shop"
     assert await outcome(authenticator, JWT) == "boss"
-    assert await outcome(authenticator, NEW_JWT) == "Overloaded", "what nobody knows yet waits"
+    assert await outcome(authenticator, NEW_JWT) == "Overloaded", "an unknown token waits"
     clock.now += VALID_SECONDS
     while await outcome(authenticator, new_token()) != "Overloaded":
         pass

@@ -61,7 +61,7 @@ def test_a_callers_file_that_is_wrong_stops_the_start(tmp_path: Path, callers: l
 
 
 def test_what_a_wrong_callers_file_holds_is_not_repeated(tmp_path: Path) -> None:
-    token = new_token()  # somebody put the token itself where its hash belongs
+    token = new_token()  # the token itself where its hash belongs
     with pytest.raises(ConfigError) as caught:
         CallersFile(write(tmp_path / "callers.json", {"name": "a", "roles": ["viewer"], "token_sha256": [token]}))
     assert token not in str(caught.value)

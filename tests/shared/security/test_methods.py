@@ -35,7 +35,7 @@ def test_every_method_of_every_service_is_in_the_table() -> None:
 
 
 def _naming_a_prompt(request: Any) -> Any:
-    """The request with somebody else's prompt in whatever field it has for one."""
+    """The request with another caller's prompt in whatever field it has for one."""
     for field in ("name", "parent", "prompt"):
         if field in request.DESCRIPTOR.fields_by_name:
             setattr(request, field, "prompts/theirs")

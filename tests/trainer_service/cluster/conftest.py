@@ -14,7 +14,7 @@ class SharedCluster(RayCluster):
     """Outlives the pools that use it."""
 
     async def start(self) -> None:
-        if self._member is None:
+        if not self.resources:
             await super().start()
 
     async def close(self) -> None: ...
@@ -26,7 +26,7 @@ class SharedCluster(RayCluster):
 @pytest.fixture(scope="session", autouse=True)
 def ray_environment() -> None:
     """Ray reads it when it is imported, which some tests do before one is started."""
-    RayCluster()._set_environment()
+    RayCluster().set_environment()
 
 
 @pytest.fixture(scope="session")

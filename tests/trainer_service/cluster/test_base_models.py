@@ -1,4 +1,4 @@
-"""Real workers of two base models on a real Ray, with room for one of them: who goes where, and that nobody stays."""
+"""Real workers of two base models on a real Ray with room for one: which worker takes which job, and that all end."""
 
 from __future__ import annotations
 

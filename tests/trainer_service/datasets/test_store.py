@@ -224,7 +224,7 @@ def test_nothing_else_can_be_reached(tmp_path: Path, root: Path, uri: str) -> No
 
 
 def test_a_folder_swapped_for_a_link_while_opening_leads_nowhere(tmp_path: Path, root: Path) -> None:
-    """The check and the opening can't be told different stories: whoever wins, the secret is never read."""
+    """The check and the opening can't be told different stories: in either order, the secret is never read."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "data set.jsonl").write_bytes(b"secret")

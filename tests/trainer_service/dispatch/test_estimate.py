@@ -95,7 +95,7 @@ def test_nothing_is_guessed_where_nothing_is_known() -> None:
     nothing = Pace(launch_seconds={"a": 10.0})
     assert guess(queue("a", "a"), worker("a", None, None)) == {}
     assert guess(queue("a", "a"), worker("a"), pace=nothing, max_jobs_per_worker=1) == {"0": 0}, (
-        "nobody knows how long the first takes"
+        "the duration of the first is unknown"
     )
     assert guess(queue("b"), worker("a", None)) == {}
     assert guess(queue("a"), worker("a", ready_at=None)) == {}

@@ -58,7 +58,7 @@ async def test_leases_are_renewed_again_after_the_database_was_away(
     def refuse(self: JobStore, owner: str, lease_until: float) -> None:
         if len(refused) < 2:
             refused.append(lease_until)
-            raise Unavailable("the job database is unavailable") if refused[1:] else ValueError("nobody foresaw that")
+            raise Unavailable("the job database is unavailable") if refused[1:] else ValueError("unforeseen")
         renew(self, owner, lease_until)
 
     monkeypatch.setattr(JobStore, "renew", refuse)

@@ -67,9 +67,7 @@ def test_the_oldest_job_is_not_starved_by_another_base_model() -> None:
 def test_a_job_that_must_be_alone_gets_an_unused_worker() -> None:
     head = QueueHead("a", 1.0, 1, exclusive=1)
     assert round_of([head], [worker("w", num_jobs=1)]) == Plan(launches=("a",))
-    assert round_of([head], [worker("w", num_jobs=1)], max_workers=1) == Plan(), (
-        "it waits until nobody uses the only one"
-    )
+    assert round_of([head], [worker("w", num_jobs=1)], max_workers=1) == Plan(), "it waits until the only one is free"
     assert round_of([head], [worker("w")], max_workers=1) == Plan(launches=("a",), stops=("w",))
     assert round_of([head], [worker("w", ready=False, fresh=True)]) == Plan()
     assert round_of([head], [worker("w", fresh=True)], max_workers=1).claims == (Claim("w", "a", 1, exclusive=True),)

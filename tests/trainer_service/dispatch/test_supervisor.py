@@ -26,7 +26,7 @@ QUICK = {"step_seconds": 2.0, "poll_seconds": 0.1}
 
 
 class Hanging(ScriptedTrainer):
-    """From the third step on it waits for something that nobody does until the test ends."""
+    """From the third step on it waits until the test ends."""
 
     def __init__(self, released: threading.Event) -> None:
         super().__init__()

@@ -63,7 +63,7 @@ def test_a_job_and_the_deletion_of_its_dataset_race(place: Place) -> None:
 
 
 def test_an_upload_and_the_removal_of_the_same_bytes_race(place: Place) -> None:
-    """Whoever has a dataset has its bytes, whatever another tenant removes meanwhile."""
+    """A tenant that has a dataset has its bytes, whatever another tenant removes meanwhile."""
     with ThreadPoolExecutor(2) as threads:
         for attempt in range(25):
             name, gate = place.add_dataset(ACME, f"race {attempt}"), threading.Barrier(2)

@@ -1,4 +1,4 @@
-"""A finished job moves its alias only if nobody has decided about the alias since the job was created."""
+"""A finished job moves its alias only if the alias was not decided about since the job was created."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def test_only_the_attempt_that_has_the_job_holds_it(store: JobStore) -> None:
     for attempt, owner in ((0, "me"), (2, "me"), (1, "other")):
         with pytest.raises(StaleAttempt):
             store.hold(job.id, attempt, owner, now + 60)
-    assert store.hold(job.id, 1, "me", now + 60) is JobState.RUNNING, "it ran out, but nobody took it"
+    assert store.hold(job.id, 1, "me", now + 60) is JobState.RUNNING, "it ran out, but no other replica took it"
     assert store.take_back(lambda old: old, lease_before=now + 59) == []
     store.change(job.id, lambda old: transitions.cancel(old, time.time()))
     assert store.hold(job.id, 1, "me", now + 60) is JobState.CANCELLING

@@ -1,4 +1,4 @@
-"""Jobs in one cohort: the same trajectory as alone, exact resume, and departure that touches nobody else."""
+"""Jobs in one cohort: the same trajectory as alone, exact resume, and departure that touches no other job."""
 
 from __future__ import annotations
 

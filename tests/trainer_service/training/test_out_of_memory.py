@@ -1,4 +1,4 @@
-"""Out of memory: the job to blame is found before anybody else gets less, and what everybody gets grows back."""
+"""Out of memory: the job that causes it is found before any other gets less, and the budget grows back."""
 
 from __future__ import annotations
 

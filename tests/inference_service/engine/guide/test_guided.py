@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders
 
 from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest
 from inference_service.engine.engine import Engine
 from inference_service.engine.guide.compiler import GuideCompiler
+from inference_service.engine.guide.matcher import CompiledGuide
 from shared.errors import InvalidInput
 from shared.values.guide import Guide
 from shared.values.sampling import SamplingParams
 from tests.inference_service.engine.builders import drain, run_one, small_config, soft_prompt, tiny_base
+from tests.inference_service.engine.text.test_text import fallback_tokenizer
 
 IDS = (7, 8, 9, 10, 11)
 END = 1
@@ -81,6 +86,13 @@ def test_an_answer_is_valid_under_its_schema(
     else:
         assert found.finish_reason is FinishReason.LENGTH
         assert len(found.token_ids) == 200
+
+
+def test_a_schema_can_forbid_white_space(engine: Engine, compiler: GuideCompiler) -> None:
+    schema = {"type": "array", "items": {"enum": [1]}, "minItems": 4, "maxItems": 4}
+    assert " " in "".join(answer(engine, compiler, Guide(json_schema=schema), seed=seed).text for seed in range(4))
+    schema["x-guidance"] = {"whitespace_flexible": False}
+    assert answer(engine, compiler, Guide(json_schema=schema)).text == "[1,1,1,1]"
 
 
 REGEXES = st.recursive(
@@ -226,6 +238,7 @@ BAD: dict[str, tuple[Guide, str]] = {
     "an unclosed group": (Guide(regex="(a"), "regex"),
     "a keyword without support": (Guide(json_schema={"not": {"type": "string"}}), "json_schema"),
     "the same, leniently": (Guide(json_schema={"not": {}, "x-guidance": {"lenient": True}}), "json_schema"),
+    "options of the wrong kind": (Guide(json_schema={"x-guidance": 3}), "json_schema"),
     "an unknown format": (Guide(json_schema={"type": "string", "format": "colour"}), "json_schema"),
     "an unknown type": (Guide(json_schema={"type": "colour"}), "json_schema"),
     "no value at all": (Guide(json_schema=False), "json_schema"),
@@ -292,3 +305,64 @@ def test_a_guide_that_becomes_too_complex_ends_its_own_answer_only(engine: Engin
     assert found["bad"].finish_reason in (FinishReason.ERROR, FinishReason.LENGTH)
     if found["bad"].finish_reason is FinishReason.ERROR:
         assert "complex" in found["bad"].error
+
+
+def test_a_slow_guide_delays_only_its_own_answer(compiler: GuideCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.from_base_model(tiny_base(), small_config(max_length=256))
+    expected = answer(engine, compiler, SUMS, max_new_tokens=20)
+    go_on, next_mask = threading.Event(), CompiledGuide.next_mask
+
+    def slowly(self: CompiledGuide, matcher: Any, token_id: int) -> Any:
+        go_on.wait(60)
+        return next_mask(self, matcher, token_id)
+
+    monkeypatch.setattr(CompiledGuide, "next_mask", slowly)
+    request = GenerationRequest("slow", IDS, params(SUMS, max_new_tokens=20), guide=compiler.compile(SUMS))
+    engine.submit(request)
+    engine.submit(GenerationRequest("free", IDS, params(None, ignore_eos=True, max_new_tokens=40)))
+    deltas: dict[str, list[Delta]] = {"slow": [], "free": []}
+    while not (deltas["free"] and deltas["free"][-1].finish_reason):
+        for output in engine.step():
+            deltas[output.request_id].append(output.delta)
+    assert len(deltas["slow"]) == 1, "its first mask was there, the second is late"
+    assert not engine.step(), "nothing can be computed"
+    go_on.set()
+    rest = drain(engine)["slow"]
+    assert deltas["slow"][0].token_ids + rest.token_ids == expected.token_ids
+
+
+def test_cancelling_a_request_whose_mask_is_late_frees_it(
+    compiler: GuideCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine.from_base_model(tiny_base(), small_config(max_length=256))
+    go_on = threading.Event()
+    monkeypatch.setattr(CompiledGuide, "next_mask", lambda self, matcher, token_id: go_on.wait(60) and self.mask)
+    engine.submit(GenerationRequest("slow", IDS, params(SUMS), guide=compiler.compile(SUMS)))
+    while not engine.step():
+        pass
+    engine.step()
+    engine.cancel("slow")
+    go_on.set()
+    assert not engine.has_work
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize("strips", [False, True])
+def test_sentencepiece_tokens_give_the_form_with_and_without_a_stripped_space(strips: bool) -> None:
+    tokenizer = fallback_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "</s>"})
+    if strips:
+        steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        tokenizer.backend_tokenizer.decoder = decoders.Sequence(steps)
+    base = tiny_base(vocab_size=300, eos_token_id=262)
+    info = replace(base.info, vocab_size=300)
+    engine = Engine.from_base_model(replace(base, tokenizer=tokenizer, info=info), small_config(max_length=256))
+    compiler = GuideCompiler(engine.base)
+    assert compiler.leading_spaces == int(strips)
+    for seed, choice in enumerate(["a ab b", " a", "\u00e9\U0001f642 a", "</s>", "<0x41>"]):
+        for lead in ("", " "):
+            found = answer(engine, compiler, Guide(choices=(choice, "bb")), lead, seed=seed, temperature=1.5)
+            assert found.text in (lead + choice, lead + "bb")
+            assert found.finish_reason is FinishReason.EOS
+    matched = answer(engine, compiler, Guide(regex="(a|\u00e9| ){5}"))
+    assert re.fullmatch("(a|\u00e9| ){5}", matched.text)

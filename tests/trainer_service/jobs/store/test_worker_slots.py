@@ -65,7 +65,7 @@ def test_each_gets_an_equal_part_and_what_is_left_if_no_other_takes_it(database:
     assert share(database, "a", 4) == (2, False)
     assert share(database, "a", 4, beyond=True) == (4, False)
     assert share(database, "b", 3) == (0, False), "a does not lack any"
-    assert share(database, "a", 4) == (4, True), "nobody is made to give back what it uses"
+    assert share(database, "a", 4) == (4, True), "no replica has to give back what it uses"
     assert share(database, "a", 3) == (3, True)
     assert share(database, "a", 4, beyond=True) == (3, True), "b has less than its part"
     assert share(database, "a", 3) == (3, True)

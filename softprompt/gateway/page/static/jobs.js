@@ -1,0 +1,132 @@
+// Jobs: the list, one job with its live curve, and several jobs beside each other.
+import { call, curve, doing, events, get, h, id, number, post, replace, span, table, time } from "./lib.js";
+
+const FINAL = ["SUCCEEDED", "FAILED", "CANCELLED"];
+const short = (name) => id(name).slice(0, 8);
+const state = (value) => h("span", { className: `state ${value === "FAILED" ? "bad" : value === "SUCCEEDED" ? "good" : ""}` }, value.toLowerCase());
+
+export async function jobs(main, { signal }) {
+  const found = await get("/api/jobs", signal);
+  const picked = new Set();
+  const button = h("button", { type: "button", disabled: true, onclick: () => { location.hash = `#/compare?${[...picked].map((one) => `job=${one}`).join("&")}`; } }, "Compare");
+  replace(main, h("h1", {}, "Jobs"),
+    table(["", "Prompt", "State", "Progress", "Created", ""], found.map((one) => [
+      h("input", { type: "checkbox", "aria-label": `choose ${short(one.name)}`, onchange: (event) => { event.target.checked ? picked.add(id(one.name)) : picked.delete(id(one.name)); button.disabled = picked.size < 2; } }),
+      one.spec?.prompt ?? "", state(one.state), one.progress ? `${one.progress.step} of ${one.progress.num_steps}` : "", time(one.create_time),
+      h("a", { href: `#/job/${id(one.name)}` }, "Open")]), "No jobs yet."), button);
+}
+
+export async function job(main, { rest: [name], signal }) {
+  let now = await get(`/api/jobs/${name}`, signal);
+  const steps = [], heldOut = [], notes = [];
+  const head = h("div"), picture = h("div"), body = h("div", { "aria-live": "polite" });
+  replace(main, h("h1", {}, `Job ${name.slice(0, 8)} for ${now.spec?.prompt ?? ""}`), head, picture, body);
+
+  const act = (action) => h("button", { type: "button", onclick: doing(async () => { now = await post(`/api/jobs/${name}/${action}`); draw(); }) }, action[0].toUpperCase() + action.slice(1));
+  function draw() {
+    const { progress, result, error } = now;
+    const over = FINAL.includes(now.state);
+    const left = progress?.estimated_end_time && !over ? (new Date(progress.estimated_end_time) - Date.now()) / 1000 : null;
+    replace(head, h("p", { className: "row" }, state(now.state),
+      now.state === "QUEUED" && now.queue_position ? h("span", {}, `number ${now.queue_position} in the queue`) : null,
+      left > 0 ? h("span", {}, `about ${span(left)} left`) : null,
+      !over && now.state !== "PAUSED" ? act("pause") : null, now.state === "PAUSED" ? act("resume") : null, !over ? act("cancel") : null),
+      progress?.num_steps ? h("label", {}, `${progress.step} of ${progress.num_steps} steps`, h("progress", { max: progress.num_steps, value: progress.step })) : null,
+      error ? h("p", { className: "bad" }, `${error.code}: ${error.message}`) : null);
+    replace(picture, curve([{ name: "training", points: steps }, { name: "held-out", points: heldOut }]));
+    replace(body, result ? outcome(result) : null,
+      notes.length ? [h("h2", {}, "Notes"), h("ul", { className: "plain" }, notes.map((text) => h("li", {}, text)))] : null,
+      now.dataset_statistics ? h("p", { className: "hint" }, dataLine(now.dataset_statistics)) : null);
+  }
+  draw();
+  (async () => {
+    let after = 0;
+    while (!signal.aborted) {
+      try {
+        for await (const one of events(await call(`/api/jobs/${name}/events?after=${after}`, { signal }))) {
+          after = one.number;
+          if (one.kind === "ProgressMade") { steps.push([one.progress.step, one.progress.train_loss]); now = { ...now, progress: one.progress }; }
+          if (one.kind === "Evaluated") heldOut.push([one.step, one.metrics.loss]);
+          if (one.kind === "Note") notes.push(one.text);
+          if (one.kind === "StateChanged") now = one.job;
+          soon(draw);
+        }
+        now = await get(`/api/jobs/${name}`, signal);
+        draw();
+        if (FINAL.includes(now.state)) return answers(body, name, signal);
+      } catch { /* a lost connection; the events go on after the last number */ }
+      await new Promise((done) => setTimeout(done, 1000));
+    }
+  })();
+}
+
+let drawing = false;
+/** At most one drawing for each frame: past events arrive by the thousand. */
+function soon(draw) {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => { drawing = false; draw(); });
+}
+
+function outcome(result) {
+  return h("section", { className: "panel" }, h("h2", {}, result.published ? `Published as ${result.version.split("/")[1]}@${result.version.split("/").at(-1)}` : "Not published"),
+    h("p", {}, result.verdict), result.gate_decision ? h("p", { className: "hint" }, result.gate_decision) : null, result.serving ? h("p", { className: "hint" }, result.serving) : null,
+    table(["Compared with", "Metric", "This prompt", "The other", "Better by", "95 % interval"], result.comparisons.map((one) => [one.rival.replaceAll("_", " "), one.metric, number(one.value), number(one.rival_value),
+      h("td", { className: one.beats ? "good" : one.difference < 0 ? "bad" : "" }, number(one.difference)), one.low === null ? "too few examples" : `${number(one.low)} to ${number(one.high)}`]), "No comparisons."),
+    result.published ? h("a", { href: `#/play?left=${encodeURIComponent(result.version.split("/")[1])}` }, "Try it in the playground") : null);
+}
+
+function dataLine(data) {
+  const parts = [`${data.num_train} examples to train`, `${data.num_validation} held out`];
+  if (data.num_duplicates) parts.push(`${data.num_duplicates} repeated`);
+  if (data.num_contradictions) parts.push(`${data.num_contradictions} contradict each other`);
+  if (data.num_overlapping) parts.push(`${data.num_overlapping} held-out examples are also in the training part`);
+  return `${parts.join(", ")}.`;
+}
+
+const MODELS = [["tuned", "Tuned"], ["current", "Version before"], ["few_shot", "Few-shot"], ["instructed", "Instructed"], ["bare", "Bare"]];
+
+async function answers(body, name, signal) {
+  const report = await get(`/api/jobs/${name}/report`, signal).catch(() => null);
+  const found = report?.answers ?? [];
+  if (!found.length) return;
+  const shown = MODELS.filter(([key]) => found.some((one) => one[key]));
+  const base = (one) => (one.current ?? one.bare)?.loss ?? 0;
+  found.sort((a, b) => (b.tuned?.loss ?? 0) - base(b) - ((a.tuned?.loss ?? 0) - base(a)));
+  const cell = (answer) => h("td", { className: `text ${answer?.correct === true ? "good" : answer?.correct === false ? "bad" : ""}` }, answer ? (answer.text ?? `loss ${number(answer.loss)}`) : "");
+  const kind = report.job.effective_spec?.labels?.length ? "label" : "output";
+  const corrected = new Map();
+  const go = h("button", { type: "button", className: "main", disabled: true, onclick: doing(async () => {
+    const examples = [...corrected].map(([input, text]) => ({ input, [kind]: text }));
+    location.hash = `#/job/${id((await post(`/api/jobs/${name}/continue`, { examples })).name)}`;
+  }) }, "Continue training with the corrections");
+  const correct = (one) => {
+    const text = h("textarea", { "aria-label": `better answer to ${one.input.slice(0, 60)}`, value: one.reference, oninput: () => {
+      if (text.value.trim()) corrected.set(one.input, text.value); else corrected.delete(one.input);
+      go.disabled = !corrected.size;
+    } });
+    return h("details", {}, h("summary", {}, "Correct"), text);
+  };
+  body.append(h("h2", {}, `${found.length} held-out answers, those that became worse first`),
+    table(["Input", "Expected", ...shown.map(([, title]) => title), ""], found.slice(0, 200).map((one) => [h("td", { className: "text" }, one.input), h("td", { className: "text" }, one.reference), ...shown.map(([key]) => cell(one[key])), correct(one)])), go);
+}
+
+export async function compare(main, { query, signal }) {
+  const names = query.getAll("job").slice(0, 4);
+  const all = await Promise.all(names.map((name) => get(`/api/jobs/${name}`, signal)));
+  const series = all.map((one) => ({ name: short(one.name), points: [] }));
+  const picture = h("div");
+  const flat = (one) => one.effective_spec?.hyperparameters ?? {};
+  const keys = [...new Set(all.flatMap((one) => Object.keys(flat(one))))].filter((key) => new Set(all.map((one) => JSON.stringify(flat(one)[key]))).size > 1);
+  replace(main, h("h1", {}, "Compare jobs"), picture, h("h2", {}, "Hyperparameters that differ"),
+    table(["", ...all.map((one) => short(one.name))], keys.map((key) => [key.replaceAll("_", " "), ...all.map((one) => JSON.stringify(flat(one)[key]) ?? "")]), "None."),
+    h("h2", {}, "Results"),
+    table(["", ...all.map((one) => short(one.name))], [...new Set(all.flatMap((one) => Object.keys(one.result?.metrics ?? {})))].map((key) => [key, ...all.map((one) => number(one.result?.metrics?.[key]))])));
+  const draw = () => replace(picture, curve(series, { y: "held-out loss" }));
+  draw();
+  await Promise.all(all.filter((one) => FINAL.includes(one.state)).map(async (one) => {
+    for await (const event of events(await call(`/api/jobs/${id(one.name)}/events`, { signal }))) {
+      if (event.kind === "Evaluated") { series[all.indexOf(one)].points.push([event.step, event.metrics.loss]); soon(draw); }
+    }
+  }));
+}

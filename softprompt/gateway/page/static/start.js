@@ -1,0 +1,71 @@
+// From a file to a job: drop it, see how it is read, correct the columns, start.
+import { call, doing, field, h, id, replace, table, tell } from "./lib.js";
+
+const ROLES = [["input", "Input"], ["output", "Output"], ["label", "Label"], ["messages", "Conversation"]];
+
+export async function start(main) {
+  const found = h("div", { "aria-live": "polite" });
+  const input = h("input", { type: "file", id: "file", accept: ".csv,.tsv,.xlsx,.jsonl,.json,.parquet,.gz", onchange: () => take(input.files[0]) });
+  const drop = h("div", { className: "drop" },
+    h("p", {}, "Drop a file with examples here, or choose one."), field("Examples", input),
+    h("p", { className: "hint" }, "CSV, TSV, XLSX, Parquet, JSON or JSON lines. Each row is a question with the answer that you want, or a text with its label. Some hundred rows are a good start."));
+  drop.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
+  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+  drop.addEventListener("drop", (event) => { event.preventDefault(); drop.classList.remove("over"); take(event.dataTransfer.files[0]); });
+  replace(main, h("h1", {}, "Tune a prompt"), h("p", { className: "lead" }, "Your examples teach the model a tone, a format or a choice. The model itself does not change."), drop, found);
+
+  const choice = {};
+  async function take(file) {
+    if (!file) return;
+    for (const key of Object.keys(choice)) delete choice[key];
+    await preview(file);
+  }
+
+  async function preview(file) {
+    replace(found, h("p", { className: "hint" }, `Reading ${file.name} ...`));
+    try {
+      const query = new URLSearchParams({ filename: file.name, ...choice });
+      show(file, await (await call(`/api/preview?${query}`, { body: file })).json());
+    } catch (error) {
+      replace(found);
+      tell(error.message);
+    }
+  }
+
+  function show(file, data) {
+    const selects = ROLES.map(([role, title]) => {
+      const select = h("select", { name: role, onchange: () => choose(role, select.value) }, h("option", { value: "" }, "-"),
+        data.columns.map((column) => h("option", { value: column, selected: data.used[role] === column }, column)));
+      return field(title, select);
+    });
+    const unused = h("input", { type: "checkbox", checked: choice.drop_extra === "true", onchange: () => choose("drop_extra", unused.checked ? "true" : "") });
+    function choose(name, value) {
+      for (const [role] of ROLES) if (data.used[role] && !(role in choice)) choice[role] = data.used[role];
+      if (name === "label" && value) choice.output = "";
+      if (name === "output" && value) choice.label = "";
+      choice[name] = value;
+      for (const key of Object.keys(choice)) if (!choice[key]) delete choice[key];
+      preview(file);
+    }
+    const can = !data.problems.length;
+    replace(found,
+      h("h2", {}, can ? `${data.num_examples} examples in ${file.name}` : `${file.name} can't be used yet`),
+      data.problems.length ? h("div", { className: "panel" }, h("ul", { className: "plain bad" }, data.problems.map((text) => h("li", {}, text))), data.advice && h("p", {}, data.advice)) : null,
+      data.report.length ? h("ul", { className: "plain hint" }, data.report.map((text) => h("li", {}, text))) : null,
+      data.columns.length ? h("div", { className: "row" }, selects, h("label", {}, unused, " leave out other columns")) : null,
+      data.rows.length ? table(data.columns, data.rows.map((row) => data.columns.map((column) => h("td", { className: "text" }, (row[column] ?? "").slice(0, 200))))) : null,
+      can ? form(file) : null);
+  }
+
+  function form(file) {
+    const suggested = file.name.toLowerCase().replace(/\.[a-z.]*$/, "").replace(/[^a-z0-9]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 40) || "my-prompt";
+    const name = h("input", { name: "prompt", value: suggested, required: true, pattern: "[a-z0-9]([a-z0-9\\-]*[a-z0-9])?", title: "lower-case letters, digits and hyphens" });
+    const steps = h("input", { name: "num_steps", type: "number", min: 1, placeholder: "automatic" });
+    return h("form", { className: "panel", onsubmit: doing(async () => {
+      const query = new URLSearchParams({ filename: file.name, prompt: name.value, ...choice });
+      if (steps.value) query.set("num_steps", steps.value);
+      const job = await (await call(`/api/jobs?${query}`, { body: file })).json();
+      location.hash = `#/job/${id(job.name)}`;
+    }) }, h("div", { className: "row" }, field("Name of the prompt", name), field("Steps", steps), h("button", { className: "main", type: "submit" }, "Start tuning")));
+  }
+}

@@ -1,0 +1,48 @@
+"""The page's files, with headers that let the browser run nothing else."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from softprompt.gateway.errors import ApiError
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",  # a new release must not run with an old release's files
+}
+_INDEX = "index.html"
+
+
+def _read() -> dict[str, tuple[bytes, str]]:
+    """Content and type of each file by its name."""
+    folder = files("softprompt.gateway.page") / "static"
+    return {
+        item.name: (item.read_bytes(), _TYPES[item.name[item.name.rindex(".") :]])
+        for item in folder.iterdir()
+        if item.is_file()
+    }
+
+
+_FILES = _read()
+
+
+async def static_file(request: Request) -> Response:
+    """The file that the path names; `/` is the page."""
+    found = _FILES.get(request.path_params.get("name") or _INDEX)
+    if found is None:
+        return ApiError(404, "there is no such page", code="unknown_url").response()
+    content, media_type = found
+    return Response(content, media_type=media_type, headers=_HEADERS)

@@ -1,0 +1,151 @@
+"""The page in a real browser: from a file to a published prompt, by mouse and by keyboard, narrow and dark."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from tests.softprompt.gateway.running import World
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="LOUD: no Chromium (CHROMIUM names one); the page was not tried")
+SECONDS = 60_000
+ROWS = [("positive", "lovely soup"), ("negative", "cold soup"), ("positive", "kind staff"), ("negative", "rude staff")]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def page(browser: Browser, services: World) -> Iterator[Page]:
+    """A page that must say nothing on its console and ask for nothing outside."""
+    context = browser.new_context(viewport={"width": 1100, "height": 900})
+    made = context.new_page()
+    made.set_default_timeout(SECONDS)
+    complaints: list[str] = []
+    requested: list[str] = []
+    made.on("console", lambda message: complaints.append(message.text) if is_fault(message) else None)
+    made.on("pageerror", lambda error: complaints.append(str(error)))
+    made.on("request", lambda request: requested.append(request.url))
+    made.goto(services.url)
+    yield made
+    context.close()
+    assert complaints == []
+    assert [url for url in requested if not url.startswith(services.url)] == []
+
+
+def is_fault(message: ConsoleMessage) -> bool:
+    """Chromium reports each answered 404 as an error, also where the page explains it."""
+    return message.type == "error" and "status of 404" not in message.text
+
+
+def examples(directory: Path) -> Path:
+    """A sheet whose columns have other names than ours."""
+    path = directory / "Our Reviews.csv"
+    lines = [f"{index},{text} {index},{label}" for index in range(12) for label, text in ROWS]
+    path.write_text("number,comment,mood\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def tuned(page: Page) -> None:
+    """Wait until the job on the page has been published."""
+    expect(page.locator(".state")).to_have_text("succeeded", timeout=SECONDS)
+    expect(page.get_by_role("heading", name="Published as")).to_be_visible()
+
+
+def test_from_a_file_to_an_answer(page: Page, services: World, tmp_path: Path) -> None:
+    page.get_by_label("Examples").set_input_files(examples(tmp_path))
+    expect(page.get_by_role("heading", name="can't be used yet")).to_be_visible()
+    expect(page.locator("td").first).to_have_text("0")
+    page.get_by_label("Input", exact=True).select_option("comment")
+    page.get_by_label("Label", exact=True).select_option("mood")
+    page.get_by_label("leave out other columns").check()
+    expect(page.get_by_role("heading", name="48 examples")).to_be_visible()
+    expect(page.get_by_label("Name of the prompt")).to_have_value("our-reviews")
+    page.get_by_label("Steps").fill("20")
+    page.get_by_role("button", name="Start tuning").click()
+    expect(page.get_by_role("heading", name="for our-reviews")).to_be_visible()
+    first_job = page.get_by_role("heading", level=1).inner_text()
+    tuned(page)
+    assert "held-out" in (page.locator("svg.curve[role=img]").get_attribute("aria-label") or "")
+    assert page.locator("svg.curve[role=img] circle.s1").count() > 0
+    expect(page.get_by_role("heading", name="held-out answers")).to_be_visible()
+    expect(page.get_by_role("columnheader", name="Instructed")).to_be_visible()
+    page.get_by_text("Correct", exact=True).first.click()
+    page.locator("details[open] textarea").fill("positive")
+    page.get_by_role("button", name="Continue training with the corrections").click()
+    expect(page.get_by_role("heading", level=1)).not_to_have_text(first_job)
+    tuned(page)
+    services.loop.run(services.replica.state("prompts/our-reviews/versions/2", "LOADED"))
+    page.get_by_role("link", name="Try it in the playground").click()
+    expect(page.get_by_label("Left")).to_have_value("our-reviews")
+    page.get_by_label("Input").fill("lovely staff")
+    page.get_by_label("Tokens").fill("8")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator(".panel .hint").first).to_contain_text("tokens in")
+    assert page.locator(".answer").count() == 2
+    page.get_by_text("curl", exact=True).click()
+    assert json.dumps("lovely staff") in page.locator("details[open] pre").inner_text()
+
+
+def test_an_alias_moves_and_moves_back(page: Page, services: World) -> None:
+    page.goto(f"{services.url}/#/prompt/tone")
+    expect(page.get_by_text("Requests for tone get version 1.")).to_be_visible()
+    page.get_by_role("button", name="Use 2").click()
+    expect(page.get_by_text("Requests for tone get version 2.")).to_be_visible()
+    page.get_by_label("Its part of the requests").fill("25")
+    page.get_by_role("button", name="Set", exact=True).click()
+    expect(page.get_by_text("2 (75 %), 1 (25 %)")).to_be_visible()
+    page.get_by_role("button", name="Roll back to 1").click()
+    expect(page.get_by_text("Requests for tone get version 1.")).to_be_visible()
+
+
+def test_by_keyboard_alone(page: Page) -> None:
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    for name in ("softprompt", "Tune", "Jobs", "Playground", "Prompts"):
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name=name, exact=True)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Prompts")).to_be_visible()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).not_to_have_text("Prompts")
+
+
+@pytest.mark.parametrize("view", ["start", "jobs", "play", "prompts", "prompt/tone", "status"])
+def test_fits_a_phone(page: Page, services: World, view: str) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(f"{services.url}/#/{view}")
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_what_a_user_wrote_is_text(page: Page, services: World, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    text = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    path.write_text("".join(json.dumps({"input": f"{text}{index}", "output": text}) + "\n" for index in range(4)))
+    page.get_by_label("Examples").set_input_files(path)
+    expect(page.locator("td").first).to_have_text(f"{text}0")
+
+
+def test_errors_say_what_to_do(page: Page, services: World, tmp_path: Path) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"input": "a", "output": "b"}\n{"input": "a"\n')
+    page.get_by_label("Examples").set_input_files(path)
+    expect(page.locator(".bad")).to_contain_text("line 2")
+    page.goto(f"{services.url}/#/job/00000000000000000000000000000000")
+    expect(page.get_by_role("heading", name="This did not work")).to_be_visible()
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()
