@@ -1,14 +1,14 @@
-"""Generations for one request: one call for each answer, all at once, whole or merged into one stream."""
+"""Generations for one request: one call for each input, all at once, whole or merged into one stream."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from shared.errors import Cancelled
+from shared.errors import Cancelled, Unimplemented
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.stream import GenerationStream
 from softprompt.types.common import Sampling, Template
@@ -30,12 +30,10 @@ class Ask:
     routing_key: str = ""
     truncate: bool = False
 
-    def times(self, count: int) -> list[Ask]:
-        """The same generation several times. With a seed, each one has its own, counted from the request's."""
-        seed = self.sampling.seed
-        if seed is None:
-            return [self] * count
-        return [replace(self, sampling=replace(self.sampling, seed=seed + index)) for index in range(count)]
+    @property
+    def num_completions(self) -> int:
+        """Answers to this input."""
+        return self.sampling.n or 1
 
     def open(self, client: AsyncClient) -> GenerationStream:
         """The answer as a stream, not yet begun."""
@@ -50,7 +48,7 @@ class Ask:
 
 
 async def all_answers(client: AsyncClient, asks: Sequence[Ask]) -> list[Generation]:
-    """Whole answers, in order. The first error cancels the others."""
+    """Whole answers of each input, in order. The first error cancels the others."""
 
     async def one(ask: Ask) -> Generation:
         found = await client.generate(
@@ -61,7 +59,10 @@ async def all_answers(client: AsyncClient, asks: Sequence[Ask]) -> list[Generati
             routing_key=ask.routing_key,
             truncate=ask.truncate,
         )
-        check_end(found.end)
+        if len(found.completions) != ask.num_completions:
+            raise Unimplemented("this inference service does not offer several answers to one input")
+        for completion in found.completions:
+            check_end(completion.end)
         return found
 
     return await together([one(ask) for ask in asks])
@@ -78,9 +79,13 @@ class AnswerStreams:
 
     def __init__(self, client: AsyncClient, asks: Sequence[Ask]) -> None:
         self._streams = [ask.open(client) for ask in asks]
+        counts = [ask.num_completions for ask in asks]
+        self._num_answers = sum(counts)
+        self._first = [sum(counts[:index]) for index in range(len(counts))]
+        """Index of each input's first answer, among all answers."""
 
     async def started(self) -> list[GenerationStart]:
-        """The start of every answer. Raises the first error, while it can still become a status."""
+        """The start of each input's answers. Raises the first error, while it can still become a status."""
         try:
             return await together([stream.started() for stream in self._streams])
         except BaseException:
@@ -96,19 +101,22 @@ class AnswerStreams:
         """(index of the answer, its next delta or its end) as they come; None after a silence of IDLE_SECONDS."""
         queue: asyncio.Queue[tuple[int, GenerationDelta | GenerationEnd | Exception]] = asyncio.Queue(maxsize=4)
 
-        async def forward(index: int, stream: GenerationStream) -> None:
+        async def forward(first: int, stream: GenerationStream) -> None:
             try:
                 async with aclosing(aiter(stream)) as deltas:  # type: ignore[type-var]
                     async for delta in deltas:
-                        await queue.put((index, delta))
-                assert stream.end is not None  # the stream raises otherwise
-                check_end(stream.end)
-                await queue.put((index, stream.end))
+                        await queue.put((first + delta.index, delta))
+                for end in stream.ends.values():
+                    check_end(end)
+                    await queue.put((first + end.index, end))
             except Exception as error:
-                await queue.put((index, error))
+                await queue.put((first, error))
 
-        tasks = [asyncio.create_task(forward(index, stream)) for index, stream in enumerate(self._streams)]
-        num_open = len(tasks)
+        tasks = [
+            asyncio.create_task(forward(first, stream))
+            for first, stream in zip(self._first, self._streams, strict=True)
+        ]
+        num_open = self._num_answers
         try:
             while num_open:
                 try:

@@ -114,8 +114,7 @@ async def create_chat_completion(request: Request, backend: Backend) -> Response
     """Continues a conversation."""
     body = await read_model(request, ChatRequest)
     request.state.rename, request.state.model = rename, _ = _rename(body), body.model
-    count = body.n or 1
-    if count > (most := settings_of(request).max_choices):
+    if (body.n or 1) > (most := settings_of(request).max_choices):
         raise bad_value("n", f"must be at most {most}")
     call = call_of(body.tools, body.tool_choice)
     guide = body.response_format.guide() if body.response_format else None
@@ -129,18 +128,19 @@ async def create_chat_completion(request: Request, backend: Backend) -> Response
             max_new_tokens=body.max_completion_tokens or body.max_tokens,
             num_logprobs=body.num_logprobs,
             guide=call.guide if call else guide,
+            n=body.n,
         ),
         routing_key=body.user or "",
     )
     head = {"id": results.new_id("chatcmpl"), "created": results.now()}
     if not body.stream:
-        answers = await all_answers(backend.client, ask.times(count))
-        return JSONResponse(await _whole(backend, head, answers, call))
-    streams = AnswerStreams(backend.client, ask.times(count))
-    starts = await streams.started()
-    head |= await _about(backend, starts[0])
+        (answer,) = await all_answers(backend.client, [ask])
+        return JSONResponse(await _whole(backend, head, answer, call))
+    streams = AnswerStreams(backend.client, [ask])
+    (start,) = await streams.started()
+    head |= await _about(backend, start)
     includes_usage = bool(body.stream_options and body.stream_options.include_usage)
-    events = _events(head, streams, starts, call, includes_usage)
+    events = _events(head, streams, start, ask.num_completions, call, includes_usage)
     return EventStream(events, streams.cancel, rename, body.model)
 
 
@@ -151,24 +151,22 @@ async def _about(backend: Backend, start: GenerationStart) -> dict[str, Any]:
     }
 
 
-async def _whole(
-    backend: Backend, head: dict[str, Any], answers: Sequence[Generation], call: Call | None
-) -> dict[str, Any]:
+async def _whole(backend: Backend, head: dict[str, Any], answer: Generation, call: Call | None) -> dict[str, Any]:
     choices = [
         {
             "index": index,
-            "message": _message(answer.text, call),
-            "logprobs": _logprobs(answer.output.logprobs),
-            "finish_reason": _reason(answer.end, call),
+            "message": _message(completion.text, call),
+            "logprobs": _logprobs(completion.output.logprobs),
+            "finish_reason": _reason(completion.end, call),
         }
-        for index, answer in enumerate(answers)
+        for index, completion in enumerate(answer.completions)
     ]
     return {
         **head,
         "object": "chat.completion",
-        **await _about(backend, answers[0].start),
+        **await _about(backend, answer.start),
         "choices": choices,
-        "usage": results.usage([answer.start for answer in answers], [answer.end for answer in answers]),
+        "usage": results.usage([answer.start], [completion.end for completion in answer.completions]),
     }
 
 
@@ -190,7 +188,8 @@ def _logprobs(found: Sequence[TokenLogprob]) -> dict[str, Any] | None:
 async def _events(
     head: dict[str, Any],
     streams: AnswerStreams,
-    starts: Sequence[GenerationStart],
+    start: GenerationStart,
+    num_choices: int,
     call: Call | None,
     includes_usage: bool,
 ) -> AsyncGenerator[bytes]:
@@ -202,9 +201,9 @@ async def _events(
 
     empty_usage: dict[str, Any] = {"usage": None} if includes_usage else {}
     ends: list[GenerationEnd] = []
-    held = [""] * len(starts)
+    held = [""] * num_choices
     """Text of calls whose function is known at their end only."""
-    for index in range(len(starts)):
+    for index in range(num_choices):
         yield chunk(index, {"role": "assistant", "content": None if call else "", "refusal": None})
         if call is not None and call.name:
             yield chunk(index, {"tool_calls": [{"index": 0, **call.message("")}]})
@@ -224,6 +223,6 @@ async def _events(
             arguments = {"tool_calls": [{"index": 0, "function": {"arguments": piece.text}}]}
             yield chunk(index, arguments if call else {"content": piece.text}, _logprobs(piece.logprobs))
     if includes_usage:
-        last = {**head, "object": "chat.completion.chunk", "choices": [], "usage": results.usage(starts, ends)}
+        last = {**head, "object": "chat.completion.chunk", "choices": [], "usage": results.usage([start], ends)}
         yield event(last)
     yield DONE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from starlette.requests import Request
@@ -18,10 +18,21 @@ from softprompt.gateway.errors import bad_value
 from softprompt.gateway.fields import Fields, LogitBias, ModelName, Stop, StreamOptions, renaming, sampling_of
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
 from softprompt.types.common import Template, TemplateFormat
-from softprompt.types.generation import GenerationEnd, GenerationStart, Input, TokenAlternative, TokenIds, TokenLogprob
+from softprompt.types.generation import (
+    GenerationEnd,
+    GenerationStart,
+    Input,
+    InputToken,
+    TokenAlternative,
+    TokenIds,
+    TokenLogprob,
+)
 
 _CONTINUE = Template("{input}", TemplateFormat.TEXT)
 """The bare model continues the text itself, without its chat template."""
+
+
+Token = InputToken | TokenLogprob
 
 
 def _as_prompts(value: Any) -> Any:
@@ -54,7 +65,7 @@ class CompletionRequest(Fields):
     stop: Stop | None = None
     logit_bias: LogitBias | None = None
     logprobs: int | None = Field(default=None, ge=0)
-    echo: Literal[False] | None = None
+    echo: bool | None = None
     user: str | None = None
 
     @field_validator("stream_options")
@@ -72,6 +83,7 @@ _rename = renaming(
         "input.token_ids": "prompt",
         "sampling.max_new_tokens": "max_tokens",
         "sampling.num_logprobs": "logprobs",
+        "sampling.num_input_logprobs": "logprobs",
     }
 )
 
@@ -86,17 +98,23 @@ async def create_completion(request: Request, backend: Backend) -> Response:
         param = "prompt" if len(body.prompt) > most else "n"
         raise bad_value(param, f"asks for {count} answers; at most {most} are allowed in one request")
     reference = await backend.reference(body.model)
-    sampling = sampling_of(body, max_new_tokens=body.max_tokens, num_logprobs=body.logprobs)
+    sampling = sampling_of(
+        body,
+        max_new_tokens=body.max_tokens,
+        num_logprobs=body.logprobs,
+        num_input_logprobs=body.logprobs if body.echo else None,
+        echo=body.echo,
+        n=body.n,
+    )
     asks = [
-        one
-        for prompt in body.prompt
-        for one in Ask(
+        Ask(
             _input(prompt),
             reference,
             sampling,
             template=_CONTINUE if reference == BARE and isinstance(prompt, str) else None,
             routing_key=body.user or "",
-        ).times(body.n or 1)
+        )
+        for prompt in body.prompt
     ]
     head = {"id": results.new_id("cmpl"), "object": "text_completion", "created": results.now()}
     if body.stream:
@@ -104,14 +122,20 @@ async def create_completion(request: Request, backend: Backend) -> Response:
         starts = await streams.started()
         head |= await _about(backend, starts[0])
         includes_usage = bool(body.stream_options and body.stream_options.include_usage)
-        events = _events(head, streams, starts, len(body.prompt), includes_usage)
+        events = _events(head, streams, starts, body.n or 1, includes_usage)
         return EventStream(events, streams.cancel, _rename, body.model)
     answers = await all_answers(backend.client, asks)
+    whole = [(answer.start, completion) for answer in answers for completion in answer.completions]
     choices = [
-        _choice(index, answer.text, _logprobs(answer.output.logprobs), results.finish_reason(answer.end))
-        for index, answer in enumerate(answers)
+        _choice(
+            index,
+            completion.text,
+            _logprobs((*start.input_logprobs, *completion.output.logprobs)),
+            results.finish_reason(completion.end),
+        )
+        for index, (start, completion) in enumerate(whole)
     ]
-    used = results.usage([answer.start for answer in answers], [answer.end for answer in answers], len(body.prompt))
+    used = results.usage([answer.start for answer in answers], [completion.end for _, completion in whole])
     return JSONResponse({**head, **await _about(backend, answers[0].start), "choices": choices, "usage": used})
 
 
@@ -130,7 +154,7 @@ def _choice(index: int, text: str, logprobs: Any, reason: str | None) -> dict[st
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _logprobs(found: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any] | None:
+def _logprobs(found: Sequence[Token], offset: int = 0) -> dict[str, Any] | None:
     """The older form of log-probabilities. `offset`: characters of the answer before these tokens."""
     if not found:
         return None
@@ -140,26 +164,34 @@ def _logprobs(found: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any] 
         offset += len(one.text)
     return {
         "tokens": [one.text for one in found],
-        "token_logprobs": [results.token(one)["logprob"] for one in found],
-        "top_logprobs": [_by_text([*one.alternatives, one]) for one in found],
+        "token_logprobs": [_logprob(one) for one in found],
+        "top_logprobs": [_by_text(one) for one in found],
         "text_offset": offsets,
     }
 
 
-def _by_text(tokens: Sequence[TokenLogprob | TokenAlternative]) -> dict[str, float]:
-    return {found["token"]: found["logprob"] for found in map(results.token, tokens)}
+def _logprob(found: Token | TokenAlternative) -> float | None:
+    """None for the first token of an input, which nothing precedes."""
+    return None if found.logprob is None else max(found.logprob, results.LOWEST_LOGPROB)
+
+
+def _by_text(found: Token) -> dict[str, float | None] | None:
+    if found.logprob is None:
+        return None
+    return {one.text: _logprob(one) for one in (*found.alternatives, found)}
 
 
 async def _events(
-    head: dict[str, Any],
-    streams: AnswerStreams,
-    starts: Sequence[GenerationStart],
-    num_prompts: int,
-    includes_usage: bool,
+    head: dict[str, Any], streams: AnswerStreams, starts: Sequence[GenerationStart], count: int, includes_usage: bool
 ) -> AsyncGenerator[bytes]:
+    """Chunks with text, and one with the reason of the end of each choice; then the usage. `count`: choices of each
+    input.
+    """
     empty_usage: dict[str, Any] = {"usage": None} if includes_usage else {}
     ends: list[GenerationEnd] = []
-    offsets = [0] * len(starts)
+    offsets = [0] * (count * len(starts))
+    inputs = [start.input_logprobs for start in starts for _ in range(count)]
+    """Of each choice, the tokens of its input that no chunk has shown yet."""
     async for part in streams.parts():
         if part is None:
             yield PING
@@ -169,11 +201,13 @@ async def _events(
             ends.append(piece)
             choice = _choice(index, "", None, results.finish_reason(piece))
         elif piece.text or piece.logprobs:
-            choice = _choice(index, piece.text, _logprobs(piece.logprobs, offsets[index]), None)
-            offsets[index] += sum(len(one.text) for one in piece.logprobs)
+            tokens: tuple[Token, ...] = (*inputs[index], *piece.logprobs)
+            inputs[index] = ()
+            choice = _choice(index, piece.text, _logprobs(tokens, offsets[index]), None)
+            offsets[index] += sum(len(one.text) for one in tokens)
         else:
             continue
         yield event({**head, "choices": [choice], **empty_usage})
     if includes_usage:
-        yield event({**head, "choices": [], "usage": results.usage(starts, ends, num_prompts)})
+        yield event({**head, "choices": [], "usage": results.usage(starts, ends)})
     yield DONE

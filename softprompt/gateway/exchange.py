@@ -22,6 +22,7 @@ from shared.tracing import Tracing
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.errors import ApiError, api_error
 from softprompt.gateway.metrics import DISCONNECTED, GatewayMetrics
+from softprompt.gateway.protocol import HEAD_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Exchange:
         self, scope: Scope, headers: Headers, receive: Receive, response: _Response, request_id: str
     ) -> None:
         try:
+            _check_size(scope)
             self._check_origin(scope["method"], headers)
             with self._backend.acting_for(headers.getlist("authorization"), request_id):
                 await _until_disconnected(self._app, scope, receive, response)
@@ -146,10 +148,18 @@ async def _until_disconnected(app: ASGIApp, scope: Scope, receive: Receive, resp
     except asyncio.CancelledError:
         if not has_left:
             working.cancel()
+            await asyncio.wait({working})
             raise
         response.status = DISCONNECTED
     finally:
         listening.cancel()
+
+
+def _check_size(scope: Scope) -> None:
+    """Refuses large heads. uvicorn limits only what it has to wait for, not what arrives at once."""
+    size = len(scope["raw_path"]) + len(scope["query_string"])
+    if size + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > HEAD_BYTES:
+        raise ApiError(431, f"the request's head has more than {HEAD_BYTES} bytes", code="head_too_large")
 
 
 def _host_name(host: str) -> str:

@@ -22,6 +22,7 @@ _REFUSALS = {
     "413": "The body is too large.",
     "415": "The body is not JSON, or not a form.",
     "421": "The host name is not this gateway's.",
+    "431": "The head is too large.",
     "429": "A limit is reached; `Retry-After` says when to try again.",
     "500": "An internal error.",
     "501": "The service is too old for this.",

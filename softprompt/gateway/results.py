@@ -17,7 +17,7 @@ from softprompt.types.generation import (
     TokenLogprob,
 )
 
-_LOWEST_LOGPROB = -9999.0
+LOWEST_LOGPROB = -9999.0
 """What OpenAI's API writes for a token that is practically impossible; JSON has no infinity."""
 
 
@@ -55,19 +55,15 @@ async def fingerprint(backend: Backend, start: GenerationStart) -> str:
     return info.base_model.fingerprint if info.base_model else ""
 
 
-def usage(starts: Sequence[GenerationStart], ends: Iterable[GenerationEnd], num_inputs: int = 1) -> dict[str, Any]:
-    """Tokens of one request. Its `starts` repeat each of `num_inputs` inputs the same number of times, in order.
-
-    Virtual tokens are not counted.
-    """
-    inputs = starts[:: max(1, len(starts) // num_inputs)]
-    prompt_tokens = sum(start.input_tokens for start in inputs)
+def usage(starts: Sequence[GenerationStart], ends: Iterable[GenerationEnd]) -> dict[str, Any]:
+    """Tokens of one request: of each input once, and of all answers. Virtual tokens are not counted."""
+    prompt_tokens = sum(start.input_tokens for start in starts)
     completion_tokens = sum(end.output_tokens for end in ends)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(map(cached_tokens, inputs))},
+        "prompt_tokens_details": {"cached_tokens": sum(map(cached_tokens, starts))},
     }
 
 
@@ -78,7 +74,7 @@ def cached_tokens(start: GenerationStart) -> int:
 
 def token(found: TokenLogprob | TokenAlternative) -> dict[str, Any]:
     """A token with its text, its bytes and its log-probability."""
-    return {"token": found.text, "logprob": max(found.logprob, _LOWEST_LOGPROB), "bytes": list(found.utf8)}
+    return {"token": found.text, "logprob": max(found.logprob, LOWEST_LOGPROB), "bytes": list(found.utf8)}
 
 
 def token_with_top(found: TokenLogprob) -> dict[str, Any]:

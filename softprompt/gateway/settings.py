@@ -30,7 +30,7 @@ class GatewaySettings(ListenerSettings):
     """Time within which a request's body must arrive; an upload has longer, by its size."""
     max_body_bytes: int = Field(default=4 << 20, ge=1 << 10, le=1 << 28)
     """Maximum size of a request's body, except uploads."""
-    max_file_bytes: int = Field(default=512 << 20, ge=1 << 10, le=1 << 34)
+    max_file_bytes: int = Field(default=256 << 20, ge=1 << 10, le=1 << 34)
     """Maximum size of an uploaded file; the trainer's own limits apply, too."""
     max_uploads: int = Field(default=4, ge=1, le=256)
     """Maximum number of uploads at the same time; further ones are refused with 429."""

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Metric
 from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector
 from inference_service.servicer import SERVICE_NAME
 from shared.rpc.metrics import RpcMetrics
+from softprompt.gateway.metrics import GatewayMetrics
 from trainer_service.maintenance.storage_usage import StorageUsage
 from trainer_service.metrics import TrainerMetrics
 from trainer_service.server import SERVICE_NAMES
@@ -65,6 +66,7 @@ def families() -> tuple[Metric, ...]:
     """
     registry = CollectorRegistry()
     RpcMetrics(registry).expect((*SERVICE_NAMES, SERVICE_NAME))
+    GatewayMetrics(registry)
     TrainerMetrics(registry, ["m"]).set_storage(StorageUsage(1, 1, 0, 0, 0))  # the first thing that a trainer measures
     EngineMetrics(registry, 10, lambda prefix_id: prefix_id)
     PromptMetrics(registry, lambda: None)
@@ -95,6 +97,7 @@ def label_names() -> dict[str, frozenset[str]]:
 def _collectors() -> list[Any]:
     registry = CollectorRegistry()
     RpcMetrics(registry)
+    GatewayMetrics(registry)
     TrainerMetrics(registry)
     EngineMetrics(registry, 10, lambda prefix_id: prefix_id)
     PromptMetrics(registry, lambda: None)

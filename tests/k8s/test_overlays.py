@@ -33,6 +33,7 @@ def test_every_component_is_in_some_overlay() -> None:
             "monitoring",
             "keda",
             "gateway",
+            "http",
             "mtls",
             "model-download",
             "callers",
@@ -52,7 +53,15 @@ def test_custom_resources_are_held_against_their_schemas() -> None:
             f"LOUD: no schemas of custom resources ({CRDS}); only pod templates inside them were checked strictly"
         )
     kinds = {item["kind"] for overlay in OVERLAYS for item in render(overlay).objects}
-    assert kinds >= {"RayCluster", "ServiceMonitor", "PrometheusRule", "ScaledObject", "GRPCRoute", "Certificate"}
+    assert kinds >= {
+        "RayCluster",
+        "ServiceMonitor",
+        "PrometheusRule",
+        "ScaledObject",
+        "GRPCRoute",
+        "HTTPRoute",
+        "Certificate",
+    }
 
 
 def _kustomization(overlay: str) -> str:

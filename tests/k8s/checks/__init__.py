@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from shared.config import ConfigError
 from tests.k8s.checks import (
+    http,
     lifecycle,
     models,
     monitoring,
@@ -40,6 +41,7 @@ ALL: dict[str, Check] = {
     "ray": ray.check,
     "network": network.check,
     "routes": routes.check,
+    "http": http.check,
     "tls": tls.check,
     "monitoring": monitoring.check,
 }

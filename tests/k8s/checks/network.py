@@ -158,7 +158,13 @@ def _needed(manifests: Manifests) -> Iterator[Flow]:
     for service, port, metrics in ((trainer, 50051, 9091), (inference, 50052, 9092)):
         yield from ((client, service, port) for client in (CLIENT, CLIENT_ELSEWHERE))
         yield PROMETHEUS, service, metrics
-    for route in manifests.of("GRPCRoute"):
+    if manifests.find("Deployment", "gateway"):
+        gateway = of(manifests.pod("gateway"))
+        yield from ((client, gateway, 8000) for client in (CLIENT, CLIENT_ELSEWHERE))
+        yield PROMETHEUS, gateway, 9093
+        yield gateway, trainer, 50051
+        yield gateway, inference, 50052
+    for route in (*manifests.of("GRPCRoute"), *manifests.of("HTTPRoute")):
         parent = route["spec"]["parentRefs"][0]["namespace"]
         for backend in route["spec"]["rules"][0]["backendRefs"]:
             yield (
@@ -203,9 +209,9 @@ def _servers(manifests: Manifests, pod: Pod) -> Iterator[tuple[Peer, int]]:
 def _forbidden(manifests: Manifests) -> Iterator[Flow]:
     for pod in manifests.pods:
         us = of(pod)
-        for port in (22, 6379, 8265, 50051, 50052, 50061, 50062, 9091, 9092):
+        for port in (22, 6379, 8265, 50051, 50052, 50061, 50062, 8000, 9091, 9092, 9093):
             yield from ((other, us, port) for other in (STRANGER, NEIGHBOUR))
-        yield from ((CLIENT, us, port) for port in (6379, 8265, 9091, 9092))
+        yield from ((CLIENT, us, port) for port in (6379, 8265, 9091, 9092, 9093))
         yield PROMETHEUS, us, 50052
         yield from ((us, METADATA, port) for port in (80, 443))
         yield us, outside("a web server", "93.184.215.14"), 80

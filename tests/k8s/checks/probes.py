@@ -38,7 +38,7 @@ def _grpc(pod: Pod, probe: Object, service: str) -> Iterator[str]:
 
 
 def _tcp(pod: Pod, probe: Object) -> Iterator[str]:
-    port = probe.get("tcpSocket", {}).get("port")
+    port = probe.get("tcpSocket", probe.get("httpGet", {})).get("port")
     if port not in ports(pod.main):
         yield f"port {port} is not one of {sorted(ports(pod.main))}"
 

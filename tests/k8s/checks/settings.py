@@ -21,10 +21,11 @@ SERVICES: dict[str, tuple[type[BaseSettings], str]] = {
     "trainer": (TrainerSettings, "SOFTPROMPT_TRAINER_"),
     "inference": (InferenceSettings, "SOFTPROMPT_INFERENCE_"),
 }
+PREFIXES = {**{name: prefix for name, (_, prefix) in SERVICES.items()}, "gateway": "SOFTPROMPT_GATEWAY_"}
 OTHER_VARIABLES = frozenset(
     {
         *("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT", "AWS_REGION", "AWS_SECRET_ACCESS_KEY"),
-        *("HF_HOME", "HF_HUB_OFFLINE", "MODELS", "SOFTPROMPT_MODELS"),
+        *("HF_HOME", "HF_HUB_OFFLINE", "MODELS", "SOFTPROMPT_MODELS", "SOFTPROMPT_TLS"),
         *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_worker_niceness"),
     }
 )
@@ -38,7 +39,7 @@ def check(manifests: Manifests) -> Iterator[str]:
     for pod in manifests.pods:
         for container in pod.containers:
             names = {*manifests.environment(pod, container), *(item["name"] for item in container.get("env", []))}
-            prefix = SERVICES.get(pod.name, (None, "no prefix"))[1]
+            prefix = PREFIXES.get(pod.name, "no prefix")
             unknown = {name for name in names if not name.startswith(prefix)} - OTHER_VARIABLES
             yield from (f"{pod.name}: the variable {name} is no setting" for name in sorted(unknown))
     for config_map in manifests.of("ConfigMap"):

@@ -5,6 +5,36 @@ from __future__ import annotations
 from tests.k8s.faults.seeding import Faults, cluster, drop, env, head, policy_rule, remove, worker
 
 FAULTS: Faults = {
+    "an HTTP route to a port that is not there": (
+        "gpu-s3",
+        "http",
+        lambda m: m.get("HTTPRoute", "gateway")["spec"]["rules"][0]["backendRefs"][0].update(port=80),
+    ),
+    "an HTTP route of the host name that gRPC has": (
+        "gpu-s3",
+        "http",
+        lambda m: m.get("HTTPRoute", "gateway")["spec"].update(hostnames=["softprompt.example.com"]),
+    ),
+    "an HTTP route that cuts streams": (
+        "gpu-s3",
+        "http",
+        lambda m: m.get("HTTPRoute", "gateway")["spec"]["rules"][0].pop("timeouts"),
+    ),
+    "an HTTP gateway that calls another address": (
+        "gpu-s3",
+        "http",
+        lambda m: m.get("ConfigMap", "gateway-settings")["data"].update(SOFTPROMPT_GATEWAY_TRAINER="trainer:1"),
+    ),
+    "an HTTP gateway that is probed on the port of its callers": (
+        "gpu-s3",
+        "http",
+        lambda m: m.pod("gateway").main["readinessProbe"]["httpGet"].update(port="http"),
+    ),
+    "an HTTP gateway that may not call the services": (
+        "gpu-s3",
+        "network",
+        lambda m: m.pod("gateway").labels.pop("softprompt.io/client"),
+    ),
     "a certificate that doesn't name its Service": (
         "ha",
         "tls",

@@ -169,6 +169,34 @@ def test_completions_of_texts_and_token_ids(client: OpenAI, services: World) -> 
     assert texts == [one.text for one in whole.choices]
 
 
+def test_echo_puts_the_input_and_its_log_probabilities_first(client: OpenAI) -> None:
+    parameters: dict[str, Any] = {
+        "model": "tiny-llama", "prompt": ["hello", "abc"], "max_tokens": 3, "temperature": 0, "logprobs": 1, "n": 2,
+    }  # fmt: skip
+    plain = client.completions.create(**parameters)
+    echoed = client.completions.create(**parameters, echo=True)
+    assert [choice.text for choice in echoed.choices] == [
+        text + choice.text for text, choice in zip(("hello", "hello", "abc", "abc"), plain.choices, strict=True)
+    ]
+    for choice in echoed.choices:
+        logprobs = choice.logprobs
+        assert logprobs is not None
+        assert logprobs.token_logprobs is not None
+        assert logprobs.text_offset is not None
+        assert logprobs.token_logprobs[0] is None
+        assert all(value is not None and value < 0 for value in logprobs.token_logprobs[1:])
+        assert logprobs.text_offset[:4] == [0, 1, 2, 3]
+    assert echoed.usage == plain.usage
+    streamed = ["", "", "", ""]
+    tokens: list[list[str]] = [[], [], [], []]
+    for chunk in client.completions.create(**parameters, echo=True, stream=True):
+        for part in chunk.choices:
+            streamed[part.index] += part.text
+            tokens[part.index] += (part.logprobs.tokens or []) if part.logprobs else []
+    assert streamed == [choice.text for choice in echoed.choices]
+    assert tokens == [choice.logprobs.tokens for choice in echoed.choices if choice.logprobs]
+
+
 async def _ids(services: World, text: str) -> Any:
     from prompttuning.v1 import common_pb2, generation_pb2
 
