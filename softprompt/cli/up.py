@@ -124,6 +124,8 @@ async def _serve(services: LocalServices, as_json: bool) -> None:
         else:
             for name, address in addresses.items():
                 show(f"{name:<10} {address}   {_VARIABLES[name]}={address}")
+            if services.gateway_url is not None:
+                show(f"{'page':<10} {services.gateway_url.removesuffix('/v1')}/   open it in a browser")
             endpoints = {TRAINER_VARIABLE: services.trainer_endpoint, INFERENCE_VARIABLE: services.inference_endpoint}
             show("next, in another terminal:")
             for line in after_start(endpoints):

@@ -139,21 +139,39 @@ async def preview(request: Request, backend: Backend) -> Response:
         return _json(await asyncio.to_thread(_preview, data))
 
 
-@endpoint("page.jobs.create", query={**_OPTIONS, "prompt": {"type": "string"}, "num_steps": {"type": "integer"}})
-async def create_job(request: Request, backend: Backend) -> Response:
-    """Starts a job with the file in the body."""
+_JOB_OPTIONS = {**_OPTIONS, "prompt": {"type": "string"}, "num_steps": {"type": "integer"}}
+
+
+@asynccontextmanager
+async def _job_spec(request: Request, backend: Backend) -> AsyncIterator[TuningSpec]:
+    """The job that the query describes, for the file in the body."""
     request.state.rename = _rename
     steps = request.query_params.get("num_steps", "")
     if steps and not steps.isdecimal():
         raise bad_value("num_steps", f"a whole number is expected, not {steps[:20]!r}")
     async with _uploaded(request, backend) as data:
-        spec = TuningSpec(
+        yield TuningSpec(
             prompt=request.query_params.get("prompt", ""),
             dataset=data,
             base_model=request.query_params.get("base_model", ""),
             hyperparameters=Hyperparameters(num_steps=int(steps) if steps else None),
         )
+
+
+@endpoint("page.jobs.create", query=_JOB_OPTIONS)
+async def create_job(request: Request, backend: Backend) -> Response:
+    """Starts a job with the file in the body."""
+    async with _job_spec(request, backend) as spec:
         return _json(await backend.client.create_job(spec), 201)
+
+
+@endpoint("page.jobs.check", query=_JOB_OPTIONS)
+async def check_job(request: Request, backend: Backend) -> Response:
+    """What a job with the file in the body would be: its time, the recipe's choices, and what was counted in the data.
+    The examples are stored, and no job is created.
+    """
+    async with _job_spec(request, backend) as spec:
+        return _json(await backend.client.validate_job(spec))
 
 
 def _rename(field: str) -> str:
@@ -308,6 +326,7 @@ async def status(request: Request, backend: Backend) -> Response:
 
 PAGE_API: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/api/preview", preview),
+    ("POST", "/api/check", check_job),
     ("GET", "/api/jobs", list_jobs),
     ("POST", "/api/jobs", create_job),
     ("GET", "/api/jobs/{job}", get_job),

@@ -67,6 +67,7 @@ def tuned(page: Page) -> None:
 def test_from_a_file_to_an_answer(page: Page, services: World, tmp_path: Path) -> None:
     page.get_by_label("Examples").set_input_files(examples(tmp_path))
     expect(page.get_by_role("heading", name="can't be used yet")).to_be_visible()
+    expect(page.get_by_text("Choose below which column is the input")).to_be_visible()
     expect(page.locator("td").first).to_have_text("0")
     page.get_by_label("Input", exact=True).select_option("comment")
     page.get_by_label("Label", exact=True).select_option("mood")
@@ -74,6 +75,10 @@ def test_from_a_file_to_an_answer(page: Page, services: World, tmp_path: Path) -
     expect(page.get_by_role("heading", name="48 examples")).to_be_visible()
     expect(page.get_by_label("Name of the prompt")).to_have_value("our-reviews")
     page.get_by_label("Steps").fill("20")
+    page.get_by_label("Name of the prompt").focus()
+    expect(page.get_by_text("to train on")).to_be_visible()
+    page.get_by_text("What is chosen for you").click()
+    expect(page.get_by_role("row", name="num steps 20", exact=True)).to_be_visible()
     page.get_by_role("button", name="Start tuning").click()
     expect(page.get_by_role("heading", name="for our-reviews")).to_be_visible()
     first_job = page.get_by_role("heading", level=1).inner_text()

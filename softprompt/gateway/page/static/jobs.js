@@ -1,5 +1,5 @@
 // Jobs: the list, one job with its live curve, and several jobs beside each other.
-import { call, curve, doing, events, get, h, id, number, post, replace, span, table, time } from "./lib.js";
+import { call, curve, dataLine, doing, events, get, h, id, number, post, replace, span, table, time } from "./lib.js";
 
 const FINAL = ["SUCCEEDED", "FAILED", "CANCELLED"];
 const short = (name) => id(name).slice(0, 8);
@@ -34,8 +34,9 @@ export async function job(main, { rest: [name], signal }) {
       progress?.num_steps ? h("label", {}, `${progress.step} of ${progress.num_steps} steps`, h("progress", { max: progress.num_steps, value: progress.step })) : null,
       error ? h("p", { className: "bad" }, `${error.code}: ${error.message}`) : null);
     replace(picture, curve([{ name: "training", points: steps }, { name: "held-out", points: heldOut }]));
+    const others = notes.filter((text) => text !== result?.verdict);
     replace(body, result ? outcome(result) : null,
-      notes.length ? [h("h2", {}, "Notes"), h("ul", { className: "plain" }, notes.map((text) => h("li", {}, text)))] : null,
+      others.length ? [h("h2", {}, "Notes"), h("ul", { className: "plain" }, others.map((text) => h("li", {}, text)))] : null,
       now.dataset_statistics ? h("p", { className: "hint" }, dataLine(now.dataset_statistics)) : null);
   }
   draw();
@@ -45,7 +46,7 @@ export async function job(main, { rest: [name], signal }) {
       try {
         for await (const one of events(await call(`/api/jobs/${name}/events?after=${after}`, { signal }))) {
           after = one.number;
-          if (one.kind === "ProgressMade") { steps.push([one.progress.step, one.progress.train_loss]); now = { ...now, progress: one.progress }; }
+          if (one.kind === "ProgressMade") { if (one.progress.step) steps.push([one.progress.step, one.progress.train_loss]); now = { ...now, progress: one.progress }; }
           if (one.kind === "Evaluated") heldOut.push([one.step, one.metrics.loss]);
           if (one.kind === "Note") notes.push(one.text);
           if (one.kind === "StateChanged") now = one.job;
@@ -74,14 +75,6 @@ function outcome(result) {
     table(["Compared with", "Metric", "This prompt", "The other", "Better by", "95 % interval"], result.comparisons.map((one) => [one.rival.replaceAll("_", " "), one.metric, number(one.value), number(one.rival_value),
       h("td", { className: one.beats ? "good" : one.difference < 0 ? "bad" : "" }, number(one.difference)), one.low === null ? "too few examples" : `${number(one.low)} to ${number(one.high)}`]), "No comparisons."),
     result.published ? h("a", { href: `#/play?left=${encodeURIComponent(result.version.split("/")[1])}` }, "Try it in the playground") : null);
-}
-
-function dataLine(data) {
-  const parts = [`${data.num_train} examples to train`, `${data.num_validation} held out`];
-  if (data.num_duplicates) parts.push(`${data.num_duplicates} repeated`);
-  if (data.num_contradictions) parts.push(`${data.num_contradictions} contradict each other`);
-  if (data.num_overlapping) parts.push(`${data.num_overlapping} held-out examples are also in the training part`);
-  return `${parts.join(", ")}.`;
 }
 
 const MODELS = [["tuned", "Tuned"], ["current", "Version before"], ["few_shot", "Few-shot"], ["instructed", "Instructed"], ["bare", "Bare"]];

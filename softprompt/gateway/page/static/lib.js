@@ -106,6 +106,15 @@ export function span(seconds) {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
+/** What was counted in a job's data, as a sentence. */
+export function dataLine(data) {
+  const parts = [`${data.num_train} examples to train on`, `${data.num_validation} held out`];
+  if (data.num_duplicates) parts.push(`${data.num_duplicates} repeated`);
+  if (data.num_contradictions) parts.push(`${data.num_contradictions} contradict each other`);
+  if (data.num_overlapping) parts.push(`${data.num_overlapping} held-out examples are also in the training part`);
+  return `${parts.join(", ")}.`;
+}
+
 export function table(heads, rows, empty = "Nothing yet.") {
   if (!rows.length) return h("p", { className: "hint" }, empty);
   return h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Table" },

@@ -1,14 +1,14 @@
 // From a file to a job: drop it, see how it is read, correct the columns, start.
-import { call, doing, field, h, id, replace, table, tell } from "./lib.js";
+import { call, dataLine, doing, field, h, id, number, replace, span, table, tell } from "./lib.js";
 
 const ROLES = [["input", "Input"], ["output", "Output"], ["label", "Label"], ["messages", "Conversation"]];
 
 export async function start(main) {
   const found = h("div", { "aria-live": "polite" });
-  const input = h("input", { type: "file", id: "file", accept: ".csv,.tsv,.xlsx,.jsonl,.json,.parquet,.gz", onchange: () => take(input.files[0]) });
+  const input = h("input", { type: "file", id: "file", accept: ".csv,.tsv,.xlsx,.jsonl,.json", onchange: () => take(input.files[0]) });
   const drop = h("div", { className: "drop" },
     h("p", {}, "Drop a file with examples here, or choose one."), field("Examples", input),
-    h("p", { className: "hint" }, "CSV, TSV, XLSX, Parquet, JSON or JSON lines. Each row is a question with the answer that you want, or a text with its label. Some hundred rows are a good start."));
+    h("p", { className: "hint" }, "CSV, TSV, XLSX, JSON or JSON lines. Each row is a question with the answer that you want, or a text with its label. Some hundred rows are a good start."));
   drop.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
   drop.addEventListener("dragleave", () => drop.classList.remove("over"));
   drop.addEventListener("drop", (event) => { event.preventDefault(); drop.classList.remove("over"); take(event.dataTransfer.files[0]); });
@@ -47,10 +47,11 @@ export async function start(main) {
       for (const key of Object.keys(choice)) if (!choice[key]) delete choice[key];
       preview(file);
     }
-    const can = !data.problems.length;
+    const can = !data.problems.length, unclear = data.columns.length && !data.used.input && !data.used.messages;
+    const advice = unclear ? "Choose below which column is the input, and which is the output (a text) or the label (one of a few words)." : data.advice;
     replace(found,
       h("h2", {}, can ? `${data.num_examples} examples in ${file.name}` : `${file.name} can't be used yet`),
-      data.problems.length ? h("div", { className: "panel" }, h("ul", { className: "plain bad" }, data.problems.map((text) => h("li", {}, text))), data.advice && h("p", {}, data.advice)) : null,
+      data.problems.length ? h("div", { className: "panel" }, h("ul", { className: "plain bad" }, data.problems.map((text) => h("li", {}, text))), advice && h("p", {}, advice)) : null,
       data.report.length ? h("ul", { className: "plain hint" }, data.report.map((text) => h("li", {}, text))) : null,
       data.columns.length ? h("div", { className: "row" }, selects, h("label", {}, unused, " leave out other columns")) : null,
       data.rows.length ? table(data.columns, data.rows.map((row) => data.columns.map((column) => h("td", { className: "text" }, (row[column] ?? "").slice(0, 200))))) : null,
@@ -61,11 +62,44 @@ export async function start(main) {
     const suggested = file.name.toLowerCase().replace(/\.[a-z.]*$/, "").replace(/[^a-z0-9]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 40) || "my-prompt";
     const name = h("input", { name: "prompt", value: suggested, required: true, pattern: "[a-z0-9]([a-z0-9\\-]*[a-z0-9])?", title: "lower-case letters, digits and hyphens" });
     const steps = h("input", { name: "num_steps", type: "number", min: 1, placeholder: "automatic" });
-    return h("form", { className: "panel", onsubmit: doing(async () => {
-      const query = new URLSearchParams({ filename: file.name, prompt: name.value, ...choice });
-      if (steps.value) query.set("num_steps", steps.value);
-      const job = await (await call(`/api/jobs?${query}`, { body: file })).json();
+    const query = () => {
+      const all = new URLSearchParams({ filename: file.name, prompt: name.value, ...choice });
+      if (steps.value) all.set("num_steps", steps.value);
+      return all;
+    };
+    const plan = h("div", { "aria-live": "polite" });
+    const made = h("form", { className: "panel", onsubmit: doing(async () => {
+      const job = await (await call(`/api/jobs?${query()}`, { body: file })).json();
       location.hash = `#/job/${id(job.name)}`;
-    }) }, h("div", { className: "row" }, field("Name of the prompt", name), field("Steps", steps), h("button", { className: "main", type: "submit" }, "Start tuning")));
+    }) }, h("div", { className: "row" }, field("Name of the prompt", name), field("Steps", steps), h("button", { className: "main", type: "submit" }, "Start tuning")), plan);
+    let asked = 0;
+    /** What the job would be. Only the newest question's answer is shown. */
+    async function check() {
+      const mine = ++asked;
+      let shown = null;
+      if (made.checkValidity()) {
+        replace(plan, h("p", { className: "hint" }, "Estimating ..."));
+        try {
+          shown = estimate(await (await call(`/api/check?${query()}`, { body: file })).json());
+        } catch (error) {
+          shown = h("p", { className: "bad" }, error.message);
+        }
+      }
+      if (mine === asked) replace(plan, shown);
+    }
+    for (const control of [name, steps]) control.addEventListener("change", check);
+    check();
+    return made;
   }
+}
+
+/** The time, the data, and what the recipe chose, of a job that does not exist yet. */
+function estimate({ job, estimated_seconds: seconds }) {
+  const data = job.dataset_statistics, chosen = job.effective_spec?.hyperparameters ?? {};
+  const text = (value) => (typeof value === "number" ? number(value, 4) : value?.method ?? String(value)).toLowerCase().replaceAll("_", " ");
+  const told = Object.entries(chosen).filter(([, value]) => value !== null && (typeof value !== "object" || value.method));
+  return [
+    h("p", {}, h("strong", {}, seconds === null ? "Time unknown: no job has been measured yet." : `About ${span(seconds)} of training.`), data ? ` ${dataLine(data)}` : ""),
+    h("details", {}, h("summary", {}, "What is chosen for you"), table(["Setting", "Value"], told.map(([key, value]) => [key.replaceAll("_", " "), text(value)]))),
+  ];
 }
