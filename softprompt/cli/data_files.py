@@ -160,7 +160,7 @@ def _examples(content: Path | bytes) -> Generator[dict[str, Any]]:
 
 def _show_report(found: Any) -> None:
     rows = {
-        "file": f"{found.name} ({found.format})",
+        "file": f"{found.name} ({found.format})" if found.format else found.name,
         "examples": f"{found.num_examples}" + (f", {found.task}" if found.task else ""),
         "labels": _labels(found.labels),
         "inputs": _lengths(found.inputs),
