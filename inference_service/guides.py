@@ -6,9 +6,11 @@ A tenant's compiled guides are its own: how long a guide takes reveals nothing a
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from dataclasses import dataclass
 
 from inference_service.engine.guide.compiler import GuideCompiler
 from inference_service.engine.guide.matcher import CompiledGuide
+from shared.errors import SoftPromptError
 from shared.process.call_pool import CallPool
 from shared.values.guide import Guide
 
@@ -23,6 +25,19 @@ _MAX_WAIT_SECONDS = 30.0
 _Key = tuple[str, Guide, str]
 
 
+@dataclass(frozen=True)
+class GuideStats:
+    """Statistics of the guides; all but `kept_bytes` only grow."""
+
+    num_compiled: int
+    num_reused: int
+    """Uses of a guide that was already compiled."""
+    num_refused: int
+    """Guides that could not be compiled: with errors, too complex, or while too many others waited."""
+    kept_bytes: int
+    """Estimated bytes of the compiled guides that are kept."""
+
+
 class Guides:
     """Compiles guides and keeps them up to `max_bytes`, an estimate. Used on the event loop."""
 
@@ -32,11 +47,16 @@ class Guides:
         self._kept: OrderedDict[_Key, CompiledGuide] = OrderedDict()
         self._uses: Counter[_Key] = Counter()
         self._bytes: Counter[str] = Counter()
+        self._num_compiled = self._num_reused = self._num_refused = 0
 
     @property
     def num_bytes(self) -> int:
         """Estimated bytes of the guides that are kept."""
         return self._bytes.total()
+
+    def stats(self) -> GuideStats:
+        """Statistics since the start."""
+        return GuideStats(self._num_compiled, self._num_reused, self._num_refused, self.num_bytes)
 
     def lead(self, answer_prefix: str, continues: bool) -> str:
         """The text before the form: what is removed from the beginning of an answer. See `AnswerText`.
@@ -54,9 +74,15 @@ class Guides:
         found = self._kept.get(key)
         if found is not None and not found.failed and self._uses[key] < MAX_USES:
             self._kept.move_to_end(key)
+            self._num_reused += 1
         else:
             self._drop(key)
-            found = await self._pool.call(self._compiler.compile, guide, lead)
+            try:
+                found = await self._pool.call(self._compiler.compile, guide, lead)
+            except SoftPromptError:
+                self._num_refused += 1
+                raise
+            self._num_compiled += 1
             self._keep(key, found)
         self._uses[key] += 1
         return found

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from inference_service.engine.core.stats import EngineStats, FinishedRequest, StepStats
+from inference_service.guides import GuideStats
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import RefusalReason
 from shared.store.index import VersionRecord
@@ -54,6 +55,11 @@ _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = 
         lambda stats: stats.prefix_kv_loads,
     ),
     ("prefix_kv_evictions", "Evictions of a soft prompt's keys and values.", lambda stats: stats.prefix_kv_evictions),
+)
+_GUIDE_COUNTERS: tuple[tuple[str, str, Callable[[GuideStats], float]], ...] = (
+    ("guides_compiled", "Guides that were compiled.", lambda stats: stats.num_compiled),
+    ("guides_reused", "Uses of a guide that was already compiled.", lambda stats: stats.num_reused),
+    ("guides_refused", "Guides that could not be compiled.", lambda stats: stats.num_refused),
 )
 
 
@@ -191,10 +197,12 @@ class PromptMetrics:
 
 
 class StateCollector(Collector):
-    """The state of the engine and the registry, read at the time of a scrape."""
+    """The state of the engine, the registry and the guides, read at the time of a scrape."""
 
-    def __init__(self, stats: Callable[[], EngineStats], prompts: PromptRegistry) -> None:
-        self._stats, self._prompts = stats, prompts
+    def __init__(
+        self, stats: Callable[[], EngineStats], prompts: PromptRegistry, guides: Callable[[], GuideStats]
+    ) -> None:
+        self._stats, self._prompts, self._guides = stats, prompts, guides
 
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges and counters of the current state."""
@@ -203,6 +211,14 @@ class StateCollector(Collector):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", about, value=value(stats))
         for name, about, value in _ENGINE_COUNTERS:
             yield CounterMetricFamily(f"{PREFIX}_{name}", about, value=value(stats))
+        guides = self._guides()
+        for name, about, read in _GUIDE_COUNTERS:
+            yield CounterMetricFamily(f"{PREFIX}_{name}", about, value=read(guides))
+        yield GaugeMetricFamily(
+            f"{PREFIX}_guides_kept_bytes",
+            "Estimated memory of the compiled guides that are kept.",
+            value=guides.kept_bytes,
+        )
         yield GaugeMetricFamily(f"{PREFIX}_versions_loaded", "Versions ready to serve.", value=self._prompts.num_loaded)
         yield GaugeMetricFamily(
             f"{PREFIX}_versions_quarantined", "Versions refused permanently.", value=self._prompts.num_quarantined

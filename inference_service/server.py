@@ -93,7 +93,8 @@ def build(
     directory, interval_seconds = ReplicaDirectory(store.backend), settings.heartbeat_seconds
     heartbeat = Heartbeat(directory, registry, settings.resolved_replica, base.info, interval_seconds, pools.heartbeat)
     prompt_metrics = PromptMetrics(metrics, heartbeat.report_now)
-    metrics.register(StateCollector(running.stats, registry))
+    guides, texts = Guides(GuideCompiler(base)), TokenTexts(base.tokenizer)
+    metrics.register(StateCollector(running.stats, registry, guides.stats))
     loader = VersionLoader(store, running, base, max_length, engine.config.limits.max_logprobs, pools.fetch)
     loads = VersionLoads(loader, registry, prompt_metrics)
     metrics.register(PoolCollector(pools.all))
@@ -102,7 +103,6 @@ def build(
         store, registry, loads, prompt_metrics, settings.poll_seconds or store.poll_seconds, pools.watch, start
     )
     limits = settings.request_limits(max_length, engine.config.length_limit)
-    guides, texts = Guides(GuideCompiler(base)), TokenTexts(base.tokenizer)
     service = GenerationService(
         base, running, registry, loads, watcher, limits, settings.default_sampling, guides, texts
     )

@@ -9,7 +9,7 @@ import pytest
 
 from inference_service import guides as module
 from inference_service.engine.guide.compiler import GuideCompiler
-from inference_service.guides import Guides
+from inference_service.guides import Guides, GuideStats
 from shared.errors import InvalidInput
 from shared.values.guide import Guide
 from tests.inference_service.engine.builders import tiny_base
@@ -34,6 +34,9 @@ async def test_a_tenant_s_guide_is_compiled_once(guides: Guides) -> None:
     assert await guides.compiled(Guide(regex="a"), "", "one") is first
     assert await guides.compiled(Guide(regex="a"), " ", "one") is not first
     assert await guides.compiled(Guide(regex="a"), "", "two") is not first
+    stats = guides.stats()
+    assert (stats.num_compiled, stats.num_reused, stats.num_refused) == (3, 1, 0)
+    assert stats.kept_bytes == guides.num_bytes > 0
 
 
 async def test_the_largest_tenant_gives_way(guides: Guides) -> None:
@@ -62,3 +65,4 @@ async def test_a_refused_guide_is_not_kept(guides: Guides) -> None:
     )
     assert all(isinstance(result, InvalidInput) for result in results)
     assert guides.num_bytes == 0
+    assert guides.stats() == GuideStats(num_compiled=0, num_reused=0, num_refused=3, kept_bytes=0)

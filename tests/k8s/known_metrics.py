@@ -71,11 +71,11 @@ def families() -> tuple[Metric, ...]:
     EngineMetrics(registry, 10, lambda prefix_id: prefix_id)
     PromptMetrics(registry, lambda: None)
     zeros: Any = Zeros()
-    return (*registry.collect(), *StateCollector(lambda: zeros, zeros).collect())
+    return (*registry.collect(), *StateCollector(lambda: zeros, zeros, lambda: zeros).collect())
 
 
 class Zeros:
-    """An engine and a registry in which every figure is 0."""
+    """An engine, a registry and guides in which every figure is 0."""
 
     def __getattr__(self, name: str) -> float:
         return 0.0
