@@ -106,6 +106,8 @@ class InferenceSettings(ServerSettings):
     """Maximum number of completions (n) of a request."""
     max_guide_bytes: int = Field(default=_ENGINE.limits.max_guide_bytes, ge=0, le=1 << 20)
     """Maximum size of a guide in bytes."""
+    guide_cache_bytes: int = Field(default=256 << 20, ge=0, le=1 << 36)
+    """Estimated memory of the compiled guides that are kept for later requests; 0 keeps none."""
     default_temperature: float = Field(default=0.0, ge=0, le=10)
     """Temperature if neither request nor version sets one; 0 is greedy."""
     default_top_p: float = Field(default=1.0, gt=0, le=1)

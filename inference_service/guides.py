@@ -14,7 +14,6 @@ from shared.errors import SoftPromptError
 from shared.process.call_pool import CallPool
 from shared.values.guide import Guide
 
-MAX_BYTES = 256 << 20
 _BYTES_EACH = 2 << 20
 _BYTES_OF_A_BYTE = 64
 """A compiled guide takes 0.4 to 2.4 MB with the states that its lexer reached in a few answers (measured)."""
@@ -41,7 +40,7 @@ class GuideStats:
 class Guides:
     """Compiles guides and keeps them up to `max_bytes`, an estimate. Used on the event loop."""
 
-    def __init__(self, compiler: GuideCompiler, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, compiler: GuideCompiler, max_bytes: int) -> None:
         self._compiler, self._max_bytes = compiler, max_bytes
         self._pool = CallPool("guide_compiler", max_threads=2, timeout_seconds=_MAX_WAIT_SECONDS)
         self._kept: OrderedDict[_Key, CompiledGuide] = OrderedDict()
@@ -84,7 +83,8 @@ class Guides:
                 raise
             self._num_compiled += 1
             self._keep(key, found)
-        self._uses[key] += 1
+        if key in self._kept:  # it may be too large to be kept
+            self._uses[key] += 1
         return found
 
     def close(self) -> None:

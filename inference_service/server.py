@@ -93,7 +93,7 @@ def build(
     directory, interval_seconds = ReplicaDirectory(store.backend), settings.heartbeat_seconds
     heartbeat = Heartbeat(directory, registry, settings.resolved_replica, base.info, interval_seconds, pools.heartbeat)
     prompt_metrics = PromptMetrics(metrics, heartbeat.report_now)
-    guides, texts = Guides(GuideCompiler(base)), TokenTexts(base.tokenizer)
+    guides, texts = Guides(GuideCompiler(base), settings.guide_cache_bytes), TokenTexts(base.tokenizer)
     metrics.register(StateCollector(running.stats, registry, guides.stats))
     loader = VersionLoader(store, running, base, max_length, engine.config.limits.max_logprobs, pools.fetch)
     loads = VersionLoads(loader, registry, prompt_metrics)

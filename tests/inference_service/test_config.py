@@ -30,6 +30,7 @@ def test_model_and_store_are_required() -> None:
         ("replica", "Not A Name"),
         ("dtype", "int8"),
         ("poll_seconds", -1),
+        ("guide_cache_bytes", -1),
     ],
 )
 def test_values_out_of_range_are_refused(name: str, value: object) -> None:

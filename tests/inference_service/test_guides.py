@@ -47,6 +47,16 @@ async def test_the_largest_tenant_gives_way(guides: Guides) -> None:
     assert await guides.compiled(Guide(regex="a"), "", "small") is own
 
 
+async def test_a_cache_of_no_bytes_keeps_nothing(compiler: GuideCompiler) -> None:
+    guides = Guides(compiler, max_bytes=0)
+    try:
+        for _ in range(2):
+            await guides.compiled(Guide(regex="a"), "", "one")
+    finally:
+        guides.close()
+    assert guides.stats() == GuideStats(num_compiled=2, num_reused=0, num_refused=0, kept_bytes=0)
+
+
 async def test_a_guide_is_compiled_again_after_a_failure_and_after_many_uses(
     guides: Guides, monkeypatch: pytest.MonkeyPatch
 ) -> None:
