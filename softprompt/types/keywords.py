@@ -10,6 +10,7 @@ from shared.errors import FieldViolation, InvalidInput
 from shared.values.guide import Guide
 from shared.values.sampling import PARAMETERS, Sampling
 from softprompt.close_names import did_you_mean
+from softprompt.data.values import type_name
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -43,10 +44,17 @@ def sampling_with(sampling: Sampling | Mapping[str, Any] | None, keywords: Mappi
 
     Raises InvalidInput for a keyword that is not a sampling parameter.
     """
+    if not isinstance(sampling, Sampling | Mapping | None):
+        raise InvalidInput.of("sampling", f"Sampling or a mapping is expected, not {type_name(sampling)}")
     given = dict(sampling) if isinstance(sampling, Mapping) else {}
     values = {**given, **keywords}
     if unknown := [name for name in values if name not in PARAMETERS]:
-        raise InvalidInput([FieldViolation(name, _explanation(name)) for name in unknown])
+        raise InvalidInput(
+            [
+                FieldViolation(name if name in keywords else f"sampling.{name}", _explanation(str(name)))
+                for name in unknown
+            ]
+        )
     if not values:
         return None if isinstance(sampling, Mapping) else sampling
     return replace(sampling, **values) if isinstance(sampling, Sampling) else Sampling(**values)

@@ -17,7 +17,7 @@ from tests.rpc_outcome import Outcome, outcome_of
 from tests.shared.store_copy import copy_without
 
 TOKEN = new_token()
-TIMES = ("queue_time", "first_token_time", "total_time", "load_time")
+TIMES = ("queue_time", "first_token_time", "total_time", "load_time", "current_time")
 
 
 def requests_of(prompt: str) -> list[tuple[str, object]]:

@@ -24,6 +24,7 @@ USUAL: dict[str, Any] = {
     "spec": TuningSpec("tone", [{"input": "a", "output": "b"}]),
     "dataset": [{"input": "a", "output": "b"}],
     "input": "hi",
+    "inputs": ["hi"],
     "prompt": "tone",
     "name": JOB,
     "version": "prompts/tone/versions/2",
@@ -68,9 +69,9 @@ JUNK: list[Any] = [
 def arguments() -> Iterator[tuple[str, str]]:
     for name, method in inspect.getmembers(AsyncClient, inspect.isfunction):
         if not name.startswith("_"):
-            for parameter in list(inspect.signature(method).parameters)[1:]:
-                if parameter not in ("input", "dataset", "changes"):
-                    yield name, parameter
+            for parameter in list(inspect.signature(method).parameters.values())[1:]:
+                if parameter.name not in ("input", "inputs", "dataset") and parameter.kind is not parameter.VAR_KEYWORD:
+                    yield name, parameter.name
 
 
 async def first_result(made: Any) -> None:
@@ -78,7 +79,9 @@ async def first_result(made: Any) -> None:
     if inspect.isawaitable(made):
         await made
     elif isinstance(made, AsyncIterator):
-        async for _ in made:
+        async for item in made:
+            if isinstance(error := getattr(item, "error", None), Exception):  # one of many answers
+                raise error
             break
         if close := getattr(made, "aclose", None):
             await close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import subprocess
 import sys
 import time
@@ -63,23 +64,27 @@ def test_ctrl_c_ends_the_answer_and_not_the_session(services: Services) -> None:
         nonlocal shown
         deadline = time.monotonic() + 60
         while not is_there(shown):
-            assert time.monotonic() < deadline, shown[-2000:]
+            ready, _, _ = select.select([ours], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, shown[-2000:]
             shown += os.read(ours, 1 << 16)
 
     with subprocess.Popen(COMMAND, env=environment, preexec_fn=lambda: os.login_tty(theirs)) as process:
-        os.close(theirs)
-        until(lambda text: b"> " in text)
-        os.write(ours, b"hi\n")
-        until(lambda text: b"Hello wide world" in text)
-        os.write(ours, b"\x03")
-        until(lambda text: b"(stopped)" in text)
-        services.inference.endless = False
-        shown = b""
-        os.write(ours, b"again\n")
-        until(lambda text: b"Hello wide world\r\n" in text)
-        os.write(ours, b"\x03")
-        until(lambda text: b"ends the chat" in text)
-        os.write(ours, b"\x04")
-        assert process.wait(30) == 0
+        try:
+            os.close(theirs)
+            until(lambda text: b"> " in text)
+            os.write(ours, b"hi\n")
+            until(lambda text: b"Hello wide world" in text)
+            os.write(ours, b"\x03")
+            until(lambda text: b"(stopped)" in text)
+            services.inference.endless = False
+            shown = b""
+            os.write(ours, b"again\n")
+            until(lambda text: b"Hello wide world\r\n" in text and text.endswith(b"> "))
+            os.write(ours, b"\x03")
+            until(lambda text: b"ends the chat" in text)
+            os.write(ours, b"\x04")
+            assert process.wait(30) == 0
+        finally:
+            process.kill()  # the block would wait for it for ever
     os.close(ours)
     assert len(services.inference.requests[1].input.chat.messages) == 3, "what came before Ctrl-C is kept"

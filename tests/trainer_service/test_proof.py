@@ -60,12 +60,17 @@ async def test_a_model_that_is_too_large_or_not_there_leaves_the_import_without(
 
 
 async def test_a_withdrawn_import_leaves_no_process(tiny_model_dir: Path) -> None:
+    before = psutil.Process().children()
+
+    def children() -> list[psutil.Process]:
+        return [child for child in psutil.Process().children() if child not in before]
+
     task = asyncio.create_task(
         Prover(max_model_bytes=1 << 30).golden_records(tiny_model_dir, blob(tiny_model_dir, torch.zeros(2, 64)))
     )
-    await until(lambda: bool(psutil.Process().children()))
-    children = psutil.Process().children()
+    await until(lambda: bool(children()))
+    started = children()
     task.cancel()
     async with asyncio.timeout(10):
         await asyncio.gather(task, return_exceptions=True)
-    assert not any(child.is_running() for child in children)
+    assert not any(child.is_running() for child in started)

@@ -47,8 +47,8 @@ CALLERS = [
 ]
 NO_ALIAS = pb.PublishPolicy(alias="-")
 MISSING = "z" * 26
-LOAD = ("estimated_start_time",)
-"""How long work waits is not hidden: docs/security.md says so."""
+LOAD = ("estimated_start_time", "current_time")
+"""How long work waits and what time it is are not hidden: docs/security.md says so."""
 
 MADE_NOW = (*LOAD, "revision", "end_time", "create_time", "name", "update_time", "last_event", "version")
 

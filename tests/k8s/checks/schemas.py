@@ -22,8 +22,8 @@ from tests.k8s.manifests import Manifests, Object, nulls
 
 KUBERNETES = "v1.37.0"
 CRDS = Path(__file__).parents[4] / "shared" / "crds"
-WITHOUT_SCHEMA = frozenset({("cert-manager.io/v1", "Issuer")})
-"""Checked by `references` alone."""
+WITHOUT_SCHEMA = frozenset({("cert-manager.io/v1", "Issuer"), ("gateway.networking.k8s.io/v1", "HTTPRoute")})
+"""Checked by `references` and `http` alone."""
 
 _URI = "urn:kubernetes"
 _POD_TEMPLATE = "io.k8s.api.core.v1.PodTemplateSpec"

@@ -17,7 +17,7 @@ from tests.inference_service.replica import blob, matrix, publish
 from tests.softprompt.gateway.running import World, world
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def services(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """With the prompt `tone`: version 1 is its default, version 2 its alias `canary`."""
     with world(tiny_model_dir, tmp_path_factory.mktemp("gateway")) as made:
@@ -28,14 +28,14 @@ def services(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def http(services: World) -> Iterator[httpx.Client]:
     """Plain HTTP; a client of its own for each request would read the system's certificates each time."""
     with httpx.Client(base_url=services.url, timeout=30) as made:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(services: World) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{services.url}/v1", api_key="unused", max_retries=0, timeout=30) as made:
         yield made

@@ -24,8 +24,7 @@ async def hang(*_: object) -> None:
 def other_model(service: Service) -> None:
     """Jobs created from now on need another base model, and so another worker."""
     base = service.base
-    admission = service.manager._admission
-    admission._base = base.model_copy(update={"base_model": replace(base.base_model, id="other")})  # type: ignore[attr-defined]
+    service.admission.base = base.model_copy(update={"base_model": replace(base.base_model, id="other")})
 
 
 async def with_a_deaf_worker(service: Service) -> str:

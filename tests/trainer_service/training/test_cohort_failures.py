@@ -13,7 +13,6 @@ import torch
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import generation, losses, of, run, task
 from trainer_service.training import cohort as cohort_module
-from trainer_service.training import run as run_module
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.compute import backward
 from trainer_service.training.events import (
@@ -111,7 +110,7 @@ def test_a_fault_of_the_machine_is_no_jobs_failure(fault: Exception, monkeypatch
         run(Cohort(BASE), task("one"), task("two"))
     assert raised.value is fault
     assert len(calls) == 1
-    monkeypatch.setattr(run_module, "initial_matrix", broken)
+    monkeypatch.setattr("trainer_service.training.recipe.leaves.initial_matrix", broken)
     with pytest.raises(type(fault)):
         run(Cohort(BASE), task("one"))
 
