@@ -81,7 +81,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_session(services: Services) -> None:
             os.write(ours, b"again\n")
             until(lambda text: b"Hello wide world\r\n" in text and text.endswith(b"> "))
             os.write(ours, b"\x03")
-            until(lambda text: b"ends the chat" in text)
+            until(lambda text: b"ends the chat" in text and text.endswith(b"> "))
             os.write(ours, b"\x04")
             assert process.wait(30) == 0
         finally:

@@ -63,7 +63,7 @@ async def test_a_killed_worker_costs_nothing_but_the_steps_since_the_checkpoint(
 ) -> None:
     manager = await service.start(pool)
     job = await manager.create(spec(num_steps=400))
-    await service.until(job.id, lambda job: job.progress.step > 40, seconds=60)
+    await service.until(job.id, lambda job: job.progress.step > 40 and job.checkpointed, seconds=60)
     before = await pid_of(pool)
     os.kill(before, signal.SIGKILL)
     killed_at = time.time()
