@@ -23,14 +23,13 @@ from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import bounded_stream, settings_of
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value, unknown_field, unsupported
+from softprompt.gateway.uploads import COMPRESSED, ZIP, file_name, upload_slot
 from softprompt.types.datasets import StoredDataset
 
 PURPOSE = "fine-tune"
 _ID = re.compile(r"file-([0-9a-f]{64})")
 _FORM_BYTES = 64 << 10
 """Size of a form besides its file."""
-_BINARY = (b"\x1f\x8b", b"PK\x03\x04", b"PAR1", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
-"""First bytes of compressed files, which would take more memory than their size tells."""
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".ndjson")
 _FORM = {
     "type": "object",
@@ -56,13 +55,7 @@ def dataset_of(id: str) -> str:
 @endpoint("files.create", form=_FORM)
 async def create_file(request: Request, backend: Backend) -> Response:
     """Stores a file of training examples."""
-    await backend.client.list_datasets(limit=1)  # nobody without a role makes the gateway read a whole file
-    uploads: asyncio.Semaphore = request.app.state.uploads
-    if uploads.locked():
-        raise ApiError(
-            429, "too many uploads at the same time", code="rate_limit_exceeded", headers={"Retry-After": "2"}
-        )
-    async with uploads:
+    async with upload_slot(request, backend):
         form = await _form(request)
         try:
             file, name = _checked(form)
@@ -107,9 +100,7 @@ def _checked(form: FormData) -> tuple[BinaryIO, str]:
         raise unsupported("purpose", f"only {PURPOSE!r} is offered here, not {str(purpose)[:40]!r}")
     if not isinstance(file, UploadFile):
         raise bad_value("file", "must be a file with a name")
-    name = (file.filename or "").rpartition("/")[2].rpartition("\\")[2]
-    name = "".join(character for character in name if character.isprintable())[-255:]
-    return file.file, name or "file.jsonl"
+    return file.file, file_name(file.filename or "") or "file.jsonl"
 
 
 def _suffix(name: str) -> str:
@@ -120,7 +111,7 @@ def _suffix(name: str) -> str:
 
 def _copy(file: BinaryIO, path: Path) -> None:
     file.seek(0)
-    if file.read(8).startswith(_BINARY):
+    if file.read(8).startswith((ZIP, *COMPRESSED)):
         raise bad_value(
             "file", "is compressed or binary: upload JSON lines, JSON or CSV as it is", "invalid_file_format"
         )

@@ -2,7 +2,8 @@
 import { call, curve, dataLine, doing, events, get, h, id, number, post, replace, span, table, time } from "./lib.js";
 
 const FINAL = ["SUCCEEDED", "FAILED", "CANCELLED"];
-const short = (name) => id(name).slice(0, 8);
+/** The end of an id, which is random; its beginning is the time, so jobs of one second share it. */
+const short = (name) => id(name).slice(-8);
 const state = (value) => h("span", { className: `state ${value === "FAILED" ? "bad" : value === "SUCCEEDED" ? "good" : ""}` }, value.toLowerCase());
 
 export async function jobs(main, { signal }) {
@@ -20,7 +21,7 @@ export async function job(main, { rest: [name], signal }) {
   let now = await get(`/api/jobs/${name}`, signal);
   const steps = [], heldOut = [], notes = [];
   const head = h("div"), picture = h("div"), body = h("div", { "aria-live": "polite" });
-  replace(main, h("h1", {}, `Job ${name.slice(0, 8)} for ${now.spec?.prompt ?? ""}`), head, picture, body);
+  replace(main, h("h1", {}, `Job ${name.slice(-8)} for ${now.spec?.prompt ?? ""}`), head, picture, body);
 
   const act = (action) => h("button", { type: "button", onclick: doing(async () => { now = await post(`/api/jobs/${name}/${action}`); draw(); }) }, action[0].toUpperCase() + action.slice(1));
   function draw() {
@@ -87,15 +88,14 @@ async function answers(body, name, signal) {
   const base = (one) => (one.current ?? one.bare)?.loss ?? 0;
   found.sort((a, b) => (b.tuned?.loss ?? 0) - base(b) - ((a.tuned?.loss ?? 0) - base(a)));
   const cell = (answer) => h("td", { className: `text ${answer?.correct === true ? "good" : answer?.correct === false ? "bad" : ""}` }, answer ? (answer.text ?? `loss ${number(answer.loss)}`) : "");
-  const kind = report.job.effective_spec?.labels?.length ? "label" : "output";
   const corrected = new Map();
   const go = h("button", { type: "button", className: "main", disabled: true, onclick: doing(async () => {
-    const examples = [...corrected].map(([input, text]) => ({ input, [kind]: text }));
+    const examples = [...corrected].map(([line, text]) => ({ line, text }));
     location.hash = `#/job/${id((await post(`/api/jobs/${name}/continue`, { examples })).name)}`;
   }) }, "Continue training with the corrections");
   const correct = (one) => {
     const text = h("textarea", { "aria-label": `better answer to ${one.input.slice(0, 60)}`, value: one.reference, oninput: () => {
-      if (text.value.trim()) corrected.set(one.input, text.value); else corrected.delete(one.input);
+      if (text.value.trim()) corrected.set(one.line, text.value); else corrected.delete(one.line);
       go.disabled = !corrected.size;
     } });
     return h("details", {}, h("summary", {}, "Correct"), text);

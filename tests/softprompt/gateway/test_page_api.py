@@ -1,0 +1,119 @@
+"""The page's endpoints with what no page sends, and with data whose form a page can't know."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from typing import Any
+
+import httpx
+import pytest
+
+from softprompt.gateway.files import file_id
+from tests.softprompt.gateway.running import World
+
+
+def posted(http: httpx.Client, path: str, content: bytes, **query: str) -> httpx.Response:
+    return http.post(path, params=query, content=content)
+
+
+def archive(**members: bytes) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "query", "status", "said"),
+    [
+        (b"PK\x03\x04 no archive", {"filename": "a.xlsx"}, 400, "the sheet is damaged"),
+        (archive(x=b"1"), {"filename": "a.xlsx"}, 400, "is a zip archive"),
+        (b"\x1f\x8b\x08 gzip", {"filename": "a.csv"}, 400, "softprompt datasets upload"),
+        (b"PAR1", {"filename": "a.parquet"}, 400, "softprompt datasets upload"),
+        (b"a,b\n1,2\n", {}, 400, "the name of the file is missing"),
+        (b"a,b\n1,2\n", {"filename": "../.."}, 400, "the name of the file is missing"),
+        (b"input,output\n1,2\n", {"filename": "a\0b.csv"}, 200, ""),
+        (b"input,output\n1,2\n", {"filename": "é" * 300 + ".csv"}, 200, ""),
+        (b"input,output\n1,2\n", {"filename": "C:\\data\\a.csv"}, 200, ""),
+        (b"", {"filename": "a.csv"}, 400, "is empty"),
+        (b"\xff\xfe\x00", {"filename": "a.csv"}, 400, "is damaged or cut off"),
+    ],
+    ids=str,
+)
+def test_a_preview_is_an_answer_or_a_clear_error(
+    http: httpx.Client, content: bytes, query: dict[str, str], status: int, said: str
+) -> None:
+    response = posted(http, "/api/preview", content, **query)
+    assert response.status_code == status, response.text
+    assert said in response.text
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(http: httpx.Client) -> None:
+    bomb = archive(sheet=b"\0" * (600 << 20))
+    response = posted(http, "/api/preview", bomb, filename="a.xlsx")
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "-1", "1.5", "²", "x"])
+@pytest.mark.parametrize("path", ["/api/jobs?filename=a.csv&prompt=p&num_steps=", "/api/jobs/none/events?after="])
+def test_a_number_that_is_none_is_named(http: httpx.Client, path: str, number: str) -> None:
+    method = "GET" if "after" in path else "POST"
+    response = http.request(method, path + number, content=b"input,output\n1,2\n")
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] in ("num_steps", "after")
+
+
+def tuned(services: World, http: httpx.Client, rows: list[dict[str, Any]], prompt: str) -> str:
+    """The id of a finished job. The file has no line break at its end."""
+    content = "\n".join(map(json.dumps, rows)).encode()
+    made = posted(http, "/api/jobs", content, filename="a.jsonl", prompt=prompt, num_steps="4")
+    assert made.status_code == 201, made.text
+    return finished(http, made.json())
+
+
+def finished(http: httpx.Client, job: dict[str, Any]) -> str:
+    id = str(job["name"].partition("/")[2])
+    with http.stream("GET", f"/api/jobs/{id}/events") as events:
+        for _ in events.iter_lines():
+            pass
+    assert http.get(f"/api/jobs/{id}").json()["state"] == "SUCCEEDED"
+    return id
+
+
+PAIRS = [{"input": f"question {index}", "output": f"answer {index}"} for index in range(12)]
+CHATS = [
+    {"messages": [{"role": "user", "content": row["input"]}, {"role": "assistant", "content": row["output"]}]}
+    for row in PAIRS
+]
+
+
+@pytest.mark.parametrize("rows", [PAIRS, CHATS], ids=["pairs", "chats"])
+def test_corrected_answers_are_added_to_the_jobs_own_data(
+    services: World, http: httpx.Client, rows: list[dict[str, Any]]
+) -> None:
+    prompt = f"corrected-{'chats' if rows is CHATS else 'pairs'}"
+    first = tuned(services, http, rows, prompt)
+    report = http.get(f"/api/jobs/{first}/report").json()
+    shown = report["answers"][0]
+    corrections = {"examples": [{"line": shown["line"], "text": "better"}]}
+    again = http.post(f"/api/jobs/{first}/continue", json=corrections)
+    assert again.status_code == 201, again.text
+    second = http.get(f"/api/jobs/{finished(http, again.json())}").json()
+    statistics = second["dataset_statistics"]
+    assert statistics["num_train"] + statistics["num_validation"] == len(rows) + 1
+    dataset = http.get(f"/api/jobs/{second['name'].partition('/')[2]}/report").json()["lineage"]["dataset"]
+    lines = http.get(f"/v1/files/{file_id(dataset)}/content").text.splitlines()
+    added = json.loads(lines[-1])
+    expected = json.dumps(rows[shown["line"] - 1]).replace(f"answer {shown['line'] - 1}", "better")
+    assert added == json.loads(expected)
+    nowhere = {"examples": [{"line": 99, "text": "x"}]}
+    assert http.post(f"/api/jobs/{first}/continue", json=nowhere).status_code == 400
+
+
+def test_actions_that_do_not_exist_are_unknown(http: httpx.Client) -> None:
+    assert http.post("/api/jobs/none/explode").status_code == 404
+    assert http.post("/api/jobs/none/continue", json={"examples": []}).status_code == 400
+    assert http.post("/api/prompts/tone/aliases/default", json={"targets": [{"version": 0}]}).status_code == 400
