@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from typing import Any
 import torch
 from prometheus_client import CollectorRegistry
 
+from benchmarks.machine import machine
 from inference_service.config import InferenceSettings
 from inference_service.engine.engine import load_engine
 from inference_service.generation import Call
@@ -55,7 +54,7 @@ def main() -> None:
         rounds = [asyncio.run(one_round(Path(scratch) / "store", model)) for _ in range(arguments.rounds)]
     medians = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
     results = {
-        "machine": {"cpus": os.cpu_count(), "processor": platform.processor(), "platform": platform.platform()},
+        "machine": machine(),
         "versions": arguments.versions,
         "rounds": rounds,
         "median": {

@@ -15,7 +15,6 @@ import asyncio
 import gc
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from unittest import mock
 
 import torch
 
+from benchmarks.machine import machine
 from shared.model.base_model import BaseModelInfo
 from shared.names import PromptReference
 from shared.prompt.blob import encode_blob
@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.directory) as scratch:
         root = Path(scratch)
         results = {
-            "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "platform": platform.platform()},
+            "machine": machine(),
             "one_megabyte": publish_and_fetch(root / "one-megabyte"),
             "large_store": large_store(root / "large", arguments.prompts, arguments.versions),
             "fleet": asyncio.run(fleet(root / "fleet", arguments.watchers)),

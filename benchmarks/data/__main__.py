@@ -14,7 +14,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import platform
 import random
 import resource
 import shutil
@@ -22,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.machine import machine
 
 RESULTS = Path(__file__).parents[1] / "results" / "data.json"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
@@ -47,7 +48,7 @@ def main() -> None:
         measured: dict[str, Any] = receiver.recv()
         process.join()
         results = {
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()},
+            "machine": machine() | {"load": os.getloadavg()},
             "tokenizer": "bytes" if arguments.tokenizer is None else arguments.tokenizer.name,
             "dataset_bytes": path.stat().st_size,
             "examples": num_examples,

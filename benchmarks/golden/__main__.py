@@ -14,8 +14,6 @@ import argparse
 import asyncio
 import json
 import math
-import os
-import platform
 import random
 import statistics
 from collections.abc import Iterator, Sequence
@@ -27,6 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.golden.sets import NUM_TRAIN, SETS, Set
+from benchmarks.machine import machine
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.engine import Engine
@@ -223,7 +222,7 @@ def _write(output: Path, source: str, found: dict[str, Any]) -> None:
         if "float32" not in name
     }
     result = {
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform()} | _processor(),
+        "machine": machine(),
         "model": Path(source).name,
         "num_prompts": len(found),
         "band": BAND,
@@ -256,12 +255,6 @@ def _tail(ratios: Sequence[float]) -> dict[str, float]:
         "largest": round(max(ratios), 4),
         "one_in_10000": round(math.exp(statistics.mean(logs) + beyond * spread), 4),
     }
-
-
-def _processor() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    flags = set(next((line for line in lines if line.startswith("flags")), "").split())
-    return {"amx": "amx_bf16" in flags, "avx512_bf16": "avx512_bf16" in flags}
 
 
 if __name__ == "__main__":

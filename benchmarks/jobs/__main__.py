@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from typing import Any
 
 from benchmarks.jobs import first_step, recovery, service, store_load
 from benchmarks.jobs.databases import postgresql
+from benchmarks.machine import machine
 
 RESULTS = Path(__file__).parents[1] / "results" / "jobs.json"
 
@@ -65,7 +64,7 @@ def keep(name: str, figures: Any) -> None:
     if figures is None:
         return
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results["machine"] = {"cpus": os.cpu_count(), "python": platform.python_version(), "platform": platform.platform()}
+    results["machine"] = machine()
     results[name.replace("-", "_")] = figures
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.kernels import calls, serving, training
+from benchmarks.machine import machine
 from shared.kernels import library
 from shared.process.allocator import tune_allocator
 
@@ -28,7 +29,7 @@ def main() -> None:
     torch.manual_seed(0)
     if library.load() is None:
         raise SystemExit("no compiled kernels on this machine")
-    results: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    results: dict[str, Any] = {"machine": machine()}
     with torch.inference_mode():
         results["serving"] = {
             part.__name__: part(arguments.rounds) for part in (serving.products, serving.attention, serving.norm)

@@ -16,6 +16,7 @@ from benchmarks.load.neighbour import Tenants, neighbour
 from benchmarks.load.overload import overload
 from benchmarks.load.replica import running_replica
 from benchmarks.load.soak import SETTINGS, soak
+from benchmarks.machine import machine
 
 AT_ONCE, MAX_WAITING = 16, 32
 
@@ -32,7 +33,7 @@ def main() -> int:
     figures, failures = asyncio.run(measure(arguments))
     output = arguments.output or Path(f"benchmarks/results/{arguments.case}.json")
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({**figures, "failures": failures}, indent=2) + "\n")
+    output.write_text(json.dumps({"machine": machine(), **figures, "failures": failures}, indent=2) + "\n")
     sys.stdout.write(json.dumps(figures, indent=2) + "\n" + "".join(f"FAILED: {failure}\n" for failure in failures))
     return 1 if failures else 0
 

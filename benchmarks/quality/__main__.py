@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import machine
 from benchmarks.quality.contestants import BARE, FEW_SHOT, INSTRUCTED, NAMES, OURS, PEFT, Arena, variant
 from benchmarks.quality.scoring import chrf, interval, score_test
 from benchmarks.quality.sets import DataSet, load_sets
@@ -129,7 +130,7 @@ class _Bench:
         self, key: dict[str, Any], data: DataSet, prompt: torch.Tensor | None, test: EncodedDataset, **more: Any
     ) -> None:
         base = self._arena.base
-        found = key | score_test(base, self._forward, prompt, test).as_json() | more
+        found = key | score_test(base, self._forward, prompt, test).as_json() | {"machine": machine()} | more
         if count := min(len(test), self._arguments.generate if not data.labels else 0):
             end = test.examples[0].target_ids[-1]
             references = [row.references for row in data.test[:count]]
@@ -143,7 +144,7 @@ class _Bench:
         shown = {
             name: value
             for name, value in found.items()
-            if name not in ("right", "hyperparameters", "model", "dtype", "num_test")
+            if name not in ("right", "hyperparameters", "machine", "model", "dtype", "num_test")
         }
         print(json.dumps(shown), flush=True)
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.machine import machine
 from benchmarks.serve.cases import CASES, Case, Goal
 from benchmarks.serve.field import Field
 from shared.process.allocator import tune_allocator
@@ -45,11 +43,7 @@ def main() -> None:
     tune_allocator()
     known = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
     results = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        },
+        "machine": machine(),
         "cases": known.get("cases", {}),
     }
     asyncio.run(measure(arguments, results))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import machine
 from benchmarks.train.contestants import CONTESTANTS
 from benchmarks.train.gpu_cases import measure as measure_gpu_shape
 from benchmarks.train.workload import CASES, Case, load_model, make_rows
@@ -55,10 +55,11 @@ def main() -> None:
         print(peak_bytes(arguments))
         return
     results: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
+        "machine": machine(),
+        "dtype": arguments.dtype,
+        "device": arguments.device,
+        "cases": [],
     }
-    results |= {"torch": torch.__version__, "dtype": arguments.dtype, "device": arguments.device, "cases": []}
     for index in arguments.cases:
         results["cases"].append(measure(CASES[index], arguments))
         show(results["cases"][-1])

@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from benchmarks.machine import machine
 from shared.model.base_model import BaseModel, BaseModelInfo
 from shared.text.template import Template
 from trainer_service.training import compute
@@ -39,6 +40,7 @@ def main() -> None:
     base = _tiny_model()
     one, search = (train(base, search=search) for search in (False, True))
     results = {
+        "machine": machine(),
         "one_run": one,
         "search": search,
         "examples_trained_ratio": search["examples_trained"] / one["examples_trained"],

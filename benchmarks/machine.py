@@ -1,0 +1,29 @@
+"""The machine that a result was measured on, as each result file names it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+
+
+def machine() -> dict[str, Any]:
+    """The processor, those of its instruction sets that matter here, its number of cores, and the versions that ran."""
+    path = Path("/proc/cpuinfo")
+    fields = [line.partition(":") for line in (path.read_text().splitlines() if path.exists() else [])]
+    known = {name.strip(): value.strip() for name, _, value in reversed(fields)}
+    flags = known.get("flags", known.get("Features", "")).split()
+    return {
+        "processor": known.get("model name") or platform.processor() or platform.machine(),
+        "instructions": [name for name in _INSTRUCTIONS if name in flags],
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
