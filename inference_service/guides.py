@@ -96,7 +96,7 @@ class Guides:
         self._kept[key] = compiled
         self._bytes[key[0]] += _size(key)
         while self.num_bytes > self._max_bytes:
-            # The tenant that keeps the most gives way, so nobody can drop the guides of others.
+            # Drops from the tenant with the largest part, so that no tenant can evict the guides of others.
             (largest, _) = self._bytes.most_common(1)[0]
             self._drop(next(kept for kept in self._kept if kept[0] == largest))
 

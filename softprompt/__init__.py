@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from softprompt.client.security import ClientSecurity as ClientSecurity
     from softprompt.client.stream import GenerationStream as GenerationStream
     from softprompt.client.sync_client import Client as Client
-    from softprompt.client.sync_client import SyncGenerationStream as SyncGenerationStream
+    from softprompt.client.sync_generation import SyncGenerationStream as SyncGenerationStream
     from softprompt.data.prepare import PreparedData as PreparedData
     from softprompt.types.common import BaseModelInfo as BaseModelInfo
     from softprompt.types.common import Comparison as Comparison
@@ -110,7 +110,8 @@ _MODULES = {
     "softprompt.client.chat": "AsyncChat Chat",
     "softprompt.client.security": "ClientSecurity",
     "softprompt.client.stream": "GenerationStream",
-    "softprompt.client.sync_client": "Client SyncGenerationStream",
+    "softprompt.client.sync_client": "Client",
+    "softprompt.client.sync_generation": "SyncGenerationStream",
     "softprompt.data.prepare": "PreparedData",
     "softprompt.types.common": "BaseModelInfo Comparison Guide Message Sampling Template TemplateFormat",
     "softprompt.types.data": "Data Example",

@@ -121,7 +121,9 @@ def convert(
     to: Annotated[
         str, typer.Argument(metavar="OUT", help="File to write: .jsonl, .csv, .tsv, .xlsx, .parquet; - is stdout.")
     ],
-    format: Annotated[str, typer.Option(help="Format, if OUT does not tell: jsonl, csv, tsv, xlsx, parquet.")] = "",
+    format: Annotated[
+        str, typer.Option(help="Format. By default the ending of OUT decides: jsonl, csv, tsv, xlsx, parquet.")
+    ] = "",
     input: InputOption = "",
     output: OutputOption = "",
     label: LabelOption = "",

@@ -1,4 +1,4 @@
-"""`softprompt doctor`: look at this machine and at both services, and say how to mend what is wrong."""
+"""`softprompt doctor`: look at this machine and at both services, and say how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def doctor(
     trainer: TrainerOption = None,
     inference: InferenceOption = None,
 ) -> None:
-    """Check this machine and both services, one line each, with how to mend a problem. Exit code 1 if there is one."""
+    """Check this machine and both services. Prints a line for each check, with a fix for each problem.
+
+    The exit code is 1 if there is a problem.
+    """
     num_problems = 0
     for found in _findings(data, trainer, inference):
         num_problems += found.is_problem
@@ -52,8 +55,8 @@ def doctor(
         if stdout().options.ascii_only:
             mark = "!!" if found.is_problem else "ok"
         stdout().print(f"{mark} ", end="")
-        mend = f"  (to mend it: {found.mend})" if found.mend else ""
-        stdout().print(f"{found.subject:<18}{found.text}{mend}", markup=False, soft_wrap=True)
+        fix = f"  (to fix it: {found.fix})" if found.fix else ""
+        stdout().print(f"{found.subject:<18}{found.text}{fix}", markup=False, soft_wrap=True)
     if num_problems:
         raise typer.Exit(EXIT_FAILED)
 
@@ -94,21 +97,21 @@ def _asked(name: str, address: str, question: Callable[[], T], variable: str) ->
     try:
         found = question()
     except SoftPromptError as error:
-        mend = f"softprompt up starts it here; {variable} and --{name} set another address"
+        fix = f"softprompt up starts it here; {variable} and --{name} set another address"
         if not isinstance(error, Unavailable | DeadlineExceeded):
-            mend = "check the address, TLS and the token"
-        return None, [Finding(name, str(error), True, mend)]
+            fix = "check the address, TLS and the token"
+        return None, [Finding(name, str(error), True, fix)]
     trip, middle = time.time() - before, (before + time.time()) / 2
     theirs, ours = getattr(found, "software_version", ""), version("softprompt")
-    mend = f"pip install softprompt=={theirs}, or upgrade the service" if theirs != ours else ""
-    findings = [Finding(name, f"{address}, softprompt {theirs}, answered in {1000 * trip:.0f} ms", False, mend)]
+    fix = f"pip install softprompt=={theirs}, or upgrade the service" if theirs != ours else ""
+    findings = [Finding(name, f"{address}, softprompt {theirs}, answered in {1000 * trip:.0f} ms", False, fix)]
     now: datetime | None = getattr(found, "current_time", None)
     if now is not None and now > datetime.fromtimestamp(0, UTC) + timedelta(days=1):
         skew = now.timestamp() - middle
         is_wrong = abs(skew) - trip / 2 > MAX_SKEW_SECONDS
-        mend = "synchronise both clocks (chrony, systemd-timesyncd)" if is_wrong else ""
+        fix = "synchronise both clocks (chrony, systemd-timesyncd)" if is_wrong else ""
         if is_wrong:
-            findings.append(Finding("clock", f"the {name}'s is {skew:+.0f} s from this machine's", True, mend))
+            findings.append(Finding("clock", f"the {name}'s is {skew:+.0f} s from this machine's", True, fix))
     return found, findings
 
 
@@ -117,11 +120,11 @@ def _agreement(info: ServiceInfo | None, model: ModelInfo | None) -> Iterator[Fi
     if info is None or model is None or model.base_model is None:
         return
     for missing in info.unavailable_base_models:
-        mend = f"softprompt models pull {missing.id}, on the trainer's machine"
-        yield Finding("base model", f"the trainer can't use {missing.id}: {missing.reason}", True, mend)
+        fix = f"softprompt models pull {missing.id}, on the trainer's machine"
+        yield Finding("base model", f"the trainer can't use {missing.id}: {missing.reason}", True, fix)
     if model.base_model.fingerprint in {item.fingerprint for item in info.base_models}:
         yield Finding("base model", f"{model.base_model.id}, the same for trainer and replica")
     else:
-        mend = "start both with one copy of the model: prompts belong to the weights that they were tuned on"
+        fix = "start both with one copy of the model: prompts belong to the weights that they were tuned on"
         names = ", ".join(item.id for item in info.base_models) or "none"
-        yield Finding("base model", f"the replica has {model.base_model.id}, the trainer {names}", True, mend)
+        yield Finding("base model", f"the replica has {model.base_model.id}, the trainer {names}", True, fix)

@@ -10,7 +10,7 @@ from softprompt.types.generation import GenerationDelta
 
 if TYPE_CHECKING:
     from softprompt.client.stream import GenerationStream
-    from softprompt.client.sync_client import SyncGenerationStream
+    from softprompt.client.sync_generation import SyncGenerationStream
 
 
 class _Turns:

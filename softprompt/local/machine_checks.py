@@ -29,12 +29,12 @@ MIN_MEMORY_BYTES, MIN_DISK_BYTES, MIN_SHARED_MEMORY_BYTES = 2 * GIB, 2 * GIB, 51
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was found and, for a problem, how to mend it."""
+    """One line: what was looked at, what was found and, for a problem, how to fix it."""
 
     subject: str
     text: str
     is_problem: bool = False
-    mend: str = ""
+    fix: str = ""
 
 
 def installation() -> Iterator[Finding]:
@@ -42,8 +42,8 @@ def installation() -> Iterator[Finding]:
     yield Finding("softprompt", f"{version('softprompt')}, Python {platform.python_version()}, {platform.platform()}")
     missing = missing_packages("trainer", "inference")
     if missing:
-        mend = "pip install 'softprompt[all]' if services shall run here"
-        yield Finding("packages", f"the client alone; services need {len(missing)} more packages", mend=mend)
+        fix = "pip install 'softprompt[all]' if services shall run here"
+        yield Finding("packages", f"the client alone; services need {len(missing)} more packages", fix=fix)
     else:
         yield Finding("packages", "client and services")
 
@@ -60,8 +60,8 @@ def memory() -> Iterator[Finding]:
         return
     text = f"{available / GIB:.1f} GiB free, {usable_cpus()} processors"
     if available < MIN_MEMORY_BYTES:
-        mend = f"both services need {MIN_MEMORY_BYTES // GIB} GiB: end other programs, or raise the container's limit"
-        yield Finding("memory", text, True, mend)
+        fix = f"both services need {MIN_MEMORY_BYTES // GIB} GiB: end other programs, or raise the container's limit"
+        yield Finding("memory", text, True, fix)
     else:
         yield Finding("memory", text)
 
@@ -81,8 +81,8 @@ def disk(data: Path, models: Path) -> Iterator[Finding]:
             yield Finding(name, text)
     shared = Path("/dev/shm")
     if shared.is_dir() and (free := shutil.disk_usage(shared).free) < MIN_SHARED_MEMORY_BYTES:
-        mend = "in Docker: --shm-size=1g; otherwise Ray uses the slower disk"
-        yield Finding("shared memory", f"{free >> 20} MiB free in {shared}", True, mend)
+        fix = "in Docker: --shm-size=1g; otherwise Ray uses the slower disk"
+        yield Finding("shared memory", f"{free >> 20} MiB free in {shared}", True, fix)
 
 
 def compiler() -> Iterator[Finding]:
@@ -95,8 +95,8 @@ def compiler() -> Iterator[Finding]:
     elif found := build.compiler_version():
         yield Finding("kernels", found.splitlines()[0])
     else:
-        mend = "apt-get install gcc (training and serving are slower without it)"
-        yield Finding("kernels", f"no {build.COMPILER}: the slower PyTorch path is used", True, mend)
+        fix = "apt-get install gcc (training and serving are slower without it)"
+        yield Finding("kernels", f"no {build.COMPILER}: the slower PyTorch path is used", True, fix)
     with suppress(OSError):
         if "avx512f" not in Path("/proc/cpuinfo").read_text():
             yield Finding("processor", "no AVX-512: PyTorch's own kernels are used")
@@ -106,11 +106,11 @@ def model(name: str, models: Path) -> Iterator[Finding]:
     """Whether the default base model is here."""
     directory = models / name
     if not (directory / "config.json").is_file():
-        mend = f"softprompt models pull {name} (`softprompt up` does it, too)"
-        yield Finding("model", f"{name} is not in {models}", mend=mend)
+        fix = f"softprompt models pull {name} (`softprompt up` does it, too)"
+        yield Finding("model", f"{name} is not in {models}", fix=fix)
     elif not any(directory.glob("*.safetensors")):
-        mend = f"remove {directory}, then softprompt models pull {name}"
-        yield Finding("model", f"{directory} has no weights", True, mend)
+        fix = f"remove {directory}, then softprompt models pull {name}"
+        yield Finding("model", f"{directory} has no weights", True, fix)
     else:
         yield Finding("model", str(directory))
 
@@ -120,9 +120,9 @@ def store(url: str) -> Iterator[Finding]:
     scheme, separator, _ = url.partition("://")
     if separator and scheme not in ("file", "memory"):
         missing = missing_packages("object-store")
-        mend = "pip install 'softprompt[object-store]'"
+        fix = "pip install 'softprompt[object-store]'"
         found = f"{scheme}://... needs {', '.join(missing)}" if missing else f"{scheme}://..., asked by the services"
-        yield Finding("store", found, bool(missing), mend if missing else "")
+        yield Finding("store", found, bool(missing), fix if missing else "")
         return
     path = expanded(url.removeprefix("file://"))
     if not path.exists():
@@ -141,8 +141,8 @@ def port(name: str, address: str, answers: bool, option: str) -> Iterator[Findin
     if answers or host.strip("[]") not in ("127.0.0.1", "localhost", "::1") or not number.isdecimal():
         return
     with suppress(OSError), socket.create_connection((host.strip("[]"), int(number)), timeout=1):
-        mend = f"end the program there (ss -ltnp 'sport = :{number}'), or choose another port with {option}"
-        yield Finding(f"port {number}", f"another program than the {name} uses it", True, mend)
+        fix = f"end the program there (ss -ltnp 'sport = :{number}'), or choose another port with {option}"
+        yield Finding(f"port {number}", f"another program than the {name} uses it", True, fix)
         return
     yield Finding(f"port {number}", f"free for the {name}")
 

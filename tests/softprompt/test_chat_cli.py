@@ -85,6 +85,6 @@ def test_ctrl_c_ends_the_answer_and_not_the_session(services: Services) -> None:
             os.write(ours, b"\x04")
             assert process.wait(30) == 0
         finally:
-            process.kill()  # the block would wait for it for ever
+            process.kill()  # otherwise the block waits for it without end
     os.close(ours)
     assert len(services.inference.requests[1].input.chat.messages) == 3, "what came before Ctrl-C is kept"

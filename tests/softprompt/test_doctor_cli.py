@@ -62,14 +62,14 @@ def test_services_that_do_not_answer_are_problems_with_a_way_out(
         monkeypatch.setattr("softprompt.cli.doctor._SERVICE_SECONDS", 0.5)
         code, found = findings(cli)
         assert code == 1
-        assert "softprompt up" in found["inference"]["mend"]
+        assert "softprompt up" in found["inference"]["fix"]
         assert found["trainer"]["is_problem"]
         taken = found[f"port {other.getsockname()[1]}"]
         assert taken["is_problem"]
-        assert "--trainer-port" in taken["mend"]
+        assert "--trainer-port" in taken["fix"]
         assert not found["port 9"]["is_problem"]
         lines = cli("doctor").out.splitlines()
-        assert any(re.search(r"inference .*\(to mend it: softprompt up", line) for line in lines)
+        assert any(re.search(r"inference .*\(to fix it: softprompt up", line) for line in lines)
 
 
 def test_other_models_versions_and_clocks_are_named(cli: CliRunner, here: Services) -> None:
@@ -103,12 +103,12 @@ def test_what_this_machine_lacks_is_a_problem(monkeypatch: pytest.MonkeyPatch, t
         *machine_checks.model("half", tmp_path),
         *machine_checks.store(str(file)),
     ]
-    assert all(item.is_problem and item.mend for item in wrong), wrong
+    assert all(item.is_problem and item.fix for item in wrong), wrong
     (missing,) = machine_checks.model("none", tmp_path)
-    assert missing.mend.startswith("softprompt models pull none")
+    assert missing.fix.startswith("softprompt models pull none")
     (new,) = machine_checks.store(f"file://{tmp_path}/new")
     assert not new.is_problem
-    assert all("\n" not in item.text + item.mend for item in wrong)
+    assert all("\n" not in item.text + item.fix for item in wrong)
 
 
 @pytest.mark.parametrize("task", ["generation", "classification", "chat"])
@@ -202,4 +202,4 @@ def test_three_commands_follow_a_start() -> None:
 
 def test_the_json_of_a_finding_has_its_parts(cli: CliRunner, here: Services) -> None:
     first = json.loads(cli("doctor", "--json").out.splitlines()[0])
-    assert first.keys() == {"subject", "text", "is_problem", "mend"}
+    assert first.keys() == {"subject", "text", "is_problem", "fix"}

@@ -14,7 +14,7 @@ from shared.errors import NotFound
 from softprompt import AsyncClient, Client, Example, TuningSpec
 from softprompt.client.chat import AsyncChat, Chat
 from softprompt.client.stream import GenerationStream
-from softprompt.client.sync_client import SyncGenerationStream
+from softprompt.client.sync_generation import SyncGenerationStream
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import JOB
 

@@ -30,7 +30,7 @@ def services(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="package")
 def http(services: World) -> Iterator[httpx.Client]:
-    """Plain HTTP; a client of its own for each request would read the system's certificates each time."""
+    """Plain HTTP. One client, because each new one reads the system's certificates."""
     with httpx.Client(base_url=services.url, timeout=30) as made:
         yield made
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install Chromium from Debian's package for the page's tests, if it is missing. It needs dozens of shared libraries, so unpacking alone is not enough.
-# If it can't be installed, the script says so and succeeds: the tests are then skipped, and say so, too.
+# If it can't be installed, the script prints a line and succeeds; the tests are then skipped with a message.
 set -euo pipefail
 ! command -v chromium >/dev/null || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
