@@ -18,6 +18,7 @@ from trainer_service.dispatch.scheduler import WorkerView
 from trainer_service.jobs.fair_queue import Shares
 from trainer_service.jobs.states import LEASED_STATES, JobState
 from trainer_service.jobs.store import tenant_shares
+from trainer_service.jobs.store.conditions import QUEUED
 from trainer_service.jobs.stored_json import from_json
 
 _MOST_WAITING = 2_000
@@ -111,7 +112,7 @@ def _waiting(connection: Connection) -> list[WaitingJob]:
         jobs.c.runtime_seconds,
         jobs.c.tenant,
     )
-    ready = (jobs.c.state == JobState.QUEUED.value, jobs.c.trained.is_(False))
+    ready = (QUEUED, jobs.c.trained.is_(False))
     tenants = tenant_shares.with_jobs(connection, *ready)
     most = max(_FEWEST_OF_A_TENANT, _MOST_WAITING // max(1, len(tenants)))
     found: list[WaitingJob] = []

@@ -8,28 +8,27 @@ block and are thread-safe; all raise Unavailable while the database is unavailab
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from shared.caller import EVERY_PROMPT
-from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
+from shared.errors import Conflict, NotFound, PreconditionFailed
 from trainer_service.database.database import STATEMENT_SECONDS, Database
 from trainer_service.database.schema import job_annotations, job_datasets, jobs
-from trainer_service.jobs.fair_queue import QueueHead, fair_part, in_order, positions_before, queue_clock, share_of
+from trainer_service.jobs.fair_queue import QueueHead, in_order, positions_before, queue_clock, share_of
 from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
 from trainer_service.jobs.record import IMMUTABLE_COLUMNS, Record, from_row, same_request, to_row
 from trainer_service.jobs.states import LEASED_STATES, UNSUCCESSFUL_STATES, JobState, check_move
-from trainer_service.jobs.store import event_log, listing, tenant_shares, worker_slots
+from trainer_service.jobs.store import event_log, listing, queue_limits, tenant_shares, worker_slots
+from trainer_service.jobs.store.claiming import claim_first
+from trainer_service.jobs.store.conditions import QUEUED, UNENDED
 from trainer_service.jobs.store.visibility import in_states, sees_all, visible
 
 _LEASED = [state.value for state in LEASED_STATES]
-_UNENDED = [state.value for state in JobState if not state.is_final]
-"""The states of unended jobs. Queries name them, so that index ranges skip the ended jobs, the bulk of an old store."""
 _UNSUCCESSFUL = [state.value for state in UNSUCCESSFUL_STATES]
-_QUEUED = jobs.c.state == JobState.QUEUED.value
 _CLAIMS = "claims of waiting jobs"
 """Name of the lock that serializes claims, so that each claim sees the charges of the previous one."""
 
@@ -110,7 +109,7 @@ class JobStore:
                 # exceed its limit by the concurrent creations of other tenants.
                 self._database.lock(connection, job.tenant)
                 tenant_shares.set_weight(connection, job.tenant, weight)
-                self._check_limits(
+                queue_limits.check(
                     connection, job.caller, job.tenant, max_queued, max_active_of_caller, max_active_of_tenant
                 )
                 if use_datasets is not None:
@@ -133,7 +132,7 @@ class JobStore:
     ) -> None:
         """Raises Overloaded if `create` would raise it now."""
         with self._database.read() as connection:
-            self._check_limits(connection, caller, tenant, max_queued, max_active_of_caller, max_active_of_tenant)
+            queue_limits.check(connection, caller, tenant, max_queued, max_active_of_caller, max_active_of_tenant)
 
     def get(self, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> Job:
         """The job, with its position in the queue. Raises NotFound."""
@@ -203,7 +202,7 @@ class JobStore:
     def heads(self, now: float) -> list[QueueHead]:
         """The jobs that may run now, grouped by base model, tenant and `exclusive`."""
         group = (jobs.c.base_model, jobs.c.tenant, jobs.c.solo)
-        ready = (_QUEUED, jobs.c.trained.is_(False), jobs.c.not_before <= now)
+        ready = (QUEUED, jobs.c.trained.is_(False), jobs.c.not_before <= now)
         query = (
             select(*group, func.min(jobs.c.queue_key), func.avg(jobs.c.queue_key), func.count())
             .where(*ready)
@@ -233,7 +232,7 @@ class JobStore:
 
     def waiting(self, base_model: str, limit: int) -> list[str]:
         """Ids of the first jobs that wait for a worker with this base model."""
-        waiting = _QUEUED & (jobs.c.base_model == base_model) & jobs.c.trained.is_(False)
+        waiting = QUEUED & (jobs.c.base_model == base_model) & jobs.c.trained.is_(False)
         with self._database.read() as connection:
             return list(connection.scalars(select(jobs.c.id).where(waiting).order_by(jobs.c.queue_key).limit(limit)))
 
@@ -253,12 +252,12 @@ class JobStore:
         )
         with self._database.write() as connection:
             self._database.lock(connection, _CLAIMS)
-            tenants = tenant_shares.with_jobs(connection, _QUEUED, *first)
+            tenants = tenant_shares.with_jobs(connection, QUEUED, *first)
             if not tenants:
                 return None
-            shares, waiting = tenant_shares.read(connection, now), tenant_shares.with_jobs(connection, _QUEUED)
+            shares, waiting = tenant_shares.read(connection, now), tenant_shares.with_jobs(connection, QUEUED)
             for tenant in in_order(shares, tenants):
-                claimed = self._claim(
+                claimed = claim_first(
                     connection, (*first, jobs.c.tenant == tenant), owner, lease_until, now, claimed_at=now
                 )
                 if claimed is not None:
@@ -273,13 +272,13 @@ class JobStore:
 
     def claim_trained(self, owner: str, lease_until: float, now: float) -> Record | None:
         """Claims a job that only has to be published. These are rare, so it looks for one before it locks anything."""
-        waiting = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED.value, jobs.c.trained.is_(True)).limit(1)
+        waiting = select(jobs.c.id).where(QUEUED, jobs.c.trained.is_(True)).limit(1)
         with self._database.read() as connection:
             if connection.execute(waiting).first() is None:
                 return None
         first = (jobs.c.trained.is_(True), jobs.c.not_before <= now)
         with self._database.write() as connection:
-            return self._claim(connection, first, owner, lease_until, now, claimed_at=None)
+            return claim_first(connection, first, owner, lease_until, now, claimed_at=None)
 
     def now(self) -> float:
         """The database's time, which measures leases. It is the same for all replicas, whatever their clocks say."""
@@ -331,9 +330,7 @@ class JobStore:
 
     def expire(self, move: Callable[[Record], Record], now: float) -> list[Job]:
         """Applies `move` to every waiting job whose deadline has passed, and returns these jobs."""
-        query = select(jobs).where(
-            jobs.c.state == JobState.QUEUED.value, jobs.c.deadline <= now, jobs.c.trained.is_(False)
-        )
+        query = select(jobs).where(QUEUED, jobs.c.deadline <= now, jobs.c.trained.is_(False))
         with self._database.read() as connection:
             if connection.execute(query.with_only_columns(jobs.c.id).limit(1)).first() is None:
                 return []
@@ -348,7 +345,7 @@ class JobStore:
         on_workers = select(jobs.c.id).where(
             jobs.c.state.in_(_LEASED), jobs.c.base_model == base_model, jobs.c.claimed_at.is_not(None)
         )
-        waiting = select(jobs).where(_QUEUED, jobs.c.trained.is_(False), jobs.c.base_model == base_model).limit(most)
+        waiting = select(jobs).where(QUEUED, jobs.c.trained.is_(False), jobs.c.base_model == base_model).limit(most)
         with self._database.write() as connection:
             if connection.execute(on_workers.limit(1)).first() is not None:
                 return []
@@ -371,7 +368,7 @@ class JobStore:
 
     def oldest_queued_seconds(self, now: float) -> Mapping[str, float]:
         """How long the oldest job that waits for a worker has been QUEUED, by base model with such a job."""
-        waiting = (jobs.c.state == JobState.QUEUED.value) & jobs.c.trained.is_(False)
+        waiting = (QUEUED) & jobs.c.trained.is_(False)
         query = select(jobs.c.base_model, func.min(jobs.c.queued_at)).where(waiting).group_by(jobs.c.base_model)
         with self._database.read() as connection:
             return {name: max(0.0, now - queued_at) for name, queued_at in connection.execute(query)}
@@ -380,51 +377,9 @@ class JobStore:
         """Ids of jobs that have not ended or whose best prompt is kept."""
         kept = jobs.c.state.in_(_UNSUCCESSFUL) & jobs.c.checkpointed.is_(True)
         with self._database.read() as connection:
-            return frozenset(connection.scalars(select(jobs.c.id).where(jobs.c.state.in_(_UNENDED) | kept)))
+            return frozenset(connection.scalars(select(jobs.c.id).where(jobs.c.state.in_(UNENDED) | kept)))
 
     # Parts
-
-    def _claim(
-        self,
-        connection: Connection,
-        first: Iterable[ColumnElement[bool]],
-        owner: str,
-        lease_until: float,
-        now: float,
-        *,
-        claimed_at: float | None,
-    ) -> Record | None:
-        """Claims the first QUEUED job that meets the conditions, in one statement; skips jobs locked by another
-        transaction.
-        """
-        pick = (
-            select(jobs.c.id)
-            .where(_QUEUED, *first)
-            .order_by(jobs.c.queue_key, jobs.c.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        statement = (
-            update(jobs)
-            .where(jobs.c.id == pick)
-            .values(
-                state=JobState.RUNNING.value,
-                owner=owner,
-                lease_until=lease_until,
-                claimed_at=claimed_at,
-                attempt=jobs.c.attempt + 1,
-                start_time=func.coalesce(jobs.c.start_time, now),
-                last_event=jobs.c.last_event + 1,
-            )
-            .returning(*jobs.c)
-        )
-        row = connection.execute(statement).mappings().one_or_none()
-        if row is None:
-            return None
-        record = from_row(row)
-        event_log.append(connection, record.job.id, record.job.last_event, [record.job])
-        return record
 
     def _find_request(
         self, connection: Connection, caller: str, request_id: str, visible_to: tuple[str, ...]
@@ -434,48 +389,6 @@ class JobStore:
         query = select(jobs).where(jobs.c.caller == caller, jobs.c.request_id == request_id)
         row = connection.execute(query).mappings().one_or_none()
         return self._with_position(connection, from_row(row), visible_to) if row is not None else None
-
-    def _check_limits(
-        self,
-        connection: Connection,
-        caller: str,
-        tenant: str,
-        max_queued: int,
-        max_active_of_caller: int,
-        max_active_of_tenant: int | None,
-    ) -> None:
-        self._check_room(connection, tenant, max_queued)
-        self._check_active(connection, jobs.c.caller == caller, "your", max_active_of_caller)
-        if max_active_of_tenant is not None:
-            self._check_active(connection, jobs.c.tenant == tenant, "your tenant's", max_active_of_tenant)
-
-    def _check_room(self, connection: Connection, of_tenant: str, max_queued: int) -> None:
-        """Raises Overloaded if the queue is full and the tenant has its fair part of it or more. Tenants with less are
-        not locked out by the others.
-        """
-        queued = connection.scalar(select(func.count()).where(_QUEUED)) or 0
-        if queued < max_queued:
-            return
-        counts, shares = tenant_shares.counts_of_waiting(connection), tenant_shares.read_stored(connection)
-        others = [share_of(shares, tenant).weight for tenant in counts if tenant != of_tenant]
-        part, own = fair_part(max_queued, share_of(shares, of_tenant).weight, others), counts.get(of_tenant, 0)
-        if own >= part:
-            # The size of the part would reveal the number of other tenants.
-            message = (
-                f"the queue is full: at most {max_queued} jobs may wait, and {own} of your tenant's do, its fair part "
-                "or more"
-            )
-            raise Overloaded(message, retry_after_seconds=30.0, queued=own)
-
-    @staticmethod
-    def _check_active(connection: Connection, counted: ColumnElement[bool], whose: str, most: int) -> None:
-        active = connection.scalar(select(func.count()).where(counted, jobs.c.state.in_(_UNENDED))) or 0
-        if active >= most:
-            message = (
-                f"{active} of {whose} jobs have not ended, and the limit (active_jobs) is {most}: wait for one to end, "
-                "or cancel one"
-            )
-            raise Overloaded(message, retry_after_seconds=60.0, active=active)
 
     def _with_position(self, connection: Connection, record: Record, visible_to: tuple[str, ...]) -> Job:
         """The job with its position in the queue, which counts only jobs that the caller may see."""

@@ -10,7 +10,8 @@ from sqlalchemy import ColumnElement, Connection, and_, case, exists, func, inse
 from trainer_service.database.schema import jobs, tenant_shares
 from trainer_service.jobs.fair_queue import QUANTUM_SECONDS, Shares, TenantShare, claimed
 from trainer_service.jobs.record import Record
-from trainer_service.jobs.states import LEASED_STATES, JobState
+from trainer_service.jobs.states import LEASED_STATES
+from trainer_service.jobs.store.conditions import QUEUED
 
 _ON_A_WORKER = jobs.c.state.in_([state.value for state in LEASED_STATES]) & jobs.c.claimed_at.is_not(None)
 
@@ -42,7 +43,7 @@ def with_jobs(connection: Connection, *conditions: ColumnElement[bool]) -> list[
 
 def counts_of_waiting(connection: Connection, waiting: ColumnElement[bool] | None = None) -> dict[str, int]:
     """Number of queued jobs by tenant; `waiting` replaces the condition that a job is QUEUED."""
-    which = jobs.c.state == JobState.QUEUED.value if waiting is None else waiting
+    which = QUEUED if waiting is None else waiting
     query = select(jobs.c.tenant, func.count()).where(which).group_by(jobs.c.tenant)
     return {row[0]: row[1] for row in connection.execute(query)}
 
@@ -65,9 +66,7 @@ def set_known_weights(connection: Connection, weights: Mapping[str, float]) -> N
 
 def record_claim(connection: Connection, shares: Shares, tenant: str, waiting: Collection[str]) -> None:
     """Charges the tenant for a job that became RUNNING. `shares` and `waiting` are from before the claim."""
-    is_last = (
-        connection.execute(select(jobs.c.id).where(jobs.c.state == JobState.QUEUED.value).limit(1)).first() is None
-    )
+    is_last = connection.execute(select(jobs.c.id).where(QUEUED).limit(1)).first() is None
     moved = claimed(shares, tenant, waiting, is_last=is_last)
     changes = {"virtual_time": moved.virtual_time, "clock": moved.clock}
     connection.execute(update(tenant_shares).where(tenant_shares.c.tenant == tenant).values(**changes))
