@@ -138,17 +138,10 @@ async def create_chat_completion(request: Request, backend: Backend) -> Response
         return JSONResponse(await _whole(backend, head, answer, call))
     streams = AnswerStreams(backend.client, [ask])
     (start,) = await streams.started()
-    head |= await _about(backend, start)
+    head |= await results.about(backend, start)
     includes_usage = bool(body.stream_options and body.stream_options.include_usage)
     events = _events(head, streams, start, ask.num_completions, call, includes_usage)
     return EventStream(events, streams.cancel, rename, body.model)
-
-
-async def _about(backend: Backend, start: GenerationStart) -> dict[str, Any]:
-    return {
-        "model": await results.resolved_model(backend, start),
-        "system_fingerprint": await results.fingerprint(backend, start),
-    }
 
 
 async def _whole(backend: Backend, head: dict[str, Any], answer: Generation, call: Call | None) -> dict[str, Any]:
@@ -164,7 +157,7 @@ async def _whole(backend: Backend, head: dict[str, Any], answer: Generation, cal
     return {
         **head,
         "object": "chat.completion",
-        **await _about(backend, answer.start),
+        **await results.about(backend, answer.start),
         "choices": choices,
         "usage": results.usage([answer.start], [completion.end for completion in answer.completions]),
     }

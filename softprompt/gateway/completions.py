@@ -120,7 +120,7 @@ async def create_completion(request: Request, backend: Backend) -> Response:
     if body.stream:
         streams = AnswerStreams(backend.client, asks)
         starts = await streams.started()
-        head |= await _about(backend, starts[0])
+        head |= await results.about(backend, starts[0])
         includes_usage = bool(body.stream_options and body.stream_options.include_usage)
         events = _events(head, streams, starts, body.n or 1, includes_usage)
         return EventStream(events, streams.cancel, _rename, body.model)
@@ -136,18 +136,11 @@ async def create_completion(request: Request, backend: Backend) -> Response:
         for index, (start, completion) in enumerate(whole)
     ]
     used = results.usage([answer.start for answer in answers], [completion.end for _, completion in whole])
-    return JSONResponse({**head, **await _about(backend, answers[0].start), "choices": choices, "usage": used})
+    return JSONResponse({**head, **await results.about(backend, answers[0].start), "choices": choices, "usage": used})
 
 
 def _input(prompt: str | list[int]) -> Input:
     return prompt if isinstance(prompt, str) else TokenIds(tuple(prompt))
-
-
-async def _about(backend: Backend, start: GenerationStart) -> dict[str, Any]:
-    return {
-        "model": await results.resolved_model(backend, start),
-        "system_fingerprint": await results.fingerprint(backend, start),
-    }
 
 
 def _choice(index: int, text: str, logprobs: Any, reason: str | None) -> dict[str, Any]:

@@ -47,12 +47,15 @@ def version_model(version: str) -> str:
     return f"{prompt}@{number}"
 
 
-async def fingerprint(backend: Backend, start: GenerationStart) -> str:
-    """Digest of the version that answered, or the base model's fingerprint: the same one gives the same answers."""
-    if start.digest:
-        return start.digest
-    info = await backend.model_info()
-    return info.base_model.fingerprint if info.base_model else ""
+async def about(backend: Backend, start: GenerationStart) -> dict[str, Any]:
+    """The fields that name what answered. The fingerprint is the version's digest, or that of the base model: answers
+    with an equal one come from equal weights.
+    """
+    fingerprint = start.digest
+    if not fingerprint:
+        info = await backend.model_info()
+        fingerprint = info.base_model.fingerprint if info.base_model else ""
+    return {"model": await resolved_model(backend, start), "system_fingerprint": fingerprint}
 
 
 def usage(starts: Sequence[GenerationStart], ends: Iterable[GenerationEnd]) -> dict[str, Any]:
