@@ -84,7 +84,7 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
     runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
     _check(base, runner, plan.max_length, expected)
-    prefixes = PrefixCache(plan.prefix_bytes)
+    prefixes = PrefixCache(plan.prefix_bytes, shapes)
     scheduler = Scheduler(pool, config.max_tokens_per_step, prefix_ready=prefixes.is_ready)
     return Parts(
         replace(config, max_length=plan.max_length, length_limit=plan.length_limit), scheduler, runner, prefixes
@@ -120,7 +120,7 @@ def _paged(
         "gathered" if kernel is None else "varlen_attn",
         "graphs" if runner.graphs is not None else "no graphs",
     )
-    prefixes = PrefixCache(plan.prefix_bytes)
+    prefixes = PrefixCache(plan.prefix_bytes, shapes)
     scheduler = Scheduler(pool, config.max_tokens_per_step, block_tokens, prefixes.is_ready)
     return Parts(
         replace(config, max_length=plan.max_length, length_limit=plan.length_limit), scheduler, runner, prefixes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.prefix import Prefix, PrefixKind
 from shared.prompt.soft_prompt import SoftPrompt
 
-KINDS: dict[PrefixKind, type[Prefix]] = {PrefixKind.PROMPT: SoftPrompt}
+KINDS: dict[PrefixKind, type[Prefix]] = {PrefixKind.PROMPT: SoftPrompt, PrefixKind.PREFIX: KeyValuePrefix}

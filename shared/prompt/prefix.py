@@ -25,6 +25,8 @@ class PrefixKind(StrEnum):
 
     PROMPT = "PROMPT"
     """A soft prompt: embeddings of virtual tokens."""
+    PREFIX = "PREFIX"
+    """Keys and values of each layer."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,15 @@ request needs the prefix KV only in the step in which it starts, which copies it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from inference_service.engine.core.integrity import IntegrityError
-from inference_service.engine.kv.kv_cache import PrefixKV
+from inference_service.engine.kv.kv_cache import LayerShape, PrefixKV
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed
+from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.prefix import Prefix
 
 
@@ -33,8 +37,9 @@ class _Known:
 class PrefixCache:
     """Known prefixes and their KV; used only by the engine's thread, except `num_virtual` and `kv_bytes`."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int, shapes: Sequence[LayerShape] = ()) -> None:
+        """`shapes`: the cache's layers, which a prefix of keys and values must have."""
+        self.max_bytes, self._shapes = max_bytes, list(shapes)
         self._prefixes: dict[str, _Known] = {}
         self._clock = 0
         self.num_bytes = 0
@@ -66,7 +71,7 @@ class PrefixCache:
     def is_ready(self, prefix_id: str) -> bool:
         """Whether the prefix KV is in memory."""
         known = self._prefixes.get(prefix_id)
-        return known is not None and known.kv is not None
+        return known is not None and (known.kv is not None or isinstance(known.prefix, KeyValuePrefix))
 
     def kv_bytes(self, prefix_id: str) -> int:
         """Bytes of the prefix KV; 0 while it is not in memory."""
@@ -81,7 +86,10 @@ class PrefixCache:
         """
         known = self._prefixes.get(prefix_id)
         if known is None:
+            kv = _key_values(prefix, self._shapes) if isinstance(prefix, KeyValuePrefix) else None
             self._prefixes[prefix_id] = _Known(prefix)
+            if kv is not None:
+                self.keep(prefix_id, kv)
             return
         if known.prefix is not prefix and not known.prefix.equals(prefix):
             raise PreconditionFailed(f"prefix {prefix_id} is loaded with other content; a version never changes")
@@ -123,6 +131,8 @@ class PrefixCache:
     def get(self, prefix_id: str) -> PrefixKV:
         """The prefix KV. Raises IntegrityError if it is not in memory; plans of steps must check `is_ready` first."""
         known = self._get(prefix_id)
+        if known.kv is None and isinstance(known.prefix, KeyValuePrefix):
+            return _key_values(known.prefix, self._shapes)
         if known.kv is None:
             raise IntegrityError(f"a step copies the keys and values of prefix {prefix_id}, which are not computed")
         self._touch(known)
@@ -181,3 +191,16 @@ class PrefixCache:
         if known is None:
             raise NotFound("soft prompt", prefix_id, "it is not loaded")
         return known
+
+
+def _key_values(prefix: KeyValuePrefix, shapes: Sequence[LayerShape]) -> PrefixKV:
+    """The prefix as the cache stores it: layers of one shape together. Raises PreconditionFailed for other shapes."""
+    pairs = list(zip(prefix.keys, prefix.values, strict=True))
+    found = [LayerShape(key.shape[1], key.shape[2], value.shape[2]) for key, value in pairs]
+    if found != list(shapes):
+        raise PreconditionFailed(f"the prefix has keys and values of {found[0]}, this model's are {shapes[0]}")
+    groups = [[pair for pair, own in zip(pairs, found, strict=True) if own == shape] for shape in dict.fromkeys(found)]
+    keys, values = (
+        [torch.stack([pair[part] for pair in group]).transpose(1, 2) for group in groups] for part in (0, 1)
+    )
+    return PrefixKV(prefix.num_virtual_tokens, tuple(keys), tuple(values))
