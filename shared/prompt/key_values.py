@@ -35,10 +35,12 @@ class KeyValuePrefix(Prefix):
 
     @property
     def num_virtual_tokens(self) -> int:
+        """Positions of each layer's keys and values."""
         return int(self.keys[0].shape[0])
 
     @classmethod
     def check_shapes(cls, shapes: Mapping[str, tuple[int, ...]], manifest: Manifest) -> None:
+        """Keys, then values, of each layer of the manifest's base model. Raises DamagedBlob."""
         if list(shapes) != _names(manifest.base_model.num_layers):
             raise DamagedBlob(f"must hold keys and values of {manifest.base_model.num_layers} layers")
         for name, shape in shapes.items():
@@ -51,14 +53,20 @@ class KeyValuePrefix(Prefix):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """The prefix of a file, whose tensors are in the order of `tensors`. Raises DamagedBlob."""
         every = list(tensors.values())
         return cls(tuple(every[::2]), tuple(every[1::2]))
 
     def tensors(self) -> dict[str, torch.Tensor]:
+        """The keys and values by their names in a file: `layers.0.key`, `layers.0.value`, `layers.1.key` ..."""
         pairs = zip(self.keys, self.values, strict=True)
         return dict(zip(_names(len(self.keys)), [tensor for pair in pairs for tensor in pair], strict=True))
 
     def check_fits(self, base: BaseModel) -> None:
+        """Raises PreconditionFailed for another number of layers, DamagedBlob if a value overflows the model's dtype.
+
+        The engine compares the shapes with those of its cache.
+        """
         if len(self.keys) != base.info.num_layers:
             raise PreconditionFailed(f"the prefix has {len(self.keys)} layers, this model has {base.info.num_layers}")
         for tensor in (*self.keys, *self.values):
@@ -66,6 +74,7 @@ class KeyValuePrefix(Prefix):
                 raise DamagedBlob(f"the prefix overflows {base.dtype}")
 
     def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> VirtualTokens:
+        """Raises PreconditionFailed: the prefix enters a model by its cache, not as embeddings."""
         raise PreconditionFailed("a prefix of keys and values has no virtual tokens: this trainer can't use it yet")
 
 
