@@ -52,6 +52,10 @@ class Prefix(ABC):
     """What one version puts before every input. Immutable; its tensors are float32, on the CPU and finite."""
 
     kind: ClassVar[PrefixKind]
+    max_bytes: ClassVar[int] = 64 << 20
+    """Size limit of a version's file."""
+    is_bfloat16_stored: ClassVar[bool] = False
+    """Whether a file holds bfloat16 if that loses nothing, instead of float32."""
 
     @property
     @abstractmethod
