@@ -150,16 +150,17 @@ async def test_keys_and_values_are_served_as_recorded_and_every_fault_is_refused
     faults: dict[str, Prefix] = {
         "layers in another order": KeyValuePrefix(prefix.keys[::-1], prefix.values[::-1]),
         "keys and values exchanged": KeyValuePrefix(prefix.values, prefix.keys),
-        "positions in reverse": KeyValuePrefix(
-            *(tuple(layer.flip(0) for layer in part) for part in (prefix.keys, prefix.values))
+        "values of other positions than the keys": KeyValuePrefix(
+            prefix.keys, tuple(layer.roll(1, 0) for layer in prefix.values)
         ),
         "positions one off": rolled(prefix, trainers, embeddings),
         "a value damaged": with_one_value_changed(prefix, 4.0 if dtype == "float32" else 400.0),
         "another prefix": key_values_of(trainers, 0.3 * matrix(4, 12)),
     }
     async with loader(tmp_path / "sound", base, data) as (attempt, engine):
-        assert (await attempt()).prefix.equals(prefix)
-        await engine.unload_prefix("tone@1")
+        version = await attempt()
+        assert version.prefix.equals(prefix)
+        await engine.unload_prefix(version.prefix_id)
         load_prefix = engine.load_prefix
         for name, fault in faults.items():
 
