@@ -1,4 +1,4 @@
-"""Quantised weights, made by the package of their method: loaded, trained on and served as the model itself computes."""
+"""Quantised weights, made by their method's package: loaded, trained on and served as the model itself computes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def _quantise(directory: Path, bits: int, kind: str, stored: str, *, activations
 def test_quantised_weights_are_trained_on_and_served(bits: int, kind: str, stored: str, tmp_path: Path) -> None:
     architectures.save("llama", tmp_path)
     _quantise(tmp_path, bits, kind, stored)
-    assert architectures.judge_saved("llama", tmp_path) == architectures.Verdict(architectures.WORKS, architectures.WORKS)
+    works = architectures.Verdict(architectures.WORKS, architectures.WORKS)
+    assert architectures.judge_saved("llama", tmp_path) == works
 
 
 def test_quantised_activations_are_refused_by_name(tmp_path: Path) -> None:
