@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from shared.process.call_pool import CallPool
-from shared.store.index import VersionRecord, VersionSummary
+from shared.store.commit import VersionSummary
+from shared.store.index import VersionRecord
 from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
 from trainer_service.publish import rollout
