@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.quality.peft_recipes import RECIPES, Adapter, Start, train_adapter
 from benchmarks.quality.sets import DataSet
 from shared.model.base_model import BaseModel, load
-from shared.prompt.prefix import Prefix
+from shared.prompt.prefix import Prefix, PrefixKind
 from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat, has_chat_template, pinned
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.cohort import Cohort
@@ -27,8 +27,9 @@ from trainer_service.training.spec import (
 
 BARE, INSTRUCTED, FEW_SHOT = "bare", "instructed", "few-shot"
 PEFT = {recipe.name: recipe for recipe in RECIPES}
-OURS: dict[str, dict[str, Any]] = {"ours": {}}
-"""Our contestants: the hyperparameters with which a job asks for that kind of prefix; the recipe chooses all others."""
+KINDS: dict[PrefixKind, dict[str, Any]] = {PrefixKind.PROMPT: {}}
+"""The kinds of prefixes that a job can train, and the hyperparameters that ask for them; the recipe chooses others."""
+OURS = {"ours" if kind is PrefixKind.PROMPT else f"ours, {kind.lower()}": more for kind, more in KINDS.items()}
 NAMES = (BARE, INSTRUCTED, FEW_SHOT, *PEFT, *OURS)
 
 
@@ -95,18 +96,11 @@ class Arena:
         return encoder.encode_input("\n\n".join(blocks))
 
     def train_ours(
-        self, data: DataSet, train: tuple[Example, ...], held: tuple[Example, ...], request: Hyperparameters
+        self, data: DataSet, train_examples: tuple[Example, ...], held: tuple[Example, ...], request: Hyperparameters
     ) -> tuple[Prefix, FilledHyperparameters]:
         """Trains with the recipe. Returns the prefix that the service would publish, and its hyperparameters."""
-        spec = self.spec(data, len(train), request)
-        self.cohort.add(TrainingTask("quality", 1, spec, train, held))
-        while not self.cohort.is_idle:
-            for event in self.cohort.step():
-                if isinstance(event, Failed):
-                    raise SystemExit(f"training failed: {event.message}")
-                if isinstance(event, Finished):
-                    return event.result.prefix, spec.hyperparameters
-        raise SystemExit("training ended without a result")
+        spec = self.spec(data, len(train_examples), request)
+        return train(self.cohort, spec, train_examples, held), spec.hyperparameters
 
     def train_peft(self, name: str, data: DataSet, train: tuple[Example, ...], seed: int) -> tuple[Adapter, int, int]:
         """Trains on our recipe's batches, in a copy of the model that has none of our replaced modules. Returns also
@@ -122,6 +116,18 @@ class Arena:
         rows = _training_rows(self.encode(data, train))
         steps, batch = hyper.num_steps, hyper.batch_size
         return train_adapter(PEFT[name], start, rows, seed, steps, batch), steps, batch
+
+
+def train(cohort: Cohort, spec: TrainingSpec, examples: Sequence[Example], held: Sequence[Example]) -> Prefix:
+    """The prefix that a job would publish."""
+    cohort.add(TrainingTask("quality", 1, spec, examples, held))
+    while not cohort.is_idle:
+        for event in cohort.step():
+            if isinstance(event, Failed):
+                raise SystemExit(f"training failed: {event.message}")
+            if isinstance(event, Finished):
+                return event.result.prefix
+    raise SystemExit("training ended without a result")
 
 
 def _training_rows(data: EncodedDataset) -> Sequence[Row]:
