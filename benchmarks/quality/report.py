@@ -52,13 +52,14 @@ def table(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def differences(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Ours minus each rival, per dataset and size, and the mean over the datasets of a size."""
+    """Each of ours minus each rival and each later one of ours, per dataset and size and as the mean of a size."""
     lines, by_size = [], dict[tuple[Any, ...], list[torch.Tensor]]()
-    mine = [run for run in runs if run["contestant"].startswith(OURS)]
-    for name in dict.fromkeys(run["contestant"] for run in mine):
-        for rival in dict.fromkeys(run["contestant"] for run in runs):
-            for setting in dict.fromkeys(_setting(run) for run in mine):
-                if rival == name or not (pairs := _pairs(runs, name, rival, setting)):
+    every = dict.fromkeys(run["contestant"] for run in runs)
+    mine = sorted(name for name in every if name.startswith(OURS))
+    for index, name in enumerate(mine):
+        for rival in [rival for rival in every if rival not in mine[: index + 1]]:
+            for setting in dict.fromkeys(_setting(run) for run in runs if run["contestant"] == name):
+                if not (pairs := _pairs(runs, name, rival, setting)):
                     continue
                 others = by_size.setdefault((name, rival, *setting[:3], setting[4]), [])
                 others.append(drawn := _means(pairs, stream=len(others)))
@@ -102,8 +103,9 @@ def _pairs(runs: Sequence[dict[str, Any]], name: str, rival: str, setting: tuple
 
 
 def _shown(drawn: torch.Tensor, mean: float) -> str:
-    low, high = _middle(drawn)
-    return f"{100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], p = {_p_value(drawn):.3f}"
+    (low, high), p = _middle(drawn), _p_value(drawn)
+    chance = f"p = {p:.3f}" if p >= 2 / RESAMPLES else f"p < {2 / RESAMPLES:.3f}"
+    return f"{100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], {chance}"
 
 
 def _middle(drawn: torch.Tensor) -> tuple[float, float]:
