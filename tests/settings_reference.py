@@ -9,6 +9,8 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic_settings import BaseSettings
+
 from softprompt.gateway.settings import GatewaySettings
 from tests.k8s.checks.settings import PREFIXES, SERVICES
 
@@ -19,7 +21,7 @@ Generated from the code by `python -m tests.settings_reference`; change the text
 variable, read once at the start of the process. `softprompt-trainer --help`, `softprompt-inference --help` and `python
 -m softprompt.gateway --help` show the same. Settings of the client are on the page about the [command line](cli.md).
 """
-_PROCESSES = {**SERVICES, "gateway": (GatewaySettings, PREFIXES["gateway"])}
+_PROCESSES: dict[str, tuple[type[BaseSettings], str]] = {**SERVICES, "gateway": (GatewaySettings, PREFIXES["gateway"])}
 
 
 def reference() -> str:

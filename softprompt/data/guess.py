@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_RECORD_WORDS = frozenset(
-    "id ids uid uuid guid nr no num number index idx row key hash ref reference code sku isbn "
-    "date datum day month year time timestamp datetime created updated modified closed opened at "
-    "email mail phone tel telephone fax mobile url uri link website ip zip postcode lat lon latitude longitude".split()
+_RECORD_WORD = re.compile(
+    "ids?|uuid|uid|guid|nr|no|num|number|index|idx|row|key|hash|ref|reference|code|sku|isbn|date|datum|day|month|year|"
+    "time|timestamp|datetime|created|updated|modified|closed|opened|at|email|mail|phone|tel|telephone|fax|mobile|url|uri|"
+    "link|website|ip|zip|postcode|lat|lon|latitude|longitude"
 )
-_PERSON_WORDS = frozenset("name author user username assignee agent customer owner sender recipient from to".split())
+_PERSON_WORD = re.compile("name|author|user|username|assignee|agent|customer|owner|sender|recipient|from|to")
 """Such a column can also hold what the person wrote."""
 _NAME_WORDS = 3
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|[^\W\d_]+")
@@ -33,15 +33,16 @@ _VALUE_CHARS = 100
 def is_record_data(name: str, value: Any) -> bool:
     """Whether a column describes the record and not its content, by its name and the value of one row."""
     text = str(value).strip()
-    words = {word.lower() for word in _WORD.findall(name.replace("e-mail", "email").replace("E-Mail", "email"))}
+    words = {word.lower() for word in _WORD.findall(name)}
     if len(text) > _VALUE_CHARS:
         return False
     if any(pattern.fullmatch(text) for pattern in _RECORD_VALUES):
         return True
-    num_words = len(text.split())
-    if words & _RECORD_WORDS:
-        return num_words <= _NAME_WORDS
-    return bool(words & _PERSON_WORDS) and num_words <= _NAME_WORDS and any(map(str.isalpha, text))
+    if len(text.split()) > _NAME_WORDS:
+        return False
+    return any(map(_RECORD_WORD.fullmatch, words)) or (
+        any(map(_PERSON_WORD.fullmatch, words)) and any(map(str.isalpha, text))
+    )
 
 
 def likely_columns(names: Sequence[str], row: Mapping[str, Any]) -> tuple[list[str], list[str]]:

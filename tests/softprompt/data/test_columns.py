@@ -111,7 +111,13 @@ def test_columns_are_chosen_and_extra_ones_dropped_and_counted() -> None:
 
 GUESSES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "a helpdesk": (
-        {"Ticket ID": "T-17", "Created": "5.3.2026", "Customer": "Ann Lee", "Request": "it is late", "Reply": "we " * 9},
+        {
+            "Ticket ID": "T-17",
+            "Created": "5.3.2026",
+            "Customer": "Ann Lee",
+            "Request": "it is late",
+            "Reply": "we " * 9,
+        },
         {"--input": "Request", "--output": "Reply", "--drop-extra": ""},
     ),
     "codes without a telling name": (
