@@ -43,6 +43,7 @@ __all__ = [
     "decode_blob",
     "digest_of",
     "encode_blob",
+    "read_manifest",
 ]
 
 MAX_BLOB_BYTES = max(kind.max_bytes for kind in KINDS.values())
@@ -116,6 +117,11 @@ def decode_blob(data: bytes) -> PromptBlob:
     _check_offsets(entries, len(body))
     tensors = {name: _tensor(entry, body) for name, entry in entries.items()}
     return PromptBlob(prefix=kind.from_tensors(tensors), manifest=manifest, digest=digest_of(data))
+
+
+def read_manifest(data: bytes) -> Manifest:
+    """The manifest alone; the tensors are not checked. Raises DamagedBlob if there is no sound one."""
+    return _read_manifest(_read_header(_split(data)[0])[0])
 
 
 @dataclass(frozen=True)

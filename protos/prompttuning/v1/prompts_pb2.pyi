@@ -651,6 +651,7 @@ class ImportHeader(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """Prompt name; its next version is published."""
     base_model: _builtins.str
@@ -659,6 +660,10 @@ class ImportHeader(_message.Message):
     """Alias that is moved to the new version. Empty: "default". "-": none."""
     request_id: _builtins.str
     """A unique key that the caller chooses: repeating it returns the version that the first call created."""
+    kind: _builtins.str
+    """What the matrix of another program's file is: "PROMPT", embeddings of virtual tokens, or "PREFIX", keys and values of
+    each layer. Empty: found by its width. Ignored if the file is a blob of a version.
+    """
     @_builtins.property
     def template(self) -> _common_pb2.Template:
         """How inputs are rendered; ignored if the file is a blob of a version."""
@@ -676,10 +681,11 @@ class ImportHeader(_message.Message):
         labels: _abc.Iterable[_builtins.str] | None = ...,
         alias: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "base_model", b"base_model", "labels", b"labels", "prompt", b"prompt", "request_id", b"request_id", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "base_model", b"base_model", "kind", b"kind", "labels", b"labels", "prompt", b"prompt", "request_id", b"request_id", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
