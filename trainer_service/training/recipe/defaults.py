@@ -53,21 +53,22 @@ def fill(
     labels: Sequence[str] = (),
     *,
     source_virtual_tokens: int | None = None,
+    source_kind: PrefixKind | None = None,
     max_virtual_tokens: int = NUM_VIRTUAL_TOKENS,
     max_positions: int = 0,
     on_gpu: bool = False,
 ) -> FilledHyperparameters:
     """The complete hyperparameters of a job.
 
-    `source_virtual_tokens`: the length of the version that FROM_PROMPT starts from. `max_virtual_tokens`: the longest
-    prompt that the recipe may choose. `max_positions`: the longest sequence; 0: the model's context. `on_gpu`: whether
-    the workers have GPUs, which process larger batches in the same time.
+    `source_virtual_tokens`, `source_kind`: of the version that FROM_PROMPT starts from. `max_virtual_tokens`: the
+    longest prompt that the recipe may choose. `max_positions`: the longest sequence; 0: the model's context. `on_gpu`:
+    whether the workers have GPUs, which process larger batches in the same time.
 
     Raises InvalidInput naming every `spec.hyperparameters.*` field that is out of range for this model and dataset.
     """
     if num_train < 1:
         raise InvalidInput.of("spec.dataset", "has no training examples")
-    kind = request.kind or PrefixKind.PROMPT
+    kind = request.kind or source_kind or PrefixKind.PROMPT
     init = _init(request.init, task, template, labels)
     batch_size = request.batch_size or _batch_size(num_train, on_gpu)
     num_steps = request.num_steps or _num_steps(request.num_epochs, num_train, batch_size)
@@ -99,6 +100,10 @@ def fill(
         *_violations(request, filled, task, num_train, info, source_virtual_tokens),
         *_weight_violations(filled, task, labels),
     ]
+    if source_kind is PrefixKind.PREFIX and kind is PrefixKind.PROMPT:
+        violations.append(
+            FieldViolation(f"{FIELD}.kind", "is PROMPT, but the version to start from has keys and values: use PREFIX")
+        )
     if violations:
         raise InvalidInput(violations)
     return filled
