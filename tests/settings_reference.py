@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from shared.config import fields_in_order
 from tests.k8s.checks.settings import SERVICES
 
 PAGE = Path(__file__).parents[1] / "docs/settings.md"
@@ -25,7 +26,7 @@ def reference() -> str:
     parts = [_BEGIN]
     for name, (settings, prefix) in SERVICES.items():
         parts += [f"\n## {name}\n", "| variable | values | default | meaning |", "|---|---|---|---|"]
-        for field, info in settings.model_fields.items():
+        for field, info in fields_in_order(settings).items():
             default = "required" if info.is_required() else _default(info.get_default(call_default_factory=False))
             cells = (f"`{prefix}{field.upper()}`", _kind(info.annotation), default, _text(info.description or ""))
             parts.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")

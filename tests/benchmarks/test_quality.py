@@ -16,6 +16,7 @@ from benchmarks.quality.contestants import Arena
 from benchmarks.quality.scoring import interval, score_test
 from benchmarks.quality.sets import load_sets
 from shared.model.base_model import BaseModel, load
+from shared.model.options import ModelOptions
 from shared.text.template import TemplateFormat
 from trainer_service.training.attention.forward import PlainForward
 from trainer_service.training.evaluation.evaluate import evaluate_examples
@@ -34,7 +35,7 @@ def sets(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def base(tiny_model_dir: Path) -> BaseModel:
-    return load(tiny_model_dir, dtype="float32")
+    return load(tiny_model_dir, ModelOptions(dtype="float32"))
 
 
 def test_every_contestant_is_scored_once(
