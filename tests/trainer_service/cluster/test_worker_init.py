@@ -87,6 +87,7 @@ def test_settings_say_what_a_worker_gets(
     cluster.resources = resources
     spec = RayPool(cluster, made._base_models, made._settings)._spec("tiny")
     assert (spec.settings.device, spec.num_gpus, spec.num_threads) == (device, gpus, threads)
+    assert type(spec.settings) is WorkerSettings, "no secrets of the service reach a worker"
 
 
 @pytest.mark.parametrize(
