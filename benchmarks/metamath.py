@@ -30,6 +30,7 @@ from benchmarks.machine import machine
 from benchmarks.quality.contestants import KINDS, train
 from benchmarks.quality.scoring import Prefixed, Tuned
 from shared.model.base_model import BaseModel, load
+from shared.model.options import ModelOptions
 from shared.prompt.prefix import PrefixKind
 from shared.text.template import InputEncoder, Template, TemplateFormat, pinned
 from softprompt.data.files import file_rows
@@ -70,7 +71,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains and tests one prefix; returns PEFT's metrics and the settings."""
-    base = load(arguments.model, dtype=arguments.dtype)
+    base = load(arguments.model, ModelOptions(dtype=arguments.dtype))
     num_train = arguments.steps * BATCH_SIZE
     short = (row for row in _read(arguments.data, "metamath", "query", "response") if len(" ".join(row)) <= MAX_CHARS)
     every = [

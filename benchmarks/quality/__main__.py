@@ -24,6 +24,7 @@ from benchmarks.quality.report import differences, table
 from benchmarks.quality.scoring import Prefixed, Tuned, chrf, score_test
 from benchmarks.quality.sets import DataSet, load_sets
 from shared.model.base_model import load
+from shared.model.options import ModelOptions
 from shared.process.allocator import tune_allocator
 from shared.text.template import TemplateFormat
 from trainer_service.training.attention.forward import choose_forward
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quality-sets.json"))
     arguments = parser.parse_args()
     tune_allocator()
-    base = load(arguments.model, dtype=pick_training_dtype(arguments.dtype, torch.device("cpu")))
+    base = load(arguments.model, ModelOptions(dtype=pick_training_dtype(arguments.dtype, torch.device("cpu"))))
     bench = _Bench(Arena(base, arguments.model, arguments.format, arguments.few_shot_tokens), arguments)
     for seed in arguments.seeds:
         for size in arguments.sizes:

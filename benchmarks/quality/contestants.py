@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.quality.peft_recipes import RECIPES, Adapter, Start, train_adapter
 from benchmarks.quality.sets import DataSet
 from shared.model.base_model import BaseModel, load
+from shared.model.options import ModelOptions
 from shared.prompt.prefix import Prefix, PrefixKind
 from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat, has_chat_template, pinned
 from trainer_service.training.attention.packing import Row
@@ -108,7 +109,7 @@ class Arena:
         """
         hyper = self.spec(data, len(train), Hyperparameters()).hyperparameters
         start = Start(
-            load(self._source, dtype=dtype_name(self.base)),
+            load(self._source, ModelOptions(dtype=dtype_name(self.base))),
             self._source,
             init_text(data.task, self.template, data.labels),
             self.format is TemplateFormat.CHAT,
