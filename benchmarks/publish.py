@@ -100,7 +100,7 @@ async def measure(
     replica = build(settings, engine, store, CollectorRegistry())
     replica.engine.start()
     await replica.watcher.start()
-    found = {}
+    found = dict[str, dict[str, object]]()
     writer = open_store(str(store_dir))
     for length, pairs in blobs.items():
         times: dict[str, list[float]] = {kind: [] for kind in pairs[0]}

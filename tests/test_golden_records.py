@@ -140,13 +140,13 @@ async def test_keys_and_values_are_served_as_recorded_and_every_fault_is_refused
     tmp_path: Path, kind: str, dtype: DType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = model_dir(tmp_path, kind)
-    trainers = load(directory, dtype=dtype, device="cpu")
+    trainers = load(directory, ModelOptions(dtype=dtype, device="cpu"))
     embeddings = 0.3 * matrix(3, 12)
     prefix = key_values_of(trainers, embeddings)
     golden = golden_records(trainers, prefix, InputEncoder(trainers.tokenizer, TEMPLATE))
     assert len(golden) == len(GOLDEN_INPUTS)
     data = blob(directory, prefix, template=TEMPLATE, golden=golden)
-    base = load(directory, dtype=dtype, device="cpu")
+    base = load(directory, ModelOptions(dtype=dtype, device="cpu"))
     other = decode_blob(data).manifest.model_copy(update={"template": Template(text="In: {input}\nOut :")})
     faults: dict[str, Prefix] = {
         "layers in another order": KeyValuePrefix(prefix.keys[::-1], prefix.values[::-1]),
