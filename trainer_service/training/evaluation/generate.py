@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.prefix import Entering
 from trainer_service.training.attention.plain_inputs import plain_inputs
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
 from trainer_service.training.work import CallWork, Work
@@ -21,7 +21,7 @@ MAX_BATCH_TOKENS = 4096
 
 
 def generated_texts(
-    base_model: BaseModel, prefix: VirtualTokens | None, data: EncodedDataset, end_token_id: int | None
+    base_model: BaseModel, prefix: Entering | None, data: EncodedDataset, end_token_id: int | None
 ) -> Generator[Work, Any, dict[int, tuple[str, str]]]:
     """(answer, wanted text) of at most MAX_EXAMPLES held-out examples by index, the same ones each time.
 
@@ -63,7 +63,7 @@ def sampled(count: int) -> list[int]:
 
 def _generate(
     base_model: BaseModel,
-    prefix: VirtualTokens | None,
+    prefix: Entering | None,
     batch: Sequence[EncodedExample],
     max_new_tokens: int,
     end_token_id: int | None,
@@ -77,7 +77,7 @@ def _generate(
 @torch.no_grad()
 def greedy_answers(
     base_model: BaseModel,
-    prefixes: Sequence[VirtualTokens | None],
+    prefixes: Sequence[Entering | None],
     inputs: Sequence[Sequence[int]],
     max_new_tokens: int,
     end_token_ids: Collection[int],
@@ -85,12 +85,14 @@ def greedy_answers(
     """The stripped answers to some inputs, each with its own prefix (None: without one), in one batch."""
     embed, device = base_model.model.get_input_embeddings(), base_model.device
     rows = [embed(torch.tensor(ids, device=device)) for ids in inputs]
+    arguments = plain_inputs(rows, prefixes, "left")
+    arguments.pop("position_ids", None)  # transformers counts them itself from the mask
     stops = sorted(base_model.stop_token_ids | set(end_token_ids))
     with warnings.catch_warnings():
         # greedy decoding doesn't read the sampling defaults of the generation config, and transformers warns of that
         warnings.simplefilter("ignore")
         ids = base_model.model.generate(
-            **plain_inputs(rows, prefixes, "left"),
+            **arguments,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=stops or None,
