@@ -33,6 +33,7 @@ from inference_service.inputs import InputRequest
 from inference_service.server import build
 from shared.errors import NotFound
 from shared.model.base_model import BaseModel, load
+from shared.model.options import ModelOptions
 from shared.names import PromptReference
 from shared.prompt.blob import encode_blob
 from shared.prompt.lift import key_values_of
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--virtual-tokens", type=int, nargs="+", default=[20, 100])
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    trainers = load(arguments.model, dtype="float32", device="cpu")
+    trainers = load(arguments.model, ModelOptions(dtype="float32", device="cpu"))
     blobs = {length: blobs_of(trainers, length, arguments.rounds + 1) for length in arguments.virtual_tokens}
     del trainers
     results = {"machine": machine(), "model": Path(arguments.model).name, "rounds": arguments.rounds}
@@ -101,7 +102,7 @@ async def measure(
     replica = build(settings, engine, store, CollectorRegistry())
     replica.engine.start()
     await replica.watcher.start()
-    found = {}
+    found = dict[str, object]()
     writer = open_store(str(store_dir))
     for length, pairs in blobs.items():
         times: dict[str, list[float]] = {kind: [] for kind in pairs[0]}

@@ -11,7 +11,7 @@ import torch
 
 from shared.errors import DamagedBlob, PreconditionFailed
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Prefix, PrefixKind, VirtualTokens
+from shared.prompt.prefix import Prefix, PrefixKind, VirtualKeyValues
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 
 if TYPE_CHECKING:
@@ -95,9 +95,12 @@ class KeyValuePrefix(Prefix):
         ):
             raise DamagedBlob(f"the prefix overflows {base.dtype}")
 
-    def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> VirtualTokens:
-        """Raises PreconditionFailed: the prefix enters a model by its cache, not as embeddings."""
-        raise PreconditionFailed("a prefix of keys and values has no virtual tokens: this trainer can't use it yet")
+    def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> VirtualKeyValues:
+        """The keys and values in the model's dtype. Raises DamagedBlob if a number overflows it."""
+        keys, values = ([layer.to(device, dtype) for layer in part] for part in (self.keys, self.values))
+        if not all(bool(torch.isfinite(layer).all()) for layer in (*keys, *values)):
+            raise DamagedBlob(f"the prefix overflows {dtype}")
+        return VirtualKeyValues(keys, values)
 
 
 def _names(num_layers: int) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shared.model.base_model import load
+from shared.model.options import ModelOptions
 from shared.prompt import blob as blob_module
 from shared.prompt.blob import digest_of
 from shared.prompt.key_values import KeyValuePrefix
@@ -27,13 +28,13 @@ TEMPLATE = Template(text="{input}")
 @pytest.fixture(scope="module")
 def lifted(tiny_model_dir: Path) -> KeyValuePrefix:
     """The keys and values of `matrix(2)`."""
-    return key_values_of(load(tiny_model_dir, dtype="float32", device="cpu"), matrix(2))
+    return key_values_of(load(tiny_model_dir, ModelOptions(dtype="float32", device="cpu")), matrix(2))
 
 
 async def test_a_prefix_takes_the_place_of_a_prompt_while_that_answers(
     replica: Replica, tiny_model_dir: Path, lifted: KeyValuePrefix
 ) -> None:
-    base = load(tiny_model_dir, dtype="float32", device="cpu")
+    base = load(tiny_model_dir, ModelOptions(dtype="float32", device="cpu"))
     golden = golden_records(base, lifted, InputEncoder(base.tokenizer, TEMPLATE))
     publish(replica.store, blob(tiny_model_dir, matrix(1)))
     await replica.state(V1, "LOADED")

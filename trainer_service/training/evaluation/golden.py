@@ -17,8 +17,6 @@ import torch
 from shared.model.base_model import BaseModel
 from shared.model.precision import computed_in
 from shared.prompt.divergence import divergence_nats
-from shared.prompt.key_values import KeyValuePrefix
-from shared.prompt.lift import cache_of
 from shared.prompt.manifest import GoldenRecord
 from shared.prompt.prefix import Prefix
 from shared.text.golden_inputs import golden_input_ids
@@ -60,19 +58,10 @@ def _answers(
     with computed_in(model, dtype):
         for ids in inputs:
             embedded = model.get_input_embeddings()(torch.tensor(ids, device=base.device)).to(dtype)  # [T, hidden_size]
-            output = model(**_model_inputs(prefix, embedded))
+            arguments = plain_inputs([embedded], [prefix.input(dtype, base.device)], "right")
+            output = model(**arguments, use_cache="past_key_values" in arguments)
             found.append(output.logits[0, -1].float().log_softmax(-1))  # [vocab_size]
     return found
-
-
-def _model_inputs(prefix: Prefix, embedded: torch.Tensor) -> dict[str, Any]:
-    """Arguments of the model's `forward` for one input `[T, hidden_size]` after the prefix."""
-    dtype, device = embedded.dtype, embedded.device
-    if not isinstance(prefix, KeyValuePrefix):
-        return {**plain_inputs([embedded], [prefix.input(dtype, device)], "right"), "use_cache": False}
-    mask = torch.ones(1, prefix.num_virtual_tokens + len(embedded), dtype=torch.long, device=device)
-    cache = cache_of(prefix, dtype, device)
-    return {"inputs_embeds": embedded[None], "attention_mask": mask, "past_key_values": cache, "use_cache": True}
 
 
 def _record(
