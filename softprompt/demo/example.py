@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,15 +120,15 @@ def outcome(example: Example, report: JobReport) -> dict[str, Any]:
     }
 
 
-def _answers(report: JobReport) -> list[Mapping[str, str]]:
-    """A few held-out inputs with the expected answer and those of all models."""
-    some = [answer for answer in report.answers if answer.tuned is not None and answer.tuned.text is not None]
-    return [
+def _answers(report: JobReport) -> list[dict[str, str]]:
+    """A few held-out inputs with the expected answer and those of the models; first those that most models answered."""
+    found = [
         {"input": answer.input, "expected": answer.reference}
         | {
-            title: found.text
+            title: one.text
             for name, title in ANSWERS.items()
-            if (found := getattr(answer, name)) is not None and found.text is not None
+            if (one := getattr(answer, name)) is not None and one.text is not None
         }
-        for answer in some[:_NUM_ANSWERS]
+        for answer in report.answers
     ]
+    return sorted(found, key=len, reverse=True)[:_NUM_ANSWERS]
