@@ -44,7 +44,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Train on an example of this project, and compare the prompt on held-out examples with the bare model, with the
-    instructed model and with few-shot. Takes 5 to 15 minutes without a GPU.
+    instructed model and with few-shot. Takes 5 to 30 minutes without a GPU.
     """
     from softprompt.demo.example import find_example, known_examples, outcome
     from softprompt.report.data import check_target
