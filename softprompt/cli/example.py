@@ -15,6 +15,7 @@ from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import print_json, show, stderr, table
 from softprompt.cli.requirements import require
 from softprompt.cli.security import chosen_security
+from softprompt.cli.up import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from softprompt.demo.example import Example
@@ -30,7 +31,7 @@ def run(
     name: Annotated[str, typer.Argument(help="Name of the example. Without one, all are listed.")] = "",
     model: Annotated[
         str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")
-    ] = "smollm2-135m-instruct",
+    ] = "",
     data: Annotated[
         Path | None,
         typer.Option(help="Keep the job and the prompt in this directory, for `softprompt up --data` [nowhere]."),
@@ -43,9 +44,10 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Train on an example of this project, and compare the prompt on held-out examples with the bare model, with the
-    instructed model and with few-shot. Takes 5 to 15 minutes without a GPU.
+    instructed model and with few-shot. Takes 5 to 30 minutes without a GPU.
     """
     from softprompt.demo.example import find_example, known_examples, outcome
+    from softprompt.report.data import check_target
 
     if not name:
         listed = table("EXAMPLE", "WHAT IT TEACHES")
@@ -54,6 +56,10 @@ def run(
         show(listed)
         return
     chosen = find_example(name)
+    if trainer is not None and (model or data is not None):
+        raise typer.BadParameter("--model and --data are for services that this command starts, not for --trainer")
+    if report is not None:
+        check_target(report)  # before the training, not after it
     found = _report(chosen, model, data, trainer)
     if report is not None:
         found.save(report)
@@ -84,7 +90,7 @@ def _report(chosen: Example, model: str, data: Path | None, trainer: str | None)
         if trainer is None:
             require("trainer", "inference")
             folder = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-example-")))
-            services = LocalServices(LocalConfig(pull_with_progress(model), folder), _silent)
+            services = LocalServices(LocalConfig(pull_with_progress(model or DEFAULT_MODEL), folder), _silent)
 
             async def work() -> None:
                 stderr().print("starting the services ...")

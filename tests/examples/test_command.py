@@ -52,7 +52,23 @@ def test_the_examples_are_listed_and_a_wrong_name_is_refused(cli: CliRunner) -> 
     assert "there are numbers, parity" in cli("example", "../other").err
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--report", "result.txt"), "'result.txt' must end with .html, .json, .csv"),
+        (("--report", "no-such-folder/result.html"), "there is no directory 'no-such-folder'"),
+        (("--trainer", "127.0.0.1:1", "--data", "kept"), "not for --trainer"),
+        (("--trainer", "127.0.0.1:1", "--model", "other"), "not for --trainer"),
+    ],
+)
+def test_options_are_checked_before_the_training(cli: CliRunner, option: tuple[str, ...], said: str) -> None:
+    outcome = cli("example", "numbers", *option)
+    assert outcome.code == 2
+    assert said in outcome.err
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_an_example_with_services_of_its_own(cli: CliRunner, tiny_model_dir: Path, tmp_path: Path) -> None:
     data, report = tmp_path / "data", tmp_path / "report.html"
     outcome = cli(
@@ -76,6 +92,7 @@ def test_an_example_with_services_of_its_own(cli: CliRunner, tiny_model_dir: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_an_example_with_running_services(cli: CliRunner, tiny_model_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.both_services", str(tiny_model_dir), str(tmp_path / "both"), "--train"]
     (tmp_path / "both").mkdir()
