@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def main() -> None:
         "--variants",
         nargs="*",
         default=[],
-        help="hyperparameters to train in addition to the recipe: TOKENS:RATE[:STEPS[:INIT]]",
+        help="hyperparameters to train in addition to the recipe: TOKENS:RATE[:STEPS[:INIT[:KIND]]]",
     )
     parser.add_argument(
         "--format",
@@ -118,7 +119,7 @@ class _Bench:
 
         work: dict[str, Callable[[], tuple[Tuned, dict[str, Any]]]] = {}
         work |= {name: partial(train_peft, name) for name in PEFT if name in only}
-        requests = {name: Hyperparameters(seed=seed, **more) for name, more in OURS.items() if name in only}
+        requests = {name: replace(request, seed=seed) for name, request in OURS.items() if name in only}
         requests |= {f"ours {text}": variant(text, seed) for text in self._arguments.variants}
         work |= {name: partial(train_ours, request) for name, request in requests.items()}
         for name, training in work.items():

@@ -12,6 +12,7 @@ from inference_service.engine import self_check
 from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.kv.blocks import BlockPool
 from inference_service.engine.kv.cache_layout import layer_shapes
+from inference_service.engine.kv.key_values import KeyValueReader
 from inference_service.engine.kv.kv_cache import LayerShape, RowKVCache
 from inference_service.engine.kv.memory import MemoryPlan, plan_memory
 from inference_service.engine.kv.paged_cache import PagedKVCache
@@ -84,7 +85,7 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
     runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
     _check(base, runner, plan.max_length, expected)
-    prefixes = PrefixCache(plan.prefix_bytes, shapes)
+    prefixes = PrefixCache(plan.prefix_bytes, KeyValueReader(base, shapes))
     scheduler = Scheduler(pool, config.max_tokens_per_step, prefix_ready=prefixes.is_ready)
     return Parts(_as_planned(config, plan), scheduler, runner, prefixes)
 
@@ -118,7 +119,7 @@ def _paged(
         "gathered" if kernel is None else "varlen_attn",
         "graphs" if runner.graphs is not None else "no graphs",
     )
-    prefixes = PrefixCache(plan.prefix_bytes, shapes)
+    prefixes = PrefixCache(plan.prefix_bytes, KeyValueReader(base, shapes))
     scheduler = Scheduler(pool, config.max_tokens_per_step, block_tokens, prefixes.is_ready)
     return Parts(_as_planned(config, plan), scheduler, runner, prefixes)
 

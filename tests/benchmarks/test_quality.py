@@ -61,6 +61,7 @@ def test_every_contestant_is_scored_once(
         "few-shot",
         "--variants",
         "4:1e-2:2",
+        "4:1e-2:2::PREFIX",
         "--test",
         "8",
     ]
@@ -79,12 +80,13 @@ def test_every_contestant_is_scored_once(
     monkeypatch.setattr(sys, "argv", [*command, "--few-shot-tokens", "300", "--generate", "2"])
     quality.main()
     runs: list[dict[str, Any]] = json.loads(output.read_text())
-    assert len(runs) == 2 * 4
-    assert {run["contestant"] for run in runs} == {"bare", "instructed", "few-shot", "ours 4:1e-2:2"}
+    assert len(runs) == 2 * 5
+    ours = {"ours 4:1e-2:2", "ours 4:1e-2:2::PREFIX"}
+    assert {run["contestant"] for run in runs} == {"bare", "instructed", "few-shot", *ours}
     assert all(len(run["right"]) == 8 for run in runs)
     assert all(("chrf" in run) == (run["set"] == "copy") for run in runs)
     assert "parity  10  ours 4:1e-2:2" in capsys.readouterr().out
-    (tuned,) = [run for run in runs if run["contestant"].startswith("ours") and run["set"] == "parity"]
+    (tuned,) = [run for run in runs if run["contestant"] == "ours 4:1e-2:2" and run["set"] == "parity"]
     hidden = load(tiny_model_dir).info.hidden_size
     assert tuned["parameters"] == 4 * hidden
     assert 16 * hidden < tuned["bytes"] < 16 * hidden + 200
