@@ -58,9 +58,9 @@ def examples(directory: Path) -> Path:
     return path
 
 
-def tuned(page: Page) -> None:
-    """Wait until the job on the page has been published."""
-    expect(page.locator(".state")).to_have_text("succeeded", timeout=SECONDS)
+def tuned(page: Page, timeout: float = SECONDS) -> None:
+    """Wait until the job on the page has been published. `timeout` in milliseconds."""
+    expect(page.locator(".state")).to_have_text("succeeded", timeout=timeout)
     expect(page.get_by_role("heading", name="Published as")).to_be_visible()
 
 

@@ -1,0 +1,111 @@
+"""Takes the pictures of docs/images on a running page: `python -m tests.softprompt.gateway.pictures URL EXAMPLES.csv`.
+
+It tunes a prompt from the file and trains on with a correction, so it takes as long as two trainings. Look at the
+pictures before you commit them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+from tests.softprompt.gateway.test_page import CHROMIUM, tuned
+
+FOLDER = Path(__file__).parents[3] / "docs/images"
+WIDE, PHONE = {"width": 1000, "height": 760}, {"width": 360, "height": 740}
+HOUR = 3_600_000
+STEPS = 48
+"""Few, because the pictures show the page and not the best prompt."""
+CORRECTION = "Thanks for asking! "
+"""Begins a better answer."""
+
+
+def main(url: str, examples: Path) -> None:
+    """Take all pictures."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport=WIDE, color_scheme="light")
+        page.set_default_timeout(HOUR)
+        choose(page, url, examples)
+        page.get_by_label("Steps").fill(str(STEPS))
+        page.get_by_role("button", name="Start tuning").click()
+        # the curve with some evaluations
+        expect(page.locator("svg.curve[role=img] circle.s1").nth(2)).to_be_visible(timeout=HOUR)
+        save(page, "page-job", height=560)
+        tuned(page, HOUR)
+        first = page.url
+        save(page, "page-result", height=860)
+        answers = page.get_by_role("region", name="Table").last
+        answers.get_by_text("Correct", exact=True).nth(2).click()
+        save(answers, "page-answers", height=760)
+        box = page.locator("details[open] textarea")
+        box.fill(CORRECTION + box.input_value())
+        page.get_by_role("button", name="Continue training with the corrections").click()
+        page.wait_for_url(lambda now: now != first)
+        tuned(page, HOUR)
+        second = page.url
+        prompt = page.get_by_role("heading", level=1).inner_text().split(" for ")[1]
+        choose(page, url, examples)
+        save(page, "page-tune", height=980)
+        jobs = "&".join(f"job={address.rpartition('/')[2]}" for address in (first, second))
+        views = {"prompt": f"prompt/{prompt}", "compare": f"compare?{jobs}", "status": "status"}
+        for name, view in views.items():
+            show(page, url, view)
+            save(page, f"page-{name}", height=760)
+        for name, size, scheme in (("playground", WIDE, "light"), ("dark", WIDE, "dark"), ("phone", PHONE, "light")):
+            page.set_viewport_size(size)
+            page.emulate_media(color_scheme=scheme)
+            ask(
+                page, url, prompt, "Customer: My tent pole snapped in the wind.\nNotes: spare pole 9 euros; ships today"
+            )
+            save(page, f"page-{name}", height=900 if size == PHONE else 700)
+        browser.close()
+
+
+def choose(page: Page, url: str, examples: Path) -> None:
+    """Drop the file on the first view and wait for the estimate."""
+    show(page, url, "start")
+    page.get_by_label("Examples").set_input_files(examples)
+    expect(page.get_by_text("to train on")).to_be_visible()
+
+
+def show(page: Page, url: str, view: str) -> None:
+    """Open a view anew."""
+    page.goto("about:blank")
+    page.goto(f"{url}/#/{view}")
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    page.wait_for_load_state("networkidle")
+
+
+def ask(page: Page, url: str, prompt: str, text: str) -> None:
+    """Two answers beside each other in the playground: those of the newest version and of the bare model."""
+    show(page, url, "play")
+    page.get_by_label("Input").fill(text)
+    names = page.get_by_label("Right").locator("option").all_inner_texts()
+    page.get_by_label("Left").select_option(f"{prompt}@2")
+    page.get_by_label("Right").select_option(next(name for name in names if not name.startswith(prompt)))
+    page.get_by_label("Tokens").fill("64")
+    page.get_by_role("button", name="Send").click()
+    for number in range(2):
+        expect(page.locator(".panel .hint").nth(number)).to_contain_text("tokens in")
+
+
+def save(what: Page | Locator, name: str, height: int) -> None:
+    """Save the upper part of a view."""
+    path = FOLDER / f"{name}.png"
+    if isinstance(what, Page):
+        size = what.viewport_size or WIDE
+        what.set_viewport_size({**size, "height": height})
+        what.evaluate("scrollTo(0, 0)")
+        what.screenshot(path=path)
+        what.set_viewport_size(size)
+    else:
+        what.evaluate("element => scrollTo(0, element.getBoundingClientRect().top + scrollY - 50)")
+        what.page.screenshot(path=path)
+    print(path.name, path.stat().st_size)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1].rstrip("/"), Path(sys.argv[2]))
