@@ -63,7 +63,7 @@ def _methods(owner: type) -> Iterator[tuple[str, Any]]:
 
 
 class _Plain(str):
-    """An annotation that is shown without quotes."""
+    """Code that is shown without quotes."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -76,7 +76,10 @@ def _signature(name: str, function: Any) -> str:
     for item in list(found.parameters.values())[1:]:
         if item.kind is item.KEYWORD_ONLY and "*" not in parts:
             parts.append("*")
-        parts.append(str(item.replace(annotation=_Plain(item.annotation))))
+        default = item.default
+        if isinstance(default, Enum):
+            default = _Plain(f"{type(default).__name__}.{default.name}")
+        parts.append(str(item.replace(annotation=_Plain(item.annotation), default=default)))
     end = "): ..." if name == "Client" else f") -> {found.return_annotation}: ..."
     line = f"def {name}({', '.join(parts)}{end}"
     if len(line) > _LINE:

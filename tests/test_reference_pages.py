@@ -8,7 +8,6 @@ import pytest
 
 from tests import cli_reference, proto_reference, python_reference, settings_reference
 
-
 PAGES = {
     "commands": cli_reference,
     "settings": settings_reference,

@@ -28,6 +28,7 @@ def main(url: str, examples: Path) -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport=WIDE, color_scheme="light")
         page.set_default_timeout(HOUR)
+        expect.set_options(timeout=HOUR)
         choose(page, url, examples)
         page.get_by_label("Steps").fill(str(STEPS))
         page.get_by_role("button", name="Start tuning").click()
@@ -65,9 +66,12 @@ def main(url: str, examples: Path) -> None:
 
 
 def choose(page: Page, url: str, examples: Path) -> None:
-    """Drop the file on the first view and wait for the estimate."""
+    """Drop the file, choose its two columns and wait for the estimate."""
     show(page, url, "start")
     page.get_by_label("Examples").set_input_files(examples)
+    for role, column in (("Input", 1), ("Output", 2)):
+        page.get_by_label(role, exact=True).select_option(index=column)
+    expect(page.get_by_role("heading", name="examples in")).to_be_visible()
     expect(page.get_by_text("to train on")).to_be_visible()
 
 
