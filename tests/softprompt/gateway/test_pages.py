@@ -22,7 +22,11 @@ PROMPTS = ("product-descriptions", "product-facts", "support-tone")
 SHORTER = {
     '"n_epochs": "auto"': '"n_epochs": 1',
     "time.sleep(2)": "time.sleep(0.05)",
-    "dataset=data.dataset)": "dataset=data.dataset, hyperparameters=softprompt.Hyperparameters(num_steps=2))",
+    "messages=question)": "messages=question, max_tokens=8)",
+    "dataset=data.dataset)": (
+        "dataset=data.dataset, hyperparameters=softprompt.Hyperparameters(num_steps=2, num_virtual_tokens=4), "
+        "sampling_defaults=softprompt.Sampling(max_new_tokens=8))"
+    ),
 }
 
 
