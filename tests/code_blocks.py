@@ -41,7 +41,7 @@ class CodeBlock:
         for line in self.text.splitlines():
             if goes_on or line.startswith("$ "):
                 lines.append(line.removeprefix("$ "))
-                goes_on = line.endswith("\\")
+                goes_on = line.endswith("\\") or (line.count('"') % 2 == 1) != goes_on  # in a text of two lines
         return "\n".join(lines)
 
 

@@ -23,46 +23,58 @@ CORRECTION = "Thanks for asking! "
 
 
 def main(url: str, examples: Path) -> None:
-    """Take all pictures."""
+    """Take all pictures. Two trainings that have been done before are shown; then the running job has no picture."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport=WIDE, color_scheme="light")
         page.set_default_timeout(HOUR)
         expect.set_options(timeout=HOUR)
-        choose(page, url, examples)
-        page.get_by_label("Steps").fill(str(STEPS))
-        page.get_by_role("button", name="Start tuning").click()
-        # the curve with some evaluations
-        expect(page.locator("svg.curve[role=img] circle.s1").nth(2)).to_be_visible(timeout=HOUR)
-        save(page, "page-job", height=560)
+        if len(page.request.get(f"{url}/api/jobs").json()) < 2:
+            train(page, url, examples)
+        found = page.request.get(f"{url}/api/jobs").json()
+        second, first = (job["name"].split("/")[1] for job in found[:2])
+        ended = next(job["name"].split("/")[1] for job in found if job["state"] == "SUCCEEDED")
+        show(page, url, f"job/{ended}")
         tuned(page, HOUR)
-        first = page.url
-        save(page, "page-result", height=860)
-        answers = page.get_by_role("region", name="Table").last
-        answers.get_by_text("Correct", exact=True).nth(2).click()
-        save(answers, "page-answers", height=760)
-        box = page.locator("details[open] textarea")
-        box.fill(CORRECTION + box.input_value())
-        page.get_by_role("button", name="Continue training with the corrections").click()
-        page.wait_for_url(lambda now: now != first)
-        tuned(page, HOUR)
-        second = page.url
         prompt = page.get_by_role("heading", level=1).inner_text().split(" for ")[1]
+        save(page, "page-result", below=page.locator("section.panel"))
+        open_correction(page)
+        save(page, "page-answers", below=page.get_by_role("heading", name="held-out answers"))
         choose(page, url, examples)
         save(page, "page-tune", height=980)
-        jobs = "&".join(f"job={address.rpartition('/')[2]}" for address in (first, second))
-        views = {"prompt": f"prompt/{prompt}", "compare": f"compare?{jobs}", "status": "status"}
+        views = {"prompt": f"prompt/{prompt}", "compare": f"compare?job={first}&job={second}", "status": "status"}
         for name, view in views.items():
             show(page, url, view)
-            save(page, f"page-{name}", height=760)
+            save(page, f"page-{name}")
+        question = "Customer: My tent pole snapped in the wind.\nNotes: spare pole 9 pounds; posted today"
         for name, size, scheme in (("playground", WIDE, "light"), ("dark", WIDE, "dark"), ("phone", PHONE, "light")):
             page.set_viewport_size(size)
             page.emulate_media(color_scheme=scheme)
-            ask(
-                page, url, prompt, "Customer: My tent pole snapped in the wind.\nNotes: spare pole 9 euros; ships today"
-            )
-            save(page, f"page-{name}", height=900 if size == PHONE else 700)
+            ask(page, url, prompt, question)
+            save(page, f"page-{name}", height=1000 if size == PHONE else 680)
         browser.close()
+
+
+def train(page: Page, url: str, examples: Path) -> None:
+    """Two trainings, the second with a correction. Takes the picture of a running job."""
+    choose(page, url, examples)
+    page.get_by_label("Steps").fill(str(STEPS))
+    page.get_by_role("button", name="Start tuning").click()
+    expect(page.locator("svg.curve[role=img] circle.s1").nth(2)).to_be_visible()  # a curve with some evaluations
+    save(page, "page-job", height=640)
+    tuned(page, HOUR)
+    first = page.url
+    open_correction(page)
+    page.get_by_role("button", name="Continue training with the corrections").click()
+    page.wait_for_url(lambda now: now != first)
+    tuned(page, HOUR)
+
+
+def open_correction(page: Page) -> None:
+    """Write a better answer to the third held-out example."""
+    page.get_by_text("Correct", exact=True).nth(2).click()
+    box = page.locator("details[open] textarea")
+    box.fill(CORRECTION + box.input_value())
 
 
 def choose(page: Page, url: str, examples: Path) -> None:
@@ -84,11 +96,11 @@ def show(page: Page, url: str, view: str) -> None:
 
 
 def ask(page: Page, url: str, prompt: str, text: str) -> None:
-    """Two answers beside each other in the playground: those of the newest version and of the bare model."""
+    """Two answers beside each other in the playground: those of the newest version and of the base model."""
     show(page, url, "play")
     page.get_by_label("Input").fill(text)
     names = page.get_by_label("Right").locator("option").all_inner_texts()
-    page.get_by_label("Left").select_option(f"{prompt}@2")
+    page.get_by_label("Left").select_option(next(name for name in reversed(names) if name.startswith(f"{prompt}@")))
     page.get_by_label("Right").select_option(next(name for name in names if not name.startswith(prompt)))
     page.get_by_label("Tokens").fill("64")
     page.get_by_role("button", name="Send").click()
@@ -96,18 +108,15 @@ def ask(page: Page, url: str, prompt: str, text: str) -> None:
         expect(page.locator(".panel .hint").nth(number)).to_contain_text("tokens in")
 
 
-def save(what: Page | Locator, name: str, height: int) -> None:
-    """Save the upper part of a view."""
+def save(page: Page, name: str, height: int = 720, below: Locator | None = None) -> None:
+    """Save the upper part of a view, or the part that begins with an element."""
+    size = page.viewport_size or WIDE
+    page.set_viewport_size({**size, "height": height})
+    top = 0 if below is None else below.evaluate("element => element.getBoundingClientRect().top + scrollY - 16")
+    page.evaluate("top => scrollTo(0, top)", top)
     path = FOLDER / f"{name}.png"
-    if isinstance(what, Page):
-        size = what.viewport_size or WIDE
-        what.set_viewport_size({**size, "height": height})
-        what.evaluate("scrollTo(0, 0)")
-        what.screenshot(path=path)
-        what.set_viewport_size(size)
-    else:
-        what.evaluate("element => scrollTo(0, element.getBoundingClientRect().top + scrollY - 50)")
-        what.page.screenshot(path=path)
+    page.screenshot(path=path)
+    page.set_viewport_size(size)
     print(path.name, path.stat().st_size)
 
 
