@@ -37,11 +37,12 @@ class CodeBlock:
         """The shell commands of a block: all lines of `sh`, in a `console` those after a `$`."""
         if self.language != "console":
             return self.text if self.language == "sh" else ""
-        lines, goes_on = [], False
+        lines, quoted, goes_on = [], False, False
         for line in self.text.splitlines():
             if goes_on or line.startswith("$ "):
                 lines.append(line.removeprefix("$ "))
-                goes_on = line.endswith("\\") or (line.count('"') % 2 == 1) != goes_on  # in a text of two lines
+                quoted ^= line.count('"') % 2 == 1
+                goes_on = quoted or line.endswith("\\")
         return "\n".join(lines)
 
 

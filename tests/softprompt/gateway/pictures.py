@@ -6,13 +6,14 @@ pictures before you commit them.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from tests.softprompt.gateway.test_page import CHROMIUM, tuned
-
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 FOLDER = Path(__file__).parents[3] / "docs/images"
 WIDE, PHONE = {"width": 1000, "height": 760}, {"width": 360, "height": 740}
 HOUR = 3_600_000
@@ -35,7 +36,7 @@ def main(url: str, examples: Path) -> None:
         second, first = (job["name"].split("/")[1] for job in found[:2])
         ended = next(job["name"].split("/")[1] for job in found if job["state"] == "SUCCEEDED")
         show(page, url, f"job/{ended}")
-        tuned(page, HOUR)
+        tuned(page)
         prompt = page.get_by_role("heading", level=1).inner_text().split(" for ")[1]
         save(page, "page-result", below=page.locator("section.panel"))
         open_correction(page)
@@ -62,12 +63,18 @@ def train(page: Page, url: str, examples: Path) -> None:
     page.get_by_role("button", name="Start tuning").click()
     expect(page.locator("svg.curve[role=img] circle.s1").nth(2)).to_be_visible()  # a curve with some evaluations
     save(page, "page-job", height=640)
-    tuned(page, HOUR)
+    tuned(page)
     first = page.url
     open_correction(page)
     page.get_by_role("button", name="Continue training with the corrections").click()
     page.wait_for_url(lambda now: now != first)
-    tuned(page, HOUR)
+    tuned(page)
+
+
+def tuned(page: Page) -> None:
+    """Wait until the job on the page has been published."""
+    expect(page.locator(".state")).to_have_text("succeeded")
+    expect(page.get_by_role("heading", name="Published as")).to_be_visible()
 
 
 def open_correction(page: Page) -> None:
