@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     from softprompt.types.spec import InitMethod as InitMethod
     from softprompt.types.spec import LearningRateSchedule as LearningRateSchedule
     from softprompt.types.spec import Metric as Metric
+    from softprompt.types.spec import PrefixKind as PrefixKind
     from softprompt.types.spec import PublishGate as PublishGate
     from softprompt.types.spec import PublishPolicy as PublishPolicy
     from softprompt.types.spec import Reparameterisation as Reparameterisation
@@ -137,7 +138,7 @@ _MODULES = {
     "softprompt.types.service": "ServiceInfo TuningLimits UnavailableBaseModel",
     "softprompt.types.spec": (
         "Hyperparameters Init InitMethod LearningRateSchedule Metric PublishGate PublishPolicy "
-        "Reparameterisation TaskKind TooLong TuningSpec"
+        "PrefixKind Reparameterisation TaskKind TooLong TuningSpec"
     ),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from shared.errors import DamagedBlob
 from shared.prompt.prefix import Prefix
 from shared.values.enums import TemplateFormat
-from trainer_service.training.recipe.leaves import PromptLeaves, best_tensors, read_best
+from trainer_service.training.recipe.leaves import best_tensors, leaves_of, read_best
 from trainer_service.training.results import Results
 from trainer_service.training.spec import Example, Init, InitMethod, TrainingSpec
 from trainer_service.training.trainee import Trainee
@@ -212,7 +212,7 @@ def best_prefix(data: bytes) -> Prefix:
     _, tensors = read_checkpoint(data)
     first = "t0."
     parameters = {name.removeprefix(first): tensor for name, tensor in tensors.items() if name.startswith(first)}
-    return read_best(tensors) or PromptLeaves(parameters).prefix()
+    return read_best(tensors) or leaves_of(parameters).prefix()
 
 
 def restore(trainee: Trainee, saved: TraineeState, tensors: dict[str, torch.Tensor], index: int) -> None:
