@@ -32,8 +32,8 @@ dev: $(VENV)/.dev  ## Add what tests, checks and benchmarks need
 model: install   ## Download the base model if it is missing
 	$(BIN)/softprompt models pull $(MODEL)
 
-demo: install    ## Train a prompt, serve it, and replace it while a stream runs, on this machine
-	$(BIN)/softprompt demo
+demo: install    ## Train a prompt, serve it, and replace it while a stream runs, on this machine (STAY=1: the page stays up)
+	$(BIN)/softprompt demo $(if $(STAY),--stay)
 
 test: lint pytest  ## Run every check
 

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
+from tests.code_blocks import PAGES, ROOT
 from tests.k8s.checks.settings import SERVICES
 from tests.slow import FILES, FOLDERS
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted(
-    {
-        path.relative_to(ROOT).as_posix()
-        for pattern in ("*.md", "docs/*.md", "*/**/README.md")
-        for path in ROOT.glob(pattern)
-        if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
-    }
-)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _PATH = re.compile(
     r"`((?:shared|trainer_service|inference_service|softprompt|tests|benchmarks|k8s|docs|protos|examples)/[\w./-]*)`"

@@ -26,11 +26,14 @@ def demo(
     model: Annotated[
         str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")
     ] = "",
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep the services and the page running at the end, until Ctrl-C.")
+    ] = False,
 ) -> None:
     """Train a prompt, serve it, and replace it by a better version under load. Takes a few minutes. Ctrl-C stops
     everything.
     """
-    require("trainer", "inference", "plot")
+    require("trainer", "inference", "gateway", "plot")
     from softprompt.demo.plan import DemoPlan
     from softprompt.demo.promises import PromiseBroken
     from softprompt.demo.run import run_demo
@@ -40,9 +43,9 @@ def demo(
     plan = DemoPlan()
     path = pull_with_progress(model or plan.model)
     try:
-        run_demo(path, output, plan, stdout())
+        run_demo(path, output, plan, stdout(), stay=stay)
     except Interrupted:
-        stderr().print("interrupted; both services are stopped")
+        stderr().print("interrupted; all services are stopped")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (PromiseBroken, ServiceFailed) as error:
         raise Failure(str(error), hint=f"the services' logs are in {output}/services.log") from None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from rich.console import Console
@@ -21,7 +24,7 @@ from softprompt.demo.curve import save_curve
 from softprompt.demo.plan import DemoPlan
 from softprompt.demo.promises import PromiseBroken, Promises
 from softprompt.demo.record import TrainingRecord
-from softprompt.demo.run import run_demo
+from softprompt.demo.run import ending, run_demo
 from softprompt.types.events import Evaluated, ProgressMade
 from softprompt.types.jobs import TuningProgress
 
@@ -32,9 +35,13 @@ TINY = replace(
 
 @pytest.mark.timeout(400)
 def test_the_whole_story(tiny_model_dir: Path, tmp_path: Path) -> None:
-    text = io.StringIO()
-    run_demo(tiny_model_dir, tmp_path / "out", replace(TINY, answer_tokens=200), Console(file=text, width=200))
+    text = BrowsedOutput()
+    run_demo(
+        tiny_model_dir, tmp_path / "out", replace(TINY, answer_tokens=200), Console(file=text, width=200), stay=True
+    )
     told = text.getvalue()
+    assert "<title>softprompt</title>" in text.page
+    assert "product-descriptions@2" in text.models, "the demo's prompts can be tried while it stays"
     for promise in (
         "published prompts/product-descriptions/versions/1",
         "published prompts/product-descriptions/versions/2",
@@ -49,6 +56,30 @@ def test_the_whole_story(tiny_model_dir: Path, tmp_path: Path) -> None:
     log = (tmp_path / "out" / "services.log").read_text()
     assert "trainer " in log
     assert "SIGTERM handler" not in log, "Ray's advice about signals is not for the operator of the service"
+
+
+class BrowsedOutput(io.StringIO):
+    """Opens the page whose address a demo that stays prints last, and then presses Ctrl-C."""
+
+    page = models = ""
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if address := re.search(r"In a browser:\n\s+(http://\S+)/\n\Z", self.getvalue()):
+            url = address[1]
+            threading.Thread(target=self.browse, args=(url,)).start()
+        return written
+
+    def browse(self, url: str) -> None:
+        try:
+            self.page, self.models = httpx.get(f"{url}/").text, httpx.get(f"{url}/v1/models").text
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_demo_that_ends_says_how_to_stay() -> None:
+    assert "make demo STAY=1" in ending(200, Path("out"), stayed=False)
+    assert "STAY" not in ending(200, Path("out"), stayed=True)
 
 
 @pytest.mark.timeout(300)

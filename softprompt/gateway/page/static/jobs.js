@@ -72,7 +72,7 @@ function soon(draw) {
 
 function outcome(result) {
   return h("section", { className: "panel" }, h("h2", {}, result.published ? `Published as ${result.version.split("/")[1]}@${result.version.split("/").at(-1)}` : "Not published"),
-    h("p", {}, result.verdict), result.gate_decision ? h("p", { className: "hint" }, result.gate_decision) : null, result.serving ? h("p", { className: "hint" }, result.serving) : null,
+    h("p", { className: "verdict" }, result.verdict), result.gate_decision && result.gate_decision !== "no gate" ? h("p", { className: "hint" }, result.gate_decision) : null, result.serving ? h("p", { className: "hint" }, result.serving) : null,
     table(["Compared with", "Metric", "This prompt", "The other", "Better by", "95 % interval"], result.comparisons.map((one) => [one.rival.replaceAll("_", " "), one.metric, number(one.value), number(one.rival_value),
       h("td", { className: one.beats ? "good" : one.difference < 0 ? "bad" : "" }, number(one.difference)), one.low === null ? "too few examples" : `${number(one.low)} to ${number(one.high)}`]), "No comparisons."),
     result.published ? h("a", { href: `#/play?left=${encodeURIComponent(result.version.split("/")[1])}` }, "Try it in the playground") : null);
@@ -87,7 +87,8 @@ async function answers(body, name, signal) {
   const shown = MODELS.filter(([key]) => found.some((one) => one[key]));
   const base = (one) => (one.current ?? one.bare)?.loss ?? 0;
   found.sort((a, b) => (b.tuned?.loss ?? 0) - base(b) - ((a.tuned?.loss ?? 0) - base(a)));
-  const cell = (answer) => h("td", { className: `text ${answer?.correct === true ? "good" : answer?.correct === false ? "bad" : ""}` }, answer ? (answer.text ?? `loss ${number(answer.loss)}`) : "");
+  const labels = report.confusion.length > 0; // of free texts, few good ones equal the expected one
+  const cell = (answer) => h("td", { className: `text ${!labels ? "" : answer?.correct === true ? "good" : answer?.correct === false ? "bad" : ""}` }, answer ? (answer.text ?? `loss ${number(answer.loss)}`) : "");
   const corrected = new Map();
   const go = h("button", { type: "button", className: "main", disabled: true, onclick: doing(async () => {
     const examples = [...corrected].map(([line, text]) => ({ line, text }));
@@ -101,7 +102,7 @@ async function answers(body, name, signal) {
     return h("details", {}, h("summary", {}, "Correct"), text);
   };
   body.append(h("h2", {}, `${found.length} held-out answers, those that became worse first`),
-    table(["Input", "Expected", ...shown.map(([, title]) => title), ""], found.slice(0, 200).map((one) => [h("td", { className: "text" }, one.input), h("td", { className: "text" }, one.reference), ...shown.map(([key]) => cell(one[key])), correct(one)])), go);
+    table(["Input", "Expected", ...shown.map(([, title]) => title)], found.slice(0, 200).map((one) => [h("td", { className: "text" }, one.input), h("td", { className: "text" }, one.reference, correct(one)), ...shown.map(([key]) => cell(one[key]))])), go);
 }
 
 export async function compare(main, { query, signal }) {
