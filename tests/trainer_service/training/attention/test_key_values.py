@@ -1,4 +1,4 @@
-"""Keys and values in a pass: the answers of the embeddings that they were computed from, and the plain pass's gradient."""
+"""Keys and values in a pass: the answers of the embeddings they were computed from, and the plain pass's gradient."""
 
 from __future__ import annotations
 
