@@ -51,7 +51,7 @@ def main() -> None:
         "--variants",
         nargs="*",
         default=[],
-        help="hyperparameters to train in addition to the recipe: TOKENS:RATE[:STEPS[:INIT]]",
+        help="hyperparameters to train in addition to the recipe: TOKENS:RATE[:STEPS[:INIT[:KIND]]]",
     )
     parser.add_argument(
         "--format",

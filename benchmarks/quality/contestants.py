@@ -27,7 +27,7 @@ from trainer_service.training.spec import (
 
 BARE, INSTRUCTED, FEW_SHOT = "bare", "instructed", "few-shot"
 PEFT = {recipe.name: recipe for recipe in RECIPES}
-KINDS: dict[PrefixKind, dict[str, Any]] = {PrefixKind.PROMPT: {}}
+KINDS: dict[PrefixKind, dict[str, Any]] = {PrefixKind.PROMPT: {}, PrefixKind.PREFIX: {"kind": PrefixKind.PREFIX}}
 """The kinds of prefixes that a job can train, and the hyperparameters that ask for them; the recipe chooses others."""
 OURS = {"ours" if kind is PrefixKind.PROMPT else f"ours, {kind.lower()}": more for kind, more in KINDS.items()}
 NAMES = (BARE, INSTRUCTED, FEW_SHOT, *PEFT, *OURS)
@@ -143,10 +143,11 @@ def dtype_name(base: BaseModel) -> Any:
 
 
 def variant(text: str, seed: int) -> Hyperparameters:
-    """Parses `TOKENS:RATE[:STEPS[:INIT]]`, such as `100:1e-2:320:LABELS`."""
+    """Parses `TOKENS:RATE[:STEPS[:INIT[:KIND]]]`, such as `50:1e-2:320:TEXT:PREFIX`."""
     tokens, rate, *rest = text.split(":")
     steps = int(rest[0]) if rest and rest[0] else None
     init = Init(method=InitMethod(rest[1])) if rest[1:] else None
+    kind = PrefixKind(rest[2]) if rest[2:] else None
     return Hyperparameters(
-        num_virtual_tokens=int(tokens), learning_rate=float(rate), num_steps=steps, init=init, seed=seed
+        num_virtual_tokens=int(tokens), learning_rate=float(rate), num_steps=steps, init=init, seed=seed, kind=kind
     )

@@ -53,22 +53,23 @@ def fill(
     labels: Sequence[str] = (),
     *,
     source_virtual_tokens: int | None = None,
+    source_kind: PrefixKind = PrefixKind.PROMPT,
     max_virtual_tokens: int = NUM_VIRTUAL_TOKENS,
     max_positions: int = 0,
     on_gpu: bool = False,
 ) -> FilledHyperparameters:
     """The complete hyperparameters of a job.
 
-    `source_virtual_tokens`: the length of the version that FROM_PROMPT starts from. `max_virtual_tokens`: the longest
-    prompt that the recipe may choose. `max_positions`: the longest sequence; 0: the model's context. `on_gpu`: whether
-    the workers have GPUs, which process larger batches in the same time.
+    `source_virtual_tokens`, `source_kind`: of the version that FROM_PROMPT starts from. `max_virtual_tokens`: the
+    longest prompt that the recipe may choose. `max_positions`: the longest sequence; 0: the model's context. `on_gpu`:
+    whether the workers have GPUs, which process larger batches in the same time.
 
     Raises InvalidInput naming every `spec.hyperparameters.*` field that is out of range for this model and dataset.
     """
     if num_train < 1:
         raise InvalidInput.of("spec.dataset", "has no training examples")
-    kind = request.kind or PrefixKind.PROMPT
     init = _init(request.init, task, template, labels)
+    kind = request.kind or (PrefixKind.PREFIX if init.method is InitMethod.DEMONSTRATIONS else source_kind)
     batch_size = request.batch_size or _batch_size(num_train, on_gpu)
     num_steps = request.num_steps or _num_steps(request.num_epochs, num_train, batch_size)
     filled = FilledHyperparameters(
@@ -96,7 +97,7 @@ def fill(
         kind=kind,
     )
     violations = [
-        *_violations(request, filled, task, num_train, info, source_virtual_tokens),
+        *_violations(request, filled, task, num_train, info, source_virtual_tokens, source_kind),
         *_weight_violations(filled, task, labels),
     ]
     if violations:
@@ -185,6 +186,7 @@ def _violations(
     num_train: int,
     info: BaseModelInfo,
     source_virtual_tokens: int | None,
+    source_kind: PrefixKind,
 ) -> list[FieldViolation]:
     found = list[FieldViolation]()
 
@@ -221,6 +223,10 @@ def _violations(
         )
     if filled.kind is PrefixKind.PREFIX and filled.reparameterisation is not Reparameterisation.NONE:
         refuse("reparameterisation", "is for soft prompts; keys and values are trained as they are")
+    if filled.kind is not PrefixKind.PREFIX and filled.init.method is InitMethod.DEMONSTRATIONS:
+        refuse("init.method", "DEMONSTRATIONS needs a prefix of keys and values, kind PREFIX")
+    if filled.kind is PrefixKind.PROMPT and source_kind is PrefixKind.PREFIX:
+        refuse("kind", "is PROMPT, but the version to start from has keys and values; only PREFIX can start from it")
     if filled.init.method is InitMethod.TEXT and not filled.init.text.strip():
         refuse("init.text", "is blank")
     return found
