@@ -53,7 +53,7 @@ def fill(
     labels: Sequence[str] = (),
     *,
     source_virtual_tokens: int | None = None,
-    source_kind: PrefixKind = PrefixKind.PROMPT,
+    source_kind: PrefixKind | None = None,
     max_virtual_tokens: int = NUM_VIRTUAL_TOKENS,
     max_positions: int = 0,
     on_gpu: bool = False,
@@ -69,7 +69,7 @@ def fill(
     if num_train < 1:
         raise InvalidInput.of("spec.dataset", "has no training examples")
     init = _init(request.init, task, template, labels)
-    kind = request.kind or (PrefixKind.PREFIX if init.method is InitMethod.DEMONSTRATIONS else source_kind)
+    kind = request.kind or source_kind or _kind(init)
     batch_size = request.batch_size or _batch_size(num_train, on_gpu)
     num_steps = request.num_steps or _num_steps(request.num_epochs, num_train, batch_size)
     filled = FilledHyperparameters(
@@ -97,9 +97,13 @@ def fill(
         kind=kind,
     )
     violations = [
-        *_violations(request, filled, task, num_train, info, source_virtual_tokens, source_kind),
+        *_violations(request, filled, task, num_train, info, source_virtual_tokens),
         *_weight_violations(filled, task, labels),
     ]
+    if source_kind is PrefixKind.PREFIX and kind is PrefixKind.PROMPT:
+        violations.append(
+            FieldViolation(f"{FIELD}.kind", "is PROMPT, but the version to start from has keys and values: use PREFIX")
+        )
     if violations:
         raise InvalidInput(violations)
     return filled
@@ -133,6 +137,10 @@ def _init(requested: Init | None, task: TaskKind, template: Template, labels: Se
     if method is InitMethod.TEXT and not init.text:
         return Init(InitMethod.TEXT, init_text(task, template, labels))
     return replace(init, method=method)
+
+
+def _kind(init: Init) -> PrefixKind:
+    return PrefixKind.PREFIX if init.method is InitMethod.DEMONSTRATIONS else PrefixKind.PROMPT
 
 
 def coverage_note(request: Hyperparameters, filled: FilledHyperparameters, num_train: int) -> str:
@@ -186,7 +194,6 @@ def _violations(
     num_train: int,
     info: BaseModelInfo,
     source_virtual_tokens: int | None,
-    source_kind: PrefixKind,
 ) -> list[FieldViolation]:
     found = list[FieldViolation]()
 
@@ -225,8 +232,6 @@ def _violations(
         refuse("reparameterisation", "is for soft prompts; keys and values are trained as they are")
     if filled.kind is not PrefixKind.PREFIX and filled.init.method is InitMethod.DEMONSTRATIONS:
         refuse("init.method", "DEMONSTRATIONS needs a prefix of keys and values, kind PREFIX")
-    if filled.kind is PrefixKind.PROMPT and source_kind is PrefixKind.PREFIX:
-        refuse("kind", "is PROMPT, but the version to start from has keys and values; only PREFIX can start from it")
     if filled.init.method is InitMethod.TEXT and not filled.init.text.strip():
         refuse("init.text", "is blank")
     return found
