@@ -229,7 +229,8 @@ async def test_keys_and_values_of_another_model_are_refused(
 @pytest.mark.parametrize("kind", ["prefix tuning", "a cartridge"])
 def test_prefixes_of_peft_give_the_same_logits_in_the_engine(tmp_path: Path, architecture: str, kind: str) -> None:
     """Grouped queries, normed keys, layers with a window shorter than the prefix, learned positions."""
-    base = tiny_base(architecture, **({"num_key_value_heads": 4} if architecture == "gpt2" else {}))
+    overrides: dict[str, Any] = {"num_key_value_heads": 4} if architecture == "gpt2" else {}
+    base = tiny_base(architecture, **overrides)
     base.model.save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     expected = saved_prefix(load_model(tmp_path / "model"), kind, tmp_path / "adapter")
