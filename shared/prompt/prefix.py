@@ -66,7 +66,8 @@ class VirtualKeyValues:
 
         A layer's window then counts the positions that are left.
         """
-        kept = [position for position in range(self.num_virtual_tokens) if position not in set(positions)]
+        left_out = set(positions)
+        kept = [position for position in range(self.num_virtual_tokens) if position not in left_out]
         index = torch.tensor(kept, device=self.keys[0].device)
         keys, values = ([layer[index] for layer in part] for part in (self.keys, self.values))
         return VirtualKeyValues(keys, values, self.num_hidden + self.num_virtual_tokens - len(kept))

@@ -11,6 +11,7 @@ import torch
 
 from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.lift import cache_of, key_values_of
+from shared.prompt.prefix import Prefix
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.text.template import InputEncoder
 from tests.trainer_service.training.models import build
@@ -30,18 +31,18 @@ FROM_PROMPT = {"method": "FROM_PROMPT", "source_version": "prompts/p/versions/1"
 
 
 def test_a_soft_prompt_is_lifted_to_keys_and_values_with_the_same_loss() -> None:
-    trained = of(run(Cohort(BASE), _job()), Finished)[0].result
-    lifted = run(Cohort(BASE), replace(_job(kind="PREFIX", init=FROM_PROMPT, num_steps=2), source=trained.prefix))
+    trained, loss = _trained(_job())
+    lifted = run(Cohort(BASE), replace(_job(kind="PREFIX", init=FROM_PROMPT, num_steps=2), source=trained))
     at_start = of(lifted, Evaluated)[0]
     assert at_start.step == 0
-    assert at_start.metrics["loss"] == pytest.approx(trained.metrics["loss"], rel=1e-5)
+    assert at_start.metrics["loss"] == pytest.approx(loss, rel=1e-5)
     assert isinstance(of(lifted, Finished)[0].result.prefix, KeyValuePrefix)
 
 
 def test_a_version_of_keys_and_values_is_trained_on() -> None:
-    trained = of(run(Cohort(BASE), _job(kind="PREFIX")), Finished)[0].result
-    again = run(Cohort(BASE), replace(_job(kind="PREFIX", init=FROM_PROMPT, num_steps=2), source=trained.prefix))
-    assert of(again, Evaluated)[0].metrics["loss"] == pytest.approx(trained.metrics["loss"], rel=1e-5)
+    trained, loss = _trained(_job(kind="PREFIX"))
+    again = run(Cohort(BASE), replace(_job(kind="PREFIX", init=FROM_PROMPT, num_steps=2), source=trained))
+    assert of(again, Evaluated)[0].metrics["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_answers_after_keys_and_values_are_those_after_the_prompt() -> None:
@@ -49,7 +50,7 @@ def test_answers_after_keys_and_values_are_those_after_the_prompt() -> None:
     inputs = [[5, 6, 7, 8], [9, 10]]
     expected, found = (
         greedy_answers(BASE, [prefix.input(BASE.dtype) for prefix in prefixes], inputs, 8, ())
-        for prefixes in (prompts, [key_values_of(BASE, prompt.matrix) for prompt in prompts])
+        for prefixes in (prompts, [key_values_of(BASE, prompt.embeddings) for prompt in prompts])
     )
     assert found == expected
 
@@ -116,6 +117,15 @@ def test_a_job_from_demonstrations_is_resumed_exactly(train: Any) -> None:
     resumed = run(Cohort(BASE), replace(one, checkpoint=middle.data))
     first, second = (of(events, Finished)[0].result.prefix for events in (whole, resumed))
     assert first.equals(second)
+
+
+def _trained(one: TrainingTask) -> tuple[Prefix, float]:
+    """The job's prefix and its loss on the examples that choose a checkpoint."""
+    events = run(Cohort(BASE), one)
+    result = of(events, Finished)[0].result
+    return result.prefix, next(
+        event.metrics["loss"] for event in of(events, Evaluated) if event.step == result.best_step
+    )
 
 
 def _job(**hyperparameters: Any) -> TrainingTask:
