@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a model directory")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--virtual-tokens", type=int, nargs="+", default=[20, 100])
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     trainers = load(arguments.model, ModelOptions(dtype="float32", device="cpu"))
     blobs = {length: blobs_of(trainers, length, arguments.rounds + 1) for length in arguments.virtual_tokens}
@@ -61,7 +62,7 @@ def main() -> None:
     results = {"machine": machine(), "model": Path(arguments.model).name, "rounds": arguments.rounds}
     with tempfile.TemporaryDirectory() as scratch:
         results |= asyncio.run(measure(Path(scratch) / "store", arguments.model, blobs))
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     sys.stdout.write(json.dumps(results, indent=2) + "\n")
 
 
@@ -70,7 +71,7 @@ def blobs_of(base: BaseModel, num_virtual_tokens: int, count: int) -> list[dict[
     generator = torch.Generator().manual_seed(num_virtual_tokens)
     pairs = []
     for _ in range(count):
-        ids = torch.randint(300, 10_000, (num_virtual_tokens,), generator=generator)
+        ids = torch.randint(0, min(10_000, base.info.vocab_size), (num_virtual_tokens,), generator=generator)
         embeddings = base.model.get_input_embeddings()(ids).detach().float()
         kinds: tuple[Prefix, Prefix] = SoftPrompt(embeddings), key_values_of(base, embeddings).rounded()
         pairs.append({str(prefix.kind): blob_of(base, prefix) for prefix in kinds})

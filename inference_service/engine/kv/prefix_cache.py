@@ -1,8 +1,9 @@
 """Prefixes known to the engine, and the prefix KV of as many as fit into the memory budget.
 
 Knows no rows or requests. The tensors of every known prefix stay in memory. An evicted prefix KV (least recently
-used first) is computed again when a request needs it, in chunks, as the beginning of that request's own input. A
-request needs the prefix KV only in the step in which it starts, which copies it.
+used first) of a soft prompt is computed again when a request needs it, in chunks, as the beginning of that request's
+own input; that of a prefix of keys and values is read again. A request needs the prefix KV only in the step in which it
+starts, which copies it.
 """
 
 from __future__ import annotations
