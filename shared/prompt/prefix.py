@@ -7,7 +7,7 @@ In a causal model these keys and values depend on the prefix alone. A soft promp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -48,6 +48,8 @@ class VirtualKeyValues:
 
     keys: Sequence[torch.Tensor]
     values: Sequence[torch.Tensor]
+    num_hidden: int = 0
+    """Positions that were left out: the inputs' position numbers go on as if they were there."""
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -56,7 +58,19 @@ class VirtualKeyValues:
 
     def detach(self) -> VirtualKeyValues:
         """The same numbers without gradient."""
-        return VirtualKeyValues(*([layer.detach() for layer in part] for part in (self.keys, self.values)))
+        keys, values = ([layer.detach() for layer in part] for part in (self.keys, self.values))
+        return VirtualKeyValues(keys, values, self.num_hidden)
+
+    def without(self, positions: Collection[int]) -> VirtualKeyValues:
+        """What an input reads that must not attend to some positions, with gradient.
+
+        A layer's window then counts the positions that are left.
+        """
+        left_out = set(positions)
+        kept = [position for position in range(self.num_virtual_tokens) if position not in left_out]
+        index = torch.tensor(kept, device=self.keys[0].device)
+        keys, values = ([layer[index] for layer in part] for part in (self.keys, self.values))
+        return VirtualKeyValues(keys, values, self.num_hidden + self.num_virtual_tokens - len(kept))
 
 
 Entering = VirtualTokens | VirtualKeyValues

@@ -39,7 +39,9 @@ class InitMethod(StrEnum):
     RANDOM = "RANDOM"
     """Normal, with the standard deviation of the embedding table."""
     FROM_PROMPT = "FROM_PROMPT"
-    """The matrix of another version or of a job's kept prompt."""
+    """Another version or a job's kept prompt; keys and values also start from a soft prompt, which they act as."""
+    DEMONSTRATIONS = "DEMONSTRATIONS"
+    """Training examples with their answers, as keys and values (CT-KV, Lu et al. 2025, arXiv:2507.04221)."""
 
 
 class Reparameterisation(StrEnum):

@@ -76,8 +76,9 @@ class Sources:
             reference = PromptReference.parse(source, FIELD)
         record = visible_index(self._prompts.refresh(), current_caller()).resolve(reference)
         _check_fingerprint(record.name, record.summary.base_model_fingerprint, model)
-        kind = PrefixKind(record.summary.kind)
-        return Source(record.name, record.summary.num_virtual_tokens, kind, digest=record.digest)
+        return Source(
+            record.name, record.summary.num_virtual_tokens, _kind(record.name, record.summary.kind), record.digest
+        )
 
     def _of_job(self, job_id: str, model: BaseModelInfo) -> Source:
         job = self._jobs.get(job_id, current_caller().prompts)
@@ -88,8 +89,14 @@ class Sources:
                 f"{job.name} is {job.state} and keeps no prompt: {advice}", field=FIELD, state=job.state.value
             )
         _check_fingerprint(job.name, job.effective.base_model.fingerprint, model)
-        hyperparameters = job.effective.training.hyperparameters
-        return Source(job.name, hyperparameters.num_virtual_tokens, hyperparameters.kind, job_id=job.id)
+        trained = job.effective.training.hyperparameters
+        return Source(job.name, trained.num_virtual_tokens, trained.kind, job_id=job.id)
+
+
+def _kind(name: str, kind: str) -> PrefixKind:
+    if kind not in [known.value for known in PrefixKind]:
+        raise PreconditionFailed(f"{name} is of kind {kind[:40]!r}, which this release doesn't know", field=FIELD)
+    return PrefixKind(kind)
 
 
 def _check_fingerprint(name: str, fingerprint: str, model: BaseModelInfo) -> None:

@@ -29,11 +29,11 @@ def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart]
     totals = [part.total or sum(row.weight * len(row.target_ids) for row in part.rows) for part in parts]
     losses = torch.zeros(len(parts), device=base_model.device)
     for chunk in _passes(forward, parts, token_budget):
-        segments = [Segment(parts[index].trainee.input(base_model.dtype), rows) for index, rows in chunk]
-        states = forward.states(segments)  # [targets, width]
+        owned = [(index, segment) for index, rows in chunk for segment in _segments(parts[index], base_model, rows)]
+        states = forward.states([segment for _, segment in owned])  # [targets, width]
         owners, ids, weights, smoothing = list[int](), list[int](), list[float](), list[float]()
-        for index, rows in chunk:
-            for row in rows:
+        for index, segment in owned:
+            for row in segment.rows:
                 owners += [index] * len(row.target_ids)
                 ids += row.target_ids
                 weights += [row.weight / totals[index]] * len(row.target_ids)
@@ -49,6 +49,10 @@ def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart]
         token_losses.sum().backward()  # type: ignore[no-untyped-call]
         losses.index_add_(0, torch.tensor(owners, device=device), token_losses.detach())
     return losses
+
+
+def _segments(part: TrainPart, base_model: BaseModel, rows: Sequence[Row]) -> list[Segment]:
+    return part.trainee.segments(part.trainee.input(base_model.dtype), rows)
 
 
 @torch.no_grad()

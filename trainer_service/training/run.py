@@ -41,6 +41,7 @@ from trainer_service.training.events import (
 )
 from trainer_service.training.notes import data_notes
 from trainer_service.training.recipe.defaults import check_init
+from trainer_service.training.recipe.demonstrations import Demonstrations, demonstrations
 from trainer_service.training.recipe.leaves import new_leaves, read_best
 from trainer_service.training.recipe.selection import ranked, score_of
 from trainer_service.training.results import Results
@@ -223,15 +224,22 @@ class TuningRun:
             if init.method is InitMethod.SAMPLE_VOCAB
             else ()
         )
-        leaves = new_leaves(self._base_model, init, self._hyper, generator, self._spec.labels, self.task.source, texts)
-        return Trainee(Candidate(learning_rate, init), leaves, self._hyper, index)
+        shown = self._demonstrations() if init.method is InitMethod.DEMONSTRATIONS else None
+        given = texts if shown is None else [shown.token_ids]
+        leaves = new_leaves(self._base_model, init, self._hyper, generator, self._spec.labels, self.task.source, given)
+        hidden = None if shown is None else shown.hidden
+        return Trainee(Candidate(learning_rate, init), leaves, self._hyper, index, hidden)
+
+    def _demonstrations(self) -> Demonstrations:
+        first = self._base_model.tokenizer.bos_token_id
+        return demonstrations(self._train.examples, self._hyper.num_virtual_tokens, self._hyper.seed, first)
 
     def _train_step(self) -> Generator[Work, Any, list[StepOutcome]]:
         """One optimizer step in pieces: a batch of thousands of long rows would block the other jobs for minutes."""
         picks = batch_indices(self._hyper.seed, self.step, len(self._train), self._hyper.batch_size)
         examples = [self._train.examples[pick] for pick in picks]
         rows = [
-            Row(example.input_ids, example.target_ids, float(self._row_weights[pick]))
+            Row(example.input_ids, example.target_ids, float(self._row_weights[pick]), pick)
             for pick, example in zip(picks, examples, strict=True)
         ]
         by_example = self._spec.task is TaskKind.CLASSIFICATION

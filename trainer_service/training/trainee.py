@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from shared.errors import SoftPromptError
-from shared.prompt.prefix import Entering
+from shared.prompt.prefix import Entering, VirtualKeyValues
+from trainer_service.training.attention.packing import Row, Segment
 from trainer_service.training.recipe.leaves import Leaves
 from trainer_service.training.recipe.optimise import AdamW, learning_rate_at
 from trainer_service.training.spec import FilledHyperparameters, Init
@@ -43,9 +45,12 @@ class Trainee:
         leaves: Leaves,
         hyperparameters: FilledHyperparameters,
         index: int = 0,
+        hidden: Mapping[int, tuple[int, ...]] | None = None,
     ) -> None:
-        """`index`: the candidate's index in the job."""
-        self.candidate, self.index = candidate, index
+        """`index`: the candidate's index in the job. `hidden`: positions of the prefix that an example's rows must not
+        attend to, by the example's index.
+        """
+        self.candidate, self.index, self._hidden = candidate, index, hidden or {}
         self.step = 0
         self.num_skipped = 0
         """Steps without an update because the gradient was not finite."""
@@ -70,6 +75,15 @@ class Trainee:
     def input(self, dtype: torch.dtype) -> Entering:
         """The current prefix as it enters a step, with gradient."""
         return self.leaves.input(dtype)
+
+    def segments(self, prefix: Entering, rows: Sequence[Row]) -> list[Segment]:
+        """The rows after `prefix`, in one segment; before them, those that don't attend to all of it."""
+        if not isinstance(prefix, VirtualKeyValues):
+            return [Segment(prefix, rows)]
+        apart = [row for row in rows if row.example in self._hidden]
+        others = [row for row in rows if row.example not in self._hidden]
+        found = [Segment(prefix.without(self._hidden[row.example]), [row]) for row in apart]
+        return [*found, Segment(prefix, others)] if others else found
 
     def clip(self) -> torch.Tensor:
         """Clip the gradients; returns their norm before, a scalar."""

@@ -349,7 +349,9 @@ class PromptInit(_message.Message):
         METHOD_RANDOM: PromptInit._Method.ValueType  # 4
         """Normal noise with the standard deviation of the embedding table."""
         METHOD_FROM_PROMPT: PromptInit._Method.ValueType  # 5
-        """The matrix of another version, to continue its training or to transfer it."""
+        """Another version, to continue its training or to transfer it. Keys and values also start from a soft prompt."""
+        METHOD_DEMONSTRATIONS: PromptInit._Method.ValueType  # 6
+        """Some training examples with their answers; an example never reads its own (only for PREFIX_KIND_PREFIX)."""
 
     class Method(_Method, metaclass=_MethodEnumTypeWrapper):
         """How the initial values are chosen."""
@@ -365,7 +367,9 @@ class PromptInit(_message.Message):
     METHOD_RANDOM: PromptInit.Method.ValueType  # 4
     """Normal noise with the standard deviation of the embedding table."""
     METHOD_FROM_PROMPT: PromptInit.Method.ValueType  # 5
-    """The matrix of another version, to continue its training or to transfer it."""
+    """Another version, to continue its training or to transfer it. Keys and values also start from a soft prompt."""
+    METHOD_DEMONSTRATIONS: PromptInit.Method.ValueType  # 6
+    """Some training examples with their answers; an example never reads its own (only for PREFIX_KIND_PREFIX)."""
 
     METHOD_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int

@@ -36,6 +36,8 @@ class Row:
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     weight: float = 1.0
+    example: int = -1
+    """Its index in the training data, by which a trainee knows what it must not attend to."""
 
     @cached_property
     def tokens(self) -> tuple[int, ...]:
@@ -54,6 +56,11 @@ class Segment:
     def num_virtual_tokens(self) -> int:
         """Positions of the segment's prefix; 0 without one."""
         return 0 if self.prefix is None else self.prefix.num_virtual_tokens
+
+    @property
+    def num_hidden(self) -> int:
+        """Positions of the prefix that these rows don't attend to, but count."""
+        return self.prefix.num_hidden if isinstance(self.prefix, VirtualKeyValues) else 0
 
 
 @dataclass(frozen=True)
@@ -199,7 +206,8 @@ def pack(
             pieces.append(prefix.embeddings)
             num_computed += prefix.num_virtual_tokens
         length = segment.num_virtual_tokens + common
-        positions.extend(range(length - num_computed, length))
+        number = length + segment.num_hidden
+        positions.extend(range(number - num_computed, number))
         shared.append(range(end, end + length))
         end += length
         if common:
@@ -215,7 +223,8 @@ def pack(
             target_positions.extend(range(first, first + len(row.target_ids)))
             target_ids.extend(row.target_ids)
             own_ids.extend(tokens)
-            positions.extend(range(len(before), len(before) + len(tokens)))
+            number = len(before) + segment.num_hidden
+            positions.extend(range(number, number + len(tokens)))
             own[-1].append(range(end, end + len(tokens)))
             end += len(tokens)
     pieces.append(torch.tensor(own_ids, device=device))

@@ -31,10 +31,12 @@ def plain_inputs(
         return {"inputs_embeds": padded, "attention_mask": mask}
     before = _mask(given, max(given), "left", padded.device)
     whole = torch.cat([before, mask], dim=1)
+    hidden = [prefix.num_hidden if isinstance(prefix, VirtualKeyValues) else 0 for prefix in prefixes]
+    counted = whole.cumsum(1) - 1 + torch.tensor(hidden, device=padded.device)[:, None]
     return {
         "inputs_embeds": padded,
         "attention_mask": whole,
-        "position_ids": (whole.cumsum(1) - 1).clamp(min=0)[:, max(given) :],
+        "position_ids": counted.clamp(min=0)[:, max(given) :],
         "past_key_values": _cache(prefixes, max(given)),
     }
 

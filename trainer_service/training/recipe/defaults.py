@@ -68,8 +68,8 @@ def fill(
     """
     if num_train < 1:
         raise InvalidInput.of("spec.dataset", "has no training examples")
-    kind = request.kind or source_kind or PrefixKind.PROMPT
     init = _init(request.init, task, template, labels)
+    kind = request.kind or source_kind or _kind(init)
     batch_size = request.batch_size or _batch_size(num_train, on_gpu)
     num_steps = request.num_steps or _num_steps(request.num_epochs, num_train, batch_size)
     filled = FilledHyperparameters(
@@ -137,6 +137,10 @@ def _init(requested: Init | None, task: TaskKind, template: Template, labels: Se
     if method is InitMethod.TEXT and not init.text:
         return Init(InitMethod.TEXT, init_text(task, template, labels))
     return replace(init, method=method)
+
+
+def _kind(init: Init) -> PrefixKind:
+    return PrefixKind.PREFIX if init.method is InitMethod.DEMONSTRATIONS else PrefixKind.PROMPT
 
 
 def coverage_note(request: Hyperparameters, filled: FilledHyperparameters, num_train: int) -> str:
@@ -226,6 +230,8 @@ def _violations(
         )
     if filled.kind is PrefixKind.PREFIX and filled.reparameterisation is not Reparameterisation.NONE:
         refuse("reparameterisation", "is for soft prompts; keys and values are trained as they are")
+    if filled.kind is not PrefixKind.PREFIX and filled.init.method is InitMethod.DEMONSTRATIONS:
+        refuse("init.method", "DEMONSTRATIONS needs a prefix of keys and values, kind PREFIX")
     if filled.init.method is InitMethod.TEXT and not filled.init.text.strip():
         refuse("init.text", "is blank")
     return found

@@ -42,7 +42,8 @@ def initial_matrix(
 ) -> torch.Tensor:
     """The initial matrix, `[num_virtual_tokens, hidden_size]`, float32, on the model's device.
 
-    `texts`: token ids of the training data, whose frequent tokens SAMPLE_VOCAB uses. Raises InvalidInput for an init
+    `texts`: token ids of the training data, whose frequent tokens SAMPLE_VOCAB uses; of DEMONSTRATIONS, the one text
+    that it starts from. Raises InvalidInput for an init
     text without tokens, PreconditionFailed if `source` is missing or has another shape.
     """
     tokenizer = base_model.tokenizer
@@ -55,6 +56,8 @@ def initial_matrix(
         frequent = _frequent_tokens(base_model, texts)
         picks = torch.randint(0, len(frequent), (num_virtual_tokens,), generator=generator).tolist()
         return embed(base_model, [frequent[pick] for pick in picks])
+    if init.method is InitMethod.DEMONSTRATIONS:
+        return embed(base_model, next(iter(texts)))
     wanted = [init.text] if init.method is InitMethod.TEXT else [" " + label for label in labels]
     ids = [token for text in wanted for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
     if not ids:

@@ -12,7 +12,15 @@ from tests.tiny_models import byte_tokenizer
 from tests.trainer_service.training.models import build
 from trainer_service.jobs.stored_json import from_plain
 from trainer_service.training.recipe.defaults import check_init, coverage_note, fill
-from trainer_service.training.spec import FilledHyperparameters, Hyperparameters, Init, InitMethod, Metric, TaskKind
+from trainer_service.training.spec import (
+    FilledHyperparameters,
+    Hyperparameters,
+    Init,
+    InitMethod,
+    Metric,
+    PrefixKind,
+    TaskKind,
+)
 
 INFO, TEMPLATE, LABELS = build().info, Template(text="Review: {input}\nSentiment:"), ("positive", "negative")
 
@@ -120,3 +128,9 @@ def test_an_init_text_without_tokens_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"init\.text"):
         check_init(Init(method=InitMethod.TEXT, text=""), (), byte_tokenizer())
     check_init(Init(method=InitMethod.TEXT, text="x"), (), byte_tokenizer())
+
+
+def test_demonstrations_are_keys_and_values() -> None:
+    assert _fill(init={"method": "DEMONSTRATIONS"}).kind is PrefixKind.PREFIX
+    with pytest.raises(InvalidInput, match=r"init\.method: DEMONSTRATIONS needs a prefix of keys and values"):
+        _fill(kind="PROMPT", init={"method": "DEMONSTRATIONS"})
