@@ -20,6 +20,7 @@ import torch
 
 from shared.kernels.ops import Spans
 from shared.prompt.prefix import VirtualTokens
+from trainer_service.training.distillation.targets import TeacherTargets
 
 PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
 ITEM_TOKENS = 64
@@ -33,6 +34,8 @@ class Row:
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     weight: float = 1.0
+    teacher: TeacherTargets | None = field(default=None, compare=False)
+    """Set: the loss is the divergence from these distributions, and `target_ids` are only read."""
 
     @cached_property
     def tokens(self) -> tuple[int, ...]:
