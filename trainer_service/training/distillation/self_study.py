@@ -9,30 +9,25 @@ from __future__ import annotations
 
 import math
 import random
-import warnings
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-import torch
 
 from shared.errors import InvalidInput
 from shared.model.base_model import BaseModel
 from shared.text.template import InputEncoder
 from shared.violations import moved
 from trainer_service.training.attention.packing import Row
-from trainer_service.training.attention.plain_inputs import plain_inputs
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample, EncodedSplit
 from trainer_service.training.data.places import DATASET, in_dataset
+from trainer_service.training.distillation.continuations import Continuations, common_beginning
 from trainer_service.training.distillation.requests import question_of, request_for
 from trainer_service.training.distillation.targets import TeacherTargets
 from trainer_service.training.distillation.texts import QUESTION_TOKENS, TeacherEncoder, check_lengths, texts_of
 from trainer_service.training.spec import Example, TrainingSpec
 from trainer_service.training.work import CallWork, RowScore, ScoreWork, Work
 
-TEMPERATURE, TOP_P = 0.8, 0.95
-"""Of questions: they must differ from each other."""
 MAX_BATCH, MAX_BATCH_TOKENS = 16, 8192
 """Other jobs of the cohort wait for one batch, so its positions are bounded."""
 Study = Generator[Work, Any, EncodedSplit]
@@ -60,6 +55,7 @@ class SelfStudy:
             self.document, self._given = texts_of(examples, self._chosen.num_questions)
             check_lengths(encoder, self.document, self._given, spec, base_model.info.max_positions)
         self._teacher = TeacherEncoder(encoder, self.document)
+        self._continuations = Continuations(base_model, common_beginning(*map(self._teacher.ids, ("a", "?"))))
         end = encoder.end_token_id
         self._ends = base_model.stop_token_ids | (frozenset() if end is None else {end})
         self.rows: list[StudiedRow] = []
@@ -132,7 +128,7 @@ class SelfStudy:
 
     def _generation(self, inputs: Sequence[Sequence[int]], max_new_tokens: int, seed: int | None = None) -> CallWork:
         num_tokens = len(inputs) * (max(map(len, inputs)) + max_new_tokens)
-        call = partial(continuations, self._base_model, inputs, max_new_tokens, self._ends, seed)
+        call = partial(self._continuations.generate, inputs, max_new_tokens, self._ends, seed)
         return CallWork(call, num_tokens)
 
     def _fits(self, question: str) -> bool:
@@ -165,39 +161,3 @@ class SelfStudy:
         return EncodedExample(
             example, tuple(self._encoder.encode_input(row.question)), row.answer_ids, teacher=row.teacher
         )
-
-
-@torch.no_grad()
-def continuations(
-    base_model: BaseModel,
-    inputs: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    end_token_ids: Collection[int],
-    seed: int | None = None,
-) -> list[list[int]]:
-    """The continuations of some inputs in one batch, each with the token that ended it. `seed`: sample with it; None:
-    greedy.
-    """
-    embed, device, stops = base_model.model.get_input_embeddings(), base_model.device, sorted(end_token_ids)
-    rows = [embed(torch.tensor(ids, device=device)) for ids in inputs]
-    how: dict[str, Any] = {"do_sample": False}
-    if seed is not None:
-        how = {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0}
-    with warnings.catch_warnings(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        # greedy decoding doesn't read the sampling defaults of the generation config, and transformers warns of that
-        warnings.simplefilter("ignore")
-        if seed is not None:
-            torch.manual_seed(seed)
-        ids = base_model.model.generate(
-            **plain_inputs(rows, [None] * len(rows), "left"),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=stops or None,
-            pad_token_id=stops[0] if stops else 0,
-            **how,
-        )
-    return [_to_end(row, end_token_ids) for row in ids.tolist()]
-
-
-def _to_end(ids: list[int], end_token_ids: Collection[int]) -> list[int]:
-    end = next((index for index, token in enumerate(ids) if token in end_token_ids), len(ids))
-    return ids[: end + 1]
