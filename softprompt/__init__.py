@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from softprompt.types.generation import TokenLogprob as TokenLogprob
     from softprompt.types.history import HistoryPoint as HistoryPoint
     from softprompt.types.history import JobHistory as JobHistory
+    from softprompt.types.jobs import DistillationResult as DistillationResult
     from softprompt.types.jobs import JobCheck as JobCheck
     from softprompt.types.jobs import JobOrder as JobOrder
     from softprompt.types.jobs import JobState as JobState
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from softprompt.types.service import ServiceInfo as ServiceInfo
     from softprompt.types.service import TuningLimits as TuningLimits
     from softprompt.types.service import UnavailableBaseModel as UnavailableBaseModel
+    from softprompt.types.spec import Distillation as Distillation
     from softprompt.types.spec import Hyperparameters as Hyperparameters
     from softprompt.types.spec import Init as Init
     from softprompt.types.spec import InitMethod as InitMethod
@@ -124,7 +126,8 @@ _MODULES = {
     ),
     "softprompt.types.history": "HistoryPoint JobHistory",
     "softprompt.types.jobs": (
-        "JobCheck JobOrder JobState NearestToken SearchCandidate TuningError TuningJob TuningProgress TuningResult"
+        "DistillationResult JobCheck JobOrder JobState NearestToken SearchCandidate TuningError TuningJob "
+        "TuningProgress TuningResult"
     ),
     "softprompt.types.keywords": "SamplingKeywords",
     "softprompt.types.prompts": (
@@ -136,7 +139,7 @@ _MODULES = {
     ),
     "softprompt.types.service": "ServiceInfo TuningLimits UnavailableBaseModel",
     "softprompt.types.spec": (
-        "Hyperparameters Init InitMethod LearningRateSchedule Metric PublishGate PublishPolicy "
+        "Distillation Hyperparameters Init InitMethod LearningRateSchedule Metric PublishGate PublishPolicy "
         "Reparameterisation TaskKind TooLong TuningSpec"
     ),
 }

@@ -17,6 +17,7 @@ from softprompt.cli import (
     data_files,
     datasets,
     demo,
+    distill,
     doctor,
     gateway,
     generate,
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (init, up, gateway, tune, generate, chat, doctor, info, demo):
+for module in (init, up, gateway, tune, distill, generate, chat, doctor, info, demo):
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="List, follow and cancel tuning jobs.")
 app.add_typer(datasets.app, name="datasets", help="Datasets that the trainer stores for you.")

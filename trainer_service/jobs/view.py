@@ -86,7 +86,7 @@ def _shown(hyperparameters: Hyperparameters) -> Hyperparameters:
 def _statistics_of(job: Job) -> DatasetStatistics | None:
     """What was counted when the job was created, and what its worker counted."""
     found, repetition = job.dataset_statistics, job.effective.repetition
-    if found is None and repetition is None:
+    if found is None and repetition is None and job.effective.training.distillation is None:
         return None
     counted = found or EncodingStatistics(job.effective.num_train, job.effective.num_validation)
     if repetition is None:
