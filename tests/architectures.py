@@ -149,6 +149,13 @@ def judge(model_type: str, directory: Path) -> Verdict:
             save(model_type, directory)
         except ImportError:
             return Verdict(*["no: needs a package that is not installed"] * 2)
+    return judge_saved(model_type, directory)
+
+
+def judge_saved(model_type: str, directory: Path) -> Verdict:
+    """What becomes of the model of that type in `directory`. Raises as `judge` does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             base = base_model.load(directory, dtype="float32", device="cpu")
         except SoftPromptError as error:

@@ -9,21 +9,25 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.k8s.checks.settings import SERVICES
+from pydantic_settings import BaseSettings
+
+from softprompt.gateway.settings import GatewaySettings
+from tests.k8s.checks.settings import PREFIXES, SERVICES
 
 PAGE = Path(__file__).parents[1] / "docs/settings.md"
 _BEGIN = """# Settings
 
 Generated from the code by `python -m tests.settings_reference`; change the texts there. Each setting is an environment
-variable, read once at the start of the service; `softprompt-trainer --help` shows the same. Settings of the client are
-on the page about the [command line](cli.md).
+variable, read once at the start of the process. `softprompt-trainer --help`, `softprompt-inference --help` and `python
+-m softprompt.gateway --help` show the same. Settings of the client are on the page about the [command line](cli.md).
 """
+_PROCESSES: dict[str, tuple[type[BaseSettings], str]] = {**SERVICES, "gateway": (GatewaySettings, PREFIXES["gateway"])}
 
 
 def reference() -> str:
     """The page."""
     parts = [_BEGIN]
-    for name, (settings, prefix) in SERVICES.items():
+    for name, (settings, prefix) in _PROCESSES.items():
         parts += [f"\n## {name}\n", "| variable | values | default | meaning |", "|---|---|---|---|"]
         for field, info in settings.model_fields.items():
             default = "required" if info.is_required() else _default(info.get_default(call_default_factory=False))

@@ -1,6 +1,6 @@
 """Measures quality on your own datasets: `python -m benchmarks.quality --model DIR --data DIR`.
 
-For each dataset and each number of examples, compares the bare, instructed and few-shot model, PEFT's best recipe and
+For each dataset and each number of examples, compares the bare, instructed and few-shot model, PEFT's methods and
 ours, over several seeds, with intervals. Writes JSON after every run and skips runs that are in the output file. All
 datasets, sizes and seeds take days on two cores; `--sets`, `--sizes`, `--seeds`, `--only` and `--test` select a part.
 `--variants` also trains other hyperparameters.
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import torch
 
 from benchmarks.machine import machine
 from benchmarks.quality.contestants import BARE, FEW_SHOT, INSTRUCTED, NAMES, OURS, PEFT, Arena, variant
-from benchmarks.quality.scoring import chrf, interval, score_test
+from benchmarks.quality.report import differences, table
+from benchmarks.quality.scoring import Prefixed, Tuned, chrf, score_test
 from benchmarks.quality.sets import DataSet, load_sets
 from shared.model.base_model import load
 from shared.process.allocator import tune_allocator
@@ -73,7 +75,7 @@ def main() -> None:
         for size in arguments.sizes:
             for data in load_sets(arguments.data, arguments.sets, arguments.test):
                 bench.run(data, size, seed)
-    for line in table(bench.runs):
+    for line in (*table(bench.runs), *differences(bench.runs)):
         print(line)
 
 
@@ -91,10 +93,11 @@ class _Bench:
         }
         base_key |= {"set": data.name, "num_test": len(data.test)}
         only = self._arguments.only
+        untuned = Prefixed(self._arena.base, self._forward, None)
         for name, template in ((BARE, None), (INSTRUCTED, self._arena.instructed(data))):
             key = base_key | {"size": 0, "seed": 0, "contestant": name}  # these two don't depend on training examples
             if name in only and not self._is_there(key):
-                self._score(key, data, None, self._arena.test(data, template))
+                self._score(key, data, untuned, self._arena.test(data, template))
         key = base_key | {"size": size or len(data.train), "seed": seed}
         if size > len(data.train):
             print(f"{data.name} has {len(data.train)} examples, not {size}", flush=True)
@@ -102,42 +105,37 @@ class _Bench:
         train, held = data.sample(size, seed)
         if FEW_SHOT in only and not self._is_there(key | {"contestant": FEW_SHOT}):
             test, shown = self._arena.few_shot(data, train)
-            self._score(key | {"contestant": FEW_SHOT}, data, None, test, shown=shown)
-        if PEFT in only and not self._is_there(key | {"contestant": PEFT}):
-            started = time.perf_counter()
-            prompt = self._arena.train_peft(data, train, seed)
-            self._score(
-                key | {"contestant": PEFT}, data, prompt, self._arena.test(data), seconds=time.perf_counter() - started
-            )
-        requests = {OURS: Hyperparameters(seed=seed)} if OURS in only else {}
-        requests |= {f"{OURS} {text}": variant(text, seed) for text in self._arguments.variants}
-        for name, request in requests.items():
+            self._score(key | {"contestant": FEW_SHOT}, data, untuned, test, shown=shown)
+
+        def train_peft(name: str) -> tuple[Tuned, dict[str, Any]]:
+            adapter, steps, batch = self._arena.train_peft(name, data, train, seed)
+            return adapter, {"num_steps": steps, "batch_size": batch}
+
+        def train_ours(request: Hyperparameters) -> tuple[Tuned, dict[str, Any]]:
+            prefix, hyper = self._arena.train_ours(data, train, held, request)
+            return Prefixed(self._arena.base, self._forward, prefix), hyper.model_dump(mode="json")
+
+        work: dict[str, Callable[[], tuple[Tuned, dict[str, Any]]]] = {}
+        work |= {name: partial(train_peft, name) for name in PEFT if name in only}
+        requests = {name: Hyperparameters(seed=seed, **more) for name, more in OURS.items() if name in only}
+        requests |= {f"ours {text}": variant(text, seed) for text in self._arguments.variants}
+        work |= {name: partial(train_ours, request) for name, request in requests.items()}
+        for name, training in work.items():
             if self._is_there(key | {"contestant": name}):
                 continue
-            started = time.perf_counter()
-            prompt, hyper = self._arena.train_ours(data, train, held, request)
-            seconds, chosen = time.perf_counter() - started, hyper.model_dump(mode="json")
-            self._score(
-                key | {"contestant": name},
-                data,
-                prompt,
-                self._arena.test(data),
-                hyperparameters=chosen,
-                seconds=seconds,
-            )
+            started, started_processor = time.perf_counter(), time.process_time()
+            tuned, chosen = training()
+            seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_processor
+            size_of = {"parameters": tuned.num_parameters, "bytes": tuned.num_bytes}
+            more = {"hyperparameters": chosen, "seconds": seconds, "cpu_seconds": cpu_seconds}
+            self._score(key | {"contestant": name}, data, tuned, self._arena.test(data), **size_of, **more)
 
-    def _score(
-        self, key: dict[str, Any], data: DataSet, prompt: torch.Tensor | None, test: EncodedDataset, **more: Any
-    ) -> None:
-        base = self._arena.base
-        found = key | score_test(base, self._forward, prompt, test).as_json() | {"machine": machine()} | more
+    def _score(self, key: dict[str, Any], data: DataSet, tuned: Tuned, test: EncodedDataset, **more: Any) -> None:
+        found = key | score_test(tuned, test).as_json() | {"machine": machine()} | more
         if count := min(len(test), self._arguments.generate if not data.labels else 0):
-            end = test.examples[0].target_ids[-1]
+            stops = {test.examples[0].target_ids[-1], *self._arena.base.stop_token_ids}
             references = [row.references for row in data.test[:count]]
-            found |= {
-                "chrf": chrf(base, prompt, test.examples[:count], references, [end, *base.stop_token_ids]),
-                "num_generated": count,
-            }
+            found |= {"chrf": chrf(tuned, test.examples[:count], references, stops), "num_generated": count}
         self.runs.append(found)
         self._output.parent.mkdir(parents=True, exist_ok=True)
         self._output.write_text("[\n" + ",\n".join(json.dumps(run) for run in self.runs) + "\n]\n")
@@ -150,25 +148,6 @@ class _Bench:
 
     def _is_there(self, key: dict[str, Any]) -> bool:
         return any(all(run.get(name) == value for name, value in key.items()) for run in self.runs)
-
-
-def table(runs: list[dict[str, Any]]) -> list[str]:
-    """One line per model, dataset, size and contestant: the mean over the seeds, its interval, and the seeds."""
-    names = ("model", "format", "set", "size", "contestant")
-    lines = []
-    for key in dict.fromkeys(
-        tuple(run[name] for name in names) for run in sorted(runs, key=lambda run: tuple(run[n] for n in names[:4]))
-    ):
-        some = [run for run in runs if tuple(run[name] for name in names) == key]
-        low, high = interval([[int(mark) for mark in run["right"]] for run in some])
-        mean = statistics.mean(run["value"] for run in some)
-        text = f"{'  '.join(str(part) for part in key)}: {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-        text += f", loss {statistics.mean(run['loss'] for run in some):.3f}"
-        text += f", {len(some)} seeds, {some[0]['num_test']} test rows"
-        if all("chrf" in run for run in some):
-            text += f", chrF {statistics.mean(run['chrf'] for run in some):.1f}"
-        lines.append(text)
-    return lines
 
 
 def _size(text: str) -> int:

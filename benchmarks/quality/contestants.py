@@ -1,15 +1,17 @@
-"""The contestants on a dataset: the untuned model in three ways, PEFT's best recipe, and ours."""
+"""The contestants on a dataset: the untuned model in three ways, PEFT's methods, and ours."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-import torch
-
-from benchmarks.quality.peft_recipes import BATCH_SIZE, RECIPES, train_peft
+from benchmarks.quality.peft_recipes import RECIPES, Adapter, Start, train_adapter
 from benchmarks.quality.sets import DataSet
-from shared.model.base_model import BaseModel
+from shared.model.base_model import BaseModel, load
+from shared.prompt.prefix import Prefix, PrefixKind
 from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat, has_chat_template, pinned
+from trainer_service.training.attention.packing import Row
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample, encode_dataset
 from trainer_service.training.events import Failed, Finished, TrainingTask
@@ -23,17 +25,12 @@ from trainer_service.training.spec import (
     TrainingSpec,
 )
 
-BARE, INSTRUCTED, FEW_SHOT, PEFT, OURS = "bare", "instructed", "few-shot", "PEFT's best", "ours"
-NAMES = (BARE, INSTRUCTED, FEW_SHOT, PEFT, OURS)
-PEFT_BEST = next(recipe for recipe in RECIPES if recipe.init == "TEXT")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """`prompt` None: the model runs without virtual tokens. `data` is the test set encoded for this contestant."""
-
-    prompt: torch.Tensor | None
-    data: EncodedDataset
+BARE, INSTRUCTED, FEW_SHOT = "bare", "instructed", "few-shot"
+PEFT = {recipe.name: recipe for recipe in RECIPES}
+KINDS: dict[PrefixKind, dict[str, Any]] = {PrefixKind.PROMPT: {}}
+"""The kinds of prefixes that a job can train, and the hyperparameters that ask for them; the recipe chooses others."""
+OURS = {"ours" if kind is PrefixKind.PROMPT else f"ours, {kind.lower()}": more for kind, more in KINDS.items()}
+NAMES = (BARE, INSTRUCTED, FEW_SHOT, *PEFT, *OURS)
 
 
 class Arena:
@@ -99,29 +96,50 @@ class Arena:
         return encoder.encode_input("\n\n".join(blocks))
 
     def train_ours(
-        self, data: DataSet, train: tuple[Example, ...], held: tuple[Example, ...], request: Hyperparameters
-    ) -> tuple[torch.Tensor, FilledHyperparameters]:
-        """Trains with the recipe. Returns the prompt that the service would publish, and its hyperparameters."""
-        spec = self.spec(data, len(train), request)
-        self.cohort.add(TrainingTask("quality", 1, spec, train, held))
-        while not self.cohort.is_idle:
-            for event in self.cohort.step():
-                if isinstance(event, Failed):
-                    raise SystemExit(f"training failed: {event.message}")
-                if isinstance(event, Finished):
-                    prefix = event.result.prefix.input(self.base.dtype, self.base.device)
-                    return prefix.embeddings, spec.hyperparameters
-        raise SystemExit("training ended without a result")
+        self, data: DataSet, train_examples: tuple[Example, ...], held: tuple[Example, ...], request: Hyperparameters
+    ) -> tuple[Prefix, FilledHyperparameters]:
+        """Trains with the recipe. Returns the prefix that the service would publish, and its hyperparameters."""
+        spec = self.spec(data, len(train_examples), request)
+        return train(self.cohort, spec, train_examples, held), spec.hyperparameters
 
-    def train_peft(self, data: DataSet, train: tuple[Example, ...], seed: int) -> torch.Tensor:
-        """PEFT with text init and learning rate 1e-2, its best documented recipe, on as many examples as our recipe
-        sees.
+    def train_peft(self, name: str, data: DataSet, train: tuple[Example, ...], seed: int) -> tuple[Adapter, int, int]:
+        """Trains on our recipe's batches, in a copy of the model that has none of our replaced modules. Returns also
+        steps and batch size.
         """
         hyper = self.spec(data, len(train), Hyperparameters()).hyperparameters
-        steps = max(1, hyper.num_steps * hyper.batch_size // BATCH_SIZE)
-        text = init_text(data.task, self.template, data.labels)
-        matrix = train_peft(self.base, self.encode(data, train), PEFT_BEST, text, self._source, seed, steps)
-        return matrix.to(self.base.dtype)
+        start = Start(
+            load(self._source, dtype=dtype_name(self.base)),
+            self._source,
+            init_text(data.task, self.template, data.labels),
+            self.format is TemplateFormat.CHAT,
+        )
+        rows = _training_rows(self.encode(data, train))
+        steps, batch = hyper.num_steps, hyper.batch_size
+        return train_adapter(PEFT[name], start, rows, seed, steps, batch), steps, batch
+
+
+def train(cohort: Cohort, spec: TrainingSpec, examples: Sequence[Example], held: Sequence[Example]) -> Prefix:
+    """The prefix that a job would publish."""
+    cohort.add(TrainingTask("quality", 1, spec, examples, held))
+    while not cohort.is_idle:
+        for event in cohort.step():
+            if isinstance(event, Failed):
+                raise SystemExit(f"training failed: {event.message}")
+            if isinstance(event, Finished):
+                return event.result.prefix
+    raise SystemExit("training ended without a result")
+
+
+def _training_rows(data: EncodedDataset) -> Sequence[Row]:
+    return [
+        Row(example.input_ids, data.label_ids[example.label_index] if data.label_ids else example.target_ids)
+        for example in data.examples
+    ]
+
+
+def dtype_name(base: BaseModel) -> Any:
+    """As `load` names it."""
+    return str(base.dtype).removeprefix("torch.")
 
 
 def variant(text: str, seed: int) -> Hyperparameters:

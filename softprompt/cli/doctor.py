@@ -1,4 +1,4 @@
-"""`softprompt doctor`: look at this machine and at both services, and say how to fix what is wrong."""
+"""`softprompt doctor`: look at this machine, both services and the gateway, and say how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from softprompt.cli.failures import EXIT_FAILED
 from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, stdout
-from softprompt.endpoints import INFERENCE_VARIABLE, TRAINER_VARIABLE
+from softprompt.endpoints import DEFAULT_GATEWAY_PORT, INFERENCE_VARIABLE, TRAINER_VARIABLE
 from softprompt.local import machine_checks as machine
 from softprompt.local.machine_checks import Finding
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _SERVICE_SECONDS = 5.0
+_GATEWAY = f"http://127.0.0.1:{DEFAULT_GATEWAY_PORT}"
 MAX_SKEW_SECONDS = 5.0
 """Tokens, leases and deadlines compare times of several machines."""
 STORE_VARIABLES = ("SOFTPROMPT_INFERENCE_STORE_URL", "SOFTPROMPT_TRAINER_STORE_URL")
@@ -40,13 +41,14 @@ def doctor(
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
     inference: InferenceOption = None,
+    gateway: Annotated[str, typer.Option(metavar="URL", help="Address of the gateway.")] = _GATEWAY,
 ) -> None:
-    """Check this machine and both services. Prints a line for each check, with a fix for each problem.
+    """Check this machine, both services and the gateway. Prints a line for each check, with a fix for each problem.
 
     The exit code is 1 if there is a problem.
     """
     num_problems = 0
-    for found in _findings(data, trainer, inference):
+    for found in _findings(data, trainer, inference, gateway):
         num_problems += found.is_problem
         if as_json:
             print_json(found)
@@ -61,7 +63,8 @@ def doctor(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _findings(data: Path, trainer: str | None, inference: str | None) -> Iterator[Finding]:
+def _findings(data: Path, trainer: str | None, inference: str | None, gateway: str) -> Iterator[Finding]:
+    from softprompt.cli.doctor_gateway import gateway_finding
     from softprompt.cli.up import DEFAULT_MODEL
     from softprompt.models import models_dir
 
@@ -75,6 +78,7 @@ def _findings(data: Path, trainer: str | None, inference: str | None) -> Iterato
         url = next((os.environ[name] for name in STORE_VARIABLES if os.environ.get(name)), str(data / "prompts"))
         yield from machine.store(url)
     yield from _services(trainer, inference, here)
+    yield gateway_finding(gateway)
 
 
 def _services(trainer: str | None, inference: str | None, here: bool) -> Iterator[Finding]:

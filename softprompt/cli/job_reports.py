@@ -59,7 +59,7 @@ def report(
 ) -> None:
     """Write a job's report: curves, metrics, held-out answers, data, recipe, lineage and cost.
 
-    Prints to stdout, unless --output or --open is given.
+    Without --output, --open and --format, a terminal shows a summary, and a pipe gets the HTML page.
     """
     from softprompt.report.data import FORMATS, save_report
 
@@ -69,6 +69,9 @@ def report(
     kind = Format.HTML if open_ else format or (Format(named) if named in FORMATS else Format.HTML)
     with open_client(trainer) as client:
         found = client.job_report(job_name(job))
+    if output is None and not open_ and format is None and stdout().is_terminal:
+        _summarize(found)
+        return
     if output is None and not open_:
         sys.stdout.buffer.write(FORMATS[kind](found).encode())
         sys.stdout.flush()
@@ -79,6 +82,18 @@ def report(
     stderr().print(f"written to {output}", markup=False, soft_wrap=True)
     if open_ and not webbrowser.open(output.absolute().as_uri()):
         stderr().print("no browser was found; open the file yourself", markup=False)
+
+
+def _summarize(report: JobReport) -> None:
+    """The curve, the result, and how to see the rest."""
+    from softprompt.cli.following import show_result
+
+    id = report.job.name.removeprefix("tuningJobs/")
+    show(_drawn(report, "loss", _columns()))
+    show("")
+    show_result(report.job)
+    stderr().print(f"the page with all held-out answers: softprompt jobs report {id} --open", markup=False)
+    stderr().print(f"a file: softprompt jobs report {id} -o report.html (or .json, .csv)", markup=False)
 
 
 def curve(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from softprompt.data.guess import likely_columns
 from softprompt.data.problems import Unusable
 from softprompt.data.values import is_missing, shown
 from softprompt.types.data import Data
@@ -18,6 +19,8 @@ CHAT_NAMES = ("messages", "conversations", "conversation")
 _SHOWN_COLUMNS = 12
 _LABEL_CHARS = 20
 """Values up to this length are guessed to be labels and not outputs. Used for advice only."""
+_SENTENCE_WORDS = 3
+"""A column with so many words is guessed to be the input before a shorter one."""
 
 
 @dataclass(frozen=True)
@@ -143,20 +146,24 @@ class Layouts:
     def _not_understood(self, columns: Sequence[str], input: str, target: str, row: Mapping[str, Any]) -> NotUnderstood:
         if len(columns) < 2:
             return NotUnderstood(f"{_has(columns)}: an example needs an input and an output or a label, or messages")
-        others = [name for name in columns if name not in (input, target)]
-        texts = [name for name in others if any(character.isalpha() for character in str(row[name]))]
-        if not input and others:
-            self.fix["--input"] = input = (texts or others)[0]
-            others.remove(input)
-        if not target and others:
-            target = next((name for name in reversed(texts) if name in others), others[-1])
+        missing = [] if input else ["input"]
+        possible, texts = likely_columns([name for name in columns if name not in (input, target)], row)
+        if not input and possible:
+            sentences = [name for name in texts if len(str(row[name]).split()) >= _SENTENCE_WORDS]
+            self.fix["--input"] = input = (sentences or texts or possible)[0]
+            possible.remove(input)
+        if not target and possible:
+            target = next((name for name in reversed(texts) if name in possible), possible[-1])
             is_label = len(str(row[target])) <= _LABEL_CHARS
             self.fix["--label" if is_label else "--output"] = target
-            others.remove(target)
-        if others and not self._data.drop_extra:
+            missing.append("label" if is_label else "output")
+        elif not target:
+            missing.append("output or the label")
+        if not input or not target:
+            self.fix.clear()
+        elif len(columns) > 2 and not self._data.drop_extra:
             self.fix["--drop-extra"] = ""
-        missing = " and ".join(role for role in ("input", "output", "label") if f"--{role}" in self.fix)
-        return NotUnderstood(f"{_has(columns)}: say which is the {missing}")
+        return NotUnderstood(f"{_has(columns)}: say which is the {' and '.join(missing)}")
 
 
 def _has(columns: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ import torch
 
 from benchmarks.quality import __main__ as quality
 from benchmarks.quality import few_examples
-from benchmarks.quality.contestants import Arena
-from benchmarks.quality.scoring import interval, score_test
+from benchmarks.quality.contestants import PEFT, Arena
+from benchmarks.quality.peft_recipes import PREFIX_TOKENS, Start, train_adapter
+from benchmarks.quality.report import differences, interval, p_value
+from benchmarks.quality.scoring import Prefixed, score_test
 from benchmarks.quality.sets import load_sets
 from shared.model.base_model import BaseModel, load
 from shared.text.template import TemplateFormat
 from trainer_service.training.attention.forward import PlainForward
+from trainer_service.training.attention.packing import Row
 from trainer_service.training.evaluation.evaluate import evaluate_examples
 from trainer_service.training.spec import Metric, TaskKind
-from trainer_service.training.work import ScoreWork
+from trainer_service.training.work import RowScore, ScoreWork
 
 
 @pytest.fixture
@@ -79,9 +83,74 @@ def test_every_contestant_is_scored_once(
     assert all(len(run["right"]) == 8 for run in runs)
     assert all(("chrf" in run) == (run["set"] == "copy") for run in runs)
     assert "parity  10  ours 4:1e-2:2" in capsys.readouterr().out
+    (tuned,) = [run for run in runs if run["contestant"].startswith("ours") and run["set"] == "parity"]
+    hidden = load(tiny_model_dir).info.hidden_size
+    assert tuned["parameters"] == 4 * hidden
+    assert 16 * hidden < tuned["bytes"] < 16 * hidden + 200
     before = output.stat().st_mtime_ns
     quality.main()
     assert output.stat().st_mtime_ns == before
+
+
+@pytest.mark.filterwarnings("ignore:.*torch_dtype.*")
+@pytest.mark.parametrize("name", PEFT)
+def test_pefts_methods_train_and_their_scores_are_those_of_single_rows(
+    name: str, sets: Path, base: BaseModel, tiny_model_dir: Path
+) -> None:
+    arena = Arena(base, str(tiny_model_dir), TemplateFormat.CHAT, 300)
+    data = next(data for data in load_sets(sets, ["parity"], 6))
+    start = Start(load(tiny_model_dir, dtype="float32"), str(tiny_model_dir), "Is the number even or odd?", False)
+    rows = [Row(example.input_ids, example.target_ids) for example in arena.test(data).examples]
+    rows = [rows[0], replace(rows[1], input_ids=rows[1].input_ids[-3:]), rows[2]]
+    untrained = train_adapter(PEFT[name], start, rows, 0, 0, 2).score_rows(rows)
+    start = replace(start, base=load(tiny_model_dir, dtype="float32"))
+    adapter = train_adapter(PEFT[name], start, rows, 0, 12, 2)
+    found = adapter.score_rows(rows)
+    assert sum(score.log_probability for score in found) > sum(score.log_probability for score in untrained)
+    for row, score in zip(rows, found, strict=True):
+        assert adapter.score_rows([row])[0].log_probability == pytest.approx(score.log_probability, abs=1e-4)
+        assert score.num_targets == len(row.target_ids)
+    assert adapter.num_bytes > 4 * adapter.num_parameters
+    assert len(adapter.answers([row.input_ids for row in rows], 3, {1})) == len(rows)
+
+
+def test_the_prefix_and_lora_of_peft_start_where_they_should(base: BaseModel, tiny_model_dir: Path) -> None:
+    row = Row((5, 6, 7), (8, 9))
+    bare = sum_of(Prefixed(base, PlainForward(base), None).score_rows([row]))
+    for name in ("LoRA", "IA3"):
+        start = Start(load(tiny_model_dir, dtype="float32"), str(tiny_model_dir), "text", False)
+        assert sum_of(train_adapter(PEFT[name], start, [row], 0, 0, 1).score_rows([row])) == pytest.approx(bare)
+    text = " ".join(["one two three"] * 30)
+    ids = base.tokenizer(text)["input_ids"][:PREFIX_TOKENS]
+    with_text = Row((*ids, *row.input_ids), row.target_ids)
+    start = Start(load(tiny_model_dir, dtype="float32"), str(tiny_model_dir), text, False)
+    found = sum_of(train_adapter(PEFT["PEFT's prefix"], start, [row], 0, 0, 1).score_rows([row]))
+    assert found == pytest.approx(sum_of(Prefixed(base, PlainForward(base), None).score_rows([with_text])), rel=1e-4)
+
+
+def sum_of(scores: list[RowScore]) -> float:
+    return sum(score.log_probability for score in scores)
+
+
+def test_differences_are_paired_by_seed_and_row() -> None:
+    torch.manual_seed(0)
+    right = [int(mark) for mark in torch.bernoulli(torch.full((400,), 0.6))]
+    better = [mark or int(index % 10 == 0) for index, mark in enumerate(right)]
+    common = {"model": "m", "dtype": "d", "format": "CHAT", "size": 64, "loss": 1.0}
+    runs = [
+        common | {"set": name, "seed": seed, "contestant": contestant, "right": "".join(map(str, marks))}
+        for name in ("a", "b")
+        for seed in (0, 1)
+        for contestant, marks in (("ours", better), ("LoRA", right[:200]))
+    ]
+    runs.append(runs[1] | {"contestant": "bare", "size": 0, "seed": 0})
+    lines = differences(runs)
+    gained = sum(better[:200]) - sum(right[:200])
+    assert lines[0].startswith(f"ours - LoRA on a 64, 2 seeds, 200 test rows: {gained / 2:+.1f} points [")
+    assert any(line.startswith("ours - bare on a 64, 2 seeds, 200 test rows") for line in lines)
+    assert any(line.startswith("ours - LoRA on 2 sets of 64") for line in lines)
+    assert "p < 0.001" in lines[0]
+    assert p_value([[0] * 100]) == 1.0
 
 
 def test_what_rows_share_changes_no_score(sets: Path, base: BaseModel) -> None:
@@ -99,7 +168,7 @@ def test_what_rows_share_changes_no_score(sets: Path, base: BaseModel) -> None:
             request = work.send(arena_score(base, forward, request))
     except StopIteration as done:
         expected = done.value.metrics(Metric.LOSS)
-    found = score_test(base, forward, None, few_shot)
+    found = score_test(Prefixed(base, forward, None), few_shot)
     assert found.loss == pytest.approx(expected["loss"], rel=1e-4)
     assert sum(found.right) / 8 == expected["accuracy"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from prompttuning.v1 import generation_pb2, tuning_pb2
 
 from shared.errors import NotFound
+from softprompt.cli.doctor_gateway import gateway_finding
 from softprompt.cli.next_steps import after_start
 from softprompt.local import machine_checks
 from tests.softprompt.cli_runner import CliRunner
@@ -38,7 +40,7 @@ def here(services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def findings(cli: CliRunner, *arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    done = cli("doctor", "--json", *arguments)
+    done = cli("doctor", "--json", "--gateway", "http://127.0.0.1:9/v1", *arguments)
     return done.code, {item["subject"]: item for item in done.json}
 
 
@@ -49,6 +51,8 @@ def test_a_sound_installation_has_no_problem(cli: CliRunner, here: Services) -> 
     assert {"softprompt", "packages", "memory", "disk (data)", "kernels", "model", "store", "trainer"} <= set(found)
     assert found["base model"]["text"] == "tiny, the same for trainer and replica"
     assert "softprompt 0.1.0, answered in" in found["inference"]["text"]
+    assert found["gateway"]["text"] == "none at http://127.0.0.1:9"
+    assert "softprompt gateway starts it" in found["gateway"]["fix"]
     shown = cli("doctor").out.splitlines()
     assert len(shown) == len(found)
 
@@ -70,6 +74,21 @@ def test_services_that_do_not_answer_are_problems_with_a_way_out(
         assert not found["port 9"]["is_problem"]
         lines = cli("doctor").out.splitlines()
         assert any(re.search(r"inference .*\(to fix it: softprompt up", line) for line in lines)
+
+
+@pytest.mark.parametrize("url", ["http://nowhere.invalid", "127.0.0.1:8000", "ftp://127.0.0.1"])
+def test_an_address_of_no_gateway_is_a_problem(url: str) -> None:
+    assert gateway_finding(url).is_problem
+
+
+def test_a_program_that_is_no_gateway_is_a_problem() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        answering = threading.Thread(target=lambda: other.accept()[0].close(), daemon=True)
+        answering.start()
+        found = gateway_finding(f"http://127.0.0.1:{other.getsockname()[1]}")
+        answering.join()
+    assert found.is_problem
+    assert "--gateway-port" in found.fix
 
 
 def test_other_models_versions_and_clocks_are_named(cli: CliRunner, here: Services) -> None:

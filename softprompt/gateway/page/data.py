@@ -81,6 +81,8 @@ class Preview:
     columns: tuple[str, ...]
     used: dict[str, str]
     """Column by role."""
+    guess: dict[str, str]
+    """Choices in the query that would make the file usable, if no column has a known name; else empty."""
     num_examples: int
     rows: tuple[dict[str, str], ...]
     """The first rows as the file has them."""
@@ -117,9 +119,14 @@ def _preview(data: Data) -> Preview:
         prepared = prepare(data)
     except InvalidInput as error:
         problems = tuple(f"{item.field}: {item.description}" for item in error.violations)
-        advice = error.advice if isinstance(error, UnusableData) else ""
-        return found(rows.format, num_examples=0, report=(), problems=problems, advice=advice)
-    return found(prepared.format, num_examples=prepared.num_examples, report=prepared.report, problems=(), advice="")
+        advice, fix = (error.advice, error.fix) if isinstance(error, UnusableData) else ("", {})
+        guess = {role: fix[option] for role in _COLUMNS if (option := f"--{role}") in fix}
+        if guess and "--drop-extra" in fix:
+            guess["drop_extra"] = "true"
+        return found(rows.format, guess=guess, num_examples=0, report=(), problems=problems, advice=advice)
+    return found(
+        prepared.format, guess={}, num_examples=prepared.num_examples, report=prepared.report, problems=(), advice=""
+    )
 
 
 @endpoint("page.preview", query=FILE_QUERY)

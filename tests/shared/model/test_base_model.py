@@ -302,7 +302,7 @@ def test_tied_weights_stay_tied_and_absent_ones_are_not_made_up(model_dir: Path,
         load(model_dir, device="cpu")
 
 
-@pytest.mark.parametrize("method", ["compressed-tensors", "gptq", "awq", "unheard-of"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "unheard-of"])
 def test_a_quantised_model_that_this_installation_cannot_load_is_refused_by_name(model_dir: Path, method: str) -> None:
     path = model_dir / "config.json"
     path.write_text(

@@ -109,6 +109,43 @@ def test_columns_are_chosen_and_extra_ones_dropped_and_counted() -> None:
     assert "dropped: name of a turn (1 values)" in prepare(Data(named, drop_extra=True)).report
 
 
+GUESSES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "a helpdesk": (
+        {
+            "Ticket ID": "T-17",
+            "Created": "5.3.2026",
+            "Customer": "Ann Lee",
+            "Request": "it is late",
+            "Reply": "we " * 9,
+        },
+        {"--input": "Request", "--output": "Reply", "--drop-extra": ""},
+    ),
+    "codes without a telling name": (
+        {"case": "INC-0012", "review": "nice and warm", "mood": "good", "who": "ann@example.com"},
+        {"--input": "review", "--label": "mood", "--drop-extra": ""},
+    ),
+    "records at both ends": (
+        {"orderNo": 7, "review": "nice", "stars": 5, "e-mail": "none", "updatedAt": "yesterday"},
+        {"--input": "review", "--label": "stars", "--drop-extra": ""},
+    ),
+    "what a person wrote": (
+        {"customer": "where is my parcel, please?", "agent": "it comes on Monday, we promise"},
+        {"--input": "customer", "--output": "agent"},
+    ),
+    "a priority": ({"text": "down", "id": 1, "priority": "P1"}, {"--label": "priority", "--drop-extra": ""}),
+    "a known input and a record": ({"text": "down", "ticket": "T-1001", "date": "2026-03-05T10:11"}, {}),
+    "nothing but records": ({"id": 1, "phone": "+49 30 1234567", "at": "10:30 AM", "page": "www.example.com"}, {}),
+}
+
+
+@pytest.mark.parametrize("name", GUESSES)
+def test_the_fix_never_names_a_column_that_describes_the_record(name: str) -> None:
+    row, fix = GUESSES[name]
+    with pytest.raises(UnusableData) as refused:
+        prepare([row])
+    assert refused.value.fix == fix
+
+
 def test_conversations_without_a_message_to_learn_are_left_out_and_counted() -> None:
     none = {"messages": [TURNS[0], TURNS[1] | {"weight": 0}]}
     prepared = prepare([none, {"messages": TURNS}])

@@ -66,11 +66,13 @@ def tuned(page: Page) -> None:
 
 def test_from_a_file_to_an_answer(page: Page, services: World, tmp_path: Path) -> None:
     page.get_by_label("Examples").set_input_files(examples(tmp_path))
-    expect(page.get_by_role("heading", name="can't be used yet")).to_be_visible()
-    expect(page.get_by_text("Choose below which column is the input")).to_be_visible()
+    expect(page.get_by_role("heading", name="48 examples")).to_be_visible()
+    expect(page.get_by_text("The columns are guessed")).to_be_visible()
     expect(page.locator("td").first).to_have_text("0")
-    page.get_by_label("Input", exact=True).select_option("comment")
-    page.get_by_label("Label", exact=True).select_option("mood")
+    for role, column in (("Input", "comment"), ("Label", "mood")):
+        expect(page.get_by_label(role, exact=True)).to_have_value(column)
+    page.get_by_label("leave out other columns").uncheck()
+    expect(page.get_by_role("heading", name="can't be used yet")).to_be_visible()
     page.get_by_label("leave out other columns").check()
     expect(page.get_by_role("heading", name="48 examples")).to_be_visible()
     expect(page.get_by_label("Name of the prompt")).to_have_value("our-reviews")
@@ -136,6 +138,17 @@ def test_fits_a_phone(page: Page, services: World, view: str) -> None:
     page.goto(f"{services.url}/#/{view}")
     expect(page.get_by_role("heading", level=1)).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_columns_that_can_not_be_guessed_are_chosen(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "orders.csv"
+    path.write_text("order,date,id\n" + "".join(f"{100000 + index},2026-03-05,{index}\n" for index in range(12)))
+    page.get_by_label("Examples").set_input_files(path)
+    expect(page.get_by_text("Choose below which column is the input")).to_be_visible()
+    page.get_by_label("Input", exact=True).select_option("order")
+    page.get_by_label("Label", exact=True).select_option("id")
+    page.get_by_label("leave out other columns").check()
+    expect(page.get_by_role("heading", name="12 examples")).to_be_visible()
 
 
 def test_what_a_user_wrote_is_text(page: Page, services: World, tmp_path: Path) -> None:

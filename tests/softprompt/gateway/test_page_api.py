@@ -51,6 +51,16 @@ def test_a_preview_is_an_answer_or_a_clear_error(
     assert said in response.text
 
 
+def test_columns_are_guessed_and_the_guess_can_be_used(http: httpx.Client) -> None:
+    sheet = b"Ticket ID,E-Mail,Message,Reply\nT-1,a@b.com,where is it,it comes on Monday morning\n"
+    found = posted(http, "/api/preview", sheet, filename="tickets.csv").json()
+    assert found["guess"] == {"input": "Message", "output": "Reply", "drop_extra": "true"}
+    again = posted(http, "/api/preview", sheet, filename="tickets.csv", **found["guess"]).json()
+    assert (again["num_examples"], again["guess"], again["problems"]) == (1, {}, [])
+    unknown = posted(http, "/api/preview", b"id,date\n1,2026-03-05\n", filename="a.csv").json()
+    assert (unknown["guess"], len(unknown["problems"])) == ({}, 1)
+
+
 def test_an_archive_that_unpacks_to_too_much_is_refused(http: httpx.Client) -> None:
     bomb = archive(sheet=b"\0" * (600 << 20))
     response = posted(http, "/api/preview", bomb, filename="a.xlsx")

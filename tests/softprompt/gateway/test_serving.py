@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
+from softprompt.cli.doctor_gateway import gateway_finding
 from softprompt.gateway import server
 from softprompt.gateway.settings import GatewaySettings
 from tests.inference_service.replica import until
@@ -38,6 +40,15 @@ async def test_metrics_health_and_readiness(services: World) -> None:
     assert {"softprompt_gateway_ready", "softprompt_gateway_first_byte_seconds_count"} <= {s.name for s in samples}
 
 
+async def test_doctor_finds_the_gateway(services: World) -> None:
+    for url in (services.url, f"{services.url}/v1/"):
+        found = await asyncio.to_thread(gateway_finding, url)
+        assert not found.is_problem
+        assert found.text == f"{services.url}, softprompt {version('softprompt')}, ready"
+    other = await asyncio.to_thread(gateway_finding, f"http://127.0.0.1:{services.gateway.metrics_port}")
+    assert other.is_problem, "a port of the gateway that is not its API"
+
+
 async def test_a_gateway_without_its_services_says_so_and_is_not_ready(tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
     settings = GatewaySettings(
@@ -57,6 +68,8 @@ async def test_a_gateway_without_its_services_says_so_and_is_not_ready(tmp_path:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports[0]}", timeout=30) as client:
         assert (await client.get("/livez")).status_code == 200
         assert (await client.get("/readyz")).status_code == 503
+        found = await asyncio.to_thread(gateway_finding, f"http://127.0.0.1:{ports[0]}")
+        assert (found.is_problem, found.text) == (True, f"http://127.0.0.1:{ports[0]} waits for the inference service")
         for response in (
             await client.get("/v1/models"),
             await client.post("/v1/chat/completions", json=LONG),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import partial
 
 import pytest
@@ -47,6 +48,15 @@ def test_leases_run_by_the_databases_clock_where_replicas_share_one(
     assert abs(store.now() - here) < 60
     monkeypatch.setattr(time, "time", lambda: here + 3600)
     assert (store.now() - here < 60) == store.is_shared
+
+
+def test_a_deadline_passes_by_the_clock_of_the_trainer_that_evaluates_it(store: JobStore) -> None:
+    now = time.time()
+    waiting = record(spec(deadline=datetime.fromtimestamp(now + 90, UTC)))
+    job = store.create(waiting, max_queued=10, max_active_of_caller=10)
+    for clock, state in ((now + 60, JobState.QUEUED), (now + 91, JobState.FAILED)):
+        store.expire(partial(transitions.expired, now=clock), clock)
+        assert store.record(job.id).job.state is state
 
 
 async def test_leases_are_renewed_again_after_the_database_was_away(

@@ -15,9 +15,11 @@ export async function start(main) {
   replace(main, h("h1", {}, "Tune a prompt"), h("p", { className: "lead" }, "Your examples teach the model a tone, a format or a choice. The model itself does not change."), drop, found);
 
   const choice = {};
+  let guessed = false;
   async function take(file) {
     if (!file) return;
     for (const key of Object.keys(choice)) delete choice[key];
+    guessed = false;
     await preview(file);
   }
 
@@ -25,7 +27,13 @@ export async function start(main) {
     replace(found, h("p", { className: "hint" }, `Reading ${file.name} ...`));
     try {
       const query = new URLSearchParams({ filename: file.name, ...choice });
-      show(file, await (await call(`/api/preview?${query}`, { body: file })).json());
+      const data = await (await call(`/api/preview?${query}`, { body: file })).json();
+      if (!guessed && !Object.keys(choice).length && Object.keys(data.guess).length) {
+        guessed = true;
+        Object.assign(choice, data.guess);
+        return preview(file);
+      }
+      show(file, data);
     } catch (error) {
       replace(found);
       tell(error.message);
@@ -53,6 +61,7 @@ export async function start(main) {
       h("h2", {}, can ? `${data.num_examples} examples in ${file.name}` : `${file.name} can't be used yet`),
       data.problems.length ? h("div", { className: "panel" }, h("ul", { className: "plain bad" }, data.problems.map((text) => h("li", {}, text))), advice && h("p", {}, advice)) : null,
       data.report.length ? h("ul", { className: "plain hint" }, data.report.map((text) => h("li", {}, text))) : null,
+      guessed ? h("p", { className: "hint" }, "The columns are guessed from the first row. Change them if they are wrong.") : null,
       data.columns.length ? h("div", { className: "row" }, selects, h("label", {}, unused, " leave out other columns")) : null,
       data.rows.length ? table(data.columns, data.rows.map((row) => data.columns.map((column) => h("td", { className: "text" }, (row[column] ?? "").slice(0, 200))))) : null,
       can ? form(file) : null);

@@ -1,0 +1,59 @@
+"""How long a finished job waits until its version is served, with clocks that disagree or are set during the wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from shared.process.call_pool import CallPool
+from shared.store.commit import VersionSummary
+from shared.store.index import VersionRecord
+from shared.store.memory import MemoryBackend
+from shared.store.store import PromptStore
+from trainer_service.publish import rollout
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def pool() -> Iterator[CallPool]:
+    pool = CallPool("prompt_store")
+    yield pool
+    pool.close()
+
+
+@pytest.mark.parametrize("age", [DAY, -DAY], ids=["publisher a day behind", "publisher a day ahead"])
+async def test_a_publishers_clock_never_lengthens_the_wait(age: timedelta, pool: CallPool) -> None:
+    started = time.monotonic()
+    async with asyncio.timeout(60):
+        status = await rollout.wait_until_served(PromptStore(MemoryBackend()), pool, _version(age), 0.3, _never)
+    assert not status.is_decided
+    assert (time.monotonic() - started >= 0.3) == (age < timedelta(0)), "a version of yesterday is looked for once"
+
+
+async def test_setting_the_clock_back_does_not_lengthen_the_wait(
+    pool: CallPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actual = time.time
+
+    async def never_and_set_the_clock_back() -> bool:
+        monkeypatch.setattr(time, "time", lambda: actual() - 86_400)
+        return False
+
+    store, version = PromptStore(MemoryBackend()), _version(timedelta(0))
+    async with asyncio.timeout(60):
+        await rollout.wait_until_served(store, pool, version, 0.3, never_and_set_the_clock_back)
+
+
+async def _never() -> bool:
+    return False
+
+
+def _version(age: timedelta) -> VersionRecord:
+    stamp = (datetime.now(UTC) - age).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    digest = "sha256:" + "1" * 64
+    return VersionRecord("tone", 1, digest, 10, "tuningJobs/1", stamp, 1, VersionSummary("tiny", digest, 4, 8))
