@@ -98,7 +98,14 @@ async def test_a_check_says_what_would_be_studied_and_refusals_name_their_field(
             (spec(distillation=Distillation(4096, 1024)), "spec.distillation.max_answer_tokens"),
             (spec(distillation=Distillation(None, 480)), "dataset[0].input"),
             (TuningSpec("shop", ordinary, distillation=Distillation()), "dataset[0].output"),
-            (TuningSpec("shop", Data([{"input": "a", "label": "b"}] * 2), distillation=Distillation()), "spec.dataset"),
+            (
+                TuningSpec(
+                    "shop",
+                    Data([{"input": "a", "label": "b"}, {"input": "c", "label": "d"}]),
+                    distillation=Distillation(),
+                ),
+                "spec.dataset",
+            ),
         ):
             with pytest.raises(InvalidInput) as caught:
                 await client.create_job(wrong)
