@@ -27,9 +27,10 @@ from typing import Any
 import torch
 
 from benchmarks.machine import machine
-from benchmarks.quality.contestants import KINDS, train
+from benchmarks.quality.contestants import train
 from benchmarks.quality.scoring import Prefixed, Tuned
 from shared.model.base_model import BaseModel, load
+from shared.model.options import ModelOptions
 from shared.prompt.prefix import PrefixKind
 from shared.text.template import InputEncoder, Template, TemplateFormat, pinned
 from softprompt.data.files import file_rows
@@ -53,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.metamath", description=__doc__)
     parser.add_argument("--model", required=True, help="a model directory; PEFT's figures are of Llama-3.2-3B")
     parser.add_argument("--data", type=Path, required=True, help="a directory with the datasets")
-    parser.add_argument("--kind", type=PrefixKind, choices=list(KINDS), default=PrefixKind.PROMPT)
+    parser.add_argument("--kind", type=PrefixKind, choices=list(PrefixKind), default=PrefixKind.PROMPT)
     parser.add_argument("--virtual-tokens", type=int, help="default: the recipe's")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--seed", type=int, default=0)
@@ -70,7 +71,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains and tests one prefix; returns PEFT's metrics and the settings."""
-    base = load(arguments.model, dtype=arguments.dtype)
+    base = load(arguments.model, ModelOptions(dtype=arguments.dtype))
     num_train = arguments.steps * BATCH_SIZE
     short = (row for row in _read(arguments.data, "metamath", "query", "response") if len(" ".join(row)) <= MAX_CHARS)
     every = [
@@ -88,7 +89,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         num_steps=arguments.steps,
         batch_size=BATCH_SIZE,
         seed=arguments.seed,
-        **KINDS[arguments.kind],
+        kind=arguments.kind,
     )
     filled = fill(request, TaskKind.GENERATION, len(examples), base.info, template, on_gpu=base.device.type == "cuda")
     longest = min(MAX_TOKENS + filled.num_virtual_tokens, base.info.max_positions)

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import replace
-from typing import Literal
+from dataclasses import fields, replace
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from inference_service.engine.core.config import LENGTH_SETTING, EngineConfig
+from inference_service.engine.core.config import LENGTH_SETTING, EngineConfig, EngineSettings
 from inference_service.limits import RequestLimits
 from shared.config import ServerSettings, settings_config
-from shared.kernels.serving_linear import LinearKernel
-from shared.model.base_model import Device, DType
+from shared.model.options import ModelOptions
 from shared.names import NAME_PATTERN
-from shared.values.sampling import Sampling, SamplingLimits
+from shared.values.sampling import LIMITS, Sampling, SamplingLimits
 
-_ENGINE = EngineConfig()
 _GOLDEN_LOGPROBS = 64  # what the replay of golden records may need, whatever callers may ask for
 
 
-class InferenceSettings(ServerSettings):
+class InferenceSettings(ServerSettings, ModelOptions, EngineSettings):
     """All settings of the inference service."""
 
     model_config = settings_config("SOFTPROMPT_INFERENCE_")
@@ -37,10 +34,6 @@ class InferenceSettings(ServerSettings):
     """Prompt store, shared with the trainer: a directory, or the URL of an object store (s3://bucket/prefix)."""
     store_timeout_seconds: float = Field(default=30, ge=0.1, le=600)
     """Time limit of each request to the prompt store; a slower store counts as unavailable."""
-    dtype: DType = "auto"
-    """Data type of the model: auto (bfloat16 where the hardware is fast at it), float32, bfloat16 or float16."""
-    device: Device = "auto"
-    """Device of the model: auto, cpu or cuda."""
     num_threads: int = Field(default=0, ge=0, le=1024)
     """Compute threads; 0: OMP_NUM_THREADS, or one per processor.
 
@@ -54,28 +47,6 @@ class InferenceSettings(ServerSettings):
     """Time between two heartbeats in the store."""
     max_loaded_versions: int = Field(default=4096, ge=1)
     """Maximum number of loaded versions; the least recently used are dropped and load again on their next use."""
-    max_running: int = Field(default=_ENGINE.max_running, ge=1, le=4096)
-    """Maximum number of requests in one step."""
-    max_length: int = Field(default=_ENGINE.max_length, ge=8, le=1 << 20)
-    """Maximum of virtual, input and generated tokens of one request. Lowered to the model's limit."""
-    max_tokens_per_step: int = Field(default=_ENGINE.max_tokens_per_step, ge=1)
-    """Maximum number of positions in one step; bounds how long a long input delays running streams."""
-    kv_cache_bytes: int = Field(default=0, ge=0)
-    """Memory for keys and values of running requests; 0: a part of the free memory."""
-    prefix_kv_bytes: int = Field(default=0, ge=0)
-    """Memory for keys and values of soft prompts; 0: a part of the free memory."""
-    text_reuse: Literal["tenant", "all", "off"] = "tenant"
-    """Which inputs reuse the keys and values of an earlier input: of the same tenant, all, or none.
-
-    Inputs with the same beginning share that part. Use `all` only with one tenant: it lets a tenant guess another
-    tenant's inputs to a prompt that both use.
-    """
-    linear_kernel: LinearKernel = "auto"
-    """Matrix kernel on a CPU: auto (measured at each start), torch, onednn, fbgemm or native.
-
-    With a name, a seed gives the same text after a restart on the same kind of processor; an unavailable kernel stops
-    the start.
-    """
     start_versions: int = Field(default=64, ge=0)
     """Maximum number of versions to load before the replica is ready; 0: all that aliases name.
 
@@ -83,28 +54,19 @@ class InferenceSettings(ServerSettings):
     """
     start_seconds: float = Field(default=120, gt=0, le=3600)
     """Maximum time for these loads; then the replica is ready, and they continue."""
-    max_waiting: int = Field(default=_ENGINE.max_waiting, ge=1)
-    """Maximum number of waiting requests; further ones are refused with RESOURCE_EXHAUSTED.
-
-    Exception: a tenant that uses less than its part of the queue.
-    """
-    max_waiting_tokens: int = Field(default=_ENGINE.max_waiting_tokens, ge=1)
-    """Maximum number of waiting input and candidate tokens, with the same exception."""
-    flush_interval_seconds: float = Field(default=_ENGINE.flush_interval_seconds, ge=0, le=10)
-    """Minimum time between two messages of a stream; tokens in between are merged."""
     max_input_bytes: int = Field(default=1 << 20, ge=1 << 10, le=1 << 28)
     """Maximum size of an input in bytes."""
-    max_new_tokens: int = Field(default=_ENGINE.limits.max_new_tokens, ge=1)
+    max_new_tokens: int = Field(default=LIMITS.max_new_tokens, ge=1)
     """Maximum number of generated tokens of a request."""
-    max_stop_sequences: int = Field(default=_ENGINE.limits.max_stop_sequences, ge=0, le=1024)
+    max_stop_sequences: int = Field(default=LIMITS.max_stop_sequences, ge=0, le=1024)
     """Maximum number of stop sequences of a request."""
-    max_logprobs: int = Field(default=_ENGINE.limits.max_logprobs, ge=0, le=1024)
+    max_logprobs: int = Field(default=LIMITS.max_logprobs, ge=0, le=1024)
     """Maximum number of alternatives in log-probabilities."""
-    max_candidates: int = Field(default=_ENGINE.limits.max_candidates, ge=1, le=4096)
+    max_candidates: int = Field(default=LIMITS.max_candidates, ge=1, le=4096)
     """Maximum number of candidates of a Score call."""
-    max_completions: int = Field(default=_ENGINE.limits.max_completions, ge=1, le=1024)
+    max_completions: int = Field(default=LIMITS.max_completions, ge=1, le=1024)
     """Maximum number of completions (n) of a request."""
-    max_guide_bytes: int = Field(default=_ENGINE.limits.max_guide_bytes, ge=0, le=1 << 20)
+    max_guide_bytes: int = Field(default=LIMITS.max_guide_bytes, ge=0, le=1 << 20)
     """Maximum size of a guide in bytes."""
     guide_cache_bytes: int = Field(default=256 << 20, ge=0, le=1 << 36)
     """Estimated memory of the compiled guides that are kept for later requests; 0 keeps none."""
@@ -144,32 +106,14 @@ class InferenceSettings(ServerSettings):
     @property
     def engine(self) -> EngineConfig:
         """The engine's configuration."""
-        return EngineConfig(
-            max_running=self.max_running,
-            max_length=self.max_length,
-            max_tokens_per_step=self.max_tokens_per_step,
-            kv_cache_bytes=self.kv_cache_bytes,
-            prefix_kv_bytes=self.prefix_kv_bytes,
-            max_waiting=self.max_waiting,
-            max_waiting_tokens=self.max_waiting_tokens,
-            flush_interval_seconds=self.flush_interval_seconds,
-            reuse_text_prefixes=self.text_reuse != "off",
-            reuse_across_tenants=self.text_reuse == "all",
-            linear_kernel=self.linear_kernel,
-            limits=replace(self.sampling_limits, max_logprobs=max(self.max_logprobs, _GOLDEN_LOGPROBS)),
-        )
+        limits = replace(self.sampling_limits, max_logprobs=max(self.max_logprobs, _GOLDEN_LOGPROBS))
+        return EngineConfig.of(self, limits=limits)
 
     @property
     def sampling_limits(self) -> SamplingLimits:
-        """SamplingLimits of sampling parameters."""
-        return SamplingLimits(
-            max_new_tokens=self.max_new_tokens,
-            max_stop_sequences=self.max_stop_sequences,
-            max_logprobs=self.max_logprobs,
-            max_candidates=self.max_candidates,
-            max_completions=self.max_completions,
-            max_guide_bytes=self.max_guide_bytes,
-        )
+        """The limits of sampling parameters."""
+        names = (field.name for field in fields(SamplingLimits))
+        return SamplingLimits(**{name: getattr(self, name) for name in names if name in InferenceSettings.model_fields})
 
     def request_limits(self, max_length: int, length_limit: str = LENGTH_SETTING) -> RequestLimits:
         """Limits of requests; `max_length` and `length_limit` are those of the engine, which knows the model."""

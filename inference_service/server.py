@@ -221,13 +221,7 @@ def _load(settings: InferenceSettings) -> Engine:
         inspect(settings.base_model, id=settings.base_model_id)
     except (NotFound, PreconditionFailed, Unavailable) as error:
         raise ConfigError(f"SOFTPROMPT_INFERENCE_BASE_MODEL: {error.message}") from error
-    engine = load_engine(
-        settings.base_model,
-        id=settings.base_model_id,
-        dtype=settings.dtype,
-        device=settings.device,
-        config=settings.engine,
-    )
+    engine = load_engine(settings.base_model, settings, id=settings.base_model_id, config=settings.engine)
     fields = {
         "base_model": engine.base.info.id,
         "dtype": str(engine.base.dtype),

@@ -6,12 +6,14 @@ A bad value stops the start with an error that names the variable. Each service 
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
-from typing import Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.loopback import is_loopback
@@ -32,7 +34,38 @@ def settings_config(prefix: str) -> SettingsConfigDict:
     return SettingsConfigDict(env_prefix=prefix, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class ListenerSettings(BaseSettings):
+class SettingsPart(BaseModel):
+    """Settings of one part of a process, declared beside the part that uses them.
+
+    The process's settings class inherits them, so that they are parsed with all others, and passes them to the part
+    whole. A part reads no environment.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def of(cls, settings: BaseModel, **others: Any) -> Self:
+        """This part of a process's settings, and `others`; fields that the process doesn't have keep their defaults."""
+        names = cls.model_fields.keys() & type(settings).model_fields.keys()
+        return cls(**{name: getattr(settings, name) for name in names}, **others)
+
+
+class TracingSettings(SettingsPart):
+    """Where a process sends its traces."""
+
+    otlp_endpoint: str = ""
+    """URL of the OTLP/HTTP receiver of traces, for example http://collector:4318/v1/traces. Empty: no traces are sent.
+    """
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _otlp_is_http(cls, value: str) -> str:
+        if value and urlsplit(value).scheme not in ("http", "https"):
+            raise ValueError("must be an http or https URL")
+        return value
+
+
+class ListenerSettings(BaseSettings, TracingSettings):
     """Settings of every process that listens: both services and the gateway."""
 
     model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True)
@@ -59,9 +92,6 @@ class ListenerSettings(BaseSettings):
     """Certificate authority (PEM) that must have signed client certificates (mTLS); empty: clients need none."""
     plaintext: bool = Field(default=False, validate_default=True)
     """Serve without TLS. Not needed on a loopback host; on others, a service without TLS starts only if this is set."""
-    otlp_endpoint: str = ""
-    """URL of the OTLP/HTTP receiver of traces, for example http://collector:4318/v1/traces. Empty: no traces are sent.
-    """
 
     @field_validator("tls_key_file")
     @classmethod
@@ -84,13 +114,6 @@ class ListenerSettings(BaseSettings):
             raise ValueError(
                 "other machines could reach this service: set TLS_CERTIFICATE_FILE and TLS_KEY_FILE, or this to true"
             )
-        return value
-
-    @field_validator("otlp_endpoint")
-    @classmethod
-    def _otlp_is_http(cls, value: str) -> str:
-        if value and urlsplit(value).scheme not in ("http", "https"):
-            raise ValueError("must be an http or https URL")
         return value
 
     @property
@@ -183,11 +206,17 @@ def _masked(message: str, value: str | None) -> str:
     return message.replace(found[0], "***@") if found else message
 
 
+def fields_in_order(cls: type[BaseSettings]) -> dict[str, FieldInfo]:
+    """The fields of a settings class, its own first, then those of its bases and parts."""
+    declared = (name for base in cls.__mro__ for name in inspect.get_annotations(base))
+    return {name: cls.model_fields[name] for name in declared if name in cls.model_fields}
+
+
 def describe_settings(cls: type[BaseSettings]) -> str:
     """Every variable with its default and meaning, for `--help`."""
     prefix = str(cls.model_config.get("env_prefix", ""))
     lines = []
-    for name, field in cls.model_fields.items():
+    for name, field in fields_in_order(cls).items():
         default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
         lines.append(f"  {prefix}{name.upper()}  ({default})")
         lines += [f"      {line}".rstrip() for line in (field.description or "").strip().splitlines()]

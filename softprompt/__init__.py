@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from softprompt.types.spec import InitMethod as InitMethod
     from softprompt.types.spec import LearningRateSchedule as LearningRateSchedule
     from softprompt.types.spec import Metric as Metric
+    from softprompt.types.spec import PrefixKind as PrefixKind
     from softprompt.types.spec import PublishGate as PublishGate
     from softprompt.types.spec import PublishPolicy as PublishPolicy
     from softprompt.types.spec import Reparameterisation as Reparameterisation
@@ -139,7 +140,7 @@ _MODULES = {
     ),
     "softprompt.types.service": "ServiceInfo TuningLimits UnavailableBaseModel",
     "softprompt.types.spec": (
-        "Distillation Hyperparameters Init InitMethod LearningRateSchedule Metric PublishGate PublishPolicy "
+        "Distillation Hyperparameters Init InitMethod LearningRateSchedule Metric PrefixKind PublishGate PublishPolicy "
         "Reparameterisation TaskKind TooLong TuningSpec"
     ),
 }

@@ -26,7 +26,7 @@ from shared.model.base_model import BaseModel
 from shared.prompt.prefix import VirtualTokens
 from shared.prompt.soft_prompt import SoftPrompt
 from tests.inference_service.engine.builders import greedy, run_one, small_config
-from tests.tiny_models import byte_tokenizer
+from tests.tiny_models import FLOAT32, byte_tokenizer
 from trainer_service.training.attention.forward import PackedForward, choose_forward
 from trainer_service.training.attention.packing import Row, Segment
 
@@ -157,7 +157,7 @@ def judge_saved(model_type: str, directory: Path) -> Verdict:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            base = base_model.load(directory, dtype="float32", device="cpu")
+            base = base_model.load(directory, FLOAT32)
         except SoftPromptError as error:
             return Verdict(*[_reason(error, model_type)] * 2)
         prompt = torch.randn(NUM_VIRTUAL, base.info.hidden_size, generator=torch.Generator().manual_seed(1)) * 0.3
@@ -169,7 +169,7 @@ def judge_saved(model_type: str, directory: Path) -> Verdict:
 def served_in_chunks(model_type: str, directory: Path, budgets: Sequence[int]) -> list[str]:
     """What serving comes to with each number of tokens a step. Raises as `judge` does."""
     save(model_type, directory)
-    base = base_model.load(directory, dtype="float32", device="cpu")
+    base = base_model.load(directory, FLOAT32)
     prompt = torch.randn(NUM_VIRTUAL, base.info.hidden_size, generator=torch.Generator().manual_seed(1)) * 0.3
     expected = _continuation(base, prompt)
     return [_serving(directory, prompt, expected, model_type, budget) for budget in budgets]
@@ -252,7 +252,7 @@ def _serving(
 ) -> str:
     config = small_config(max_tokens_per_step=budget, max_length=96)
     try:
-        engine = load_engine(directory, dtype="float32", device="cpu", config=config)
+        engine = load_engine(directory, FLOAT32, config=config)
     except SoftPromptError as error:
         return _reason(error, model_type)
     engine.load_prefix("prompt", SoftPrompt(prompt))

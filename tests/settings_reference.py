@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic_settings import BaseSettings
 
+from shared.config import fields_in_order
 from softprompt.gateway.settings import GatewaySettings
 from tests.k8s.checks.settings import PREFIXES, SERVICES
 
@@ -29,7 +30,7 @@ def reference() -> str:
     parts = [_BEGIN]
     for name, (settings, prefix) in _PROCESSES.items():
         parts += [f"\n## {name}\n", "| variable | values | default | meaning |", "|---|---|---|---|"]
-        for field, info in settings.model_fields.items():
+        for field, info in fields_in_order(settings).items():
             default = "required" if info.is_required() else _default(info.get_default(call_default_factory=False))
             cells = (f"`{prefix}{field.upper()}`", _kind(info.annotation), default, _text(info.description or ""))
             parts.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")

@@ -20,9 +20,13 @@ from inference_service.engine.engine import Engine
 from inference_service.engine.run import model_runner
 from inference_service.prompts.version import RefusalReason, VersionRefused
 from inference_service.prompts.version_loader import VersionLoader
-from shared.model.base_model import BaseModel, DType, load
+from shared.model.base_model import BaseModel, load
+from shared.model.options import DType, ModelOptions
 from shared.prompt.blob import decode_blob, encode_blob
+from shared.prompt.key_values import KeyValuePrefix
+from shared.prompt.lift import key_values_of
 from shared.prompt.manifest import GoldenRecord
+from shared.prompt.prefix import Prefix
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import open_store
 from shared.text.golden_inputs import GOLDEN_INPUTS
@@ -30,7 +34,7 @@ from shared.text.template import InputEncoder, Template, TemplateFormat
 from tests.inference_service.engine.builders import small_config
 from tests.inference_service.replica import blob, matrix, publish, running_replica
 from tests.inference_service.test_proof_rpc import golden_of
-from tests.tiny_models import LLAMA_SHAPE, byte_tokenizer, save_tiny_model
+from tests.tiny_models import FLOAT32, LLAMA_SHAPE, byte_tokenizer, save_tiny_model
 from tests.trainer_service.training.tasks import TEMPLATE, classification, of, run, task
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.evaluation.golden import golden_records
@@ -73,12 +77,12 @@ async def test_what_a_cohort_recorded_is_served_and_every_fault_is_refused(
     tmp_path: Path, kind: str, dtype: DType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = model_dir(tmp_path, kind)
-    result = trained(load(directory, dtype=dtype, device="cpu"))
+    result = trained(load(directory, ModelOptions(dtype=dtype, device="cpu")))
     assert len(result.golden) == len(GOLDEN_INPUTS)
     assert {record.text for record in result.golden} == {""}
     data = blob(directory, result.prefix.input(torch.float32).embeddings, template=TEMPLATE, golden=result.golden)
 
-    base = load(directory, dtype=dtype, device="cpu")
+    base = load(directory, ModelOptions(dtype=dtype, device="cpu"))
     async with loader(tmp_path / "sound", base, data) as (attempt, _):
         assert (await attempt()).prefix.num_virtual_tokens == result.prefix.num_virtual_tokens
 
@@ -106,7 +110,7 @@ async def test_what_a_cohort_recorded_is_served_and_every_fault_is_refused(
             patched.setattr(model_runner, "fed_positions", without_virtual)
             assert await refusal(attempt) is RefusalReason.GOLDEN
 
-    damaged = load(directory, dtype=dtype, device="cpu")
+    damaged = load(directory, ModelOptions(dtype=dtype, device="cpu"))
     weight = next(
         value
         for name, value in damaged.model.named_parameters()
@@ -115,6 +119,59 @@ async def test_what_a_cohort_recorded_is_served_and_every_fault_is_refused(
     with torch.no_grad():
         weight[5, 7] += 40.0 if dtype == "float32" else 400.0  # within the rounding of bfloat16 less may hide
     async with loader(tmp_path / "weight", damaged, data) as (attempt, _):
+        assert await refusal(attempt) is RefusalReason.GOLDEN
+
+
+def rolled(prefix: KeyValuePrefix, base: BaseModel, embeddings: torch.Tensor) -> KeyValuePrefix:
+    """The keys one position too far: those of the prompt after another token, whose own are cut off."""
+    longer = key_values_of(base, torch.cat([embeddings[:1] * 0, embeddings]))
+    return KeyValuePrefix(tuple(key[1:].contiguous() for key in longer.keys), prefix.values)
+
+
+def with_one_value_changed(prefix: KeyValuePrefix, change: float) -> KeyValuePrefix:
+    value = prefix.values[0].clone()
+    value[-1, 0, 3] += change
+    return KeyValuePrefix(prefix.keys, (value, *prefix.values[1:]))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_keys_and_values_are_served_as_recorded_and_every_fault_is_refused(
+    tmp_path: Path, kind: str, dtype: DType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = model_dir(tmp_path, kind)
+    trainers = load(directory, ModelOptions(dtype=dtype, device="cpu"))
+    embeddings = 0.3 * matrix(3, 12)
+    prefix = key_values_of(trainers, embeddings)
+    golden = golden_records(trainers, prefix, InputEncoder(trainers.tokenizer, TEMPLATE))
+    assert len(golden) == len(GOLDEN_INPUTS)
+    data = blob(directory, prefix, template=TEMPLATE, golden=golden)
+    base = load(directory, ModelOptions(dtype=dtype, device="cpu"))
+    other = decode_blob(data).manifest.model_copy(update={"template": Template(text="In: {input}\nOut :")})
+    faults: dict[str, Prefix] = {
+        "layers in another order": KeyValuePrefix(prefix.keys[::-1], prefix.values[::-1]),
+        "keys and values exchanged": KeyValuePrefix(prefix.values, prefix.keys),
+        "values of other positions than the keys": KeyValuePrefix(
+            prefix.keys, tuple(layer.roll(1, 0) for layer in prefix.values)
+        ),
+        "positions one off": rolled(prefix, trainers, embeddings),
+        "a value damaged": with_one_value_changed(prefix, 4.0 if dtype == "float32" else 400.0),
+        "another prefix": key_values_of(trainers, 0.3 * matrix(4, 12)),
+    }
+    async with loader(tmp_path / "sound", base, data) as (attempt, engine):
+        version = await attempt()
+        assert version.prefix.equals(prefix)
+        await engine.unload_prefix(version.prefix_id)
+        load_prefix = engine.load_prefix
+        for name, fault in faults.items():
+
+            async def faulty(prefix_id: str, _: Prefix, fault: Prefix = fault) -> None:
+                await load_prefix(prefix_id, fault)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(engine, "load_prefix", faulty)
+                assert await refusal(attempt) is RefusalReason.GOLDEN, name
+    async with loader(tmp_path / "template", base, encode_blob(prefix, other)) as (attempt, _):
         assert await refusal(attempt) is RefusalReason.GOLDEN
 
 
@@ -129,7 +186,7 @@ async def test_nothing_of_the_training_data_is_in_a_blob(tmp_path: Path) -> None
     secret = "account 4711 of Ms Example"
     train = tuple(replace(example, input=f"{secret} {example.line}") for example in classification(12))
     held_out = tuple(replace(example, input=f"{secret} {example.line}") for example in classification(6, 100))
-    base = load(directory, dtype="float32", device="cpu")
+    base = load(directory, FLOAT32)
     result = of(run(Cohort(base), task(train=train, validation=held_out, num_steps=4)), Finished)[0].result
     data = blob(directory, result.prefix.input(torch.float32).embeddings, template=TEMPLATE, golden=result.golden)
     assert secret.encode() not in data
@@ -155,7 +212,7 @@ async def test_a_record_that_only_claims_to_be_synthetic_is_refused(tmp_path: Pa
 async def test_an_import_is_proven_in_float32_with_its_own_template(
     tmp_path: Path, tiny_model_dir: Path, template: Template
 ) -> None:
-    base = load(tiny_model_dir, dtype="float32", device="cpu")
+    base = load(tiny_model_dir, FLOAT32)
     plain = blob(tiny_model_dir, matrix(1), template=template)
     golden = golden_records(base, decode_blob(plain).prefix, InputEncoder(base.tokenizer, template))
     assert {(record.text, record.dtype) for record in golden} == {("", "float32")}

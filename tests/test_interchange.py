@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, PromptEncoderConfig, PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
+from peft import (
+    CartridgeConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    PromptTuningInit,
+    TaskType,
+    get_peft_model,
+)
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from inference_service.engine.engine import Engine
 from shared.errors import InvalidInput, PreconditionFailed
+from shared.prompt.key_values import KeyValuePrefix
 from softprompt import Sampling, Template, TokenIds
 from tests.both_services import Services, both
+from tests.inference_service.engine.builders import greedy, run_one, small_config, tiny_base
+from tests.tiny_models import byte_tokenizer
+from trainer_service.base_models import KnownBaseModel
+from trainer_service.imports import ImportRequest, read_import
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
@@ -153,3 +170,87 @@ async def test_a_version_moves_to_another_name_with_all_that_it_says(services: S
         ("a", "b"),
         (),
     )
+
+
+PREFIXES: dict[str, PeftConfig] = {
+    "prefix tuning": PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=12),
+    "prefix tuning with a projection": PrefixTuningConfig(
+        task_type=TaskType.CAUSAL_LM, num_virtual_tokens=12, prefix_projection=True, encoder_hidden_size=16
+    ),
+    "a cartridge": CartridgeConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=12, num_frozen_tokens=2),
+}
+
+
+def saved_prefix(model: Any, kind: str, directory: Path) -> torch.Tensor:
+    """Save a random adapter of PEFT for the model; returns what PEFT's model answers with it."""
+    torch.manual_seed(7)
+    peft = get_peft_model(model, copy.deepcopy(PREFIXES[kind])).eval()
+    expected = logprobs(peft)
+    peft.save_pretrained(directory)
+    return expected
+
+
+@pytest.mark.parametrize("kind", PREFIXES)
+async def test_keys_and_values_of_peft_are_served_as_peft_has_them_and_go_back(
+    services: Services, tiny_model_dir: Path, tmp_path: Path, kind: str
+) -> None:
+    expected = saved_prefix(load_model(tiny_model_dir), kind, tmp_path / "adapter")
+    assert float((expected - logprobs(load_model(tiny_model_dir))).abs().max()) > 1e-3, "the prefix changes the answer"
+    imported = await services.client.import_version(tmp_path / "adapter", "tone", template=Template("Q: {input}"))
+    assert (imported.kind, imported.num_virtual_tokens) == ("PREFIX", 12)
+    await served(services, "tone", expected)
+    (status,) = (await services.client.prompt_status("tone")).versions
+    (loaded,) = (await services.client.loaded_prompts("tone")).prompts
+    assert {status.kind, loaded.kind, (await services.client.list_versions("tone"))[0].kind} == {"PREFIX"}
+    for number, peft_type in enumerate(("", "CARTRIDGE")):
+        directory = tmp_path / f"exported-{number}"
+        await services.client.export_version("tone", directory, base_model=str(tiny_model_dir), peft_type=peft_type)
+        again = PeftModel.from_pretrained(load_model(tiny_model_dir), directory)
+        torch.testing.assert_close(logprobs(again), expected, rtol=0, atol=1e-5)
+    with pytest.raises(InvalidInput, match="'LORA' must be PREFIX_TUNING or CARTRIDGE"):
+        await services.client.export_version("tone", tmp_path / "x", peft_type="LORA")
+    copied = await services.client.import_version(tmp_path / "exported-1", "copy")
+    assert copied.template is not None
+    assert (copied.template.text, copied.kind) == ("Q: {input}", "PREFIX"), "what PEFT keeps no field for"
+    await served(services, "copy", expected)
+
+
+async def test_keys_and_values_of_another_model_are_refused(
+    services: Services, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    other = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_model_dir, num_hidden_layers=3))
+    saved_prefix(other, "a cartridge", tmp_path / "adapter")
+    with pytest.raises(PreconditionFailed, match=r"take 128 numbers for each position \(2 layers, 2 heads of width 16"):
+        await services.client.import_version(tmp_path / "adapter", "tone")
+    assert await services.client.list_prompts() == []
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("kind", ["prefix tuning", "a cartridge"])
+def test_prefixes_of_peft_give_the_same_logits_in_the_engine(tmp_path: Path, architecture: str, kind: str) -> None:
+    """Grouped queries, normed keys, layers with a window shorter than the prefix, learned positions."""
+    overrides: dict[str, Any] = {"num_key_value_heads": 4} if architecture == "gpt2" else {}
+    base = tiny_base(architecture, **overrides)
+    base.model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    expected = saved_prefix(load_model(tmp_path / "model"), kind, tmp_path / "adapter")
+    models: Any = OneModel(KnownBaseModel(base.info, base.tokenizer, tmp_path / "model"))
+    request = ImportRequest(prompt="tone", base_model="", template=Template(), labels=(), alias="", request_id="")
+    imported = read_import((tmp_path / "adapter" / "adapter_model.safetensors").read_bytes(), request, models)
+    assert isinstance(imported.prefix, KeyValuePrefix)
+    engine = Engine.from_base_model(base, small_config())
+    engine.load_prefix("tone", imported.prefix)
+    found = run_one(engine, IDS, greedy(1, num_logprobs=20), "tone").logprobs[0].top
+    assert len(found) == 20
+    for token, logprob in found:
+        assert logprob == pytest.approx(float(expected[token]), abs=1e-5)
+
+
+class OneModel:
+    """The base models of a trainer that has one."""
+
+    def __init__(self, model: KnownBaseModel) -> None:
+        self.model = model
+
+    def get(self, id: str, field: str = "base_model") -> KnownBaseModel:
+        return self.model

@@ -10,7 +10,8 @@ import pytest
 import torch
 from prompttuning.v1 import generation_pb2
 
-from shared.model.base_model import DType, load
+from shared.model.base_model import load
+from shared.model.options import DType, ModelOptions
 from tests.inference_service.replica import blob, publish, running_replica
 from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.training.tasks import TEMPLATE, classification, of, run, task
@@ -25,7 +26,7 @@ async def test_what_a_cohort_recorded_is_what_a_replica_replays(
     tmp_path: Path, trained_in: DType, served_in: DType
 ) -> None:
     model_dir = save_tiny_llama(tmp_path / "model", initializer_range=0.3)  # so large that answers depend on the prompt
-    base = load(model_dir, dtype=trained_in, device="cpu")
+    base = load(model_dir, ModelOptions(dtype=trained_in, device="cpu"))
     one = task(train=classification(12), validation=classification(6, 100), num_steps=10, learning_rate=0.05)
     result = of(run(Cohort(base), one), Finished)[0].result
     assert len(result.golden) > 1

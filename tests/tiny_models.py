@@ -9,6 +9,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from shared.model.options import ModelOptions
+
+FLOAT32 = ModelOptions(dtype="float32", device="cpu")
+"""Loads a model as most tests compute with it."""
 SPECIAL_TOKENS = ("<pad>", "<end>", "<user>", "<assistant>", "<system>")
 VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 _TURN = "<{{ message.role }}>{{ message.content }}<end>"

@@ -10,14 +10,15 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from shared.config import ServerSettings, settings_config
-from shared.model.base_model import Device, DType, pick_device
+from shared.model.base_model import pick_device
 from shared.process.user_cache import expanded
 from shared.store.garbage import GRACE_SECONDS
 from shared.store.maintenance import MaintenancePolicy
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 from trainer_service.base_models import BaseModelSource
+from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.datasets.upload import UploadLimits
-from trainer_service.jobs.config import JobsConfig
+from trainer_service.jobs.config import JobsConfig, JobsSettings
 from trainer_service.maintenance.retention import RetentionPolicy
 
 STORE_SCHEMES = ("file", "memory", "s3", "gs", "az", "abfs", "abfss")
@@ -30,7 +31,7 @@ def _split_commas(value: object) -> object:
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 
 
-class TrainerSettings(ServerSettings):
+class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings):
     """All settings of the trainer. `--help` shows the docstrings of the fields."""
 
     model_config = settings_config("SOFTPROMPT_TRAINER_")
@@ -39,12 +40,6 @@ class TrainerSettings(ServerSettings):
     """Base models to train prompts for: directories or hub ids, comma-separated, each optionally as ID=...; the first
     is the default.
     """
-    dtype: DType = "auto"
-    """Number format in which workers compute: auto (bfloat16 if the hardware is fast at it), float32, bfloat16 or
-    float16.
-    """
-    device: Device = "auto"
-    """Device on which workers compute: auto, cpu or cuda."""
     max_proof_model_bytes: int = Field(default=1 << 30, ge=0)
     """Largest base model, in bytes of weights, for which this trainer makes golden records of an import without any: a
     separate process loads the weights for some seconds. 0: never.
@@ -85,50 +80,6 @@ class TrainerSettings(ServerSettings):
     """Longest silence of a watch of a job or of prompts before it sends a heartbeat. It must be shorter than the idle
     limit of gateways between the trainer and its clients.
     """
-    max_workers: int = Field(default=1, ge=1, le=1024)
-    """Most workers at once, of all trainers that share a job database; a worker takes a GPU or CPU cores."""
-    gpus_per_worker: int = Field(default=1, ge=1, le=64)
-    """GPUs of one worker; with several, the layers of the base model are spread over them."""
-    cpus_per_worker: int = Field(default=0, ge=0, le=1024)
-    """CPU cores of a worker without GPU, and threads of each worker. 0: the container's processors divided by
-    max_workers; in an external Ray cluster two, or one if the worker's container has a CPU quota below two.
-    """
-    max_jobs_per_worker: int = Field(default=8, ge=1, le=256)
-    """Most jobs that share one worker's step; fewer if they don't fit into its measured memory."""
-    worker_idle_seconds: float = Field(default=300, gt=0, le=86_400)
-    """A worker without jobs is stopped after this time."""
-    heartbeat_seconds: float = Field(default=60, gt=0, le=3_600)
-    """A worker that does not answer within this time is killed, and its jobs continue on other workers."""
-    step_seconds: float = Field(default=900, gt=0, le=86_400)
-    """A worker that spends longer than this on one training step hangs: it is killed, and its jobs continue on other
-    workers.
-    """
-    launch_seconds: float = Field(default=900, gt=0, le=86_400)
-    """Longest time from a worker's launch until its base model is loaded; a cluster may first have to add a node and
-    pull an image.
-    """
-    lease_seconds: float = Field(default=60, ge=1, le=3_600)
-    """With several trainers on PostgreSQL: a trainer that doesn't renew its leases within this time loses its jobs to
-    the others.
-    """
-    max_infrastructure_failures: int = Field(default=5, ge=1, le=1_000)
-    """A job fails with WORKER_LOST after more than this number of lost workers in a row without a checkpoint. Raise it
-    if nodes are often taken away.
-    """
-    max_publish_seconds: float = Field(default=7 * 24 * 3600, gt=0, le=365 * 24 * 3600)
-    """How long a trained job waits for an unavailable prompt store before it fails with PUBLISH_FAILED."""
-    max_model_failures: int = Field(default=5, ge=1, le=1_000)
-    """Failed loads of a base model in a row after which its waiting jobs fail with BASE_MODEL_FAILED."""
-    broken_model_seconds: float = Field(default=600, gt=0, le=7 * 86_400)
-    """Shortest time for which loads must have failed before jobs fail with BASE_MODEL_FAILED; also the longest pause
-    before a broken base model with waiting jobs is tried again.
-    """
-    checkpoint_seconds: float = Field(default=10, gt=0, le=3_600)
-    """Time between two checkpoints of a job."""
-    max_queued_jobs: int = Field(default=10_000, ge=1)
-    """Most waiting jobs; further ones are refused with RESOURCE_EXHAUSTED."""
-    max_active_jobs_per_caller: int = Field(default=5_000, ge=1)
-    """Most jobs of one caller that have not ended; further ones are refused with RESOURCE_EXHAUSTED."""
     max_runtime_seconds: float = Field(default=24 * 3600, gt=0)
     """Longest time that one job may spend on workers."""
     max_virtual_tokens: int = Field(default=512, ge=1, le=MAX_VIRTUAL_TOKENS)
@@ -256,18 +207,4 @@ class TrainerSettings(ServerSettings):
     @property
     def jobs(self) -> JobsConfig:
         """The settings of the job manager."""
-        return JobsConfig(
-            max_queued_jobs=self.max_queued_jobs,
-            max_active_jobs_per_caller=self.max_active_jobs_per_caller,
-            max_workers=self.max_workers,
-            max_jobs_per_worker=self.max_jobs_per_worker,
-            worker_idle_seconds=self.worker_idle_seconds,
-            heartbeat_seconds=self.heartbeat_seconds,
-            step_seconds=self.step_seconds,
-            launch_seconds=self.launch_seconds,
-            lease_seconds=self.lease_seconds,
-            max_infrastructure_failures=self.max_infrastructure_failures,
-            max_publish_seconds=self.max_publish_seconds,
-            max_model_failures=self.max_model_failures,
-            broken_model_seconds=self.broken_model_seconds,
-        )
+        return JobsConfig.of(self)

@@ -1,10 +1,11 @@
 """Converts soft prompts that were trained elsewhere from safetensors files to blobs. Other formats, above all pickle,
 are never read.
 
-Accepted are blobs of this system (also from another store), PEFT's prompt-tuning adapters, the `decoder` prompts of
-TGIS and caikit, and files with one plain matrix. A blob contains its base model's fingerprint, its template and its
-golden records, which are kept unless they hold inputs of its training data. The other formats don't name their base
-model, so the caller does and only the width can be checked; this trainer makes golden records for them.
+Accepted are blobs of this system (also from another store), PEFT's adapters of prompt tuning, prefix tuning and
+cartridges, the `decoder` prompts of TGIS and caikit, and files with one plain matrix. A blob contains its base model's
+fingerprint, its template and its golden records, which are kept unless they hold inputs of its training data. The other
+formats don't name their base model, so the caller does and only the width can be checked; this trainer makes golden
+records for them.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.model.base_model import BaseModelInfo
 from shared.model.safetensors_file import complaint
 from shared.names import check_alias, check_name
-from shared.prompt.blob import decode_blob, encode_blob
+from shared.prompt.blob import decode_blob, encode_blob, read_manifest
 from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
-from shared.prompt.prefix import Prefix
+from shared.prompt.prefix import Prefix, PrefixKind
 from shared.prompt.soft_prompt import TENSOR_KEY, SoftPrompt
 from shared.text.template import Template, TemplateFormat, dated
 from shared.values.spec import moved_alias
-from trainer_service.base_models import BaseModels
+from trainer_service.base_models import BaseModels, KnownBaseModel
+from trainer_service.foreign_prefix import flat_width, from_flat
 from trainer_service.training.data.dataset import check_labels
 
 _IMPORT_PREFIX = "imports/"
@@ -40,7 +42,7 @@ _MAX_REQUEST_ID_CHARS = 128
 @dataclass(frozen=True)
 class ImportRequest:
     """A request to import a prompt. `template` and `labels` are for files that contain none; `alias` is as in
-    `PublishPolicy`.
+    `PublishPolicy`. `kind`: what a foreign matrix is, a name of PrefixKind; empty: its width decides.
     """
 
     prompt: str
@@ -49,6 +51,7 @@ class ImportRequest:
     labels: tuple[str, ...]
     alias: str
     request_id: str
+    kind: str = ""
 
     def __post_init__(self) -> None:
         """Raises InvalidInput."""
@@ -57,6 +60,8 @@ class ImportRequest:
             check_alias(self.moved_alias, "header.alias")
         if len(self.request_id) > _MAX_REQUEST_ID_CHARS:
             raise InvalidInput.of("header.request_id", f"at most {_MAX_REQUEST_ID_CHARS} characters are allowed")
+        if self.kind and self.kind not in list(PrefixKind):
+            raise InvalidInput.of("header.kind", f"{self.kind[:40]!r} must be empty or one of {', '.join(PrefixKind)}")
         self.template.check("header.template")
         check_labels(self.labels)
 
@@ -103,15 +108,54 @@ def read_import(data: bytes, request: ImportRequest, models: BaseModels) -> Impo
     try:
         own = decode_blob(data)
     except DamagedBlob as error:
-        soft_prompt = _read_matrix(data, error)
-        return Imported(soft_prompt, _new_manifest(soft_prompt, request, model.info), model.path)
+        return _read_foreign(_read_matrix(data, error), _exported_manifest(data), request, model)
     _check_base_model(own.manifest.base_model, model.info)
     golden = tuple(record for record in own.manifest.golden if record.is_synthetic)
     manifest = own.manifest.model_copy(update={"prompt": request.prompt, "golden": golden})
     return Imported(own.prefix, manifest, None if golden else model.path)
 
 
-def _read_matrix(data: bytes, as_blob: DamagedBlob) -> SoftPrompt:
+def _exported_manifest(data: bytes) -> Manifest | None:
+    """The manifest of keys and values that were exported in PEFT's form; None if the file has none."""
+    try:
+        manifest = read_manifest(data)
+    except DamagedBlob:
+        return None
+    return manifest if manifest.kind is PrefixKind.PREFIX else None
+
+
+def _read_foreign(
+    matrix: torch.Tensor, exported: Manifest | None, request: ImportRequest, model: KnownBaseModel
+) -> Imported:
+    if _is_flat(matrix, exported, request, model):
+        prefix: Prefix = from_flat(matrix, model)
+    else:
+        prefix = SoftPrompt(matrix)
+        if prefix.hidden_size != model.info.hidden_size:
+            raise PreconditionFailed(
+                f"the matrix has width {prefix.hidden_size}; {model.info.id} with fingerprint "
+                f"{model.info.fingerprint} has {model.info.hidden_size}",
+                hidden_size=prefix.hidden_size,
+                base_model_fingerprint=model.info.fingerprint,
+            )
+    if exported is not None:
+        _check_base_model(exported.base_model, model.info)
+        return Imported(prefix, exported.model_copy(update={"prompt": request.prompt, "golden": ()}), model.path)
+    return Imported(prefix, _new_manifest(prefix, request, model.info), model.path)
+
+
+def _is_flat(matrix: torch.Tensor, exported: Manifest | None, request: ImportRequest, model: KnownBaseModel) -> bool:
+    """Whether the matrix holds keys and values: its file or the request says so, or only they have its width."""
+    if exported is not None:
+        return True
+    if request.kind:
+        return request.kind == PrefixKind.PREFIX
+    width = matrix.shape[-1] if matrix.dim() == 2 else 0
+    may_be_flat = width != model.info.hidden_size and width > 0 and width % (2 * model.info.num_layers) == 0
+    return may_be_flat and width == flat_width(model)
+
+
+def _read_matrix(data: bytes, as_blob: DamagedBlob) -> torch.Tensor:
     """The matrix of a safetensors file from another program; `as_blob` says why the file isn't a blob."""
     try:
         tensors = load(data)
@@ -130,22 +174,17 @@ def _read_matrix(data: bytes, as_blob: DamagedBlob) -> SoftPrompt:
         )
     if found.dtype not in _FLOATS:
         raise InvalidInput.of("chunk", f"must be a matrix of floating-point numbers, not of {found.dtype}")
-    return SoftPrompt(found.to(torch.float32).contiguous())
+    return found.to(torch.float32).contiguous()
 
 
-def _new_manifest(soft_prompt: SoftPrompt, request: ImportRequest, info: BaseModelInfo) -> Manifest:
-    if soft_prompt.hidden_size != info.hidden_size:
-        text = (
-            f"the matrix has width {soft_prompt.hidden_size}; {info.id} with fingerprint {info.fingerprint} has "
-            f"{info.hidden_size}"
-        )
-        raise PreconditionFailed(text, hidden_size=soft_prompt.hidden_size, base_model_fingerprint=info.fingerprint)
+def _new_manifest(prefix: Prefix, request: ImportRequest, info: BaseModelInfo) -> Manifest:
     return Manifest(
         prompt=request.prompt,
         base_model=info,
         template=dated(replace(request.template, format=request.template.format or TemplateFormat.TEXT)),
-        num_virtual_tokens=soft_prompt.num_virtual_tokens,
-        hidden_size=soft_prompt.hidden_size,
+        kind=prefix.kind,
+        num_virtual_tokens=prefix.num_virtual_tokens,
+        hidden_size=info.hidden_size,
         labels=request.labels,
         created_at=utc_now(),
     )

@@ -75,6 +75,7 @@ def shown_version(version: Version, manifest: Manifest | None = None) -> values.
         gate=gate,
         comparisons=comparisons,
         verdict=verdict,
+        kind=summary.kind,
     )
 
 
@@ -154,4 +155,5 @@ def _version_status(version: Version, serving: Serving) -> values.VersionStatus:
             for replica, refusal in serving.refused
         ),
         served_by_all=serving.by_all,
+        kind=version.record.summary.kind,
     )

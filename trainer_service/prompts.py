@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from shared.caller import Caller, current_caller
@@ -41,6 +42,8 @@ from trainer_service.proof import Prover
 log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_IMPORTS = 8
+LARGE_IMPORT_BYTES, MAX_LARGE_IMPORTS = 64 << 20, 2
+"""Files above this size are rarer and are held in memory several times: few of them at once."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Prompts:
         self._store, self._models, self._prover = store, models, prover
         self._pool, self._watch_pool = pools.prompt_store, pools.prompt_store_watch
         self._imports = UploadSlots(MAX_CONCURRENT_IMPORTS)
+        self._large_imports = UploadSlots(MAX_LARGE_IMPORTS)
 
     async def list(self, name_prefix: str, page_size: int, after: str = "") -> PromptPage:
         """Prompts sorted by name, beginning after the name `after`."""
@@ -171,12 +175,16 @@ class Prompts:
 
     async def import_(self, request: ImportRequest, chunks: AsyncIterator[bytes]) -> tuple[Version, Manifest]:
         """Publishes a prompt that was trained elsewhere. Raises InvalidInput, DamagedBlob or PreconditionFailed."""
-        with self._imports.taken():
-            data = bytearray()
+        with ExitStack() as slots:
+            slots.enter_context(self._imports.taken())
+            data, is_large = bytearray(), False
             async for chunk in timely(chunks):
                 data += chunk
                 if len(data) > MAX_BLOB_BYTES:
                     raise InvalidInput.of("chunk", f"the file is larger than {MAX_BLOB_BYTES} bytes")
+                if len(data) > LARGE_IMPORT_BYTES and not is_large:
+                    slots.enter_context(self._large_imports.taken())
+                    is_large = True
             found = await asyncio.to_thread(read_import, bytes(data), request, self._models)
             unproven = b"" if found.unproven_on is None else found.blob()[0]
             golden = () if found.unproven_on is None else await self._prover.golden_records(found.unproven_on, unproven)

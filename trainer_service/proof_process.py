@@ -12,6 +12,7 @@ import sys
 from pydantic import TypeAdapter
 
 from shared.model import base_model
+from shared.model.options import ModelOptions
 from shared.process.threads import set_torch_threads
 from shared.prompt.blob import decode_blob
 from shared.prompt.manifest import GoldenRecord
@@ -26,7 +27,7 @@ def main() -> None:
     (model_dir,) = sys.argv[1:]
     set_torch_threads()
     blob = decode_blob(sys.stdin.buffer.read())
-    base = base_model.load(model_dir, dtype="float32", device="cpu")
+    base = base_model.load(model_dir, ModelOptions(dtype="float32", device="cpu"))
     sys.stdout.buffer.write(
         RECORDS.dump_json(golden_records(base, blob.prefix, InputEncoder(base.tokenizer, blob.manifest.template)))
     )

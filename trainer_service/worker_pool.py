@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig, connect
+from trainer_service.cluster.ray_pool import RayPool, connect
+from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.config import TrainerSettings
 
 
 def ray_pool(settings: TrainerSettings) -> RayPool:
-    """A pool on the configured Ray cluster."""
-    config = RayPoolConfig(
-        base_models={source.id: source.source for source in settings.sources},
-        dtype=settings.dtype,
-        device=settings.device,
-        max_workers=settings.max_workers,
-        gpus_per_worker=settings.gpus_per_worker,
-        cpus_per_worker=settings.cpus_per_worker,
-        checkpoint_seconds=settings.checkpoint_seconds,
-        otlp_endpoint=settings.otlp_endpoint,
-    )
-    return connect(settings.ray_address, config)
+    """A pool on the configured Ray cluster. Workers get only their own settings, none of the service's secrets."""
+    base_models = {source.id: source.source for source in settings.sources}
+    return connect(settings.ray_address, base_models, WorkerSettings.of(settings))

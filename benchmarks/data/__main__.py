@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
+from trainer_service.cluster.settings import WorkerSettings
 
 RESULTS = Path(__file__).parents[1] / "results" / "data.json"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
@@ -95,7 +96,7 @@ def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: 
     save_tiny_llama(model, **shape)
     for file in tokenizer.glob("*token*") if tokenizer is not None else ():
         shutil.copy(file, model)
-    worker = Worker(lambda: load_trainer(WorkerSpec("tiny", str(model), dtype="float32", device="cpu")))
+    worker = Worker(lambda: load_trainer(WorkerSpec("tiny", str(model), WorkerSettings(dtype="float32", device="cpu"))))
     while not worker.poll(0, 1.0).ready:
         continue
     before = peak_bytes()

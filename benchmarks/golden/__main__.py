@@ -31,6 +31,7 @@ from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.engine import Engine
 from inference_service.prompts.golden import BAND, allowed_nats
 from shared.model.base_model import BaseModel, load
+from shared.model.options import ModelOptions
 from shared.model.precision import computed_in
 from shared.prompt.divergence import divergence_nats
 from shared.prompt.manifest import GoldenRecord
@@ -70,7 +71,7 @@ def main() -> None:
 
 
 async def _measure(source: str, count: int, found: dict[str, Any], output: Path) -> None:
-    base = load(source, dtype="bfloat16", device="cpu")
+    base = load(source, ModelOptions(dtype="bfloat16", device="cpu"))
     engines = {dtype: _engine(source, dtype) for dtype in ("bfloat16", "float32")}
     before: SoftPrompt | None = None
     try:
@@ -90,7 +91,7 @@ def _engine(source: str, dtype: Any) -> AsyncEngine:
     config = EngineConfig(
         max_running=8, max_length=512, max_tokens_per_step=256, kv_cache_bytes=1 << 26, prefix_kv_bytes=1 << 26
     )
-    engine = AsyncEngine(Engine.from_base_model(load(source, dtype=dtype, device="cpu"), config))
+    engine = AsyncEngine(Engine.from_base_model(load(source, ModelOptions(dtype=dtype, device="cpu")), config))
     engine.start()
     return engine
 

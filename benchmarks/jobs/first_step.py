@@ -10,7 +10,8 @@ from benchmarks.jobs.parts import spec
 from benchmarks.jobs.store_load import running
 from shared.model import base_model
 from trainer_service.cluster.ray_cluster import RayCluster
-from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
+from trainer_service.cluster.ray_pool import RayPool
+from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.dispatch.manager import JobManager
 from trainer_service.jobs.model import Job, JobEventKind
 from trainer_service.jobs.states import JobState
@@ -21,7 +22,7 @@ NUM_WARM = 5
 async def measure(directory: Path, model: Path) -> dict[str, Any]:
     """Measured times in seconds."""
     info = base_model.inspect(model, id="bench")
-    pool = RayPool(RayCluster(), RayPoolConfig({"bench": str(model)}))
+    pool = RayPool(RayCluster(), {"bench": str(model)}, WorkerSettings())
     started = time.perf_counter()
     async with running(f"sqlite:///{directory / 'first.sqlite3'}", directory, pool, info) as (manager, _):
         ray_seconds = round(time.perf_counter() - started, 2)

@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from benchmarks.quality.report import differences, table
 from benchmarks.quality.scoring import Prefixed, Tuned, chrf, score_test
 from benchmarks.quality.sets import DataSet, load_sets
 from shared.model.base_model import load
+from shared.model.options import ModelOptions
 from shared.process.allocator import tune_allocator
 from shared.text.template import TemplateFormat
 from trainer_service.training.attention.forward import choose_forward
@@ -51,7 +53,7 @@ def main() -> None:
         "--variants",
         nargs="*",
         default=[],
-        help="hyperparameters to train in addition to the recipe: TOKENS:RATE[:STEPS[:INIT]]",
+        help="hyperparameters to train in addition to the recipe: TOKENS:RATE[:STEPS[:INIT[:KIND]]]",
     )
     parser.add_argument(
         "--format",
@@ -69,7 +71,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quality-sets.json"))
     arguments = parser.parse_args()
     tune_allocator()
-    base = load(arguments.model, dtype=pick_training_dtype(arguments.dtype, torch.device("cpu")))
+    base = load(arguments.model, ModelOptions(dtype=pick_training_dtype(arguments.dtype, torch.device("cpu"))))
     bench = _Bench(Arena(base, arguments.model, arguments.format, arguments.few_shot_tokens), arguments)
     for seed in arguments.seeds:
         for size in arguments.sizes:
@@ -117,7 +119,7 @@ class _Bench:
 
         work: dict[str, Callable[[], tuple[Tuned, dict[str, Any]]]] = {}
         work |= {name: partial(train_peft, name) for name in PEFT if name in only}
-        requests = {name: Hyperparameters(seed=seed, **more) for name, more in OURS.items() if name in only}
+        requests = {name: replace(request, seed=seed) for name, request in OURS.items() if name in only}
         requests |= {f"ours {text}": variant(text, seed) for text in self._arguments.variants}
         work |= {name: partial(train_ours, request) for name, request in requests.items()}
         for name, training in work.items():

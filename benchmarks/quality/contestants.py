@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.quality.peft_recipes import RECIPES, Adapter, Start, train_adapter
 from benchmarks.quality.sets import DataSet
 from shared.model.base_model import BaseModel, load
+from shared.model.options import ModelOptions
 from shared.prompt.prefix import Prefix, PrefixKind
 from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat, has_chat_template, pinned
 from trainer_service.training.attention.packing import Row
@@ -27,9 +28,10 @@ from trainer_service.training.spec import (
 
 BARE, INSTRUCTED, FEW_SHOT = "bare", "instructed", "few-shot"
 PEFT = {recipe.name: recipe for recipe in RECIPES}
-KINDS: dict[PrefixKind, dict[str, Any]] = {PrefixKind.PROMPT: {}}
-"""The kinds of prefixes that a job can train, and the hyperparameters that ask for them; the recipe chooses others."""
-OURS = {"ours" if kind is PrefixKind.PROMPT else f"ours, {kind.lower()}": more for kind, more in KINDS.items()}
+OURS = {
+    "ours": Hyperparameters(kind=PrefixKind.PROMPT),
+    "ours, prefix": Hyperparameters(kind=PrefixKind.PREFIX),
+}
 NAMES = (BARE, INSTRUCTED, FEW_SHOT, *PEFT, *OURS)
 
 
@@ -108,7 +110,7 @@ class Arena:
         """
         hyper = self.spec(data, len(train), Hyperparameters()).hyperparameters
         start = Start(
-            load(self._source, dtype=dtype_name(self.base)),
+            load(self._source, ModelOptions(dtype=dtype_name(self.base))),
             self._source,
             init_text(data.task, self.template, data.labels),
             self.format is TemplateFormat.CHAT,
@@ -143,10 +145,11 @@ def dtype_name(base: BaseModel) -> Any:
 
 
 def variant(text: str, seed: int) -> Hyperparameters:
-    """Parses `TOKENS:RATE[:STEPS[:INIT]]`, such as `100:1e-2:320:LABELS`."""
+    """Parses `TOKENS:RATE[:STEPS[:INIT[:KIND]]]`, such as `100:1e-2:320:LABELS` or `50:5e-3:::PREFIX`."""
     tokens, rate, *rest = text.split(":")
     steps = int(rest[0]) if rest and rest[0] else None
-    init = Init(method=InitMethod(rest[1])) if rest[1:] else None
+    init = Init(method=InitMethod(rest[1])) if rest[1:] and rest[1] else None
+    kind = PrefixKind(rest[2]) if rest[2:] else PrefixKind.PROMPT
     return Hyperparameters(
-        num_virtual_tokens=int(tokens), learning_rate=float(rate), num_steps=steps, init=init, seed=seed
+        num_virtual_tokens=int(tokens), learning_rate=float(rate), num_steps=steps, init=init, seed=seed, kind=kind
     )

@@ -18,6 +18,7 @@ from inference_service.engine.core.request import GenerationRequest
 from inference_service.engine.engine import load_engine
 from inference_service.engine.guide.compiler import GuideCompiler
 from inference_service.engine.guide.matcher import CompiledGuide
+from shared.model.options import ModelOptions
 from shared.process.daemon_thread import on_daemon_thread
 from shared.prompt.manifest import GoldenRecord
 from shared.prompt.soft_prompt import SoftPrompt
@@ -33,8 +34,10 @@ class EngineContestant:
     """
 
     async def start(self, model: Path) -> None:
-        config = EngineConfig(max_running=32, max_length=1024, reuse_text_prefixes=False)
-        engine = await on_daemon_thread(lambda: load_engine(model, dtype="bfloat16", config=config), "load-model")
+        config = EngineConfig(max_running=32, max_length=1024, text_reuse="off")
+        engine = await on_daemon_thread(
+            lambda: load_engine(model, ModelOptions(dtype="bfloat16"), config=config), "load-model"
+        )
         self.table = engine.base.embedding_table
         self._guides = GuideCompiler(engine.base)
         self._async = AsyncEngine(engine)

@@ -52,7 +52,7 @@ def measure(shape: str, device: str, batches: list[int]) -> dict[str, Any]:
         kv_cache_bytes=2 * blocks * bytes_per_token,
         prefix_kv_bytes=2 * NUM_PROMPTS * NUM_VIRTUAL * bytes_per_token,
         paged=True,
-        reuse_text_prefixes=False,
+        text_reuse="off",
     )
     weights = _decode_weights_bytes(base)
     engine = Engine.from_base_model(base, config)

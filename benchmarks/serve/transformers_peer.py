@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from shared.model.base_model import load
+from shared.model.options import ModelOptions
 from shared.process.allocator import tune_allocator
 
 
 def main(model: str, workload_file: str) -> None:
     tune_allocator()
     workload = torch.load(workload_file, weights_only=True)
-    causal = load(Path(model), dtype="bfloat16", device="cpu").model
+    causal = load(Path(model), ModelOptions(dtype="bfloat16", device="cpu")).model
     _seconds(causal, workload, 2, 4)
     _tell({"ready": True})
     for line in sys.stdin:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from inference_service.engine import self_check
 from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.kv.blocks import BlockPool
 from inference_service.engine.kv.cache_layout import layer_shapes
+from inference_service.engine.kv.key_values import KeyValueReader
 from inference_service.engine.kv.kv_cache import LayerShape, RowKVCache
-from inference_service.engine.kv.memory import plan_memory
+from inference_service.engine.kv.memory import MemoryPlan, plan_memory
 from inference_service.engine.kv.paged_cache import PagedKVCache
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.kv.rows import BLOCK_TOKENS, RowPool
@@ -79,16 +80,14 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     plan = plan_memory(config, bytes_per_token, base.info.max_positions, _free_bytes(base, config))
     cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
     pool = RowPool(
-        config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes, config.reuse_across_tenants
+        config.max_running, plan.max_blocks, plan.max_length, config.text_reuse != "off", config.text_reuse == "all"
     )
     speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
     runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
     _check(base, runner, plan.max_length, expected)
-    prefixes = PrefixCache(plan.prefix_bytes, shapes)
+    prefixes = PrefixCache(plan.prefix_bytes, KeyValueReader(base, shapes))
     scheduler = Scheduler(pool, config.max_tokens_per_step, prefix_ready=prefixes.is_ready)
-    return Parts(
-        replace(config, max_length=plan.max_length, length_limit=plan.length_limit), scheduler, runner, prefixes
-    )
+    return Parts(_as_planned(config, plan), scheduler, runner, prefixes)
 
 
 def _paged(
@@ -105,8 +104,8 @@ def _paged(
         plan.max_blocks,
         plan.max_length,
         block_tokens,
-        config.reuse_text_prefixes,
-        config.reuse_across_tenants,
+        config.text_reuse != "off",
+        config.text_reuse == "all",
     )
     speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
     runner = PagedRunner(base, cache, kernel)
@@ -120,11 +119,13 @@ def _paged(
         "gathered" if kernel is None else "varlen_attn",
         "graphs" if runner.graphs is not None else "no graphs",
     )
-    prefixes = PrefixCache(plan.prefix_bytes, shapes)
+    prefixes = PrefixCache(plan.prefix_bytes, KeyValueReader(base, shapes))
     scheduler = Scheduler(pool, config.max_tokens_per_step, block_tokens, prefixes.is_ready)
-    return Parts(
-        replace(config, max_length=plan.max_length, length_limit=plan.length_limit), scheduler, runner, prefixes
-    )
+    return Parts(_as_planned(config, plan), scheduler, runner, prefixes)
+
+
+def _as_planned(config: EngineConfig, plan: MemoryPlan) -> EngineConfig:
+    return config.model_copy(update={"max_length": plan.max_length, "length_limit": plan.length_limit})
 
 
 def _free_bytes(base: BaseModel, config: EngineConfig) -> int:

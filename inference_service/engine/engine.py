@@ -44,6 +44,7 @@ from inference_service.engine.text.text_stream import TextStream, timing
 from shared.errors import AlreadyExists, DamagedBlob, Unavailable
 from shared.model import base_model
 from shared.model.base_model import BaseModel
+from shared.model.options import DEFAULTS, ModelOptions
 from shared.prompt.prefix import Prefix
 
 log = logging.getLogger(__name__)
@@ -436,15 +437,10 @@ def raise_if_not_loaded(end: Delta) -> None:
 
 
 def load_engine(
-    source: str | Path,
-    *,
-    id: str = "",
-    dtype: base_model.DType = "auto",
-    device: base_model.Device = "auto",
-    config: EngineConfig | None = None,
+    source: str | Path, options: ModelOptions = DEFAULTS, *, id: str = "", config: EngineConfig | None = None
 ) -> Engine:
     """Build an engine for a model directory or hub id.
 
     Raises the errors of `shared.model.base_model.load` and `Engine.from_base_model`.
     """
-    return Engine.from_base_model(base_model.load(source, id=id, dtype=dtype, device=device), config)
+    return Engine.from_base_model(base_model.load(source, options, id=id), config)

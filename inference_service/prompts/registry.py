@@ -71,6 +71,7 @@ class VersionStatus:
             load_time=loaded.loaded_at if loaded is not None else refused.refused_at if refused is not None else None,
             publish_to_served_seconds=self.publish_to_served_seconds,
             active_requests=self.holds,
+            kind=self.record.summary.kind,
         )
 
 

@@ -25,7 +25,9 @@ from shared.text.golden_inputs import golden_input_ids
 from shared.text.template import InputEncoder
 
 MAX_FETCH_SECONDS = 10.0
-"""Time limit of a fetch: a blob is a few megabytes, and a waiting load occupies one of few places."""
+"""Time limit of a fetch of a few megabytes; a waiting load occupies one of few places."""
+LEAST_BYTES_PER_SECOND = 16 << 20
+"""Larger blobs, of keys and values, get the time that they take at this speed in addition."""
 MAX_FETCHES = 16
 """Threads for fetching blobs, more than concurrent loads.
 
@@ -73,7 +75,6 @@ class VersionLoader:
     ) -> None:
         self._pool = pool or CallPool("prompt_store_fetch", max_threads=MAX_FETCHES)
         self._store, self._engine, self._base = store, engine, base
-        self._fetch_seconds = min(self._pool.timeout_seconds, MAX_FETCH_SECONDS)
         self._fetching: dict[str, float] = {}
         """Start time of each pending fetch by digest, also of those that timed out."""
         self._max_length, self._max_logprobs = max_length, max_logprobs
@@ -82,10 +83,11 @@ class VersionLoader:
         """Load and check a version. Raises VersionRefused or Unavailable, and then keeps nothing."""
         self._check_fingerprint(record.summary.base_model, record.summary.base_model_fingerprint)
         started = self._fetching.get(record.digest)
-        if started is not None and time.monotonic() - started > self._fetch_seconds:
+        fetch_seconds = self._seconds_to_fetch(record)
+        if started is not None and time.monotonic() - started > fetch_seconds:
             # Another attempt would hang, too, and block a thread and a place for other versions.
             raise Unavailable(f"the prompt store has not answered an earlier request for the blob of {record.name}")
-        blob = await self._pool.call_within(self._fetch_seconds, partial(self._fetch, record))
+        blob = await self._pool.call_within(fetch_seconds, partial(self._fetch, record))
         encoder = self._check_fits(blob)
         prefix_id = prefix_id_of(record)
         try:
@@ -100,6 +102,9 @@ class VersionLoader:
             await asyncio.shield(self._engine.unload_prefix(prefix_id))
             raise
         return ServableVersion(record, blob.manifest, blob.prefix, encoder, prefix_id, now())
+
+    def _seconds_to_fetch(self, record: VersionRecord) -> float:
+        return min(self._pool.timeout_seconds, MAX_FETCH_SECONDS + record.size_bytes / LEAST_BYTES_PER_SECOND)
 
     def _fetch(self, record: VersionRecord) -> PromptBlob:
         self._fetching[record.digest] = time.monotonic()

@@ -10,20 +10,18 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.model import fingerprint, hub
+from shared.model.options import DEFAULTS, Device, DType, ModelOptions
 from shared.model.weights import check_files, first_line, load_weights
 from shared.process.user_cache import expanded
 from shared.values.base_model import BaseModelInfo as BaseModelInfo
 
 log = logging.getLogger(__name__)
-
-DType = Literal["auto", "float32", "bfloat16", "float16"]
-Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,9 @@ class BaseModel:
 
 def load(
     source: str | Path,
+    options: ModelOptions = DEFAULTS,
     *,
     id: str = "",
-    dtype: DType = "auto",
-    device: Device = "auto",
     attention: str | None = None,
     device_map: Any = None,
 ) -> BaseModel:
@@ -68,8 +65,8 @@ def load(
     """
     path = resolve(source)
     info = inspect(path, id=id or default_id(source))
-    target = pick_device(device)
-    chosen = pick_dtype(dtype, target)
+    target = pick_device(options.device)
+    chosen = pick_dtype(options.dtype, target)
     model = load_weights(path, info.id, chosen, attention, device_map)
     if device_map is None and not getattr(model, "hf_device_map", None):
         model = model.to(target)

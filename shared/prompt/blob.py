@@ -3,11 +3,12 @@
     8 bytes   length of the header, little-endian
     header    JSON: {"__metadata__": {"format": "pt", "manifest": "<JSON>"},
                      name: {dtype, shape, data_offsets}, ...}
-    data      float32, tensor after tensor, row after row
+    data      float32 or bfloat16, tensor after tensor, row after row
 
 The manifest names the kind of prefix, and the kind decides which tensors there are (`kinds`); for a soft prompt this is
-`prompt_embeddings`, PEFT's key. Reading is stricter than the format: exactly these tensors in this order, exactly this
-many bytes, and all limits are checked before memory is allocated. The file may come from anywhere; any fault raises
+`prompt_embeddings`, PEFT's key, in float32. Keys and values are written as bfloat16 if every one of them is a bfloat16
+number, which loses nothing. Reading is stricter than the format: exactly these tensors in this order, exactly this many
+bytes, and all limits are checked before memory is allocated. The file may come from anywhere; any fault raises
 DamagedBlob. Writing is deterministic, so the same prefix and manifest have the same digest.
 """
 
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -41,12 +43,14 @@ __all__ = [
     "decode_blob",
     "digest_of",
     "encode_blob",
+    "read_manifest",
 ]
 
-MAX_BLOB_BYTES = 64 << 20
+MAX_BLOB_BYTES = max(kind.max_bytes for kind in KINDS.values())
 MAX_HEADER_BYTES = 1 << 20
 
 _LENGTH_BYTES = 8
+_ITEM_BYTES = {"F32": 4, "BF16": 2}
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -73,25 +77,28 @@ def check_digest(digest: str, field: str = "digest") -> str:
 
 def encode_blob(prefix: Prefix, manifest: Manifest) -> bytes:
     """The bytes of the file. Raises InvalidInput if the manifest is for another prefix, or a part is too large."""
-    tensors = prefix.tensors()
+    tensors, kind = prefix.tensors(), KINDS[manifest.kind]
     try:
-        KINDS[manifest.kind].check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, manifest)
+        kind.check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, manifest)
     except DamagedBlob as error:
         raise InvalidInput.of("manifest", f"is for another prefix: {error.message}") from error
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "manifest": manifest.model_dump_json()}}
+    arrays = {name: tensor.detach().contiguous().numpy().astype("<f4", copy=False) for name, tensor in tensors.items()}
+    is_short = kind.is_bfloat16_stored and all(map(_is_bfloat16, arrays.values()))
     parts, end = list[bytes](), 0
-    for name, tensor in tensors.items():
-        parts.append(tensor.detach().contiguous().numpy().astype("<f4", copy=False).tobytes())
+    for name, array in arrays.items():
+        parts.append(_upper_halves(array).tobytes() if is_short else array.tobytes())
         begin, end = end, end + len(parts[-1])
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        dtype = "BF16" if is_short else "F32"
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [begin, end]}
     written = json.dumps(header, separators=(",", ":")).encode()
     written += b" " * (-len(written) % 8)
     if len(written) > MAX_HEADER_BYTES:
         raise InvalidInput.of(
             "manifest", f"takes {len(written)} bytes; at most {MAX_HEADER_BYTES} are allowed (recipe, golden records)"
         )
-    if _LENGTH_BYTES + len(written) + end > MAX_BLOB_BYTES:
-        raise InvalidInput.of("prefix", f"takes {end} bytes; a version may take {MAX_BLOB_BYTES}")
+    if _LENGTH_BYTES + len(written) + end > kind.max_bytes:
+        raise InvalidInput.of("prefix", f"takes {end} bytes; a {manifest.kind} may take {kind.max_bytes}")
     return b"".join([len(written).to_bytes(_LENGTH_BYTES, "little"), written, *parts])
 
 
@@ -103,24 +110,31 @@ def decode_blob(data: bytes) -> PromptBlob:
     metadata, entries = _read_header(header)
     manifest = _read_manifest(metadata)
     kind = KINDS[manifest.kind]
+    if len(data) > kind.max_bytes:
+        raise DamagedBlob(f"{len(data)} bytes; a {manifest.kind} takes at most {kind.max_bytes}")
+    _check_dtypes(entries, kind)
     kind.check_shapes({name: entry.shape for name, entry in entries.items()}, manifest)
     _check_offsets(entries, len(body))
-    copy = bytearray(body)
-    tensors = {
-        name: torch.frombuffer(
-            copy, dtype=torch.float32, count=math.prod(entry.shape), offset=entry.offsets[0]
-        ).reshape(entry.shape)
-        for name, entry in entries.items()
-    }
+    tensors = {name: _tensor(entry, body) for name, entry in entries.items()}
     return PromptBlob(prefix=kind.from_tensors(tensors), manifest=manifest, digest=digest_of(data))
+
+
+def read_manifest(data: bytes) -> Manifest:
+    """The manifest alone; the tensors are not checked. Raises DamagedBlob if there is no sound one."""
+    return _read_manifest(_read_header(_split(data)[0])[0])
 
 
 @dataclass(frozen=True)
 class _Entry:
     """One tensor as the header describes it."""
 
+    dtype: str
     shape: tuple[int, ...]
     offsets: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return _ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
 
 def _split(data: bytes) -> tuple[bytes, memoryview]:
@@ -147,15 +161,45 @@ def _read_header(header: bytes) -> tuple[dict[str, str], dict[str, _Entry]]:
     for name, tensor in parsed.items():
         if not isinstance(tensor, dict) or set(tensor) != {"dtype", "shape", "data_offsets"}:
             raise DamagedBlob("the tensor's entry must have dtype, shape and data_offsets")
-        if tensor["dtype"] != "F32":
-            raise DamagedBlob(f"the tensor must be F32, not {str(tensor['dtype'])[:20]!r}")
-        entries[name] = _Entry(_integers(tensor["shape"], "shape"), _integers(tensor["data_offsets"], "data_offsets"))
+        entries[name] = _Entry(
+            str(tensor["dtype"])[:20],
+            _integers(tensor["shape"], "shape"),
+            _integers(tensor["data_offsets"], "data_offsets"),
+        )
     return metadata, entries
+
+
+def _check_dtypes(entries: Mapping[str, _Entry], kind: type[Prefix]) -> None:
+    """Check that all tensors have one dtype, which this kind may have."""
+    allowed = ("F32", "BF16") if kind.is_bfloat16_stored else ("F32",)
+    found = {entry.dtype for entry in entries.values()}
+    if wrong := sorted(found.difference(allowed)):
+        raise DamagedBlob(f"the tensor must be {' or '.join(allowed)}, not {wrong[0]!r}")
+    if len(found) > 1:
+        raise DamagedBlob("all tensors must have the same dtype")
+
+
+def _tensor(entry: _Entry, body: memoryview) -> torch.Tensor:
+    """A copy of the tensor's numbers, in float32."""
+    data = body[entry.offsets[0] : entry.offsets[1]]
+    if entry.dtype == "F32":
+        return torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(entry.shape)
+    halves = np.frombuffer(data, dtype="<u2").astype("<u4")
+    return torch.from_numpy((halves << 16).view("<f4")).reshape(entry.shape)
+
+
+def _is_bfloat16(array: np.ndarray[Any, Any]) -> bool:
+    """Whether every float32 number is a bfloat16 number: those are its upper 16 bits."""
+    return not (array.view("<u4") & 0xFFFF).any()
+
+
+def _upper_halves(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return (array.view("<u4") >> 16).astype("<u2")
 
 
 def _check_offsets(entries: Mapping[str, _Entry], num_data_bytes: int) -> None:
     """Check that the tensors fill the data bytes one after another, without gaps."""
-    ends = list(accumulate((4 * math.prod(entry.shape) for entry in entries.values()), initial=0))
+    ends = list(accumulate((entry.num_bytes for entry in entries.values()), initial=0))
     if [entry.offsets for entry in entries.values()] != list(pairwise(ends)) or ends[-1] != num_data_bytes:
         shapes = ", ".join(str(list(entry.shape)) for entry in entries.values())
         raise DamagedBlob(f"shape {shapes[:200]} takes {ends[-1]} bytes of data; {num_data_bytes} follow the header")

@@ -7,26 +7,17 @@ In a causal model these keys and values depend on the prefix alone. A soft promp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 
 from shared.model.base_model import BaseModel
+from shared.values.enums import PrefixKind as PrefixKind
 
 if TYPE_CHECKING:
     from shared.prompt.manifest import Manifest
-
-
-class PrefixKind(StrEnum):
-    """Kinds of prefixes, as manifests name them."""
-
-    PROMPT = "PROMPT"
-    """A soft prompt: embeddings of virtual tokens."""
-    PREFIX = "PREFIX"
-    """Keys and values of each layer."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +39,37 @@ class VirtualTokens:
         return VirtualTokens(self.embeddings.detach())
 
 
+@dataclass(frozen=True)
+class VirtualKeyValues:
+    """A prefix as it enters a model that need not compute it: keys and values as the model's cache has them.
+
+    `keys`, `values`: of each layer `[num_virtual_tokens, kv_heads, width]` in the model's dtype and on its device.
+    """
+
+    keys: Sequence[torch.Tensor]
+    values: Sequence[torch.Tensor]
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Positions of each layer's keys and values."""
+        return int(self.keys[0].shape[0])
+
+    def detach(self) -> VirtualKeyValues:
+        """The same numbers without gradient."""
+        return VirtualKeyValues(*([layer.detach() for layer in part] for part in (self.keys, self.values)))
+
+
+Entering = VirtualTokens | VirtualKeyValues
+
+
 class Prefix(ABC):
     """What one version puts before every input. Immutable; its tensors are float32, on the CPU and finite."""
 
     kind: ClassVar[PrefixKind]
+    max_bytes: ClassVar[int] = 64 << 20
+    """Size limit of a version's file."""
+    is_bfloat16_stored: ClassVar[bool] = False
+    """Whether a file holds bfloat16 if that loses nothing, instead of float32."""
 
     @property
     @abstractmethod
@@ -83,7 +101,7 @@ class Prefix(ABC):
         """
 
     @abstractmethod
-    def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> VirtualTokens:
+    def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Entering:
         """The prefix as it enters a model. Raises DamagedBlob if a number overflows `dtype`."""
 
     def equals(self, other: Prefix) -> bool:

@@ -41,6 +41,8 @@ class VersionSummary:
     hidden_size: int
     parent: Annotated[str, StringConstraints(max_length=200)] = ""
     metrics: Annotated[dict[InternedText, float], Field(max_length=MAX_SUMMARY_METRICS)] = field(default_factory=dict)
+    kind: InternedText = "PROMPT"
+    """The kind of prefix. A name that this build does not know is a version that this build refuses."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -312,6 +312,7 @@ def _summary(blob: PromptBlob) -> VersionSummary:
         hidden_size=manifest.hidden_size,
         parent=manifest.parent,
         metrics=dict(list(manifest.metrics.items())[:MAX_SUMMARY_METRICS]),
+        kind=manifest.kind.value,
     )
 
 

@@ -52,6 +52,15 @@ class Reparameterisation(StrEnum):
     """
 
 
+class PrefixKind(StrEnum):
+    """What a version puts before every input."""
+
+    PROMPT = "PROMPT"
+    """A soft prompt: embeddings of virtual tokens."""
+    PREFIX = "PREFIX"
+    """Keys and values of each layer."""
+
+
 class LearningRateSchedule(StrEnum):
     """The learning rate after the warm-up."""
 

@@ -245,6 +245,8 @@ class LoadedPrompt:
     load_time: datetime | None
     publish_to_served_seconds: float | None
     active_requests: int
+    kind: str = ""
+    """As in PromptVersion."""
 
 
 @dataclass(frozen=True)

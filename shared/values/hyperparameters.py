@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from shared.values.bounds import Bounds, bounded, check_bounds
-from shared.values.enums import InitMethod, LearningRateSchedule, Metric, Reparameterisation
+from shared.values.enums import InitMethod, LearningRateSchedule, Metric, PrefixKind, Reparameterisation
 from shared.violations import Violations
 
 MAX_VIRTUAL_TOKENS = 1024
@@ -82,6 +82,8 @@ class Hyperparameters:
     """Weigh each class by its inverse frequency (classification only)."""
     class_weights: Mapping[str, float] = field(default_factory=dict)
     """By label; 1 for those left out (classification only). Exclusive with balance_classes."""
+    kind: PrefixKind | None = None
+    """A soft prompt, or a prefix of keys and values."""
     metric: Metric | None = None
     seed: int | None = bounded(None, 0, 2**63 - 1)
     search: bool | None = None

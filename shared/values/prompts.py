@@ -70,6 +70,8 @@ class PromptVersion:
     """The prompt compared with other uses of the base model."""
     verdict: str = ""
     """Which of these it beats and which it does not beat."""
+    kind: str = ""
+    """ "PROMPT": a soft prompt; "PREFIX": keys and values of each layer. Empty from earlier servers."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class VersionStatus:
     served: tuple[ReplicaServing, ...]
     refused: tuple[ReplicaRefusal, ...]
     served_by_all: bool
+    kind: str = ""
+    """As in PromptVersion."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class FieldOption:
 
 HYPERPARAMETERS: Mapping[str, FieldOption] = {
     "num_virtual_tokens": FieldOption("Length of the soft prompt in virtual tokens.", "--virtual-tokens"),
+    "kind": FieldOption("A soft prompt, or a prefix of keys and values: more to learn, larger, faster steps."),
     "reparameterisation": FieldOption("Network that is trained with the prompt and merged into it at the end."),
     "learning_rate": FieldOption("Peak learning rate."),
     "schedule": FieldOption("How the learning rate changes after the warm-up."),

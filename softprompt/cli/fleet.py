@@ -33,11 +33,12 @@ def status(
     if as_json:
         print_json(found)
         return
-    made = table("VERSION", "ALIASES", "SERVED BY", "SERVED AFTER", "REFUSED BY")
+    made = table("VERSION", "KIND", "ALIASES", "SERVED BY", "SERVED AFTER", "REFUSED BY")
     for version in found.versions:
         served_by = f"{len(version.served)} of {version.num_replicas}"
         made.add_row(
             _short(version.version),
+            version.kind.lower(),
             ", ".join(version.aliases),
             served_by,
             _served_after(version),
@@ -66,11 +67,12 @@ def loaded(
         for item in found.prompts:
             print_json(item)
         return
-    made = table("VERSION", "STATE", "ALIASES", "TOKENS", "KIB", "SERVED AFTER", "ACTIVE", "REASON")
+    made = table("VERSION", "STATE", "KIND", "ALIASES", "TOKENS", "KIB", "SERVED AFTER", "ACTIVE", "REASON")
     for item in found.prompts:
         made.add_row(
             _short(item.version),
             item.state,
+            item.kind.lower(),
             ", ".join(item.aliases),
             str(item.num_virtual_tokens),
             str(-(-item.prefix_kv_bytes >> 10)) if item.prefix_kv_bytes else "",

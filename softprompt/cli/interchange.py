@@ -1,4 +1,4 @@
-"""`softprompt prompts export` and `import`: exchange soft prompts with other tools."""
+"""`softprompt prompts export` and `import`: exchange prefixes with other tools."""
 
 from __future__ import annotations
 
@@ -32,12 +32,17 @@ def export(
         str, typer.Option(help="Directory or hub id from which PEFT loads the model. Default: the trainer's id.")
     ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing adapter.")] = False,
+    peft_type: Annotated[
+        str, typer.Option(help="For keys and values: PREFIX_TUNING or CARTRIDGE. Default: PREFIX_TUNING.")
+    ] = "",
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
     """Write a version as a directory that peft.PeftModel.from_pretrained loads."""
     with open_client(trainer) as client:
-        exported = client.export_version(version, directory, base_model=base_model, overwrite=overwrite)
+        exported = client.export_version(
+            version, directory, base_model=base_model, overwrite=overwrite, peft_type=peft_type
+        )
     if as_json:
         print_json({"version": exported.name, "digest": exported.digest, "directory": directory})
     else:
@@ -51,7 +56,9 @@ def import_(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", help="A safetensors file, or a directory written by PEFT (prompt tuning), TGIS or caikit."
+            metavar="PATH",
+            help="A safetensors file, or a directory of PEFT (prompt tuning, P-tuning, prefix tuning, cartridge), TGIS "
+            "or caikit.",
         ),
     ],
     prompt: Annotated[str, typer.Option(help="Name of the prompt. The import becomes its next version.")],
@@ -72,7 +79,7 @@ def import_(
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Publish a soft prompt that was trained elsewhere. Pickle files (.bin, .pt, .pth, .pkl) are refused."""
+    """Publish a soft prompt, or keys and values, of another tool. Pickle files (.bin, .pt, .pth, .pkl) are refused."""
     with open_client(trainer) as client, transfer_display(stderr(), f"importing {path}"):
         imported = client.import_version(
             path,

@@ -70,6 +70,7 @@ def show_(
         "template": json.dumps(template.text, ensure_ascii=False) + (f" {template.format}" if template.format else "")
         if template
         else "",
+        "kind": version.kind.lower(),
         "tokens": f"{version.num_virtual_tokens} virtual, {version.size_bytes} bytes",
         "labels": ", ".join(version.labels),
         "held out": numbers(version.metrics),
@@ -91,10 +92,11 @@ def versions(prompt: PromptArgument, as_json: JsonOption = False, trainer: Train
         for version in found:
             print_json(version)
         return
-    made = table("VERSION", "ALIASES", "TOKENS", "PUBLISHED", "PARENT", "HELD OUT")
+    made = table("VERSION", "KIND", "ALIASES", "TOKENS", "PUBLISHED", "PARENT", "HELD OUT")
     for version in found:
         made.add_row(
             version.name.rpartition("/")[2],
+            version.kind.lower(),
             ", ".join(version.aliases),
             str(version.num_virtual_tokens),
             local_time(version.create_time),

@@ -144,11 +144,20 @@ class PromptMethods:
         return described, bytes(data)
 
     async def export_version(
-        self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False
+        self,
+        version: str,
+        directory: str | Path,
+        *,
+        base_model: str = "",
+        overwrite: bool = False,
+        peft_type: str = "",
     ) -> PromptVersion:
-        """Write a version as a directory for `peft.PeftModel.from_pretrained`. It loads the model from `base_model`."""
+        """Write a version as a directory for `peft.PeftModel.from_pretrained`. It loads the model from `base_model`.
+
+        `peft_type`: for keys and values, PREFIX_TUNING (if empty) or CARTRIDGE.
+        """
         described, data = await self.download_version(version)
-        await asyncio.to_thread(write_adapter, expanded(directory), described, data, base_model, overwrite)
+        await asyncio.to_thread(write_adapter, expanded(directory), described, data, base_model, overwrite, peft_type)
         return described
 
     async def import_version(
@@ -163,7 +172,7 @@ class PromptMethods:
         request_id: str = "",
         timeout_seconds: float | None = None,
     ) -> PromptVersion:
-        """Publish a soft prompt that was trained elsewhere: a safetensors file, or a directory written by PEFT, TGIS or
+        """Publish a prefix that was trained elsewhere: a safetensors file, or a directory written by PEFT, TGIS or
         caikit.
 
         Pickle files are refused. `template` and `labels` are for foreign files; files of this service contain theirs.
@@ -173,7 +182,12 @@ class PromptMethods:
         source = await asyncio.to_thread(ImportSource.of, path)
         data = await asyncio.to_thread(source.file.read_bytes)
         header = prompts_pb2.ImportHeader(
-            prompt=prompt, base_model=base_model, labels=labels, alias=alias, request_id=request_id
+            prompt=prompt,
+            base_model=base_model,
+            labels=labels,
+            alias=alias,
+            request_id=request_id,
+            kind=source.kind,
         )
         if template is not None:
             write(template, header.template, "template")

@@ -63,10 +63,18 @@ class SyncPromptMethods(SyncMethods):
         return self._loop.run(self._client.download_version(version))
 
     def export_version(
-        self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False
+        self,
+        version: str,
+        directory: str | Path,
+        *,
+        base_model: str = "",
+        overwrite: bool = False,
+        peft_type: str = "",
     ) -> PromptVersion:
         return self._loop.run(
-            self._client.export_version(version, directory, base_model=base_model, overwrite=overwrite)
+            self._client.export_version(
+                version, directory, base_model=base_model, overwrite=overwrite, peft_type=peft_type
+            )
         )
 
     def import_version(

@@ -37,6 +37,7 @@ def version_html(version: PromptVersion) -> str:
     rows = {
         "aliases": ", ".join(version.aliases),
         "base model": version.base_model.id if version.base_model else "",
+        "kind": version.kind.lower(),
         "virtual tokens": str(version.num_virtual_tokens),
         "template": version.template.text if version.template else "",
         "labels": ", ".join(version.labels),

@@ -1,8 +1,9 @@
 """A version as a directory that `peft.PeftModel.from_pretrained` loads.
 
-adapter_model.safetensors   the version's blob without its golden records: one tensor with PEFT's name, the manifest in
-the metadata adapter_config.json         the settings that PEFT requires; the init is RANDOM because PEFT then loads the
-matrix softprompt.json             what PEFT has no field for: template, labels, metrics, origin
+adapter_model.safetensors   one tensor with PEFT's name, the manifest without golden records in the metadata: of a soft
+                            prompt the version's blob, of keys and values its numbers in PEFT's order
+adapter_config.json         the settings that PEFT requires; the init is RANDOM because PEFT then loads the matrix
+softprompt.json             what PEFT has no field for: template, labels, metrics, origin
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput
+from softprompt.interchange.flat_prefix import flattened
 from softprompt.types.prompts import PromptVersion
 
 _LENGTH_BYTES = 8
@@ -20,19 +22,35 @@ WEIGHTS_FILE, CONFIG_FILE, ABOUT_FILE = "adapter_model.safetensors", "adapter_co
 
 
 def write_adapter(
-    directory: Path, version: PromptVersion, data: bytes, base_model: str = "", overwrite: bool = False
+    directory: Path,
+    version: PromptVersion,
+    data: bytes,
+    base_model: str = "",
+    overwrite: bool = False,
+    peft_type: str = "",
 ) -> Path:
     """Write the three files. `base_model` is the directory or hub id from which PEFT loads the model; empty: the
-    trainer's id.
+    trainer's id. `peft_type`: PREFIX_TUNING (if empty) or CARTRIDGE for keys and values, PROMPT_TUNING for a soft
+    prompt.
 
     Raises AlreadyExists if there is an adapter and `overwrite` is False, DamagedBlob if `data` does not have the
     version's digest, InvalidInput if the directory can't be written to.
     """
     if (found := f"sha256:{hashlib.sha256(data).hexdigest()}") != version.digest:
         raise DamagedBlob(f"{version.name} has digest {version.digest}; what arrived has {found}")
+    allowed = ("PREFIX_TUNING", "CARTRIDGE") if version.kind == "PREFIX" else ("PROMPT_TUNING",)
+    chosen = peft_type or allowed[0]
+    if chosen not in allowed:
+        raise InvalidInput.of("peft_type", f"{chosen[:40]!r} must be {' or '.join(allowed)} for {version.name}")
+    weights = without_golden_records(data)
+    if version.kind == "PREFIX":
+        weights, heads, width = flattened(weights)
+        config = key_values_config(version, chosen, heads, width, base_model)
+    else:
+        config = adapter_config(version, base_model)
     files = {
-        WEIGHTS_FILE: without_golden_records(data),
-        CONFIG_FILE: _as_json(adapter_config(version, base_model)),
+        WEIGHTS_FILE: weights,
+        CONFIG_FILE: _as_json(config),
         ABOUT_FILE: _as_json(_about(version)),
     }
     try:
@@ -85,11 +103,22 @@ def adapter_config(version: PromptVersion, base_model: str = "") -> dict[str, An
     }
 
 
+def key_values_config(
+    version: PromptVersion, peft_type: str, heads: int, width: int, base_model: str = ""
+) -> dict[str, Any]:
+    """PEFT's configuration (PrefixTuningConfig or CartridgeConfig) of keys and values with `heads` heads of `width`."""
+    own = {"num_frozen_tokens": 1} if peft_type == "CARTRIDGE" else {"prefix_projection": False}
+    config = adapter_config(version, base_model)
+    del config["prompt_tuning_init"]
+    return {**config, "peft_type": peft_type, "token_dim": heads * width, "num_attention_heads": heads, **own}
+
+
 def _about(version: PromptVersion) -> dict[str, Any]:
     model, template = version.base_model, version.template
     return {
         "version": version.name,
         "digest": version.digest,
+        "kind": version.kind,
         "job": version.job,
         "parent": version.parent,
         "base_model": None if model is None else {"id": model.id, "fingerprint": model.fingerprint},

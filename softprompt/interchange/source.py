@@ -1,8 +1,8 @@
 """The file to send for an import: one safetensors file. Files that could run code when they are read are refused.
 
 Accepted are a safetensors file; a directory of PEFT with adapter_model.safetensors and adapter_config.json, from prompt
-tuning or P-tuning; a directory of TGIS or caikit with decoder.safetensors. The trainer checks the tensors and does not
-rely on these checks.
+tuning, P-tuning, prefix tuning or a cartridge; a directory of TGIS or caikit with decoder.safetensors. The trainer
+checks the tensors and does not rely on these checks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shared.model.safetensors_file import complaint_about
 from shared.process.user_cache import expanded
 from softprompt.interchange.adapter import CONFIG_FILE, WEIGHTS_FILE
 
-MAX_BYTES = 64 << 20
+MAX_BYTES = 256 << 20
 _MAX_CONFIG_BYTES = 1 << 20
 _DECODER_FILE, _ENCODER_STEM = "decoder.safetensors", "encoder"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
@@ -26,15 +26,21 @@ _SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING")
 """PEFT's kinds whose file holds embeddings of virtual tokens; for P-tuning (Liu et al. 2021) these are the encoder's
 outputs.
 """
+_KEY_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
+"""PEFT's kinds whose file holds keys and values of each layer, also if a projection made them in training."""
 _WHY = "a pickle can run any code when it is read"
 _REMEDY = "on a machine that may run its code, convert it with safetensors.torch.save_file(...)"
 
 
 @dataclass(frozen=True)
 class ImportSource:
-    """`file` is the file to send. Other files of its directory are checked and not sent."""
+    """`file` is the file to send. Other files of its directory are checked and not sent.
+
+    `kind`: "PROMPT" or "PREFIX" if another file of the directory says so, else empty.
+    """
 
     file: Path
+    kind: str = ""
 
     @classmethod
     def of(cls, path: str | Path) -> ImportSource:
@@ -62,8 +68,7 @@ def _of_directory(directory: Path) -> ImportSource:
         )
     if WEIGHTS_FILE in names:
         file = _checked(directory / WEIGHTS_FILE)
-        _check_adapter(directory / CONFIG_FILE, file)
-        return ImportSource(file)
+        return ImportSource(file, _checked_kind(directory / CONFIG_FILE, file))
     if _DECODER_FILE in names:
         return ImportSource(_checked(directory / _DECODER_FILE))
     if pickles := sorted(name for name in names if Path(name).suffix in _PICKLES):
@@ -77,7 +82,7 @@ def _checked(file: Path) -> Path:
         raise InvalidInput.of("file", f"{file} is refused: {_WHY}; {_REMEDY}")
     size = file.stat().st_size
     if size > MAX_BYTES:
-        raise InvalidInput.of("file", f"{file} has {size} bytes; a soft prompt takes at most {MAX_BYTES}")
+        raise InvalidInput.of("file", f"{file} has {size} bytes; a version takes at most {MAX_BYTES}")
     with file.open("rb") as opened:
         if opened.read(8).startswith(_PICKLE_BEGINNINGS):
             raise InvalidInput.of("file", f"{file} is refused: its content is a pickle or an archive of one; {_WHY}")
@@ -86,8 +91,11 @@ def _checked(file: Path) -> Path:
     return file
 
 
-def _check_adapter(file: Path, weights: Path) -> None:
-    """Raises InvalidInput for an adapter that is not prompt tuning, or whose two files contradict each other."""
+def _checked_kind(file: Path, weights: Path) -> str:
+    """The kind of prefix that an adapter is.
+
+    Raises InvalidInput for an adapter that is no prefix, or whose two files contradict each other.
+    """
     if not file.is_file():
         raise InvalidInput.of(
             "file", f"{file} is missing, so the kind of adapter is unknown; give the .safetensors file itself"
@@ -100,8 +108,9 @@ def _check_adapter(file: Path, weights: Path) -> None:
         raise InvalidInput.of("file", f"{file} can't be read as JSON") from error
     if not isinstance(config, dict):
         raise InvalidInput.of("file", f"{file} is not an adapter configuration")
-    if (kind := config.get("peft_type")) not in _SOFT_PROMPTS:
-        raise InvalidInput.of("file", f"{file} has peft_type {str(kind)[:40]!r}; expected {' or '.join(_SOFT_PROMPTS)}")
+    if (kind := config.get("peft_type")) not in (*_SOFT_PROMPTS, *_KEY_VALUES):
+        expected = ", ".join((*_SOFT_PROMPTS, *_KEY_VALUES))
+        raise InvalidInput.of("file", f"{file} has peft_type {str(kind)[:40]!r}; expected one of {expected}")
     if (task := config.get("task_type")) not in ("CAUSAL_LM", None):
         raise InvalidInput.of("file", f"{file} has task_type {str(task)[:40]!r}; only CAUSAL_LM is supported")
     if (submodules := config.get("num_transformer_submodules")) not in (1, None):
@@ -111,6 +120,7 @@ def _check_adapter(file: Path, weights: Path) -> None:
     announced, found = config.get("num_virtual_tokens"), _num_rows(weights)
     if type(announced) is int and found is not None and announced != found:
         raise InvalidInput.of("file", f"{file} has num_virtual_tokens {announced}, but {weights.name} has {found}")
+    return "PREFIX" if kind in _KEY_VALUES else "PROMPT"
 
 
 def _num_rows(weights: Path) -> int | None:

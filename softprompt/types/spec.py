@@ -7,6 +7,7 @@ from os import PathLike
 from shared.values.enums import InitMethod as InitMethod
 from shared.values.enums import LearningRateSchedule as LearningRateSchedule
 from shared.values.enums import Metric as Metric
+from shared.values.enums import PrefixKind as PrefixKind
 from shared.values.enums import Reparameterisation as Reparameterisation
 from shared.values.enums import TaskKind as TaskKind
 from shared.values.enums import TooLong as TooLong

@@ -19,6 +19,7 @@ from benchmarks.quality.report import differences, interval, p_value
 from benchmarks.quality.scoring import Prefixed, score_test
 from benchmarks.quality.sets import load_sets
 from shared.model.base_model import BaseModel, load
+from shared.model.options import ModelOptions
 from shared.text.template import TemplateFormat
 from trainer_service.training.attention.forward import PlainForward
 from trainer_service.training.attention.packing import Row
@@ -38,7 +39,7 @@ def sets(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def base(tiny_model_dir: Path) -> BaseModel:
-    return load(tiny_model_dir, dtype="float32")
+    return load(tiny_model_dir, ModelOptions(dtype="float32"))
 
 
 def test_every_contestant_is_scored_once(
@@ -60,6 +61,7 @@ def test_every_contestant_is_scored_once(
         "few-shot",
         "--variants",
         "4:1e-2:2",
+        "4:1e-2:2::PREFIX",
         "--test",
         "8",
     ]
@@ -78,12 +80,13 @@ def test_every_contestant_is_scored_once(
     monkeypatch.setattr(sys, "argv", [*command, "--few-shot-tokens", "300", "--generate", "2"])
     quality.main()
     runs: list[dict[str, Any]] = json.loads(output.read_text())
-    assert len(runs) == 2 * 4
-    assert {run["contestant"] for run in runs} == {"bare", "instructed", "few-shot", "ours 4:1e-2:2"}
+    assert len(runs) == 2 * 5
+    ours = {"ours 4:1e-2:2", "ours 4:1e-2:2::PREFIX"}
+    assert {run["contestant"] for run in runs} == {"bare", "instructed", "few-shot", *ours}
     assert all(len(run["right"]) == 8 for run in runs)
     assert all(("chrf" in run) == (run["set"] == "copy") for run in runs)
     assert "parity  10  ours 4:1e-2:2" in capsys.readouterr().out
-    (tuned,) = [run for run in runs if run["contestant"].startswith("ours") and run["set"] == "parity"]
+    (tuned,) = [run for run in runs if run["contestant"] == "ours 4:1e-2:2" and run["set"] == "parity"]
     hidden = load(tiny_model_dir).info.hidden_size
     assert tuned["parameters"] == 4 * hidden
     assert 16 * hidden < tuned["bytes"] < 16 * hidden + 200
@@ -99,11 +102,13 @@ def test_pefts_methods_train_and_their_scores_are_those_of_single_rows(
 ) -> None:
     arena = Arena(base, str(tiny_model_dir), TemplateFormat.CHAT, 300)
     data = next(data for data in load_sets(sets, ["parity"], 6))
-    start = Start(load(tiny_model_dir, dtype="float32"), str(tiny_model_dir), "Is the number even or odd?", False)
+    start = Start(
+        load(tiny_model_dir, ModelOptions(dtype="float32")), str(tiny_model_dir), "Is the number even or odd?", False
+    )
     rows = [Row(example.input_ids, example.target_ids) for example in arena.test(data).examples]
     rows = [rows[0], replace(rows[1], input_ids=rows[1].input_ids[-3:]), rows[2]]
     untrained = train_adapter(PEFT[name], start, rows, 0, 0, 2).score_rows(rows)
-    start = replace(start, base=load(tiny_model_dir, dtype="float32"))
+    start = replace(start, base=load(tiny_model_dir, ModelOptions(dtype="float32")))
     adapter = train_adapter(PEFT[name], start, rows, 0, 12, 2)
     found = adapter.score_rows(rows)
     assert sum(score.log_probability for score in found) > sum(score.log_probability for score in untrained)
@@ -118,12 +123,12 @@ def test_the_prefix_and_lora_of_peft_start_where_they_should(base: BaseModel, ti
     row = Row((5, 6, 7), (8, 9))
     bare = sum_of(Prefixed(base, PlainForward(base), None).score_rows([row]))
     for name in ("LoRA", "IA3"):
-        start = Start(load(tiny_model_dir, dtype="float32"), str(tiny_model_dir), "text", False)
+        start = Start(load(tiny_model_dir, ModelOptions(dtype="float32")), str(tiny_model_dir), "text", False)
         assert sum_of(train_adapter(PEFT[name], start, [row], 0, 0, 1).score_rows([row])) == pytest.approx(bare)
     text = " ".join(["one two three"] * 30)
     ids = base.tokenizer(text)["input_ids"][:PREFIX_TOKENS]
     with_text = Row((*ids, *row.input_ids), row.target_ids)
-    start = Start(load(tiny_model_dir, dtype="float32"), str(tiny_model_dir), text, False)
+    start = Start(load(tiny_model_dir, ModelOptions(dtype="float32")), str(tiny_model_dir), text, False)
     found = sum_of(train_adapter(PEFT["PEFT's prefix"], start, [row], 0, 0, 1).score_rows([row]))
     assert found == pytest.approx(sum_of(Prefixed(base, PlainForward(base), None).score_rows([with_text])), rel=1e-4)
 

@@ -23,6 +23,7 @@ from inference_service.server import serve
 from shared.model import base_model
 from shared.prompt.blob import encode_blob
 from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
+from shared.prompt.prefix import Prefix
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.rpc.errors import error_from_rpc
 from shared.store import PromptStore, VersionRecord, open_store
@@ -38,24 +39,27 @@ def matrix(seed: int, num_virtual_tokens: int = 8, hidden_size: int = 64) -> tor
 
 def blob(
     model_dir: Path,
-    embeddings: torch.Tensor,
+    content: torch.Tensor | Prefix,
     prompt: str = "tone",
     template: Template | None = None,
     golden: tuple[GoldenRecord, ...] = (),
     **manifest: Any,
 ) -> bytes:
+    """A version's bytes; `content` is a prefix of any kind, or the matrix of a soft prompt."""
     info = base_model.inspect(model_dir)
-    soft_prompt = SoftPrompt(embeddings)
+    prefix = content if isinstance(content, Prefix) else SoftPrompt(content)
+    hidden_size = prefix.hidden_size if isinstance(prefix, SoftPrompt) else info.hidden_size
     written = Manifest(
         prompt=prompt,
-        base_model=replace(info, hidden_size=soft_prompt.hidden_size),
+        base_model=replace(info, hidden_size=hidden_size),
         template=template or Template(text="{input}"),
-        num_virtual_tokens=soft_prompt.num_virtual_tokens,
-        hidden_size=soft_prompt.hidden_size,
+        kind=prefix.kind,
+        num_virtual_tokens=prefix.num_virtual_tokens,
+        hidden_size=hidden_size,
         golden=golden,
         created_at=utc_now(),
     )
-    return encode_blob(soft_prompt, written.model_copy(update=manifest))
+    return encode_blob(prefix, written.model_copy(update=manifest))
 
 
 def publish(store: PromptStore, data: bytes, prompt: str = "tone", alias: str | None = "default") -> VersionRecord:

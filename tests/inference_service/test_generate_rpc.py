@@ -17,7 +17,7 @@ from shared.text.template import InputEncoder, Template, TemplateFormat
 from shared.values.sampling import Sampling
 from tests.inference_service.conftest import Brake
 from tests.inference_service.replica import Replica, blob, generate_request, matrix, publish, refusal, stream_request
-from tests.tiny_models import byte_tokenizer
+from tests.tiny_models import FLOAT32, byte_tokenizer
 
 NUM_TOKENS = 40
 
@@ -252,7 +252,10 @@ async def test_model_info_tells_model_and_limits(replica: Replica) -> None:
 
 async def test_the_bare_models_answer_goes_on_in_the_inputs_own_text(replica: Replica, tiny_model_dir: Path) -> None:
     """Put together they are what the model wrote: a space with which the answer begins is not dropped."""
-    tokenizer, model = load_tokenizer(tiny_model_dir), load(tiny_model_dir, dtype="float32", device="cpu").model
+    tokenizer, model = (
+        load_tokenizer(tiny_model_dir),
+        load(tiny_model_dir, FLOAT32).model,
+    )
     (space,) = tokenizer(" ", add_special_tokens=False)["input_ids"]
     texts = [
         first + second + third

@@ -7,7 +7,15 @@ import traceback
 import pytest
 from pydantic import Field, SecretStr
 
-from shared.config import ConfigError, ServerSettings, describe_settings, load_settings, settings_config
+from shared.config import (
+    ConfigError,
+    ServerSettings,
+    SettingsPart,
+    describe_settings,
+    fields_in_order,
+    load_settings,
+    settings_config,
+)
 from shared.loopback import is_loopback
 
 
@@ -19,6 +27,42 @@ class ExampleSettings(ServerSettings):
 
     A directory or a URL.
     """
+
+
+class Cache(SettingsPart):
+    """A part with a field that is no setting of the process."""
+
+    cache_bytes: int = Field(default=10, ge=1)
+    """Size of the cache."""
+
+
+class WholeCache(Cache):
+    pause_seconds: float = 0.5
+
+
+class SettingsWithCache(ExampleSettings, Cache):
+    model_config = settings_config("SOFTPROMPT_EXAMPLE_")
+
+
+def test_a_part_declares_its_settings_and_gets_only_these(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_STORE", "here")
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_CACHE_BYTES", "20")
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_OIDC_GROUPS_CLAIM", "teams")
+    settings = load_settings(SettingsWithCache)
+    assert WholeCache.of(settings) == WholeCache(cache_bytes=20)
+    assert Cache.of(settings).model_dump() == {"cache_bytes": 20}
+    assert list(fields_in_order(SettingsWithCache))[:1] == ["store"]
+    assert "  SOFTPROMPT_EXAMPLE_CACHE_BYTES  (default 10)\n      Size of the cache." in describe_settings(
+        SettingsWithCache
+    )
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_CACHE_BYTES", "0")
+    with pytest.raises(ConfigError, match=r"SOFTPROMPT_EXAMPLE_CACHE_BYTES='0': .*greater than or equal to 1"):
+        load_settings(SettingsWithCache)
+
+
+def test_a_part_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_BYTES", "20")
+    assert Cache().cache_bytes == 10
 
 
 def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -436,7 +436,7 @@ def test_loaded_prompts_show_the_memory_of_their_keys_and_values(cli: CliRunner,
         ]
     ]
     header, second, first, _ = cli("prompts", "loaded").out.splitlines()
-    assert header.split()[:5] == ["VERSION", "STATE", "ALIASES", "TOKENS", "KIB"]
+    assert header.split()[:6] == ["VERSION", "STATE", "KIND", "ALIASES", "TOKENS", "KIB"]
     assert second.split()[:4] == ["tone@2", "LOADED", "20", "1758"]
     assert first.split() == ["tone@1", "KNOWN", "20", "0"], "no memory and no request"
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save, save_file
+from safetensors.torch import load_file, save, save_file
 
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput, NotFound
-from shared.prompt.blob import GoldenRecord, decode_blob, encode_blob
+from shared.prompt.blob import GoldenRecord, decode_blob, encode_blob, read_manifest
+from shared.prompt.key_values import KeyValuePrefix
+from shared.prompt.prefix import PrefixKind
 from softprompt.interchange.adapter import write_adapter
 from softprompt.interchange.source import MAX_BYTES, ImportSource
 from softprompt.types.common import BaseModelInfo, Template
 from softprompt.types.prompts import PromptVersion
-from tests.shared.prompt.blobs import manifest, soft_prompt
+from tests.shared.prompt.blobs import key_values, manifest, soft_prompt
 
 MATRIX = torch.arange(12, dtype=torch.float32).reshape(4, 3)
 CONFIG = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
@@ -36,7 +39,9 @@ def adapter(directory: Path, weights: str = "adapter_model.safetensors", **confi
 
 def test_files_and_directories_that_are_taken(tmp_path: Path) -> None:
     peft = adapter(tmp_path / "peft")
-    assert ImportSource.of(peft).file == peft / "adapter_model.safetensors"
+    assert ImportSource.of(peft) == ImportSource(peft / "adapter_model.safetensors", "PROMPT")
+    for kind in ("PREFIX_TUNING", "CARTRIDGE"):
+        assert ImportSource.of(adapter(tmp_path / kind, peft_type=kind)).kind == "PREFIX"
     tgis = tmp_path / "tgis"
     tgis.mkdir()
     save_file({"decoder": MATRIX}, tgis / "decoder.safetensors")
@@ -97,7 +102,7 @@ def test_a_file_of_another_kind_is_refused_by_name_before_it_is_sent(tmp_path: P
     ("config", "why"),
     [
         ({"peft_type": "LORA"}, "peft_type 'LORA'"),
-        ({"peft_type": "PREFIX_TUNING"}, "peft_type 'PREFIX_TUNING'"),
+        ({"peft_type": "IA3"}, "PROMPT_TUNING, P_TUNING, PREFIX_TUNING, CARTRIDGE"),
         ({"peft_type": None}, "peft_type 'None'"),
         ({"task_type": "SEQ_2_SEQ_LM"}, "task_type 'SEQ_2_SEQ_LM'"),
         ({"num_transformer_submodules": 2}, "num_transformer_submodules '2'"),
@@ -180,6 +185,32 @@ def test_an_adapter_holds_no_golden_records(tmp_path: Path) -> None:
     found = decode_blob(written.read_bytes())
     assert found.manifest == decode_blob(data).manifest.model_copy(update={"golden": ()})
     assert torch.equal(found.prefix.input(torch.float32).embeddings, soft_prompt().embeddings)
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_keys_and_values_are_written_in_the_order_of_peft(tmp_path: Path, bfloat16: bool) -> None:
+    prefix = key_values(num_virtual_tokens=3, num_layers=2, heads=2, width=5)
+    prefix = prefix.rounded() if bfloat16 else prefix
+    data = encode_blob(prefix, manifest(kind=PrefixKind.PREFIX, num_virtual_tokens=3))
+    one = replace(version(data), kind="PREFIX", num_virtual_tokens=3)
+    written = write_adapter(tmp_path / "a", one, data)
+    (matrix,) = load_file(written / "adapter_model.safetensors").values()
+    assert matrix.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
+    expected = torch.stack([prefix.keys[0], prefix.values[0], prefix.keys[1], prefix.values[1]], dim=1)
+    assert torch.equal(matrix.float(), expected.reshape(3, -1))
+    config = json.loads((written / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["token_dim"], config["num_attention_heads"]) == ("PREFIX_TUNING", 10, 2)
+    assert read_manifest((written / "adapter_model.safetensors").read_bytes()).golden == ()
+    with pytest.raises(InvalidInput, match="must be PROMPT_TUNING"):
+        write_adapter(tmp_path / "b", replace(version(data), kind="PROMPT"), data, peft_type="CARTRIDGE")
+    uneven = KeyValuePrefix(prefix.keys, (prefix.values[0], prefix.values[1][..., :4].contiguous()))
+    data = encode_blob(uneven, manifest(kind=PrefixKind.PREFIX, num_virtual_tokens=3))
+    with pytest.raises(InvalidInput, match="PEFT keeps keys and values of one shape only"):
+        write_adapter(tmp_path / "b", replace(version(data), kind="PREFIX"), data)
+    data = encode_blob(soft_prompt(), manifest())
+    with pytest.raises(DamagedBlob, match="holds no keys and values"):
+        write_adapter(tmp_path / "b", replace(version(data), kind="PREFIX"), data)
+    assert not (tmp_path / "b").exists()
 
 
 def test_an_adapter_is_written_once_and_says_what_peft_does_not_keep(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ ALL = {
     "--init": "text",
     "--init-text": "kind words",
     "--virtual-tokens": "5",
+    "--kind": "prefix",
     "--reparameterisation": "residual",
     "--learning-rate": "0.5",
     "--schedule": "linear",

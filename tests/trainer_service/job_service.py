@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ class Service:
         self.manager: JobManager = None  # type: ignore[assignment]
 
     async def start(self, pool: WorkerPool | None = None, prompt_store: Any = None, **config: Any) -> JobManager:
-        self.config = replace(self.config, **config)
+        self.config = self.config.model_copy(update=config)
         self.admission = AdmitAll(self.base)
         store = JobStore.open(self.url)
         self.store = store

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
+from transformers import LlamaConfig
 
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed, SoftPromptError
 from shared.prompt.blob import MAX_BLOB_BYTES, decode_blob
@@ -23,25 +25,40 @@ from trainer_service.imports import ImportRequest, read_import
 
 WIDTH = 8
 SOUND = save({"prompt_embeddings": torch.arange(4 * WIDTH, dtype=torch.float32).reshape(4, WIDTH)})
+FLAT_WIDTH = 2 * 2 * 1 * 4
+"""Two layers, a key and a value each, of one head of width 4."""
+SOUND_FLAT = save({"prompt_embeddings": torch.arange(4 * FLAT_WIDTH, dtype=torch.float32).reshape(4, FLAT_WIDTH)})
 REQUEST = ImportRequest(prompt="tone", base_model="tiny", template=Template(), labels=(), alias="", request_id="")
 
 
 class Models:
     """The one base model of the tests."""
 
+    path = Path()
+
     def get(self, id: str, field: str = "base_model") -> KnownBaseModel:
-        return KnownBaseModel(base_model_info(WIDTH), None, Path())
+        return KnownBaseModel(base_model_info(WIDTH), None, self.path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def model_config(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The shape of its heads is in its directory."""
+    Models.path = tmp_path_factory.mktemp("model")
+    LlamaConfig(hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1).save_pretrained(
+        Models.path
+    )
 
 
 def imported(data: bytes) -> torch.Tensor | None:
-    """The matrix; None if it was refused as it should be."""
+    """The numbers, by position; None if they were refused as they should be."""
     models: Any = Models()
     try:
         blob, manifest = read_import(data, REQUEST, models).blob()
     except SoftPromptError:
         return None
     assert manifest.prompt == "tone"
-    return decode_blob(blob).prefix.input(torch.float32).embeddings
+    tensors = decode_blob(blob).prefix.tensors()
+    return torch.cat([tensor.flatten(1) for tensor in tensors.values()], dim=1)
 
 
 def file_of(header: object, data: bytes = b"") -> bytes:
@@ -49,14 +66,37 @@ def file_of(header: object, data: bytes = b"") -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    position=st.integers(0, len(SOUND) - 1), patch=st.binary(min_size=1, max_size=16), cut=st.integers(0, len(SOUND))
-)
-@example(position=0, patch=b"\xff" * 8, cut=len(SOUND))
-def test_damaged_files(position: int, patch: bytes, cut: int) -> None:
-    matrix = imported((SOUND[:position] + patch + SOUND[position + len(patch) :])[:cut])
-    assert matrix is None or (matrix.shape[1] == WIDTH and bool(torch.isfinite(matrix).all()))
+@pytest.mark.parametrize(("sound", "width"), [(SOUND, WIDTH), (SOUND_FLAT, FLAT_WIDTH)])
+@settings(max_examples=200, deadline=None)
+@given(position=st.integers(0, 1000), patch=st.binary(min_size=1, max_size=16), cut=st.integers(0, 1000))
+@example(position=0, patch=b"\xff" * 8, cut=1000)
+@example(position=0, patch=b"", cut=1000)
+def test_damaged_files(sound: bytes, width: int, position: int, patch: bytes, cut: int) -> None:
+    position %= len(sound)
+    matrix = imported((sound[:position] + patch + sound[position + len(patch) :])[:cut])
+    assert matrix is None or (matrix.shape[1] in (WIDTH, FLAT_WIDTH) and bool(torch.isfinite(matrix).all()))
+    if not patch and cut >= len(sound):
+        assert matrix is not None
+        assert matrix.shape == (4, width)
+
+
+def test_the_order_of_a_flat_matrix_is_by_layer() -> None:
+    models: Any = Models()
+    prefix = read_import(SOUND_FLAT, REQUEST, models).prefix
+    assert list(prefix.tensors()) == ["layers.0.key", "layers.0.value", "layers.1.key", "layers.1.value"]
+    assert prefix.tensors()["layers.1.key"][2].flatten().tolist() == [40.0, 41.0, 42.0, 43.0]
+
+
+def test_the_kind_of_a_matrix_may_be_said() -> None:
+    models: Any = Models()
+    for data, kind, why in (
+        (SOUND, "PREFIX", "take 16 numbers for each position"),
+        (SOUND_FLAT, "PROMPT", f"has width {FLAT_WIDTH}"),
+    ):
+        with pytest.raises(PreconditionFailed, match=why):
+            read_import(data, replace(REQUEST, kind=kind), models)
+    with pytest.raises(InvalidInput, match=r"header.kind.*'LORA' must be empty or one of PROMPT, PREFIX"):
+        replace(REQUEST, kind="LORA")
 
 
 values = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=8))

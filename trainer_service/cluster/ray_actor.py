@@ -27,7 +27,7 @@ class WorkerActor:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._datasets = NodeDatasets()
-        tracing = tracing_of("softprompt-worker", spec.otlp_endpoint)
+        tracing = tracing_of("softprompt-worker", spec.settings.otlp_endpoint)
         self._worker = Worker(partial(load_trainer, spec), measure_memory, tracing, self._datasets)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]

@@ -12,16 +12,15 @@ import importlib
 import itertools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import Unavailable
-from shared.model.base_model import Device, DType
 from shared.process.call_pool import CallPool
 from shared.process.container_limits import cpu_quota, usable_cpus
 from trainer_service.cluster.interface import WorkerLost, WorkerReport, WrongSoftware
 from trainer_service.cluster.oom_kills import OomKills
 from trainer_service.cluster.ray_cluster import RayCluster
+from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.cluster.worker_init import DEFAULT_NUM_THREADS, WorkerSpec, software_version
 from trainer_service.training.events import DatasetFile, TrainingTask
 
@@ -42,29 +41,11 @@ _ACTOR_MODULE = f"{__package__}.ray_actor"
 _NEEDS_LESS = "shorter examples or fewer virtual tokens need less memory, or give workers more"
 
 
-@dataclass(frozen=True)
-class RayPoolConfig:
-    """The settings of workers."""
-
-    base_models: Mapping[str, str]
-    """Directory or hub id of each base model, by id; the same on every node."""
-    dtype: DType = "auto"
-    device: Device = "auto"
-    """auto: GPUs if the cluster has any when the service starts. Use `cuda` if it must first add a GPU node."""
-    max_workers: int = 1
-    gpus_per_worker: int = 1
-    """More than one for a base model that doesn't fit into one GPU."""
-    cpus_per_worker: int = 0
-    """CPU cores of a worker without GPUs. 0: an embedded cluster's cores divided by max_workers, else two."""
-    checkpoint_seconds: float = 10.0
-    otlp_endpoint: str = ""
-
-
 class RayPool:
-    """A `WorkerPool`."""
+    """A `WorkerPool`. `base_models` has the directory or hub id of each base model, by id; the same on every node."""
 
-    def __init__(self, cluster: RayCluster, config: RayPoolConfig) -> None:
-        self._cluster, self._config = cluster, config
+    def __init__(self, cluster: RayCluster, base_models: Mapping[str, str], settings: WorkerSettings) -> None:
+        self._cluster, self._base_models, self._settings = cluster, base_models, settings
         self._numbers = itertools.count(1)
         self._workers: set[RayWorker] = set()
         """The workers that are not closed."""
@@ -87,7 +68,7 @@ class RayPool:
         """
         from trainer_service.cluster import ray_actor
 
-        if base_model not in self._config.base_models:
+        if base_model not in self._base_models:
             raise WorkerLost(f"this trainer no longer has the base model {base_model!r}", base_model_failed=True)
         spec = self._spec(base_model)
         options: dict[str, Any] = {
@@ -121,25 +102,22 @@ class RayPool:
         await self._cluster.close()
 
     def _spec(self, base_model: str) -> WorkerSpec:
-        config = self._config
-        on_gpu = config.device == "cuda" or (config.device == "auto" and self._cluster.resources.get("GPU", 0) >= 1)
+        asked, has_gpu = self._settings.device, self._cluster.resources.get("GPU", 0) >= 1
+        on_gpu = asked == "cuda" or (asked == "auto" and has_gpu)
         return WorkerSpec(
-            base_model=base_model,
-            source=config.base_models[base_model],
-            dtype=config.dtype,
-            device="cuda" if on_gpu else "cpu",
-            num_threads=self._num_threads(),
-            num_gpus=config.gpus_per_worker if on_gpu else 0,
-            checkpoint_seconds=config.checkpoint_seconds,
-            otlp_endpoint=config.otlp_endpoint,
+            base_model,
+            self._base_models[base_model],
+            self._settings.model_copy(update={"device": "cuda" if on_gpu else "cpu"}),
+            self._num_threads(),
+            num_gpus=self._settings.gpus_per_worker if on_gpu else 0,
         )
 
     def _num_threads(self) -> int:
-        if self._config.cpus_per_worker:
-            return self._config.cpus_per_worker
+        if self._settings.cpus_per_worker:
+            return self._settings.cpus_per_worker
         if not self._cluster.is_embedded:
             return 0
-        return max(1, int(self._cluster.resources.get("CPU", usable_cpus())) // self._config.max_workers)
+        return max(1, int(self._cluster.resources.get("CPU", usable_cpus())) // self._settings.max_workers)
 
 
 class RayWorker:
@@ -250,13 +228,13 @@ class RayWorker:
         )
 
 
-def connect(address: str, config: RayPoolConfig) -> RayPool:
+def connect(address: str, base_models: Mapping[str, str], settings: WorkerSettings) -> RayPool:
     """A pool on the Ray cluster at `address`, such as ray-head:6379; if empty, on an embedded cluster."""
-    return RayPool(RayCluster(address, _embedded_cpus(config)), config)
+    return RayPool(RayCluster(address, _embedded_cpus(settings)), base_models, settings)
 
 
-def _embedded_cpus(config: RayPoolConfig) -> int | None:
+def _embedded_cpus(settings: WorkerSettings) -> int | None:
     """CPUs for an embedded Ray, which would count the machine's rather than the container's. None: no CPU limit."""
     if cpu_quota() is None:
         return None
-    return max(usable_cpus(), config.max_workers * max(1, config.cpus_per_worker))
+    return max(usable_cpus(), settings.max_workers * max(1, settings.cpus_per_worker))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from shared.model import base_model
-from shared.model.base_model import Device, DType
 from shared.process.allocator import tune_allocator
 from shared.process.container_limits import usable_cpus
 from shared.process.threads import set_torch_threads
+from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.precision import pick_training_dtype
 
@@ -23,21 +23,17 @@ DEFAULT_NUM_THREADS = 2
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """The settings of a worker. Plain data that crosses process boundaries."""
+    """What a worker computes, and with what. Plain data that crosses process boundaries."""
 
     base_model: str
     """The base model's id."""
     source: str
     """Model directory or hub id."""
-    dtype: DType = "auto"
-    device: Device = "auto"
+    settings: WorkerSettings
     num_threads: int = 0
     """Threads of torch on the CPU. 0: two, but no more than the worker's container allows."""
     num_gpus: int = 0
     """GPUs of the worker. With more than one, the model's layers are spread over them."""
-    checkpoint_seconds: float = 10.0
-    otlp_endpoint: str = ""
-    """The endpoint for spans; empty: spans are not exported."""
 
 
 def software_version() -> str:
@@ -53,9 +49,10 @@ def load_trainer(spec: WorkerSpec) -> tuple[Cohort, dict[str, str]]:
     tune_allocator()
     set_torch_threads(spec.num_threads or min(DEFAULT_NUM_THREADS, usable_cpus()))
     device_map = "auto" if spec.num_gpus > 1 else None
-    dtype = pick_training_dtype(spec.dtype, base_model.pick_device(spec.device))
-    loaded = base_model.load(spec.source, id=spec.base_model, dtype=dtype, device=spec.device, device_map=device_map)
-    cohort = Cohort(loaded, checkpoint_interval_seconds=spec.checkpoint_seconds)
+    dtype = pick_training_dtype(spec.settings.dtype, base_model.pick_device(spec.settings.device))
+    options = spec.settings.model_copy(update={"dtype": dtype})
+    loaded = base_model.load(spec.source, options, id=spec.base_model, device_map=device_map)
+    cohort = Cohort(loaded, checkpoint_interval_seconds=spec.settings.checkpoint_seconds)
     log.info("base model loaded", extra={"fields": {"base_model": spec.base_model, "device": str(loaded.device)}})
     return cohort, {
         "device": str(loaded.device),

@@ -204,6 +204,7 @@ class SpecAdmission:
             template,
             examples.labels,
             source_virtual_tokens=None if source is None else source.num_virtual_tokens,
+            source_kind=None if source is None else source.kind,
             max_virtual_tokens=self._limits.max_virtual_tokens,
             max_positions=min(self._limits.max_positions or model.info.max_positions, model.info.max_positions),
             on_gpu=self._on_gpu,

@@ -12,6 +12,7 @@ from shared.model.base_model import BaseModelInfo
 from shared.names import PromptReference, parse_version_name
 from shared.store.index import StoreIndex
 from shared.store.view import visible_index
+from shared.values.enums import PrefixKind
 from trainer_service.jobs.model import Job
 
 FIELD = "spec.hyperparameters.init.source"
@@ -40,6 +41,7 @@ class Source:
 
     name: str
     num_virtual_tokens: int
+    kind: PrefixKind
     digest: str = ""
     """Digest of the version's blob; empty for a job."""
     job_id: str = ""
@@ -74,7 +76,8 @@ class Sources:
             reference = PromptReference.parse(source, FIELD)
         record = visible_index(self._prompts.refresh(), current_caller()).resolve(reference)
         _check_fingerprint(record.name, record.summary.base_model_fingerprint, model)
-        return Source(record.name, record.summary.num_virtual_tokens, digest=record.digest)
+        kind = PrefixKind(record.summary.kind)
+        return Source(record.name, record.summary.num_virtual_tokens, kind, digest=record.digest)
 
     def _of_job(self, job_id: str, model: BaseModelInfo) -> Source:
         job = self._jobs.get(job_id, current_caller().prompts)
@@ -85,7 +88,8 @@ class Sources:
                 f"{job.name} is {job.state} and keeps no prompt: {advice}", field=FIELD, state=job.state.value
             )
         _check_fingerprint(job.name, job.effective.base_model.fingerprint, model)
-        return Source(job.name, job.effective.training.hyperparameters.num_virtual_tokens, job_id=job.id)
+        hyperparameters = job.effective.training.hyperparameters
+        return Source(job.name, hyperparameters.num_virtual_tokens, hyperparameters.kind, job_id=job.id)
 
 
 def _check_fingerprint(name: str, fingerprint: str, model: BaseModelInfo) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 from shared.errors import DamagedBlob
 from shared.prompt.prefix import Prefix
 from shared.values.enums import TemplateFormat
-from trainer_service.training.recipe.leaves import PromptLeaves, best_tensors, read_best
+from trainer_service.training.recipe.leaves import best_tensors, leaves_of, read_best
 from trainer_service.training.results import Results
 from trainer_service.training.spec import Example, Init, InitMethod, TrainingSpec
 from trainer_service.training.trainee import Trainee
@@ -219,7 +219,7 @@ def best_prefix(data: bytes) -> Prefix:
     parameters = {name.removeprefix(first): tensor for name, tensor in tensors.items() if name.startswith(first)}
     if not parameters:
         raise DamagedBlob("the job ended before its first step, so it has no prompt to start from")
-    return read_best(tensors) or PromptLeaves(parameters).prefix()
+    return read_best(tensors) or leaves_of(parameters).prefix()
 
 
 def restore(trainee: Trainee, saved: TraineeState, tensors: dict[str, torch.Tensor], index: int) -> None:

@@ -23,7 +23,7 @@ from shared.errors import AlreadyExists
 from shared.model.base_model import BaseModel
 from shared.process.free_memory import free_bytes
 from shared.text.template import InputEncoder
-from trainer_service.training.attention.forward import choose_forward
+from trainer_service.training.attention.forward import check_key_values, choose_forward
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.budget import TokenBudget, measured_row_memory, measured_token_budget
 from trainer_service.training.compute import backward, memory_cost, score_within
@@ -91,7 +91,7 @@ class Cohort:
         """
         if task.job_id in self._members:
             raise AlreadyExists(f"job {task.job_id} is in this cohort already")
-        run = TuningRun(task, self._base_model, self._check_row, self.token_budget)
+        run = TuningRun(task, self._base_model, self._check_row, self.token_budget, self._check_key_values)
         self._members[task.job_id] = _Member(run, run.run(), checkpointed_at=time.monotonic())
         self._fair_share.join(task.job_id, task.priority, task.tenant, task.weight)
 
@@ -276,6 +276,9 @@ class Cohort:
         longest = max((len(row.tokens), num_virtual) for num_virtual, rows in self._segments(work) for row in rows)
         fits = self._fitting_tokens(longest[1])
         return RowTooLarge(*longest, fits=fits if fits < longest[0] else None)
+
+    def _check_key_values(self) -> None:
+        check_key_values(self._base_model, self._forward)
 
     def _check_row(self, num_virtual_tokens: int, num_tokens: int) -> None:
         """Raises RowTooLarge for a row that doesn't fit alone into the memory left after loading the base model."""

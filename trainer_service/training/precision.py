@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from shared.kernels.timing import best_seconds
 from shared.model import base_model
-from shared.model.base_model import DType
+from shared.model.options import DType
 
 ROWS, HIDDEN = 512, 512
 MARGIN = 1.2

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Prefix, VirtualTokens
+from shared.prompt.prefix import Entering, Prefix
 from shared.text.template import InputEncoder
 from shared.values.results import DistillationResult, EncodingStatistics
 from trainer_service.training import checkpoint
@@ -52,7 +52,7 @@ from trainer_service.training.recipe.leaves import new_leaves, read_best
 from trainer_service.training.recipe.selection import ranked, score_of
 from trainer_service.training.results import Results
 from trainer_service.training.search import candidates, is_rung, num_survivors
-from trainer_service.training.spec import Init, InitMethod, TaskKind
+from trainer_service.training.spec import Init, InitMethod, PrefixKind, TaskKind
 from trainer_service.training.trainee import Candidate, NonFinite, Trainee, batch_indices
 from trainer_service.training.work import CallWork, StepOutcome, TrainPart, TrainWork, Work
 
@@ -78,13 +78,15 @@ class TuningRun:
         base_model: BaseModel,
         check_row: Callable[[int, int], None] | None = None,
         piece_tokens: int = SLICE_TOKENS,
+        check_key_values: Callable[[], None] | None = None,
     ) -> None:
         """`check_row(virtual tokens, tokens)` raises for a row that this worker can't compute; it gets the longest row.
 
-        `piece_tokens`: tokens of one piece of an optimizer step, without virtual tokens.
+        `piece_tokens`: tokens of one piece of an optimizer step, without virtual tokens. `check_key_values()` raises if
+        this model's passes can't be given keys and values.
         """
         self.task, self._check_row, self._piece_tokens = task, check_row, piece_tokens
-        self._base_model = base_model
+        self._base_model, self._check_key_values = base_model, check_key_values
         self._spec, self._hyper = task.spec, task.spec.hyperparameters
         self._state = checkpoint.RunState(
             digest=task.digest or checkpoint.digest_of(task.spec, task.train, task.validation)
@@ -173,7 +175,7 @@ class TuningRun:
         train, held_out = (tuple(row.example for row in part.examples) for part in (encoded.train, encoded.validation))
         self.task = replace(self.task, train=train, validation=held_out, encoded=encoded, num_overlapping=None)
 
-    def _distilled(self, judged: Judgement, prefix: VirtualTokens) -> Generator[Work, Any, DistillationResult | None]:
+    def _distilled(self, judged: Judgement, prefix: Entering) -> Generator[Work, Any, DistillationResult | None]:
         """What the prompt keeps of its teacher, and what it saves."""
         if self._study is None:
             return None
@@ -202,6 +204,8 @@ class TuningRun:
             raise InvalidInput.of("dataset", "has no training examples")
         if self._hyper.search and not self.task.validation:
             raise InvalidInput.of("spec.hyperparameters.search", "needs held-out examples to choose by")
+        if self._hyper.kind is PrefixKind.PREFIX and self._check_key_values is not None:
+            self._check_key_values()
         check_init(self._hyper.init, self._spec.labels, self._base_model.tokenizer)
         self._encoder = InputEncoder(self._base_model.tokenizer, self._spec.template)
         encoded = self.task.encoded or encode_split(
@@ -434,7 +438,7 @@ class TuningRun:
             distillation=distilled,
         )
 
-    def _current(self) -> VirtualTokens | None:
+    def _current(self) -> Entering | None:
         """The alias's current version, if it fits this model."""
         current = self.task.current
         if current is None:

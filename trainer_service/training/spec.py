@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.values.enums import InitMethod as InitMethod
 from shared.values.enums import LearningRateSchedule as LearningRateSchedule
 from shared.values.enums import Metric as Metric
+from shared.values.enums import PrefixKind as PrefixKind
 from shared.values.enums import Reparameterisation as Reparameterisation
 from shared.values.enums import TaskKind as TaskKind
 from shared.values.enums import TooLong as TooLong
@@ -46,6 +47,8 @@ class FilledHyperparameters(_Frozen):
     search: bool
     class_weights: dict[str, float] = Field(default_factory=dict)
     """By label; what is left out weighs 1."""
+    kind: PrefixKind = PrefixKind.PROMPT
+    """Jobs of earlier releases train soft prompts."""
 
     @property
     def as_chosen(self) -> Hyperparameters:

@@ -10,8 +10,8 @@ from functools import lru_cache
 import torch
 
 from shared.errors import SoftPromptError
-from shared.prompt.prefix import VirtualTokens
-from trainer_service.training.recipe.leaves import PromptLeaves
+from shared.prompt.prefix import Entering
+from trainer_service.training.recipe.leaves import Leaves
 from trainer_service.training.recipe.optimise import AdamW, learning_rate_at
 from trainer_service.training.spec import FilledHyperparameters, Init
 
@@ -40,7 +40,7 @@ class Trainee:
     def __init__(
         self,
         candidate: Candidate,
-        leaves: PromptLeaves,
+        leaves: Leaves,
         hyperparameters: FilledHyperparameters,
         index: int = 0,
     ) -> None:
@@ -67,7 +67,7 @@ class Trainee:
         """The learning rate of the current step."""
         return learning_rate_at(self.step, self.candidate.learning_rate, self._hyperparameters)
 
-    def input(self, dtype: torch.dtype) -> VirtualTokens:
+    def input(self, dtype: torch.dtype) -> Entering:
         """The current prefix as it enters a step, with gradient."""
         return self.leaves.input(dtype)
 

@@ -1,74 +1,65 @@
-"""The engine's settings. The module reads no environment variables; the service's settings create one of these."""
+"""The engine's settings. `inference_service.config` inherits them; nothing here reads the environment."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Literal
 
-from shared.errors import FieldViolation, InvalidInput
+from pydantic import Field
+
+from shared.config import SettingsPart
 from shared.kernels.serving_linear import LinearKernel
 from shared.values.sampling import LIMITS, SamplingLimits
 
 LENGTH_SETTING = "the setting SOFTPROMPT_INFERENCE_MAX_LENGTH"
 
 
-@dataclass(frozen=True)
-class EngineConfig:
-    """Limits and options of one engine. Raises InvalidInput that names each field out of range."""
+class EngineSettings(SettingsPart):
+    """Limits and options of one engine that an operator sets."""
 
-    max_running: int = 32
+    max_running: int = Field(default=32, ge=1, le=4096)
     """Maximum number of requests in one step; each has a row of the KV cache."""
-    max_length: int = 4096
-    """Maximum of virtual, input and generated tokens of one request; lowered to the limits of the model and the memory.
+    max_length: int = Field(default=4096, ge=8, le=1 << 20)
+    """Maximum of virtual, input and generated tokens of one request. Lowered to the limits of the model and the memory.
     """
-    length_limit: str = LENGTH_SETTING
-    """The origin of `max_length` for error texts: the setting, the model or the memory."""
-    max_tokens_per_step: int = 256
-    """Maximum number of positions in one step. It bounds how long a long input delays the other streams."""
-    kv_cache_bytes: int = 0
-    """Memory for the keys and values of running requests, in bytes; 0 takes a part of the free memory at start."""
-    prefix_kv_bytes: int = 0
-    """Memory for the prefix KV of soft prompts, in bytes; 0 takes a part of the free memory at start.
+    max_tokens_per_step: int = Field(default=256, ge=1)
+    """Maximum number of positions in one step; bounds how long a long input delays running streams."""
+    kv_cache_bytes: int = Field(default=0, ge=0)
+    """Memory for keys and values of running requests, in bytes; 0: a part of the free memory."""
+    prefix_kv_bytes: int = Field(default=0, ge=0)
+    """Memory for keys and values of soft prompts, in bytes; 0: a part of the free memory.
 
     The least recently used prefixes are evicted and computed again on demand.
     """
-    max_waiting: int = 256
-    """Maximum number of waiting requests; further ones are refused with Overloaded.
+    text_reuse: Literal["tenant", "all", "off"] = "tenant"
+    """Which inputs reuse the keys and values of an earlier input: of the same tenant, all, or none.
 
-    Exception: a tenant that uses less than its share of the queue.
+    Inputs with the same beginning share that part. Use `all` only with one tenant: it lets a tenant guess another
+    tenant's inputs to a prompt that both use.
     """
-    max_waiting_tokens: int = 262_144
-    """Maximum of input and candidate tokens of all waiting requests, with the same exception."""
-    flush_interval_seconds: float = 0.02
-    """Minimum time between two deltas of a stream; tokens in between are merged. The first one is sent immediately."""
+    linear_kernel: LinearKernel = "auto"
+    """Matrix kernel on a CPU: auto (measured at each start), torch, onednn, fbgemm or native.
+
+    With a name, a seed gives the same text after a restart on the same kind of processor; an unavailable kernel stops
+    the start.
+    """
+    max_waiting: int = Field(default=256, ge=1)
+    """Maximum number of waiting requests; further ones are refused with RESOURCE_EXHAUSTED.
+
+    Exception: a tenant that uses less than its part of the queue.
+    """
+    max_waiting_tokens: int = Field(default=262_144, ge=1)
+    """Maximum number of waiting input and candidate tokens, with the same exception."""
+    flush_interval_seconds: float = Field(default=0.02, ge=0, le=10)
+    """Minimum time between two messages of a stream; tokens in between are merged. The first is sent immediately."""
+
+
+class EngineConfig(EngineSettings):
+    """Limits and options of one engine."""
+
+    length_limit: str = LENGTH_SETTING
+    """The origin of `max_length` for error texts: the setting, the model or the memory."""
     paged: bool | None = None
     """Store keys and values in blocks instead of rows; None means blocks on a GPU and rows on a CPU (the faster ones).
     """
-    reuse_text_prefixes: bool = True
-    """Keep the rows of finished requests, so that inputs with a common beginning under one prompt share its KV."""
-    reuse_across_tenants: bool = False
-    """Share text also between tenants. The count of cached tokens then reveals parts of other tenants' inputs."""
-    linear_kernel: LinearKernel = "auto"
-    """The kernel of a CPU's matrix products; `auto` measures at load, a name gives the same numbers after a restart."""
     limits: SamplingLimits = LIMITS
     """Limits of one request's parameters."""
-
-    def __post_init__(self) -> None:
-        violations = [
-            FieldViolation(name, f"must be at least {low}, is {getattr(self, name)}")
-            for name, low in (
-                ("max_running", 1),
-                ("max_length", 2),
-                ("max_tokens_per_step", 1),
-                ("kv_cache_bytes", 0),
-                ("prefix_kv_bytes", 0),
-                ("max_waiting", 1),
-                ("max_waiting_tokens", 1),
-            )
-            if getattr(self, name) < low
-        ]
-        if not 0.0 <= self.flush_interval_seconds <= 10.0:
-            violations.append(
-                FieldViolation("flush_interval_seconds", f"must be from 0 to 10, is {self.flush_interval_seconds}")
-            )
-        if violations:
-            raise InvalidInput(violations)

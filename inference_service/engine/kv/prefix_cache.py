@@ -1,19 +1,18 @@
 """Prefixes known to the engine, and the prefix KV of as many as fit into the memory budget.
 
 Knows no rows or requests. The tensors of every known prefix stay in memory. An evicted prefix KV (least recently
-used first) is computed again when a request needs it, in chunks, as the beginning of that request's own input. A
-request needs the prefix KV only in the step in which it starts, which copies it.
+used first) of a soft prompt is computed again when a request needs it, in chunks, as the beginning of that request's
+own input; that of a prefix of keys and values is read again. A request needs the prefix KV only in the step in which it
+starts, which copies it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from inference_service.engine.core.integrity import IntegrityError
-from inference_service.engine.kv.kv_cache import LayerShape, PrefixKV
+from inference_service.engine.kv.key_values import KeyValueReader
+from inference_service.engine.kv.kv_cache import PrefixKV
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed
 from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.prefix import Prefix
@@ -37,9 +36,9 @@ class _Known:
 class PrefixCache:
     """Known prefixes and their KV; used only by the engine's thread, except `num_virtual` and `kv_bytes`."""
 
-    def __init__(self, max_bytes: int, shapes: Sequence[LayerShape] = ()) -> None:
-        """`shapes`: the cache's layers, which a prefix of keys and values must have."""
-        self.max_bytes, self._shapes = max_bytes, list(shapes)
+    def __init__(self, max_bytes: int, reader: KeyValueReader | None = None) -> None:
+        """`reader`: for prefixes of keys and values."""
+        self.max_bytes, self._reader = max_bytes, reader
         self._prefixes: dict[str, _Known] = {}
         self._clock = 0
         self.num_bytes = 0
@@ -69,7 +68,7 @@ class PrefixCache:
         return self._get(prefix_id).prefix
 
     def is_ready(self, prefix_id: str) -> bool:
-        """Whether the prefix KV is in memory."""
+        """Whether the prefix KV is in memory, or in the prefix itself."""
         known = self._prefixes.get(prefix_id)
         return known is not None and (known.kv is not None or isinstance(known.prefix, KeyValuePrefix))
 
@@ -80,16 +79,17 @@ class PrefixCache:
         return 0 if kv is None else kv.num_bytes
 
     def add(self, prefix_id: str, prefix: Prefix) -> None:
-        """Add a prefix; its KV is computed later. Adding the same prefix again does nothing.
+        """Add a prefix; a soft prompt's KV is computed later. Adding the same prefix again does nothing.
 
-        Raises PreconditionFailed for another prefix under the same id.
+        Raises PreconditionFailed for another prefix under the same id, or keys and values of other layers; DamagedBlob
+        if they are not finite.
         """
         known = self._prefixes.get(prefix_id)
         if known is None:
-            kv = _key_values(prefix, self._shapes) if isinstance(prefix, KeyValuePrefix) else None
+            kv = self._read(prefix) if isinstance(prefix, KeyValuePrefix) else None
             self._prefixes[prefix_id] = _Known(prefix)
             if kv is not None:
-                self.keep(prefix_id, kv)
+                self._store(prefix_id, kv)
             return
         if known.prefix is not prefix and not known.prefix.equals(prefix):
             raise PreconditionFailed(f"prefix {prefix_id} is loaded with other content; a version never changes")
@@ -116,6 +116,8 @@ class PrefixCache:
         if known.leaving:
             raise NotFound("soft prompt", prefix_id, "it is being unloaded")
         known.holds += 1
+        if known.kv is None and isinstance(known.prefix, KeyValuePrefix):  # it was evicted
+            self._store(prefix_id, self._read(known.prefix))
 
     def release(self, prefix_id: str) -> bool:
         """End a request's use of the prefix. True if this removed the prefix.
@@ -132,7 +134,7 @@ class PrefixCache:
         """The prefix KV. Raises IntegrityError if it is not in memory; plans of steps must check `is_ready` first."""
         known = self._get(prefix_id)
         if known.kv is None and isinstance(known.prefix, KeyValuePrefix):
-            return _key_values(known.prefix, self._shapes)
+            return self._read(known.prefix)
         if known.kv is None:
             raise IntegrityError(f"a step copies the keys and values of prefix {prefix_id}, which are not computed")
         self._touch(known)
@@ -143,13 +145,7 @@ class PrefixCache:
         """Store a computed prefix KV. Raises DamagedBlob, and stores nothing, if it is not finite."""
         if not kv.finite:
             raise DamagedBlob("the soft prompt gives keys or values that are not finite in this model")
-        known = self._get(prefix_id)
-        self._touch(known)
-        self.num_computed += 1
-        self._drop_kv(known)
-        known.kv, known.proven = kv, True
-        self.num_bytes += kv.num_bytes
-        self._evict(keep=known)
+        self._store(prefix_id, kv)
 
     def check_integrity(self) -> None:
         """Raise IntegrityError if the bookkeeping is inconsistent."""
@@ -166,6 +162,23 @@ class PrefixCache:
     def num_holds(self) -> int:
         """Uses of all prefixes by requests."""
         return sum(known.holds for known in self._prefixes.values())
+
+    def _read(self, prefix: KeyValuePrefix) -> PrefixKV:
+        if self._reader is None:
+            raise PreconditionFailed("this engine takes no prefixes of keys and values")
+        kv = self._reader.read(prefix)
+        if not kv.finite:
+            raise DamagedBlob("the prefix has keys or values that are not finite in this model's dtype")
+        return kv
+
+    def _store(self, prefix_id: str, kv: PrefixKV) -> None:
+        known = self._get(prefix_id)
+        self._touch(known)
+        self.num_computed += 1
+        self._drop_kv(known)
+        known.kv, known.proven = kv, True
+        self.num_bytes += kv.num_bytes
+        self._evict(keep=known)
 
     def _touch(self, known: _Known) -> None:
         self._clock += 1
@@ -191,16 +204,3 @@ class PrefixCache:
         if known is None:
             raise NotFound("soft prompt", prefix_id, "it is not loaded")
         return known
-
-
-def _key_values(prefix: KeyValuePrefix, shapes: Sequence[LayerShape]) -> PrefixKV:
-    """The prefix as the cache stores it: layers of one shape together. Raises PreconditionFailed for other shapes."""
-    pairs = list(zip(prefix.keys, prefix.values, strict=True))
-    found = [LayerShape(key.shape[1], key.shape[2], value.shape[2]) for key, value in pairs]
-    if found != list(shapes):
-        raise PreconditionFailed(f"the prefix has keys and values of {found[0]}, this model's are {shapes[0]}")
-    groups = [[pair for pair, own in zip(pairs, found, strict=True) if own == shape] for shape in dict.fromkeys(found)]
-    keys, values = (
-        [torch.stack([pair[part] for pair in group]).transpose(1, 2) for group in groups] for part in (0, 1)
-    )
-    return PrefixKV(prefix.num_virtual_tokens, tuple(keys), tuple(values))

@@ -971,6 +971,7 @@ class LoadedPrompt(_message.Message):
     LOAD_TIME_FIELD_NUMBER: _builtins.int
     PUBLISH_TO_SERVED_FIELD_NUMBER: _builtins.int
     ACTIVE_REQUESTS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """"prompts/{prompt}/versions/{n}"."""
     digest: _builtins.str
@@ -985,6 +986,8 @@ class LoadedPrompt(_message.Message):
     """Size of its keys and values."""
     active_requests: _builtins.int
     """Number of requests that use it now."""
+    kind: _builtins.str
+    """"PROMPT" or "PREFIX", as in PromptVersion."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Aliases that name it."""
@@ -1010,10 +1013,11 @@ class LoadedPrompt(_message.Message):
         load_time: _timestamp_pb2.Timestamp | None = ...,
         publish_to_served: _duration_pb2.Duration | None = ...,
         active_requests: _builtins.int = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load_time", b"load_time", "publish_to_served", b"publish_to_served"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_requests", b"active_requests", "aliases", b"aliases", "digest", b"digest", "load_time", b"load_time", "num_virtual_tokens", b"num_virtual_tokens", "prefix_kv_bytes", b"prefix_kv_bytes", "publish_to_served", b"publish_to_served", "reason", b"reason", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_requests", b"active_requests", "aliases", b"aliases", "digest", b"digest", "kind", b"kind", "load_time", b"load_time", "num_virtual_tokens", b"num_virtual_tokens", "prefix_kv_bytes", b"prefix_kv_bytes", "publish_to_served", b"publish_to_served", "reason", b"reason", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

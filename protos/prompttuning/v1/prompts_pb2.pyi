@@ -168,6 +168,7 @@ class PromptVersion(_message.Message):
     GATE_FIELD_NUMBER: _builtins.int
     COMPARISONS_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"prompts/{prompt}/versions/{n}"."""
     digest: _builtins.str
@@ -186,6 +187,10 @@ class PromptVersion(_message.Message):
     """Why its gate allowed the publication, with the numbers; empty for an import."""
     verdict: _builtins.str
     """Which rivals it beats and which it doesn't, in words."""
+    kind: _builtins.str
+    """What it puts before every input: "PROMPT", a soft prompt (embeddings of virtual tokens), or "PREFIX", keys and values
+    of each layer. Empty from servers that know soft prompts only.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was published."""
@@ -245,10 +250,11 @@ class PromptVersion(_message.Message):
         gate: _builtins.str = ...,
         comparisons: _abc.Iterable[_common_pb2.Comparison] | None = ...,
         verdict: _builtins.str = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "create_time", b"create_time", "recipe", b"recipe", "sampling_defaults", b"sampling_defaults", "template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "comparisons", b"comparisons", "create_time", b"create_time", "digest", b"digest", "gate", b"gate", "job", b"job", "labels", b"labels", "metrics", b"metrics", "name", b"name", "num_virtual_tokens", b"num_virtual_tokens", "parent", b"parent", "recipe", b"recipe", "revision", b"revision", "sampling_defaults", b"sampling_defaults", "size_bytes", b"size_bytes", "template", b"template", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "comparisons", b"comparisons", "create_time", b"create_time", "digest", b"digest", "gate", b"gate", "job", b"job", "kind", b"kind", "labels", b"labels", "metrics", b"metrics", "name", b"name", "num_virtual_tokens", b"num_virtual_tokens", "parent", b"parent", "recipe", b"recipe", "revision", b"revision", "sampling_defaults", b"sampling_defaults", "size_bytes", b"size_bytes", "template", b"template", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -645,6 +651,7 @@ class ImportHeader(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """Prompt name; its next version is published."""
     base_model: _builtins.str
@@ -653,6 +660,10 @@ class ImportHeader(_message.Message):
     """Alias that is moved to the new version. Empty: "default". "-": none."""
     request_id: _builtins.str
     """A unique key that the caller chooses: repeating it returns the version that the first call created."""
+    kind: _builtins.str
+    """What the matrix of another program's file is: "PROMPT", embeddings of virtual tokens, or "PREFIX", keys and values of
+    each layer. Empty: found by its width. Ignored if the file is a blob of a version.
+    """
     @_builtins.property
     def template(self) -> _common_pb2.Template:
         """How inputs are rendered; ignored if the file is a blob of a version."""
@@ -670,10 +681,11 @@ class ImportHeader(_message.Message):
         labels: _abc.Iterable[_builtins.str] | None = ...,
         alias: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "base_model", b"base_model", "labels", b"labels", "prompt", b"prompt", "request_id", b"request_id", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "base_model", b"base_model", "kind", b"kind", "labels", b"labels", "prompt", b"prompt", "request_id", b"request_id", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -945,12 +957,15 @@ class VersionStatus(_message.Message):
     SERVED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     SERVED_BY_ALL_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """"prompts/{prompt}/versions/{n}"."""
     num_replicas: _builtins.int
     """Number of live replicas that have its base model and therefore should serve it."""
     served_by_all: _builtins.bool
     """At least one live replica has its base model, and all such replicas serve it."""
+    kind: _builtins.str
+    """As in PromptVersion."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Aliases that name it."""
@@ -972,10 +987,11 @@ class VersionStatus(_message.Message):
         served: _abc.Iterable[Global___ReplicaServing] | None = ...,
         refused: _abc.Iterable[Global___ReplicaRefusal] | None = ...,
         served_by_all: _builtins.bool = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "num_replicas", b"num_replicas", "refused", b"refused", "served", b"served", "served_by_all", b"served_by_all", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "kind", b"kind", "num_replicas", b"num_replicas", "refused", b"refused", "served", b"served", "served_by_all", b"served_by_all", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

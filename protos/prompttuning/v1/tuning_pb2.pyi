@@ -110,6 +110,30 @@ REPARAMETERISATION_RESIDUAL: Reparameterisation.ValueType  # 2
 """Also train a small residual network over the matrix."""
 Global___Reparameterisation: _TypeAlias = Reparameterisation  # noqa: Y015
 
+class _PrefixKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PrefixKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PrefixKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PREFIX_KIND_UNSPECIFIED: _PrefixKind.ValueType  # 0
+    """The recipe chooses."""
+    PREFIX_KIND_PROMPT: _PrefixKind.ValueType  # 1
+    """A soft prompt: embeddings of virtual tokens."""
+    PREFIX_KIND_PREFIX: _PrefixKind.ValueType  # 2
+    """Keys and values of each layer: more to learn, larger files, faster steps."""
+
+class PrefixKind(_PrefixKind, metaclass=_PrefixKindEnumTypeWrapper):
+    """What a job trains."""
+
+PREFIX_KIND_UNSPECIFIED: PrefixKind.ValueType  # 0
+"""The recipe chooses."""
+PREFIX_KIND_PROMPT: PrefixKind.ValueType  # 1
+"""A soft prompt: embeddings of virtual tokens."""
+PREFIX_KIND_PREFIX: PrefixKind.ValueType  # 2
+"""Keys and values of each layer: more to learn, larger files, faster steps."""
+Global___PrefixKind: _TypeAlias = PrefixKind  # noqa: Y015
+
 class _LearningRateSchedule:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -414,6 +438,7 @@ class Hyperparameters(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     SEARCH_FIELD_NUMBER: _builtins.int
     CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     num_virtual_tokens: _builtins.int
     """Number of virtual tokens, from 1 to the limit in GetServiceInfo."""
     reparameterisation: Global___Reparameterisation.ValueType
@@ -448,6 +473,8 @@ class Hyperparameters(_message.Message):
     """Seed of initial values, shuffling and splitting."""
     search: _builtins.bool
     """First try several learning rates and initial values, and continue with the best by held-out score."""
+    kind: Global___PrefixKind.ValueType
+    """Whether a soft prompt or a prefix of keys and values is trained."""
     @_builtins.property
     def init(self) -> Global___PromptInit:
         """Initial values of the prompt."""
@@ -478,10 +505,11 @@ class Hyperparameters(_message.Message):
         seed: _builtins.int | None = ...,
         search: _builtins.bool | None = ...,
         class_weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        kind: Global___PrefixKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_balance_classes", b"_balance_classes", "_batch_size", b"_batch_size", "_early_stop_patience", b"_early_stop_patience", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "_num_epochs", b"_num_epochs", "_num_steps", b"_num_steps", "_num_virtual_tokens", b"_num_virtual_tokens", "_search", b"_search", "_seed", b"_seed", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "balance_classes", b"balance_classes", "batch_size", b"batch_size", "early_stop_patience", b"early_stop_patience", "evaluation_interval_steps", b"evaluation_interval_steps", "init", b"init", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "num_epochs", b"num_epochs", "num_steps", b"num_steps", "num_virtual_tokens", b"num_virtual_tokens", "search", b"search", "seed", b"seed", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_balance_classes", b"_balance_classes", "_batch_size", b"_batch_size", "_early_stop_patience", b"_early_stop_patience", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "_num_epochs", b"_num_epochs", "_num_steps", b"_num_steps", "_num_virtual_tokens", b"_num_virtual_tokens", "_search", b"_search", "_seed", b"_seed", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "balance_classes", b"balance_classes", "batch_size", b"batch_size", "class_weights", b"class_weights", "early_stop_patience", b"early_stop_patience", "evaluation_interval_steps", b"evaluation_interval_steps", "init", b"init", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "metric", b"metric", "num_epochs", b"num_epochs", "num_steps", b"num_steps", "num_virtual_tokens", b"num_virtual_tokens", "reparameterisation", b"reparameterisation", "schedule", b"schedule", "search", b"search", "seed", b"seed", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_balance_classes", b"_balance_classes", "_batch_size", b"_batch_size", "_early_stop_patience", b"_early_stop_patience", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "_num_epochs", b"_num_epochs", "_num_steps", b"_num_steps", "_num_virtual_tokens", b"_num_virtual_tokens", "_search", b"_search", "_seed", b"_seed", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "balance_classes", b"balance_classes", "batch_size", b"batch_size", "class_weights", b"class_weights", "early_stop_patience", b"early_stop_patience", "evaluation_interval_steps", b"evaluation_interval_steps", "init", b"init", "kind", b"kind", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "metric", b"metric", "num_epochs", b"num_epochs", "num_steps", b"num_steps", "num_virtual_tokens", b"num_virtual_tokens", "reparameterisation", b"reparameterisation", "schedule", b"schedule", "search", b"search", "seed", b"seed", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__balance_classes: _TypeAlias = _typing.Literal["balance_classes"]  # noqa: Y015
     _WhichOneofArgType__balance_classes: _TypeAlias = _typing.Literal["_balance_classes", b"_balance_classes"]  # noqa: Y015

@@ -47,13 +47,13 @@ def completions(num: int, ids: tuple[int, ...] = IDS, prefix_id: str | None = No
 def test_the_input_is_computed_once(paged: bool, reuse: bool, ids: tuple[int, ...]) -> None:
     base = tiny_base()
     engine = Engine.from_base_model(
-        base, small_config(paged=paged, reuse_text_prefixes=reuse, max_tokens_per_step=16, max_running=4)
+        base, small_config(paged=paged, text_reuse="tenant" if reuse else "off", max_tokens_per_step=16, max_running=4)
     )
     engine.load_prefix("p", soft_prompt(base))
     alone = [run_one(engine, ids, request.sampling, "p").token_ids for request in completions(4)]
     fresh = Engine.from_base_model(
         base := tiny_base(),
-        small_config(paged=paged, reuse_text_prefixes=reuse, max_tokens_per_step=16, max_running=4),
+        small_config(paged=paged, text_reuse="tenant" if reuse else "off", max_tokens_per_step=16, max_running=4),
     )
     fresh.load_prefix("p", soft_prompt(base))
     fresh.observer = counting = Counting()

@@ -32,13 +32,14 @@ from tests.inference_service.engine.builders import small_config
 from tests.inference_service.prompts.fakes import NullPromptObserver
 from tests.inference_service.replica import blob, matrix, publish, until
 from tests.inference_service.test_proof_rpc import golden_of
+from tests.tiny_models import FLOAT32
 
 
 class Bench:
     """A replica's loading without a server: the real engine, loader, registry and heartbeat over a real store."""
 
     def __init__(self, model_dir: Path, directory: Path) -> None:
-        base = base_model.load(model_dir, dtype="float32", device="cpu")
+        base = base_model.load(model_dir, FLOAT32)
         self.store: PromptStore = open_store(str(directory / "store"))
         self.engine = AsyncEngine(Engine.from_base_model(base, small_config()))
         self.registry = PromptRegistry(PrefixUnloader(self.engine))
@@ -221,7 +222,7 @@ async def test_memory_that_is_short_now_is_tried_again(
 async def test_blobs_that_hang_hold_their_places_once_and_others_load(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench.loader._fetch_seconds = 0.2
+    monkeypatch.setattr(bench.loader, "_seconds_to_fetch", lambda record: 0.2)
     hanging = [bench.publish(seed, prompt=f"hanging-{seed}") for seed in range(2, 6)]
     sound = bench.publish(1, prompt="sound")
     released, fetch, asked = threading.Event(), bench.store.fetch, list[str]()

@@ -16,8 +16,9 @@ from transformers import GPT2Config, MambaConfig, PreTrainedConfig, T5Config
 
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.model import fingerprint
-from shared.model.base_model import DType, check_supported, default_id, inspect, load, pick_device, pick_dtype, resolve
-from tests.tiny_models import LLAMA_SHAPE, VOCAB_SIZE, save_tiny_llama, save_tiny_model
+from shared.model.base_model import check_supported, default_id, inspect, load, pick_device, pick_dtype, resolve
+from shared.model.options import DType, ModelOptions
+from tests.tiny_models import FLOAT32, LLAMA_SHAPE, VOCAB_SIZE, save_tiny_llama, save_tiny_model
 
 CACHE = ".softprompt-fingerprint.json"
 
@@ -147,13 +148,13 @@ def test_a_folder_that_cannot_be_written_to(model_dir: Path, monkeypatch: pytest
 
 
 def test_loading_gives_a_frozen_model(model_dir: Path) -> None:
-    model = load(model_dir, dtype="float32", device="cpu")
+    model = load(model_dir, FLOAT32)
     assert model.embedding_table.shape == (261, 64)
     assert not any(parameter.requires_grad for parameter in model.model.parameters())
     assert not model.model.training
     assert model.stop_token_ids == {1}
     assert (model.device.type, model.dtype) == ("cpu", torch.float32)
-    assert load(model_dir, dtype="bfloat16", device="cpu").embedding_table.dtype == torch.bfloat16
+    assert load(model_dir, ModelOptions(dtype="bfloat16", device="cpu")).embedding_table.dtype == torch.bfloat16
 
 
 def test_weights_in_parts_are_hashed_whole(tmp_path: Path) -> None:
@@ -248,12 +249,12 @@ def test_a_model_without_fused_attention_loads_with_the_one_it_has(kind: str, tm
         else {**LLAMA_SHAPE, "head_dim": 16}
     )
     save_tiny_model(tmp_path / kind, kind, **{**shape, "vocab_size": VOCAB_SIZE})
-    assert load(tmp_path / kind, dtype="float32", device="cpu").info.id == kind
+    assert load(tmp_path / kind, FLOAT32).info.id == kind
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_loads(model_dir: Path, dtype: DType) -> None:
-    assert load(model_dir, dtype=dtype, device="cpu").embedding_table.dtype == getattr(torch, dtype)
+    assert load(model_dir, ModelOptions(dtype=dtype, device="cpu")).embedding_table.dtype == getattr(torch, dtype)
 
 
 def test_a_hub_cache_of_links_loads_under_its_repositorys_name(model_dir: Path, tmp_path: Path) -> None:
@@ -266,11 +267,11 @@ def test_a_hub_cache_of_links_loads_under_its_repositorys_name(model_dir: Path, 
     for number, file in enumerate(sorted(model_dir.iterdir())):
         shutil.copy(file, blobs / str(number))
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
-    assert load(snapshot, device="cpu").info.id == "tiny-chat"
+    assert load(snapshot, ModelOptions(device="cpu")).info.id == "tiny-chat"
     assert inspect(snapshot).fingerprint == inspect(model_dir).fingerprint
     (blobs / "0").unlink()
     with pytest.raises(Unavailable, match=r"tiny-chat.*link to a file that is gone"):
-        load(snapshot, device="cpu")
+        load(snapshot, ModelOptions(device="cpu"))
 
 
 def test_pickled_weights_are_refused_in_a_sentence(model_dir: Path) -> None:
@@ -281,10 +282,10 @@ def test_pickled_weights_are_refused_in_a_sentence(model_dir: Path) -> None:
 
 def test_shards_load_and_a_missing_one_is_named(tmp_path: Path) -> None:
     directory = save_tiny_llama(tmp_path / "whole")
-    model = load(directory, dtype="float32", device="cpu").model
+    model = load(directory, FLOAT32).model
     shutil.copytree(directory, tmp_path / "parts", ignore=shutil.ignore_patterns("model.safetensors", CACHE))
     model.save_pretrained(tmp_path / "parts", max_shard_size="100KB")
-    loaded = load(tmp_path / "parts", dtype="float32", device="cpu").model
+    loaded = load(tmp_path / "parts", FLOAT32).model
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     shard = sorted((tmp_path / "parts").glob("*-of-*.safetensors"))[1]
     shard.unlink()
@@ -293,13 +294,13 @@ def test_shards_load_and_a_missing_one_is_named(tmp_path: Path) -> None:
 
 
 def test_tied_weights_stay_tied_and_absent_ones_are_not_made_up(model_dir: Path, tmp_path: Path) -> None:
-    tied = load(save_tiny_llama(tmp_path / "tied", tie_word_embeddings=True), device="cpu").model
+    tied = load(save_tiny_llama(tmp_path / "tied", tie_word_embeddings=True), ModelOptions(device="cpu")).model
     assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
     weights = load_file(model_dir / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, model_dir / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(PreconditionFailed, match=r"lacks 1 of the weights .* model\.layers\.1\.mlp\.up_proj\.weight"):
-        load(model_dir, device="cpu")
+        load(model_dir, ModelOptions(device="cpu"))
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "unheard-of"])
@@ -311,11 +312,11 @@ def test_a_quantised_model_that_this_installation_cannot_load_is_refused_by_name
     with pytest.raises(
         PreconditionFailed, match=rf"^tiny-llama is quantised \({method}\) and can't be loaded here: [^\n]+$"
     ):
-        load(model_dir, device="cpu")
+        load(model_dir, ModelOptions(device="cpu"))
 
 
 def test_block_scaled_float8_weights_are_what_they_mean(model_dir: Path) -> None:
-    plain = load(model_dir, dtype="float32", device="cpu").model
+    plain = load(model_dir, FLOAT32).model
     weights = load_file(model_dir / "model.safetensors")
     for name in [name for name in weights if name.endswith("_proj.weight")]:
         scale = weights[name].abs().max() / 448
@@ -326,7 +327,7 @@ def test_block_scaled_float8_weights_are_what_they_mean(model_dir: Path) -> None
     method = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": method}))
     ids = torch.arange(5, 15)[None]
-    expected, found = (model(ids).logits for model in (plain, load(model_dir, dtype="float32", device="cpu").model))
+    expected, found = (model(ids).logits for model in (plain, load(model_dir, FLOAT32).model))
     assert (found - expected).norm() < 0.1 * expected.norm()
 
 
@@ -339,6 +340,11 @@ def test_length_dependent_positions_are_used_where_the_model_does_not_change_the
         original_max_position_embeddings=32,
         rope_parameters={**rope, "original_max_position_embeddings": 32},
     )
-    assert load(longrope, device="cpu").info.max_positions == 32
+    assert load(longrope, ModelOptions(device="cpu")).info.max_positions == 32
     dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
-    assert load(save_tiny_llama(tmp_path / "dynamic", rope_parameters=dynamic), device="cpu").info.max_positions == 512
+    assert (
+        load(
+            save_tiny_llama(tmp_path / "dynamic", rope_parameters=dynamic), ModelOptions(device="cpu")
+        ).info.max_positions
+        == 512
+    )

@@ -8,7 +8,9 @@ import torch
 
 from shared.model.base_model import BaseModelInfo
 from shared.prompt.blob import encode_blob
+from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.manifest import GoldenRecord, Manifest
+from shared.prompt.prefix import Prefix, PrefixKind
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.text.template import Template
 
@@ -32,6 +34,22 @@ def soft_prompt(seed: int = 0, num_virtual_tokens: int = 4, hidden_size: int = 8
     return SoftPrompt(torch.randn(num_virtual_tokens, hidden_size, generator=torch.Generator().manual_seed(seed)))
 
 
+def key_values(
+    seed: int = 0, num_virtual_tokens: int = 4, num_layers: int = 2, heads: int = 1, width: int = 4
+) -> KeyValuePrefix:
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = (
+        tuple(torch.randn(num_virtual_tokens, heads, width, generator=generator) for _ in range(num_layers))
+        for _ in range(2)
+    )
+    return KeyValuePrefix(keys, values)
+
+
+def prefix_of(kind: PrefixKind, seed: int = 0) -> Prefix:
+    """A prefix of any kind for `manifest(kind=kind)`."""
+    return soft_prompt(seed) if kind is PrefixKind.PROMPT else key_values(seed).rounded()
+
+
 def manifest(
     prompt: str = "support-tone", num_virtual_tokens: int = 4, hidden_size: int = 8, **fields: Any
 ) -> Manifest:
@@ -53,6 +71,6 @@ def manifest(
     return Manifest(**{**values, **fields})
 
 
-def make_blob(prompt: str = "support-tone", seed: int = 0) -> bytes:
+def make_blob(prompt: str = "support-tone", seed: int = 0, kind: PrefixKind = PrefixKind.PROMPT) -> bytes:
     """A version's bytes; another seed, another digest."""
-    return encode_blob(soft_prompt(seed), manifest(prompt))
+    return encode_blob(prefix_of(kind, seed), manifest(prompt, kind=kind))

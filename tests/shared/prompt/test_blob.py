@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,19 @@ from shared.prompt.blob import (
     digest_of,
     encode_blob,
 )
+from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.manifest import GoldenRecord, Manifest, parse_timestamp, utc_now
+from shared.prompt.prefix import PrefixKind
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.text.template import Template
 from shared.values.enums import TemplateFormat
-from tests.shared.prompt.blobs import base_model_info, manifest, soft_prompt
+from tests.shared.prompt.blobs import base_model_info, key_values, make_blob, manifest, prefix_of, soft_prompt
 
 BLOB = encode_blob(soft_prompt(), manifest())
+BLOBS = {kind: make_blob(kind=kind) for kind in PrefixKind}
+KEY_VALUES = BLOBS[PrefixKind.PREFIX]
+FIRST = {PrefixKind.PROMPT: "prompt_embeddings", PrefixKind.PREFIX: "layers.0.key"}
+by_kind = pytest.mark.parametrize("kind", list(PrefixKind))
 NUM_DATA_BYTES = 4 * 8 * 4
 
 
@@ -48,20 +55,31 @@ def join(header: object, data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-def with_tensor(**fields: Any) -> bytes:
-    header, data = split(BLOB)
-    header["prompt_embeddings"] |= fields
+def with_tensor(kind: PrefixKind = PrefixKind.PROMPT, **fields: Any) -> bytes:
+    header, data = split(BLOBS[kind])
+    header[FIRST[kind]] |= fields
     return join(header, data)
 
 
-def with_manifest(**fields: Any) -> bytes:
-    header, data = split(BLOB)
+def with_manifest(of: PrefixKind = PrefixKind.PROMPT, **fields: Any) -> bytes:
+    header, data = split(BLOBS[of])
     header["__metadata__"]["manifest"] = json.dumps(json.loads(header["__metadata__"]["manifest"]) | fields)
     return join(header, data)
 
 
 def matrix_of(blob: PromptBlob) -> torch.Tensor:
     return blob.prefix.tensors()["prompt_embeddings"]
+
+
+def without_tensor(name: str) -> bytes:
+    header, data = split(KEY_VALUES)
+    del header[name]
+    return join(header, data)
+
+
+def in_other_order() -> bytes:
+    header, data = split(KEY_VALUES)
+    return join(dict(sorted(header.items(), reverse=True)), data)
 
 
 class TestRoundTrip:
@@ -72,12 +90,28 @@ class TestRoundTrip:
         )
         assert digest_of(zeros) == "sha256:4d8ea5ed11e9d4152b99608f70f70c390eca534c68485c57f9aa24c734b9be5b"
 
-    def test_everything_comes_back(self) -> None:
-        blob = decode_blob(BLOB)
-        assert torch.equal(matrix_of(blob), soft_prompt().embeddings)
-        assert blob.manifest == manifest()
-        assert blob.digest == digest_of(BLOB) == "sha256:" + hashlib.sha256(BLOB).hexdigest()
-        assert encode_blob(blob.prefix, blob.manifest) == BLOB, "the same content has the same digest"
+    def test_the_bytes_of_keys_and_values_never_change(self) -> None:
+        keys, values = ((torch.full((4, 1, 4), number),) * 2 for number in (0.5, -0.25))
+        made = manifest(kind=PrefixKind.PREFIX, template=Template("Say: {input}", TemplateFormat.TEXT))
+        halves = encode_blob(KeyValuePrefix(keys, values), made)
+        assert digest_of(halves) == "sha256:b22cd3e2b41f899dd8896ab906820e5eab9417d3e9acccdb31577427e62b44c5"
+
+    @by_kind
+    def test_everything_comes_back(self, kind: PrefixKind) -> None:
+        blob, data = decode_blob(BLOBS[kind]), BLOBS[kind]
+        assert blob.prefix.equals(prefix_of(kind))
+        assert blob.manifest == manifest(kind=kind)
+        assert blob.digest == digest_of(data) == "sha256:" + hashlib.sha256(data).hexdigest()
+        assert encode_blob(blob.prefix, blob.manifest) == data, "the same content has the same digest"
+
+    def test_bfloat16_numbers_take_two_bytes_and_others_four(self) -> None:
+        """Nothing is lost in either case."""
+        exact = key_values(num_virtual_tokens=4)
+        for prefix, item_bytes in ((exact, 4), (exact.rounded(), 2)):
+            blob = encode_blob(prefix, manifest(kind=PrefixKind.PREFIX))
+            assert len(split(blob)[1]) == item_bytes * 2 * 2 * 4 * 4
+            assert decode_blob(blob).prefix.equals(prefix)
+        assert not exact.equals(exact.rounded())
 
     def test_safetensors_reads_it(self, tmp_path: Path) -> None:
         path = tmp_path / "adapter_model.safetensors"
@@ -86,6 +120,11 @@ class TestRoundTrip:
         with safe_open(path, framework="pt") as file:
             assert list(file.keys()) == ["prompt_embeddings"]
             assert file.metadata()["format"] == "pt"
+        path.write_bytes(KEY_VALUES)
+        loaded = load_file(path)
+        assert {tensor.dtype for tensor in loaded.values()} == {torch.bfloat16}
+        expected = prefix_of(PrefixKind.PREFIX).tensors()
+        assert all(torch.equal(tensor.float(), expected[name]) for name, tensor in loaded.items())
 
     def test_text_of_any_kind_survives(self) -> None:
         awkward = manifest(
@@ -110,6 +149,24 @@ class TestWriting:
     def test_another_shape_than_the_manifest_says(self) -> None:
         with pytest.raises(InvalidInput, match="manifest"):
             encode_blob(soft_prompt(num_virtual_tokens=5), manifest())
+        for prefix in (key_values(num_virtual_tokens=5), key_values(num_layers=3), soft_prompt()):
+            with pytest.raises(InvalidInput, match="manifest"):
+                encode_blob(prefix, manifest(kind=PrefixKind.PREFIX))
+
+    def test_too_many_bytes(self) -> None:
+        """The limit is by kind: keys and values take more than embeddings."""
+        assert KeyValuePrefix.max_bytes == MAX_BLOB_BYTES == 4 * SoftPrompt.max_bytes
+        layer = torch.zeros(1024, 64, 1024)
+        large = KeyValuePrefix((layer,), (layer,))
+        with pytest.raises(InvalidInput, match="a PREFIX may take 268435456"):
+            encode_blob(
+                large,
+                manifest(
+                    kind=PrefixKind.PREFIX,
+                    num_virtual_tokens=1024,
+                    base_model=replace(base_model_info(), num_layers=1),
+                ),
+            )
 
     def test_a_manifest_too_large_to_be_read_back(self) -> None:
         with pytest.raises(InvalidInput, match="manifest"):
@@ -147,6 +204,7 @@ class TestWriting:
 
 
 HEADER, DATA = split(BLOB)
+INFO = json.dumps(json.loads(HEADER["__metadata__"]["manifest"])["base_model"])
 
 
 @pytest.mark.parametrize(
@@ -187,6 +245,24 @@ HEADER, DATA = split(BLOB)
         "shape turned": (with_tensor(shape=[8, 4]), "the manifest says"),
         "offsets beyond the end": (with_tensor(data_offsets=[0, NUM_DATA_BYTES + 4]), "follow the header"),
         "offsets inside the header": (with_tensor(data_offsets=[-8, NUM_DATA_BYTES - 8]), "follow the header"),
+        "keys and values in float16": (with_tensor(PrefixKind.PREFIX, dtype="F16"), "must be F32 or BF16, not 'F16'"),
+        "keys and values of two dtypes": (with_tensor(PrefixKind.PREFIX, dtype="F32"), "the same dtype"),
+        "a matrix instead of keys": (with_manifest(kind="PREFIX"), "layers.0.key"),
+        "keys and values instead of a matrix": (with_manifest(PrefixKind.PREFIX, kind="PROMPT"), "must be F32"),
+        "a layer missing": (without_tensor("layers.1.value"), "of 2 layers; holds 3"),
+        "layers in another order": (in_other_order(), "layers.0.key, layers.0.value, layers.1.key"),
+        "a key without heads": (with_tensor(PrefixKind.PREFIX, shape=[4, 4]), "is not .num_virtual_tokens, kv_heads"),
+        "heads and width turned": (with_tensor(PrefixKind.PREFIX, shape=[4, 4, 1]), "keys of 4 heads and values of 1"),
+        "a position less": (with_tensor(PrefixKind.PREFIX, shape=[3, 1, 4]), "has 3 positions"),
+        "keys of another product": (with_tensor(PrefixKind.PREFIX, shape=[4, 1, 5]), "follow the header"),
+        "more layers than there can be": (
+            with_manifest(PrefixKind.PREFIX, base_model={**json.loads(INFO), "num_layers": 10**15}),
+            "of 1000000000000000 layers",
+        ),
+        "no layers": (
+            with_manifest(PrefixKind.PREFIX, base_model={**json.loads(INFO), "num_layers": 0}),
+            "of 0 layers",
+        ),
         "manifest of a newer format": (with_manifest(format=2, novelty=1), "format 2; this build reads up to 1"),
         "manifest of an unknown kind": (with_manifest(kind="TUNED"), "kind"),
         "manifest with something else": (with_manifest(novelty=1), "novelty"),
@@ -210,19 +286,26 @@ def test_values_that_are_not_finite(value: float) -> None:
     matrix[2, 3] = value
     with pytest.raises(DamagedBlob, match="finite"):
         decode_blob(join(HEADER, matrix.numpy().tobytes()))
+    header, data = split(KEY_VALUES)
+    with pytest.raises(DamagedBlob, match="finite"):
+        decode_blob(join(header, torch.tensor([value]).bfloat16().view(torch.uint8).numpy().tobytes() + data[2:]))
 
 
 def test_too_large_is_refused_by_its_length_alone() -> None:
     with pytest.raises(DamagedBlob, match="at most"):
         decode_blob(bytes(MAX_BLOB_BYTES + 1))
+    with pytest.raises(DamagedBlob, match="a PROMPT takes at most 67108864"):
+        decode_blob(BLOB + bytes(SoftPrompt.max_bytes))
 
 
-def test_a_single_flipped_bit_changes_the_digest_or_is_refused() -> None:
-    for position in range(0, len(BLOB), 7):
-        flipped = bytearray(BLOB)
+@by_kind
+def test_a_single_flipped_bit_changes_the_digest_or_is_refused(kind: PrefixKind) -> None:
+    data = BLOBS[kind]
+    for position in range(0, len(data), 7):
+        flipped = bytearray(data)
         flipped[position] ^= 1
         blob = _decoded(bytes(flipped))
-        assert blob is None or blob.digest != digest_of(BLOB)
+        assert blob is None or blob.digest != digest_of(data)
 
 
 json_values = st.recursive(
@@ -240,13 +323,13 @@ json_values = st.recursive(
 pairs = st.lists(st.integers(-1, 2**64), max_size=3)
 tensors = st.fixed_dictionaries(
     {
-        "dtype": st.just("F32") | json_values,
+        "dtype": st.sampled_from(["F32", "BF16"]) | json_values,
         "shape": st.lists(st.integers(-1, 2**64), max_size=3) | json_values,
         "data_offsets": json_values,
     }
 )
 headers = st.dictionaries(
-    st.sampled_from(["__metadata__", "prompt_embeddings", "other"]), tensors | json_values, max_size=3
+    st.sampled_from(["__metadata__", "prompt_embeddings", "layers.0.key", "other"]), tensors | json_values, max_size=3
 )
 
 
@@ -264,26 +347,33 @@ def test_fuzzed_headers(header: dict[str, Any], data: bytes) -> None:
     assert _decoded(join(header, data)) is None
 
 
-@settings(max_examples=400, deadline=None)
+@by_kind
+@settings(max_examples=300, deadline=None)
 @given(fields=st.dictionaries(st.sampled_from(sorted(Manifest.model_fields)), json_values, min_size=1, max_size=3))
-def test_fuzzed_manifests(fields: dict[str, Any]) -> None:
-    blob = _decoded(with_manifest(**fields))
+def test_fuzzed_manifests(kind: PrefixKind, fields: dict[str, Any]) -> None:
+    blob = _decoded(with_manifest(kind, **fields))
     assert blob is None or blob.manifest.hidden_size == 8
 
 
-@settings(max_examples=400, deadline=None)
-@given(position=st.integers(0, len(BLOB) - 1), patch=st.binary(min_size=1, max_size=16), cut=st.integers(0, len(BLOB)))
-@example(position=0, patch=b"\xff" * 8, cut=len(BLOB))
-def test_fuzzed_bytes(position: int, patch: bytes, cut: int) -> None:
-    blob = _decoded((BLOB[:position] + patch + BLOB[position + len(patch) :])[:cut])
-    assert blob is None or bool(torch.isfinite(matrix_of(blob)).all())
+@by_kind
+@settings(max_examples=300, deadline=None)
+@given(position=st.integers(0, 4000), patch=st.binary(min_size=1, max_size=16), cut=st.integers(0, 4000))
+@example(position=0, patch=b"\xff" * 8, cut=4000)
+def test_fuzzed_bytes(kind: PrefixKind, position: int, patch: bytes, cut: int) -> None:
+    data = BLOBS[kind]
+    position %= len(data)
+    blob = _decoded((data[:position] + patch + data[position + len(patch) :])[:cut])
+    assert blob is None or all(bool(torch.isfinite(tensor).all()) for tensor in blob.prefix.tensors().values())
 
 
 def test_hostile_headers_take_no_memory() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for shape in ([1024, 65536], [1 << 40, 1], [1, 1 << 40]):
+    for kind, shape in (
+        *((PrefixKind.PROMPT, shape) for shape in ([1024, 65536], [1 << 40, 1], [1, 1 << 40])),
+        *((PrefixKind.PREFIX, shape) for shape in ([1024, 1024, 4096], [4, 1024, 4096], [1 << 40, 1, 1])),
+    ):
         for claimed in (0, 1 << 62):
-            _decoded(with_tensor(shape=shape, data_offsets=[0, claimed]))
+            _decoded(with_tensor(kind, shape=shape, data_offsets=[0, claimed]))
     for header in (
         b"[" * MAX_HEADER_BYTES,
         b'{"a":' * (MAX_HEADER_BYTES // 5),

@@ -19,6 +19,7 @@ KINDS = {
     tuning_pb2.TooLong.DESCRIPTOR: enums.TooLong,
     tuning_pb2.PromptInit.Method.DESCRIPTOR: enums.InitMethod,
     tuning_pb2.Reparameterisation.DESCRIPTOR: enums.Reparameterisation,
+    tuning_pb2.PrefixKind.DESCRIPTOR: enums.PrefixKind,
     tuning_pb2.LearningRateSchedule.DESCRIPTOR: enums.LearningRateSchedule,
     tuning_pb2.Metric.DESCRIPTOR: enums.Metric,
     tuning_pb2.TuningJob.State.DESCRIPTOR: enums.JobState,

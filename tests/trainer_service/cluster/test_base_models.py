@@ -17,7 +17,8 @@ from tests.trainer_service.builders import effective_spec, spec
 from tests.trainer_service.cluster.conftest import SharedCluster
 from tests.trainer_service.cluster.test_ray_faults import pids_of
 from tests.trainer_service.job_service import AdmitAll, Service
-from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
+from trainer_service.cluster.ray_pool import RayPool
+from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.jobs.model import EffectiveSpec, StoredSpec
 from trainer_service.jobs.states import JobState
 
@@ -35,7 +36,7 @@ async def test_jobs_share_the_worker_of_their_model_which_then_makes_way(
 ) -> None:
     monkeypatch.setattr(job_service, "AdmitAll", AdmitByModel)
     models = {"tiny": str(tiny_model_dir), "other": str(save_tiny_llama(tmp_path / "other"))}
-    pool = RayPool(ray_cluster, RayPoolConfig(models, dtype="float32", device="cpu", checkpoint_seconds=0.2))
+    pool = RayPool(ray_cluster, models, WorkerSettings(dtype="float32", device="cpu", checkpoint_seconds=0.2))
     service = Service(tmp_path, effective_spec(base_model.inspect(tiny_model_dir, id="tiny")))
     manager = await service.start(pool, max_workers=1, worker_idle_seconds=0.5)
     seen = set[int]()

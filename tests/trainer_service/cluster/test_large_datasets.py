@@ -23,7 +23,8 @@ from tests.trainer_service.conftest import running_trainer
 from tests.trainer_service.requests import create_job
 from tests.waiting import until
 from trainer_service.cluster.node_datasets import cache_directory
-from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig, RayWorker
+from trainer_service.cluster.ray_pool import RayPool, RayWorker
+from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.config import TrainerSettings
 from trainer_service.training.events import DatasetFile, Started, TaskData, TrainingTask
 
@@ -69,7 +70,7 @@ async def test_the_event_loop_runs_on_while_a_dataset_of_100_mb_goes_to_a_worker
     assert large.stat().st_size > 100 << 20
     limits = {"max_dataset_bytes": 256 << 20, "max_examples": NUM_LINES, "dataset_roots": (str(large.parent),)}
     pool = RayPool(
-        ray_cluster, RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", cpus_per_worker=1)
+        ray_cluster, {"tiny": str(tiny_model_dir)}, WorkerSettings(dtype="float32", device="cpu", cpus_per_worker=1)
     )
     async with (
         running_trainer(settings.model_copy(update=limits), lambda settings: pool) as trainer,
@@ -121,7 +122,7 @@ async def test_a_node_without_the_trainers_disk_gets_the_bytes_once(
     ray_cluster: SharedCluster, tiny_model_dir: Path, unseen: DatasetFile
 ) -> None:
     pool = RayPool(
-        ray_cluster, RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", cpus_per_worker=1)
+        ray_cluster, {"tiny": str(tiny_model_dir)}, WorkerSettings(dtype="float32", device="cpu", cpus_per_worker=1)
     )
     copy = cache_directory() / f"sha256-{unseen.digest}.jsonl"
     try:

@@ -22,7 +22,8 @@ from tests.trainer_service.builders import effective_spec, spec
 from tests.trainer_service.cluster.conftest import SharedCluster
 from tests.trainer_service.job_service import Service
 from trainer_service.cluster.interface import WorkerLost
-from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
+from trainer_service.cluster.ray_pool import RayPool
+from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.jobs.model import Job, Note
 from trainer_service.jobs.states import JobState
 
@@ -31,10 +32,8 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def pool(ray_cluster: SharedCluster, tiny_model_dir: Path) -> RayPool:
-    config = RayPoolConfig(
-        {"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", max_workers=2, checkpoint_seconds=0.2
-    )
-    return RayPool(ray_cluster, config)
+    settings = WorkerSettings(dtype="float32", device="cpu", max_workers=2, checkpoint_seconds=0.2)
+    return RayPool(ray_cluster, {"tiny": str(tiny_model_dir)}, settings)
 
 
 @pytest.fixture
@@ -160,7 +159,7 @@ async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fai
     model = save_tiny_llama(tmp_path / "long", **wide)
     service.base = effective_spec(base_model.inspect(model, id="tiny"))
     pool = RayPool(
-        ray_cluster, RayPoolConfig({"tiny": str(model)}, dtype="float32", device="cpu", checkpoint_seconds=0.2)
+        ray_cluster, {"tiny": str(model)}, WorkerSettings(dtype="float32", device="cpu", checkpoint_seconds=0.2)
     )
     manager = await service.start(pool)
     small = await manager.create(spec(num_steps=400))
@@ -206,7 +205,7 @@ async def test_a_restarted_service_goes_on_where_it_was(service: Service, pool: 
     for job in jobs:
         await service.until(job.id, lambda job: job.progress.step > 20, seconds=60)
     await service.crash()
-    await service.start(RayPool(pool._cluster, pool._config))
+    await service.start(RayPool(pool._cluster, pool._base_models, pool._settings))
     for job in jobs:
         done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
         assert done.attempt == 2
@@ -218,7 +217,7 @@ async def test_drain_checkpoints_and_the_next_service_finishes(service: Service,
     job = await manager.create(spec(num_steps=300))
     await service.until(job.id, lambda job: job.progress.step > 20, seconds=60)
     await service.drain()
-    manager = await service.start(RayPool(pool._cluster, pool._config))
+    manager = await service.start(RayPool(pool._cluster, pool._base_models, pool._settings))
     done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
     assert done.failures == 0
     steps = [event.payload.step async for event in manager.watch(job.id) if hasattr(event.payload, "train_loss")]

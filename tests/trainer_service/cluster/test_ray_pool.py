@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.trainer_service.cluster.conftest import SharedCluster
-from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
+from trainer_service.cluster.ray_pool import RayPool
+from trainer_service.cluster.settings import WorkerSettings
 
 
 @pytest.mark.ray
@@ -25,7 +26,7 @@ async def test_a_worker_is_ended_once(
 
     monkeypatch.setattr(ray, "kill", note)
     pool = RayPool(
-        ray_cluster, RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", cpus_per_worker=1)
+        ray_cluster, {"tiny": str(tiny_model_dir)}, WorkerSettings(dtype="float32", device="cpu", cpus_per_worker=1)
     )
     first, second = await pool.launch("tiny"), await pool.launch("tiny")
     await first.close()

@@ -15,7 +15,8 @@ from tests.shared.spans import attributes, receiver
 from tests.trainer_service.builders import effective_spec, spec
 from tests.trainer_service.cluster.conftest import SharedCluster
 from tests.trainer_service.job_service import Service
-from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
+from trainer_service.cluster.ray_pool import RayPool
+from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.jobs.states import JobState
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -27,8 +28,8 @@ async def test_an_attempt_on_a_ray_worker_is_a_span_in_the_callers_trace(
 ) -> None:
     service = Service(tmp_path, effective_spec(base_model.inspect(tiny_model_dir, id="tiny")))
     with receiver() as received:
-        config = RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", otlp_endpoint=received.url)
-        manager = await service.start(RayPool(ray_cluster, config))
+        settings = WorkerSettings(dtype="float32", device="cpu", otlp_endpoint=received.url)
+        manager = await service.start(RayPool(ray_cluster, {"tiny": str(tiny_model_dir)}, settings))
         with Tracing().span("CreateTuningJob", parent_of(f"00-{TRACE_ID}-00f067aa0ba902b7-01"), SpanKind.SERVER, {}):
             job = await manager.create(spec(num_steps=3))
         await service.state(job.id, JobState.SUCCEEDED, seconds=60)

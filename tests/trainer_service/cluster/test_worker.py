@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from shared.model import base_model
+from tests.tiny_models import FLOAT32
 from tests.trainer_service.builders import effective_spec
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerLost
@@ -67,7 +68,12 @@ def poll_to_the_end(worker: Worker, since: int = 0) -> None:
 
 
 def test_a_real_cohort_trains_in_the_workers_thread(tiny_model_dir: Path) -> None:
-    worker = Worker(lambda: (Cohort(base_model.load(tiny_model_dir, dtype="float32", device="cpu")), {"device": "cpu"}))
+    worker = Worker(
+        lambda: (
+            Cohort(base_model.load(tiny_model_dir, FLOAT32)),
+            {"device": "cpu"},
+        )
+    )
     worker.add(task(num_steps=3))
     events = drain(worker, Finished)
     assert isinstance(events[0], Started)
@@ -175,7 +181,7 @@ def test_a_broken_device_ends_the_worker_and_fails_no_job(
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(cohort_module, "backward", broken)
-    worker = Worker(lambda: (Cohort(base_model.load(tiny_model_dir, dtype="float32", device="cpu")), {}))
+    worker = Worker(lambda: (Cohort(base_model.load(tiny_model_dir, FLOAT32)), {}))
     worker.add(task(num_steps=3))
     worker.add(task(num_steps=3, job_id="other"))
     with pytest.raises(WorkerLost, match="AcceleratorError: CUDA error") as lost:

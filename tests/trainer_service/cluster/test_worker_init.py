@@ -13,12 +13,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.control_groups import control_group
+from tests.tiny_models import FLOAT32
 from tests.trainer_service.cluster.test_worker import task
 from trainer_service.cluster import ray_pool as ray_pool_module
 from trainer_service.cluster import worker_init
 from trainer_service.cluster.memory import measure_memory
 from trainer_service.cluster.ray_cluster import RayCluster, short_temporary_folder
 from trainer_service.cluster.ray_pool import RayPool
+from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
 from trainer_service.config import TrainerSettings
 from trainer_service.training.events import StepDone, TrainingEvent
@@ -41,7 +43,12 @@ def test_a_model_whose_layers_lie_on_several_devices_trains_the_same(
     hooks.
     """
     alone = losses(
-        WorkerSpec("tiny", str(tiny_model_dir), dtype="float32", device="cpu", num_threads=torch.get_num_threads())
+        WorkerSpec(
+            "tiny",
+            str(tiny_model_dir),
+            WorkerSettings.of(FLOAT32),
+            num_threads=torch.get_num_threads(),
+        )
     )
     from_pretrained, asked = AutoModelForCausalLM.from_pretrained, []
 
@@ -56,7 +63,7 @@ def test_a_model_whose_layers_lie_on_several_devices_trains_the_same(
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", two_devices)
     threads = torch.get_num_threads()
     spread = losses(
-        WorkerSpec("tiny", str(tiny_model_dir), dtype="float32", device="cpu", num_threads=threads, num_gpus=2)
+        WorkerSpec("tiny", str(tiny_model_dir), WorkerSettings.of(FLOAT32), num_threads=threads, num_gpus=2)
     )
     assert asked == ["auto"]
     assert spread == pytest.approx(alone, rel=1e-5)
@@ -78,8 +85,9 @@ def test_settings_say_what_a_worker_gets(
     made = ray_pool(TrainerSettings(base_models=(f"tiny={tiny_model_dir}",), **settings))
     cluster = RayCluster()
     cluster.resources = resources
-    spec = RayPool(cluster, made._config)._spec("tiny")
-    assert (spec.device, spec.num_gpus, spec.num_threads) == (device, gpus, threads)
+    spec = RayPool(cluster, made._base_models, made._settings)._spec("tiny")
+    assert (spec.settings.device, spec.num_gpus, spec.num_threads) == (device, gpus, threads)
+    assert type(spec.settings) is WorkerSettings, "no secrets of the service reach a worker"
 
 
 @pytest.mark.parametrize(
@@ -108,9 +116,10 @@ import os, sys
 model_dir, *files = sys.argv[1:]
 for file in files:
     open(file, "w").write(str(os.getpid()))
+from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
 import torch
-load_trainer(WorkerSpec("tiny", model_dir, device="cpu"))
+load_trainer(WorkerSpec("tiny", model_dir, WorkerSettings(device="cpu")))
 print(torch.get_num_threads(), torch.get_num_interop_threads(), flush=True)
 """
 

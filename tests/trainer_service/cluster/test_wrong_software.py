@@ -16,7 +16,8 @@ from tests.waiting import until
 from trainer_service.cluster import ray_pool
 from trainer_service.cluster.interface import WrongSoftware
 from trainer_service.cluster.ray_cluster import RayCluster
-from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
+from trainer_service.cluster.ray_pool import RayPool
+from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.jobs.context import SilentObserver
 from trainer_service.jobs.model import Note
 from trainer_service.jobs.states import JobState
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture
 def pool(ray_cluster: SharedCluster, tiny_model_dir: Path) -> RayPool:
     return RayPool(
-        ray_cluster, RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", cpus_per_worker=1)
+        ray_cluster, {"tiny": str(tiny_model_dir)}, WorkerSettings(dtype="float32", device="cpu", cpus_per_worker=1)
     )
 
 
@@ -65,7 +66,7 @@ async def test_waiting_jobs_get_a_note_and_are_trained_once_a_new_pod_is_there(
     pool._other_nodes.clear()  # a new pod is a node with another id
     await manager.drain(5)
     service.manager = None  # type: ignore[assignment]
-    await service.start(RayPool(pool._cluster, pool._config))
+    await service.start(RayPool(pool._cluster, pool._base_models, pool._settings))
     assert (await service.state(job.id, JobState.SUCCEEDED, seconds=120)).failures == 0
 
 

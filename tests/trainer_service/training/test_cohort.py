@@ -34,7 +34,9 @@ BASE = build()
 
 
 def _matrix(events: list[TrainingEvent], job_id: str = "job") -> torch.Tensor:
-    return of(events, Finished, job_id)[0].result.prefix.input(torch.float32).embeddings
+    """The numbers of the job's prefix; for a soft prompt, its matrix."""
+    tensors = of(events, Finished, job_id)[0].result.prefix.tensors()
+    return next(iter(tensors.values())) if len(tensors) == 1 else torch.cat([one.flatten() for one in tensors.values()])
 
 
 def _varied() -> list[Any]:
@@ -54,6 +56,7 @@ def _varied() -> list[Any]:
             init={"method": "RANDOM"},
             seed=4,
         ),
+        task("e", kind="PREFIX", num_virtual_tokens=6, batch_size=5, learning_rate=0.01, seed=5),
     ]
 
 
@@ -66,7 +69,9 @@ def test_a_job_follows_the_same_trajectory_in_a_cohort_as_alone() -> None:
         torch.testing.assert_close(_matrix(together, one.job_id), _matrix(alone, one.job_id), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{}, {"reparameterisation": "RESIDUAL", "max_grad_norm": 0.01}, {"search": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"reparameterisation": "RESIDUAL", "max_grad_norm": 0.01}, {"search": True}, {"kind": "PREFIX"}]
+)
 def test_a_step_in_pieces_is_the_same_step(settings: dict[str, Any]) -> None:
     one = task(
         train=generation(60), validation=generation(8, 100), batch_size=40, num_steps=6, learning_rate=0.05, **settings
@@ -174,7 +179,9 @@ def test_a_golden_record_is_what_the_plain_model_answers() -> None:
     assert golden.dtype == "float32"
 
 
-@pytest.mark.parametrize("settings", [{}, {"reparameterisation": "RESIDUAL"}, {"search": True, "num_steps": 24}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"reparameterisation": "RESIDUAL"}, {"search": True, "num_steps": 24}, {"kind": "PREFIX"}]
+)
 def test_resuming_from_any_checkpoint_continues_the_same_trajectory_exactly(settings: dict[str, Any]) -> None:
     one = task(train=classification(), validation=classification(9, 60), evaluation_interval_steps=6, **settings)
     whole = run(Cohort(BASE, checkpoint_interval_seconds=0), one)

@@ -17,10 +17,11 @@ from shared.errors import PreconditionFailed
 from shared.kernels.replace_modules import restore, speed_up_training
 from shared.model.base_model import BaseModel
 from shared.model.causality import check_causal
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.lift import attended, key_values_of, latent_layers
+from shared.prompt.prefix import VirtualKeyValues, VirtualTokens
 from trainer_service.training.attention.last_layer import last_mlp, only_at
 from trainer_service.training.attention.packing import Row, Segment, num_packed_tokens, pack
-from trainer_service.training.attention.plain_inputs import plain_inputs
+from trainer_service.training.attention.plain_inputs import num_embedded, plain_inputs
 from trainer_service.training.attention.prefix_attention import packed_attention
 from trainer_service.training.attention.row_memory import RowMemory
 
@@ -59,12 +60,13 @@ class PackedForward:
         self._model, self._device, self._split = base_model.model, base_model.device, split
         self._embed = base_model.model.get_input_embeddings()
         self._last_mlp = last_mlp(base_model.model)
+        self._latent_layers = latent_layers(base_model.model)
         config = base_model.model.config.get_text_config()
         self._scaling = getattr(config, "logits_scaling", None)
         self._softcap = getattr(config, "final_logit_softcapping", None)
 
     def states(self, segments: Sequence[Segment]) -> torch.Tensor:
-        packed = pack(segments, self._device)
+        packed = pack(segments, self._device, self._attended)
         pieces = [piece if piece.is_floating_point() else self._embed(piece) for piece in packed.pieces]
         inputs = {
             "inputs_embeds": torch.cat(pieces)[None],
@@ -78,6 +80,9 @@ class PackedForward:
                 return hidden[packed.target_positions]
             logits: torch.Tensor = self._model(**inputs, logits_to_keep=packed.target_positions).logits[0]
             return logits
+
+    def _attended(self, prefix: VirtualKeyValues) -> VirtualKeyValues:
+        return VirtualKeyValues(*attended(self._latent_layers, prefix.keys, prefix.values))
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         if not self._split:
@@ -103,9 +108,9 @@ class PlainForward:
         rows = [(segment, row) for segment in segments for row in segment.rows]
         embeds = [self._embed(torch.tensor(row.tokens, device=self._device)) for _, row in rows]
         inputs = plain_inputs(embeds, [segment.prefix for segment, _ in rows], "right")
-        logits = self._model(**inputs, use_cache=False).logits  # [rows, longest, vocab]
+        logits = self._model(**inputs, use_cache="past_key_values" in inputs).logits  # [rows, longest, vocab]
         picks = [
-            (index, segment.num_virtual_tokens + len(row.input_ids) - 1, len(row.target_ids))
+            (index, num_embedded(segment.prefix) + len(row.input_ids) - 1, len(row.target_ids))
             for index, (segment, row) in enumerate(rows)
         ]
         return torch.cat([logits[row, first : first + count] for row, first, count in picks])
@@ -153,6 +158,26 @@ def choose_forward(base_model: BaseModel) -> Forward:
         base_model.info.id,
     )
     return plain
+
+
+def check_key_values(base_model: BaseModel, forward: Forward) -> None:
+    """Raises PreconditionFailed if this model gives other answers after a prefix's keys and values than after the
+    embeddings that they were computed from.
+    """
+    [first, second, bare], prompt = _probe(base_model)
+    with torch.no_grad():
+        lifted = [
+            key_values_of(base_model, part).input(base_model.dtype, base_model.device)
+            for part in (prompt[:5], prompt[5:])
+        ]
+        segments = [Segment(lifted[0], first.rows), Segment(lifted[1], second.rows), bare]
+        expected, found = (forward.logits(forward.states(some)).float() for some in ([first, second, bare], segments))
+    difference = _difference(found, expected)
+    if not difference < _TOLERANCE.get(base_model.dtype, 0.1):
+        raise PreconditionFailed(
+            f"{base_model.info.id} can't be given keys and values: its answers differ by {difference:.2g} of their "
+            "norm; train a soft prompt"
+        )
 
 
 def _probe(base_model: BaseModel) -> tuple[list[Segment], torch.Tensor]:

@@ -6,20 +6,23 @@ attends to its segment's shared positions and causally to itself; shared positio
 Position numbers are as if each row followed its shared part alone. Linear layers see `shared + own` positions, where
 padded rows would take `rows * longest`.
 
+Keys and values that a prefix brings along (`VirtualKeyValues`) take positions in attention only: the model passes over
+the other positions, and each layer's attention inserts them (`Layout.insert`).
+
 Attention in torch needs dense blocks: a `Tile` holds rows of similar length with equally long shared parts, padded to
 the longest row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
 from shared.kernels.ops import Spans
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.prefix import Entering, VirtualKeyValues
 from trainer_service.training.distillation.targets import TeacherTargets
 
 PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
@@ -47,7 +50,7 @@ class Row:
 class Segment:
     """Rows after one prefix; None: the bare model."""
 
-    prefix: VirtualTokens | None
+    prefix: Entering | None
     rows: Sequence[Row]
 
     @property
@@ -82,6 +85,23 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Given:
+    """Keys and values of one segment's prefix, which the model doesn't compute, from packed position `start` on.
+
+    `keys`, `values`: of each layer `[num_virtual_tokens, kv_heads, width]` as its attention reads them.
+    """
+
+    start: int
+    keys: Sequence[torch.Tensor]
+    values: Sequence[torch.Tensor]
+
+    @property
+    def length(self) -> int:
+        """The number of positions."""
+        return int(self.keys[0].shape[0])
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where each segment and row lies in the packed sequence."""
 
@@ -90,12 +110,32 @@ class Layout:
     rows: tuple[tuple[range, ...], ...]
     """Packed positions of the own tokens of each segment's rows."""
     positions: torch.Tensor
-    """[tokens] position of each packed token in its own row"""
+    """[tokens that the model computes] position of each in its own row"""
+    given: tuple[Given, ...] = ()
+    """In packed order. The model computes all other packed positions."""
 
     @property
     def num_tokens(self) -> int:
         """Positions of the packed sequence."""
-        return int(self.positions.shape[0])
+        return int(self.positions.shape[0]) + sum(given.length for given in self.given)
+
+    def insert(self, computed: torch.Tensor, given: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The tensor `[heads, packed positions, width]` of what the model computed `[heads, tokens, width]`.
+
+        `given`: what goes to each of `self.given`, `[num_virtual_tokens, heads, width]`.
+        """
+        pieces, end, taken = list[torch.Tensor](), 0, 0
+        for place, tensor in zip(self.given, given, strict=True):
+            pieces += [computed[:, taken : taken + place.start - end], tensor.transpose(0, 1)]
+            taken, end = taken + place.start - end, place.start + place.length
+        return torch.cat([*pieces, computed[:, taken:]], dim=1) if pieces else computed
+
+    def drop(self, attended: torch.Tensor) -> torch.Tensor:
+        """The rows of `attended` `[packed positions, ...]` at the positions that the model computes."""
+        ends = [0, *(given.start + given.length for given in self.given)]
+        starts = [*(given.start for given in self.given), len(attended)]
+        pieces = [attended[end:start] for end, start in zip(ends, starts, strict=True)]
+        return torch.cat(pieces) if self.given else attended
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
@@ -111,7 +151,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Packed:
-    """`pieces` alternate prompts and token ids in packed order; targets are ordered by segment, row, target."""
+    """`pieces` alternate prompts and token ids in packed order; targets are ordered by segment, row, target.
+
+    `target_positions` count the positions that the model computes.
+    """
 
     layout: Layout
     pieces: tuple[torch.Tensor, ...]
@@ -138,16 +181,30 @@ def num_packed_tokens(num_virtual_tokens: int, rows: Sequence[Row]) -> int:
     return num_virtual_tokens + shared + sum(len(row.tokens) - shared for row in rows)
 
 
-def pack(segments: Sequence[Segment], device: torch.device) -> Packed:
-    """Lay out the segments as one packed sequence on `device`."""
+def pack(
+    segments: Sequence[Segment],
+    device: torch.device,
+    attended: Callable[[VirtualKeyValues], VirtualKeyValues] = lambda prefix: prefix,
+) -> Packed:
+    """Lay out the segments as one packed sequence on `device`.
+
+    `attended`: makes what the layers' attention reads of keys and values as a model's cache has them.
+    """
     commons = [common_length(segment.rows) for segment in segments]
-    pieces, positions, shared = list[torch.Tensor](), list[int](), list[range]()
+    pieces, positions, shared, given = list[torch.Tensor](), list[int](), list[range](), list[Given]()
+    end = 0
     for segment, common in zip(segments, commons, strict=True):
-        start = len(positions)
-        positions.extend(range(segment.num_virtual_tokens + common))
-        shared.append(range(start, len(positions)))
-        if segment.prefix is not None:
-            pieces.append(segment.prefix.embeddings)
+        prefix, num_computed = segment.prefix, common
+        if isinstance(prefix, VirtualKeyValues):
+            read = attended(prefix)
+            given.append(Given(end, read.keys, read.values))
+        elif prefix is not None:
+            pieces.append(prefix.embeddings)
+            num_computed += prefix.num_virtual_tokens
+        length = segment.num_virtual_tokens + common
+        positions.extend(range(length - num_computed, length))
+        shared.append(range(end, end + length))
+        end += length
         if common:
             pieces.append(torch.tensor(segment.rows[0].input_ids[:common], device=device))
 
@@ -162,9 +219,10 @@ def pack(segments: Sequence[Segment], device: torch.device) -> Packed:
             target_ids.extend(row.target_ids)
             own_ids.extend(tokens)
             positions.extend(range(len(before), len(before) + len(tokens)))
-            own[-1].append(range(start, len(positions)))
+            own[-1].append(range(end, end + len(tokens)))
+            end += len(tokens)
     pieces.append(torch.tensor(own_ids, device=device))
-    layout = Layout(tuple(shared), tuple(map(tuple, own)), torch.tensor(positions, device=device))
+    layout = Layout(tuple(shared), tuple(map(tuple, own)), torch.tensor(positions, device=device), tuple(given))
     return Packed(
         layout, tuple(pieces), torch.tensor(target_positions, device=device), torch.tensor(target_ids, device=device)
     )

@@ -3,27 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from transformers.cache_utils import DynamicCache
 
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.prefix import Entering, VirtualKeyValues, VirtualTokens
 
 
 def plain_inputs(
-    rows: Sequence[torch.Tensor], prefixes: Sequence[VirtualTokens | None], padding_side: Literal["left", "right"]
-) -> dict[str, torch.Tensor]:
+    rows: Sequence[torch.Tensor], prefixes: Sequence[Entering | None], padding_side: Literal["left", "right"]
+) -> dict[str, Any]:
     """Arguments of the model's `forward` and `generate`; `None` among the prefixes is the bare model.
 
-    `rows`: embeddings `[tokens, width]`. The result has `inputs_embeds` `[rows, longest, width]` and `attention_mask`
-    `[rows, longest]`, with the prefixes' positions.
+    `rows`: embeddings `[tokens, width]`. The result has `inputs_embeds` `[rows, longest, width]` with virtual tokens,
+    and `attention_mask` with all positions. Keys and values are in `past_key_values`, after padding to the longest
+    prefix; `position_ids` then count what each row has.
     """
     rows = [
-        row if prefix is None else torch.cat([prefix.embeddings, row])
+        torch.cat([prefix.embeddings, row]) if isinstance(prefix, VirtualTokens) else row
         for row, prefix in zip(rows, prefixes, strict=True)
     ]
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_side=padding_side)
-    lengths = torch.tensor([len(row) for row in rows], device=padded.device)
-    places, longest = torch.arange(padded.shape[1], device=padded.device)[None], padded.shape[1]
-    mask = places >= longest - lengths[:, None] if padding_side == "left" else places < lengths[:, None]
-    return {"inputs_embeds": padded, "attention_mask": mask.long()}
+    mask = _mask([len(row) for row in rows], padded.shape[1], padding_side, padded.device)
+    given = [prefix.num_virtual_tokens if isinstance(prefix, VirtualKeyValues) else 0 for prefix in prefixes]
+    if not any(given):
+        return {"inputs_embeds": padded, "attention_mask": mask}
+    before = _mask(given, max(given), "left", padded.device)
+    whole = torch.cat([before, mask], dim=1)
+    return {
+        "inputs_embeds": padded,
+        "attention_mask": whole,
+        "position_ids": (whole.cumsum(1) - 1).clamp(min=0)[:, max(given) :],
+        "past_key_values": _cache(prefixes, max(given)),
+    }
+
+
+def num_embedded(prefix: Entering | None) -> int:
+    """Positions of the prefix among a row's embeddings."""
+    return prefix.num_virtual_tokens if isinstance(prefix, VirtualTokens) else 0
+
+
+def _mask(
+    lengths: Sequence[int], longest: int, padding_side: Literal["left", "right"], device: torch.device
+) -> torch.Tensor:
+    places, wanted = torch.arange(longest, device=device)[None], torch.tensor(lengths, device=device)[:, None]
+    return (places >= longest - wanted if padding_side == "left" else places < wanted).long()
+
+
+def _cache(prefixes: Sequence[Entering | None], longest: int) -> DynamicCache:
+    """Each row's keys and values, padded on the left to `longest` positions, with gradient."""
+    cache = DynamicCache()
+    some = next(prefix for prefix in prefixes if isinstance(prefix, VirtualKeyValues))
+    for layer, like in enumerate(zip(some.keys, some.values, strict=True)):
+        pair = [
+            torch.stack(
+                [
+                    _padded(getattr(prefix, part)[layer], longest) if isinstance(prefix, VirtualKeyValues) else none
+                    for prefix in prefixes
+                ]
+            ).transpose(1, 2)
+            for part, none in zip(
+                ("keys", "values"), (one.new_zeros(longest, *one.shape[1:]) for one in like), strict=True
+            )
+        ]
+        cache.update(pair[0], pair[1], layer)
+    return cache
+
+
+def _padded(tensor: torch.Tensor, longest: int) -> torch.Tensor:
+    return torch.cat([tensor.new_zeros(longest - len(tensor), *tensor.shape[1:]), tensor])

@@ -71,8 +71,28 @@ def _attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     rule = Rule(scale, sliding_window, softcap, s_aux)
     kind = NativePrefixAttention if NativePrefixAttention.fits(query, value, rule) else PrefixAttention
-    out: torch.Tensor = kind.apply(query.squeeze(0), key.squeeze(0), value.squeeze(0), _layout.get(), rule)  # type: ignore[no-untyped-call]
-    return out[None], None  # [1, tokens, heads, value_dim]
+    layout = _layout.get()
+    read = _with_given(layout, getattr(module, "layer_idx", -1), query.squeeze(0), key.squeeze(0), value.squeeze(0))
+    out: torch.Tensor = kind.apply(*read, layout, rule)  # type: ignore[no-untyped-call]
+    return layout.drop(out)[None], None  # [1, tokens, heads, value_dim]
+
+
+def _with_given(
+    layout: Layout, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All packed positions of a layer, `[heads, positions, width]`. Those that are given ask for nothing: queries of 0,
+    whose answers are dropped.
+    """
+    if not layout.given:
+        return query, key, value
+    if layer < 0:
+        raise RuntimeError("this model's attention does not know its layer, so it can't be given keys and values")
+    nothing = [query.new_zeros(given.length, query.shape[0], query.shape[2]) for given in layout.given]
+    return (
+        layout.insert(query, nothing),
+        layout.insert(key, [given.keys[layer] for given in layout.given]),
+        layout.insert(value, [given.values[layer] for given in layout.given]),
+    )
 
 
 class NativePrefixAttention(torch.autograd.Function):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.prefix import Entering, VirtualTokens
 from trainer_service.training.faults import is_machine_fault
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ _RUNS = 3
 
 @torch.no_grad()
 def prefill_seconds(
-    base_model: BaseModel, prefix: VirtualTokens, teacher_ids: Sequence[int], input_ids: Sequence[int]
+    base_model: BaseModel, prefix: Entering, teacher_ids: Sequence[int], input_ids: Sequence[int]
 ) -> tuple[float | None, float | None]:
     """Seconds until the model has computed the teacher's input, and the prompt's, each the best of `_RUNS`.
 
@@ -32,6 +32,8 @@ def prefill_seconds(
         return _timed(lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1), device)
 
     def prompt() -> float:
+        if not isinstance(prefix, VirtualTokens):
+            raise NotImplementedError("a prefix of keys and values is not measured")
         known = model(inputs_embeds=prefix.embeddings[None], use_cache=True, logits_to_keep=1).past_key_values
         ids = torch.tensor([list(input_ids)], device=device)
         return _timed(lambda: model(input_ids=ids, past_key_values=known, use_cache=True, logits_to_keep=1), device)

@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.errors import SoftPromptError
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.prefix import Entering
 from shared.values.report import HeldOutAnswers
 from trainer_service.training.checkpoint import EvaluationRecord, FoldChoice, RunState
 from trainer_service.training.comparison import (
@@ -90,7 +90,7 @@ class Evaluator:
     def __len__(self) -> int:
         return len(self.held_out.choosing)
 
-    def measure(self, prefix: VirtualTokens | None) -> Measuring:
+    def measure(self, prefix: Entering | None) -> Measuring:
         """Results on the examples that choose. `prefix`: None for the model with the template alone."""
         return self._measured(prefix, self.held_out.choosing, self._end_token_id)
 
@@ -117,7 +117,7 @@ class Evaluator:
         return is_best
 
     def judge(
-        self, prefix: VirtualTokens, current: VirtualTokens | None, train: Sequence[Example]
+        self, prefix: Entering, current: Entering | None, train: Sequence[Example]
     ) -> Generator[Work, Any, Judgement]:
         """Compare the chosen prompt, the baselines and the alias's current version on the examples that judge."""
         data = self.held_out.judging
@@ -198,7 +198,7 @@ class Evaluator:
             return None
         return baseline
 
-    def _measured(self, prefix: VirtualTokens | None, data: EncodedDataset, end_token_id: int | None) -> Measuring:
+    def _measured(self, prefix: Entering | None, data: EncodedDataset, end_token_id: int | None) -> Measuring:
         results = yield from evaluate_examples(prefix, data)
         if self._metric not in TEXT_METRICS:
             return results

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.prefix import Entering, VirtualKeyValues
 from trainer_service.training.attention.plain_inputs import plain_inputs
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
 from trainer_service.training.work import CallWork, Work
@@ -21,7 +21,7 @@ MAX_BATCH_TOKENS = 4096
 
 
 def generated_texts(
-    base_model: BaseModel, prefix: VirtualTokens | None, data: EncodedDataset, end_token_id: int | None
+    base_model: BaseModel, prefix: Entering | None, data: EncodedDataset, end_token_id: int | None
 ) -> Generator[Work, Any, dict[int, tuple[str, str]]]:
     """(answer, wanted text) of at most MAX_EXAMPLES held-out examples by index, the same ones each time.
 
@@ -63,7 +63,7 @@ def sampled(count: int) -> list[int]:
 
 def _generate(
     base_model: BaseModel,
-    prefix: VirtualTokens | None,
+    prefix: Entering | None,
     batch: Sequence[EncodedExample],
     max_new_tokens: int,
     end_token_id: int | None,
@@ -74,26 +74,61 @@ def _generate(
     )
 
 
-@torch.no_grad()
 def greedy_answers(
     base_model: BaseModel,
-    prefixes: Sequence[VirtualTokens | None],
+    prefixes: Sequence[Entering | None],
     inputs: Sequence[Sequence[int]],
     max_new_tokens: int,
     end_token_ids: Collection[int],
 ) -> list[str]:
-    """The stripped answers to some inputs, each with its own prefix (None: without one), in one batch."""
+    """The stripped answers to some inputs, each with its own prefix (None: without one).
+
+    In one batch, except for inputs after keys and values: they take another, and one for each length if the model has a
+    sliding window, because transformers counts the padding between a prefix and its input as part of the window.
+    """
+    is_windowed = getattr(base_model.model.config.get_text_config(), "sliding_window", None) is not None
+    batches: dict[int, list[int]] = {}
+    for index, (prefix, ids) in enumerate(zip(prefixes, inputs, strict=True)):
+        key = 0 if not isinstance(prefix, VirtualKeyValues) else len(ids) if is_windowed else 1
+        batches.setdefault(key, []).append(index)
+    answers = [""] * len(inputs)
+    for indices in batches.values():
+        arguments = _arguments(base_model, [prefixes[index] for index in indices], [inputs[index] for index in indices])
+        found = _greedy(base_model, arguments, max_new_tokens, base_model.stop_token_ids | set(end_token_ids))
+        for index, answer in zip(indices, found, strict=True):
+            answers[index] = answer
+    return answers
+
+
+def _arguments(
+    base_model: BaseModel, prefixes: Sequence[Entering | None], inputs: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Arguments of `generate`. A cache asks for token ids: those at its own positions are never read."""
     embed, device = base_model.model.get_input_embeddings(), base_model.device
     rows = [embed(torch.tensor(ids, device=device)) for ids in inputs]
-    stops = sorted(base_model.stop_token_ids | set(end_token_ids))
+    arguments = plain_inputs(rows, prefixes, "left")
+    if "past_key_values" not in arguments:
+        return arguments
+    length = arguments["attention_mask"].shape[1]
+    ids = torch.tensor([[0] * (length - len(one)) + list(one) for one in inputs], device=device)
+    return {"input_ids": ids, **{name: arguments[name] for name in ("attention_mask", "past_key_values")}}
+
+
+@torch.no_grad()
+def _greedy(
+    base_model: BaseModel, arguments: dict[str, Any], max_new_tokens: int, stop_token_ids: Collection[int]
+) -> list[str]:
+    stops = sorted(stop_token_ids)
+    num_given = arguments["input_ids"].shape[1] if "input_ids" in arguments else 0
     with warnings.catch_warnings():
         # greedy decoding doesn't read the sampling defaults of the generation config, and transformers warns of that
         warnings.simplefilter("ignore")
         ids = base_model.model.generate(
-            **plain_inputs(rows, prefixes, "left"),
+            **arguments,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=stops or None,
             pad_token_id=stops[0] if stops else 0,
         )
-    return [text.strip() for text in base_model.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    texts = base_model.tokenizer.batch_decode(ids[:, num_given:], skip_special_tokens=True)
+    return [text.strip() for text in texts]

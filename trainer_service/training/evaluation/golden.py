@@ -54,12 +54,12 @@ def _answers(
 ) -> list[torch.Tensor]:
     """Log-probabilities `[vocab_size]` of the first token after each input."""
     model: Any = base.model
-    entering = prefix.input(dtype, base.device)
     found = list[torch.Tensor]()
     with computed_in(model, dtype):
         for ids in inputs:
             embedded = model.get_input_embeddings()(torch.tensor(ids, device=base.device)).to(dtype)  # [T, hidden_size]
-            output = model(**plain_inputs([embedded], [entering], "right"), use_cache=False)
+            arguments = plain_inputs([embedded], [prefix.input(dtype, base.device)], "right")
+            output = model(**arguments, use_cache="past_key_values" in arguments)
             found.append(output.logits[0, -1].float().log_softmax(-1))  # [vocab_size]
     return found
 

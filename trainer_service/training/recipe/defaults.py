@@ -21,12 +21,15 @@ from trainer_service.training.spec import (
     InitMethod,
     LearningRateSchedule,
     Metric,
+    PrefixKind,
     Reparameterisation,
     TaskKind,
 )
 
 NUM_VIRTUAL_TOKENS, MAX_CONTEXT_SHARE = 100, 1 / 8
 """The shared prefix makes long prompts cheap. With a short context, a shorter prompt leaves room for the text."""
+NUM_PREFIX_TOKENS = 50
+"""A position of keys and values has many more numbers than a virtual token."""
 LEARNING_RATE = 1e-2
 BATCH_SIZE, MAX_GPU_BATCH_SIZE = 8, 64
 MIN_STEPS, MAX_STEPS, NUM_EPOCHS = 320, 16_000, 2
@@ -50,27 +53,29 @@ def fill(
     labels: Sequence[str] = (),
     *,
     source_virtual_tokens: int | None = None,
+    source_kind: PrefixKind | None = None,
     max_virtual_tokens: int = NUM_VIRTUAL_TOKENS,
     max_positions: int = 0,
     on_gpu: bool = False,
 ) -> FilledHyperparameters:
     """The complete hyperparameters of a job.
 
-    `source_virtual_tokens`: the length of the version that FROM_PROMPT starts from. `max_virtual_tokens`: the longest
-    prompt that the recipe may choose. `max_positions`: the longest sequence; 0: the model's context. `on_gpu`: whether
-    the workers have GPUs, which process larger batches in the same time.
+    `source_virtual_tokens`, `source_kind`: of the version that FROM_PROMPT starts from. `max_virtual_tokens`: the
+    longest prompt that the recipe may choose. `max_positions`: the longest sequence; 0: the model's context. `on_gpu`:
+    whether the workers have GPUs, which process larger batches in the same time.
 
     Raises InvalidInput naming every `spec.hyperparameters.*` field that is out of range for this model and dataset.
     """
     if num_train < 1:
         raise InvalidInput.of("spec.dataset", "has no training examples")
+    kind = request.kind or source_kind or PrefixKind.PROMPT
     init = _init(request.init, task, template, labels)
     batch_size = request.batch_size or _batch_size(num_train, on_gpu)
     num_steps = request.num_steps or _num_steps(request.num_epochs, num_train, batch_size)
     filled = FilledHyperparameters(
         num_virtual_tokens=request.num_virtual_tokens
         or source_virtual_tokens
-        or _num_virtual_tokens(max_positions or info.max_positions, max_virtual_tokens),
+        or _num_virtual_tokens(kind, max_positions or info.max_positions, max_virtual_tokens),
         init=init,
         reparameterisation=request.reparameterisation or Reparameterisation.NONE,
         learning_rate=request.learning_rate or LEARNING_RATE,
@@ -89,11 +94,16 @@ def fill(
         seed=_given(request.seed, 0),
         search=_given(request.search, False),
         class_weights=dict(request.class_weights),
+        kind=kind,
     )
     violations = [
         *_violations(request, filled, task, num_train, info, source_virtual_tokens),
         *_weight_violations(filled, task, labels),
     ]
+    if source_kind is PrefixKind.PREFIX and kind is PrefixKind.PROMPT:
+        violations.append(
+            FieldViolation(f"{FIELD}.kind", "is PROMPT, but the version to start from has keys and values: use PREFIX")
+        )
     if violations:
         raise InvalidInput(violations)
     return filled
@@ -138,8 +148,9 @@ def coverage_note(request: Hyperparameters, filled: FilledHyperparameters, num_t
     return f"{filled.num_steps} steps of {filled.batch_size} see {share}, each once: num_epochs 1 sees them all"
 
 
-def _num_virtual_tokens(max_positions: int, limit: int) -> int:
-    return max(1, min(NUM_VIRTUAL_TOKENS, limit, int(max_positions * MAX_CONTEXT_SHARE)))
+def _num_virtual_tokens(kind: PrefixKind, max_positions: int, limit: int) -> int:
+    wanted = NUM_VIRTUAL_TOKENS if kind is PrefixKind.PROMPT else NUM_PREFIX_TOKENS
+    return max(1, min(wanted, limit, int(max_positions * MAX_CONTEXT_SHARE)))
 
 
 def _batch_size(num_train: int, on_gpu: bool) -> int:
@@ -209,6 +220,12 @@ def _violations(
         refuse("balance_classes", "needs examples of input and label")
     if filled.init.method is InitMethod.LABELS and task is not TaskKind.CLASSIFICATION:
         refuse("init.method", "LABELS needs examples of input and label; use TEXT")
+    if filled.kind is PrefixKind.PREFIX and filled.num_virtual_tokens < 2:
+        refuse(
+            "num_virtual_tokens", "must be at least 2 for a prefix of keys and values, whose first position is fixed"
+        )
+    if filled.kind is PrefixKind.PREFIX and filled.reparameterisation is not Reparameterisation.NONE:
+        refuse("reparameterisation", "is for soft prompts; keys and values are trained as they are")
     if filled.init.method is InitMethod.TEXT and not filled.init.text.strip():
         refuse("init.text", "is blank")
     return found

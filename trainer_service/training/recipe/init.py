@@ -11,6 +11,7 @@ import torch
 from shared.errors import InvalidInput, PreconditionFailed
 from shared.model.base_model import BaseModel
 from shared.prompt.prefix import Prefix
+from shared.prompt.soft_prompt import SoftPrompt
 from trainer_service.training.spec import Init, InitMethod
 
 NUM_FREQUENT = 5000
@@ -64,6 +65,8 @@ def initial_matrix(
 def _from_prompt(base_model: BaseModel, source: Prefix | None, num_virtual_tokens: int) -> torch.Tensor:
     if source is None:
         raise PreconditionFailed("FROM_PROMPT: the version to start from is missing")
+    if not isinstance(source, SoftPrompt):
+        raise PreconditionFailed("FROM_PROMPT: a soft prompt can't start from a version of keys and values")
     matrix = source.input(torch.float32, base_model.device).embeddings
     shape = [num_virtual_tokens, base_model.embedding_table.shape[1]]
     if list(matrix.shape) != shape:

@@ -1,0 +1,75 @@
+"""Keys and values in a pass: the answers of the embeddings they were computed from, and the plain pass's gradient."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from shared.model.base_model import BaseModel
+from shared.prompt.lift import key_values_of
+from shared.prompt.prefix import VirtualKeyValues, VirtualTokens
+from tests.trainer_service.training.models import ARCHITECTURES, build
+from trainer_service.training.attention.forward import Forward, PackedForward, PlainForward
+from trainer_service.training.attention.packing import Row, Segment
+from trainer_service.training.recipe.leaves import KeyValueLeaves
+
+
+def _rows(rng: random.Random, lengths: tuple[int, ...], preamble: int) -> list[Row]:
+    shared = [rng.randrange(5, 250) for _ in range(preamble)]
+    return [
+        Row((*shared, *(rng.randrange(5, 250) for _ in range(length))), (rng.randrange(5, 250), rng.randrange(5, 250)))
+        for length in lengths
+    ]
+
+
+@pytest.fixture(params=sorted(ARCHITECTURES))
+def base(request: pytest.FixtureRequest) -> BaseModel:
+    return build(request.param)
+
+
+def test_lifted_prompts_give_the_prompts_logits_and_both_passes_one_gradient(base: BaseModel) -> None:
+    rng, generator = random.Random(3), torch.Generator().manual_seed(1)
+    width = base.embedding_table.shape[1]
+    prompts = [torch.randn(length, width, generator=generator) * 0.3 for length in (11, 4)]
+    rows = [_rows(rng, (3, 9, 14), 5), _rows(rng, (6,), 0), _rows(rng, (2, 5), 3)]
+    lifted = [KeyValueLeaves.of(key_values_of(base, prompt), base.device) for prompt in prompts]
+    embedded = [Segment(VirtualTokens(prompt), some) for prompt, some in zip(prompts, rows[:2], strict=True)]
+    expected = _logits(PlainForward(base), [*embedded, Segment(None, rows[2])])
+    gradients = []
+    for forward in (PlainForward(base), PackedForward(base)):
+        # keys and values beside a soft prompt and the bare model
+        segments = [
+            Segment(lifted[0].input(base.dtype), rows[0]),
+            embedded[1],
+            Segment(None, rows[2]),
+            Segment(lifted[1].input(base.dtype), rows[1]),
+        ]
+        logits = _logits(forward, segments)
+        second = logits[-len(rows[1]) * 2 :]
+        torch.testing.assert_close(logits[: len(expected)], expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(second, expected[len(rows[0]) * 2 :][: len(second)], rtol=1e-3, atol=1e-4)
+        trained = [leaves.parameters["others"] for leaves in lifted]
+        gradients.append(torch.autograd.grad(logits.log_softmax(-1)[:, 7].sum(), trained))
+    for ours, reference in zip(gradients[1], gradients[0], strict=True):
+        assert float(reference.norm()) > 0
+        assert float((ours - reference).norm() / reference.norm()) < 1e-3
+
+
+def test_leaves_become_the_prefix_that_they_began_as(base: BaseModel) -> None:
+    prefix = key_values_of(base, torch.randn(6, base.embedding_table.shape[1]))
+    leaves = KeyValueLeaves.of(prefix, base.device)
+    assert leaves.num_virtual_tokens == 6
+    assert leaves.prefix().equals(prefix)
+    assert [name for name, one in leaves.parameters.items() if one.requires_grad] == ["others"]
+    with torch.no_grad():
+        leaves.parameters["others"].add_(1)
+    trained = leaves.prefix()
+    assert torch.equal(trained.keys[0][0], prefix.keys[0][0]), "the attention sink stays"
+    assert torch.equal(trained.values[-1][1:], prefix.values[-1][1:] + 1)
+
+
+def _logits(forward: Forward, segments: list[Segment]) -> torch.Tensor:
+    assert isinstance(segments[0].prefix, VirtualTokens | VirtualKeyValues)
+    return forward.logits(forward.states(segments)).float()
