@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-few-examples bench-examples bench-serve bench-kernels bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock release clean tools rules images try-images
+.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock release clean tools rules images try-images
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ bench-quality: dev model ## The untuned model, PEFT's methods and ours on the da
 bench-metamath: dev ## PEFT's comparison on MetaMathQA for ours, on a GPU: LLAMA=<dir of Llama-3.2-3B> DATA=<dir> KIND=PROMPT
 	$(BIN)/python -m benchmarks.metamath --model "$(or $(LLAMA),$(error give LLAMA=<directory of the model>))" \
 		--data "$(or $(DATA),$(error give DATA=<directory with metamath.* and gsm8k-test.*>))" --kind $(or $(KIND),PROMPT) $(OPTIONS)
+
+bench-distillation: dev model ## How much of a long instruction a prompt keeps, and what it saves
+	$(BIN)/python -m benchmarks.distillation --model "$$($(BIN)/softprompt models pull $(MODEL))" $(OPTIONS)
 
 bench-few-examples: dev model ## How long to train on 5, 20 and 50 examples of each dataset in DATA (long)
 	$(BIN)/python -m benchmarks.quality.few_examples --data "$(DATA)" --model "$$($(BIN)/softprompt models pull $(MODEL))"

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from softprompt.types.generation import TokenLogprob as TokenLogprob
     from softprompt.types.history import HistoryPoint as HistoryPoint
     from softprompt.types.history import JobHistory as JobHistory
+    from softprompt.types.jobs import DistillationResult as DistillationResult
     from softprompt.types.jobs import JobCheck as JobCheck
     from softprompt.types.jobs import JobOrder as JobOrder
     from softprompt.types.jobs import JobState as JobState
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from softprompt.types.service import ServiceInfo as ServiceInfo
     from softprompt.types.service import TuningLimits as TuningLimits
     from softprompt.types.service import UnavailableBaseModel as UnavailableBaseModel
+    from softprompt.types.spec import Distillation as Distillation
     from softprompt.types.spec import Hyperparameters as Hyperparameters
     from softprompt.types.spec import Init as Init
     from softprompt.types.spec import InitMethod as InitMethod
@@ -125,7 +127,8 @@ _MODULES = {
     ),
     "softprompt.types.history": "HistoryPoint JobHistory",
     "softprompt.types.jobs": (
-        "JobCheck JobOrder JobState NearestToken SearchCandidate TuningError TuningJob TuningProgress TuningResult"
+        "DistillationResult JobCheck JobOrder JobState NearestToken SearchCandidate TuningError TuningJob "
+        "TuningProgress TuningResult"
     ),
     "softprompt.types.keywords": "SamplingKeywords",
     "softprompt.types.prompts": (
@@ -137,8 +140,8 @@ _MODULES = {
     ),
     "softprompt.types.service": "ServiceInfo TuningLimits UnavailableBaseModel",
     "softprompt.types.spec": (
-        "Hyperparameters Init InitMethod LearningRateSchedule Metric PublishGate PublishPolicy "
-        "PrefixKind Reparameterisation TaskKind TooLong TuningSpec"
+        "Distillation Hyperparameters Init InitMethod LearningRateSchedule Metric PrefixKind PublishGate PublishPolicy "
+        "Reparameterisation TaskKind TooLong TuningSpec"
     ),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}

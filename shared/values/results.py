@@ -127,6 +127,35 @@ class SearchCandidate:
 
 
 @dataclass(frozen=True)
+class DistillationResult:
+    """How much of its teacher a distilled prompt keeps on held-out questions, and what it saves.
+
+    The teacher is the base model with the text in its context.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STORED
+    num_questions: int
+    """Questions to train on."""
+    num_held_out: int
+    num_answer_tokens: int
+    """Tokens of the teacher's answers to all questions."""
+    document_tokens: int
+    """Tokens that the text takes in each request to the teacher."""
+    num_virtual_tokens: int
+    kl: float
+    """KL divergence of the tuned prompt from the teacher, nats per token."""
+    bare_kl: float
+    """The same of the bare model."""
+    agreement: float
+    """Share of the answers' tokens that are the prompt's most probable ones, given the tokens before."""
+    bare_agreement: float
+    teacher_prefill_seconds: float | None = None
+    """Time to compute a held-out question of median length with the text, on the worker; None: not measured."""
+    prompt_prefill_seconds: float | None = None
+    """The same after the prompt, whose keys and values are known."""
+
+
+@dataclass(frozen=True)
 class TuningResult:
     """What a job produced, with its metrics on held-out examples."""
 
@@ -168,3 +197,5 @@ class TuningResult:
     candidates: tuple[SearchCandidate, ...] = ()
     """The candidates of a search."""
     num_skipped_steps: int = 0
+    distillation: DistillationResult | None = None
+    """None for a job with examples."""

@@ -19,6 +19,10 @@ MIN_PRIORITY, MAX_PRIORITY = -100, 100
 MAX_ANNOTATIONS, MAX_ANNOTATION_KEY_CHARS, MAX_ANNOTATION_VALUE_CHARS = 32, 63, 1024
 MAX_WAIT_UNTIL_SERVED_SECONDS = 3600
 NO_ALIAS = "-"
+DOCUMENT, QUESTION = "document", "question"
+"""Outputs of the examples of a distillation: they say what each input is."""
+DEFAULT_QUESTIONS, DEFAULT_ANSWER_TOKENS, MAX_STUDY_TOKENS = 256, 128, 65_536
+MIN_QUESTIONS, MAX_QUESTIONS, MAX_ANSWER_TOKENS = 4, 4096, 1024
 _STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
 
 
@@ -75,6 +79,27 @@ class PublishPolicy:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """How much the base model asks and answers about a text that a prompt is to replace."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    num_questions: int | None = bounded(None, MIN_QUESTIONS, MAX_QUESTIONS)
+    """None: as many as the dataset has, or DEFAULT_QUESTIONS if it has none."""
+    max_answer_tokens: int | None = bounded(None, 1, MAX_ANSWER_TOKENS)
+    """None: DEFAULT_ANSWER_TOKENS, or as many as MAX_STUDY_TOKENS leaves to each question."""
+
+    def check(self, path: str, violations: Violations) -> None:
+        """Adds a violation for each field below `path` that is out of range."""
+        check_bounds(self, path, violations)
+        if self.num_questions and self.max_answer_tokens:
+            total = self.num_questions * self.max_answer_tokens
+            if total > MAX_STUDY_TOKENS:
+                text = f"makes {total} answer tokens with num_questions; at most {MAX_STUDY_TOKENS} are allowed"
+                violations.add(f"{path}.max_answer_tokens", text)
+
+
+@dataclass(frozen=True)
 class TuningSpec:
     """What to train. Only `prompt` and `dataset` are required; the service chooses and reports the rest."""
 
@@ -102,6 +127,8 @@ class TuningSpec:
     """The job fails with DEADLINE_EXCEEDED if it is not trained by then. Needs a time zone."""
     too_long: TooLong | None = None
     """How examples that are longer than a sequence are handled. None: REFUSE."""
+    distillation: Distillation | None = None
+    """Set: the dataset is a text and perhaps questions (`DOCUMENT`, `QUESTION`), which is distilled into the prompt."""
 
     def check(self, path: str, violations: Violations) -> None:
         """Adds a violation for each field below `path` that can be refused without looking at data and model."""
@@ -110,9 +137,25 @@ class TuningSpec:
         check_bounds(self, path, violations)
         self.hyperparameters.check(f"{path}.hyperparameters", violations)
         self.publish.check(f"{path}.publish", violations)
+        if self.distillation is not None:
+            self._check_distillation(self.distillation, path, violations)
         with violations.collected():
             self.sampling_defaults.check_defaults(f"{path}.sampling_defaults")
         _check_annotations(self.annotations, f"{path}.annotations", violations)
+
+    def _check_distillation(self, distillation: Distillation, path: str, violations: Violations) -> None:
+        distillation.check(f"{path}.distillation", violations)
+        chosen = self.hyperparameters
+        refused = {
+            "validation_dataset": bool(self.validation_dataset),
+            "labels": bool(self.labels),
+            "task": self.task not in (None, TaskKind.GENERATION),
+            "hyperparameters.search": bool(chosen.search),
+            "hyperparameters.label_smoothing": bool(chosen.label_smoothing),
+        }
+        for name, is_given in refused.items():
+            if is_given:
+                violations.add(f"{path}.{name}", "can't be combined with a distillation")
 
 
 def is_uri(dataset: object) -> bool:

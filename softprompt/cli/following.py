@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from softprompt.cli.data import repetition
 from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
 from softprompt.cli.output import numbers, print_json, show, stderr
+from softprompt.report.distillation import distillation_facts
 
 if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
@@ -156,6 +157,9 @@ def show_result(job: TuningJob) -> None:
             show(f"  {title:<15}{numbers(metrics)}")
     if result.metrics:
         show(f"  {'measured on':<15}{_measured_on(result)}")
+    if result.distillation is not None:
+        for title, text in distillation_facts(result.distillation).items():
+            show(f"  {title:<15}{text}")
     if result.verdict:
         show(f"  {'verdict':<15}{result.verdict}")
     for candidate in result.candidates:

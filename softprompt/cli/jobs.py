@@ -11,7 +11,7 @@ from softprompt.cli.field_options import key_values
 from softprompt.cli.following import follow_job, show_result
 from softprompt.cli.options import JsonOption, TrainerOption, example, job_name, open_client
 from softprompt.cli.output import local_time, numbers, print_json, show, table
-from softprompt.display.training import is_preparing, preparing_text
+from softprompt.display.training import is_distillation, is_preparing, preparing_text
 from softprompt.types.jobs import JobOrder, JobState
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _progress(job: TuningJob) -> tuple[str, str]:
     if job.progress is None:
         return "", ""
     if is_preparing(job.progress):
-        return preparing_text(job.progress), ""
+        return preparing_text(job.progress, is_distillation(job)), ""
     if not job.progress.num_steps:
         return "", ""
     return f"{job.progress.step}/{job.progress.num_steps}", f"{job.progress.train_loss:.3f}"

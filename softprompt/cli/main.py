@@ -17,6 +17,7 @@ from softprompt.cli import (
     data_files,
     datasets,
     demo,
+    distill,
     doctor,
     example,
     gateway,
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (init, up, gateway, tune, generate, chat, doctor, info, demo, example):
+for module in (init, up, gateway, tune, distill, generate, chat, doctor, info, demo, example):
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="List, follow and cancel tuning jobs.")
 app.add_typer(datasets.app, name="datasets", help="Datasets that the trainer stores for you.")

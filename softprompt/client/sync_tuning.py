@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from softprompt.client.owned_jobs import owns_jobs
 from softprompt.client.sync_methods import SyncMethods, documented_by
 from softprompt.client.tuning import OnUpload, TuningMethods
+from softprompt.data.distillation import Text
 from softprompt.types.datasets import StoredDataset, UploadedDataset
 from softprompt.types.events import JobEvent
 from softprompt.types.history import JobHistory
@@ -82,6 +83,30 @@ class SyncTuningMethods(SyncMethods):
         progress: bool | None = None,
     ) -> TuningJob:
         return self._loop.run(self._client.tune(spec, on_event=on_event, progress=progress))
+
+    def distill(
+        self,
+        document: Text,
+        prompt: str,
+        *,
+        questions: Text | Iterable[str] = (),
+        num_questions: int | None = None,
+        max_answer_tokens: int | None = None,
+        on_event: Callable[[JobEvent], object] | None = None,
+        progress: bool | None = None,
+        **fields: Any,
+    ) -> TuningJob:
+        call = self._client.distill(
+            document,
+            prompt,
+            questions=questions,
+            num_questions=num_questions,
+            max_answer_tokens=max_answer_tokens,
+            on_event=on_event,
+            progress=progress,
+            **fields,
+        )
+        return self._loop.run(call)
 
     def list_jobs(
         self,

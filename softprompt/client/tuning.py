@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -22,13 +22,14 @@ from softprompt.client.job_checks import check_before_upload, check_job
 from softprompt.client.job_following import JobFollowing
 from softprompt.client.paging import all_pages
 from softprompt.client.verdict import first_verdict
+from softprompt.data.distillation import Text, distillation_examples
 from softprompt.data.prepare import DATASET, VALIDATION_DATASET, PreparedData, checked_labels, prepare
 from softprompt.types.datasets import StoredDataset, UploadedDataset
 from softprompt.types.events import JobEvent
 from softprompt.types.jobs import JobCheck, JobOrder, JobState, TuningJob
 from softprompt.types.report import JobReport
 from softprompt.types.service import ServiceInfo
-from softprompt.types.spec import Dataset, TuningSpec
+from softprompt.types.spec import Dataset, Distillation, TuningSpec
 
 SLOWEST_BYTES_PER_SECOND = 64 << 10
 """The default deadline of an upload allows for a connection that is this slow."""
@@ -226,6 +227,32 @@ class TuningMethods(JobFollowing):
             with suppress(DeadlineExceeded, NotFound, PermissionDenied, Unavailable, Unimplemented):
                 await first_verdict(self._connection, job.result.version)
         return job
+
+    async def distill(
+        self,
+        document: Text,
+        prompt: str,
+        *,
+        questions: Text | Iterable[str] = (),
+        num_questions: int | None = None,
+        max_answer_tokens: int | None = None,
+        on_event: Callable[[JobEvent], object] | None = None,
+        progress: bool | None = None,
+        **fields: Any,
+    ) -> TuningJob:
+        """`tune` on a text instead of examples: the prompt learns to answer as the base model does with the text as its
+        system message. `job.result.distillation` says how much of that it keeps.
+
+        `document`: the text, or the path of a file as pathlib.Path. `questions`: inputs without answers, or the path of
+        a file; the base model writes those that are missing to `num_questions`. `fields`: other fields of TuningSpec.
+        """
+        spec = TuningSpec(
+            prompt,
+            await asyncio.to_thread(distillation_examples, document, questions),
+            distillation=Distillation(num_questions, max_answer_tokens),
+            **fields,
+        )
+        return await self.tune(spec, on_event=on_event, progress=progress)
 
     async def list_jobs(
         self,

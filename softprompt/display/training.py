@@ -42,7 +42,7 @@ class TrainingStatus:
         self._name, self._state = name, ""
         self._progress: TuningProgress | None = None
         self._held_out: float | None = None
-        self._is_over = False
+        self._is_over = self._is_study = False
         self._end: float | None = None
         """On this machine's monotonic clock."""
 
@@ -51,6 +51,7 @@ class TrainingStatus:
         match event:
             case StateChanged(job=job):
                 self._state = _state_text(job)
+                self._is_study = is_distillation(job)
                 self._take(job.progress, event.time)
                 if job.state.is_final:
                     self._end, self._is_over = time.monotonic(), True
@@ -81,7 +82,7 @@ class TrainingStatus:
         if progress is None:
             return []
         if is_preparing(progress):
-            return [preparing_text(progress)]
+            return [preparing_text(progress, self._is_study)]
         if not progress.step:
             return []
         found = [f"step {progress.step}/{progress.num_steps or '?'}", f"loss {progress.train_loss:.3f}"]
@@ -104,13 +105,20 @@ class TrainingStatus:
         self._progress = progress
 
 
+def is_distillation(job: TuningJob) -> bool:
+    """Whether the job prepares its data by asking questions about a text."""
+    return job.spec is not None and job.spec.distillation is not None
+
+
 def is_preparing(progress: TuningProgress) -> bool:
     """Whether the job still counts the tokens of its examples."""
     return progress.num_examples > 0 and not progress.step
 
 
-def preparing_text(progress: TuningProgress) -> str:
-    """How many examples of a job that `is_preparing` are counted."""
+def preparing_text(progress: TuningProgress, is_study: bool = False) -> str:
+    """How many examples of a job that `is_preparing` are counted; in a distillation, how many questions are asked."""
+    if is_study:
+        return f"self-study {progress.num_prepared}/{progress.num_examples}"
     return f"prepared {progress.num_prepared}/{progress.num_examples} examples"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from softprompt.report.answers import answers_html, confusion_html
 from softprompt.report.curves import curves_html
+from softprompt.report.distillation import distillation_facts
 from softprompt.report.style import POLICY, SCRIPT, STYLE
 from softprompt.report.words import RIVALS, interval, number
 
@@ -24,6 +25,7 @@ def report_page(report: JobReport) -> str:
     sections = [
         _head(report),
         _section("Metrics", _metrics(report)),
+        _section("Distillation", _facts(_distilled(report))),
         _section("Curves", curves_html(report)),
         _section("Held-out answers", _answers_note(report) + answers_html(report)),
         confusion_html(report),
@@ -114,6 +116,11 @@ def _metrics(report: JobReport) -> str:
         f"<tbody>{''.join(lines)}</tbody></table></div>"
         f'<p class="soft">Measured on {result.num_judging} held-out examples, {apart}.</p>'
     )
+
+
+def _distilled(report: JobReport) -> list[tuple[str, str]]:
+    result = report.job.result
+    return [] if result is None or result.distillation is None else [*distillation_facts(result.distillation).items()]
 
 
 def _answers_note(report: JobReport) -> str:

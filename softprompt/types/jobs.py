@@ -11,6 +11,7 @@ from shared.values import job as values
 from shared.values.enums import JobOrder as JobOrder
 from shared.values.enums import JobState as JobState
 from shared.values.results import DatasetStatistics as DatasetStatistics
+from shared.values.results import DistillationResult as DistillationResult
 from shared.values.results import NearestToken as NearestToken
 from shared.values.results import SearchCandidate as SearchCandidate
 from shared.values.results import TuningError as TuningError

@@ -13,6 +13,7 @@ from shared.values.enums import TaskKind as TaskKind
 from shared.values.enums import TooLong as TooLong
 from shared.values.hyperparameters import Hyperparameters as Hyperparameters
 from shared.values.hyperparameters import Init as Init
+from shared.values.spec import Distillation as Distillation
 from shared.values.spec import PublishGate as PublishGate
 from shared.values.spec import PublishPolicy as PublishPolicy
 from shared.values.spec import TuningSpec as TuningSpec

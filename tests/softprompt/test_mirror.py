@@ -57,6 +57,8 @@ MIRRORS = [
     (report.TrainingPoint, tuning_pb2.TrainingPoint),
     (spec.Hyperparameters, tuning_pb2.Hyperparameters),
     (spec.Init, tuning_pb2.PromptInit),
+    (jobs.DistillationResult, tuning_pb2.DistillationResult),
+    (spec.Distillation, tuning_pb2.Distillation),
     (jobs.NearestToken, tuning_pb2.NearestToken),
     (spec.PublishGate, tuning_pb2.PublishGate),
     (spec.PublishPolicy, tuning_pb2.PublishPolicy),

@@ -20,7 +20,8 @@ def training_seconds(database: Database, effective: EffectiveSpec) -> float | No
     """Seconds on a worker if it trains all its steps as fast as recent jobs did; None without such jobs.
 
     Evaluations are included, because a job's speed is its examples by the time between its reports. The error is large
-    if the job's examples are much longer or shorter than those of the others. Raises Unavailable.
+    if the job's examples are much longer or shorter than those of the others. The self-study of a distillation is not
+    included. Raises Unavailable.
     """
     query = select(jobs.c.progress).where(
         jobs.c.state == JobState.SUCCEEDED.value, jobs.c.base_model == effective.base_model.id

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from shared.errors import InvalidInput
 from shared.text.repetition import Repetition
 from shared.text.template import InputEncoder, Template, TemplateFormat, default_format, pinned
-from shared.values.spec import PublishGate
+from shared.values.spec import Distillation, PublishGate
 from shared.violations import Violations, moved
 from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.jobs.model import EffectiveSpec, StoredSpec, utc_now
@@ -26,8 +26,18 @@ from trainer_service.training.data.dataset_facts import DatasetFacts
 from trainer_service.training.data.encoding import encode_dataset
 from trainer_service.training.data.places import DATASET, VALIDATION, in_dataset, in_message
 from trainer_service.training.data.split import check_split
+from trainer_service.training.distillation.texts import check_lengths, check_roles, with_text_init
+from trainer_service.training.distillation.texts import filled as filled_distillation
 from trainer_service.training.recipe.defaults import check_init, fill
-from trainer_service.training.spec import Example, FilledHyperparameters, InitMethod, TaskKind, TooLong, TrainingSpec
+from trainer_service.training.spec import (
+    Example,
+    FilledDistillation,
+    FilledHyperparameters,
+    InitMethod,
+    TaskKind,
+    TooLong,
+    TrainingSpec,
+)
 
 DEFAULT_VALIDATION_FRACTION = 0.1
 MAX_DEFAULT_VALIDATION_EXAMPLES = 500
@@ -58,6 +68,8 @@ class _Examples:
     validation_fraction: float
     repetition: Repetition
     samples: Mapping[str, tuple[Example, ...]]
+    distillation: FilledDistillation | None = None
+    """Set: `samples` are the text and questions, and the other numbers are those of the questions to ask."""
 
 
 class SpecAdmission:
@@ -144,6 +156,8 @@ class SpecAdmission:
         labels = spec.labels or facts.labels
         if spec.task not in (None, facts.task):
             raise InvalidInput.of("spec.task", f"is {spec.task}, but the dataset's examples are for {facts.task}")
+        if spec.distillation is not None:
+            return _distilled(spec.distillation, spec.validation_fraction, facts, sample)
         if spec.validation_dataset:
             with moved(in_dataset(VALIDATION)):
                 held_out, held_out_sample = self._datasets.describe(spec.validation_dataset, labels)
@@ -179,8 +193,11 @@ class SpecAdmission:
         template = _template(spec, examples.task, model.tokenizer)
         encoder = InputEncoder(model.tokenizer, template)
         check_gate(spec.publish.gate, examples.num_validation)
+        hyperparameters = spec.hyperparameters
+        if examples.distillation is not None:
+            hyperparameters = with_text_init(hyperparameters, examples.samples[DATASET][0].input)
         filled = fill(
-            spec.hyperparameters,
+            hyperparameters,
             examples.task,
             examples.num_train,
             model.info,
@@ -200,6 +217,7 @@ class SpecAdmission:
             template=template,
             labels=examples.labels,
             hyperparameters=filled,
+            distillation=examples.distillation,
             too_long=spec.too_long or TooLong.REFUSE,
             max_positions=min(self._limits.max_positions or model.info.max_positions, model.info.max_positions),
         )
@@ -209,7 +227,7 @@ class SpecAdmission:
                 f"{training.max_positions} positions"
             )
             raise InvalidInput.of("spec.hyperparameters.num_virtual_tokens", text)
-        _check_sample(examples, encoder, training)
+        _check_sample(examples, encoder, training, model.info.max_positions)
         return EffectiveSpec(
             base_model=model.info,
             training=training,
@@ -220,17 +238,46 @@ class SpecAdmission:
             max_runtime_seconds=spec.max_runtime_seconds or self._limits.max_runtime_seconds,
             num_train=examples.num_train,
             num_validation=examples.num_validation,
-            repetition=examples.repetition,
+            repetition=None if examples.distillation is not None else examples.repetition,
         )
 
 
-def _check_sample(examples: _Examples, encoder: InputEncoder, training: TrainingSpec) -> None:
+def _distilled(
+    asked: Distillation, validation_fraction: float | None, facts: DatasetFacts, sample: Sequence[Example]
+) -> _Examples:
+    """A distillation's text and questions. Raises InvalidInput if the dataset has others."""
+    if facts.task is not TaskKind.GENERATION:
+        raise InvalidInput.of("spec.dataset", "of a distillation must have lines of input and output")
+    distillation = filled_distillation(asked, facts.num_examples - 1, validation_fraction)
+    text, *others = sorted(sample, key=lambda example: example.line)
+    some = [text, *(example for example in others if example.line <= text.line + distillation.num_questions)]
+    with moved(in_dataset(DATASET)):
+        check_roles(some)
+    held = distillation.num_held_out
+    return _Examples(
+        facts.task,
+        (),
+        distillation.num_questions - held,
+        held,
+        0.0,
+        facts.repetition,
+        {DATASET: tuple(some)},
+        distillation,
+    )
+
+
+def _check_sample(examples: _Examples, encoder: InputEncoder, training: TrainingSpec, model_positions: int) -> None:
     """Raises InvalidInput with the lines of sampled examples that the template refuses or, with `TooLong.REFUSE`, that
     are too long.
 
     Of very long examples only some are checked, the longest first; the worker checks all.
     """
     violations = Violations()
+    if training.distillation is not None:
+        text, *questions = examples.samples[DATASET]
+        with moved(in_dataset(DATASET)):
+            check_lengths(encoder, text.input, questions, training, model_positions)
+        return
     for which, sample in examples.samples.items():
         checked, num_chars = list[Example](), 0
         for example in sorted(sample, key=_num_chars, reverse=True):

@@ -11,9 +11,10 @@ from shared.values.events import ShownPayload
 from shared.values.hyperparameters import Hyperparameters
 from shared.values.job import TuningJob
 from shared.values.results import DatasetStatistics, EncodingStatistics
-from shared.values.spec import TuningSpec
+from shared.values.spec import Distillation, TuningSpec
 from trainer_service.jobs.model import EventPayload, Job
 from trainer_service.jobs.reports import JobReport
+from trainer_service.training.spec import FilledDistillation
 
 _JOB_PREFIX = "tuningJobs/"
 
@@ -51,14 +52,19 @@ def effective_spec(job: Job) -> TuningSpec:
     return replace(
         job.spec,
         base_model=effective.base_model.id,
-        validation_fraction=None if job.spec.validation_dataset else effective.validation_fraction,
+        validation_fraction=effective.validation_fraction or job.spec.validation_fraction,
         template=training.template,
         task=training.task,
         labels=training.labels,
         hyperparameters=_shown(training.hyperparameters.as_chosen),
         max_runtime_seconds=effective.max_runtime_seconds,
         too_long=training.too_long,
+        distillation=_distillation(training.distillation),
     )
+
+
+def _distillation(chosen: FilledDistillation | None) -> Distillation | None:
+    return None if chosen is None else Distillation(chosen.num_questions, chosen.max_answer_tokens)
 
 
 def shown_source(source: str) -> str:
@@ -80,7 +86,7 @@ def _shown(hyperparameters: Hyperparameters) -> Hyperparameters:
 def _statistics_of(job: Job) -> DatasetStatistics | None:
     """What was counted when the job was created, and what its worker counted."""
     found, repetition = job.dataset_statistics, job.effective.repetition
-    if found is None and repetition is None:
+    if found is None and repetition is None and job.effective.training.distillation is None:
         return None
     counted = found or EncodingStatistics(job.effective.num_train, job.effective.num_validation)
     if repetition is None:

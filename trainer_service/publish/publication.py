@@ -73,6 +73,7 @@ def make_publication(job: Job, trained: TrainingResult, current_version: str = "
         judged_apart=trained.is_apart,
         candidates=tuple(_candidate(one) for one in trained.tried),
         num_skipped_steps=trained.num_skipped,
+        distillation=trained.distillation,
     )
     return Publication(result, _blob(job, trained, result) if decision.publish else b"")
 

@@ -2,6 +2,7 @@
 
     t{i}.{parameter}, t{i}.{parameter}.m, t{i}.{parameter}.v      trainee i: parameter and optimizer moments, float32
     best                                                        the best prefix so far (a soft prompt's matrix)
+    study.*                                                     the self-study of a distillation
     metadata["state"]                                           RunState as JSON
 
 Batches are a function of seed and step, so step is the whole data cursor, and a resumed run continues the same
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -166,8 +167,12 @@ def check_match(
     raise DamagedBlob("the checkpoint is of another job")
 
 
-def write_checkpoint(state: RunState, trainees: Sequence[Trainee], best: Prefix | None) -> bytes:
-    """The checkpoint's bytes. Updates `state.trainees` from the trainees."""
+def write_checkpoint(
+    state: RunState, trainees: Sequence[Trainee], best: Prefix | None, more: Mapping[str, torch.Tensor] | None = None
+) -> bytes:
+    """The checkpoint's bytes. Updates `state.trainees` from the trainees. `more`: tensors of a distillation's study,
+    which may be there before the trainees.
+    """
     state.trainees = [
         TraineeState(
             learning_rate=trainee.candidate.learning_rate,
@@ -180,7 +185,7 @@ def write_checkpoint(state: RunState, trainees: Sequence[Trainee], best: Prefix 
         )
         for trainee in trainees
     ]
-    tensors = dict[str, torch.Tensor]()
+    tensors = dict[str, torch.Tensor](more or {})
     for index, trainee in enumerate(trainees):
         for name, parameter in trainee.parameters.items():
             tensors[f"t{index}.{name}"] = parameter.detach()
@@ -212,6 +217,8 @@ def best_prefix(data: bytes) -> Prefix:
     _, tensors = read_checkpoint(data)
     first = "t0."
     parameters = {name.removeprefix(first): tensor for name, tensor in tensors.items() if name.startswith(first)}
+    if not parameters:
+        raise DamagedBlob("the job ended before its first step, so it has no prompt to start from")
     return read_best(tensors) or leaves_of(parameters).prefix()
 
 

@@ -98,9 +98,12 @@ class Cohort:
     def prepare(self, task: TrainingTask, on_progress: OnProgress | None = None) -> TrainingTask:
         """The task with its examples as token ids, for `add`. May be called by another thread than `step`.
 
+        A distillation's run makes its own, between the steps of other jobs.
         Jobs of this cohort with the same file and template share one copy. Raises InvalidInput naming lines, and the
         errors of `on_progress`.
         """
+        if task.spec.distillation is not None:
+            return task
         encoder = InputEncoder(self._tokenizer, task.spec.template)
         return replace(
             task,

@@ -12,6 +12,13 @@ from torch.utils.checkpoint import checkpoint
 from shared.model.base_model import BaseModel
 from trainer_service.training.attention.forward import Forward
 from trainer_service.training.attention.packing import Row, Segment
+from trainer_service.training.distillation.targets import (
+    TeacherBatch,
+    TeacherTargets,
+    joined,
+    teacher_batch,
+    top_targets,
+)
 from trainer_service.training.work import RowScore, ScoreWork, TrainPart
 
 LOGITS_AT_ONCE = 1 << 26
@@ -22,9 +29,10 @@ _WITHOUT_BACKWARD = 3
 def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart], token_budget: int) -> torch.Tensor:
     """Add each part's gradient to its trainee's parameters; returns the losses `[parts]`, float32, on the device.
 
-    A part's loss is the weighted sum of the cross-entropy over its target tokens, divided by the part's total. Parts
-    share no parameters, so the summed loss gives each part the gradient of its own loss. Work above the budget is split
-    into several passes; their gradients add up to the same.
+    A part's loss is the weighted sum of the cross-entropy over its target tokens, or of the divergence from the
+    teacher's distributions where a row has them, divided by the part's total. Parts share no parameters, so the summed
+    loss gives each part the gradient of its own loss. Work above the budget is split into several passes; their
+    gradients add up to the same.
     """
     totals = [part.total or sum(row.weight * len(row.target_ids) for row in part.rows) for part in parts]
     losses = torch.zeros(len(parts), device=base_model.device)
@@ -32,8 +40,11 @@ def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart]
         owned = [(index, segment) for index, rows in chunk for segment in _segments(parts[index], base_model, rows)]
         states = forward.states([segment for _, segment in owned])  # [targets, width]
         owners, ids, weights, smoothing = list[int](), list[int](), list[float](), list[float]()
+        teachers = list[tuple[int, TeacherTargets]]()
         for index, segment in owned:
             for row in segment.rows:
+                if row.teacher is not None:
+                    teachers.append((len(ids), row.teacher))
                 owners += [index] * len(row.target_ids)
                 ids += row.target_ids
                 weights += [row.weight / totals[index]] * len(row.target_ids)
@@ -45,6 +56,7 @@ def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart]
             states,
             torch.tensor(ids, device=device),
             torch.tensor(smoothing, device=device) if any(smoothing) else None,
+            teacher_batch(teachers, device),
         ) * torch.tensor(weights, device=device)
         token_losses.sum().backward()  # type: ignore[no-untyped-call]
         losses.index_add_(0, torch.tensor(owners, device=device), token_losses.detach())
@@ -60,7 +72,7 @@ def score(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork]) -
     """Score the rows of all works in one pass."""
     states = forward.states([Segment(work.prefix, work.rows) for work in works])  # [targets, width]
     targets = [
-        _Target(token, work.candidates if index == 0 else ())
+        _Target(token, work.candidates if index == 0 else (), row.teacher, index, work.keep_top)
         for work in works
         for row in work.rows
         for index, token in enumerate(row.target_ids)
@@ -79,7 +91,8 @@ def score(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork]) -
                 sum(score.log_probability for score in some),
                 sum(score.correct for score in some),
             )
-            results[-1].append(RowScore(log_probability, len(some), num_correct, some[0].candidates))
+            top = joined([score.top for score in some if score.top is not None])
+            results[-1].append(RowScore(log_probability, len(some), num_correct, some[0].candidates, top))
             first += len(some)
     return results
 
@@ -88,6 +101,11 @@ def score(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork]) -
 class _Target:
     token: int
     candidates: tuple[int, ...]
+    teacher: TeacherTargets | None
+    """Distributions of its row."""
+    index: int
+    """Its index in its row."""
+    keep_top: bool
 
 
 @dataclass(frozen=True)
@@ -95,6 +113,7 @@ class _TargetScore:
     log_probability: float
     correct: bool
     candidates: tuple[float, ...]
+    top: TeacherTargets | None
 
 
 def _score_targets(logits: torch.Tensor, targets: Sequence[_Target]) -> list[_TargetScore]:
@@ -102,12 +121,18 @@ def _score_targets(logits: torch.Tensor, targets: Sequence[_Target]) -> list[_Ta
     log_probabilities = logits.float().log_softmax(-1)  # [part, vocab]
     some = targets[: logits.shape[0]]
     ids = torch.tensor([target.token for target in some], device=logits.device)
-    picked = log_probabilities.gather(1, ids[:, None]).squeeze(1).tolist()
+    losses = -log_probabilities.gather(1, ids[:, None]).squeeze(1)
+    rows = [(place, target.teacher.at(target.index)) for place, target in enumerate(some) if target.teacher is not None]
+    if (teacher := teacher_batch(rows, logits.device)) is not None:
+        losses = teacher.replaced(losses, log_probabilities, 0)
+    picked = (-losses).tolist()
+    top = top_targets(log_probabilities) if any(target.keep_top for target in some) else None
     correct = (log_probabilities.argmax(-1) == ids).tolist()
     found = []
     for index, target in enumerate(some):
         candidates = tuple(log_probabilities[index, list(target.candidates)].tolist()) if target.candidates else ()
-        found.append(_TargetScore(picked[index], correct[index], candidates))
+        kept = top.at(index) if top is not None and target.keep_top else None
+        found.append(_TargetScore(picked[index], correct[index], candidates, kept))
     return found
 
 
@@ -119,9 +144,15 @@ def _parts(base_model: BaseModel, states: torch.Tensor) -> Iterator[tuple[int, t
 
 
 def _cross_entropy(
-    base_model: BaseModel, forward: Forward, states: torch.Tensor, ids: torch.Tensor, smoothing: torch.Tensor | None
+    base_model: BaseModel,
+    forward: Forward,
+    states: torch.Tensor,
+    ids: torch.Tensor,
+    smoothing: torch.Tensor | None,
+    teacher: TeacherBatch | None,
 ) -> torch.Tensor:
-    """Losses, [targets]. `smoothing`, [targets], mixes the uniform distribution into each target.
+    """Losses, [targets]. `smoothing`, [targets], mixes the uniform distribution into each target. `teacher`: the
+    distributions of targets whose loss is the divergence from them.
 
     With several parts, the backward pass recomputes the logits.
     """
@@ -129,9 +160,9 @@ def _cross_entropy(
     def of(part: torch.Tensor, first: int) -> torch.Tensor:
         values, some = forward.logits(part).float(), slice(first, first + part.shape[0])
         losses = F.cross_entropy(values, ids[some], reduction="none")
-        return (
-            losses if smoothing is None else torch.lerp(losses, values.logsumexp(-1) - values.mean(-1), smoothing[some])
-        )
+        if smoothing is not None:
+            losses = torch.lerp(losses, values.logsumexp(-1) - values.mean(-1), smoothing[some])
+        return losses if teacher is None else teacher.replaced(losses, values, first)
 
     parts = list(_parts(base_model, states))
     if len(parts) == 1:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from shared.prompt.blob import GoldenRecord
 from shared.prompt.prefix import Prefix
 from shared.values.report import HeldOutAnswers
-from shared.values.results import EncodingStatistics, NearestToken
+from shared.values.results import DistillationResult, EncodingStatistics, NearestToken
 from trainer_service.training.comparison import Comparison, Estimate
 from trainer_service.training.spec import Example, Init, TrainingSpec
 
@@ -128,6 +128,8 @@ class TrainingResult:
     """Tokens that the steps computed, for all candidates of a search together."""
     answers: HeldOutAnswers = field(default_factory=HeldOutAnswers)
     """Answers to the examples behind these metrics. They are not part of the published version."""
+    distillation: DistillationResult | None = None
+    """None for a job with examples."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,9 @@ class TrainingEvent:
 
 @dataclass(frozen=True)
 class Preparing(TrainingEvent):
-    """Progress of tokenizing the job's examples. Sent any number of times before Started."""
+    """Progress of tokenizing the job's examples, or of a distillation's self-study. Sent any number of times before
+    Started.
+    """
 
     num_prepared: int
     num_examples: int

@@ -10,6 +10,9 @@ import logging
 import math
 import statistics as numbers
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,18 +23,22 @@ from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.model.base_model import BaseModel
 from shared.prompt.prefix import Entering, Prefix
 from shared.text.template import InputEncoder
-from shared.values.results import EncodingStatistics
+from shared.values.results import DistillationResult, EncodingStatistics
 from trainer_service.training import checkpoint
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED
 from trainer_service.training.data import encoding
 from trainer_service.training.data.dataset import count_overlap
 from trainer_service.training.data.encoding import EncodedDataset, encode_split
+from trainer_service.training.distillation.saving import prefill_seconds
+from trainer_service.training.distillation.self_study import SelfStudy
+from trainer_service.training.distillation.state import restore_study, study_tensors
 from trainer_service.training.evaluation.evaluate import SLICE_TOKENS, nearest_tokens, row_slices
 from trainer_service.training.evaluation.evaluator import Evaluator, Judgement, Measuring
 from trainer_service.training.evaluation.golden import golden_records
 from trainer_service.training.events import (
     Evaluated,
+    Preparing,
     Started,
     StepDone,
     TrainingEvent,
@@ -92,6 +99,7 @@ class TuningRun:
         self._row_weights = np.ones(0)
         self._statistics: EncodingStatistics | None = None
         self._events: list[TrainingEvent] = []
+        self._study: SelfStudy | None = None
 
     @property
     def step(self) -> int:
@@ -104,14 +112,19 @@ class TuningRun:
         return taken
 
     def checkpoint(self) -> bytes | None:
-        """The run's state as a checkpoint; None before training has begun."""
-        return checkpoint.write_checkpoint(self._state, self._trainees, self.best) if self._trainees else None
+        """The run's state as a checkpoint; None before training or a distillation's self-study has begun."""
+        study = study_tensors(self._study)
+        if not self._trainees and not study:
+            return None
+        return checkpoint.write_checkpoint(self._state, self._trainees, self.best, study)
 
     def run(self) -> RunGenerator:
         """Yields the job's work until it is trained.
 
         Raises InvalidInput for data or settings that can't be used for training, NonFinite if the loss diverges.
         """
+        if self._spec.distillation is not None:
+            yield from self._self_study()
         self._prepare()
         restart_reason = self._begin()
         self._evaluator = Evaluator(
@@ -143,6 +156,49 @@ class TuningRun:
 
     def _emit(self, kind: type[TrainingEvent], **fields: Any) -> None:
         self._events.append(kind(job_id=self.task.job_id, attempt=self.task.attempt, **fields))
+
+    def _self_study(self) -> Generator[Work, Any, None]:
+        """Replace the task's examples, a text and questions, by the base model's questions and answers."""
+        encoder = InputEncoder(self._base_model.tokenizer, self._spec.template)
+        study = self._study = SelfStudy(self._base_model, self._spec, self.task.train, encoder)
+        if self.task.checkpoint is not None:
+            with suppress(DamagedBlob):  # `_begin` gives the reason
+                saved, tensors = checkpoint.read_checkpoint(self.task.checkpoint)
+                if saved.digest == self._state.digest:
+                    restore_study(study, tensors)
+                    if not saved.trainees:
+                        self.task = replace(self.task, checkpoint=None)
+
+        def on_progress() -> None:
+            self._emit(Preparing, num_prepared=study.num_asked, num_examples=study.num_questions)
+
+        encoded = yield from study.run(on_progress, self._check_row or _any_row)
+        train, held_out = (tuple(row.example for row in part.examples) for part in (encoded.train, encoded.validation))
+        self.task = replace(self.task, train=train, validation=held_out, encoded=encoded, num_overlapping=None)
+
+    def _distilled(self, judged: Judgement, prefix: Entering) -> Generator[Work, Any, DistillationResult | None]:
+        """What the prompt keeps of its teacher, and what it saves."""
+        if self._study is None:
+            return None
+        rows = sorted(self._validation.examples, key=lambda row: len(row.input_ids))
+        row = rows[len(rows) // 2]
+        teacher_ids = self._study.teacher_ids(row.example.input)
+        measure = partial(prefill_seconds, self._base_model, prefix, teacher_ids, row.input_ids)
+        with_text, with_prompt = yield CallWork(measure, 3 * len(teacher_ids))
+        bare = judged.rivals[BARE]
+        return DistillationResult(
+            num_questions=len(self._train),
+            num_held_out=len(self._validation),
+            num_answer_tokens=sum(len(studied.answer_ids) for studied in self._study.rows),
+            document_tokens=self._study.document_tokens,
+            num_virtual_tokens=prefix.num_virtual_tokens,
+            kl=judged.metrics["loss"],
+            bare_kl=bare["loss"],
+            agreement=judged.metrics["token_accuracy"],
+            bare_agreement=bare["token_accuracy"],
+            teacher_prefill_seconds=with_text,
+            prompt_prefill_seconds=with_prompt,
+        )
 
     def _prepare(self) -> None:
         if not self.task.train:
@@ -239,7 +295,7 @@ class TuningRun:
         picks = batch_indices(self._hyper.seed, self.step, len(self._train), self._hyper.batch_size)
         examples = [self._train.examples[pick] for pick in picks]
         rows = [
-            Row(example.input_ids, example.target_ids, float(self._row_weights[pick]), pick)
+            Row(example.input_ids, example.target_ids, float(self._row_weights[pick]), pick, example.teacher)
             for pick, example in zip(picks, examples, strict=True)
         ]
         by_example = self._spec.task is TaskKind.CLASSIFICATION
@@ -354,6 +410,7 @@ class TuningRun:
         prefix = self.best
         entering = prefix.input(self._base_model.dtype, self._base_model.device)
         judged: Judgement = yield from self._evaluator.judge(entering, self._current(), self.task.train)
+        distilled = yield from self._distilled(judged, entering)
         golden = yield CallWork(lambda: golden_records(self._base_model, prefix, self._encoder))
         scores = [record.metrics[self._hyper.metric.value.lower()] for record in self._state.history[-5:]]
         tried, best = self._state.tried, self._state.best_candidate
@@ -386,6 +443,7 @@ class TuningRun:
             statistics=self._statistics,
             num_tokens=self._state.num_tokens,
             answers=judged.answers,
+            distillation=distilled,
         )
 
     def _current(self) -> Entering | None:

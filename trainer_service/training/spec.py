@@ -56,6 +56,16 @@ class FilledHyperparameters(_Frozen):
         return Hyperparameters(**{name: getattr(self, name) for name in type(self).model_fields})
 
 
+class FilledDistillation(_Frozen):
+    """A distillation with nothing left open."""
+
+    num_questions: int
+    """Questions of the dataset and of the base model together."""
+    max_answer_tokens: int
+    num_held_out: int
+    """Questions to hold out, if enough different ones are asked."""
+
+
 class TrainingSpec(_Frozen):
     """The part of a job that decides its gradient: task, template, label set, hyperparameters."""
 
@@ -68,3 +78,5 @@ class TrainingSpec(_Frozen):
     """Longest sequence of virtual tokens, input and target: what replicas take, and the model. 0, of older jobs: the
     model's own.
     """
+    distillation: FilledDistillation | None = None
+    """Set: the job's examples are a text and questions (`training.distillation`)."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from shared.prompt.prefix import Entering
 from trainer_service.training.attention.packing import Row
+from trainer_service.training.distillation.targets import TeacherTargets
 from trainer_service.training.trainee import Trainee
 
 
@@ -65,6 +66,8 @@ class ScoreWork:
     rows: Sequence[Row]
     candidates: tuple[int, ...] = ()
     """Token ids to score at the first target position."""
+    keep_top: bool = False
+    """Whether each RowScore has the most probable tokens at its targets."""
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -74,12 +77,16 @@ class ScoreWork:
 
 @dataclass(frozen=True)
 class RowScore:
-    """A row's score, in natural logarithms. `candidates` are for the first target position."""
+    """A row's score, in natural logarithms. `candidates` are for the first target position.
+
+    For a row with a teacher, `log_probability` is the divergence from it, negated.
+    """
 
     log_probability: float
     num_targets: int
     num_correct: int
     candidates: tuple[float, ...] = ()
+    top: TeacherTargets | None = None
 
 
 @dataclass(frozen=True)

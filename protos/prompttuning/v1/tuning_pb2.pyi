@@ -687,6 +687,7 @@ class TuningSpec(_message.Message):
     ANNOTATIONS_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     TOO_LONG_FIELD_NUMBER: _builtins.int
+    DISTILLATION_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """Name of the prompt; the job publishes its next version."""
     base_model: _builtins.str
@@ -741,6 +742,13 @@ class TuningSpec(_message.Message):
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """The job fails with DEADLINE_EXCEEDED if its training has not ended by then. Left out: no deadline."""
 
+    @_builtins.property
+    def distillation(self) -> Global___Distillation:
+        """Set: the job distills a text into the prompt instead of learning from examples. The first example of `dataset` then
+        has the text as its input and "document" as its output; each further one has a question as its input and "question"
+        as its output. A validation dataset, labels and a search are refused.
+        """
+
     def __init__(
         self,
         *,
@@ -760,16 +768,58 @@ class TuningSpec(_message.Message):
         annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
         too_long: Global___TooLong.ValueType = ...,
+        distillation: Global___Distillation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "deadline", b"deadline", "hyperparameters", b"hyperparameters", "max_runtime", b"max_runtime", "publish", b"publish", "sampling_defaults", b"sampling_defaults", "template", b"template", "validation", b"validation", "validation_dataset", b"validation_dataset", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "deadline", b"deadline", "distillation", b"distillation", "hyperparameters", b"hyperparameters", "max_runtime", b"max_runtime", "publish", b"publish", "sampling_defaults", b"sampling_defaults", "template", b"template", "validation", b"validation", "validation_dataset", b"validation_dataset", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "base_model", b"base_model", "dataset", b"dataset", "deadline", b"deadline", "hyperparameters", b"hyperparameters", "labels", b"labels", "max_runtime", b"max_runtime", "priority", b"priority", "prompt", b"prompt", "publish", b"publish", "sampling_defaults", b"sampling_defaults", "task", b"task", "template", b"template", "too_long", b"too_long", "validation", b"validation", "validation_dataset", b"validation_dataset", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "base_model", b"base_model", "dataset", b"dataset", "deadline", b"deadline", "distillation", b"distillation", "hyperparameters", b"hyperparameters", "labels", b"labels", "max_runtime", b"max_runtime", "priority", b"priority", "prompt", b"prompt", "publish", b"publish", "sampling_defaults", b"sampling_defaults", "task", b"task", "template", b"template", "too_long", b"too_long", "validation", b"validation", "validation_dataset", b"validation_dataset", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_validation: _TypeAlias = _typing.Literal["validation_dataset", "validation_fraction"]  # noqa: Y015
     _WhichOneofArgType_validation: _TypeAlias = _typing.Literal["validation", b"validation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_validation) -> _WhichOneofReturnType_validation | None: ...
 
 Global___TuningSpec: _TypeAlias = TuningSpec  # noqa: Y015
+
+@_typing.final
+class Distillation(_message.Message):
+    """Distillation of a text: a system prompt, an instruction or a document. The base model with the text in its context
+    is the teacher. It asks itself questions and answers them (self-study), and the prompt is trained on its most probable
+    next tokens. Metrics of such a job are measured on held-out questions: "loss" is the KL divergence from the teacher in
+    nats per token, "token_accuracy" the share of tokens on which prompt and teacher agree.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_QUESTIONS_FIELD_NUMBER: _builtins.int
+    MAX_ANSWER_TOKENS_FIELD_NUMBER: _builtins.int
+    num_questions: _builtins.int
+    """Number of questions, 4 to 4096. The base model writes those that the dataset does not have. Left out: the dataset's,
+    or 256 if it has none.
+    """
+    max_answer_tokens: _builtins.int
+    """Longest answer of the teacher in tokens, 1 to 1024. Left out: 128, or less with many questions: all answers together
+    have at most 65536.
+    """
+    def __init__(
+        self,
+        *,
+        num_questions: _builtins.int | None = ...,
+        max_answer_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_answer_tokens", b"_max_answer_tokens", "_num_questions", b"_num_questions", "max_answer_tokens", b"max_answer_tokens", "num_questions", b"num_questions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_answer_tokens", b"_max_answer_tokens", "_num_questions", b"_num_questions", "max_answer_tokens", b"max_answer_tokens", "num_questions", b"num_questions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_answer_tokens: _TypeAlias = _typing.Literal["max_answer_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_answer_tokens: _TypeAlias = _typing.Literal["_max_answer_tokens", b"_max_answer_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__num_questions: _TypeAlias = _typing.Literal["num_questions"]  # noqa: Y015
+    _WhichOneofArgType__num_questions: _TypeAlias = _typing.Literal["_num_questions", b"_num_questions"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_answer_tokens) -> _WhichOneofReturnType__max_answer_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_questions) -> _WhichOneofReturnType__num_questions | None: ...
+
+Global___Distillation: _TypeAlias = Distillation  # noqa: Y015
 
 @_typing.final
 class TuningJob(_message.Message):
@@ -1292,6 +1342,7 @@ class TuningResult(_message.Message):
     JUDGED_APART_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     NUM_SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
+    DISTILLATION_FIELD_NUMBER: _builtins.int
     published: _builtins.bool
     """Whether a version was published."""
     version: _builtins.str
@@ -1366,6 +1417,10 @@ class TuningResult(_message.Message):
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchCandidate]:
         """The candidates of a search; empty without one."""
 
+    @_builtins.property
+    def distillation(self) -> Global___DistillationResult:
+        """What a distillation kept and saves. Unset for a job with examples."""
+
     def __init__(
         self,
         *,
@@ -1395,10 +1450,11 @@ class TuningResult(_message.Message):
         judged_apart: _builtins.bool = ...,
         candidates: _abc.Iterable[Global___SearchCandidate] | None = ...,
         num_skipped_steps: _builtins.int = ...,
+        distillation: Global___DistillationResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_metric_high", b"_metric_high", "_metric_low", b"_metric_low", "_served_by_all", b"_served_by_all", "metric_high", b"metric_high", "metric_low", b"metric_low", "served_by_all", b"served_by_all"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_metric_high", b"_metric_high", "_metric_low", b"_metric_low", "_served_by_all", b"_served_by_all", "distillation", b"distillation", "metric_high", b"metric_high", "metric_low", b"metric_low", "served_by_all", b"served_by_all"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metric_high", b"_metric_high", "_metric_low", b"_metric_low", "_served_by_all", b"_served_by_all", "alias_moved", b"alias_moved", "bare_metrics", b"bare_metrics", "best_step", b"best_step", "candidates", b"candidates", "comparisons", b"comparisons", "current_metrics", b"current_metrics", "current_version", b"current_version", "digest", b"digest", "few_shot_metrics", b"few_shot_metrics", "gate_decision", b"gate_decision", "instructed_metrics", b"instructed_metrics", "judged_apart", b"judged_apart", "metric_high", b"metric_high", "metric_low", b"metric_low", "metrics", b"metrics", "nearest_tokens", b"nearest_tokens", "num_judging", b"num_judging", "num_shots", b"num_shots", "num_skipped_steps", b"num_skipped_steps", "published", b"published", "score_stability", b"score_stability", "served_by_all", b"served_by_all", "serving", b"serving", "template_metrics", b"template_metrics", "verdict", b"verdict", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metric_high", b"_metric_high", "_metric_low", b"_metric_low", "_served_by_all", b"_served_by_all", "alias_moved", b"alias_moved", "bare_metrics", b"bare_metrics", "best_step", b"best_step", "candidates", b"candidates", "comparisons", b"comparisons", "current_metrics", b"current_metrics", "current_version", b"current_version", "digest", b"digest", "distillation", b"distillation", "few_shot_metrics", b"few_shot_metrics", "gate_decision", b"gate_decision", "instructed_metrics", b"instructed_metrics", "judged_apart", b"judged_apart", "metric_high", b"metric_high", "metric_low", b"metric_low", "metrics", b"metrics", "nearest_tokens", b"nearest_tokens", "num_judging", b"num_judging", "num_shots", b"num_shots", "num_skipped_steps", b"num_skipped_steps", "published", b"published", "score_stability", b"score_stability", "served_by_all", b"served_by_all", "serving", b"serving", "template_metrics", b"template_metrics", "verdict", b"verdict", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__metric_high: _TypeAlias = _typing.Literal["metric_high"]  # noqa: Y015
     _WhichOneofArgType__metric_high: _TypeAlias = _typing.Literal["_metric_high", b"_metric_high"]  # noqa: Y015
@@ -1414,6 +1470,81 @@ class TuningResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__served_by_all) -> _WhichOneofReturnType__served_by_all | None: ...
 
 Global___TuningResult: _TypeAlias = TuningResult  # noqa: Y015
+
+@_typing.final
+class DistillationResult(_message.Message):
+    """How much of the teacher a distilled prompt keeps, and what it saves. The teacher is the base model with the text in
+    its context; all divergences and agreements are measured on the same held-out questions.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_QUESTIONS_FIELD_NUMBER: _builtins.int
+    NUM_HELD_OUT_FIELD_NUMBER: _builtins.int
+    NUM_ANSWER_TOKENS_FIELD_NUMBER: _builtins.int
+    DOCUMENT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_VIRTUAL_TOKENS_FIELD_NUMBER: _builtins.int
+    KL_FIELD_NUMBER: _builtins.int
+    BARE_KL_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    BARE_AGREEMENT_FIELD_NUMBER: _builtins.int
+    TEACHER_PREFILL_SECONDS_FIELD_NUMBER: _builtins.int
+    PROMPT_PREFILL_SECONDS_FIELD_NUMBER: _builtins.int
+    num_questions: _builtins.int
+    """Questions to train on."""
+    num_held_out: _builtins.int
+    """Held-out questions."""
+    num_answer_tokens: _builtins.int
+    """Tokens of the teacher's answers, of both."""
+    document_tokens: _builtins.int
+    """Tokens that the text takes in each request to the teacher."""
+    num_virtual_tokens: _builtins.int
+    """Virtual tokens of the prompt; a request does not compute them."""
+    kl: _builtins.float
+    """KL divergence of the tuned prompt from the teacher, in nats per token; lower is better. It is computed over the
+    teacher's 20 most probable tokens and the rest of the vocabulary as one outcome.
+    """
+    bare_kl: _builtins.float
+    """The same of the bare model, which knows nothing of the text."""
+    agreement: _builtins.float
+    """Share of the answers' tokens that are also the prompt's most probable ones, given the tokens before."""
+    bare_agreement: _builtins.float
+    """The same of the bare model."""
+    teacher_prefill_seconds: _builtins.float
+    """Time until the teacher has computed the input of a held-out question of median length, with the text, measured on
+    the trainer's worker; unset if it could not be measured.
+    """
+    prompt_prefill_seconds: _builtins.float
+    """The same for the prompt, whose keys and values are already computed, as at serving."""
+    def __init__(
+        self,
+        *,
+        num_questions: _builtins.int = ...,
+        num_held_out: _builtins.int = ...,
+        num_answer_tokens: _builtins.int = ...,
+        document_tokens: _builtins.int = ...,
+        num_virtual_tokens: _builtins.int = ...,
+        kl: _builtins.float = ...,
+        bare_kl: _builtins.float = ...,
+        agreement: _builtins.float = ...,
+        bare_agreement: _builtins.float = ...,
+        teacher_prefill_seconds: _builtins.float | None = ...,
+        prompt_prefill_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt_prefill_seconds", b"_prompt_prefill_seconds", "_teacher_prefill_seconds", b"_teacher_prefill_seconds", "prompt_prefill_seconds", b"prompt_prefill_seconds", "teacher_prefill_seconds", b"teacher_prefill_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_prefill_seconds", b"_prompt_prefill_seconds", "_teacher_prefill_seconds", b"_teacher_prefill_seconds", "agreement", b"agreement", "bare_agreement", b"bare_agreement", "bare_kl", b"bare_kl", "document_tokens", b"document_tokens", "kl", b"kl", "num_answer_tokens", b"num_answer_tokens", "num_held_out", b"num_held_out", "num_questions", b"num_questions", "num_virtual_tokens", b"num_virtual_tokens", "prompt_prefill_seconds", b"prompt_prefill_seconds", "teacher_prefill_seconds", b"teacher_prefill_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__prompt_prefill_seconds: _TypeAlias = _typing.Literal["prompt_prefill_seconds"]  # noqa: Y015
+    _WhichOneofArgType__prompt_prefill_seconds: _TypeAlias = _typing.Literal["_prompt_prefill_seconds", b"_prompt_prefill_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__teacher_prefill_seconds: _TypeAlias = _typing.Literal["teacher_prefill_seconds"]  # noqa: Y015
+    _WhichOneofArgType__teacher_prefill_seconds: _TypeAlias = _typing.Literal["_teacher_prefill_seconds", b"_teacher_prefill_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_prefill_seconds) -> _WhichOneofReturnType__prompt_prefill_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__teacher_prefill_seconds) -> _WhichOneofReturnType__teacher_prefill_seconds | None: ...
+
+Global___DistillationResult: _TypeAlias = DistillationResult  # noqa: Y015
 
 @_typing.final
 class SearchCandidate(_message.Message):

@@ -23,6 +23,7 @@ import torch
 
 from shared.kernels.ops import Spans
 from shared.prompt.prefix import Entering, VirtualKeyValues
+from trainer_service.training.distillation.targets import TeacherTargets
 
 PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
 ITEM_TOKENS = 64
@@ -38,6 +39,8 @@ class Row:
     weight: float = 1.0
     example: int = -1
     """Its index in the training data, by which a trainee knows what it must not attend to."""
+    teacher: TeacherTargets | None = field(default=None, compare=False)
+    """Set: the loss is the divergence from these distributions, and `target_ids` are only read."""
 
     @cached_property
     def tokens(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from trainer_service.training.data.places import in_dataset
 from trainer_service.training.data.token_rows import MAX_REPORTED, OnProgress, TokenRows, TokenRowsCache, encode_rows
 from trainer_service.training.spec import Example, TaskKind, TooLong, TrainingSpec
 
+if TYPE_CHECKING:
+    from trainer_service.training.distillation.targets import TeacherTargets
+
 _FEW = 3
 """Up to this many examples that are too long are reported without a summary."""
 
@@ -36,6 +39,8 @@ class EncodedExample:
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     label_index: int = -1
+    teacher: TeacherTargets | None = None
+    """The teacher's distributions at the targets, in a distillation."""
 
 
 class EncodedRows(Sequence[EncodedExample]):

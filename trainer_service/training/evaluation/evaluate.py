@@ -33,7 +33,7 @@ def evaluate_examples(prefix: Entering | None, data: EncodedDataset) -> Generato
     """The results of each example with `prefix` (None: the bare model), without generated texts."""
     single = len(data.label_ids) > 0 and all(len(ids) == 1 for ids in data.label_ids)
     candidates = tuple(ids[0] for ids in data.label_ids) if single else ()
-    rows = [Row(example.input_ids, example.target_ids) for example in data.examples]
+    rows = [Row(example.input_ids, example.target_ids, teacher=example.teacher) for example in data.examples]
     scores = yield from score_rows(prefix, rows, candidates)
     answers: list[int] = []
     if data.label_ids:

@@ -139,9 +139,11 @@ class Evaluator:
         if current is not None:
             rivals[CURRENT] = yield from self._measured(current, data, self._end_token_id)
             ways["current"] = Way(data, rivals[CURRENT], current, self._end_token_id)
-        bare: Mapping[str, float] = {}
-        write = partial(baselines.bare, self._spec, self._base_model.tokenizer, examples)
-        raw = yield CallWork(partial(self._written, "bare model", write))
+        bare: Mapping[str, float] = rivals[BARE].metrics(self._metric) if self._spec.distillation is not None else {}
+        raw: Baseline | None = None
+        if self._spec.distillation is None:
+            write = partial(baselines.bare, self._spec, self._base_model.tokenizer, examples)
+            raw = yield CallWork(partial(self._written, "bare model", write))
         if raw is not None:
             results = yield from self._measured(None, raw.data, raw.end_token_id)
             bare = results.metrics(self._metric)
@@ -176,7 +178,9 @@ class Evaluator:
         return None if first is None or second is None else second.merged(first, self.held_out.fold)
 
     def _ways(self, examples: list[Example], train: Sequence[Example]) -> dict[str, Callable[[], Baseline]]:
-        """The baselines of the frozen model, by name."""
+        """The baselines of the frozen model, by name. A distillation has none: its teacher is the instructed model."""
+        if self._spec.distillation is not None:
+            return {}
         arguments = (self._spec, self._base_model.tokenizer, examples)
         room = self._base_model.info.max_positions
         return {

@@ -1,0 +1,116 @@
+"""`softprompt distill`: replace a long instruction or document by a prompt that behaves as if it were there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from softprompt.cli.field_options import key_values, with_hyperparameters, with_template
+from softprompt.cli.following import conclude, show_check
+from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
+from softprompt.cli.output import stderr
+from softprompt.data.distillation import distillation_examples
+from softprompt.display.transfer import upload_display
+from softprompt.types.common import Template
+from softprompt.types.spec import Distillation, Hyperparameters, PublishGate, PublishPolicy, TuningSpec
+
+STUDY, TRAINING, RESULT = "Self-study", "Training (the service chooses what is left out)", "Result"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(epilog=example("softprompt distill handbook.txt --prompt support --questions inputs.txt"))(distill)
+
+
+@with_template(STUDY)
+@with_hyperparameters(TRAINING)
+def distill(
+    file: Annotated[Path, typer.Argument(help="The system prompt, instruction or document: a text file in UTF-8.")],
+    *,
+    prompt: Annotated[str, typer.Option(help="Name of the prompt. The job publishes its next version.")],
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Inputs without answers, one in each line, or JSON lines with an input; the base model writes others.",
+            rich_help_panel=STUDY,
+        ),
+    ] = None,
+    num_questions: Annotated[
+        int | None, typer.Option(help="Questions in all. Default: those of --questions, or 256.", rich_help_panel=STUDY)
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer in tokens. Default: 128.", rich_help_panel=STUDY)
+    ] = None,
+    validation_fraction: Annotated[
+        float | None, typer.Option(help="Fraction of the questions to hold out, 0 to 1.", rich_help_panel=STUDY)
+    ] = None,
+    template: Template | None,
+    base_model: Annotated[str, typer.Option(help="Id of a base model of the trainer.", rich_help_panel=TRAINING)] = "",
+    hyperparameters: Hyperparameters,
+    priority: Annotated[
+        int, typer.Option(help="Jobs with a higher priority run first; -100 to 100.", rich_help_panel=TRAINING)
+    ] = 0,
+    max_runtime: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Longest time on workers.", rich_help_panel=TRAINING)
+    ] = None,
+    annotation: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Kept with the job; may be repeated.", rich_help_panel=RESULT),
+    ] = None,
+    alias: Annotated[
+        str, typer.Option(help="Alias to move to the new version; - for none.", rich_help_panel=RESULT)
+    ] = "default",
+    beat_bare_model: Annotated[
+        bool,
+        typer.Option(
+            "--beat-bare-model",
+            help="Publish only if the prompt is nearer to the teacher than the bare model.",
+            rich_help_panel=RESULT,
+        ),
+    ] = False,
+    maximum_kl: Annotated[
+        float | None,
+        typer.Option(
+            "--maximum-kl",
+            help="Publish only if the divergence from the teacher is at most this.",
+            rich_help_panel=RESULT,
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option(help="Show the progress until the job ends. Ctrl-C stops following; the job continues.")
+    ] = True,
+    validate_only: Annotated[
+        bool, typer.Option("--validate-only", help="Store the text and check the job; create none.")
+    ] = False,
+    request_id: Annotated[str, typer.Option(help="A unique key of yours. Repeating it returns the same job.")] = "",
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+) -> None:
+    """Distill a long instruction or document into a prompt: the base model with the text asks itself questions and
+    answers them, and the prompt learns to answer so without the text.
+    """
+    has_gate = beat_bare_model or maximum_kl is not None
+    spec = TuningSpec(
+        prompt=prompt,
+        dataset=distillation_examples(file, () if questions is None else questions),
+        distillation=Distillation(num_questions, answer_tokens),
+        validation_fraction=validation_fraction,
+        base_model=base_model,
+        template=template,
+        hyperparameters=hyperparameters,
+        publish=PublishPolicy(alias, PublishGate(beat_bare_model, False, maximum_kl) if has_gate else None),
+        priority=priority,
+        max_runtime_seconds=max_runtime,
+        annotations=key_values(annotation, "--annotation"),
+    )
+    with open_client(trainer) as client:
+        if validate_only:
+            with upload_display(stderr(), "checking the job") as on_upload:
+                found = client.validate_job(spec, on_upload=on_upload)
+            show_check(found, as_json=as_json)
+            return
+        with upload_display(stderr(), "creating the job") as on_upload:
+            job = client.create_job(spec, request_id=request_id, on_upload=on_upload)
+        conclude(client, job, follow=follow, as_json=as_json)

@@ -1,0 +1,64 @@
+"""The dataset of a distillation: a text, and questions without answers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from shared.errors import InvalidInput
+from shared.values.spec import DOCUMENT, QUESTION
+from softprompt.input_files import input_file
+from softprompt.types.data import Example
+
+Text = str | os.PathLike[str]
+"""A text itself, or the path of a file in UTF-8."""
+
+
+def distillation_examples(document: Text, questions: Text | Iterable[str] = ()) -> tuple[Example, ...]:
+    """The examples of a `TuningSpec` with a `distillation`. `questions`: texts, or the path of a file with one in each
+    line; a line may also be a JSON object with an `input`, such as a line of a log or of examples.
+
+    Raises InvalidInput naming `document` or `questions[i]`, or NotFound.
+    """
+    text = _read(document, "document") if isinstance(document, os.PathLike) else document
+    if not isinstance(text, str) or not text.strip():
+        raise InvalidInput.of("document", "is blank: give the text that the prompt is to replace")
+    if isinstance(questions, str):
+        raise InvalidInput.of("questions", "must be a list of texts, or the path of a file as pathlib.Path")
+    asked = _lines(_read(questions, "questions")) if isinstance(questions, os.PathLike) else list(questions)
+    for index, question in enumerate(asked):
+        if not isinstance(question, str) or not question.strip():
+            raise InvalidInput.of(f"questions[{index}]", "must be a text that is not blank")
+    return (Example(text, DOCUMENT), *(Example(question, QUESTION) for question in asked))
+
+
+def _read(path: os.PathLike[str], field: str) -> str:
+    found = input_file(Path(path), field)
+    data = found if isinstance(found, bytes) else found.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput.of(field, f"is not UTF-8 (byte {error.start + 1})") from None
+
+
+def _lines(text: str) -> list[str]:
+    found = list[str]()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        value: object = line.strip()
+        if line.lstrip().startswith("{"):
+            try:
+                value = json.loads(line)
+            except ValueError:  # a question that begins with a brace
+                value = line.strip()
+        if isinstance(value, dict):
+            value = value.get("input")
+        if not isinstance(value, str) or not value.strip():
+            raise InvalidInput.of(f"questions line {number}", "must be a question, or an object with a text as input")
+        found.append(value)
+    if not found:
+        raise InvalidInput.of("questions", "has no question")
+    return found
