@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-few-examples bench-serve bench-kernels bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock release clean tools rules images try-images
+.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-few-examples bench-examples bench-serve bench-kernels bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock release clean tools rules images try-images
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ bench-metamath: dev ## PEFT's comparison on MetaMathQA for ours, on a GPU: LLAMA
 
 bench-few-examples: dev model ## How long to train on 5, 20 and 50 examples of each dataset in DATA (long)
 	$(BIN)/python -m benchmarks.quality.few_examples --data "$(DATA)" --model "$$($(BIN)/softprompt models pull $(MODEL))"
+
+bench-examples: dev model ## The examples: tuned prompt, bare and instructed model, few-shot (an hour on two cores; NAMES selects some)
+	$(BIN)/python -m benchmarks.examples $(NAMES)
 
 bench-serve: dev model   ## Serving compared with transformers, and with vLLM if VLLM_PYTHON names its interpreter
 	$(BIN)/python -m benchmarks.serve --model "$$($(BIN)/softprompt models pull $(MODEL))" $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))

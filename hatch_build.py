@@ -33,8 +33,8 @@ MOVED = {
     "prompttuning": "protos/prompttuning",
 }
 """Top-level packages that become packages of `softprompt`, and their folders in the repository."""
-EXAMPLES = "examples/product-descriptions"
-"""Data of `softprompt demo`."""
+EXAMPLES = "examples"
+"""Data of `softprompt demo` and `softprompt example`."""
 
 _OWN_MODULE = re.compile(r"(shared|trainer_service|inference_service)\.\w[\w.]*(:\w+)?|(trainer|inference)_service")
 _GENERATED_MODULE = re.compile(r"prompttuning\.\w+\.\w+_pb2")

@@ -419,7 +419,7 @@ class Engine:
         totals = self._totals
         self.scheduler.pace.observe(plan.num_positions, seconds)
         self._totals = replace(totals, steps=totals.steps + 1, generated_tokens=totals.generated_tokens + num_sampled)
-        self.observer.on_step(StepStats(seconds, plan.num_positions, len(plan.chunks), num_sampled))
+        self.observer.on_step(StepStats(seconds, plan.num_positions, num_sampled))
 
 
 def raise_if_not_loaded(end: Delta) -> None:

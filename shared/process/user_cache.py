@@ -56,4 +56,6 @@ def is_ours(path: Path) -> bool:
     Raises OSError.
     """
     status = path.stat()
-    return status.st_uid in (0, os.getuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if hasattr(os, "getuid"):
+        return status.st_uid in (0, os.getuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return True  # Windows has neither owners nor these bits here, and the cache is in the user's own profile

@@ -54,7 +54,9 @@ def show_check(found: JobCheck, *, as_json: bool) -> None:
             shown = value.method if item.name == "init" else value
             show(f"{item.name:<27}{shown}")
     seconds = found.estimated_seconds
-    show(f"{'estimated time':<27}{'unknown before the first job' if seconds is None else clock_text(seconds)}")
+    unknown, memory = "unknown before the first job", found.estimated_memory_bytes
+    show(f"{'estimated time':<27}{unknown if seconds is None else clock_text(seconds)}")
+    show(f"{'memory of a worker':<27}{unknown if memory is None else f'{memory / (1 << 30):.1f} GiB, as measured'}")
 
 
 def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = False) -> TuningJob:

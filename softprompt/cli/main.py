@@ -18,6 +18,7 @@ from softprompt.cli import (
     datasets,
     demo,
     doctor,
+    example,
     gateway,
     generate,
     info,
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (init, up, gateway, tune, generate, chat, doctor, info, demo):
+for module in (init, up, gateway, tune, generate, chat, doctor, info, demo, example):
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="List, follow and cancel tuning jobs.")
 app.add_typer(datasets.app, name="datasets", help="Datasets that the trainer stores for you.")

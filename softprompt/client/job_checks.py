@@ -23,7 +23,8 @@ async def check_job(connection: Connection, spec: TuningSpec, dataset: str, vali
     if response.job.name:
         raise Unimplemented(f"this trainer is too old to check jobs: it created {response.job.name}")
     seconds = response.estimate.duration.ToNanoseconds() / 1e9 if response.estimate.HasField("duration") else None
-    return JobCheck(read(TuningJob, response.job), seconds)
+    memory_bytes = response.estimate.memory_bytes if response.estimate.HasField("memory_bytes") else None
+    return JobCheck(read(TuningJob, response.job), seconds, memory_bytes)
 
 
 async def check_before_upload(connection: Connection, spec: TuningSpec) -> None:

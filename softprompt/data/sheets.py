@@ -12,6 +12,10 @@ from softprompt.data.problems import Unusable
 from softprompt.data.rows import MAX_BYTES, Row, Rows, no_rows
 
 _BATCH_ROWS = 1024
+_MAX_ROWS = 1 << 20
+"""The most that Excel writes. openpyxl yields an empty row for each number that a file leaves out, up to any number."""
+_MAX_EMPTY_CELLS = 20_000_000
+"""openpyxl fills each row up to its last cell, so that a small file can have thousands of millions of empty cells."""
 _INSTALL = "pip install 'softprompt[data]'"
 
 
@@ -54,7 +58,7 @@ def _of_book(book: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
     try:
         for sheet in sheets:
             sheet.reset_dimensions()  # some programs write wrong ones
-            for row in _of_sheet(sheet):
+            for row in _of_sheet(sheet, name, which):
                 read = sheet.title
                 yield row
             if read:
@@ -73,10 +77,15 @@ def _of_book(book: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
         )
 
 
-def _of_sheet(sheet: Any) -> Generator[Row]:
+def _of_sheet(sheet: Any, name: str, which: str) -> Generator[Row]:
     columns: list[str] = []
+    num_empty = 0
     for number, cells in enumerate(sheet.iter_rows(), start=1):
         values = [cell.value for cell in cells]
+        num_empty += values.count(None)
+        if number > _MAX_ROWS or num_empty > _MAX_EMPTY_CELLS:
+            what = f"rows beyond {_MAX_ROWS}" if number > _MAX_ROWS else f"more than {_MAX_EMPTY_CELLS} empty cells"
+            raise InvalidInput.of(which, f"{name!r} has {what}: delete empty rows and columns, or save it as CSV UTF-8")
         if all(value is None or (isinstance(value, str) and not value.strip()) for value in values):
             continue
         if not columns:

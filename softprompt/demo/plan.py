@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-_EXAMPLES = "examples/product-descriptions"
+from softprompt.demo.example import examples_dir
 
 
 @dataclass(frozen=True)
@@ -15,8 +14,7 @@ class DemoPlan:
 
     model: str = "smollm2-135m-instruct"
     prompt: str = "product-descriptions"
-    examples_dir: Path = _PACKAGE / _EXAMPLES if (_PACKAGE / _EXAMPLES).is_dir() else _PACKAGE.parent / _EXAMPLES
-    """Inside the package in the wheel, beside it in a checkout."""
+    examples_dir: Path = examples_dir() / "product-descriptions"
     template: str = "{input}\ndescription:"
     num_virtual_tokens: int = 20
     batch_size: int = 8

@@ -42,6 +42,8 @@ API: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/fine_tuning/jobs/{id}/checkpoints", fine_tuning.list_checkpoints),
 )
 """Method, path and endpoint of OpenAI's API. OpenAPI describes these."""
+OPERATIONS = tuple(one.operation for _, _, one in (*API, *PAGE_API))
+"""Labels of the metrics."""
 
 
 def create_app(settings: GatewaySettings, backend: Backend, probes: Probes) -> Starlette:

@@ -28,7 +28,7 @@ from shared.rpc.ports import check_port
 from shared.security.certificates import CertificateReader, TlsFiles
 from shared.tracing import tracing_of
 from softprompt.client.security import ClientSecurity
-from softprompt.gateway.app import create_app
+from softprompt.gateway.app import OPERATIONS, create_app
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.exchange import Exchange
 from softprompt.gateway.metrics import GatewayMetrics, Probes
@@ -57,6 +57,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event, security: Client
     retract(settings)
     registry = CollectorRegistry()
     metrics, tracing = GatewayMetrics(registry), tracing_of("softprompt-gateway", settings.otlp_endpoint)
+    metrics.expect(OPERATIONS)
     probes = Probes(metrics, asyncio.get_running_loop())
     backend = Backend(settings, security)
     app = create_app(settings, backend, probes)

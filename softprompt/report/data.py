@@ -57,11 +57,21 @@ FORMATS: Mapping[str, Callable[[JobReport], str]] = {
 
 def save_report(report: JobReport, path: Path, format: str = "") -> Path:
     """Write the report in this format, by default that of the file's name."""
+    kind = check_target(path, format)
+    path.write_text(FORMATS[kind](report), encoding="utf-8", newline="")
+    return path
+
+
+def check_target(path: Path, format: str = "") -> str:
+    """The format in which a report is written to this file. Raises InvalidInput for an unknown one, or if there is no
+    such directory.
+    """
     kind = format or path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise InvalidInput.of("path", f"{path.name!r} must end with {', '.join('.' + known for known in FORMATS)}")
-    path.write_text(FORMATS[kind](report), encoding="utf-8", newline="")
-    return path
+    if not path.parent.is_dir():
+        raise InvalidInput.of("path", f"there is no directory {str(path.parent)!r}")
+    return kind
 
 
 def _yes_or_no(correct: bool | None) -> str:

@@ -73,3 +73,7 @@ class JobCheck:
     job: TuningJob
     estimated_seconds: float | None
     """Time on a worker, by the speed of earlier jobs of the base model; None without such jobs."""
+    estimated_memory_bytes: int | None = None
+    """Memory of a worker, the base model included: the largest that the trainer has measured since its start while a
+    worker trained jobs of the base model; None before the first.
+    """

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Metric
 from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector
 from inference_service.servicer import SERVICE_NAME
 from shared.rpc.metrics import RpcMetrics
+from softprompt.gateway.app import OPERATIONS
 from softprompt.gateway.metrics import GatewayMetrics
 from trainer_service.maintenance.storage_usage import StorageUsage
 from trainer_service.metrics import TrainerMetrics
@@ -66,7 +67,7 @@ def families() -> tuple[Metric, ...]:
     """
     registry = CollectorRegistry()
     RpcMetrics(registry).expect((*SERVICE_NAMES, SERVICE_NAME))
-    GatewayMetrics(registry)
+    GatewayMetrics(registry).expect(OPERATIONS)
     TrainerMetrics(registry, ["m"]).set_storage(StorageUsage(1, 1, 0, 0, 0))  # the first thing that a trainer measures
     EngineMetrics(registry, 10, lambda prefix_id: prefix_id)
     PromptMetrics(registry, lambda: None)

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from prompttuning.v1 import tuning_pb2 as pb
@@ -27,17 +28,21 @@ from shared.errors import Unavailable
 from shared.security.tokens import hash_token, new_token
 from shared.store import open_store
 from shared.store.layout import blob_key
+from softprompt.gateway.server import serve as serve_gateway
+from softprompt.gateway.settings import GatewaySettings
 from tests.inference_service.replica import Replica, blob, matrix, publish, refusal, running_replica
 from tests.k8s import known_metrics
 from tests.k8s.exposition import MINUTES_BEFORE, ONLY_UP, Scrape, scrape, series_over_time
 from tests.k8s.prometheus import program
 from tests.k8s.test_rules import ALERTS, RULES, without_annotations
 from tests.shared.security.pki import Authority
+from tests.softprompt.gateway.running import RunningGateway, running_gateway
 from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer
 from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.requests import create_job, first_step, inline
 from tests.trainer_service.scripted import ScriptedTrainer
+from tests.trainer_service.test_server import free_port
 from tests.waiting import until
 from trainer_service import server
 from trainer_service.cluster.interface import WorkerPool
@@ -78,6 +83,7 @@ class Fault:
     targets: dict[str, int | None]
     trainer: RunningTrainer | None = None
     replica: Replica | None = None
+    gateway: RunningGateway | None = None
     before: list[Scrape] = field(default_factory=list)
 
     async def scrape(self) -> Scrape:
@@ -144,9 +150,12 @@ def faults(tiny_model_dir: Path, tmp_path: Path) -> Any:
 
     @asynccontextmanager
     async def make(
-        pool: WorkerPool | None = None, trainer: dict[str, Any] | None = None, replica: dict[str, Any] | None = None
+        pool: WorkerPool | None = None,
+        trainer: dict[str, Any] | None = None,
+        replica: dict[str, Any] | None = None,
+        gateway: dict[str, Any] | None = None,
     ) -> AsyncIterator[Fault]:
-        """A service that is not asked for has a target that is up, and nothing else."""
+        """A service that is not asked for has a target that is up, and nothing else; a gateway needs a replica."""
         async with AsyncExitStack() as stack:
             fault = Fault(tmp_path, {})
             if trainer is not None:
@@ -168,6 +177,11 @@ def faults(tiny_model_dir: Path, tmp_path: Path) -> Any:
                     running_replica(tiny_model_dir, tmp_path / "replica", **replica)
                 )
                 fault.targets["inference"] = fault.replica.metrics_port
+            if gateway is not None and fault.replica is not None:
+                fault.gateway = await stack.enter_async_context(
+                    running_gateway(tmp_path / "gateway", 1, fault.replica.port, **gateway)
+                )
+                fault.targets["gateway"] = fault.gateway.metrics_port
             for job in ("trainer", "inference"):
                 fault.targets.setdefault(job, ONLY_UP)
             await fault.healthy()
@@ -193,13 +207,20 @@ def job_that(wish: str, **fields: Any) -> dict[str, Any]:
     return {"dataset": inline(examples), **fields}
 
 
+def asked(model: str) -> dict[str, Any]:
+    return {"model": model, "prompt": "hello", "max_tokens": 4}
+
+
 async def ended(trainer: RunningTrainer, job: pb.TuningJob) -> Any:
     watch = trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=job.name))
     return [response.event async for response in watch][-1].state_changed
 
 
 async def test_nothing_fires_while_all_is_well(faults: Any, tiny_model_dir: Path) -> None:
-    async with faults(scripted(), trainer={}, replica={}) as fault:
+    async with (
+        faults(scripted(), trainer={}, replica={}, gateway={}) as fault,
+        httpx.AsyncClient(base_url=fault.gateway.url, timeout=30) as http,
+    ):
         publish(fault.replica.store, blob(tiny_model_dir, matrix(1)))
 
         async def traffic() -> None:
@@ -207,6 +228,8 @@ async def test_nothing_fires_while_all_is_well(faults: Any, tiny_model_dir: Path
             assert (await ended(fault.trainer, job)).state == pb.TuningJob.STATE_SUCCEEDED
             await fault.replica.generate("hello", "tone")
             await refusal(fault.replica.generate("hello", "nobody"))
+            assert (await http.post("/v1/completions", json=asked("tone"))).status_code == 200
+            assert (await http.post("/v1/completions", json=asked("nobody"))).status_code == 404
             await fault._look_at_the_store()
 
         await traffic()
@@ -225,6 +248,40 @@ async def test_a_service_that_is_gone(faults: Any) -> None:
         fault.replica.stop.set()
         await fault.replica.done
         assert await fault.fires(15) == {"SoftpromptDown"}
+
+
+async def test_a_gateway_that_is_gone(faults: Any) -> None:
+    async with faults(replica={}, gateway={}) as fault:
+        fault.gateway.stop.set()
+        await fault.gateway.done
+        assert await fault.fires(15) == {"SoftpromptDown"}
+
+
+async def test_a_gateway_whose_services_are_away(faults: Any) -> None:
+    async with (
+        faults(replica={}, gateway={}) as fault,
+        httpx.AsyncClient(base_url=fault.gateway.url, timeout=30) as http,
+    ):
+        fault.replica.stop.set()
+        await fault.replica.done
+        fault.targets["inference"] = ONLY_UP  # as if only the network between both had failed
+
+        async def minute() -> None:
+            assert (await http.post("/v1/completions", json=asked("tone"))).status_code == 503
+
+        assert await fault.fires(15, minute) == {"SoftpromptGatewayFails"}
+
+
+async def test_a_gateway_that_never_reached_the_replicas(faults: Any) -> None:
+    settings = GatewaySettings(port=0, metrics_port=free_port(), inference="127.0.0.1:1", call_seconds=2)
+    stop = asyncio.Event()
+    async with faults() as fault:
+        serving = asyncio.create_task(serve_gateway(settings, stop))
+        fault.targets["gateway"] = settings.metrics_port
+        await fault.until("softprompt_gateway_ready", 0)
+        assert await fault.fires(15) == {"SoftpromptGatewayNotReady"}
+        stop.set()
+        await serving
 
 
 async def test_a_service_that_has_no_target(faults: Any) -> None:

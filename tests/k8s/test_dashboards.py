@@ -1,5 +1,5 @@
 """Every query of the dashboards, the recording rules and the autoscaler, asked of a real Prometheus that scrapes both
-real services.
+real services and the gateway.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 import yaml
 from google.protobuf import duration_pb2
@@ -24,6 +25,7 @@ from tests.inference_service.replica import Replica, generate_request, refusal, 
 from tests.k8s import known_metrics
 from tests.k8s.manifests import K8S, render
 from tests.k8s.prometheus import Prometheus, program, running_prometheus
+from tests.softprompt.gateway.running import running_gateway
 from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.requests import create_job
 from tests.trainer_service.test_server import free_port
@@ -105,9 +107,11 @@ ROUND_PAUSE_SECONDS = 0.1
 """Sets the rate of the calls; without it, they leave no processor time for the scrapes."""
 
 
-async def keep_asking(trainer: RunningTrainer, replica: Replica) -> None:
+async def keep_asking(trainer: RunningTrainer, replica: Replica, http: httpx.AsyncClient) -> None:
     """Calls of every kind until cancelled, so that rates have something to show."""
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
     while True:
+        await http.post("/v1/chat/completions", json=chat)
         await replica.generate("hello", "support-tone", max_new_tokens=4, ignore_eos=True)
         async for _ in replica.stub.GenerateStream(stream_request("hello", max_new_tokens=4, ignore_eos=True)):
             pass
@@ -142,21 +146,23 @@ def answered_in_time(server: Prometheus, queries: list[Query]) -> list[str]:
     return list(unanswered(server, queries))
 
 
-async def with_both_services(
+async def with_all_processes(
     settings: TrainerSettings, model_dir: Path, folder: Path, look: Callable[[Prometheus], list[str]]
 ) -> list[str]:
-    """Start both, make traffic, scrape, and have a look while the traffic goes on."""
+    """Start all, make traffic, scrape, and have a look while the traffic goes on."""
     program("prometheus")
     store, metrics_port = folder / "store", free_port()
     changes = {"store_url": str(store), "metrics_port": metrics_port, "worker_idle_seconds": 0.5}
     async with (
         running_replica(model_dir, folder) as replica,
         running_trainer(settings.model_copy(update=changes), local_pool) as trainer,
+        running_gateway(folder, trainer.port, replica.port) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, timeout=30) as http,
     ):
-        ports = {"trainer": metrics_port, "inference": replica.metrics_port}
+        ports = {"trainer": metrics_port, "inference": replica.metrics_port, "gateway": gateway.metrics_port}
         with running_prometheus(folder, prometheus_config(folder, ports), free_port()) as server:
             await traffic(trainer, replica)
-            asking = asyncio.create_task(keep_asking(trainer, replica))
+            asking = asyncio.create_task(keep_asking(trainer, replica, http))
             try:
                 return await asyncio.to_thread(look, server)
             finally:
@@ -192,7 +198,7 @@ async def test_every_query_has_an_answer(settings: TrainerSettings, tiny_model_d
         assert len(list(unanswered(server, wrong))) == len(wrong)
         return answered_in_time(server, queries)
 
-    assert await with_both_services(settings, tiny_model_dir, tmp_path, look) == []
+    assert await with_all_processes(settings, tiny_model_dir, tmp_path, look) == []
 
 
 def test_queries_use_series_that_the_services_export() -> None:

@@ -20,7 +20,8 @@ from tests.packaging.environments import ROOT, build
 
 NEEDED = (
     *("py.typed", "cli/main.py", "client/sync_client.py", "shared/errors.py", "prompttuning/v1/tuning_pb2.py"),
-    *("trainer_service/__main__.py", "inference_service/__main__.py", "examples/product-descriptions/train.jsonl"),
+    *("trainer_service/__main__.py", "inference_service/__main__.py"),
+    *("examples/product-descriptions/train.jsonl", "examples/review-sentiment/example.toml"),
 )
 JUNK = (".pyc", ".env", ".sqlite3", ".log", ".DS_Store")
 

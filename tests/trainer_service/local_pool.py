@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Callable
 
-from trainer_service.cluster.interface import WorkerLost, WorkerReport
+from trainer_service.cluster.interface import WorkerLost, WorkerMemory, WorkerReport
 from trainer_service.cluster.worker import Trainer, Worker
 from trainer_service.training.events import TrainingTask
 
@@ -59,8 +59,13 @@ class LocalPool:
     A thread can't be killed: closing a worker waits `close_seconds` for its current step, then abandons the thread.
     """
 
-    def __init__(self, load: Callable[[str], tuple[Trainer, dict[str, str]]], close_seconds: float = 10.0) -> None:
-        self._load, self._close_seconds = load, close_seconds
+    def __init__(
+        self,
+        load: Callable[[str], tuple[Trainer, dict[str, str]]],
+        close_seconds: float = 10.0,
+        measure_memory: Callable[[], WorkerMemory] | None = None,
+    ) -> None:
+        self._load, self._close_seconds, self._measure_memory = load, close_seconds, measure_memory
         self._numbers = itertools.count(1)
         self.workers: list[LocalWorker] = []
         """All workers launched so far."""
@@ -69,9 +74,8 @@ class LocalPool:
         """Does nothing: there is no cluster to join."""
 
     async def launch(self, base_model: str) -> LocalWorker:
-        worker = LocalWorker(
-            f"local-{next(self._numbers)}", base_model, Worker(lambda: self._load(base_model)), self._close_seconds
-        )
+        loaded = Worker(lambda: self._load(base_model), self._measure_memory)
+        worker = LocalWorker(f"local-{next(self._numbers)}", base_model, loaded, self._close_seconds)
         self.workers.append(worker)
         return worker
 

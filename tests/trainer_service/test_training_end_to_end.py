@@ -24,6 +24,7 @@ from tests.tiny_models import FLOAT32
 from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.requests import classification_examples, create_job, first_step, inline
+from trainer_service.cluster.memory import measure_memory
 from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
 from trainer_service.config import TrainerSettings
@@ -35,7 +36,8 @@ def local_pool(settings: TrainerSettings) -> LocalPool:
     sources = {source.id: source.source for source in settings.sources}
     threads = torch.get_num_threads()
     return LocalPool(
-        lambda id: load_trainer(WorkerSpec(id, sources[id], WorkerSettings.of(FLOAT32), num_threads=threads))
+        lambda id: load_trainer(WorkerSpec(id, sources[id], WorkerSettings.of(FLOAT32), num_threads=threads)),
+        measure_memory=measure_memory,
     )
 
 

@@ -162,7 +162,8 @@ class JobManager:
         await database.call(self._store.check_limits, owner.caller, owner.tenant.name, **self._limits_of(owner))
         seconds = await database.call(training_seconds, self._store.database, effective)
         names = {"caller": owner.caller, "tenant": owner.tenant.name, "create_time": to_datetime(time.time())}
-        return CheckedJob(Job(id=new_job_id(), spec=spec, effective=effective, **names), seconds)
+        memory_bytes = self._context.memory_use.most_bytes(effective.base_model.id)
+        return CheckedJob(Job(id=new_job_id(), spec=spec, effective=effective, **names), seconds, memory_bytes)
 
     async def _admitted(self, spec: StoredSpec, owner: JobOwner) -> EffectiveSpec:
         _check_priority(spec, owner)

@@ -243,6 +243,7 @@ class WorkerSupervisor:
                 self._context.wake_dispatcher.set()
             if report.ready and report.memory is not None:
                 self._capacity.observe(len(report.attempts), report.memory.used_bytes, report.memory.limit_bytes)
+                self._context.memory_use.observe(self.base_model, len(report.attempts), report.memory.used_bytes)
             if not report.ready and time.monotonic() - started > config.launch_seconds:
                 raise TimeoutError
             await self._store(report.events)

@@ -16,6 +16,7 @@ from typing import Protocol
 from shared.process.call_pool import CallPool
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
 from trainer_service.jobs.config import JobsConfig
+from trainer_service.jobs.memory_use import MemoryUse
 from trainer_service.jobs.model import EventPayload, Job
 from trainer_service.jobs.preparation import Preparation
 from trainer_service.jobs.record import Record
@@ -111,6 +112,7 @@ class JobsContext:
     changes: ChangeNotifier = field(default_factory=ChangeNotifier)
     wake_dispatcher: asyncio.Event = field(default_factory=asyncio.Event)
     pools: TrainerPools = field(default_factory=TrainerPools)
+    memory_use: MemoryUse = field(default_factory=MemoryUse)
 
     @property
     def database(self) -> CallPool:

@@ -39,6 +39,8 @@ class CheckedJob:
     job: Job | None
     training_seconds: float | None = None
     """Estimated time on a worker; None if nothing is known about such jobs."""
+    memory_bytes: int | None = None
+    """Largest memory of a worker that trained such jobs; None before the first."""
 
 
 class JobSubmission:

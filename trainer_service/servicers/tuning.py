@@ -124,6 +124,8 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
             response.job.ClearField("create_time")
         if checked.training_seconds is not None:
             response.estimate.duration.FromNanoseconds(round(checked.training_seconds * 1e9))
+        if checked.memory_bytes is not None:
+            response.estimate.memory_bytes = checked.memory_bytes
         return response
 
     async def GetTuningJob(self, request: pb.GetTuningJobRequest, context: Any) -> pb.GetTuningJobResponse:

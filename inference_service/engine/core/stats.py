@@ -64,7 +64,6 @@ class StepStats:
 
     seconds: float
     num_positions: int
-    num_chunks: int
     num_sampled: int
 
 

@@ -1924,11 +1924,16 @@ Global___CreateTuningJobResponse: _TypeAlias = CreateTuningJobResponse  # noqa: 
 
 @_typing.final
 class TuningEstimate(_message.Message):
-    """What a job would probably take, from the pace of earlier jobs of its base model."""
+    """What a job would probably take, from earlier jobs of its base model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DURATION_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    memory_bytes: _builtins.int
+    """Memory of a worker, including the base model: the largest that this replica of the trainer has measured since its
+    start while a worker trained. Left out before the first job.
+    """
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """Time on a worker, without waiting for one. Left out if no earlier job of this base model is known."""
@@ -1937,12 +1942,15 @@ class TuningEstimate(_message.Message):
         self,
         *,
         duration: _duration_pb2.Duration | None = ...,
+        memory_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "duration", b"duration", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "duration", b"duration", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
 
 Global___TuningEstimate: _TypeAlias = TuningEstimate  # noqa: Y015
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -192,3 +193,27 @@ def test_an_error_in_a_cell_of_a_sheet_is_named(tmp_path: Path) -> None:
     book.save(tmp_path / "a.xlsx")
     with pytest.raises(InvalidInput, match=r"row 3: the cell B3 has the error #N/A"):
         prepare(tmp_path / "a.xlsx")
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ('<row r="99999999999999"><c r="A2" t="inlineStr"><is><t>x</t></is></c></row>', "rows beyond 1048576"),
+        ('<row><c r="XFD1"><v>1</v></c></row>' * 100, "more than 1000000 empty cells"),
+    ],
+    ids=["a row far away", "cells far away"],
+)
+def test_a_small_sheet_can_not_keep_a_reader_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str, reason: str
+) -> None:
+    monkeypatch.setattr("softprompt.data.sheets._MAX_EMPTY_CELLS", 1_000_000)
+    xlsx(tmp_path / "a.xlsx")
+    with zipfile.ZipFile(tmp_path / "a.xlsx") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    (sheet,) = [name for name in parts if name.startswith("xl/worksheets/")]
+    parts[sheet] = parts[sheet].replace(b"</sheetData>", rows.encode() + b"</sheetData>")
+    with zipfile.ZipFile(tmp_path / "bomb.xlsx", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(InvalidInput, match=reason):
+        prepare(tmp_path / "bomb.xlsx")

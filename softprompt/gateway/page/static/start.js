@@ -103,12 +103,13 @@ export async function start(main) {
 }
 
 /** The time, the data, and what the recipe chose, of a job that does not exist yet. */
-function estimate({ job, estimated_seconds: seconds }) {
+function estimate({ job, estimated_seconds: seconds, estimated_memory_bytes: bytes }) {
   const data = job.dataset_statistics, chosen = job.effective_spec?.hyperparameters ?? {};
   const text = (value) => (typeof value === "number" ? number(value, 4) : value?.method ?? String(value)).toLowerCase().replaceAll("_", " ");
   const told = Object.entries(chosen).filter(([, value]) => value !== null && (typeof value !== "object" || value.method));
   return [
-    h("p", {}, h("strong", {}, seconds === null ? "Time unknown: no job has been measured yet." : `About ${span(seconds)} of training.`), data ? ` ${dataLine(data)}` : ""),
+    h("p", {}, h("strong", {}, seconds === null ? "Time unknown: no job has been measured yet." : `About ${span(seconds)} of training.`), " ",
+      h("strong", {}, bytes === null ? "Memory unknown until the first job has run." : `Up to ${(bytes / 2 ** 30).toFixed(1)} GiB of memory, as earlier jobs had.`), data ? ` ${dataLine(data)}` : ""),
     h("details", {}, h("summary", {}, "What is chosen for you"), table(["Setting", "Value"], told.map(([key, value]) => [key.replaceAll("_", " "), text(value)]))),
   ];
 }
