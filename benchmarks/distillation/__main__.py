@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.machine import machine
 from shared.model.base_model import load
+from shared.model.options import ModelOptions
 from shared.text.template import Template, default_format, pinned
 from shared.values.spec import DOCUMENT, Distillation
 from trainer_service.training.cohort import Cohort
@@ -49,7 +50,7 @@ def main() -> None:
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of one distillation, which are also written to the output file."""
-    base_model = load(arguments.model, dtype=arguments.dtype)
+    base_model = load(arguments.model, ModelOptions(dtype=arguments.dtype))
     document = arguments.text.read_text()
     chosen = filled(Distillation(arguments.questions, arguments.answer_tokens), 0, None)
     template = pinned(replace(Template(), format=default_format(base_model.tokenizer)), base_model.tokenizer)

@@ -22,16 +22,18 @@ def distillation_examples(document: Text, questions: Text | Iterable[str] = ()) 
 
     Raises InvalidInput naming `document` or `questions[i]`, or NotFound.
     """
-    text = _read(document, "document") if isinstance(document, os.PathLike) else document
+    text: object = _read(document, "document") if isinstance(document, os.PathLike) else document
     if not isinstance(text, str) or not text.strip():
         raise InvalidInput.of("document", "is blank: give the text that the prompt is to replace")
     if isinstance(questions, str):
         raise InvalidInput.of("questions", "must be a list of texts, or the path of a file as pathlib.Path")
-    asked = _lines(_read(questions, "questions")) if isinstance(questions, os.PathLike) else list(questions)
-    for index, question in enumerate(asked):
+    given: Iterable[object] = _lines(_read(questions, "questions")) if isinstance(questions, os.PathLike) else questions
+    examples = [Example(text, DOCUMENT)]
+    for index, question in enumerate(given):
         if not isinstance(question, str) or not question.strip():
             raise InvalidInput.of(f"questions[{index}]", "must be a text that is not blank")
-    return (Example(text, DOCUMENT), *(Example(question, QUESTION) for question in asked))
+        examples.append(Example(question, QUESTION))
+    return tuple(examples)
 
 
 def _read(path: os.PathLike[str], field: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ __all__ = ["local_pool", "training"]
 TEXT = "Answer in rhyme. Never name a price. The shop is closed on Mondays."
 QUESTIONS = [f"Is item {number} in stock?" for number in range(10)]
 SHORT = Hyperparameters(num_steps=4, num_virtual_tokens=6, evaluation_interval_steps=2, batch_size=2)
-_TINY = {"max_answer_tokens": 6, "hyperparameters": SHORT}
+_TINY: dict[str, Any] = {"max_answer_tokens": 6, "hyperparameters": SHORT}
 
 
 async def test_a_text_becomes_a_version_with_a_report(training: RunningTrainer) -> None:
@@ -59,7 +60,8 @@ async def test_a_text_becomes_a_version_with_a_report(training: RunningTrainer) 
         assert "tokens in each request" in report_page(report)
         blob = decode_blob(open_store(training.settings.resolved_store_url).fetch(job.result.digest))
         assert blob.manifest.golden
-        assert blob.manifest.recipe["distillation"]["num_questions"] == 12
+        studied: Any = blob.manifest.recipe["distillation"]
+        assert studied["num_questions"] == 12
         [stored] = await client.list_datasets()
         assert stored.num_examples == 11
 

@@ -99,7 +99,7 @@ def test_a_step_mixes_rows_with_and_without_a_teacher_and_has_the_gradient_of_th
                 rest, other = 1 - p.sum(), 1 - own.sum()
                 terms.append((p * (p / own).log()).sum() + rest * (rest / other).log())
         expected = torch.stack(terms).sum() / total
-        expected.backward()  # type: ignore[no-untyped-call]
+        expected.backward()
         assert loss == pytest.approx(expected.item(), rel=1e-4)
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-6)
 
