@@ -102,6 +102,7 @@ async def measure(
     replica = build(settings, engine, store, CollectorRegistry())
     replica.engine.start()
     await replica.watcher.start()
+    watching = asyncio.create_task(replica.watcher.run())
     found = dict[str, object]()
     writer = open_store(str(store_dir))
     for length, pairs in blobs.items():
@@ -116,6 +117,8 @@ async def measure(
             **{f"{kind}_ms": spread(values) for kind, values in times.items()},
             "ratio_of_medians": round(statistics.median(times["PREFIX"]) / statistics.median(times["PROMPT"]), 3),
         }
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
     await replica.loads.close()
     await replica.engine.stop()
     replica.backend.service.close()
