@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import grpc
 import pytest
 import torch
 from prompttuning.v1 import prompts_pb2
@@ -103,6 +104,37 @@ async def test_a_job_is_trained_evaluated_published_and_reported(training: Runni
     blob = decode_blob(open_store(training.settings.resolved_store_url).fetch(version.digest))
     assert blob.manifest.golden
     assert (await training.tuning.GetServiceInfo(pb.GetServiceInfoRequest())).num_workers == 1
+
+
+async def test_keys_and_values_are_trained_published_and_trained_on(training: RunningTrainer) -> None:
+    """From a soft prompt's own keys and values, and on from the version that this gives."""
+    short = pb.Hyperparameters(num_steps=4, num_virtual_tokens=4, evaluation_interval_steps=2)
+    prompt = await create_job(training, hyperparameters=short)
+    await watched(training, prompt.name)
+    start = pb.PromptInit(source="support-tone@1")
+    lifted = await create_job(
+        training, hyperparameters=pb.Hyperparameters(num_steps=4, init=start, kind=pb.PREFIX_KIND_PREFIX)
+    )
+    first = (await watched(training, lifted.name))[-1].state_changed
+    assert first.result.version == "prompts/support-tone/versions/2", first.error
+    assert not first.result.nearest_tokens, "keys and values are near no token"
+    on = await create_job(
+        training, hyperparameters=pb.Hyperparameters(num_steps=2, init=pb.PromptInit(source="support-tone@2"))
+    )
+    assert on.effective_spec.hyperparameters.kind == pb.PREFIX_KIND_PREFIX
+    assert on.effective_spec.hyperparameters.num_virtual_tokens == 4
+    assert (await watched(training, on.name))[-1].state_changed.result.version == "prompts/support-tone/versions/3"
+    store = open_store(training.settings.resolved_store_url)
+    for number, kind in ((1, "PROMPT"), (2, "PREFIX"), (3, "PREFIX")):
+        request = prompts_pb2.GetPromptVersionRequest(name=f"prompts/support-tone/versions/{number}")
+        version = (await training.prompts.GetPromptVersion(request)).version
+        assert (version.kind, decode_blob(store.fetch(version.digest)).prefix.num_virtual_tokens) == (kind, 4)
+    with pytest.raises(grpc.aio.AioRpcError, match="has keys and values: use PREFIX") as refused:
+        await create_job(
+            training,
+            hyperparameters=pb.Hyperparameters(init=pb.PromptInit(source="support-tone@2"), kind=pb.PREFIX_KIND_PROMPT),
+        )
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_a_search_is_reported_in_job_note_and_manifest(training: RunningTrainer) -> None:
