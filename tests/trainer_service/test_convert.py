@@ -31,7 +31,7 @@ from shared.values.results import (
     TuningResult,
 )
 from shared.values.sampling import Sampling
-from shared.values.spec import PublishGate, PublishPolicy, TuningSpec
+from shared.values.spec import Distillation, PublishGate, PublishPolicy, TuningSpec
 from shared.violations import Violations
 from shared.wire.events import write_event
 from shared.wire.fields import read_duration, short_float
@@ -133,8 +133,10 @@ def written(spec: TuningSpec) -> tuning_pb2.TuningSpec:
 def test_every_field_of_a_spec_survives_both_ways() -> None:
     message = written(SPEC)
     unset = [field.name for field in message.DESCRIPTOR.fields if not is_set(message, field)]
-    assert unset == ["validation_fraction"]
+    assert unset == ["validation_fraction", "distillation"], "what excludes other fields of the spec"
     assert StoredSpec(**vars(read_checked_spec(message))) == SPEC
+    distilling = TuningSpec("a", "datasets/sha256-00", distillation=Distillation(8, 20))
+    assert read_checked_spec(written(distilling)).distillation == Distillation(8, 20)
 
 
 def test_what_is_left_out_stays_left_out() -> None:
