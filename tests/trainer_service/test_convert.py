@@ -23,6 +23,7 @@ from shared.text.template import Template, TemplateFormat
 from shared.values import prompts as values
 from shared.values.results import (
     Comparison,
+    DistillationResult,
     EncodingStatistics,
     NearestToken,
     SearchCandidate,
@@ -223,6 +224,7 @@ def test_every_field_of_a_job_is_in_its_message() -> None:
             judged_apart=True,
             candidates=(CANDIDATE,),
             num_skipped_steps=1,
+            distillation=DistillationResult(9, 2, 300, 70, 6, 0.25, 1.5, 0.75, 0.5, 0.5, 0.25),
         ),
         create_time=NOW,
         start_time=NOW,
