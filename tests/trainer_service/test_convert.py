@@ -23,6 +23,7 @@ from shared.text.template import Template, TemplateFormat
 from shared.values import prompts as values
 from shared.values.results import (
     Comparison,
+    DistillationResult,
     EncodingStatistics,
     NearestToken,
     SearchCandidate,
@@ -31,7 +32,7 @@ from shared.values.results import (
     TuningResult,
 )
 from shared.values.sampling import Sampling
-from shared.values.spec import PublishGate, PublishPolicy, TuningSpec
+from shared.values.spec import Distillation, PublishGate, PublishPolicy, TuningSpec
 from shared.violations import Violations
 from shared.wire.events import write_event
 from shared.wire.fields import read_duration, short_float
@@ -133,8 +134,10 @@ def written(spec: TuningSpec) -> tuning_pb2.TuningSpec:
 def test_every_field_of_a_spec_survives_both_ways() -> None:
     message = written(SPEC)
     unset = [field.name for field in message.DESCRIPTOR.fields if not is_set(message, field)]
-    assert unset == ["validation_fraction"]
+    assert unset == ["validation_fraction", "distillation"], "what excludes other fields of the spec"
     assert StoredSpec(**vars(read_checked_spec(message))) == SPEC
+    distilling = TuningSpec("a", "datasets/sha256-00", distillation=Distillation(8, 20))
+    assert read_checked_spec(written(distilling)).distillation == Distillation(8, 20)
 
 
 def test_what_is_left_out_stays_left_out() -> None:
@@ -221,6 +224,7 @@ def test_every_field_of_a_job_is_in_its_message() -> None:
             judged_apart=True,
             candidates=(CANDIDATE,),
             num_skipped_steps=1,
+            distillation=DistillationResult(9, 2, 300, 70, 6, 0.25, 1.5, 0.75, 0.5, 0.5, 0.25),
         ),
         create_time=NOW,
         start_time=NOW,

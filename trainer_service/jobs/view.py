@@ -52,7 +52,9 @@ def effective_spec(job: Job) -> TuningSpec:
     return replace(
         job.spec,
         base_model=effective.base_model.id,
-        validation_fraction=effective.validation_fraction or job.spec.validation_fraction,
+        validation_fraction=None
+        if job.spec.validation_dataset
+        else effective.validation_fraction or job.spec.validation_fraction,
         template=training.template,
         task=training.task,
         labels=training.labels,
