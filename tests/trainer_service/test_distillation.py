@@ -140,4 +140,6 @@ async def test_a_study_is_cancelled_and_resumed(settings: TrainerSettings) -> No
         await client.cancel_job(job.name)
         with pytest.raises(JobFailed):
             await client.wait_for_job(job.name, timeout_seconds=60)
-        assert (await client.get_job(job.name)).state is JobState.CANCELLED
+        cancelled = await client.get_job(job.name)
+        assert cancelled.state is JobState.CANCELLED
+        assert not cancelled.best_prompt_kept, "there is no prompt before the first step"

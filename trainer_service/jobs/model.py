@@ -131,8 +131,12 @@ class Job(_Frozen):
 
     @property
     def keeps_best_prompt(self) -> bool:
-        """Whether the job ended without a version, so that its last checkpoint with the best prompt is kept."""
-        return self.checkpointed and self.state in UNSUCCESSFUL_STATES
+        """Whether the job ended without a version, so that its last checkpoint with the best prompt is kept.
+
+        A distillation's checkpoints have a prompt only after its self-study.
+        """
+        has_prompt = self.effective.training.distillation is None or self.progress.step > 0
+        return self.checkpointed and has_prompt and self.state in UNSUCCESSFUL_STATES
 
 
 class JobEventKind(StrEnum):
