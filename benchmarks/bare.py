@@ -43,3 +43,7 @@ class Record:
             for name in inspect.get_annotations(kind):
                 default = kind.__dict__.get(name)
                 setattr(self, name, values.get(name, default.value if isinstance(default, _Default) else default))
+
+    def model_copy(self, *, update: dict[str, Any]) -> Any:
+        """A copy with other values."""
+        return type(self)(**{**vars(self), **update})

@@ -9,14 +9,15 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.loopback import is_loopback
+from shared.settings_part import SettingsPart as SettingsPart
 
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
 Access = Literal["everyone", "callers", "off"]
@@ -32,22 +33,6 @@ class ConfigError(Exception):
 def settings_config(prefix: str) -> SettingsConfigDict:
     """Configuration of a settings class whose variables begin with `prefix`, for example SOFTPROMPT_TRAINER_."""
     return SettingsConfigDict(env_prefix=prefix, frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class SettingsPart(BaseModel):
-    """Settings of one part of a process, declared beside the part that uses them.
-
-    The process's settings class inherits them, so that they are parsed with all others, and passes them to the part
-    whole. A part reads no environment.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @classmethod
-    def of(cls, settings: BaseModel, **others: Any) -> Self:
-        """This part of a process's settings, and `others`; fields that the process doesn't have keep their defaults."""
-        names = cls.model_fields.keys() & type(settings).model_fields.keys()
-        return cls(**{name: getattr(settings, name) for name in names}, **others)
 
 
 class TracingSettings(SettingsPart):

@@ -144,12 +144,16 @@ def test_a_port_that_speaks_no_grpc(cli: CliRunner, web_server: str) -> None:
     assert f"trainer: {web_server} does not speak gRPC" in outcome.err
 
 
-@pytest.mark.parametrize("option", ["--trainer-port", "--inference-port", "--gateway-port"])
+PORTS = ["--trainer-port", "--inference-port", "--gateway-port"]
+
+
+@pytest.mark.parametrize("option", PORTS)
 def test_up_on_a_port_that_is_taken(cli: CliRunner, option: str) -> None:
     start = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        outcome = cli("up", option, str(port), "--model", "no-such-model")
+        others = [arg for other in PORTS if other != option for arg in (other, "0")]
+        outcome = cli("up", option, str(port), *others, "--model", "no-such-model")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert f"error: cannot listen on 127.0.0.1:{port} ({option}): another program uses this port" in outcome.err
     assert time.monotonic() - start < 5, "found out before anything is loaded"
@@ -180,6 +184,7 @@ def test_up_on_a_place_that_can_not_be_written(cli: CliRunner, tmp_path: Path) -
         (Path("/proc/nowhere"), "No such file or directory"),
         (Path("/sys/kernel"), ""),
     ):
-        outcome = cli("up", "--data", str(place), "--model", "no-such-model")
+        free = [arg for port in PORTS for arg in (port, "0")]
+        outcome = cli("up", "--data", str(place), *free, "--model", "no-such-model")
         assert (outcome.code, outcome.err.count("\n")) == (2, 1)
         assert f"error: --data: can't write to {str(place)!r}: {reason}" in outcome.err

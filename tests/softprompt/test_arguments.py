@@ -23,6 +23,7 @@ from tests.softprompt.fakes import JOB
 USUAL: dict[str, Any] = {
     "spec": TuningSpec("tone", [{"input": "a", "output": "b"}]),
     "dataset": [{"input": "a", "output": "b"}],
+    "document": "Be kind.",
     "input": "hi",
     "inputs": ["hi"],
     "prompt": "tone",

@@ -33,6 +33,8 @@ COMMANDS = [
     ("info",),
     ("init",),
     ("chat",),
+    ("distill",),
+    ("example",),
     ("doctor",),
     *[("data", name) for name in ("check", "preview", "convert")],
     *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume", "delete", "clone", "continue")],

@@ -95,8 +95,8 @@ def test_the_life_of_a_version(cli: CliRunner, client: Client, tmp_path: Path) -
 
     status = cli("prompts", "status", "tone")
     rows = {line.split()[0]: line.split() for line in status.out.splitlines()}
-    assert rows["tone@2"][:5] == ["tone@2", "canary", "1", "of", "1"]
-    assert rows["tone@2"][6] == "s"
+    assert rows["tone@2"][:6] == ["tone@2", "prompt", "canary", "1", "of", "1"]
+    assert rows["tone@2"][7] == "s"
     assert "replica replica-a: " in status.out
 
     assert cli("prompts", "delete", "tone@2").code == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,17 @@ def test_events_become_curves_texts_and_parameters_once(services: Services, cli:
 
 
 def interrupted_then_continued(cli: CliRunner, services: Services, *options: str) -> None:
-    """Track three events until a new call would not help any more; then the rest."""
+    """Track three events until a new call would not help any more; then the rest, in another second, because W&B names
+    a run's files by the second.
+    """
+    second = int(time.time())
     events = services.trainer.events
     services.trainer.events = events[:3]
     services.trainer.fail_watch = PermissionDenied("no more", caller="x")
     assert cli("jobs", "track", JOB_ID, *options).code == 4
     services.trainer.fail_watch, services.trainer.events = None, events
+    while int(time.time()) == second:
+        time.sleep(0.01)
     outcome = cli("jobs", "track", JOB_ID, *options)
     assert outcome.code == 0, outcome.err
     assert services.trainer.watched_after[-1] == 3
@@ -157,7 +163,12 @@ def test_wandb_keeps_the_run_offline_and_continues_it(cli: CliRunner, services: 
     interrupted_then_continued(cli, services, "--to", "wandb", "--project", "support", "--directory", str(tmp_path))
     parts = sorted((tmp_path / "wandb").glob(f"offline-run-*-{JOB_ID}*/*.wandb"))
     assert len(parts) >= 2
-    logged = [row for part in parts for row in history(part)]
+    logged, deadline = list[dict[str, Any]](), time.monotonic() + 60
+    while (
+        not any("result/loss" in row for row in logged) and time.monotonic() < deadline
+    ):  # its own process writes them
+        time.sleep(0.01)
+        logged = [row for part in parts for row in history(part)]
     assert [row["train/loss"] for row in logged if "train/loss" in row] == [2.5]
     assert [(row["step"], row["held_out/loss"]) for row in logged if "held_out/loss" in row] == [(1, 1.75)]
     assert [row["result/few_shot/loss"] for row in logged if "result/few_shot/loss" in row] == [1.2]

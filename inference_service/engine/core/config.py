@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from shared.config import SettingsPart
 from shared.kernels.serving_linear import LinearKernel
+from shared.settings_part import SettingsPart
 from shared.values.sampling import LIMITS, SamplingLimits
 
 LENGTH_SETTING = "the setting SOFTPROMPT_INFERENCE_MAX_LENGTH"
