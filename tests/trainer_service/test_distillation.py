@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, PreconditionFailed
 from shared.prompt.blob import decode_blob
 from shared.store import open_store
 from softprompt import Data, Distillation, Hyperparameters, Init, InitMethod, TuningSpec
@@ -137,7 +137,10 @@ async def test_a_study_is_cancelled_and_resumed(settings: TrainerSettings) -> No
             if isinstance(event, ProgressMade) and (await client.get_job(job.name)).attempt == 2:
                 assert event.progress.num_prepared >= 16
                 break
-        await client.cancel_job(job.name)
+        try:
+            await client.cancel_job(job.name)
+        except PreconditionFailed:  # a quick machine ended the job before the call came
+            return
         with pytest.raises(JobFailed):
             await client.wait_for_job(job.name, timeout_seconds=60)
         cancelled = await client.get_job(job.name)
