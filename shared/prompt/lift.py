@@ -1,4 +1,4 @@
-"""Keys and values between a prefix and a model's own code: computed from embeddings, and put into its cache.
+"""Keys and values between a prefix and a model's own code: computed from embeddings, and expanded for its attention.
 
 The keys and values of embeddings act on every input as the embeddings themselves do, because in a causal model they
 depend on nothing after them. So a text, a document or a soft prompt can be *lifted* to a prefix of keys and values.
@@ -32,7 +32,13 @@ def key_values_of(base: BaseModel, inputs_embeds: torch.Tensor) -> KeyValuePrefi
     embedded = inputs_embeds.detach().to(base.device, base.dtype)[None]
     try:
         model(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
-    except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:  # needs its own cache
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        NotImplementedError,
+    ) as error:  # all that models raise which need a cache of their own kind
         raise PreconditionFailed(f"{_refusal(base)}: {str(error)[:200]}") from error
     layers = [layer for layer in cache.layers if getattr(layer, "is_initialized", False)]
     shapes = [tuple(layer.keys.shape) for layer in layers]
@@ -43,20 +49,6 @@ def key_values_of(base: BaseModel, inputs_embeds: torch.Tensor) -> KeyValuePrefi
         for tensors in ([layer.keys for layer in layers], [layer.values for layer in layers])
     )
     return KeyValuePrefix(keys, values)
-
-
-def cache_of(prefix: KeyValuePrefix, dtype: torch.dtype, device: torch.device | str, num_rows: int = 1) -> DynamicCache:
-    """A new cache for `past_key_values`, in which each of `num_rows` sequences begins with the prefix.
-
-    The inputs' positions go on after it. The attention mask has the prefix's positions, too.
-    """
-    cache = DynamicCache()
-    for layer, pair in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-        key, value = (
-            part.to(device, dtype).transpose(0, 1)[None].expand(num_rows, -1, -1, -1).contiguous() for part in pair
-        )
-        cache.update(key, value, layer)
-    return cache
 
 
 def latent_layers(model: torch.nn.Module) -> dict[int, Expand]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared.errors import InvalidInput, PreconditionFailed
+from shared.errors import InvalidInput
 from shared.prompt.blob import decode_blob
 from shared.store import open_store
-from softprompt import Data, Distillation, Hyperparameters, Init, InitMethod, TuningSpec
+from softprompt import Data, Distillation, Hyperparameters, Init, InitMethod, PrefixKind, TuningSpec
 from softprompt.client.async_client import AsyncClient
 from softprompt.data.distillation import distillation_examples
 from softprompt.errors import JobFailed
@@ -27,6 +28,16 @@ TEXT = "Answer in rhyme. Never name a price. The shop is closed on Mondays."
 QUESTIONS = [f"Is item {number} in stock?" for number in range(10)]
 SHORT = Hyperparameters(num_steps=4, num_virtual_tokens=6, evaluation_interval_steps=2, batch_size=2)
 _TINY: dict[str, Any] = {"max_answer_tokens": 6, "hyperparameters": SHORT}
+
+
+async def test_a_text_becomes_keys_and_values(training: RunningTrainer) -> None:
+    async with AsyncClient(f"127.0.0.1:{training.port}") as client:
+        shape = replace(SHORT, kind=PrefixKind.PREFIX)
+        job = await client.distill(TEXT, "shop", questions=QUESTIONS, max_answer_tokens=6, hyperparameters=shape)
+        assert job.result is not None
+        assert job.result.distillation is not None
+        assert job.result.distillation.prompt_prefill_seconds is not None
+        assert (await client.get_version("shop")).kind == "PREFIX"
 
 
 async def test_a_text_becomes_a_version_with_a_report(training: RunningTrainer) -> None:
@@ -117,32 +128,51 @@ async def test_a_check_says_what_would_be_studied_and_refusals_name_their_field(
             await client.distill("  ", "shop")
 
 
-async def test_a_study_is_cancelled_and_resumed(settings: TrainerSettings) -> None:
-    """A study of many questions is drained in the middle, goes on after a restart, and is cancelled there."""
-    spec = TuningSpec(
-        "shop",
-        distillation_examples(TEXT, [f"question {number}?" for number in range(2000)]),
-        distillation=Distillation(2000, 6),
-        hyperparameters=SHORT,
-    )
-    quick = settings.model_copy(update={"checkpoint_seconds": 0.1})
+LONG = TuningSpec(
+    "shop",
+    distillation_examples(TEXT, [f"question {number}?" for number in range(600)]),
+    distillation=Distillation(600, 16),
+    hyperparameters=SHORT,
+)
+"""Its study takes seconds, and what a test does meanwhile takes milliseconds."""
+
+
+@pytest.fixture
+def quick(settings: TrainerSettings) -> TrainerSettings:
+    """A trainer that stores a checkpoint after almost each batch of a study."""
+    return settings.model_copy(update={"checkpoint_seconds": 0.1})
+
+
+async def _begun(client: AsyncClient) -> str:
+    """A job whose study has a checkpoint."""
+    job = await client.create_job(LONG)
+    async for event in client.watch_job(job.name):
+        if isinstance(event, CheckpointStored):
+            assert event.step == 0
+            break
+    return job.name
+
+
+async def test_a_study_goes_on_after_a_restart(quick: TrainerSettings) -> None:
     async with running_trainer(quick, local_pool) as trainer, AsyncClient(f"127.0.0.1:{trainer.port}") as client:
-        job = await client.create_job(spec)
-        async for event in client.watch_job(job.name):
-            if isinstance(event, CheckpointStored):
-                assert event.step == 0
-                break
+        name = await _begun(client)
     async with running_trainer(quick, local_pool) as trainer, AsyncClient(f"127.0.0.1:{trainer.port}") as client:
-        async for event in client.watch_job(job.name):
-            if isinstance(event, ProgressMade) and (await client.get_job(job.name)).attempt == 2:
-                assert event.progress.num_prepared >= 16
-                break
-        try:
-            await client.cancel_job(job.name)
-        except PreconditionFailed:  # a quick machine ended the job before the call came
-            return
+        job = await client.wait_for_job(name, timeout_seconds=60)
+        prepared = [
+            event.progress.num_prepared
+            async for event in client.watch_job(name)
+            if isinstance(event, ProgressMade) and event.progress.step == 0 and event.progress.num_prepared
+        ]
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
+    assert sorted(prepared) == prepared, "nothing is asked again"
+
+
+async def test_a_job_that_is_cancelled_in_its_study_keeps_no_prompt(quick: TrainerSettings) -> None:
+    async with running_trainer(quick, local_pool) as trainer, AsyncClient(f"127.0.0.1:{trainer.port}") as client:
+        name = await _begun(client)
+        await client.cancel_job(name)
         with pytest.raises(JobFailed):
-            await client.wait_for_job(job.name, timeout_seconds=60)
-        cancelled = await client.get_job(job.name)
-        assert cancelled.state is JobState.CANCELLED
-        assert not cancelled.best_prompt_kept, "there is no prompt before the first step"
+            await client.wait_for_job(name, timeout_seconds=60)
+        job = await client.get_job(name)
+    assert job.state is JobState.CANCELLED
+    assert not job.best_prompt_kept, "there is no prompt before the first step"

@@ -36,8 +36,9 @@ EXAMPLES = [{"input": f"number {number}", "output": f"it is {number}"} for numbe
 def local_pool(settings: TrainerSettings) -> LocalPool:
     sources = {source.id: source.source for source in settings.sources}
     threads = torch.get_num_threads()
+    workers = WorkerSettings.of(settings).model_copy(update=FLOAT32.model_dump())
     return LocalPool(
-        lambda id: load_trainer(WorkerSpec(id, sources[id], WorkerSettings.of(FLOAT32), num_threads=threads)),
+        lambda id: load_trainer(WorkerSpec(id, sources[id], workers, num_threads=threads)),
         measure_memory=measure_memory,
     )
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shared.prompt.key_values import KeyValuePrefix
-from shared.prompt.lift import cache_of, key_values_of
+from shared.prompt.lift import key_values_of
 from shared.prompt.prefix import Prefix
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.text.template import InputEncoder
@@ -18,6 +18,7 @@ from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import TEMPLATE, classification, generation, of, run, task
 from trainer_service.training.attention.forward import Forward, PackedForward, PlainForward
 from trainer_service.training.attention.packing import Row
+from trainer_service.training.attention.plain_inputs import cache_of
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.data.encoding import encode_dataset
 from trainer_service.training.evaluation.generate import greedy_answers
@@ -95,7 +96,8 @@ def test_an_example_does_not_attend_to_its_own_demonstration(forward: Forward) -
 
 def _masked(prefix: KeyValuePrefix, row: Row, hidden: Collection[int]) -> torch.Tensor:
     """The model's own logits at the row's targets, with an attention mask over the whole prefix."""
-    cache, length = cache_of(prefix, BASE.dtype, BASE.device), prefix.num_virtual_tokens
+    length = prefix.num_virtual_tokens
+    cache = cache_of([prefix.input(BASE.dtype, BASE.device)], length)
     mask = [[int(position not in hidden) for position in range(length)] + [1] * len(row.tokens)]
     positions = torch.arange(length, length + len(row.tokens))[None]
     model: Any = BASE.model

@@ -37,7 +37,7 @@ def plain_inputs(
         "inputs_embeds": padded,
         "attention_mask": whole,
         "position_ids": counted.clamp(min=0)[:, max(given) :],
-        "past_key_values": _cache(prefixes, max(given)),
+        "past_key_values": cache_of(prefixes, max(given)),
     }
 
 
@@ -53,8 +53,8 @@ def _mask(
     return (places >= longest - wanted if padding_side == "left" else places < wanted).long()
 
 
-def _cache(prefixes: Sequence[Entering | None], longest: int) -> DynamicCache:
-    """Each row's keys and values, padded on the left to `longest` positions, with gradient."""
+def cache_of(prefixes: Sequence[Entering | None], longest: int) -> DynamicCache:
+    """A new cache with each row's keys and values, padded on the left to `longest` positions, with gradient."""
     cache = DynamicCache()
     some = next(prefix for prefix in prefixes if isinstance(prefix, VirtualKeyValues))
     for layer, like in enumerate(zip(some.keys, some.values, strict=True)):

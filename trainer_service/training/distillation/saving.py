@@ -10,6 +10,7 @@ import torch
 
 from shared.model.base_model import BaseModel
 from shared.prompt.prefix import Entering, VirtualTokens
+from trainer_service.training.attention.plain_inputs import cache_of
 from trainer_service.training.faults import is_machine_fault
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ def prefill_seconds(
 ) -> tuple[float | None, float | None]:
     """Seconds until the model has computed the teacher's input, and the prompt's, each the best of `_RUNS`.
 
-    The prompt's keys and values are computed before, as at serving. None if the model can't be measured so: that must
+    The prefix's keys and values are there before, as at serving. None if the model can't be measured so: that must
     not fail a job that is trained.
     """
     model, device = base_model.model, base_model.device
@@ -32,9 +33,10 @@ def prefill_seconds(
         return _timed(lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1), device)
 
     def prompt() -> float:
-        if not isinstance(prefix, VirtualTokens):
-            raise NotImplementedError("a prefix of keys and values is not measured")
-        known = model(inputs_embeds=prefix.embeddings[None], use_cache=True, logits_to_keep=1).past_key_values
+        if isinstance(prefix, VirtualTokens):
+            known = model(inputs_embeds=prefix.embeddings[None], use_cache=True, logits_to_keep=1).past_key_values
+        else:
+            known = cache_of([prefix], prefix.num_virtual_tokens)
         ids = torch.tensor([list(input_ids)], device=device)
         return _timed(lambda: model(input_ids=ids, past_key_values=known, use_cache=True, logits_to_keep=1), device)
 
