@@ -32,13 +32,8 @@ def key_values_of(base: BaseModel, inputs_embeds: torch.Tensor) -> KeyValuePrefi
     embedded = inputs_embeds.detach().to(base.device, base.dtype)[None]
     try:
         model(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        NotImplementedError,
-    ) as error:  # all that models raise which need a cache of their own kind
+    # models with a cache of another kind raise any of these
+    except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
         raise PreconditionFailed(f"{_refusal(base)}: {str(error)[:200]}") from error
     layers = [layer for layer in cache.layers if getattr(layer, "is_initialized", False)]
     shapes = [tuple(layer.keys.shape) for layer in layers]

@@ -9,6 +9,17 @@ import typer
 
 from softprompt.cli.field_options import key_values, with_hyperparameters, with_template
 from softprompt.cli.following import conclude, show_check
+from softprompt.cli.job_options import (
+    RESULT,
+    TRAINING,
+    AliasOption,
+    AnnotationOption,
+    BaseModelOption,
+    FollowOption,
+    MaxRuntimeOption,
+    PriorityOption,
+    RequestIdOption,
+)
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import stderr
 from softprompt.data.distillation import distillation_examples
@@ -16,7 +27,7 @@ from softprompt.display.transfer import upload_display
 from softprompt.types.common import Template
 from softprompt.types.spec import Distillation, Hyperparameters, PublishGate, PublishPolicy, TuningSpec
 
-STUDY, TRAINING, RESULT = "Self-study", "Training (the service chooses what is left out)", "Result"
+STUDY = "Self-study"
 
 
 def register(app: typer.Typer) -> None:
@@ -47,21 +58,12 @@ def distill(
         float | None, typer.Option(help="Fraction of the questions to hold out, 0 to 1.", rich_help_panel=STUDY)
     ] = None,
     template: Template | None,
-    base_model: Annotated[str, typer.Option(help="Id of a base model of the trainer.", rich_help_panel=TRAINING)] = "",
+    base_model: BaseModelOption = "",
     hyperparameters: Hyperparameters,
-    priority: Annotated[
-        int, typer.Option(help="Jobs with a higher priority run first; -100 to 100.", rich_help_panel=TRAINING)
-    ] = 0,
-    max_runtime: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Longest time on workers.", rich_help_panel=TRAINING)
-    ] = None,
-    annotation: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Kept with the job; may be repeated.", rich_help_panel=RESULT),
-    ] = None,
-    alias: Annotated[
-        str, typer.Option(help="Alias to move to the new version; - for none.", rich_help_panel=RESULT)
-    ] = "default",
+    priority: PriorityOption = 0,
+    max_runtime: MaxRuntimeOption = None,
+    annotation: AnnotationOption = None,
+    alias: AliasOption = "default",
     beat_bare_model: Annotated[
         bool,
         typer.Option(
@@ -78,13 +80,11 @@ def distill(
             rich_help_panel=RESULT,
         ),
     ] = None,
-    follow: Annotated[
-        bool, typer.Option(help="Show the progress until the job ends. Ctrl-C stops following; the job continues.")
-    ] = True,
+    follow: FollowOption = True,
     validate_only: Annotated[
         bool, typer.Option("--validate-only", help="Store the text and check the job; create none.")
     ] = False,
-    request_id: Annotated[str, typer.Option(help="A unique key of yours. Repeating it returns the same job.")] = "",
+    request_id: RequestIdOption = "",
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:

@@ -21,6 +21,17 @@ from softprompt.cli.data import (
 )
 from softprompt.cli.field_options import key_values, with_hyperparameters, with_template
 from softprompt.cli.following import conclude, show_check
+from softprompt.cli.job_options import (
+    RESULT,
+    TRAINING,
+    AliasOption,
+    AnnotationOption,
+    BaseModelOption,
+    FollowOption,
+    MaxRuntimeOption,
+    PriorityOption,
+    RequestIdOption,
+)
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import stderr
 from softprompt.cli.sampling import parse_sampling
@@ -30,7 +41,7 @@ from softprompt.types.common import Sampling, Template
 from softprompt.types.data import Data
 from softprompt.types.spec import Hyperparameters, PublishGate, PublishPolicy, TaskKind, TooLong, TuningSpec
 
-DATA, TRAINING, RESULT = PANEL, "Training (the service chooses what is left out)", "Result"
+DATA = PANEL
 
 
 def register(app: typer.Typer) -> None:
@@ -75,14 +86,10 @@ def tune(
             rich_help_panel=DATA,
         ),
     ] = None,
-    base_model: Annotated[str, typer.Option(help="Id of a base model of the trainer.", rich_help_panel=TRAINING)] = "",
+    base_model: BaseModelOption = "",
     hyperparameters: Hyperparameters,
-    priority: Annotated[
-        int, typer.Option(help="Jobs with a higher priority run first; -100 to 100.", rich_help_panel=TRAINING)
-    ] = 0,
-    max_runtime: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Longest time on workers.", rich_help_panel=TRAINING)
-    ] = None,
+    priority: PriorityOption = 0,
+    max_runtime: MaxRuntimeOption = None,
     deadline: Annotated[
         str | None,
         typer.Option(
@@ -91,17 +98,8 @@ def tune(
             rich_help_panel=TRAINING,
         ),
     ] = None,
-    annotation: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="Kept with the job, and found by `jobs list --label`; may be repeated.",
-            rich_help_panel=RESULT,
-        ),
-    ] = None,
-    alias: Annotated[
-        str, typer.Option(help="Alias to move to the new version; - for none.", rich_help_panel=RESULT)
-    ] = "default",
+    annotation: AnnotationOption = None,
+    alias: AliasOption = "default",
     beat_bare_model: Annotated[
         bool,
         typer.Option(
@@ -135,16 +133,14 @@ def tune(
             rich_help_panel=RESULT,
         ),
     ] = None,
-    follow: Annotated[
-        bool, typer.Option(help="Show the progress until the job ends. Ctrl-C stops following; the job continues.")
-    ] = True,
+    follow: FollowOption = True,
     validate_only: Annotated[
         bool,
         typer.Option(
             "--validate-only", help="Store the examples and check the job; show what would be trained, and create none."
         ),
     ] = False,
-    request_id: Annotated[str, typer.Option(help="A unique key of yours. Repeating it returns the same job.")] = "",
+    request_id: RequestIdOption = "",
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:

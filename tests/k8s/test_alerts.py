@@ -7,21 +7,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import shutil
 import sqlite3
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import yaml
 from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import Unavailable
@@ -30,111 +26,22 @@ from shared.store import open_store
 from shared.store.layout import blob_key
 from softprompt.gateway.server import serve as serve_gateway
 from softprompt.gateway.settings import GatewaySettings
-from tests.inference_service.replica import Replica, blob, matrix, publish, refusal, running_replica
-from tests.k8s import known_metrics
-from tests.k8s.exposition import MINUTES_BEFORE, ONLY_UP, Scrape, scrape, series_over_time
-from tests.k8s.prometheus import program
-from tests.k8s.test_rules import ALERTS, RULES, without_annotations
+from tests.inference_service.replica import blob, matrix, publish, refusal
+from tests.k8s.alert_faults import SEEN, maker
+from tests.k8s.exposition import ONLY_UP
+from tests.k8s.test_rules import ALERTS
 from tests.shared.security.pki import Authority
-from tests.softprompt.gateway.running import RunningGateway, running_gateway
 from tests.tiny_models import save_tiny_llama
-from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer
+from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused
 from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.requests import create_job, first_step, inline
 from tests.trainer_service.scripted import ScriptedTrainer
 from tests.trainer_service.test_server import free_port
 from tests.waiting import until
 from trainer_service import server
-from trainer_service.cluster.interface import WorkerPool
-from trainer_service.config import TrainerSettings
 from trainer_service.maintenance import storage_usage
 
-EXPRESSIONS = [rule["expr"] for group in RULES["groups"] for rule in group["rules"]]
-USED = frozenset(name for expression in EXPRESSIONS for name in known_metrics.metric_names(expression))
-LAST_CONTACT = "store_last_contact_timestamp_seconds"
 DISK_BYTES = 64 << 20
-SEEN: set[str] = set()
-"""Alerts that a test of this module saw firing."""
-
-
-def firing(folder: Path, before: tuple[Scrape, Scrape], during: tuple[Scrape, Scrape], minutes: int) -> set[str]:
-    """The alerts that fire after so many minutes of the fault."""
-    (folder / "rules.yaml").write_text(yaml.safe_dump(without_annotations(RULES)))
-    at = f"{MINUTES_BEFORE + minutes - 1}m"
-    query = 'group by (alertname) (ALERTS{alertstate="firing"})'
-    asked = [{"expr": query, "eval_time": at, "exp_samples": [{"labels": '{alertname="expected"}', "value": 0}]}]
-    series = series_over_time(before, during, minutes, lambda name: name in USED)
-    case = {"interval": "1m", "input_series": series, "promql_expr_test": asked}
-    (folder / "tests.yaml").write_text(
-        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [case]})
-    )
-    command = [program("promtool"), "test", "rules", str(folder / "tests.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    said = done.stdout + done.stderr
-    assert "got:" in said, said
-    return set(re.findall(r'alertname=\\?"(\w+)\\?"', said.split("got:")[1]))
-
-
-@dataclass
-class Fault:
-    """The services under a fault. `targets` are their metrics ports by job."""
-
-    folder: Path
-    targets: dict[str, int | None]
-    trainer: RunningTrainer | None = None
-    replica: Replica | None = None
-    gateway: RunningGateway | None = None
-    before: list[Scrape] = field(default_factory=list)
-
-    async def scrape(self) -> Scrape:
-        return await asyncio.to_thread(scrape, self.targets)
-
-    async def healthy(self) -> None:
-        """Note how the services are before the fault."""
-        self.before = [await self.scrape(), await self.scrape()]
-
-    async def fires(self, minutes: int, a_minute: Callable[[], Awaitable[Any]] | None = None) -> set[str]:
-        """The alerts after `minutes` of a fault that is there. `a_minute` does what happens in each of them."""
-        first = await self.scrape()
-        await (a_minute or self._look_at_the_store)()
-        during = (first, await self.scrape())
-        found = await asyncio.to_thread(firing, self.folder, (self.before[0], self.before[1]), during, minutes)
-        SEEN.update(found)
-        return found
-
-    async def _look_at_the_store(self) -> None:
-        """Some polls of the store by a replica, if there is one and the store is there."""
-        if self.replica is not None and self.replica.store_dir.exists() and not self.replica.done.done():
-            contact = await self.replica.metric(LAST_CONTACT)
-            await until(lambda: self._has_moved(contact))
-
-    async def queue_grows_older(self) -> None:
-        """Until the oldest queued job has waited for longer."""
-        age = await self.value("softprompt_trainer_oldest_queued_seconds")
-        await self.until("softprompt_trainer_oldest_queued_seconds", age + 0.1)
-
-    async def _has_moved(self, contact: float) -> bool:
-        assert self.replica is not None
-        return self.replica.done.done() or await self.replica.metric(LAST_CONTACT) > contact
-
-    async def value(self, metric: str, **labels: str) -> float:
-        samples = (await self.scrape()).samples
-        return next(v for (name, its), v in samples.items() if name == metric and labels.items() <= dict(its).items())
-
-    async def below(self, metric: str, value: float, **labels: str) -> bool:
-        return await self.value(metric, **labels) < value
-
-    async def until(self, metric: str, at_least: float, **labels: str) -> None:
-        """Wait until a series that was scraped has this value."""
-
-        async def reached() -> bool:
-            samples = (await self.scrape()).samples
-            return any(
-                name == metric and labels.items() <= dict(its).items() and v >= at_least
-                for (name, its), v in samples.items()
-            )
-
-        await until(reached)
 
 
 @pytest.fixture(autouse=True)
@@ -145,49 +52,8 @@ def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def faults(tiny_model_dir: Path, tmp_path: Path) -> Any:
-    """Makes the services of a test: a trainer with the given pool, or a replica, or both."""
-    program("promtool")
-
-    @asynccontextmanager
-    async def make(
-        pool: WorkerPool | None = None,
-        trainer: dict[str, Any] | None = None,
-        replica: dict[str, Any] | None = None,
-        gateway: dict[str, Any] | None = None,
-    ) -> AsyncIterator[Fault]:
-        """A service that is not asked for has a target that is up, and nothing else; a gateway needs a replica."""
-        async with AsyncExitStack() as stack:
-            fault = Fault(tmp_path, {})
-            if trainer is not None:
-                settings = TrainerSettings(
-                    **{
-                        "base_models": (f"tiny={tiny_model_dir}",),
-                        "data_dir": tmp_path / "data",
-                        "ready_file": str(tmp_path / "trainer.json"),
-                        "grace_seconds": 2,
-                        **trainer,
-                    }
-                )
-                fault.trainer = await stack.enter_async_context(
-                    running_trainer(settings, lambda _: pool or NoWorkers())
-                )
-                fault.targets["trainer"] = json.loads(Path(settings.ready_file).read_bytes())["metrics_port"]
-            if replica is not None:
-                fault.replica = await stack.enter_async_context(
-                    running_replica(tiny_model_dir, tmp_path / "replica", **replica)
-                )
-                fault.targets["inference"] = fault.replica.metrics_port
-            if gateway is not None and fault.replica is not None:
-                fault.gateway = await stack.enter_async_context(
-                    running_gateway(tmp_path / "gateway", 1, fault.replica.port, **gateway)
-                )
-                fault.targets["gateway"] = fault.gateway.metrics_port
-            for job in ("trainer", "inference"):
-                fault.targets.setdefault(job, ONLY_UP)
-            await fault.healthy()
-            yield fault
-
-    return make
+    """As `alert_faults.maker`."""
+    return maker(tiny_model_dir, tmp_path)
 
 
 def scripted(load: Callable[[str], Any] = lambda id: (ScriptedTrainer(64), {})) -> LocalPool:

@@ -12,12 +12,10 @@ import statistics as numbers
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.model.base_model import BaseModel
@@ -29,8 +27,9 @@ from trainer_service.training.attention.packing import Row
 from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED
 from trainer_service.training.data import encoding
 from trainer_service.training.data.dataset import count_overlap
-from trainer_service.training.data.encoding import EncodedDataset, encode_split
-from trainer_service.training.distillation.saving import prefill_seconds
+from trainer_service.training.data.encoding import EncodedDataset, EncodedSplit, encode_split
+from trainer_service.training.data.token_weights import token_weights
+from trainer_service.training.distillation.outcome import distillation_result
 from trainer_service.training.distillation.self_study import SelfStudy
 from trainer_service.training.distillation.state import restore_study, study_tensors
 from trainer_service.training.evaluation.evaluate import SLICE_TOKENS, nearest_tokens, row_slices
@@ -176,30 +175,6 @@ class TuningRun:
         train, held_out = (tuple(row.example for row in part.examples) for part in (encoded.train, encoded.validation))
         self.task = replace(self.task, train=train, validation=held_out, encoded=encoded, num_overlapping=None)
 
-    def _distilled(self, judged: Judgement, prefix: Entering) -> Generator[Work, Any, DistillationResult | None]:
-        """What the prompt keeps of its teacher, and what it saves."""
-        if self._study is None:
-            return None
-        rows = sorted(self._validation.examples, key=lambda row: len(row.input_ids))
-        row = rows[len(rows) // 2]
-        teacher_ids = self._study.teacher_ids(row.example.input)
-        measure = partial(prefill_seconds, self._base_model, prefix, teacher_ids, row.input_ids)
-        with_text, with_prompt = yield CallWork(measure, 3 * len(teacher_ids))
-        bare = judged.rivals[BARE]
-        return DistillationResult(
-            num_questions=len(self._train),
-            num_held_out=len(self._validation),
-            num_answer_tokens=sum(len(studied.answer_ids) for studied in self._study.rows),
-            document_tokens=self._study.document_tokens,
-            num_virtual_tokens=prefix.num_virtual_tokens,
-            kl=judged.metrics["loss"],
-            bare_kl=bare["loss"],
-            agreement=judged.metrics["token_accuracy"],
-            bare_agreement=bare["token_accuracy"],
-            teacher_prefill_seconds=with_text,
-            prompt_prefill_seconds=with_prompt,
-        )
-
     def _prepare(self) -> None:
         if not self.task.train:
             raise InvalidInput.of("dataset", "has no training examples")
@@ -213,32 +188,11 @@ class TuningRun:
             self.task.train, self.task.validation, self._spec, self._encoder, self._base_model.info.max_positions
         )
         self._train, self._validation = encoded.train, encoded.validation
-        self._row_weights = self._token_weights()
+        self._row_weights = token_weights(self._train, self._spec)
         if self._check_row is not None:
             parts = [data.input_lengths + data.target_lengths for data in (self._train, self._validation) if len(data)]
             longest = int(max(part.max() for part in parts)) - 1  # the model never reads the last target token
             self._check_row(self._hyper.num_virtual_tokens, longest)
-
-    def _token_weights(self) -> NDArray[np.float64]:
-        """The weight of each target token of each training example, `[examples]`.
-
-        In classification, an example counts the same however many tokens its label has. Weights are relative to their
-        mean over the dataset: relative to its batch, a rare class that is alone in a batch would have no extra weight.
-        """
-        if self._spec.task is not TaskKind.CLASSIFICATION:
-            return np.ones(len(self._train))
-        weights = self._class_weights()
-        weights /= weights.mean() * self._train.target_lengths
-        return weights
-
-    def _class_weights(self) -> NDArray[np.float64]:
-        by_index = np.ones(len(self._spec.labels))
-        if self._hyper.class_weights:
-            by_index = np.array([self._hyper.class_weights.get(label, 1.0) for label in self._spec.labels])
-        elif self._hyper.balance_classes:
-            counts = np.bincount(self._train.label_indices, minlength=len(self._spec.labels))
-            by_index = len(self._train) / (np.count_nonzero(counts) * np.maximum(counts, 1.0))
-        return np.take(by_index, self._train.label_indices)
 
     def _begin(self) -> str:
         """Create the trainees, new or from the checkpoint. Returns why the checkpoint can't be used, or ""."""
@@ -410,7 +364,10 @@ class TuningRun:
         prefix = self.best
         entering = prefix.input(self._base_model.dtype, self._base_model.device)
         judged: Judgement = yield from self._evaluator.judge(entering, self._current(), self.task.train)
-        distilled = yield from self._distilled(judged, entering)
+        distilled: DistillationResult | None = None
+        if self._study is not None:
+            split = EncodedSplit(self._train, self._validation)
+            distilled = yield from distillation_result(self._base_model, self._study, split, judged, entering)
         golden = yield CallWork(lambda: golden_records(self._base_model, prefix, self._encoder))
         scores = [record.metrics[self._hyper.metric.value.lower()] for record in self._state.history[-5:]]
         tried, best = self._state.tried, self._state.best_candidate

@@ -67,11 +67,8 @@ def _check_size(path: Path, limit: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             num_bytes = sum(item.file_size for item in archive.infolist())
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        ValueError,
-    ) as error:  # damaged, or a compression unknown to zipfile
+    # zipfile raises NotImplementedError for a compression that it doesn't know
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise bad_value("file", f"the sheet is damaged: {error}") from None
     if num_bytes > limit:
         raise ApiError(413, f"the file has more than {limit} bytes when unpacked", code="request_too_large")

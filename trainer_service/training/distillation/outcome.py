@@ -1,20 +1,53 @@
-"""What a distilled prompt saves: the time to compute an input with the text, and without it after the prompt."""
+"""What a distillation reports: what the prompt keeps of its teacher, and the time that it saves."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
 from shared.model.base_model import BaseModel
 from shared.prompt.prefix import Entering, VirtualTokens
+from shared.values.results import DistillationResult
 from trainer_service.training.attention.plain_inputs import cache_of
+from trainer_service.training.comparison import BARE
+from trainer_service.training.data.encoding import EncodedSplit
+from trainer_service.training.distillation.self_study import SelfStudy
+from trainer_service.training.evaluation.evaluator import Judgement
 from trainer_service.training.faults import is_machine_fault
+from trainer_service.training.work import CallWork, Work
 
 log = logging.getLogger(__name__)
 _RUNS = 3
+
+
+def distillation_result(
+    base_model: BaseModel, study: SelfStudy, split: EncodedSplit, judged: Judgement, prefix: Entering
+) -> Generator[Work, Any, DistillationResult]:
+    """The result of a job that was judged on the held-out questions of `split`."""
+    rows = sorted(split.validation.examples, key=lambda row: len(row.input_ids))
+    row = rows[len(rows) // 2]
+    teacher_ids = study.teacher_ids(row.example.input)
+    measure = partial(prefill_seconds, base_model, prefix, teacher_ids, row.input_ids)
+    with_text, with_prompt = yield CallWork(measure, 3 * len(teacher_ids))
+    bare = judged.rivals[BARE]
+    return DistillationResult(
+        num_questions=len(split.train),
+        num_held_out=len(split.validation),
+        num_answer_tokens=sum(len(studied.answer_ids) for studied in study.rows),
+        document_tokens=study.document_tokens,
+        num_virtual_tokens=prefix.num_virtual_tokens,
+        kl=judged.metrics["loss"],
+        bare_kl=bare["loss"],
+        agreement=judged.metrics["token_accuracy"],
+        bare_agreement=bare["token_accuracy"],
+        teacher_prefill_seconds=with_text,
+        prompt_prefill_seconds=with_prompt,
+    )
 
 
 @torch.no_grad()
