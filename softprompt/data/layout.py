@@ -20,7 +20,7 @@ _SHOWN_COLUMNS = 12
 _LABEL_CHARS = 20
 """Values up to this length are guessed to be labels and not outputs. Used for advice only."""
 _SENTENCE_WORDS = 3
-"""A column with so many words is guessed to be the input before a shorter one."""
+"""A text of at least this many words is preferred as the input."""
 
 
 @dataclass(frozen=True)

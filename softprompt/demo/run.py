@@ -44,7 +44,7 @@ def run_demo(model: Path, output: Path, plan: DemoPlan, console: Console, *, sta
                 f"{services.gateway_url}, after {took:.0f} s",
                 markup=False,
             )
-            await story.tell(services)
+            await story.run(services)
             if stay and not promises.broken:
                 staying = True
                 console.print(f"\n{invitation(services, plan.prompt)}", markup=False, soft_wrap=True)

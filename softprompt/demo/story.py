@@ -42,7 +42,7 @@ class Story:
     datasets: tuple[str, str] = ("", "")
     began: float = field(default_factory=time.monotonic)
 
-    async def tell(self, services: LocalServices) -> None:
+    async def run(self, services: LocalServices) -> None:
         """Run all steps. Raises PromiseBroken if the demo can't continue."""
         plan = self.plan
         async with AsyncClient(services.trainer_endpoint, services.inference_endpoint) as client:

@@ -12,7 +12,7 @@ from softprompt.gateway.backend import Backend
 from softprompt.gateway.errors import ApiError
 
 COMPRESSED = (b"\x1f\x8b", b"PAR1", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
-"""First bytes of compressed files, which would take more memory than their size tells."""
+"""First bytes of compressed files, which need more memory than their size."""
 ZIP = b"PK\x03\x04"
 """First bytes of an archive, XLSX among them."""
 

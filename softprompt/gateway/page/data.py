@@ -57,7 +57,7 @@ async def uploaded(request: Request, backend: Backend) -> AsyncIterator[Data]:
 
 
 def _check_size(path: Path, limit: int) -> None:
-    """Refuses what would take much more memory than its size tells. Raises ApiError."""
+    """Refuses files that need much more memory than their size. Raises ApiError."""
     with path.open("rb") as file:
         start = file.read(8)
     if start.startswith(COMPRESSED):

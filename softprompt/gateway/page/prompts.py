@@ -40,8 +40,8 @@ class _Target(BaseModel):
 
 
 class AliasMove(BaseModel):
-    """Where an alias should point. `expected_revision`: the revision that the page showed, so that nobody's decision
-    is overwritten unseen.
+    """Where an alias should point. `expected_revision`: the revision that the page showed, so that the call
+    fails if the alias has moved since.
     """
 
     model_config = ConfigDict(extra="forbid")

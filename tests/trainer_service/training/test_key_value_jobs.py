@@ -1,4 +1,4 @@
-"""Jobs that train keys and values: what they start from, and what an example may read of its own demonstration."""
+"""Jobs that train keys and values: what they start from, and which positions an example may attend to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer_service.training.cohort import Cohort
 from trainer_service.training.data.encoding import encode_dataset
 from trainer_service.training.evaluation.generate import greedy_answers
 from trainer_service.training.events import Checkpointed, Evaluated, Finished, TrainingTask
-from trainer_service.training.recipe.demonstrations import NOBODY, demonstrations
+from trainer_service.training.recipe.demonstrations import NO_EXAMPLE, demonstrations
 from trainer_service.training.recipe.leaves import KeyValueLeaves
 from trainer_service.training.trainee import Candidate, Trainee
 
@@ -64,7 +64,7 @@ def test_demonstrations_are_whole_examples_whose_positions_only_their_own_rows_h
     assert shown == demonstrations(examples, 90, 3, None)
     assert shown != demonstrations(examples, 90, 4, None)
     assert len(shown.token_ids) == len(shown.owners) == 90
-    assert shown.owners[0] == NOBODY
+    assert shown.owners[0] == NO_EXAMPLE
     assert sorted(position for positions in shown.hidden.values() for position in positions) == list(range(1, 90))
     blocks = list(shown.hidden.items())
     for index, (owner, positions) in enumerate(blocks):

@@ -77,7 +77,7 @@ class SelfStudy:
         return self._teacher.ids(question)
 
     def run(self, on_progress: Callable[[], None], check_row: Callable[[int, int], None]) -> Study:
-        """Asks and answers what is left, and returns the data. `on_progress` is called after each batch.
+        """Asks and answers the remaining questions, and returns the data. `on_progress` is called after each batch.
 
         Raises InvalidInput if there are not enough different questions, and what `check_row` raises for a row that is
         too large for this worker's memory.

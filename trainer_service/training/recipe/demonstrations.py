@@ -14,12 +14,12 @@ from itertools import cycle
 
 from trainer_service.training.data.encoding import EncodedExample
 
-NOBODY = -1
+NO_EXAMPLE = -1
 
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """`token_ids`, `owners`: by position, the token and the index of the example that it comes from, or NOBODY."""
+    """`token_ids`, `owners`: by position, the token and the index of the example that it comes from, or NO_EXAMPLE."""
 
     token_ids: tuple[int, ...]
     owners: tuple[int, ...]
@@ -29,7 +29,7 @@ class Demonstrations:
         """The positions that each shown example must not attend to, by its index."""
         found = dict[int, list[int]]()
         for position, owner in enumerate(self.owners):
-            if owner != NOBODY:
+            if owner != NO_EXAMPLE:
                 found.setdefault(owner, []).append(position)
         return {owner: tuple(positions) for owner, positions in found.items()}
 
@@ -53,4 +53,4 @@ def demonstrations(
         tokens = (*examples[index].input_ids, *examples[index].target_ids)[-left:]
         owned = [*((token, index) for token in tokens), *owned]
         left -= len(tokens)
-    return Demonstrations((first, *(token for token, _ in owned)), (NOBODY, *(index for _, index in owned)))
+    return Demonstrations((first, *(token for token, _ in owned)), (NO_EXAMPLE, *(index for _, index in owned)))
