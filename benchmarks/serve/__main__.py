@@ -42,10 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tune_allocator()
     known = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
-    results = {
-        "machine": machine(),
-        "cases": known.get("cases", {}),
-    }
+    results = {"cases": known.get("cases", {})}  # those that don't run now stay, with the machine that they ran on
     asyncio.run(measure(arguments, results))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
@@ -84,7 +81,14 @@ async def run(case: Case, field: Field, rounds: int) -> dict[str, Any]:
         await case.round(field, note)
     medians = {name: statistics.median(values) for name, values in samples.items()}
     goals = {goal.name: judged for goal in case.goals if (judged := judge(goal, samples)) is not None}
-    return {"about": case.about, "rounds": rounds, "goals": goals, "medians": medians, "samples": samples}
+    return {
+        "machine": machine(),
+        "about": case.about,
+        "rounds": rounds,
+        "goals": goals,
+        "medians": medians,
+        "samples": samples,
+    }
 
 
 def judge(goal: Goal, samples: dict[str, list[float]]) -> dict[str, float | bool] | None:
