@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Set
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -127,22 +126,38 @@ class Corrections(BaseModel):
 
 @endpoint("page.jobs.continue", Corrections)
 async def continue_job(request: Request, backend: Backend) -> Response:
-    """Trains a job's prompt on, with the job's data and corrected examples."""
+    """Trains a job's prompt on, with the job's data and corrected examples.
+
+    The corrected examples move from the held-out part to the training part. Split anew, they would be held out again,
+    since a split keeps equal inputs together.
+    """
     request.state.rename = _rename
     body = await read_model(request, Corrections)
     client = backend.client
-    lineage = (await client.job_report(_job(request), answers=False)).lineage
+    report = await client.job_report(_job(request))
+    lineage = report.lineage
     if lineage is None or not lineage.dataset.startswith("datasets/"):
         raise ApiError(400, "the job's data is not stored here", code="failed_precondition")
-    wanted = {item.line: item.text for item in body.examples}
+    corrected = {item.line: item.text for item in body.examples}
+    shown = {answer.line for answer in report.answers}
+    if not corrected.keys() <= shown:
+        raise bad_value("examples", "a line is not among the job's held-out answers")
+    if corrected.keys() == shown:
+        raise bad_value("examples", "at least one held-out example must stay as it is, to measure the next version on")
     async with upload_slot(request, backend):
-        with tempfile.TemporaryDirectory(prefix="softprompt-") as directory:
-            path, held_out = Path(directory, "examples.jsonl"), Path(directory, "held-out.jsonl")
-            await _download(backend, lineage.dataset, path)
+        with tempfile.TemporaryDirectory(prefix="softprompt-") as name:
+            folder = Path(name)
+            await _download(backend, lineage.dataset, folder / "all.jsonl")
             if lineage.validation_dataset:
-                await _download(backend, lineage.validation_dataset, held_out)
-            await asyncio.to_thread(_add, path, held_out if lineage.validation_dataset else path, wanted)
-            return json_response(await client.continue_job(_job(request), dataset=path), 201)
+                await _download(backend, lineage.validation_dataset, folder / "shown.jsonl")
+            await asyncio.to_thread(_move, folder, shown, corrected)
+            job = await client.continue_job(
+                _job(request),
+                dataset=folder / "train.jsonl",
+                validation_dataset=folder / "held-out.jsonl",
+                validation_fraction=None,
+            )
+            return json_response(job, 201)
 
 
 async def _download(backend: Backend, dataset: str, path: Path) -> None:
@@ -152,19 +167,30 @@ async def _download(backend: Backend, dataset: str, path: Path) -> None:
                 await asyncio.to_thread(file.write, chunk)
 
 
-def _add(path: Path, source: Path, wanted: Mapping[int, str]) -> None:
-    """Adds to the examples of `path` those of `source` at these lines, with these answers. Raises ApiError."""
-    with source.open("rb") as file:
-        rows = [(json.loads(line), wanted[number]) for number, line in enumerate(file, 1) if number in wanted]
-    if len(rows) < len(wanted):
-        raise bad_value("examples", "a line is not in the job's data")
-    with path.open("r+b") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        for row, text in rows:
-            file.write(json.dumps(_answered(row, text)).encode() + b"\n")
+def _move(folder: Path, shown: Set[int], corrected: Mapping[int, str]) -> None:
+    """Write the training part, with the examples at the lines `corrected` and their new answers, and the rest of the
+    held-out part.
+
+    Without a file of held-out examples, these are the lines `shown` of all examples.
+    """
+    everything, own = folder / "all.jsonl", folder / "shown.jsonl"
+    with (folder / "train.jsonl").open("wb") as train, (folder / "held-out.jsonl").open("wb") as held_out:
+        if own.exists():
+            with everything.open("rb") as file:
+                train.writelines(_whole(line) for line in file)
+        with (own if own.exists() else everything).open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number in corrected:
+                    train.write(json.dumps(_answered(json.loads(line), corrected[number])).encode() + b"\n")
+                elif own.exists() or number in shown:
+                    held_out.write(_whole(line))
+                else:
+                    train.write(_whole(line))
+
+
+def _whole(line: bytes) -> bytes:
+    """The line with its break, which the last one may lack."""
+    return line if line.endswith(b"\n") else line + b"\n"
 
 
 def _answered(row: dict[str, Any], text: str) -> dict[str, Any]:

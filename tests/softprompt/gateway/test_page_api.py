@@ -93,7 +93,7 @@ def finished(http: httpx.Client, job: dict[str, Any]) -> str:
     return id
 
 
-PAIRS = [{"input": f"question {index}", "output": f"answer {index}"} for index in range(12)]
+PAIRS = [{"input": f"question {index}", "output": f"answer {index}"} for index in range(30)]
 CHATS = [
     {"messages": [{"role": "user", "content": row["input"]}, {"role": "assistant", "content": row["output"]}]}
     for row in PAIRS
@@ -101,26 +101,47 @@ CHATS = [
 
 
 @pytest.mark.parametrize("rows", [PAIRS, CHATS], ids=["pairs", "chats"])
-def test_corrected_answers_are_added_to_the_jobs_own_data(
+def test_corrected_answers_are_trained_on_and_no_longer_held_out(
     services: World, http: httpx.Client, rows: list[dict[str, Any]]
 ) -> None:
     prompt = f"corrected-{'chats' if rows is CHATS else 'pairs'}"
     first = tuned(services, http, rows, prompt)
     report = http.get(f"/api/jobs/{first}/report").json()
     shown = report["answers"][0]
+    held_out = {answer["line"] for answer in report["answers"]}
+    assert len(held_out) > 1
     corrections = {"examples": [{"line": shown["line"], "text": "better"}]}
     again = http.post(f"/api/jobs/{first}/continue", json=corrections)
     assert again.status_code == 201, again.text
     second = http.get(f"/api/jobs/{finished(http, again.json())}").json()
     statistics = second["dataset_statistics"]
-    assert statistics["num_train"] + statistics["num_validation"] == len(rows) + 1
-    dataset = http.get(f"/api/jobs/{second['name'].partition('/')[2]}/report").json()["lineage"]["dataset"]
-    lines = http.get(f"/v1/files/{file_id(dataset)}/content").text.splitlines()
-    added = json.loads(lines[-1])
-    expected = json.dumps(rows[shown["line"] - 1]).replace(f"answer {shown['line'] - 1}", "better")
-    assert added == json.loads(expected)
-    nowhere = {"examples": [{"line": 99, "text": "x"}]}
-    assert http.post(f"/api/jobs/{first}/continue", json=nowhere).status_code == 400
+    assert (statistics["num_train"], statistics["num_validation"]) == (
+        len(rows) - len(held_out) + 1,
+        len(held_out) - 1,
+    )
+    lineage = http.get(f"/api/jobs/{second['name'].partition('/')[2]}/report").json()["lineage"]
+    train, left = (
+        [json.loads(line) for line in http.get(f"/v1/files/{file_id(lineage[part])}/content").text.splitlines()]
+        for part in ("dataset", "validation_dataset")
+    )
+    corrected = json.loads(json.dumps(rows[shown["line"] - 1]).replace(f"answer {shown['line'] - 1}", "better"))
+    assert corrected in train
+    assert left == [rows[line - 1] for line in sorted(held_out - {shown["line"]})]
+    assert train == [
+        corrected if number == shown["line"] else row
+        for number, row in enumerate(rows, 1)
+        if number not in held_out or number == shown["line"]
+    ]
+    last = {"examples": [{"line": line, "text": "x"} for line in held_out]}
+    for refused in ({"examples": [{"line": 99, "text": "x"}]}, last):
+        assert http.post(f"/api/jobs/{first}/continue", json=refused).status_code == 400
+
+    third = http.get(f"/api/jobs/{second['name'].partition('/')[2]}/report").json()["answers"]
+    if len(third) > 1:  # corrections of a job whose held-out part is a dataset of its own
+        more = {"examples": [{"line": third[0]["line"], "text": "best"}]}
+        again = http.post(f"/api/jobs/{second['name'].partition('/')[2]}/continue", json=more)
+        statistics = http.get(f"/api/jobs/{finished(http, again.json())}").json()["dataset_statistics"]
+        assert (statistics["num_train"], statistics["num_validation"]) == (len(train) + 1, len(left) - 1)
 
 
 def test_actions_that_do_not_exist_are_unknown(http: httpx.Client) -> None:
