@@ -297,7 +297,7 @@ async def _unavailable(trainer: Trainer) -> frozenset[str]:
         )
 
     errors = dict(
-        zip((PROMPT_STORE, JOB_DATABASE), await asyncio.gather(_error_of(store()), _error_of(database())), strict=True)
+        zip((PROMPT_STORE, JOB_DATABASE), await asyncio.gather(_error_of(store), _error_of(database)), strict=True)
     )
     metrics.set_store_reachable(errors[PROMPT_STORE] is None)
     metrics.set_database_reachable(errors[JOB_DATABASE] is None)
@@ -310,9 +310,9 @@ async def _unavailable(trainer: Trainer) -> frozenset[str]:
     return frozenset(none | {system for system, error in errors.items() if error is not None})
 
 
-async def _error_of(work: Awaitable[None]) -> SoftPromptError | None:
+async def _error_of(work: Callable[[], Awaitable[None]]) -> SoftPromptError | None:
     try:
-        await work
+        await work()
     except SoftPromptError as error:
         return error
     return None
