@@ -70,8 +70,3 @@ def last_addresses() -> tuple[str | None, str | None] | None:
 def example(text: str) -> str:
     """The last line of a command's help."""
     return f"Example:  {text}"
-
-
-def job_name(text: str) -> str:
-    """`tuningJobs/<id>` of that name or of the id alone."""
-    return text if text.startswith("tuningJobs/") else f"tuningJobs/{text}"
