@@ -82,7 +82,7 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     pool = RowPool(
         config.max_running, plan.max_blocks, plan.max_length, config.text_reuse != "off", config.text_reuse == "all"
     )
-    speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
+    speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel, config.weights)
     runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
     _check(base, runner, plan.max_length, expected)
     prefixes = PrefixCache(plan.prefix_bytes, KeyValueReader(base, shapes))
@@ -107,7 +107,7 @@ def _paged(
         config.text_reuse != "off",
         config.text_reuse == "all",
     )
-    speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
+    speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel, config.weights)
     runner = PagedRunner(base, cache, kernel)
     _check(base, runner, plan.max_length, expected)
     if kernel is not None:
