@@ -25,7 +25,7 @@ from shared.errors import PreconditionFailed
 from shared.kernels.quantised_linear import Weights
 from shared.kernels.replace_modules import speed_up_serving
 from shared.model import base_model
-from shared.model.options import ModelOptions
+from shared.model.options import DType, ModelOptions
 from shared.values.sampling import SamplingParams
 
 FORMATS: tuple[Weights, ...] = ("stored", "restored", "q8_0", "q4_1", "q4_0")
@@ -62,9 +62,9 @@ def texts_of(directory: Path, num: int) -> list[str]:
 
 
 @torch.inference_mode()
-def logits_of(model: Path, dtype: str, weights: Weights, texts: list[str]) -> list[torch.Tensor]:
+def logits_of(model: Path, dtype: DType, weights: Weights, texts: list[str]) -> list[torch.Tensor]:
     """Log-probabilities `[tokens, vocab]` of every position of each text, kept in float16."""
-    base = base_model.load(model, ModelOptions(dtype=dtype, device="cpu"))  # type: ignore[arg-type]
+    base = base_model.load(model, ModelOptions(dtype=dtype, device="cpu"))
     if dtype != "float32":
         speed_up_serving(base.model, base.device, base.dtype, "auto", weights)
     ids = (base.tokenizer(text, return_tensors="pt").input_ids[:, :MAX_TOKENS] for text in texts)

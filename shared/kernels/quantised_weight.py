@@ -45,7 +45,8 @@ def quantise(weight: torch.Tensor, kind: QuantisedFormat) -> QuantisedWeight:
     """weight `[out, in]` of any floating dtype, finite, for which `fits` is true."""
     panels, lost, norm = list[torch.Tensor](), 0.0, 0.0
     bits = 8 if kind == "q8_0" else 4
-    for rows in weight.detach().split(_MAX_ROWS):
+    for start in range(0, len(weight), _MAX_ROWS):
+        rows = weight.detach()[start : start + _MAX_ROWS]
         blocks = rows.float().view(len(rows), -1, BLOCK)  # [out, blocks, 32]
         codes, scale, least = _codes(blocks, kind)
         found = torch.addcmul(least.float(), scale.float(), codes)

@@ -39,7 +39,7 @@ def dequantised(weight: torch.Tensor, kind: QuantisedFormat) -> torch.Tensor:
 
 
 def product(linear: nn.Linear, kind: QuantisedFormat, x: torch.Tensor) -> torch.Tensor:
-    return QuantisedLinear(linear, quantise(linear.weight, kind))(x)  # type: ignore[no-any-return]
+    return QuantisedLinear(linear, quantise(linear.weight, kind))(x)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -60,9 +60,7 @@ def test_the_product_with_the_matrix_of_the_file(kind: QuantisedFormat, rows: in
     exact_weight = dequantised(linear.weight, kind)
     linear.weight.copy_(exact_weight)
     x = torch.randn(1, rows, 96).bfloat16()
-    exact = nn.functional.linear(
-        x.double(), exact_weight.double(), None if linear.bias is None else linear.bias.double()
-    )
+    exact = nn.functional.linear(x.double(), exact_weight.double(), linear.bias.double() if bias else None)
     found = product(linear, kind, x)
     assert (found.dtype, found.shape) == (torch.bfloat16, exact.shape)
     # Two roundings to bfloat16, of the stored weights' scales and of the result.
@@ -96,8 +94,9 @@ def test_memory_is_not_misread() -> None:
 
 @needs_kernels
 def test_restored_leaves_other_matrices_as_they_are() -> None:
-    module = nn.Sequential(random_linear(), random_linear(48, 48), random_linear(96, 48))
-    module[2].weight.copy_(dequantised(module[2].weight, "q4_1"))
+    from_a_file = random_linear()
+    from_a_file.weight.copy_(dequantised(from_a_file.weight, "q4_1"))
+    module = nn.Sequential(random_linear(), random_linear(48, 48), from_a_file)
     speed_up_serving(module, CPU, torch.bfloat16, "native", "restored")
     assert [type(layer) is QuantisedLinear for layer in module] == [False, False, True]
 
@@ -107,6 +106,13 @@ def test_an_engine_serves_a_quantised_model() -> None:
     base = tiny_base(dtype=torch.bfloat16)
     Engine.from_base_model(base, EngineConfig(max_running=2, max_length=64, weights="q8_0")).close()  # it checks itself
     assert any(isinstance(module, QuantisedLinear) for module in base.model.modules())
+
+
+@needs_kernels
+def test_a_model_that_they_change_too_much_is_refused() -> None:
+    base = tiny_base(dtype=torch.bfloat16)
+    with pytest.raises(PreconditionFailed, match=r"weights: q4_0: LlamaForCausalLM: the engine's logits differ"):
+        Engine.from_base_model(base, EngineConfig(max_running=2, max_length=64, weights="q4_0"))
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float32), ("cuda", torch.bfloat16)])
