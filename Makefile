@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock release clean tools rules images try-images
+.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock release clean tools rules images try-images
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,10 @@ bench-serve: dev model   ## Serving compared with transformers, and with vLLM if
 
 bench-kernels: dev ## The compiled kernels compared with torch's
 	$(BIN)/python -m benchmarks.kernels
+
+bench-quantised: dev model ## Weights of 4 and 8 bits: answers and decode steps compared with bfloat16, on DATA=<dir>
+	$(BIN)/python -m benchmarks.quantised --model "$$($(BIN)/softprompt models pull $(MODEL))" \
+		--data "$(or $(DATA),$(error give DATA=<directory> with NAME.test.jsonl))"
 
 bench-store: dev ## The prompt store
 	$(BIN)/python -m benchmarks.store

@@ -18,6 +18,7 @@ typedef struct {
 } PackedAttention;
 
 int linear(const uint16_t *, const uint16_t *, const float *, uint16_t *, int64_t, int64_t, int64_t, int);
+int quantised_linear(const uint16_t *, const uint8_t *, const float *, uint16_t *, int64_t, int64_t, int64_t, int, int);
 int cached_attention(const uint16_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *, uint16_t *,
                      const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                      int64_t, int64_t, float, int);
@@ -63,6 +64,15 @@ static void products(void) {
       linear(x, weights, i % 2 ? made(0, 1) : NULL, y, rows[i], 96, out, THREADS);
       print("linear", rows[i] * 1000 + out, y, rows[i] * out, 1);
     }
+}
+
+static void quantised(int bits, int64_t rows) {
+  enum { IN = 96, OUT = 48, BLOCKS = IN / 32, PANELS = OUT / 16 };
+  uint16_t *x = made(1, 1), *y = made(1, 0), *panels = made(1, 1);
+  for (int i = 0; i < PANELS * BLOCKS * 32 * (bits + 1); i++)
+    if (i % (32 * (bits + 1)) < 32) panels[i] = (uint16_t)(0x2000 | (panels[i] * 2654435761u >> 20)); /* float16 */
+  quantised_linear(x, (const uint8_t *)panels, made(0, 1), y, rows, IN, OUT, bits, THREADS);
+  print("quantised", bits * 100 + rows, y, rows * OUT, 1);
 }
 
 static void elementwise(int half) {
@@ -114,6 +124,7 @@ static void train(int half, int64_t window) {
 
 int main(void) {
   products();
+  for (int64_t rows = 1; rows < 14; rows += 3) quantised(4, rows), quantised(8, rows);
   for (int half = 0; half < 2; half++) {
     elementwise(half);
     for (int64_t window = 0; window < 8; window += 7) train(half, window);
