@@ -52,9 +52,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         replicas = {model: started[2 * index : 2 * index + 2] for index, model in enumerate(MODELS)}
         router = await processes.router()
         async with plain_channel(router.address) as channel:
-            made = World(
-                processes, store, dirs, replicas, router, generation_pb2_grpc.GenerationServiceStub(channel)
-            )
+            made = World(processes, store, dirs, replicas, router, generation_pb2_grpc.GenerationServiceStub(channel))
             await expect_answers(made)
             yield made
 
