@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from softprompt.client.chat import Chat as Chat
     from softprompt.client.security import ClientSecurity as ClientSecurity
     from softprompt.client.stream import GenerationStream as GenerationStream
+    from softprompt.client.stream import SyncGenerationStream as SyncGenerationStream
     from softprompt.client.sync_client import Client as Client
-    from softprompt.client.sync_generation import SyncGenerationStream as SyncGenerationStream
     from softprompt.data.prepare import PreparedData as PreparedData
     from softprompt.types.common import BaseModelInfo as BaseModelInfo
     from softprompt.types.common import Comparison as Comparison
@@ -112,9 +112,8 @@ _MODULES = {
     "softprompt.client.async_client": "AsyncClient",
     "softprompt.client.chat": "AsyncChat Chat",
     "softprompt.client.security": "ClientSecurity",
-    "softprompt.client.stream": "GenerationStream",
+    "softprompt.client.stream": "GenerationStream SyncGenerationStream",
     "softprompt.client.sync_client": "Client",
-    "softprompt.client.sync_generation": "SyncGenerationStream",
     "softprompt.data.prepare": "PreparedData",
     "softprompt.types.common": "BaseModelInfo Comparison Guide Message Sampling Template TemplateFormat",
     "softprompt.types.data": "Data Example",

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from softprompt.client.loop_thread import LoopThread
 from softprompt.types.common import Message
 from softprompt.types.generation import GenerationDelta
 
 if TYPE_CHECKING:
     from softprompt.client.stream import GenerationStream
-    from softprompt.client.sync_generation import SyncGenerationStream
 
 
-class _Turns:
-    def __init__(self, system: str) -> None:
+class AsyncChat:
+    """`async for delta in chat.stream("Hello")`, or `await chat.send("Hello")`. Get one from `AsyncClient.chat`."""
+
+    def __init__(self, open_stream: Callable[[Sequence[Message]], GenerationStream], system: str) -> None:
+        self._open_stream = open_stream
         self._first = (Message("system", system),) if system else ()
         self.messages: list[Message] = list(self._first)
         """The turns so far."""
@@ -30,14 +33,6 @@ class _Turns:
         """An answer that broke off stays as it is. A question without any answer is forgotten."""
         if answer:
             self.messages = [*self._asked(text), Message("assistant", answer)]
-
-
-class AsyncChat(_Turns):
-    """`async for delta in chat.stream("Hello")`, or `await chat.send("Hello")`. Get one from `AsyncClient.chat`."""
-
-    def __init__(self, open_stream: Callable[[Sequence[Message]], GenerationStream], system: str) -> None:
-        super().__init__(system)
-        self._open_stream = open_stream
 
     async def stream(self, text: str) -> AsyncIterator[GenerationDelta]:
         """The answer to `text` while it is generated. Leaving the loop cancels it; what came until then is kept."""
@@ -56,26 +51,30 @@ class AsyncChat(_Turns):
         return "".join([delta.text async for delta in self.stream(text)])
 
 
-class Chat(_Turns):
+class Chat:
     """`for delta in chat.stream("Hello")`, or `chat.send("Hello")`. Get one from `Client.chat`."""
 
-    def __init__(self, open_stream: Callable[[Sequence[Message]], SyncGenerationStream], system: str) -> None:
-        super().__init__(system)
-        self._open_stream = open_stream
+    def __init__(self, chat: AsyncChat, loop: LoopThread) -> None:
+        self._chat, self._loop = chat, loop
+
+    @property
+    def messages(self) -> list[Message]:
+        """The turns so far."""
+        return self._chat.messages
+
+    @messages.setter
+    def messages(self, messages: list[Message]) -> None:
+        self._chat.messages = messages
+
+    def reset(self) -> None:
+        """Forget all turns except the system message."""
+        self._chat.reset()
 
     def stream(self, text: str) -> Iterator[GenerationDelta]:
         """The answer to `text` while it is generated. Leaving the loop, or Ctrl-C, cancels it; what came until then is
         kept.
         """
-        pieces: list[str] = []
-        try:
-            with self._open_stream(self._asked(text)) as answer:
-                for delta in answer:
-                    if delta.index == 0:
-                        pieces.append(delta.text)
-                    yield delta
-        finally:
-            self._keep(text, "".join(pieces))
+        return self._loop.iterate(self._chat.stream(text))
 
     def send(self, text: str) -> str:
         """The whole answer to `text`."""

@@ -1,48 +1,141 @@
-"""The bytes of an upload: a file or bytes, with size and digest, read in chunks."""
+"""Datasets, asynchronously."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
-from shared.errors import InvalidInput
+from prompttuning.v1 import tuning_pb2
 
-CHUNK_BYTES = 512 << 10
+from shared.errors import NotFound, PermissionDenied, Unimplemented
+from shared.wire.mirror import fill, read
+from softprompt.client.connection import Connection
+from softprompt.client.paging import all_pages
+from softprompt.client.upload_source import UploadSource
+from softprompt.data.prepare import DATASET, PreparedData, checked_labels, prepare
+from softprompt.types.datasets import StoredDataset, UploadedDataset
+from softprompt.types.spec import Dataset
+
+SLOWEST_BYTES_PER_SECOND = 64 << 10
+"""The default deadline of an upload allows for a connection that is this slow."""
+COPY_SECONDS = 600.0
+"""Default deadline of a download, and of a creation for which the trainer copies data from a URI."""
+OnUpload = Callable[[int, int], object]
+"""Called with (sent bytes, all bytes)."""
 
 
-@dataclass(frozen=True)
-class UploadSource:
-    """Bytes that can be read twice: for the digest, and to send them. `content` is a path or the bytes themselves."""
+class DatasetMethods:
+    """The part of AsyncClient for datasets."""
 
-    content: Path | bytes
-    size_bytes: int
-    digest: str
-    """ "sha256:<hex>"."""
+    _connection: Connection
 
-    @classmethod
-    def of(cls, content: Path | bytes) -> UploadSource:
-        """Reads everything once. Raises InvalidInput for a file that can't be read."""
-        digest, size = hashlib.sha256(), 0
+    async def upload_dataset(
+        self,
+        dataset: Dataset,
+        *,
+        labels: Sequence[str] = (),
+        file_name: str = "",
+        timeout_seconds: float | None = None,
+        on_progress: OnUpload | None = None,
+    ) -> UploadedDataset:
+        """Store examples under the digest of their bytes. `dataset` is a path, a DataFrame, examples, or `Data`, which
+        chooses columns.
+
+        Bytes that the caller's tenant has stored already are not sent again, except to give them another `file_name`,
+        which defaults to the path's. The default deadline grows with the size.
+        `on_progress(sent bytes, all bytes)` is called during the upload. Raises InvalidInput with every kind of error
+        in the data and lines that show it; see docs/data.md.
+        """
+        labels = checked_labels(labels)
+        return await self._upload(
+            await asyncio.to_thread(prepare, dataset, labels), labels, timeout_seconds, on_progress, file_name
+        )
+
+    async def _upload(
+        self,
+        prepared: PreparedData,
+        labels: Sequence[str],
+        timeout_seconds: float | None = None,
+        on_progress: OnUpload | None = None,
+        file_name: str = "",
+        check: Callable[[], Awaitable[None]] | None = None,
+    ) -> UploadedDataset:
+        """`check` is called before bytes are sent, and not if they are stored already."""
+        source = await asyncio.to_thread(UploadSource.of, prepared.content)
+        if (stored := await self._stored_already(source, labels, file_name)) is not None:
+            return stored
+        if check is not None:
+            await check()
+        if timeout_seconds is None:
+            timeout_seconds = self._connection.trainer.timeout_seconds + source.size_bytes / SLOWEST_BYTES_PER_SECOND
+
+        async def parts() -> AsyncIterator[tuning_pb2.UploadDatasetRequest]:
+            header = tuning_pb2.DatasetHeader(size_bytes=source.size_bytes, digest=source.digest, labels=labels)
+            fill(header, "file_name", file_name=file_name or (prepared.name if prepared.name.isprintable() else ""))
+            yield tuning_pb2.UploadDatasetRequest(header=header)
+            num_sent = 0
+            for chunk in source.chunks():
+                yield tuning_pb2.UploadDatasetRequest(chunk=chunk)
+                num_sent += len(chunk)
+                if on_progress is not None:
+                    on_progress(num_sent, source.size_bytes)
+
+        with prepared.named(DATASET):
+            response = await self._connection.trainer.call(
+                self._connection.tuning.UploadDataset, parts(), timeout_seconds
+            )
+        return read(UploadedDataset, response)
+
+    async def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:
+        """Datasets of the caller's tenant, sorted by name, at most `limit` of them."""
+
+        async def page(size: int, token: str) -> tuple[list[StoredDataset], str]:
+            request = tuning_pb2.ListDatasetsRequest(page_size=size, page_token=token)
+            response = await self._connection.trainer.call(self._connection.tuning.ListDatasets, request)
+            return [read(StoredDataset, dataset) for dataset in response.datasets], response.next_page_token
+
+        return await all_pages(page, limit)
+
+    async def get_dataset(self, name: str) -> StoredDataset:
+        """One dataset with its labels. Raises NotFound if the caller's tenant does not have it."""
+        request = tuning_pb2.GetDatasetRequest(name=name)
+        return read(
+            StoredDataset, (await self._connection.trainer.call(self._connection.tuning.GetDataset, request)).dataset
+        )
+
+    async def download_dataset(self, name: str) -> AsyncGenerator[bytes]:
+        """The bytes of a dataset, JSON lines, in chunks. Raises NotFound if the caller's tenant does not have it."""
+        request = tuning_pb2.DownloadDatasetRequest(name=name)
+        call: Any = self._connection.tuning.DownloadDataset(request, timeout=COPY_SECONDS)
         try:
-            with _open(content) as file:
-                while piece := file.read(CHUNK_BYTES):
-                    digest.update(piece)
-                    size += len(piece)
-        except OSError as error:
-            raise InvalidInput.of("dataset", f"can't read {str(content)!r}: {error.strerror or error}") from error
-        return cls(content, size, f"sha256:{digest.hexdigest()}")
+            async with self._connection.trainer.errors():
+                async for response in call:
+                    yield response.chunk
+        finally:
+            call.cancel()
 
-    def chunks(self) -> Iterator[bytes]:
-        """The content in chunks of CHUNK_BYTES."""
-        with _open(self.content) as file:
-            while piece := file.read(CHUNK_BYTES):
-                yield piece
+    async def delete_dataset(self, name: str) -> None:
+        """Delete a dataset of the caller's tenant. Raises PreconditionFailed naming the jobs that still need it."""
+        await self._connection.trainer.call(
+            self._connection.tuning.DeleteDataset, tuning_pb2.DeleteDatasetRequest(name=name)
+        )
 
-
-def _open(content: Path | bytes) -> AbstractContextManager[BinaryIO]:
-    return content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
+    async def _stored_already(
+        self, source: UploadSource, labels: Sequence[str], file_name: str
+    ) -> UploadedDataset | None:
+        """The dataset of these bytes if the caller's tenant has it, by this name if one is given, and if its labels are
+        known to be allowed.
+        """
+        try:
+            found = await self.get_dataset(f"datasets/{source.digest.replace(':', '-')}")
+        except (NotFound, PermissionDenied, Unimplemented):
+            return None
+        if (
+            not found.num_examples
+            or len(found.labels) != found.num_labels
+            or file_name not in ("", found.file_name)
+            or (labels and not set(found.labels) <= set(labels))
+        ):
+            return None
+        return UploadedDataset(found.name, found.num_examples, found.task, tuple(labels) or found.labels)

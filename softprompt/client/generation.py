@@ -1,4 +1,6 @@
-"""Generation, scoring and the loaded versions of a replica, asynchronously."""
+"""Generation, scoring and the loaded versions of a replica, asynchronously; and the blocking forms of these
+methods.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from softprompt.client.connection import Connection
 from softprompt.client.convert import input_message
 from softprompt.client.many import check_concurrency, in_order, patient
 from softprompt.client.stream import GenerationStream
+from softprompt.client.sync_methods import SyncMethods, blocking
 from softprompt.data.inputs import inputs_of
 from softprompt.data.problems import Unusable
 from softprompt.types.common import Sampling, Template
@@ -244,3 +247,18 @@ class GenerationMethods:
         except NotFound:  # the replica has not seen a new prompt's first version yet
             return None
         return next((item for item in loaded.prompts if item.version == wanted), None)
+
+
+class SyncGenerationMethods(SyncMethods):
+    """The blocking forms of GenerationMethods."""
+
+    generate = blocking(GenerationMethods.generate)
+    stream = blocking(GenerationMethods.stream)
+    generate_many = blocking(GenerationMethods.generate_many)
+    chat = blocking(GenerationMethods.chat)
+    score = blocking(GenerationMethods.score)
+    classify = blocking(GenerationMethods.classify)
+    count_tokens = blocking(GenerationMethods.count_tokens)
+    model_info = blocking(GenerationMethods.model_info)
+    loaded_prompts = blocking(GenerationMethods.loaded_prompts)
+    wait_until_served = blocking(GenerationMethods.wait_until_served)

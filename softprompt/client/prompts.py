@@ -1,4 +1,4 @@
-"""Prompts, their versions and aliases, asynchronously."""
+"""Prompts, their versions and aliases, asynchronously; and the blocking forms of these methods."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from shared.wire.mirror import fill, read, write
 from softprompt.client.connection import Connection
 from softprompt.client.paging import all_pages
 from softprompt.client.prompt_watch import watch_prompts
+from softprompt.client.sync_methods import SyncMethods, blocking
 from softprompt.client.verdict import VERDICT_SECONDS, first_verdict, served_by_all
 from softprompt.interchange.adapter import write_adapter
 from softprompt.interchange.source import ImportSource
@@ -223,6 +224,24 @@ class PromptMethods:
         """Delete a version; return the revision of the deletion. Raises PreconditionFailed if an alias names it."""
         request = prompts_pb2.DeletePromptVersionRequest(name=version)
         return (await self._connection.trainer.call(self._connection.prompts.DeletePromptVersion, request)).revision
+
+
+class SyncPromptMethods(SyncMethods):
+    """The blocking forms of PromptMethods."""
+
+    list_prompts = blocking(PromptMethods.list_prompts)
+    get_prompt = blocking(PromptMethods.get_prompt)
+    list_versions = blocking(PromptMethods.list_versions)
+    get_version = blocking(PromptMethods.get_version)
+    set_alias = blocking(PromptMethods.set_alias)
+    prompt_status = blocking(PromptMethods.prompt_status)
+    wait_until_served_by_all = blocking(PromptMethods.wait_until_served_by_all)
+    first_verdict = blocking(PromptMethods.first_verdict)
+    download_version = blocking(PromptMethods.download_version)
+    export_version = blocking(PromptMethods.export_version)
+    import_version = blocking(PromptMethods.import_version)
+    watch_prompts = blocking(PromptMethods.watch_prompts)
+    delete_version = blocking(PromptMethods.delete_version)
 
 
 def resource_name(prompt: str) -> str:

@@ -1,8 +1,10 @@
-"""One streamed answer: an asynchronous iterator of deltas. Its call is cancelled however the iteration ends."""
+"""One streamed answer: an iterator of deltas, asynchronous or blocking. Its call is cancelled however the iteration
+ends.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +13,7 @@ from prompttuning.v1 import generation_pb2
 from shared.errors import Unavailable
 from shared.wire.mirror import read
 from softprompt.client.connection import Peer
+from softprompt.client.loop_thread import LoopThread
 from softprompt.types.generation import GenerationDelta, GenerationEnd, GenerationStart
 
 Responses = AsyncIterator[generation_pb2.GenerateStreamResponse]
@@ -94,6 +97,52 @@ class GenerationStream:
         return self
 
     async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+
+class SyncGenerationStream:
+    """`for delta in stream`; `start` is set before the first delta, `end` after the last one. Leaving the loop cancels
+    the call.
+    """
+
+    def __init__(self, stream: GenerationStream, loop: LoopThread) -> None:
+        self._stream, self._loop = stream, loop
+
+    @property
+    def start(self) -> GenerationStart | None:
+        """None before the first message."""
+        return self._stream.start
+
+    @property
+    def end(self) -> GenerationEnd | None:
+        """The end of completion 0, None before it."""
+        return self._stream.end
+
+    @property
+    def ends(self) -> dict[int, GenerationEnd]:
+        """The ends of all completions so far, by index."""
+        return self._stream.ends
+
+    def started(self) -> GenerationStart:
+        """The first message: the version, the token counts and the seed of the answer."""
+        return self._loop.run(self._stream.started())
+
+    def __iter__(self) -> Iterator[GenerationDelta]:
+        return self._loop.iterate(aiter(self._stream))
+
+    def cancel(self) -> None:
+        """Cancel the call. Does nothing after the end."""
+        self._loop.run(self._cancel())
+
+    async def _cancel(self) -> None:
+        self._stream.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()

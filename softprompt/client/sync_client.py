@@ -1,8 +1,4 @@
-"""The synchronous client: AsyncClient in a thread with an event loop. It has no logic of its own; a test compares the
-signatures.
-
-Written by hand, because a generator such as unasync would make a second implementation over gRPC's synchronous calls.
-"""
+"""The synchronous client: AsyncClient in a thread with an event loop. It has no logic of its own."""
 
 from __future__ import annotations
 
@@ -10,11 +6,11 @@ from types import TracebackType
 from typing import Self
 
 from softprompt.client.async_client import AsyncClient
+from softprompt.client.generation import SyncGenerationMethods
 from softprompt.client.loop_thread import LoopThread
+from softprompt.client.prompts import SyncPromptMethods
 from softprompt.client.security import ClientSecurity
-from softprompt.client.sync_generation import SyncGenerationMethods
-from softprompt.client.sync_prompts import SyncPromptMethods
-from softprompt.client.sync_tuning import SyncTuningMethods
+from softprompt.client.tuning import SyncTuningMethods
 
 
 class Client(SyncTuningMethods, SyncPromptMethods, SyncGenerationMethods):

@@ -1,15 +1,33 @@
-"""What the groups of blocking methods have in common."""
+"""Blocking forms of the asynchronous client's methods, derived from them: parameters, types, docstrings.
+
+A generator such as unasync would make a second implementation over gRPC's synchronous calls instead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
-from softprompt.client.async_client import AsyncClient
+from softprompt.client.chat import AsyncChat, Chat
 from softprompt.client.examples import EXAMPLES
 from softprompt.client.loop_thread import LoopThread
+from softprompt.client.stream import GenerationStream, SyncGenerationStream
+from softprompt.types.jobs import TuningJob
 
-C = TypeVar("C", bound=type)
+if TYPE_CHECKING:
+    from softprompt.client.async_client import AsyncClient
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_BLOCKING_FORMS: dict[str, type] = {
+    "AsyncChat": Chat,
+    "AsyncGenerator": Iterator,
+    "AsyncIterator": Iterator,
+    "GenerationStream": SyncGenerationStream,
+}
+"""By the name of the asynchronous form in annotations."""
 
 
 class SyncMethods:
@@ -19,14 +37,55 @@ class SyncMethods:
     _loop: LoopThread
 
 
-def documented_by(interface: type) -> Callable[[C], C]:
-    """Give each method the docstring of its counterpart in `interface`, with an example if there is one."""
+@overload
+def blocking(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[SyncMethods, P], T]: ...
+@overload
+def blocking(
+    method: Callable[Concatenate[Any, P], GenerationStream],
+) -> Callable[Concatenate[SyncMethods, P], SyncGenerationStream]: ...
+@overload
+def blocking(method: Callable[Concatenate[Any, P], AsyncChat]) -> Callable[Concatenate[SyncMethods, P], Chat]: ...
+@overload
+def blocking(
+    method: Callable[Concatenate[Any, P], AsyncIterator[T]],
+) -> Callable[Concatenate[SyncMethods, P], Iterator[T]]: ...
+def blocking(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a SyncMethods that calls `method` of its client and waits for the result. Its docstring has the
+    example of EXAMPLES.
+    """
 
-    def document(methods: C) -> C:
-        for name, member in vars(methods).items():
-            function = member.fget if isinstance(member, property) else member
-            if callable(function) and not function.__doc__ and hasattr(interface, name):
-                function.__doc__ = f"{getattr(interface, name).__doc__}{EXAMPLES.get(name, '')}"
-        return methods
+    @functools.wraps(method)
+    def call(self: SyncMethods, *given: Any, **named: Any) -> Any:
+        return _result(self, getattr(self._client, method.__name__)(*given, **named))
 
-    return document
+    signature = inspect.signature(method)
+    name, bracket, elements = signature.return_annotation.partition("[")
+    if form := _BLOCKING_FORMS.get(name):
+        annotation = form.__name__ + bracket + elements
+        call.__signature__ = signature.replace(return_annotation=annotation)  # type: ignore[attr-defined]
+        result = eval(annotation, {**method.__globals__, form.__name__: form})
+        call.__annotations__ = {**method.__annotations__, "return": result}
+    call.__doc__ = f"{method.__doc__}{EXAMPLES.get(method.__name__, '')}"
+    return call
+
+
+def _result(client: SyncMethods, made: Any) -> Any:
+    if isinstance(made, GenerationStream):
+        return SyncGenerationStream(made, client._loop)
+    if isinstance(made, AsyncChat):
+        return Chat(made, client._loop)
+    if isinstance(made, AsyncIterator):
+        return client._loop.iterate(made)
+    result = client._loop.run(made)
+    for item in result if isinstance(result, list) else [result]:
+        if isinstance(item, TuningJob):
+            _let_read(client, item)
+    return result
+
+
+def _let_read(client: Any, job: TuningJob) -> None:
+    """Lets `job.report()` and `job.history()` call the client."""
+    object.__setattr__(job, "_read_report", lambda **options: client.job_report(job.name, **options))
+    object.__setattr__(job, "_read_history", lambda: client.job_history(job.name))

@@ -1,10 +1,10 @@
-"""Datasets and tuning jobs, asynchronously."""
+"""Tuning jobs, asynchronously; and the blocking forms of these methods."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -13,127 +13,29 @@ from prompttuning.v1 import tuning_pb2
 
 from shared.errors import DeadlineExceeded, NotFound, PermissionDenied, Unavailable, Unimplemented
 from shared.values.spec import is_uri
-from shared.wire.mirror import fill, read, write
+from shared.wire.mirror import read, write
 from softprompt.client.clone import cloned_spec, continued_spec
 from softprompt.client.connection import Connection
 from softprompt.client.convert import is_remote
-from softprompt.client.datasets import UploadSource
+from softprompt.client.datasets import COPY_SECONDS, DatasetMethods, OnUpload
 from softprompt.client.job_checks import check_before_upload, check_job
 from softprompt.client.job_following import JobFollowing
 from softprompt.client.paging import all_pages
+from softprompt.client.sync_methods import SyncMethods, blocking
 from softprompt.client.verdict import first_verdict
 from softprompt.data.distillation import Text, distillation_examples
-from softprompt.data.prepare import DATASET, VALIDATION_DATASET, PreparedData, checked_labels, prepare
-from softprompt.types.datasets import StoredDataset, UploadedDataset
+from softprompt.data.prepare import DATASET, VALIDATION_DATASET, checked_labels, prepare
 from softprompt.types.events import JobEvent
 from softprompt.types.jobs import JobCheck, JobOrder, JobState, TuningJob
 from softprompt.types.report import JobReport
 from softprompt.types.service import ServiceInfo
 from softprompt.types.spec import Dataset, Distillation, TuningSpec
 
-SLOWEST_BYTES_PER_SECOND = 64 << 10
-"""The default deadline of an upload allows for a connection that is this slow."""
-COPY_SECONDS = 600.0
-"""Default deadline of a download, and of a creation for which the trainer copies data from a URI."""
-OnUpload = Callable[[int, int], object]
-"""Called with (sent bytes, all bytes)."""
 
-
-class TuningMethods(JobFollowing):
-    """The part of AsyncClient for datasets and tuning jobs."""
+class TuningMethods(DatasetMethods, JobFollowing):
+    """The part of AsyncClient for tuning jobs."""
 
     _connection: Connection
-
-    async def upload_dataset(
-        self,
-        dataset: Dataset,
-        *,
-        labels: Sequence[str] = (),
-        file_name: str = "",
-        timeout_seconds: float | None = None,
-        on_progress: OnUpload | None = None,
-    ) -> UploadedDataset:
-        """Store examples under the digest of their bytes. `dataset` is a path, a DataFrame, examples, or `Data`, which
-        chooses columns.
-
-        Bytes that the caller's tenant has stored already are not sent again, except to give them another `file_name`,
-        which defaults to the path's. The default deadline grows with the size.
-        `on_progress(sent bytes, all bytes)` is called during the upload. Raises InvalidInput with every kind of error
-        in the data and lines that show it; see docs/data.md.
-        """
-        labels = checked_labels(labels)
-        return await self._upload(
-            await asyncio.to_thread(prepare, dataset, labels), labels, timeout_seconds, on_progress, file_name
-        )
-
-    async def _upload(
-        self,
-        prepared: PreparedData,
-        labels: Sequence[str],
-        timeout_seconds: float | None = None,
-        on_progress: OnUpload | None = None,
-        file_name: str = "",
-        check: Callable[[], Awaitable[None]] | None = None,
-    ) -> UploadedDataset:
-        """`check` is called before bytes are sent, and not if they are stored already."""
-        source = await asyncio.to_thread(UploadSource.of, prepared.content)
-        if (stored := await self._stored_already(source, labels, file_name)) is not None:
-            return stored
-        if check is not None:
-            await check()
-        if timeout_seconds is None:
-            timeout_seconds = self._connection.trainer.timeout_seconds + source.size_bytes / SLOWEST_BYTES_PER_SECOND
-
-        async def parts() -> AsyncIterator[tuning_pb2.UploadDatasetRequest]:
-            header = tuning_pb2.DatasetHeader(size_bytes=source.size_bytes, digest=source.digest, labels=labels)
-            fill(header, "file_name", file_name=file_name or (prepared.name if prepared.name.isprintable() else ""))
-            yield tuning_pb2.UploadDatasetRequest(header=header)
-            num_sent = 0
-            for chunk in source.chunks():
-                yield tuning_pb2.UploadDatasetRequest(chunk=chunk)
-                num_sent += len(chunk)
-                if on_progress is not None:
-                    on_progress(num_sent, source.size_bytes)
-
-        with prepared.named(DATASET):
-            response = await self._connection.trainer.call(
-                self._connection.tuning.UploadDataset, parts(), timeout_seconds
-            )
-        return read(UploadedDataset, response)
-
-    async def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:
-        """Datasets of the caller's tenant, sorted by name, at most `limit` of them."""
-
-        async def page(size: int, token: str) -> tuple[list[StoredDataset], str]:
-            request = tuning_pb2.ListDatasetsRequest(page_size=size, page_token=token)
-            response = await self._connection.trainer.call(self._connection.tuning.ListDatasets, request)
-            return [read(StoredDataset, dataset) for dataset in response.datasets], response.next_page_token
-
-        return await all_pages(page, limit)
-
-    async def get_dataset(self, name: str) -> StoredDataset:
-        """One dataset with its labels. Raises NotFound if the caller's tenant does not have it."""
-        request = tuning_pb2.GetDatasetRequest(name=name)
-        return read(
-            StoredDataset, (await self._connection.trainer.call(self._connection.tuning.GetDataset, request)).dataset
-        )
-
-    async def download_dataset(self, name: str) -> AsyncGenerator[bytes]:
-        """The bytes of a dataset, JSON lines, in chunks. Raises NotFound if the caller's tenant does not have it."""
-        request = tuning_pb2.DownloadDatasetRequest(name=name)
-        call: Any = self._connection.tuning.DownloadDataset(request, timeout=COPY_SECONDS)
-        try:
-            async with self._connection.trainer.errors():
-                async for response in call:
-                    yield response.chunk
-        finally:
-            call.cancel()
-
-    async def delete_dataset(self, name: str) -> None:
-        """Delete a dataset of the caller's tenant. Raises PreconditionFailed naming the jobs that still need it."""
-        await self._connection.trainer.call(
-            self._connection.tuning.DeleteDataset, tuning_pb2.DeleteDatasetRequest(name=name)
-        )
 
     async def create_job(
         self,
@@ -184,7 +86,7 @@ class TuningMethods(JobFollowing):
         return dataset, await self._stored(held_out, labels, VALIDATION_DATASET, names, on_upload, check)
 
     async def clone_job(
-        self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
+        self, /, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
     ) -> TuningJob:
         """Queue the same job again with some fields of its spec replaced: `clone_job(name, prompt="other",
         priority=5)`.
@@ -197,7 +99,7 @@ class TuningMethods(JobFollowing):
         )
 
     async def continue_job(
-        self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
+        self, /, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
     ) -> TuningJob:
         """`clone_job`, starting from the job's version, or from its best prompt if it ended without a version.
 
@@ -230,6 +132,7 @@ class TuningMethods(JobFollowing):
 
     async def distill(
         self,
+        /,
         document: Text,
         prompt: str,
         *,
@@ -327,25 +230,6 @@ class TuningMethods(JobFollowing):
             ),
         )
 
-    async def _stored_already(
-        self, source: UploadSource, labels: Sequence[str], file_name: str
-    ) -> UploadedDataset | None:
-        """The dataset of these bytes if the caller's tenant has it, by this name if one is given, and if its labels are
-        known to be allowed.
-        """
-        try:
-            found = await self.get_dataset(f"datasets/{source.digest.replace(':', '-')}")
-        except (NotFound, PermissionDenied, Unimplemented):
-            return None
-        if (
-            not found.num_examples
-            or len(found.labels) != found.num_labels
-            or file_name not in ("", found.file_name)
-            or (labels and not set(found.labels) <= set(labels))
-        ):
-            return None
-        return UploadedDataset(found.name, found.num_examples, found.task, tuple(labels) or found.labels)
-
     async def _stored(
         self,
         dataset: Dataset,
@@ -363,3 +247,30 @@ class TuningMethods(JobFollowing):
         prepared = await asyncio.to_thread(prepare, dataset, labels, which)
         names.enter_context(prepared.named(which))
         return (await self._upload(prepared, labels, on_progress=on_upload, check=check)).dataset
+
+
+class SyncTuningMethods(SyncMethods):
+    """The blocking forms of TuningMethods."""
+
+    upload_dataset = blocking(TuningMethods.upload_dataset)
+    list_datasets = blocking(TuningMethods.list_datasets)
+    get_dataset = blocking(TuningMethods.get_dataset)
+    download_dataset = blocking(TuningMethods.download_dataset)
+    delete_dataset = blocking(TuningMethods.delete_dataset)
+    create_job = blocking(TuningMethods.create_job)
+    validate_job = blocking(TuningMethods.validate_job)
+    clone_job = blocking(TuningMethods.clone_job)
+    continue_job = blocking(TuningMethods.continue_job)
+    tune = blocking(TuningMethods.tune)
+    distill = blocking(TuningMethods.distill)
+    list_jobs = blocking(TuningMethods.list_jobs)
+    get_job = blocking(TuningMethods.get_job)
+    watch_job = blocking(TuningMethods.watch_job)
+    wait_for_job = blocking(TuningMethods.wait_for_job)
+    job_history = blocking(TuningMethods.job_history)
+    job_report = blocking(TuningMethods.job_report)
+    cancel_job = blocking(TuningMethods.cancel_job)
+    pause_job = blocking(TuningMethods.pause_job)
+    resume_job = blocking(TuningMethods.resume_job)
+    delete_job = blocking(TuningMethods.delete_job)
+    service_info = blocking(TuningMethods.service_info)

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from shared.errors import InvalidInput
-from softprompt.client.tuning import SLOWEST_BYTES_PER_SECOND
+from softprompt.client.datasets import SLOWEST_BYTES_PER_SECOND
 from softprompt.gateway import paging
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import bounded_stream, settings_of

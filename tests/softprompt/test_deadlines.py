@@ -16,7 +16,7 @@ from shared.errors import NotFound, SoftPromptError
 from softprompt.client import connection
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.channel import RETRIED_METHODS, service_config
-from softprompt.client.tuning import SLOWEST_BYTES_PER_SECOND
+from softprompt.client.datasets import SLOWEST_BYTES_PER_SECOND
 from softprompt.types.spec import TuningSpec
 
 METHODS = {

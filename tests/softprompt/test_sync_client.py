@@ -13,8 +13,7 @@ import pytest
 from shared.errors import NotFound
 from softprompt import AsyncClient, Client, Example, TuningSpec
 from softprompt.client.chat import AsyncChat, Chat
-from softprompt.client.stream import GenerationStream
-from softprompt.client.sync_generation import SyncGenerationStream
+from softprompt.client.stream import GenerationStream, SyncGenerationStream
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import JOB
 

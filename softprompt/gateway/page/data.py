@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from shared.errors import InvalidInput
-from softprompt.client.tuning import SLOWEST_BYTES_PER_SECOND
+from softprompt.client.datasets import SLOWEST_BYTES_PER_SECOND
 from softprompt.data.files import file_rows
 from softprompt.data.layout import Layouts
 from softprompt.data.prepare import DATASET, prepare
