@@ -22,7 +22,7 @@ def trainer_endpoint() -> str:
 
 
 def inference_endpoint() -> str:
-    """The inference service's address, in the forms of `trainer_endpoint`."""
+    """The inference service's address, as `trainer_endpoint`; or `store:URL`, for the replicas of a prompt store."""
     return os.environ.get(INFERENCE_VARIABLE) or f"127.0.0.1:{DEFAULT_INFERENCE_PORT}"
 
 

@@ -101,8 +101,6 @@ async def _live(
             group.create_task(_open_for_calls(routing, metrics, rpc, ready))
     finally:
         await routing.close()
-        pool.close()
-        store.close()
 
 
 async def _open_for_calls(routing: Routing, metrics: RouterMetrics, rpc: RpcServer, ready: Callable[[], None]) -> None:

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from shared.errors import InvalidInput, NotFound, SoftPromptError
 from shared.names import PromptReference
 from shared.process.call_pool import CallPool
-from shared.store import PromptStore, ReplicaRecord, StoreWatcher
+from shared.store import PromptStore, ReplicaRecord, StoreWatcher, open_store
 from softprompt.routing.directory import Directory, Replica, Target
 
 log = logging.getLogger(__name__)
 
+_OPEN_SECONDS = 300.0
 FLEET_SECONDS = 1.0
 """Time between two reads of the records. A replica that is gone is noticed earlier, by its connection."""
 
@@ -66,10 +67,14 @@ class StoreDirectory(Directory):
         await self._watcher.catch_up()
 
     async def run(self, changed: Callable[[], object] = lambda: None) -> None:
-        """Follow the store until cancelled. `changed` is called after each read of the records."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow())
-            group.create_task(self._list(changed))
+        """Follow the store until cancelled, then close it. `changed` is called after each read of the records."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow())
+                group.create_task(self._list(changed))
+        finally:
+            self._pool.close()
+            self._store.close()
 
     async def _follow(self) -> None:
         while True:
@@ -88,6 +93,13 @@ class StoreDirectory(Directory):
                 self._problem, self._replicas = "", _replicas(records)
                 changed()
             await asyncio.sleep(self._fleet_seconds)
+
+
+async def open_directory(url: str, timeout_seconds: float = 30.0) -> StoreDirectory:
+    """The directory of the store at `url`. Raises InvalidInput, Unavailable."""
+    pool = CallPool("prompt_store", max_threads=2, timeout_seconds=timeout_seconds)
+    store = await pool.call_within(_OPEN_SECONDS, lambda: open_store(url, timeout_seconds))
+    return StoreDirectory(store, pool=pool)
 
 
 def _replicas(records: list[ReplicaRecord]) -> tuple[Replica, ...]:

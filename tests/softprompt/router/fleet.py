@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tests.inference_service.replica import until
+from tests.waiting import until
 
 _FORKS = multiprocessing.get_context("forkserver")
 _INFERENCE = {"DTYPE": "float32", "DEVICE": "cpu", "NUM_THREADS": "1", "HEARTBEAT_SECONDS": "0.5"}

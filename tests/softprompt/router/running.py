@@ -17,7 +17,7 @@ from shared.store.replicas import ReplicaDirectory, ReplicaRecord
 from softprompt.client.security import ClientSecurity
 from softprompt.router.server import serve
 from softprompt.router.settings import RouterSettings
-from tests.inference_service.replica import until
+from tests.waiting import until
 
 
 @dataclass(frozen=True)

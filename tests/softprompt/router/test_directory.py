@@ -73,4 +73,3 @@ async def test_a_thousand_prompts_and_records_of_all_kinds(tiny_model_dir: Path)
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running
-        store.close()

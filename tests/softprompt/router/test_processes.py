@@ -16,12 +16,13 @@ import pytest
 from prompttuning.v1 import generation_pb2_grpc
 
 from shared.store import AliasTarget, PromptStore, open_store
-from tests.inference_service.replica import blob, generate_request, matrix, publish, stream_request, until
+from tests.inference_service.replica import blob, generate_request, matrix, publish, stream_request
 from tests.softprompt.router.fleet import Fleet, Running, fleet, gathered
 from tests.tiny_models import save_tiny_llama
+from tests.waiting import until
 
 MODELS = ("amber", "birch", "cedar")
-NEW_TOKENS = 24
+NEW_TOKENS = 16
 
 
 @dataclass
@@ -96,11 +97,11 @@ async def test_kills_under_mixed_traffic_lose_no_stream_that_could_begin_elsewhe
         while not stop.is_set():
             outcomes[await one(random.choice(references))] += 1
 
-    async def more(count: int = 30) -> None:
+    async def more(count: int = 12) -> None:
         wanted = outcomes["whole"] + count
         await until(lambda: outcomes["whole"] >= wanted)
 
-    num_clients = 6
+    num_clients = 4
     async with asyncio.TaskGroup() as group:
         for _ in range(num_clients):
             group.create_task(client())

@@ -31,13 +31,13 @@ from tests.inference_service.replica import (
     refusal,
     running_replica,
     stream_request,
-    until,
 )
 from tests.inference_service.test_visibility_rpc import TIMES, requests_of
 from tests.rpc_outcome import outcome_of
 from tests.shared.security.pki import Authority
 from tests.softprompt.router.running import Router, knows, lie, running_router
 from tests.tiny_models import save_tiny_llama
+from tests.waiting import until
 
 TOKEN = new_token()
 
@@ -66,8 +66,13 @@ async def two(tiny_model_dir: Path, birch: Path, tmp_path: Path) -> AsyncIterato
 async def record_of(replica: Replica, base_model: str) -> ReplicaRecord:
     """The record that the replica of a base model writes."""
     directory = ReplicaDirectory(replica.store.backend)
-    found = await until(lambda: [item for item in directory.list() if item.base_model == base_model])
-    assert isinstance(found[0], ReplicaRecord)
+    found: list[ReplicaRecord] = []
+
+    def look() -> bool:
+        found[:] = [item for item in directory.list() if item.base_model == base_model]
+        return bool(found)
+
+    await until(look)
     return found[0]
 
 
