@@ -16,6 +16,8 @@ from typing import Any
 
 from tests.waiting import until
 
+START_SECONDS = 300.0
+"""The first one imports torch, which takes a minute on a busy machine."""
 _FORKS = multiprocessing.get_context("forkserver")
 _INFERENCE = {"DTYPE": "float32", "DEVICE": "cpu", "NUM_THREADS": "1", "HEARTBEAT_SECONDS": "0.5"}
 _COMMON = {"PORT": "0", "LOG_LEVEL": "ERROR", "GRACE_SECONDS": "20"}
@@ -52,7 +54,7 @@ class Running:
         os.kill(self.process.pid, number)
 
     async def ended(self) -> int | None:
-        await until(lambda: not self.process.is_alive())
+        await until(lambda: not self.process.is_alive(), START_SECONDS)
         return self.process.exitcode
 
 
@@ -83,7 +85,7 @@ class Fleet:
         process = _FORKS.Process(target=_run, args=(program, environment), name=name)
         process.start()
         self.processes.append(process)
-        await until(lambda: ready.exists() or not process.is_alive())
+        await until(lambda: ready.exists() or not process.is_alive(), START_SECONDS)
         assert process.is_alive(), f"{name} ended before it was ready"
         return Running(process, json.loads(ready.read_bytes()))
 
