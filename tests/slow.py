@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = ("benchmarks", "k8s", "packaging", "softprompt/gateway", "trainer_service/cluster")
+FOLDERS = ("benchmarks", "k8s", "packaging", "softprompt/gateway", "softprompt/router", "trainer_service/cluster")
 
 FILES = frozenset(
     {
