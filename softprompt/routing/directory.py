@@ -31,7 +31,7 @@ class Target:
 
 
 class Directory(Protocol):
-    """A source of replicas and prompts. Its methods do no input/output, except `catch_up`."""
+    """A source of replicas and prompts. Its methods do no input/output, except the last two."""
 
     @property
     def replicas(self) -> Sequence[Replica]:
@@ -45,3 +45,6 @@ class Directory(Protocol):
 
     async def catch_up(self) -> None:
         """Read the newest prompts now. Limited in time; never raises."""
+
+    async def find_replicas(self) -> None:
+        """Read the newest replicas now. Limited in time; never raises."""

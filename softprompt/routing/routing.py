@@ -93,7 +93,10 @@ class Routing:
         for _ in range(MAX_ATTEMPTS):
             route = self._route(ask)
             if (link := _best(route, tried)) is None:
-                break
+                await self._directory.find_replicas()  # one that is new takes the place of one that is gone
+                route = self._route(ask)
+                if (link := _best(route, tried)) is None:
+                    break
             tried.add(link)
             remaining = None if deadline is None else max(0.0, deadline - loop.time())
             with link.used():

@@ -36,6 +36,8 @@ class StoreDirectory(Directory):
         self._fleet_seconds = max(FLEET_SECONDS, store.poll_seconds)
         self._replicas: tuple[Replica, ...] = ()
         self._problem = ""
+        self._changed: Callable[[], object] = lambda: None
+        self._reading: asyncio.Task[None] | None = None
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -66,13 +68,22 @@ class StoreDirectory(Directory):
     async def catch_up(self) -> None:
         await self._watcher.catch_up()
 
+    async def find_replicas(self) -> None:
+        if self._reading is None or self._reading.done():  # calls that fail together read once
+            self._reading = asyncio.create_task(self._read_records(), name="read the replicas' records")
+        await asyncio.wait({self._reading})
+
     async def run(self, changed: Callable[[], object] = lambda: None) -> None:
         """Follow the store until cancelled, then close it. `changed` is called after each read of the records."""
+        self._changed = changed
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow())
-                group.create_task(self._list(changed))
+                group.create_task(self._list())
         finally:
+            if self._reading is not None:
+                self._reading.cancel()
+                await asyncio.wait({self._reading})
             self._pool.close()
             self._store.close()
 
@@ -81,18 +92,21 @@ class StoreDirectory(Directory):
             await self._watcher.poll()
             await self._watcher.pause()
 
-    async def _list(self, changed: Callable[[], object]) -> None:
+    async def _list(self) -> None:
         while True:
-            try:
-                records = await self._pool.call(self._store.list_replicas)
-            except SoftPromptError as error:
-                if error.message != self._problem:
-                    log.warning("the replicas' records can't be read: %s", error.message)
-                self._problem = error.message
-            else:
-                self._problem, self._replicas = "", _replicas(records)
-                changed()
+            await self.find_replicas()
             await asyncio.sleep(self._fleet_seconds)
+
+    async def _read_records(self) -> None:
+        try:
+            records = await self._pool.call(self._store.list_replicas)
+        except SoftPromptError as error:
+            if error.message != self._problem:
+                log.warning("the replicas' records can't be read: %s", error.message)
+            self._problem = error.message
+        else:
+            self._problem, self._replicas = "", _replicas(records)
+            self._changed()
 
 
 async def open_directory(url: str, timeout_seconds: float = 30.0) -> StoreDirectory:
