@@ -1,5 +1,6 @@
-"""The compiled library: compiled once in a checkout, brought by a wheel, loaded only if it is ours, and done without
-where there is no compiler or another processor."""
+"""The compiled library: built once in a checkout, shipped in a wheel, loaded only if its hash matches, and skipped
+without a compiler or on another processor.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ TORCH_OPENMP = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout's `shared/kernels` with a small source, on a processor that can run it, and a cache of its own."""
+    """A copy of `shared/kernels` with a small source and its own cache, on a processor that can run it."""
     package = tmp_path / "checkout" / "shared" / "kernels"
     (package / "csrc").mkdir(parents=True)
     (tmp_path / "checkout" / "pyproject.toml").touch()
@@ -50,7 +51,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def load() -> ctypes.CDLL | None:
-    """As in a new process."""
+    """Load the library as a new process does, without the cached result."""
     return library.load.__wrapped__()
 
 

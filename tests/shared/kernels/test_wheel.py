@@ -1,4 +1,4 @@
-"""The wheel brings the compiled library: installed where there is no compiler, it computes with it."""
+"""The wheel contains the compiled library and uses it on a machine without a compiler."""
 
 from __future__ import annotations
 

@@ -113,7 +113,9 @@ def test_it_stops_on_request(local_store: PromptStore) -> None:
 async def test_several_maintainers_beside_publishers_and_a_watcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three trainers publish to three prompts and tidy as hard as they can; a watcher of the whole misses nothing."""
+    """Three trainers publish to three prompts and run maintenance without pause; a watcher of all prompts misses
+    nothing.
+    """
     monkeypatch.setattr(follower_module, "CHECK_SECONDS", 0.05)
     url, done = str(tmp_path / "store"), threading.Event()
     num_versions, grace = 40, with_grace(2, keep_versions=3, keep_log_entries=8)

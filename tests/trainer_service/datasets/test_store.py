@@ -1,4 +1,4 @@
-"""Datasets at rest: content-addressed, whole or not there, and never from outside the allowed roots."""
+"""Stored datasets: content-addressed, complete or absent, and never from outside the allowed roots."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_nothing_else_can_be_reached(tmp_path: Path, root: Path, uri: str) -> No
 
 
 def test_a_folder_swapped_for_a_link_while_opening_leads_nowhere(tmp_path: Path, root: Path) -> None:
-    """The check and the opening can't be told different stories: in either order, the secret is never read."""
+    """Check and opening can't see different files: whichever is raced, the secret is never read."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "data set.jsonl").write_bytes(b"secret")

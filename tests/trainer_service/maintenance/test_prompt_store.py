@@ -1,6 +1,4 @@
-"""The trainer tidies the prompt store beside its other work, says so in its metrics, and outlives whatever goes wrong
-with it.
-"""
+"""The trainer maintains the prompt store in the background, counts it in metrics, and survives its failures."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ export async function job(main, { rest: [name], signal }) {
     const over = FINAL.includes(now.state);
     const left = progress?.estimated_end_time && !over ? (new Date(progress.estimated_end_time) - Date.now()) / 1000 : null;
     replace(stand, state(now.state),
-      now.state === "QUEUED" && now.queue_position ? h("span", {}, `number ${now.queue_position} in the queue`) : null,
+      now.state === "QUEUED" && now.queue_position ? h("span", {}, `${now.queue_position} ahead in the queue`) : null,
       left > 0 ? h("span", {}, `about ${span(left)} left`) : null);
     for (const [button, shown] of [[pause, !over && now.state !== "PAUSED"], [resume, now.state === "PAUSED"], [cancel, !over]]) button.hidden = !shown;
     replace(below, progress?.num_steps ? h("label", {}, `${progress.step} of ${progress.num_steps} steps`, h("progress", { max: progress.num_steps, value: progress.step })) : null,

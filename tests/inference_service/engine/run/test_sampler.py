@@ -125,7 +125,12 @@ def test_penalties_count_real_tokens_only() -> None:
 def test_penalties_follow_a_growing_sequence() -> None:
     """Each step counts only new tokens, and finds what a new sequence with all of them finds."""
     logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)) * 0.5
-    penalties = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2, "temperature": 0.0}
+    penalties: dict[str, Any] = {
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.2,
+        "temperature": 0.0,
+    }
     growing = row(tokens=(7, 7, 3), **penalties)
     for _ in range(30):
         token = one(logits, growing)
