@@ -135,13 +135,16 @@ static void sample(int half) {
   enum { ROWS = 24, VOCAB = 5003 };
   Draw draws[ROWS];
   int64_t chosen[ROWS];
-  float tokens[ROWS];
+  uint32_t tokens[ROWS]; /* the bits of float32 */
   for (int i = 0; i < ROWS; i++) {
     Draw draw = {made(half, 8), half, i % 3 == 1 ? 40 * i : 0, i % 2 ? 0.9 : 1, i % 5 ? 0 : 0.01, (i + 0.5) / ROWS, 1.8f};
     draws[i] = draw;
   }
   choose_tokens(draws, chosen, ROWS, VOCAB, THREADS);
-  for (int i = 0; i < ROWS; i++) tokens[i] = (float)chosen[i];
+  for (int i = 0; i < ROWS; i++) {
+    float token = (float)chosen[i];
+    memcpy(tokens + i, &token, sizeof token);
+  }
   print("choose_tokens", half, tokens, ROWS, 0);
 }
 
