@@ -18,9 +18,7 @@ def takes(rows: Sequence[torch.Tensor]) -> bool:
     return all(row.is_cpu and row.dtype in _DTYPES for row in rows) and library.load() is not None
 
 
-def choose_tokens(
-    rows: Sequence[torch.Tensor], draws: Sequence[tuple[float, int, float, float, float]]
-) -> list[int]:
+def choose_tokens(rows: Sequence[torch.Tensor], draws: Sequence[tuple[float, int, float, float, float]]) -> list[int]:
     """A token for each row of logits `[vocab]`, NOT_FINITE or NOTHING_LEFT.
 
     A draw is (scale, top_k, top_p, min_p, number) as in sampling.c. Raises ValueError, MemoryError.
