@@ -60,7 +60,7 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "quantised_linear": (_INT, (*(_POINTER,) * 4, *(_SIZE,) * 3, *(_INT,) * 2)),
     "cached_attention": (_INT, (*(_POINTER,) * 8, *(_SIZE,) * 9, _FLOAT, _INT)),
     "packed_attention": (_INT, (_CALL, *(_HEADS,) * 4, *(_POINTER,) * 5)),
-    "choose_tokens": (_INT, (ctypes.POINTER(Draw), ctypes.POINTER(_SIZE), _SIZE, _SIZE, _INT, _INT)),
+    "choose_tokens": (_INT, (ctypes.POINTER(Draw), ctypes.POINTER(_SIZE), _SIZE, _SIZE, _INT)),
     "rms_norm": (None, (*(_POINTER,) * 4, _SIZE, _SIZE, _FLOAT, *_MODE)),
     "rms_norm_backward": (None, (*(_POINTER,) * 5, _SIZE, _SIZE, *_MODE)),
     "swiglu": (None, (*(_POINTER,) * 3, _SIZE, *_MODE)),
