@@ -27,6 +27,8 @@ RETRIED_METHODS = {
         "ListTuningJobs",
         "WatchTuningJob",
         "CancelTuningJob",
+        "ListWebhooks",
+        "RetryWebhook",
         "GetServiceInfo",
     ),
     "PromptService": (
