@@ -50,7 +50,7 @@ class WheelLayout(BuildHookInterface[Any]):
             package = Path(self._folder.name) / HOME
             stage(Path(self.root), package)
             if not compile_kernels(package / "shared" / "kernels", build_data):
-                self.app.display_warning("no compiled kernels in this wheel: they need gcc on Linux, x86_64")
+                self.app.display_warning("no compiled kernels in this wheel: they need gcc on Linux, x86_64 or aarch64")
             build_data["force_include"][str(package)] = HOME
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:

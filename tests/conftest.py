@@ -12,6 +12,9 @@ import pytest
 from shared.kernels.settings import set_native_defaults
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
+# Tests and the processes that they start share the processors. With two threads each, the tests of training took nine
+# times the processor time beside other busy processes, because a thread spins while it waits for the other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 set_native_defaults()
 
 from tests.slow import is_slow  # noqa: E402

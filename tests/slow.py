@@ -14,7 +14,12 @@ FOLDERS = ("benchmarks", "k8s", "packaging", "softprompt/gateway", "trainer_serv
 FILES = frozenset(
     {
         *("test_architectures.py", "test_end_to_end.py", "test_golden_records.py", "test_trained_prompt_is_served.py"),
-        *("shared/kernels/test_build.py", "shared/kernels/test_settings.py", "shared/kernels/test_wheel.py"),
+        *(
+            "shared/kernels/test_build.py",
+            "shared/kernels/test_instruction_sets.py",
+            "shared/kernels/test_settings.py",
+            "shared/kernels/test_wheel.py",
+        ),
         *(
             "shared/model/test_hub_hangs.py",
             "shared/process/test_compute_thread.py",

@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
 from shared.config import ServerSettings, settings_config
 from shared.model.base_model import pick_device
 from shared.process.user_cache import expanded
-from shared.store.garbage import GRACE_SECONDS
-from shared.store.maintenance import MaintenancePolicy
+from shared.store.maintenance import MaintenanceSettings
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 from trainer_service.base_models import BaseModelSource
 from trainer_service.cluster.settings import WorkerSettings
@@ -31,7 +30,7 @@ def _split_commas(value: object) -> object:
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 
 
-class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings):
+class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings, UploadLimits, RetentionPolicy, MaintenanceSettings):
     """All settings of the trainer. `--help` shows the docstrings of the fields."""
 
     model_config = settings_config("SOFTPROMPT_TRAINER_")
@@ -56,17 +55,9 @@ class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings):
     """
     store_timeout_seconds: float = Field(default=30, ge=0.1, le=600)
     """Time limit of each request to the prompt store; a slower store counts as unavailable."""
-    keep_versions: int = Field(default=0, ge=0)
-    """Number of newest versions of each prompt to keep, besides those that an alias names; others are deleted. 0: keep
-    all.
-    """
     store_maintenance_seconds: float = Field(default=3600, ge=0, le=30 * 24 * 3600)
     """Mean time between two maintenance rounds of the prompt store, which remove old versions, log entries and unused
     blobs. 0: this trainer does none.
-    """
-    blob_grace_seconds: float = Field(default=GRACE_SECONDS, ge=60, le=365 * 24 * 3600)
-    """A blob that no version names is removed after this time; it must exceed the longest publication and the longest
-    absence of a replica.
     """
     database_url: str = ""
     """Job database as an SQLAlchemy URL. Empty: SQLite in the data directory."""
@@ -96,23 +87,9 @@ class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings):
     """Longest training sequence of virtual tokens, input and target; set it to the limit of the replicas
     (SOFTPROMPT_INFERENCE_MAX_LENGTH). The base model's context is an upper limit. 0: the base model's context.
     """
-    max_examples: int = Field(default=100_000, ge=1)
-    """Most examples of a dataset."""
-    max_dataset_bytes: int = Field(default=256 << 20, ge=1 << 10)
-    """Most bytes of a dataset."""
-    max_line_bytes: int = Field(default=1 << 20, ge=1 << 8)
-    """Most bytes of one line of a dataset."""
     max_dataset_bytes_per_tenant: int = Field(default=50 * 10**9, ge=0)
     """Most bytes of one tenant's stored datasets; further ones are refused with RESOURCE_EXHAUSTED. 0: no limit. The
     callers file can set another limit for a tenant (dataset_bytes).
-    """
-    unused_dataset_days: float = Field(default=30, ge=0)
-    """A dataset is removed after this many days without use, unless an unended job needs it. 0: kept until its tenant
-    deletes it. The callers file can set another number for a tenant, also for ended_job_days.
-    """
-    ended_job_days: float = Field(default=90, ge=0)
-    """An ended job is removed after this many days with its events and its kept checkpoint; versions stay. 0: kept
-    until it is deleted.
     """
     retention_seconds: float = Field(default=300, ge=0, le=30 * 24 * 3600)
     """Mean time between two retention rounds, which remove old jobs, datasets and events. 0: this trainer does none."""
@@ -158,13 +135,6 @@ class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings):
                 raise ValueError(f"{root!r} must be an absolute path of an existing directory")
         return value
 
-    @field_validator("max_line_bytes")
-    @classmethod
-    def _lines_fit_datasets(cls, value: int, info: ValidationInfo) -> int:
-        if value > info.data.get("max_dataset_bytes", value):
-            raise ValueError(f"a line can't be longer than a dataset: at most {info.data['max_dataset_bytes']}")
-        return value
-
     @property
     def expects_gpu(self) -> bool:
         """Whether workers compute on GPUs; with `auto`, whether this machine has one."""
@@ -181,11 +151,6 @@ class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings):
         return self.store_url or str(self.data_dir / "prompts")
 
     @property
-    def maintenance(self) -> MaintenancePolicy:
-        """What a maintenance round of the prompt store removes."""
-        return MaintenancePolicy(keep_versions=self.keep_versions, blob_grace_seconds=self.blob_grace_seconds)
-
-    @property
     def resolved_database_url(self) -> str:
         """URL of the job database."""
         return self.database_url or f"sqlite:///{self.data_dir / 'jobs.sqlite3'}"
@@ -199,18 +164,6 @@ class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings):
     def checkpoints_dir(self) -> Path:
         """Directory of checkpoints."""
         return self.data_dir / "checkpoints"
-
-    @property
-    def upload_limits(self) -> UploadLimits:
-        """Limits of a dataset."""
-        return UploadLimits(
-            max_examples=self.max_examples, max_dataset_bytes=self.max_dataset_bytes, max_line_bytes=self.max_line_bytes
-        )
-
-    @property
-    def retention(self) -> RetentionPolicy:
-        """How long jobs and datasets are kept."""
-        return RetentionPolicy(ended_job_days=self.ended_job_days, unused_dataset_days=self.unused_dataset_days)
 
     @property
     def jobs(self) -> JobsConfig:

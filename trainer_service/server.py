@@ -31,6 +31,7 @@ from shared.rpc.metrics import PoolCollector, RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
 from shared.security.page_tokens import PageTokens
 from shared.store import PromptStore, open_store
+from shared.store.maintenance import MaintenancePolicy
 from shared.tracing import Tracing, tracing_of
 from trainer_service.base_models import BaseModels
 from trainer_service.cluster.interface import WorkerPool
@@ -40,6 +41,7 @@ from trainer_service.datasets.ledger import DatasetLedger
 from trainer_service.datasets.roots import DatasetRoots
 from trainer_service.datasets.store import DatasetStore
 from trainer_service.datasets.tenant_datasets import TenantDatasets
+from trainer_service.datasets.upload import UploadLimits
 from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.job_audit import JobAudit
 from trainer_service.jobs.admission import SpecAdmission
@@ -152,9 +154,11 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
         job_store.close()
         raise
     metrics.set_store_reachable(True)
-    maintenance = StoreMaintenance(store, settings.maintenance, settings.store_maintenance_seconds, metrics)
+    maintenance = StoreMaintenance(
+        store, MaintenancePolicy.of(settings), settings.store_maintenance_seconds, metrics.maintained
+    )
     models = BaseModels(settings.sources)
-    datasets = DatasetStore(settings.datasets_dir, settings.upload_limits, DatasetRoots(settings.dataset_roots), pools)
+    datasets = DatasetStore(settings.datasets_dir, settings, DatasetRoots(settings.dataset_roots), pools)
     limits = TuningLimits(
         settings.max_virtual_tokens, settings.max_queued_jobs, settings.max_runtime_seconds, settings.max_length
     )
@@ -178,7 +182,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     if endpoints.is_configured:
         job_store.on_move = outbox.job_moved
     webhooks = Deliveries(outbox, endpoints, store, pools, metrics, max_attempts=settings.webhook_attempts)
-    info = ServiceInfo(models, limits, settings.upload_limits)
+    info = ServiceInfo(models, limits, UploadLimits.of(settings))
     owned = TenantDatasets(datasets, ledger, settings.max_dataset_bytes_per_tenant)
     tokens = PageTokens(
         await _open_with_retries(pools.job_database, lambda: page_token_key(job_store.database), _OPEN_SECONDS)
@@ -194,8 +198,8 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     prompts_pb2_grpc.add_PromptServiceServicer_to_server(
         PromptServicer(prompts, tokens, rpc.draining, beat_seconds), server
     )
-    rounds = Retention(job_store.database, files, ledger, datasets, settings.retention)
-    retention = RetentionRounds(rounds, rpc.guard.tenants, settings.retention_seconds, metrics)
+    rounds = Retention(job_store.database, files, ledger, datasets, settings)
+    retention = RetentionRounds(rounds, rpc.guard.tenants, settings.retention_seconds, metrics.retained)
     storage = StorageMeter(settings.data_dir, datasets, files, job_store.database, metrics.set_storage)
     return Trainer(settings, front, models, store, maintenance, retention, storage, job_store, jobs, webhooks)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels import calls, serving, training
+from benchmarks.kernels import calls, sampling, serving, training
 from benchmarks.machine import machine
 from shared.kernels import library
 from shared.process.allocator import tune_allocator
@@ -35,6 +35,7 @@ def main() -> None:
             part.__name__: part(arguments.rounds) for part in (serving.products, serving.attention, serving.norm)
         }
         results["calls"] = calls.norm(10 * arguments.rounds)
+        results["sampling, milliseconds"] = sampling.measure(arguments.rounds)
     results["training"] = training.measure(arguments.rounds)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))

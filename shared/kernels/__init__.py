@@ -5,7 +5,7 @@ architectures: a module is recognised by its structure and replaced only after `
 Data comes from the callers: the engine gives weights, hidden states and its cache, training gives packed batches.
 
 Two entrances: `replace_modules` speeds up a loaded model; `ops` calls one kernel on tensors. `library` finds or
-compiles what `csrc/` describes; without a compiler or AVX-512, PyTorch computes the same, slower. To add a kernel:
+compiles what `csrc/` describes; without a compiler, AVX2 or NEON, PyTorch computes the same, slower. To add a kernel:
 write it in `csrc/`, declare it in `library.SIGNATURES`, wrap it in `ops`. Nothing here imports torch at package level,
 because `settings` must run before torch is imported.
 """

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import platform
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,23 @@ class PackedAttention(ctypes.Structure):
     )
 
 
+class Draw(ctypes.Structure):
+    """`Draw` of sampling.c: how one row of logits is sampled."""
+
+    _fields_ = (
+        *(("logits", _POINTER), ("half", _SIZE), ("top_k", _SIZE)),
+        *((name, ctypes.c_double) for name in ("top_p", "min_p", "number")),
+        ("scale", _FLOAT),
+    )
+
+
 _HEADS, _CALL = ctypes.POINTER(Heads), ctypes.POINTER(PackedAttention)
 _MODE = (_INT, _INT)  # is it bfloat16, how many threads
 SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "linear": (_INT, (*(_POINTER,) * 4, *(_SIZE,) * 3, _INT)),
     "cached_attention": (_INT, (*(_POINTER,) * 8, *(_SIZE,) * 9, _FLOAT, _INT)),
     "packed_attention": (_INT, (_CALL, *(_HEADS,) * 4, *(_POINTER,) * 5)),
+    "choose_tokens": (_INT, (ctypes.POINTER(Draw), ctypes.POINTER(_SIZE), _SIZE, _SIZE, _INT, _INT)),
     "rms_norm": (None, (*(_POINTER,) * 4, _SIZE, _SIZE, _FLOAT, *_MODE)),
     "rms_norm_backward": (None, (*(_POINTER,) * 5, _SIZE, _SIZE, *_MODE)),
     "swiglu": (None, (*(_POINTER,) * 3, _SIZE, *_MODE)),
@@ -60,33 +72,49 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 @functools.cache
 def load() -> ctypes.CDLL | None:
     """The library, with all signatures; None, with one log line, if it can't be had here. Compiles in a checkout."""
-    if not build.fits_platform() or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        log.info("compiled kernels need Linux on a processor with AVX-512; using the slower PyTorch path")
+    name = instruction_set()
+    if name is None:
+        log.info("compiled kernels need Linux on a processor with AVX2 or NEON; using the slower PyTorch path")
         return None
     try:
-        library = ctypes.CDLL(str(find()))
+        library = ctypes.CDLL(str(find(name)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         log.warning("compiled kernels unavailable; using the slower PyTorch path: %s", error)
         return None
-    for name, (result, arguments) in SIGNATURES.items():
-        function = getattr(library, name)
+    for symbol, (result, arguments) in SIGNATURES.items():
+        function = getattr(library, symbol)
         function.restype, function.argtypes = result, arguments
     return library
 
 
-def find() -> Path:
+def instruction_set() -> str | None:
+    """The best one of `build.INSTRUCTION_SETS` that this processor has; None if there is none.
+
+    torch's own variable ATEN_CPU_CAPABILITY (`default`, `avx2`) lowers it, for torch's kernels and for ours.
+    """
+    if not build.fits_platform():
+        return None
+    known = build.INSTRUCTION_SETS[platform.machine()]
+    if "neon" in known:  # every processor of that kind has it
+        return "neon"
+    found = torch.backends.cpu.get_cpu_capability().lower()
+    has_conversion = bool(torch.cpu.get_capabilities().get("f16c"))  # torch doesn't ask for it
+    return found if found in known and has_conversion else None
+
+
+def find(instruction_set: str) -> Path:
     """The library of exactly these sources: the wheel's, else, in a checkout, the user cache's, compiled if needed.
 
     Raises RuntimeError, OSError or subprocess.SubprocessError with the reason if there is none.
     """
-    packaged = next(PACKAGE.glob(build.library_name(None)), None)
+    packaged = next(PACKAGE.glob(build.library_name(None, instruction_set)), None)
     if packaged is not None:
         return packaged
     if not (PACKAGE.parents[1] / "pyproject.toml").is_file():  # only a checkout compiles at run time
         raise RuntimeError("this installation was built without them, where no compiler was found")
     cache = user_cache() / "kernels"
     if cache.is_dir() and is_ours(cache):
-        for cached in cache.glob(build.library_name(build.compiler_version())):
+        for cached in cache.glob(build.library_name(build.compiler_version(), instruction_set)):
             if is_ours(cached):
                 return cached
-    return build.compile_into(private_folder(cache))
+    return build.compile_into(private_folder(cache), instruction_set)

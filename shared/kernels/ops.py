@@ -15,7 +15,7 @@ import torch
 from shared.kernels import library
 
 LANES = 16
-"""Numbers of float32 in a vector register."""
+"""Sizes are multiples of this: the numbers of float32 in the widest vector register (`PANEL` of simd.h)."""
 _PARALLEL_NUMEL = 1 << 16
 """With fewer numbers, waking other threads takes longer than an elementwise kernel."""
 _DTYPES = (torch.float32, torch.bfloat16)

@@ -42,8 +42,10 @@ class OneDNNLinear(nn.Module):
     @staticmethod
     def is_available(dtype: torch.dtype) -> bool:
         """Whether this build of torch has oneDNN and it computes in `dtype`."""
-        available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        return bool(available) and dtype in (torch.bfloat16, torch.float32)
+        available = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        if dtype == torch.bfloat16:  # on processors without its instructions, the layout can't be made
+            return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return available and dtype == torch.float32
 
     @staticmethod
     def fits(linear: nn.Linear) -> bool:

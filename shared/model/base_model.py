@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
+from shared.kernels import library
 from shared.model import fingerprint, hub
 from shared.model.options import DEFAULTS, Device, DType, ModelOptions
 from shared.model.weights import check_files, first_line, load_weights
@@ -204,10 +205,13 @@ def pick_device(device: Device) -> torch.device:
 
 
 def pick_dtype(dtype: DType, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 if the processor multiplies it natively, else float16 on a GPU (a T4), float32 on a CPU."""
+    """`auto`: bfloat16 if the processor multiplies it natively or our kernels do; else float16 on a GPU (a T4), float32
+    on a CPU.
+    """
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     capabilities = torch.cpu.get_capabilities()
-    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native or library.load() is not None else torch.float32

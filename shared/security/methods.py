@@ -1,4 +1,5 @@
-"""The table of all methods: required roles, checks of the request, whether calls are audited, what they cost.
+"""The table of all methods: required roles, checks of the request, whether calls are audited and may be repeated,
+what they cost.
 
 Methods that are not in the table are refused. The checks here depend on the request alone, for example on the name to
 create or the alias to move. Handlers check the resources that a request looks up: if a caller may not use a resource,
@@ -56,6 +57,13 @@ class Rule:
     """Bytes of a dataset that a request announces."""
     made: Callable[[Any], Fields] = _no_fields
     """Fields of the first response for logs and the audit: the `job`, `dataset` or `version` created or used."""
+    idempotent: bool = False
+    """Whether an audited call may be repeated: it changes nothing, or the second call finds the change made."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether clients may repeat a call whose answer they did not get."""
+        return self.idempotent or not self.audited
 
 
 def prompt_of(reference: str) -> str:
@@ -181,11 +189,11 @@ _TUNING, _PROMPTS, _GENERATION = (f"/prompttuning.v1.{name}Service/" for name in
 
 RULES: Mapping[str, Rule] = {
     f"{_TUNING}UploadDataset": Rule(
-        _TUNE, True, stored_bytes=_chunk_bytes, announced_bytes=_announced, made=_dataset_made
-    ),
+        _TUNE, True, stored_bytes=_chunk_bytes, announced_bytes=_announced, made=_dataset_made, idempotent=True
+    ),  # addressed by its content
     f"{_TUNING}ListDatasets": Rule(_READ),
     f"{_TUNING}GetDataset": Rule(_READ, about=_about_dataset),
-    f"{_TUNING}DownloadDataset": Rule(_TUNE, True, _about_dataset),
+    f"{_TUNING}DownloadDataset": Rule(_TUNE, True, _about_dataset, idempotent=True),
     f"{_TUNING}DeleteDataset": Rule(_TUNE, True, _about_dataset),
     f"{_TUNING}CreateTuningJob": Rule(
         _TUNE,
@@ -194,18 +202,19 @@ RULES: Mapping[str, Rule] = {
         _may_create_job,
         stored_bytes=_request_bytes,
         made=_job_made,
+        idempotent=True,  # by its request_id
     ),
     f"{_TUNING}GetTuningJob": Rule(_READ, about=_about_job),
     f"{_TUNING}ListTuningJobs": Rule(_READ),
     f"{_TUNING}WatchTuningJob": Rule(_READ, about=_about_job),
-    f"{_TUNING}GetJobReport": Rule(_READ, True, _about_job, _may_read_answers),
-    f"{_TUNING}CancelTuningJob": Rule(_TUNE, True, _about_job),
+    f"{_TUNING}GetJobReport": Rule(_READ, True, _about_job, _may_read_answers, idempotent=True),
+    f"{_TUNING}CancelTuningJob": Rule(_TUNE, True, _about_job, idempotent=True),
     f"{_TUNING}PauseTuningJob": Rule(_TUNE, True, _about_job),
     f"{_TUNING}ResumeTuningJob": Rule(_TUNE, True, _about_job),
     f"{_TUNING}DeleteTuningJob": Rule(_TUNE, True, _about_job),
     f"{_TUNING}ListWebhooks": Rule(_ADMINISTER),
     f"{_TUNING}TestWebhook": Rule(_ADMINISTER, True, _about("name", "webhook")),
-    f"{_TUNING}RetryWebhook": Rule(_ADMINISTER, True, _about("name", "webhook")),
+    f"{_TUNING}RetryWebhook": Rule(_ADMINISTER, True, _about("name", "webhook"), idempotent=True),
     f"{_TUNING}GetServiceInfo": Rule(_READ),
     f"{_PROMPTS}ListPrompts": Rule(_READ),
     f"{_PROMPTS}GetPrompt": Rule(_READ, about=_about_prompt("name")),
@@ -214,7 +223,9 @@ RULES: Mapping[str, Rule] = {
     f"{_PROMPTS}GetPromptStatus": Rule(_READ, about=_about_prompt("name")),
     f"{_PROMPTS}SetPromptAlias": Rule(_PUBLISH, True, _alias_about, made=_revision_made),
     f"{_PROMPTS}DeletePromptVersion": Rule(_PUBLISH, True, _about_prompt("name"), made=_revision_made),
-    f"{_PROMPTS}DownloadPromptVersion": Rule(_TUNE | _PUBLISH, True, _about_prompt("name"), made=_version_made),
+    f"{_PROMPTS}DownloadPromptVersion": Rule(
+        _TUNE | _PUBLISH, True, _about_prompt("name"), made=_version_made, idempotent=True
+    ),
     f"{_PROMPTS}ImportPromptVersion": Rule(_PUBLISH, True, _import_about, _may_import, made=_version_made),
     f"{_PROMPTS}WatchPrompts": Rule(_READ),
     f"{_GENERATION}Generate": _answering(_answer_tokens),

@@ -10,8 +10,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pydantic import Field
+
 from shared.errors import SoftPromptError
 from shared.security import audit
+from shared.settings_part import SettingsPart
 from shared.store.follower import MAX_REPLAYED
 from shared.store.garbage import GRACE_SECONDS, expired_versions
 from shared.store.store import PromptStore
@@ -21,16 +24,24 @@ log = logging.getLogger(__name__)
 ACTOR = "maintenance"
 
 
-@dataclass(frozen=True)
-class MaintenancePolicy:
-    """What a maintenance round keeps."""
+class MaintenanceSettings(SettingsPart):
+    """What a maintenance round keeps. `trainer_service.config` inherits it."""
 
-    keep_versions: int = 0
-    """Number of newest versions to keep of each prompt, in addition to versions that aliases name; 0: all."""
+    keep_versions: int = Field(default=0, ge=0)
+    """Number of newest versions of each prompt to keep, besides those that an alias names; others are deleted. 0: keep
+    all.
+    """
+    blob_grace_seconds: float = Field(default=GRACE_SECONDS, ge=60, le=365 * 24 * 3600)
+    """A blob that no version names is removed after this time; it must exceed the longest publication and the longest
+    absence of a replica.
+    """
+
+
+class MaintenancePolicy(MaintenanceSettings):
+    """What a maintenance round keeps, also what no operator needs to set."""
+
     keep_log_entries: int = MAX_REPLAYED
     """Number of log entries to keep. The log is truncated when it has twice as many."""
-    blob_grace_seconds: float = GRACE_SECONDS
-    """Time for which a blob that no version names is kept."""
 
 
 @dataclass

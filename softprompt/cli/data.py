@@ -7,11 +7,12 @@ from __future__ import annotations
 import csv
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from softprompt.cli.field_options import Command, replacing
 from softprompt.cli.output import stderr
 from softprompt.types.data import Data
 
@@ -20,42 +21,33 @@ if TYPE_CHECKING:
     from softprompt.types.datasets import DatasetStatistics
 
 PANEL = "Data"
-InputOption = Annotated[
-    str,
-    typer.Option(
-        "--input", metavar="COLUMN", help="Column that holds the inputs, if not found by name.", rich_help_panel=PANEL
-    ),
-]
-OutputOption = Annotated[
-    str, typer.Option("--output", metavar="COLUMN", help="Column that holds the outputs.", rich_help_panel=PANEL)
-]
-LabelOption = Annotated[
-    str, typer.Option("--label", metavar="COLUMN", help="Column that holds the labels.", rich_help_panel=PANEL)
-]
-MessagesOption = Annotated[
-    str,
-    typer.Option("--messages", metavar="COLUMN", help="Column that holds the conversations.", rich_help_panel=PANEL),
-]
-DropExtraOption = Annotated[
-    bool,
-    typer.Option("--drop-extra", help="Ignore unused columns instead of refusing the file.", rich_help_panel=PANEL),
-]
-EncodingOption = Annotated[
-    str,
-    typer.Option(
-        "--encoding", help="Encoding of a text file that is neither UTF-8 nor UTF-16: cp1252.", rich_help_panel=PANEL
-    ),
-]
+
+
+def _option(*names: str, **shown: Any) -> Any:
+    return typer.Option(*names, **shown, rich_help_panel=PANEL)
+
+
+_OPTIONS: Mapping[str, Any] = {
+    "input": Annotated[str, _option(metavar="COLUMN", help="Column that holds the inputs, if not found by name.")],
+    "output": Annotated[str, _option(metavar="COLUMN", help="Column that holds the outputs.")],
+    "label": Annotated[str, _option(metavar="COLUMN", help="Column that holds the labels.")],
+    "messages": Annotated[str, _option(metavar="COLUMN", help="Column that holds the conversations.")],
+    "drop_extra": Annotated[bool, _option("--drop-extra", help="Ignore unused columns instead of refusing the file.")],
+    "encoding": Annotated[str, _option(help="Encoding of a text file that is neither UTF-8 nor UTF-16: cp1252.")],
+}
+"""By the field of Data that they set."""
 LabelsOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--labels",
-        help="Allowed labels, separated by commas. Quote a label with a comma: '\"Yes, please\",No'.",
-        rich_help_panel=PANEL,
-    ),
+    _option("--labels", help="Allowed labels, separated by commas. Quote a label with a comma: '\"Yes, please\",No'."),
 ]
 _COMMANDS = (["tune"], ["datasets", "upload"], ["data", "check"], ["data", "preview"], ["data", "convert"])
 """Commands that have these options."""
+
+
+def with_data_options(command: Command) -> Command:
+    """Replace the argument `how` of a command by options for the fields of Data; its source stays empty."""
+    defaults = {field.name: field.default for field in fields(Data)}
+    return replacing("how", _OPTIONS, lambda given: Data("", **given), defaults)(command)
 
 
 def label_set(given: Sequence[str] | None) -> tuple[str, ...]:

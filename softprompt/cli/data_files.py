@@ -14,17 +14,12 @@ from typing import Annotated, Any
 import typer
 
 from softprompt.cli.data import (
-    DropExtraOption,
-    EncodingOption,
-    InputOption,
-    LabelOption,
     LabelsOption,
-    MessagesOption,
-    OutputOption,
     label_set,
     mending_command,
     read_examples,
     source_of,
+    with_data_options,
 )
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.options import JsonOption, example
@@ -40,14 +35,11 @@ _LABELS_SHOWN = 20
 
 
 @app.command(epilog=example("softprompt data check train.csv --input question --output answer"))
+@with_data_options
 def check(
     file: FileArgument,
-    input: InputOption = "",
-    output: OutputOption = "",
-    label: LabelOption = "",
-    messages: MessagesOption = "",
-    drop_extra: DropExtraOption = False,
-    encoding: EncodingOption = "",
+    *,
+    how: Data,
     labels: LabelsOption = None,
     problems: Annotated[int, typer.Option(min=0, max=1000, help="Largest number of problems to show.")] = 20,
     as_json: JsonOption = False,
@@ -57,8 +49,7 @@ def check(
 
     from softprompt.data import checking
 
-    how = Data(source_of(file), input, output, label, messages, drop_extra, encoding)
-    found = checking.check(how, label_set(labels))
+    found = checking.check(replace(how, source=source_of(file)), label_set(labels))
     if as_json:
         print_json(replace(found, problems=found.problems[:problems]))
     else:
@@ -78,15 +69,12 @@ def check(
 
 
 @app.command(epilog=example("softprompt data preview train.xlsx --rows 3"))
+@with_data_options
 def preview(
     file: FileArgument,
+    *,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Number of examples to show.")] = 5,
-    input: InputOption = "",
-    output: OutputOption = "",
-    label: LabelOption = "",
-    messages: MessagesOption = "",
-    drop_extra: DropExtraOption = False,
-    encoding: EncodingOption = "",
+    how: Data,
     as_json: JsonOption = False,
 ) -> None:
     """Show the first examples as the model learns them."""
@@ -95,7 +83,6 @@ def preview(
     from softprompt.data.files import file_rows
     from softprompt.data.problems import Unusable
 
-    how = Data("", input, output, label, messages, drop_extra, encoding)
     source, reader, num_shown = file_rows(source_of(file), how, "dataset"), ExampleReader(how, ()), 0
     for number, found in examples_in(source, reader):
         if num_shown == rows:
@@ -116,20 +103,17 @@ def preview(
 
 
 @app.command(epilog=example("softprompt data convert train.xlsx train.jsonl"))
+@with_data_options
 def convert(
     file: FileArgument,
+    *,
     to: Annotated[
         str, typer.Argument(metavar="OUT", help="File to write: .jsonl, .csv, .tsv, .xlsx, .parquet; - is stdout.")
     ],
     format: Annotated[
         str, typer.Option(help="Format. By default the ending of OUT decides: jsonl, csv, tsv, xlsx, parquet.")
     ] = "",
-    input: InputOption = "",
-    output: OutputOption = "",
-    label: LabelOption = "",
-    messages: MessagesOption = "",
-    drop_extra: DropExtraOption = False,
-    encoding: EncodingOption = "",
+    how: Data,
     labels: LabelsOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
@@ -139,7 +123,6 @@ def convert(
 
     check_output(to, overwrite)
     chosen = format_of(to, format)
-    how = Data("", input, output, label, messages, drop_extra, encoding)
     prepared = read_examples(file, how, label_set(labels))
     if not isinstance(prepared, PreparedData):
         raise Failure(f"{file} is stored on the trainer and is not a file", EXIT_INVALID)

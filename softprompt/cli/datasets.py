@@ -7,15 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli.data import (
-    DropExtraOption,
-    EncodingOption,
-    InputOption,
-    LabelOption,
     LabelsOption,
-    MessagesOption,
-    OutputOption,
     label_set,
     read_examples,
+    with_data_options,
 )
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import local_time, print_json, show, stderr, table
@@ -32,23 +27,20 @@ DatasetArgument = Annotated[
 
 
 @app.command(epilog=example("softprompt datasets upload train.csv --input question --output answer"))
+@with_data_options
 def upload(
     file: Annotated[
         str, typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines; may be compressed with gzip.")
     ],
-    input: InputOption = "",
-    output: OutputOption = "",
-    label: LabelOption = "",
-    messages: MessagesOption = "",
-    drop_extra: DropExtraOption = False,
-    encoding: EncodingOption = "",
+    *,
+    how: Data,
     labels: LabelsOption = None,
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
     """Store a file of examples on the trainer and print the name of the dataset."""
     allowed = label_set(labels)
-    prepared = read_examples(file, Data("", input, output, label, messages, drop_extra, encoding), allowed)
+    prepared = read_examples(file, how, allowed)
     with open_client(trainer) as client, upload_display(stderr(), "storing the examples") as on_progress:
         uploaded = client.upload_dataset(prepared, labels=allowed, on_progress=on_progress)
     if as_json:

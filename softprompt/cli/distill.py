@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from softprompt.cli.field_options import key_values, with_hyperparameters, with_template
-from softprompt.cli.following import conclude, show_check
+from softprompt.cli.following import submit
 from softprompt.cli.job_options import (
     RESULT,
     TRAINING,
@@ -20,10 +20,8 @@ from softprompt.cli.job_options import (
     PriorityOption,
     RequestIdOption,
 )
-from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import stderr
+from softprompt.cli.options import JsonOption, TrainerOption, example
 from softprompt.data.distillation import distillation_examples
-from softprompt.display.transfer import upload_display
 from softprompt.types.common import Template
 from softprompt.types.spec import Distillation, Hyperparameters, PublishGate, PublishPolicy, TuningSpec
 
@@ -105,12 +103,4 @@ def distill(
         max_runtime_seconds=max_runtime,
         annotations=key_values(annotation, "--annotation"),
     )
-    with open_client(trainer) as client:
-        if validate_only:
-            with upload_display(stderr(), "checking the job") as on_upload:
-                found = client.validate_job(spec, on_upload=on_upload)
-            show_check(found, as_json=as_json)
-            return
-        with upload_display(stderr(), "creating the job") as on_upload:
-            job = client.create_job(spec, request_id=request_id, on_upload=on_upload)
-        conclude(client, job, follow=follow, as_json=as_json)
+    submit(spec, trainer, validate_only=validate_only, request_id=request_id, follow=follow, as_json=as_json)

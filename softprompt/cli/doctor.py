@@ -53,9 +53,9 @@ def doctor(
         if as_json:
             print_json(found)
             continue
-        mark = "[red]✗[/]" if found.is_problem else "[green]✓[/]"
+        mark, plain = ("[red]✗[/]", "!!") if found.is_problem else ("·", "--") if found.fix else ("[green]✓[/]", "ok")
         if stdout().options.ascii_only:
-            mark = "!!" if found.is_problem else "ok"
+            mark = plain
         stdout().print(f"{mark} ", end="")
         fix = f"  (to fix it: {found.fix})" if found.fix else ""
         stdout().print(f"{found.subject:<18}{found.text}{fix}", markup=False, soft_wrap=True)

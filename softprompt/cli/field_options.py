@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import wraps
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -113,29 +114,39 @@ def _replacing(
     prefix: str = "",
 ) -> Callable[[Command], Command]:
     """A decorator. `prefix` keeps names of fields apart from the command's own arguments."""
-    options = [
-        inspect.Parameter(
-            f"{prefix}{name}",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=_option(name, table[name], hints[name], panel),
-        )
-        for name in table
+    options = {f"{prefix}{name}": _option(name, option, hints[name], panel) for name, option in table.items()}
+    return replacing(
+        argument, options, lambda given: make({name.removeprefix(prefix): value for name, value in given.items()})
+    )
+
+
+def replacing(
+    argument: str,
+    options: Mapping[str, Any],
+    make: Callable[[dict[str, Any]], Any],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> Callable[[Command], Command]:
+    """A decorator that replaces an argument of a command by options and makes its value of them. `options`: the
+    annotation of each; `defaults`: those other than None.
+    """
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=annotation)
+        for name, annotation in options.items()
     ]
 
     def decorate(command: Command) -> Command:
         own = inspect.signature(command, eval_str=True).parameters.values()
         place = next(index for index, parameter in enumerate(own) if parameter.name == argument)
         kept = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-        parameters = [*kept[:place], *options, *kept[place + 1 :]]
+        all_parameters = [*kept[:place], *parameters, *kept[place + 1 :]]
 
         @wraps(command)
         def with_options(**given: Any) -> None:
-            values = {name: given.pop(f"{prefix}{name}") for name in table}
+            values = {name: given.pop(name) for name in options}
             command(**{argument: make(values)}, **given)
 
-        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        with_options.__signature__ = inspect.Signature(all_parameters)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in all_parameters}
         return with_options
 
     return decorate

@@ -6,16 +6,34 @@ from typing import TYPE_CHECKING
 
 from softprompt.cli.data import repetition
 from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
+from softprompt.cli.options import open_client
 from softprompt.cli.output import numbers, print_json, show, stderr
+from softprompt.display.transfer import upload_display
 from softprompt.report.distillation import distillation_facts
 
 if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
     from softprompt.types.jobs import JobCheck, SearchCandidate, TuningJob, TuningResult
+    from softprompt.types.spec import TuningSpec
 
 
 MAX_TOKENS = 8
 """Number of nearest vocabulary tokens shown; `--json` has one for each virtual token."""
+
+
+def submit(
+    spec: TuningSpec, trainer: str | None, *, validate_only: bool, request_id: str, follow: bool, as_json: bool
+) -> None:
+    """Create a job and `conclude`, or check it and print what it would be."""
+    with open_client(trainer) as client:
+        if validate_only:
+            with upload_display(stderr(), "checking the job") as on_upload:
+                found = client.validate_job(spec, on_upload=on_upload)
+            show_check(found, as_json=as_json)
+            return
+        with upload_display(stderr(), "creating the job") as on_upload:
+            job = client.create_job(spec, request_id=request_id, on_upload=on_upload)
+        conclude(client, job, follow=follow, as_json=as_json)
 
 
 def conclude(client: Client, job: TuningJob, *, follow: bool, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softprompt.cli.field_options import with_hyperparameters
+from softprompt.cli.field_options import Command, with_hyperparameters
 from softprompt.cli.following import conclude
 from softprompt.cli.options import JsonOption, TrainerOption, example, job_name, open_client
 from softprompt.cli.output import stderr
@@ -34,54 +34,42 @@ Follow = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    app.command(epilog=example("softprompt jobs clone 01jd3v8e --learning-rate 0.1 --prompt tone-b"))(clone)
+    clone = _copying("clone_job", "Create a job with the same spec, except for the options given here.")
+    app.command("clone", epilog=example("softprompt jobs clone 01jd3v8e --learning-rate 0.1 --prompt tone-b"))(clone)
+    continue_ = _copying(
+        "continue_job",
+        "Create a job that starts from another job's version, or from its best prompt if it failed or was cancelled.",
+        init=False,
+    )
     app.command("continue", epilog=example("softprompt jobs continue 01jd3v8e --data more.jsonl"))(continue_)
 
 
-@with_hyperparameters(TRAINING)
-def clone(
-    job: JobArgument,
-    data: Data = None,
-    validation: Validation = None,
-    prompt: PromptName = None,
-    alias: Alias = None,
-    *,
-    hyperparameters: Hyperparameters,
-    priority: Priority = None,
-    follow: Follow = True,
-    as_json: JsonOption = False,
-    trainer: TrainerOption = None,
-) -> None:
-    """Create a job with the same spec, except for the options given here."""
-    with open_client(trainer) as client:
-        changes = _changes(client, job_name(job), data, validation, prompt, alias, priority)
-        with upload_display(stderr(), "creating the job") as on_upload:
-            created = client.clone_job(job_name(job), on_upload=on_upload, hyperparameters=hyperparameters, **changes)
-        conclude(client, created, follow=follow, as_json=as_json)
+def _copying(method: str, help: str, *, init: bool = True) -> Command:
+    """A command that calls this method of the client. `init`: whether it has the options of an initialisation."""
 
+    @with_hyperparameters(TRAINING, init=init)
+    def copy(
+        job: JobArgument,
+        data: Data = None,
+        validation: Validation = None,
+        prompt: PromptName = None,
+        alias: Alias = None,
+        *,
+        hyperparameters: Hyperparameters,
+        priority: Priority = None,
+        follow: Follow = True,
+        as_json: JsonOption = False,
+        trainer: TrainerOption = None,
+    ) -> None:
+        with open_client(trainer) as client:
+            changes = _changes(client, job_name(job), data, validation, prompt, alias, priority)
+            with upload_display(stderr(), "creating the job") as on_upload:
+                create = getattr(client, method)
+                created = create(job_name(job), on_upload=on_upload, hyperparameters=hyperparameters, **changes)
+            conclude(client, created, follow=follow, as_json=as_json)
 
-@with_hyperparameters(TRAINING, init=False)
-def continue_(
-    job: JobArgument,
-    data: Data = None,
-    validation: Validation = None,
-    prompt: PromptName = None,
-    alias: Alias = None,
-    *,
-    hyperparameters: Hyperparameters,
-    priority: Priority = None,
-    follow: Follow = True,
-    as_json: JsonOption = False,
-    trainer: TrainerOption = None,
-) -> None:
-    """Create a job that starts from another job's version, or from its best prompt if it failed or was cancelled."""
-    with open_client(trainer) as client:
-        changes = _changes(client, job_name(job), data, validation, prompt, alias, priority)
-        with upload_display(stderr(), "creating the job") as on_upload:
-            created = client.continue_job(
-                job_name(job), on_upload=on_upload, hyperparameters=hyperparameters, **changes
-            )
-        conclude(client, created, follow=follow, as_json=as_json)
+    copy.__doc__ = help
+    return copy
 
 
 def _changes(

@@ -9,18 +9,13 @@ import typer
 
 from softprompt.cli.data import (
     PANEL,
-    DropExtraOption,
-    EncodingOption,
-    InputOption,
-    LabelOption,
     LabelsOption,
-    MessagesOption,
-    OutputOption,
     label_set,
     read_examples,
+    with_data_options,
 )
 from softprompt.cli.field_options import key_values, with_hyperparameters, with_template
-from softprompt.cli.following import conclude, show_check
+from softprompt.cli.following import submit
 from softprompt.cli.job_options import (
     RESULT,
     TRAINING,
@@ -32,11 +27,9 @@ from softprompt.cli.job_options import (
     PriorityOption,
     RequestIdOption,
 )
-from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import stderr
+from softprompt.cli.options import JsonOption, TrainerOption, example
 from softprompt.cli.sampling import parse_sampling
 from softprompt.data.prepare import VALIDATION_DATASET
-from softprompt.display.transfer import upload_display
 from softprompt.types.common import Sampling, Template
 from softprompt.types.data import Data
 from softprompt.types.spec import Hyperparameters, PublishGate, PublishPolicy, TaskKind, TooLong, TuningSpec
@@ -52,6 +45,7 @@ def register(app: typer.Typer) -> None:
 
 
 @with_template(DATA)
+@with_data_options
 @with_hyperparameters(TRAINING)
 def tune(
     file: Annotated[
@@ -67,12 +61,7 @@ def tune(
         float | None, typer.Option(help="Fraction of the examples to hold out, 0 to 1.", rich_help_panel=DATA)
     ] = None,
     template: Template | None,
-    input: InputOption = "",
-    output: OutputOption = "",
-    label: LabelOption = "",
-    messages: MessagesOption = "",
-    drop_extra: DropExtraOption = False,
-    encoding: EncodingOption = "",
+    how: Data,
     labels: LabelsOption = None,
     task: Annotated[
         TaskKind | None,
@@ -150,7 +139,7 @@ def tune(
         if beat_bare_model or beat_current or minimum_metric is not None
         else None
     )
-    how, allowed = Data("", input, output, label, messages, drop_extra, encoding), label_set(labels)
+    allowed = label_set(labels)
     spec = TuningSpec(
         prompt=prompt,
         dataset=read_examples(file, how, allowed),
@@ -169,15 +158,7 @@ def tune(
         annotations=key_values(annotation, "--annotation"),
         deadline=_time(deadline),
     )
-    with open_client(trainer) as client:
-        if validate_only:
-            with upload_display(stderr(), "checking the job") as on_upload:
-                found = client.validate_job(spec, on_upload=on_upload)
-            show_check(found, as_json=as_json)
-            return
-        with upload_display(stderr(), "creating the job") as on_upload:
-            job = client.create_job(spec, request_id=request_id, on_upload=on_upload)
-        conclude(client, job, follow=follow, as_json=as_json)
+    submit(spec, trainer, validate_only=validate_only, request_id=request_id, follow=follow, as_json=as_json)
 
 
 def _time(text: str | None) -> datetime | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from filelock import FileLock, Timeout
 
 from shared.rpc.ports import check_port
 from softprompt.cli.failures import EXIT_INVALID, Failure
@@ -75,15 +77,16 @@ def up(
     http_port = None if no_gateway else gateway_port
     _check_ports(host, {"trainer": trainer_port, "inference": inference_port, "gateway": http_port})
     _check_data(data)
-    path = pull_with_progress(model)
-    config = LocalConfig(path, data, host, trainer_port, inference_port, grace, plaintext, http_port)
-    services = LocalServices(config, _silent if quiet else _forward)
-    try:
-        run_interruptible(lambda: _serve(services, as_json), services.kill_now)
-    except Interrupted:
-        stderr().print("stopped")
-    except ServiceFailed as error:
-        raise Failure(str(error)) from None
+    with _owned(data):
+        path = pull_with_progress(model)
+        config = LocalConfig(path, data, host, trainer_port, inference_port, grace, plaintext, http_port)
+        services = LocalServices(config, _silent if quiet else _forward)
+        try:
+            run_interruptible(lambda: _serve(services, as_json), services.kill_now)
+        except Interrupted:
+            stderr().print("stopped")
+        except ServiceFailed as error:
+            raise Failure(str(error)) from None
 
 
 def _check_ports(host: str, ports: Mapping[str, int | None]) -> None:
@@ -111,6 +114,23 @@ def _check_data(data: Path) -> None:
     except OSError as error:
         reason = "it is not a directory" if data.exists() and not data.is_dir() else error.strerror or str(error)
         raise Failure(f"--data: can't write to {str(data)!r}: {reason}", EXIT_INVALID) from None
+
+
+@contextmanager
+def _owned(data: Path) -> Iterator[None]:
+    """The directory is this command's inside the `with` block. Raises Failure, before a model is loaded, if another
+    one has it.
+    """
+    lock = FileLock(data / "up.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        reason = f"--data: another softprompt up uses {str(data)!r}"
+        raise Failure(reason, EXIT_INVALID, "give this one a directory of its own") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 async def _serve(services: LocalServices, as_json: bool) -> None:

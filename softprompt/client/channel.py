@@ -1,7 +1,6 @@
 """Options of a gRPC channel: TLS, retries, keepalive, load balancing, message sizes.
 
-Retried are calls that change nothing or are idempotent: uploads are content-addressed, jobs carry a `request_id`,
-cancelling twice is cancelling. gRPC retries a stream only if no message of it has arrived.
+`shared.security.methods` says which calls are retried. gRPC retries a stream only if no message of it has arrived.
 """
 
 from __future__ import annotations
@@ -11,37 +10,12 @@ from typing import Any
 
 import grpc
 
+from shared.security.methods import RULES
 from softprompt.client.calls import CallingChannel
 from softprompt.client.security import ClientSecurity, TokenSource, is_local
 
-_PACKAGE = "prompttuning.v1"
-RETRIED_METHODS = {
-    "TuningService": (
-        "UploadDataset",
-        "ListDatasets",
-        "GetDataset",
-        "DownloadDataset",
-        "CreateTuningJob",
-        "GetTuningJob",
-        "GetJobReport",
-        "ListTuningJobs",
-        "WatchTuningJob",
-        "CancelTuningJob",
-        "ListWebhooks",
-        "RetryWebhook",
-        "GetServiceInfo",
-    ),
-    "PromptService": (
-        "ListPrompts",
-        "GetPrompt",
-        "ListPromptVersions",
-        "GetPromptVersion",
-        "GetPromptStatus",
-        "DownloadPromptVersion",
-        "WatchPrompts",
-    ),
-    "GenerationService": ("Generate", "GenerateStream", "Score", "CountTokens", "GetModelInfo", "ListLoadedPrompts"),
-}
+RETRIED_METHODS = tuple(path.strip("/").split("/") for path, rule in RULES.items() if rule.repeatable)
+"""Service and method of each."""
 _RETRY_POLICY: dict[str, Any] = {
     "maxAttempts": 4,
     "initialBackoff": "0.15s",
@@ -61,11 +35,7 @@ def service_config(has_replicas: bool, retry_overloaded: bool = True) -> dict[st
         if retry_overloaded
         else {**_RETRY_POLICY, "retryableStatusCodes": [code for code in retried if code != "RESOURCE_EXHAUSTED"]}
     )
-    names = [
-        {"service": f"{_PACKAGE}.{service}", "method": method}
-        for service, methods in RETRIED_METHODS.items()
-        for method in methods
-    ]
+    names = [{"service": service, "method": method} for service, method in RETRIED_METHODS]
     health = {"healthCheckConfig": {"serviceName": ""}} if has_replicas else {}
     return {
         **health,

@@ -16,6 +16,7 @@ _MAX_ROWS = 1 << 20
 """The most that Excel writes. openpyxl yields an empty row for each number that a file leaves out, up to any number."""
 _MAX_EMPTY_CELLS = 20_000_000
 """openpyxl fills each row up to its last cell, so that a small file can have thousands of millions of empty cells."""
+_OTHER_SHEETS = "save what you need of it as a file of its own"
 _INSTALL = "pip install 'softprompt[data]'"
 
 
@@ -59,7 +60,11 @@ def _of_book(book: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
         for sheet in sheets:
             sheet.reset_dimensions()  # some programs write wrong ones
             for row in _of_sheet(sheet, name, which):
-                read = sheet.title
+                if not read:
+                    read = sheet.title
+                    if others := [other.title for other in sheets if other is not sheet]:
+                        rows.advice = f"sheet {read!r} is read; not {', '.join(map(repr, others[:5]))}: {_OTHER_SHEETS}"
+                        rows.report.append(rows.advice)
                 yield row
             if read:
                 break
@@ -69,12 +74,6 @@ def _of_book(book: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
         raise InvalidInput.of(which, f"{name!r} can't be read as XLSX: {type(error).__name__}: {error}") from error
     finally:
         book.close()
-    others = [sheet.title for sheet in sheets if sheet.title != read]
-    if read and others:
-        rows.report.append(
-            f"sheet {read!r} is read; not {', '.join(map(repr, others[:5]))}: save what you need of "
-            "it as a file of its own"
-        )
 
 
 def _of_sheet(sheet: Any, name: str, which: str) -> Generator[Row]:

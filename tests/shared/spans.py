@@ -1,4 +1,4 @@
-"""A receiver of OTLP/HTTP on this machine: what a real exporter sent, decoded."""
+"""An OTLP/HTTP receiver on this machine, which decodes what a real exporter sends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Received:
     spans: list[Any] = field(default_factory=list)
 
     def named(self, name: str, seconds: float = 30.0) -> Any:
-        """The first span of this name, once it has come."""
+        """Waits for the first span of this name."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             for span in list(self.spans):

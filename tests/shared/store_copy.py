@@ -1,4 +1,4 @@
-"""A prompt store's directory as it would be if some prompts had never been there."""
+"""Copies a prompt store's directory as if some prompts had never existed."""
 
 from __future__ import annotations
 

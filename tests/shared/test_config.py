@@ -1,4 +1,4 @@
-"""Settings: good values arrive, bad ones stop the start by name."""
+"""Settings: valid values are read; an invalid one stops the start with the name of its variable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns between tenants, and places that a cancelled waiter gives back."""
+"""Fair turns between tenants; a cancelled waiter returns its place."""
 
 from __future__ import annotations
 

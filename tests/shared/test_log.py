@@ -1,4 +1,4 @@
-"""Log lines carry the ids of what they are about."""
+"""Log lines contain the ids of their subject."""
 
 from __future__ import annotations
 

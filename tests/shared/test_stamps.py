@@ -1,5 +1,5 @@
-"""Stamps of files: what has the same size and time and other bytes is found out; so is what could have changed without
-a trace.
+"""Stamps of files: a change is detected although size and time are equal, and so is a file that could have changed
+unnoticed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def hashings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def at(monkeypatch: pytest.MonkeyPatch, offset_ns: int) -> None:
-    """The clock of this machine, so far away from the file system's."""
+    """Shifts the clock of this machine relative to the file system's."""
     monkeypatch.setattr(fingerprint, "_now_ns", lambda: time.time_ns() + offset_ns)
     monkeypatch.setattr(watched_file, "time_ns", lambda: time.time_ns() + offset_ns)
 

@@ -1,4 +1,4 @@
-"""W3C trace contexts through a call, and spans in a real receiver's hands."""
+"""W3C trace contexts through a call, and spans that reach a real receiver."""
 
 from __future__ import annotations
 

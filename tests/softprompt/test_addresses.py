@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from shared.errors import InvalidInput
 from softprompt.endpoints import MAX_SOCKET_PATH_BYTES, check_endpoint
@@ -188,3 +189,12 @@ def test_up_on_a_place_that_can_not_be_written(cli: CliRunner, tmp_path: Path) -
         outcome = cli("up", "--data", str(place), *free, "--model", "no-such-model")
         assert (outcome.code, outcome.err.count("\n")) == (2, 1)
         assert f"error: --data: can't write to {str(place)!r}: {reason}" in outcome.err
+
+
+def test_up_in_a_place_of_another_up(cli: CliRunner, tmp_path: Path) -> None:
+    free = [arg for port in PORTS for arg in (port, "0")]
+    with FileLock(tmp_path / "up.lock"):
+        outcome = cli("up", "--data", str(tmp_path), *free, "--model", "no-such-model")
+    assert outcome.code == 2
+    assert f"error: --data: another softprompt up uses {str(tmp_path)!r}" in outcome.err
+    assert "no-such-model" in cli("up", "--data", str(tmp_path), *free, "--model", "no-such-model").err

@@ -1,4 +1,4 @@
-"""Specs and records for tests, complete and small."""
+"""Small complete specs and records for tests."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def spec(first_input: str = "plain", prompt: str = "tone", num_steps: int | None
 def record(
     tuning: StoredSpec | None = None, *, queued_at: float | None = None, base_model: str = "tiny", **job: Any
 ) -> Record:
-    """A job that was accepted just now."""
+    """A newly accepted job."""
     tuning = tuning or spec()
     now = time.time() if queued_at is None else queued_at
     effective = effective_spec(replace(BASE_MODEL, id=base_model))

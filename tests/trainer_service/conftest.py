@@ -1,4 +1,4 @@
-"""A whole trainer on a free port, spoken to through a real channel. Its pool launches no workers: jobs stay queued."""
+"""A whole trainer on a free port, called through a real channel. Its pool launches no workers, so jobs stay queued."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEADLINE_SECONDS = 30
 
 
 class NoWorkers:
-    """A pool that is always still starting its first worker."""
+    """A pool whose first worker never becomes ready."""
 
     async def start(self) -> None: ...
 
@@ -87,7 +87,7 @@ async def running_trainer(
 
 
 async def refused(call: Awaitable[Any]) -> SoftPromptError:
-    """The domain error that a call was refused with, as a client reads it; its cause is the status on the wire."""
+    """The domain error of a refused call, as a client reads it; its cause is the status on the wire."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await call
     found = error_from_rpc(error.value)

@@ -74,11 +74,11 @@ class AdmitAll:
         return self.base.model_copy(update=changes)
 
     async def check_form(self, spec: StoredSpec) -> None:
-        """Nothing is refused."""
+        """Accepts every spec."""
 
 
 class Service:
-    """One trainer process after the other on the same directory: `start`, `crash`, `drain`, `start` again."""
+    """Successive trainers on the same directory: `start`, `crash` or `drain`, `start` again."""
 
     def __init__(self, directory: Path, base: EffectiveSpec | None = None) -> None:
         self.directory = directory
@@ -114,18 +114,18 @@ class Service:
         return self.trainers[-1], {}
 
     async def crash(self) -> None:
-        """As if the process were killed: nothing is said to the store any more, and its lock is free."""
+        """As if the process were killed: it makes no further call to the store and releases its lock."""
         await self.manager.abandon()
         self.manager = None  # type: ignore[assignment]
 
     async def drain(self) -> None:
-        """If it runs."""
+        """Does nothing if it doesn't run."""
         if self.manager is not None:
             manager, self.manager = self.manager, None  # type: ignore[assignment]
             await manager.drain(5)
 
     async def state(self, job_id: str, *states: JobState, seconds: float = 20) -> Job:
-        """The job, once it is in one of these states. One that ended in another one is told at once."""
+        """Waits until the job is in one of these states. Fails at once if it ends in another state."""
         job = await self.until(job_id, lambda job: job.state in states or job.state.is_final, seconds)
         assert job.state in states, job.error or job.state
         return job

@@ -45,7 +45,7 @@ class LocalWorker:
         await asyncio.to_thread(self._worker.close, self._close_seconds)
 
     def kill(self, reason: str = "it was killed") -> None:
-        """Make every later call raise WorkerLost with this reason."""
+        """Makes every later call raise WorkerLost with this reason."""
         self._lost = reason
 
     def _check(self) -> None:

@@ -1,4 +1,4 @@
-"""A PostgreSQL of the tests' own: made in a temporary directory, reached through a socket there, gone afterwards."""
+"""A PostgreSQL for tests: created in a temporary directory, reached through a socket there, removed afterwards."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _UNPRIVILEGED_USER = "nobody"
 
 
 def find_binaries() -> Path | None:
-    """The directory of initdb and postgres: on the path, where Debian puts them, or of the development dependency that
-    brings them.
+    """The directory of initdb and postgres: on the path, in Debian's place, or in the development dependency that
+    contains them.
     """
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), reverse=True)
     if debian:
@@ -30,10 +30,10 @@ def find_binaries() -> Path | None:
 
 
 class Postgres:
-    """`stop` is an immediate one, as if the machine had lost power; `start` again recovers."""
+    """`stop` is an immediate shutdown, like a power loss; the next `start` recovers."""
 
     def __init__(self, binaries: Path, directory: Path, *, synced: bool = False) -> None:
-        """`synced`: what it acknowledges is on the disk; tests do without."""
+        """`synced`: commits are synced to disk, which most tests don't need."""
         self._options = [] if synced else ["-F"]
         self._binaries, self._directory = _reachable(binaries, directory), directory
         self._data = directory / "data"
@@ -57,7 +57,7 @@ class Postgres:
 
     @property
     def directory(self) -> Path:
-        """Where its socket is."""
+        """The directory of its socket."""
         return self._directory
 
     @property

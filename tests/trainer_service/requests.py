@@ -39,7 +39,7 @@ def inline(examples: list[pb.Example]) -> pb.DatasetSource:
 
 
 def tuning_spec(**fields: Any) -> pb.TuningSpec:
-    """A sound spec, with some of its fields replaced."""
+    """A valid spec with some fields replaced."""
     return pb.TuningSpec(**{"prompt": "support-tone", "dataset": inline(generation_examples()), **fields})
 
 
@@ -58,7 +58,7 @@ def json_lines(num_examples: int = NUM_EXAMPLES) -> bytes:
 
 
 def upload_of(data: bytes, chunk_bytes: int = 1 << 16, **header: Any) -> Iterator[pb.UploadDatasetRequest]:
-    """The messages of an honest upload; `header` overrides what it announces."""
+    """The messages of a correct upload; `header` overrides announced fields."""
     announced = {"size_bytes": len(data), "digest": f"sha256:{hashlib.sha256(data).hexdigest()}", **header}
     yield pb.UploadDatasetRequest(header=pb.DatasetHeader(**announced))
     for start in range(0, len(data), chunk_bytes):
@@ -66,7 +66,7 @@ def upload_of(data: bytes, chunk_bytes: int = 1 << 16, **header: Any) -> Iterato
 
 
 async def first_step(tuning: Any, name: str, attempt: int = 1) -> pb.TuningEvent:
-    """The first event that tells of a step of that attempt; events of an earlier one may still be on their way."""
+    """The first progress event of this attempt; events of an earlier attempt may still arrive before it."""
     watch = tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name))
     begun = False
     async with asyncio.timeout(60):

@@ -1,6 +1,4 @@
-"""What the trainer's own log lines name: who asked for which change, and the job, dataset, version or revision that it
-made.
-"""
+"""What the trainer's log lines name: the caller of each change, and the job, dataset or version that it made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base models that can't take a soft prompt: jobs for them are refused with the reason, other jobs are not."""
+"""Base models that don't support soft prompts: only jobs for them are refused, with the reason."""
 
 from __future__ import annotations
 

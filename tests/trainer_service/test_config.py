@@ -87,7 +87,7 @@ def test_all_bad_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_limits_of_jobs_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the defaults that the parts have by themselves."""
+    """The settings' defaults equal those of the parts."""
     monkeypatch.setenv(f"{PREFIX}BASE_MODELS", "m")
     assert load_settings(TrainerSettings).jobs == JobsConfig()
     for name, value in (

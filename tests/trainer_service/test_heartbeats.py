@@ -1,4 +1,4 @@
-"""Watches that have nothing to tell say that they are alive."""
+"""Idle watches send heartbeats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foreign files under fuzzing: whatever the bytes are, they are a sound matrix or refused, and take no memory."""
+"""Fuzzed foreign files: any bytes give a valid matrix or an error, in little memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Models:
 
 @pytest.fixture(scope="module", autouse=True)
 def model_config(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The shape of its heads is in its directory."""
+    """The directory contains the shape of its attention heads."""
     Models.path = tmp_path_factory.mktemp("model")
     LlamaConfig(hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1).save_pretrained(
         Models.path
@@ -50,7 +50,7 @@ def model_config(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def imported(data: bytes) -> torch.Tensor | None:
-    """The numbers, by position; None if they were refused as they should be."""
+    """The numbers by position; None if the file was refused with a proper error."""
     models: Any = Models()
     try:
         blob, manifest = read_import(data, REQUEST, models).blob()

@@ -1,4 +1,4 @@
-"""Reports of jobs through a real channel: what they contain, who may read them, and how they end."""
+"""Reports of jobs through a real channel: their content, their readers, and their removal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the manager's observer is told, as numbers that Prometheus scrapes."""
+"""What the manager reports to its observer, as Prometheus metrics."""
 
 from __future__ import annotations
 

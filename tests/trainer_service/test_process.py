@@ -1,5 +1,5 @@
-"""The real process with real Ray: started by its command, a job trained, SIGTERM, a clean end, and everything still
-there after it.
+"""The real process with real Ray: start by command, train a job, SIGTERM, a clean exit, and all data still there after
+a restart.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PREFIX = "SOFTPROMPT_TRAINER_"
 
 @asynccontextmanager
 async def process(environment: dict[str, str]) -> AsyncIterator[tuple[subprocess.Popen[bytes], grpc.aio.Channel]]:
-    """Running and ready, with a channel to it; killed at the end if it is still there."""
+    """A running, ready process and a channel to it; killed at the end if it still runs."""
     ready = Path(environment[f"{PREFIX}READY_FILE"])
     log = ready.with_name("log.txt")
     with log.open("ab") as stderr:

@@ -1,4 +1,4 @@
-"""PromptService about the fleet: where versions are served, who refused them, and which store a watch is of."""
+"""PromptService about the fleet: the replicas that serve or refuse versions, and the store that a watch reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONG_AGO = "2026-01-02T03:04:05.000006Z"
 
 @pytest.fixture
 def checking_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether the store is still the same one is looked up at every poll, not once a minute."""
+    """Checks at every poll, not once a minute, whether the store is still the same."""
     monkeypatch.setattr(follower_module, "CHECK_SECONDS", 0.05)
 
 
@@ -127,7 +127,7 @@ async def test_a_running_watch_hears_that_its_store_was_replaced(
 
 
 def replace_store(trainer: RunningTrainer, tmp_path: Path) -> None:
-    """Another, empty store takes the place of the first, at one moment."""
+    """Replaces the store by another, empty one atomically."""
     place, other = Path(trainer.settings.resolved_store_url), tmp_path / "other-store"
     open_store(str(other)).close()
     place.rename(tmp_path / "first-store")

@@ -1,4 +1,4 @@
-"""Imports get golden records of the trainer's making, in a process that may die without harm; replicas replay them."""
+"""The trainer makes golden records for imports in a process that may die without harm; replicas replay them."""
 
 from __future__ import annotations
 

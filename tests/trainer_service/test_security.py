@@ -1,5 +1,5 @@
-"""Two teams and a release manager at one trainer: each sees and touches what is theirs, and nothing makes the trainer
-reach out.
+"""Two teams and a release manager at one trainer: each sees and changes only its own data, and no input makes the
+trainer open connections.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ async def test_other_teams_jobs_are_neither_seen_nor_touched(trainer: RunningTra
 
 
 async def test_a_job_goes_on_from_ones_own_unpublished_job_and_no_other(trainer: RunningTrainer) -> None:
-    """Whose job it is decides its prompt, whatever the job's name looks like to a pattern such as `t*`."""
+    """A job's prompt decides who may see it, even if the job's name matches a pattern such as `t*`."""
     ours, theirs = await create(trainer, SUPPORT), await create(trainer, SALES, prompt="tone")
     refusals = {}
     for token, prompt, source in (

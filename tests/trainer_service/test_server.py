@@ -30,7 +30,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 
 class SlowToStart(NoWorkers):
-    """A cluster that takes its time."""
+    """A cluster that starts slowly."""
 
     def __init__(self) -> None:
         self.started = asyncio.Event()

@@ -1,5 +1,5 @@
-"""A whole trainer whose prompt store or database takes requests and answers none: what needs the other goes on, and all
-ends in time.
+"""A trainer whose prompt store or database hangs: calls that need only the other system are answered, and all calls end
+in time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LIST = prompts_pb2.ListPromptsRequest()
 
 @pytest.fixture
 def store_proxy(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[TcpProxy]:
-    """Before an S3 server."""
+    """A proxy in front of an S3 server."""
     with tcp_proxy(int(s3_endpoint.rpartition(":")[2])) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT", f"http://127.0.0.1:{proxy.port}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -59,7 +59,7 @@ def database_proxy(postgres: Postgres) -> Iterator[TcpProxy]:
 def far(
     settings: TrainerSettings, store_proxy: TcpProxy, database_proxy: TcpProxy, postgres: Postgres
 ) -> TrainerSettings:
-    """Both systems elsewhere, with short time limits."""
+    """Settings with both systems behind proxies and with short time limits."""
     name = f"far_{secrets.token_hex(4)}"
     postgres.create_database(name)
     changes: dict[str, Any] = {

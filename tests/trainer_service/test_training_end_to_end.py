@@ -1,4 +1,4 @@
-"""Examples to a published version through a real channel, with the real cohort in a worker of this process."""
+"""From examples to a published version through a real channel, with the real cohort in a worker of this process."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_a_job_is_trained_evaluated_published_and_reported(training: Runni
 
 
 async def test_keys_and_values_are_trained_published_and_trained_on(training: RunningTrainer) -> None:
-    """From a soft prompt's own keys and values, and on from the version that this gives."""
+    """Trains from a soft prompt's keys and values, then from the resulting version."""
     short = pb.Hyperparameters(num_steps=4, num_virtual_tokens=4, evaluation_interval_steps=2)
     prompt = await create_job(training, hyperparameters=short)
     await watched(training, prompt.name)

@@ -1,4 +1,4 @@
-"""TuningService through a real channel: the ordinary ways, and every change of state that a caller may ask for."""
+"""TuningService through a real channel: ordinary calls, and every change of state that a caller may request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checking a job without creating it, and refusing before an upload what no upload could mend."""
+"""Checking a job without creating it, and refusing before the upload what doesn't depend on the data."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What a tenant can't name, it can't see: a trainer full of another tenant's things answers as one that never had them,
-byte for byte.
-"""
+"""A tenant sees nothing of another one: a trainer with that one's data answers byte for byte as without it."""
 
 from __future__ import annotations
 
@@ -55,7 +53,7 @@ MADE_NOW = (*LOAD, "revision", "end_time", "create_time", "name", "update_time",
 
 @dataclass
 class Pair:
-    """One service with the things of the tenant acme, and its copy that never had any."""
+    """A service with data of the tenant acme, and a copy without it."""
 
     full: RunningTrainer
     copy: RunningTrainer
@@ -83,7 +81,7 @@ def by(token: str) -> dict[str, Any]:
 
 
 async def fill(trainer: RunningTrainer) -> tuple[list[str], list[str]]:
-    """Things of acme before, between and after those of support. Returns acme's jobs and support's."""
+    """Creates data of acme before, between and after support's. Returns the jobs of acme and of support."""
     jobs: dict[str, list[str]] = {"acme": [], "support": []}
     for number in range(3):
         for prompt in ("acme-layoffs", "acme-merger", f"support-{'tone' if number else 'faq'}", "acme-layoffs"):

@@ -9,23 +9,34 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pydantic import Field, ValidationInfo, field_validator
+
 from shared.errors import InvalidInput
+from shared.settings_part import SettingsPart
 
 TEMPORARY_PREFIX = ".incoming-"
 
 
-@dataclass(frozen=True)
-class UploadLimits:
-    """The limits of one dataset."""
+class UploadLimits(SettingsPart):
+    """The limits of one dataset. `trainer_service.config` inherits them."""
 
-    max_examples: int = 100_000
-    max_dataset_bytes: int = 256 << 20
-    max_line_bytes: int = 1 << 20
+    max_examples: int = Field(default=100_000, ge=1)
+    """Most examples of a dataset."""
+    max_dataset_bytes: int = Field(default=256 << 20, ge=1 << 10)
+    """Most bytes of a dataset."""
+    max_line_bytes: int = Field(default=1 << 20, ge=1 << 8)
+    """Most bytes of one line of a dataset."""
+
+    @field_validator("max_line_bytes")
+    @classmethod
+    def _lines_fit_datasets(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("max_dataset_bytes", value):
+            raise ValueError(f"a line can't be longer than a dataset: at most {info.data['max_dataset_bytes']}")
+        return value
 
 
 class LineGuard:

@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Protocol
 
 from shared.caller import current_caller
 from shared.errors import PreconditionFailed
 from shared.model.base_model import BaseModelInfo
 from shared.names import PromptReference, parse_version_name
-from shared.store.index import StoreIndex
+from shared.store.store import PromptStore
 from shared.store.view import visible_index
 from shared.values.enums import PrefixKind
-from trainer_service.jobs.model import Job
+from trainer_service.jobs.store.job_store import JobStore
 
 FIELD = "spec.hyperparameters.init.source"
 _JOB = re.compile(r"tuningJobs/([0-9a-z]{1,64})")
-
-
-class PromptIndex(Protocol):
-    """The part of the prompt store that is needed here: its current index."""
-
-    def refresh(self) -> StoreIndex:
-        """The newest state of the prompt store. Raises Unavailable."""
-        ...
-
-
-class Jobs(Protocol):
-    """The part of the job store that is needed here."""
-
-    def get(self, job_id: str, visible_to: tuple[str, ...]) -> Job:
-        """Raises NotFound, also for a job of a prompt that matches none of the patterns."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +39,7 @@ def names_job(source: str) -> bool:
 class Sources:
     """Finds sources among the versions and jobs that the caller may see. Its methods block and are thread-safe."""
 
-    def __init__(self, prompts: PromptIndex, jobs: Jobs) -> None:
+    def __init__(self, prompts: PromptStore, jobs: JobStore) -> None:
         self._prompts, self._jobs = prompts, jobs
 
     def find(self, source: str, model: BaseModelInfo) -> Source:

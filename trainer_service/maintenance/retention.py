@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
+from pydantic import Field
+
 from shared.caller import Tenant
 from shared.errors import SoftPromptError
 from shared.security import audit
+from shared.settings_part import SettingsPart
 from trainer_service.database.database import Database
 from trainer_service.datasets.ledger import DatasetLedger
 from trainer_service.datasets.store import DatasetStore
@@ -33,12 +36,17 @@ Pause = Callable[[], bool]
 """Called between transactions to let others run; if it returns True, the round ends."""
 
 
-@dataclass(frozen=True)
-class RetentionPolicy:
-    """Retention times in days; 0: kept for ever. The settings of a tenant take precedence."""
+class RetentionPolicy(SettingsPart):
+    """Retention times; the settings of a tenant take precedence. `trainer_service.config` inherits them."""
 
-    ended_job_days: float = 90.0
-    unused_dataset_days: float = 30.0
+    ended_job_days: float = Field(default=90, ge=0)
+    """An ended job is removed after this many days with its events and its kept checkpoint; versions stay. 0: kept
+    until it is deleted.
+    """
+    unused_dataset_days: float = Field(default=30, ge=0)
+    """A dataset is removed after this many days without use, unless an unended job needs it. 0: kept until its tenant
+    deletes it. The callers file can set another number for a tenant, also for ended_job_days.
+    """
 
     def jobs_before(self, tenant: Tenant | None, now: float) -> float:
         """The time (seconds since the epoch) before which removable jobs ended."""

@@ -13,6 +13,7 @@ from inference_service.engine.core.request import (
     ScoreRequest,
     Usage,
 )
+from inference_service.engine.core.token_counts import TokenCounts
 from shared.values.sampling import SamplingParams
 
 
@@ -69,6 +70,8 @@ class RunningRequest:
     inter_token_seconds: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: str = ""
+    counts: TokenCounts = field(default_factory=TokenCounts)
+    """Counts of `tokens` for penalties; updated only if there are any."""
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -11,42 +11,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from inference_service.engine.core.plan import Chunk
 from inference_service.engine.kv.kv_cache import KVCache
 from shared.kernels import ops
-
-
-class ChunkLike(Protocol):
-    """The attributes of a scheduled chunk (`core.plan.Chunk`) that attention needs."""
-
-    @property
-    def row(self) -> int:
-        """Row of the KV cache."""
-        ...
-
-    @property
-    def start(self) -> int:
-        """Its first position."""
-        ...
-
-    @property
-    def count(self) -> int:
-        """Number of its positions, candidates included."""
-        ...
-
-    @property
-    def branch_lengths(self) -> tuple[int, ...]:
-        """Lengths of a score's candidates; empty for other chunks."""
-        ...
-
-    @property
-    def num_positions(self) -> int:
-        """Positions that the chunk takes in the pass."""
-        ...
 
 
 @dataclass
@@ -147,7 +119,7 @@ MAX_PADDING = 2.0
 """A decode group ends where padding to its longest row would read more than this multiple of its slots."""
 
 
-def lay_out(chunks: Sequence[ChunkLike], device: torch.device) -> StepLayout:
+def lay_out(chunks: Sequence[Chunk], device: torch.device) -> StepLayout:
     """Build the layout of a step.
 
     `chunks` must be in the order of `StepPlan`: those of one position first, by row, and those with branches last.

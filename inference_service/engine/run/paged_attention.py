@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from inference_service.engine.kv.paged_cache import PagedKVCache
-from inference_service.engine.run.varlen_kernel import PackedSequences, VarlenKernel
+from inference_service.engine.run.varlen_kernel import LayerScoring, PackedSequences, VarlenKernel
 
 
 @dataclass
@@ -208,24 +208,6 @@ class PagedAttention:
         k, v = gather(keys, table)[:, :, : segment.end], gather(values, table)[:, :, : segment.end]
         attended = attend(query[part].transpose(0, 1)[None], k, v, segment.seen(scoring.window, query.device), scoring)
         out[part] = attended[0].transpose(0, 1)
-
-
-@dataclass(frozen=True)
-class LayerScoring:
-    """How one layer scores: `cap(query . key * scale)`.
-
-    Slots `window` or more positions back are hidden (0 means no window).
-    """
-
-    scale: float
-    window: int
-    softcap: float | None
-    sinks: torch.Tensor | None
-
-    @property
-    def plain(self) -> bool:
-        """Whether the layer has neither a soft cap nor sinks."""
-        return self.softcap is None and self.sinks is None
 
 
 def gather(pool: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:

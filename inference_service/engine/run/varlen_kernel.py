@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,18 +24,22 @@ BLOCK_SIZES = (32, 256)
 _TOLERANCE = 0.03
 
 
-class Scoring(Protocol):
-    """The attributes of `paged_attention.LayerScoring` that the kernel needs."""
+@dataclass(frozen=True)
+class LayerScoring:
+    """How one layer scores: `cap(query . key * scale)`.
+
+    Slots `window` or more positions back are hidden (0 means no window).
+    """
+
+    scale: float
+    window: int
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
 
     @property
-    def scale(self) -> float:
-        """Factor of the scores."""
-        ...
-
-    @property
-    def window(self) -> int:
-        """Slots that a query sees; 0: all before it."""
-        ...
+    def plain(self) -> bool:
+        """Whether the layer has neither a soft cap nor sinks."""
+        return self.softcap is None and self.sinks is None
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,12 @@ class VarlenKernel:
     with_offsets: bool
 
     def __call__(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, packed: PackedSequences, scoring: Scoring
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        packed: PackedSequences,
+        scoring: LayerScoring,
     ) -> torch.Tensor:
         """Attend over the blocks of each sequence.
 
@@ -92,12 +101,6 @@ class VarlenKernel:
             block_table=packed.tables,
         )
         return out
-
-
-@dataclass(frozen=True)
-class _PlainScoring:
-    scale: float
-    window: int
 
 
 def find_kernel(
@@ -149,7 +152,7 @@ def error_of(
     query = random(7, num_heads, width)
     differences = []
     for window in (0, 4):
-        scoring = _PlainScoring(width**-0.5, window)
+        scoring = LayerScoring(width**-0.5, window)
         expected = torch.cat(
             [
                 _plain_attention(
@@ -167,7 +170,7 @@ def error_of(
 
 
 def _plain_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, end: int, scoring: _PlainScoring
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, end: int, scoring: LayerScoring
 ) -> torch.Tensor:
     """Attention in plain operations, float32. query `[q, heads, width]` are the last of `end` positions."""
     groups = query.shape[1] // keys.shape[1]

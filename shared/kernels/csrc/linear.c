@@ -16,41 +16,50 @@
 enum {
   PREFETCH_BYTES = 2048,  /* distance of the prefetch: memory latency at the rate at which weights are used */
   CACHED_BYTES = 1 << 20, /* how much of x stays in the second-level cache while the panels are read */
+  VECTORS = PANEL / LANES /* of a panel */
 };
+
+/* The sums of a tile are in registers: at most TILE_ROWS rows of one panel, or FEW rows of STREAMS panels. */
+#if LANES == 16
+#define TILE_ROWS 16
+#define STREAMS 4
+#define FEW 4
+#else
+#define TILE_ROWS 4
+#define STREAMS 2
+#define FEW 2
+#endif
 
 /* `rows` rows of one block times `panels` panels. Both are constants at each call, so the sums stay in registers. */
 INLINE void tile(int rows, int panels, const float *x, const uint16_t *weights, const float *bias, uint16_t *y,
                  int64_t in, int64_t out) {
-  __m512 sums[LANES][4];
+  const int vectors = panels * VECTORS;
+  vec sums[TILE_ROWS][STREAMS * VECTORS];
 #pragma GCC unroll 16
   for (int row = 0; row < rows; row++)
-#pragma GCC unroll 4
-    for (int panel = 0; panel < panels; panel++)
-      sums[row][panel] = bias ? _mm512_loadu_ps(bias + panel * LANES) : _mm512_setzero_ps();
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) sums[row][v] = bias ? load_floats(bias + v * LANES) : (vec){0};
   for (int64_t at = 0; at < in; at += 2) {
-    __m512 first[4], second[4];
-#pragma GCC unroll 4
-    for (int panel = 0; panel < panels; panel++) {
-      const uint16_t *pairs = weights + (panel * in + at) * LANES;
-      _mm_prefetch((const char *)pairs + PREFETCH_BYTES, _MM_HINT_T0);
-      widen_pairs(pairs, &first[panel], &second[panel]);
+    vec first[STREAMS * VECTORS], second[STREAMS * VECTORS];
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) {
+      const uint16_t *pairs = weights + (v / VECTORS * in + at) * PANEL + v % VECTORS * 2 * LANES;
+      if (v % VECTORS == 0) __builtin_prefetch((const char *)pairs + PREFETCH_BYTES);
+      widen_pairs(pairs, &first[v], &second[v]);
     }
 #pragma GCC unroll 16
     for (int row = 0; row < rows; row++)
-#pragma GCC unroll 4
-      for (int panel = 0; panel < panels; panel++)
-        sums[row][panel] = _mm512_fmadd_ps(first[panel], broadcast(x[at * LANES + row]), sums[row][panel]);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; v++) sums[row][v] = first[v] * x[at * PANEL + row] + sums[row][v];
 #pragma GCC unroll 16
     for (int row = 0; row < rows; row++)
-#pragma GCC unroll 4
-      for (int panel = 0; panel < panels; panel++)
-        sums[row][panel] = _mm512_fmadd_ps(second[panel], broadcast(x[(at + 1) * LANES + row]), sums[row][panel]);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; v++) sums[row][v] = second[v] * x[(at + 1) * PANEL + row] + sums[row][v];
   }
 #pragma GCC unroll 16
   for (int row = 0; row < rows; row++)
-#pragma GCC unroll 4
-    for (int panel = 0; panel < panels; panel++)
-      _mm256_storeu_si256((__m256i *)(y + row * out + panel * LANES), narrow(sums[row][panel]));
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) narrow(y + row * out + v * LANES, sums[row][v]);
 }
 
 #define CASE(ROWS, PANELS)                                                                                             \
@@ -58,28 +67,37 @@ INLINE void tile(int rows, int panels, const float *x, const uint16_t *weights, 
 #define FOUR_CASES(FIRST, PANELS)                                                                                      \
   CASE(FIRST, PANELS) CASE(FIRST + 1, PANELS) CASE(FIRST + 2, PANELS) CASE(FIRST + 3, PANELS)
 
-/* With few rows memory is the limit: four panels at once are four streams of reads. */
-AVX512 static void four_panels(int64_t rows, const float *x, const uint16_t *weights, const float *bias, uint16_t *y,
-                               int64_t in, int64_t out) {
-  switch (rows) { FOUR_CASES(1, 4) }
+/* With few rows memory is the limit: several panels at once are several streams of reads. */
+static void few_rows(int64_t rows, const float *x, const uint16_t *weights, const float *bias, uint16_t *y, int64_t in,
+                     int64_t out) {
+  switch (rows) {
+    CASE(1, STREAMS)
+    CASE(2, STREAMS)
+#if FEW == 4
+    CASE(3, STREAMS)
+    CASE(4, STREAMS)
+#endif
+  }
 }
 
-AVX512 static void one_panel(int64_t rows, const float *x, const uint16_t *weights, const float *bias, uint16_t *y,
-                             int64_t in, int64_t out) {
+static void one_panel(int64_t rows, const float *x, const uint16_t *weights, const float *bias, uint16_t *y, int64_t in,
+                      int64_t out) {
   switch (rows) {
     FOUR_CASES(1, 1)
+#if TILE_ROWS == 16
     FOUR_CASES(5, 1)
     FOUR_CASES(9, 1)
     FOUR_CASES(13, 1)
+#endif
   }
 }
 
 /* Transposes columns [at, at + 16) of some rows of x into a block. */
-AVX512 static void transpose(const uint16_t *x, float *block, int64_t rows, int64_t in, int64_t at) {
+static void transpose(const uint16_t *x, float *block, int64_t rows, int64_t in, int64_t at) {
   for (int64_t row = 0; row < rows; row++) {
-    float values[LANES];
-    _mm512_storeu_ps(values, widen(x + row * in + at));
-    for (int lane = 0; lane < LANES; lane++) block[(at + lane) * LANES + row] = values[lane];
+    float values[PANEL];
+    for (int lane = 0; lane < PANEL; lane += LANES) store_floats(values + lane, widen(x + row * in + at + lane));
+    for (int lane = 0; lane < PANEL; lane++) block[(at + lane) * PANEL + row] = values[lane];
   }
 }
 
@@ -88,29 +106,30 @@ AVX512 static void transpose(const uint16_t *x, float *block, int64_t rows, int6
 int linear(const uint16_t *x, const uint16_t *weights, const float *bias, uint16_t *y, int64_t rows, int64_t in,
            int64_t out, int threads) {
   if (rows == 0) return 0;
-  int64_t blocks = (rows + LANES - 1) / LANES, block_size = in * LANES;
+  int64_t blocks = (rows + PANEL - 1) / PANEL, block_size = in * PANEL;
   float *transposed = aligned_alloc(64, (size_t)(blocks * block_size) * sizeof(float));
   if (!transposed) return -1;
-  int64_t panels = out / LANES, together = rows <= 4 && panels % 4 == 0 ? 4 : 1;
+  int64_t panels = out / PANEL, together = rows <= FEW && panels % STREAMS == 0 ? STREAMS : 1;
   int64_t cached = CACHED_BYTES / (block_size * (int64_t)sizeof(float));
   if (cached < 1) cached = 1;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t part = 0; part < blocks * (in / LANES); part++) {
-      int64_t block = part / (in / LANES), row = block * LANES;
-      transpose(x + row * in, transposed + block * block_size, rows - row < LANES ? rows - row : LANES, in,
-                part % (in / LANES) * LANES);
+    for (int64_t part = 0; part < blocks * (in / PANEL); part++) {
+      int64_t block = part / (in / PANEL), row = block * PANEL;
+      transpose(x + row * in, transposed + block * block_size, rows - row < PANEL ? rows - row : PANEL, in,
+                part % (in / PANEL) * PANEL);
     }
     for (int64_t begin = 0; begin < blocks; begin += cached) {
       int64_t end = begin + cached < blocks ? begin + cached : blocks;
 #pragma omp for schedule(static) nowait
       for (int64_t group = 0; group < panels / together; group++) {
-        int64_t column = group * together * LANES;
-        for (int64_t block = begin; block < end; block++) {
-          int64_t row = block * LANES, count = rows - row < LANES ? rows - row : LANES;
-          (together == 4 ? four_panels : one_panel)(count, transposed + block * block_size, weights + column * in,
-                                                    bias ? bias + column : NULL, y + row * out + column, in, out);
+        int64_t column = group * together * PANEL;
+        for (int64_t row = begin * PANEL; row < end * PANEL && row < rows; row += TILE_ROWS) {
+          int64_t count = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
+          (together == 1 ? one_panel : few_rows)(count, transposed + row / PANEL * block_size + row % PANEL,
+                                                 weights + column * in, bias ? bias + column : NULL,
+                                                 y + row * out + column, in, out);
         }
       }
     }

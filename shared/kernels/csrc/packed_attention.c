@@ -8,7 +8,6 @@
  * that resumes elsewhere takes the same steps.
  *
  * Tensors are bfloat16 if `half` is set, else float32; arithmetic is float32. */
-#include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,23 +20,30 @@ typedef struct {
   int64_t token_stride, head_stride;
 } Heads;
 
-enum { ROWS = 6, VECTORS = 4 }; /* size of a microkernel: its sums take 24 of 32 registers */
+/* Size of a microkernel: its sums take 24 of 32 registers, or 12 of 16. */
+enum { ROWS = 6, VECTORS = REGISTERS / 8 };
 
 #define MICROKERNEL(M, N)                                                                                              \
-  AVX512 static void micro_##M##_##N(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row,   \
-                                     float *c, int64_t c_row, int64_t depth, int add) {                                \
-    __m512 sums[M][N], right[N];                                                                                       \
+  static void micro_##M##_##N(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row,          \
+                              float *c, int64_t c_row, int64_t depth, int add) {                                       \
+    vec sums[M][N], right[N];                                                                                          \
     _Pragma("GCC unroll 6") for (int i = 0; i < M; i++) _Pragma("GCC unroll 4") for (int j = 0; j < N; j++)            \
-        sums[i][j] = add ? _mm512_loadu_ps(c + i * c_row + j * LANES) : _mm512_setzero_ps();                           \
+        sums[i][j] = add ? load_floats(c + i * c_row + j * LANES) : (vec){0};                                          \
     for (int64_t p = 0; p < depth; p++) {                                                                              \
-      _Pragma("GCC unroll 4") for (int j = 0; j < N; j++) right[j] = _mm512_loadu_ps(b + p * b_row + j * LANES);       \
+      _Pragma("GCC unroll 4") for (int j = 0; j < N; j++) right[j] = load_floats(b + p * b_row + j * LANES);           \
       _Pragma("GCC unroll 6") for (int i = 0; i < M; i++) _Pragma("GCC unroll 4") for (int j = 0; j < N; j++)          \
-          sums[i][j] = _mm512_fmadd_ps(broadcast(a[i * a_row + p * a_column]), right[j], sums[i][j]);                  \
+          sums[i][j] = right[j] * a[i * a_row + p * a_column] + sums[i][j];                                            \
     }                                                                                                                  \
     _Pragma("GCC unroll 6") for (int i = 0; i < M; i++) _Pragma("GCC unroll 4") for (int j = 0; j < N; j++)            \
-        _mm512_storeu_ps(c + i * c_row + j * LANES, sums[i][j]);                                                       \
+        store_floats(c + i * c_row + j * LANES, sums[i][j]);                                                           \
   }
+#if LANES == 8
+#define MICROKERNELS(M) MICROKERNEL(M, 1) MICROKERNEL(M, 2)
+#define OF_ROWS(M) {micro_##M##_1, micro_##M##_2}
+#else
 #define MICROKERNELS(M) MICROKERNEL(M, 1) MICROKERNEL(M, 2) MICROKERNEL(M, 3) MICROKERNEL(M, 4)
+#define OF_ROWS(M) {micro_##M##_1, micro_##M##_2, micro_##M##_3, micro_##M##_4}
+#endif
 MICROKERNELS(1)
 MICROKERNELS(2)
 MICROKERNELS(3)
@@ -46,13 +52,12 @@ MICROKERNELS(5)
 MICROKERNELS(6)
 
 typedef void Microkernel(const float *, int64_t, int64_t, const float *, int64_t, float *, int64_t, int64_t, int);
-#define OF_ROWS(M) {micro_##M##_1, micro_##M##_2, micro_##M##_3, micro_##M##_4}
 static Microkernel *const microkernels[ROWS][VECTORS] = {OF_ROWS(1), OF_ROWS(2), OF_ROWS(3),
                                                          OF_ROWS(4), OF_ROWS(5), OF_ROWS(6)};
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* A matrix product of operands in cache: c [m][n] = a b, or c + a b if `add` is set; n is a multiple of 16 and
+/* A matrix product of operands in cache: c [m][n] = a b, or c + a b if `add` is set; n is a multiple of LANES and
  * a(i, p) = a[i * a_row + p * a_column]. */
 static void product(int64_t m, int64_t n, int64_t depth, const float *a, int64_t a_row, int64_t a_column,
                     const float *b, int64_t b_row, float *c, int64_t c_row, int add) {
@@ -87,7 +92,7 @@ static int64_t scratch_size(const PackedAttention *call, Scratch *scratch) {
     for (int64_t row = item[FIRST_ROW]; row < item[FIRST_ROW] + item[NUM_ROWS]; row++)
       if (item[SHARED] + call->rows[2 * row + 1] > longest) longest = item[SHARED] + call->rows[2 * row + 1];
   /* One register more: `transpose` writes whole registers, from any column on. */
-  scratch->columns = (longest + LANES - 1) / LANES * LANES + LANES;
+  scratch->columns = (longest + PANEL - 1) / PANEL * PANEL + PANEL;
   scratch->tokens = BLOCK / group ? BLOCK / group : 1;
   return scratch->columns * call->width * 6 + scratch->tokens * group * (call->width * 3 + scratch->columns * 2);
 }
@@ -104,34 +109,33 @@ static void place(const PackedAttention *call, float *at, Scratch *scratch) {
 }
 
 /* Copies `group` heads of some tokens, times `scale`, to [count][group][width]. */
-AVX512 static void gather(const PackedAttention *call, const Heads *from, int64_t start, int64_t count, int64_t head,
+static void gather(const PackedAttention *call, const Heads *from, int64_t start, int64_t count, int64_t head,
                           int64_t group, float scale, float *to) {
   for (int64_t token = start; token < start + count; token++)
     for (int64_t one = head * group; one < (head + 1) * group; one++)
       for (int64_t at = 0; at < call->width; at += LANES, to += LANES)
-        _mm512_storeu_ps(
-            to, _mm512_mul_ps(load(from->data, token * from->token_stride + one * from->head_stride + at, call->half),
-                              broadcast(scale)));
+        store_floats(
+            to, load(from->data, token * from->token_stride + one * from->head_stride + at, call->half) * scale);
 }
 
 /* The reverse of `gather`: writes [count][group][width] to [tokens][heads][width]. */
-AVX512 static void scatter(const PackedAttention *call, const float *from, int64_t start, int64_t count, int64_t head,
+static void scatter(const PackedAttention *call, const float *from, int64_t start, int64_t count, int64_t head,
                            int64_t heads, int64_t group, void *to) {
   for (int64_t token = start; token < start + count; token++)
     for (int64_t at = 0; at < group * call->width; at += LANES, from += LANES)
-      store(to, (token * heads + head * group) * call->width + at, _mm512_loadu_ps(from), call->half);
+      store(to, (token * heads + head * group) * call->width + at, load_floats(from), call->half);
 }
 
 /* Transposes slots [first, end) of [slots][width] into [width][columns]. */
-AVX512 static void transpose(const float *from, float *to, int64_t first, int64_t end, int64_t width, int64_t columns) {
-  __m512i lanes = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-                                     _mm512_set1_epi32((int)width));
-  for (int64_t slot = first; slot < end; slot += LANES) {
-    __mmask16 some = end - slot < LANES ? (__mmask16)((1 << (end - slot)) - 1) : (__mmask16)0xffff;
-    for (int64_t at = 0; at < width; at++)
-      _mm512_storeu_ps(to + at * columns + slot,
-                       _mm512_mask_i32gather_ps(_mm512_setzero_ps(), some, lanes, from + slot * width + at, 4));
-  }
+static void transpose(const float *from, float *to, int64_t first, int64_t end, int64_t width, int64_t columns) {
+  for (int64_t slot = first; slot < end; slot += LANES)
+    for (int64_t at = 0; at < width; at++) {
+      vec values = {0};
+#pragma GCC unroll 16
+      for (int lane = 0; lane < LANES; lane++)
+        if (slot + lane < end) values[lane] = from[(slot + lane) * width + at];
+      store_floats(to + at * columns + slot, values);
+    }
 }
 
 /* Appends keys and values of `count` tokens behind the `first` slots. */
@@ -147,46 +151,42 @@ static void prepare(const PackedAttention *call, const Heads *key, const Heads *
   memset(scratch->dvalues + first * width, 0, (size_t)(count * width) * sizeof(float));
 }
 
-/* Masks those of the 16 slots from `slot` on that lie in [begin, end). */
-INLINE __mmask16 seen(int64_t slot, int64_t begin, int64_t end) {
-  int64_t low = begin > slot ? begin - slot : 0, high = end - slot;
-  if (low >= LANES || high <= low) return 0;
-  return (__mmask16)((high >= LANES ? 0xffff : (1 << high) - 1) & ~((1 << low) - 1));
+/* Masks those of the LANES slots from `slot` on that lie in [begin, end). */
+INLINE ivec seen(int64_t slot, int64_t begin, int64_t end) {
+  ivec slots = lane_numbers() + (int)slot;
+  return (slots >= (int)begin) & (slots < (int)end);
 }
 
 /* Turns scores [columns] into weights, zero outside [begin, end) and not yet divided by their sum. Returns the sum;
  * `highest` gets the highest score. */
 INLINE float exponents(float *scores, int64_t begin, int64_t end, int64_t columns, float *highest) {
-  __m512 top = broadcast(-INFINITY), sum = _mm512_setzero_ps();
+  vec top = broadcast(-INFINITY), sum = {0};
   for (int64_t slot = begin / LANES * LANES; slot < end; slot += LANES)
-    top = _mm512_mask_max_ps(top, seen(slot, begin, end), top, _mm512_loadu_ps(scores + slot));
-  *highest = _mm512_reduce_max_ps(top);
+    top = choose(seen(slot, begin, end), larger(top, load_floats(scores + slot)), top);
+  *highest = largest_of(top);
   for (int64_t slot = 0; slot < columns; slot += LANES) {
-    __m512 weights = _mm512_maskz_mov_ps(
-        seen(slot, begin, end), exp2_vector(_mm512_sub_ps(_mm512_loadu_ps(scores + slot), broadcast(*highest))));
-    sum = _mm512_add_ps(sum, weights);
-    _mm512_storeu_ps(scores + slot, weights);
+    vec weights = choose(seen(slot, begin, end), exp2_vector(load_floats(scores + slot) - *highest), (vec){0});
+    sum = sum + weights;
+    store_floats(scores + slot, weights);
   }
-  return _mm512_reduce_add_ps(sum);
+  return sum_of(sum);
 }
 
 /* Turns scores into weights p, and slopes, which hold dp, into ln(2) * p * (dp - sum(p * dp)). */
 INLINE void softmax_backward(float *scores, float *slopes, int64_t begin, int64_t end, int64_t columns, float log_sum) {
-  __m512 sum = _mm512_setzero_ps();
+  vec sum = {0};
   for (int64_t slot = 0; slot < columns; slot += LANES) {
-    __mmask16 mask = seen(slot, begin, end);
-    __m512 weights =
-        _mm512_maskz_mov_ps(mask, exp2_vector(_mm512_sub_ps(_mm512_loadu_ps(scores + slot), broadcast(log_sum))));
-    __m512 dweights = _mm512_maskz_loadu_ps(mask, slopes + slot);
-    sum = _mm512_fmadd_ps(weights, dweights, sum);
-    _mm512_storeu_ps(scores + slot, weights);
-    _mm512_storeu_ps(slopes + slot, dweights);
+    ivec mask = seen(slot, begin, end);
+    vec weights = choose(mask, exp2_vector(load_floats(scores + slot) - log_sum), (vec){0});
+    vec dweights = choose(mask, load_floats(slopes + slot), (vec){0});
+    sum = weights * dweights + sum;
+    store_floats(scores + slot, weights);
+    store_floats(slopes + slot, dweights);
   }
-  __m512 mean = broadcast(_mm512_reduce_add_ps(sum));
+  float mean = sum_of(sum);
   for (int64_t slot = 0; slot < columns; slot += LANES) {
-    __m512 centred = _mm512_sub_ps(_mm512_loadu_ps(slopes + slot), mean);
-    __m512 slope = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(scores + slot), centred), broadcast((float)M_LN2));
-    _mm512_storeu_ps(slopes + slot, _mm512_maskz_mov_ps(seen(slot, begin, end), slope));
+    vec slope = load_floats(scores + slot) * (load_floats(slopes + slot) - mean) * (float)M_LN2;
+    store_floats(slopes + slot, choose(seen(slot, begin, end), slope, (vec){0}));
   }
 }
 
@@ -199,7 +199,7 @@ INLINE int64_t first_seen(const PackedAttention *call, int64_t slot) {
   return call->window && slot >= call->window ? slot - call->window + 1 : 0;
 }
 
-AVX512 static void block_forward(const PackedAttention *call, const Heads *query, void *out, float *log_sums,
+static void block_forward(const PackedAttention *call, const Heads *query, void *out, float *log_sums,
                                  QueryBlock block, int64_t head, Scratch *scratch) {
   int64_t group = call->heads / call->kv_heads, queries = block.count * group, width = call->width;
   int64_t token = block.start + block.first;
@@ -213,14 +213,14 @@ AVX512 static void block_forward(const PackedAttention *call, const Heads *query
     float sum = exponents(scores, first_seen(call, slot), slot + 1, columns, &highest);
     log_sums[(token + i / group) * call->heads + head * group + i % group] = highest + log2f(sum);
     for (int64_t at = 0; at < columns; at += LANES)
-      _mm512_storeu_ps(scores + at, _mm512_mul_ps(_mm512_loadu_ps(scores + at), broadcast(1 / sum)));
+      store_floats(scores + at, load_floats(scores + at) * (1 / sum));
   }
   product(queries, width, limit, scratch->scores, scratch->columns, 1, scratch->values, width, scratch->result, width,
           0);
   scatter(call, scratch->result, token, block.count, head, call->heads, group, out);
 }
 
-AVX512 static void block_backward(const PackedAttention *call, const Heads *query, const Heads *grad,
+static void block_backward(const PackedAttention *call, const Heads *query, const Heads *grad,
                                   const float *log_sums, void *dquery, QueryBlock block, int64_t head,
                                   Scratch *scratch) {
   int64_t group = call->heads / call->kv_heads, queries = block.count * group, width = call->width;
@@ -242,13 +242,13 @@ AVX512 static void block_backward(const PackedAttention *call, const Heads *quer
   product(limit, width, queries, scratch->slopes, 1, ld, scratch->query, width, scratch->dkeys, width, 1);
   product(queries, width, limit, scratch->slopes, ld, 1, scratch->keys, width, scratch->result, width, 0);
   for (int64_t at = 0; at < queries * width; at += LANES)
-    _mm512_storeu_ps(scratch->result + at, _mm512_mul_ps(_mm512_loadu_ps(scratch->result + at), broadcast(scale)));
+    store_floats(scratch->result + at, load_floats(scratch->result + at) * scale);
   scatter(call, scratch->result, token, block.count, head, call->heads, group, dquery);
 }
 
 /* Sums the partial gradients of all items that share their positions with `item`, for one key head, and adds them to
  * dkey and dvalue. */
-AVX512 static void add_partials(const PackedAttention *call, int64_t item, int64_t head, float *partials, void *dkey,
+static void add_partials(const PackedAttention *call, int64_t item, int64_t head, float *partials, void *dkey,
                                 void *dvalue) {
   const int64_t *first = call->items + item * ITEM;
   int64_t shared = first[SHARED], size = shared * call->width;
@@ -258,14 +258,14 @@ AVX512 static void add_partials(const PackedAttention *call, int64_t item, int64
     const float *more =
         partials + (call->items[other * ITEM + PARTIAL] * call->kv_heads + head * shared) * 2 * call->width;
     for (int64_t at = 0; at < 2 * size; at += LANES)
-      _mm512_storeu_ps(total + at, _mm512_add_ps(_mm512_loadu_ps(total + at), _mm512_loadu_ps(more + at)));
+      store_floats(total + at, load_floats(total + at) + load_floats(more + at));
   }
   for (int64_t slot = 0; slot < shared; slot++)
     for (int64_t at = 0; at < call->width; at += LANES) {
       int64_t to = ((first[SHARED_START] + slot) * call->kv_heads + head) * call->width + at;
       int64_t from = slot * call->width + at;
-      store(dkey, to, _mm512_add_ps(load(dkey, to, call->half), _mm512_loadu_ps(total + from)), call->half);
-      store(dvalue, to, _mm512_add_ps(load(dvalue, to, call->half), _mm512_loadu_ps(total + size + from)), call->half);
+      store(dkey, to, load(dkey, to, call->half) + load_floats(total + from), call->half);
+      store(dvalue, to, load(dvalue, to, call->half) + load_floats(total + size + from), call->half);
     }
 }
 

@@ -1,5 +1,6 @@
-"""The compiled library: compiled once in a checkout, brought by a wheel, loaded only if it is ours, and done without
-where there is no compiler or another processor."""
+"""The compiled library: built once in a checkout, shipped in a wheel, loaded only if its hash matches, and skipped
+without a compiler or on another processor.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +22,25 @@ from shared.kernels import build, library
 
 can_compile = build.fits_platform() and shutil.which(build.COMPILER) is not None
 needs_compiler = pytest.mark.skipif(not can_compile, reason="no compiler, or another platform")
+SET = "plain"
+"""An instruction set that every processor has."""
 TORCH_OPENMP = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout's `shared/kernels` with a small source, on a processor that can run it, and a cache of its own."""
+    """A copy of `shared/kernels` with a small source and its own cache, on a processor that can run it."""
     package = tmp_path / "checkout" / "shared" / "kernels"
     (package / "csrc").mkdir(parents=True)
     (tmp_path / "checkout" / "pyproject.toml").touch()
     (package / "csrc" / "simd.h").write_text("enum { LANES = 16 };\n")
     (package / "csrc" / "answer.c").write_text('#include "simd.h"\nint answer(void) { return 26 + LANES; }\n')
     monkeypatch.setattr(build, "SOURCES", package / "csrc")
-    monkeypatch.setattr(build, "PLATFORM", (platform.system(), platform.machine()))
+    monkeypatch.setattr(build, "SYSTEM", platform.system())
+    monkeypatch.setattr(build, "INSTRUCTION_SETS", {platform.machine(): {SET: ()}})
     monkeypatch.setattr(library, "PACKAGE", package)
     monkeypatch.setattr(library, "SIGNATURES", {"answer": (ctypes.c_int, ())})
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(library, "instruction_set", lambda: SET if build.fits_platform() else None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return package
 
@@ -47,7 +51,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def load() -> ctypes.CDLL | None:
-    """As in a new process."""
+    """Load the library as a new process does, without the cached result."""
     return library.load.__wrapped__()
 
 
@@ -59,13 +63,13 @@ def test_it_is_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert loaded.answer() == 42
     made = [*cache.iterdir()]
     monkeypatch.setattr(build, "compile_into", None)
-    assert library.find() == made[0]
+    assert library.find(SET) == made[0]
 
 
 @needs_compiler
 def test_the_name_depends_on_all_that_the_library_is_made_of(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def name() -> str:
-        return build.library_name(build.compiler_version())
+        return build.library_name(build.compiler_version(), SET)
 
     names = [name()]
     for file in ("simd.h", "answer.c", "more.h", "more.c"):
@@ -73,6 +77,8 @@ def test_the_name_depends_on_all_that_the_library_is_made_of(package: Path, monk
             out.write("\n")
         names.append(name())
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
+    names.append(name())
+    monkeypatch.setattr(build, "INSTRUCTION_SETS", {platform.machine(): {SET: ("-g",)}})
     names.append(name())
     monkeypatch.setattr(build, "compiler_version", lambda: "gcc 99")
     names.append(name())
@@ -86,25 +92,25 @@ def test_the_name_depends_on_all_that_the_library_is_made_of(package: Path, monk
 def test_another_compiler_compiles_again_and_none_takes_what_is_there(
     package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = library.find()
+    first = library.find(SET)
     monkeypatch.setattr(build, "compiler_version", lambda: "gcc 99")
-    assert library.find() != first
+    assert library.find(SET) != first
     monkeypatch.setattr(build, "compiler_version", lambda: None)
-    assert library.find() in cache.iterdir()
+    assert library.find(SET) in cache.iterdir()
     (package / "csrc" / "simd.h").write_text("enum { LANES = 8 };\n")
     with pytest.raises(RuntimeError, match="no gcc is installed"):
-        library.find()
+        library.find(SET)
 
 
 @needs_compiler
 def test_what_a_wheel_brings_needs_neither_compiler_nor_cache(
     package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packaged = build.compile_into(package)
+    packaged = build.compile_into(package, SET)
     (package.parents[1] / "pyproject.toml").unlink()
     monkeypatch.setattr(build, "COMPILER", "no-such-compiler")
     assert load() is not None
-    assert library.find() == packaged
+    assert library.find(SET) == packaged
     assert not cache.exists()
 
 
@@ -133,17 +139,39 @@ def test_without_a_compiler_one_warning_says_so(
 def test_another_processor_or_platform_is_not_asked_to_run_it(
     other: str, package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (package / build.library_name("gcc 99")).write_bytes(b"not for this machine")
+    (package / build.library_name("gcc 99", SET)).write_bytes(b"not for this machine")
     if other == "processor":
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+        monkeypatch.setattr(library, "instruction_set", lambda: None)
     else:
-        monkeypatch.setattr(build, "PLATFORM", ("Darwin", "arm64"))
+        monkeypatch.setattr(build, "SYSTEM", "Darwin")
     with caplog.at_level(logging.INFO):
         assert load() is None
     assert [record.getMessage() for record in caplog.records] == [
-        "compiled kernels need Linux on a processor with AVX-512; using the slower PyTorch path"
+        "compiled kernels need Linux on a processor with AVX2 or NEON; using the slower PyTorch path"
     ]
     assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("machine", "capability", "has_conversion", "expected"),
+    [
+        ("x86_64", "AVX512", True, "avx512"),
+        ("x86_64", "AVX2", True, "avx2"),
+        ("x86_64", "AVX2", False, None),
+        ("x86_64", "DEFAULT", True, None),
+        ("aarch64", "DEFAULT", False, "neon"),
+        ("aarch64", "SVE256", False, "neon"),
+        ("riscv64", "DEFAULT", False, None),
+    ],
+)
+def test_the_best_instruction_set_of_the_processor(
+    machine: str, capability: str, has_conversion: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"f16c": has_conversion})
+    assert library.instruction_set() == expected
 
 
 @needs_compiler
@@ -151,12 +179,12 @@ def test_processes_that_compile_at_the_same_time_make_the_same_file(package: Pat
     folder = package / "made"
     folder.mkdir()
     with ThreadPoolExecutor(3) as pool:
-        made = set(pool.map(build.compile_into, [folder] * 3))
+        made = set(pool.map(build.compile_into, [folder] * 3, [SET] * 3))
     assert [*folder.iterdir()] == [*made]
 
 
 @needs_compiler
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="another processor")
+@pytest.mark.skipif(library.instruction_set() is None, reason="another processor")
 @pytest.mark.skipif(not TORCH_OPENMP.exists(), reason="builds for CUDA name OpenMP otherwise; there a GPU computes")
 def test_torch_and_the_kernels_share_one_team_of_threads() -> None:
     script = "from shared.kernels import library; assert library.load(); print(open('/proc/self/maps').read())"
@@ -167,19 +195,19 @@ def test_torch_and_the_kernels_share_one_team_of_threads() -> None:
 @pytest.mark.usefixtures("package")
 def test_code_that_others_could_have_planted_is_not_loaded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.mkdir(parents=True)
-    cached = cache / build.library_name("gcc 99")
+    cached = cache / build.library_name("gcc 99", SET)
     cached.write_bytes(b"")
     cached.chmod(0o700)
     cache.chmod(0o700)
     monkeypatch.setattr(build, "compiler_version", lambda: "gcc 99")
-    monkeypatch.setattr(build, "compile_into", lambda folder: folder / "compiled again")
-    assert library.find() == cached
+    monkeypatch.setattr(build, "compile_into", lambda folder, instruction_set: folder / "compiled again")
+    assert library.find(SET) == cached
     cached.chmod(0o777)
-    assert library.find() == cache / "compiled again"
+    assert library.find(SET) == cache / "compiled again"
     cached.chmod(0o700)
     cache.chmod(0o777)
     with pytest.raises(RuntimeError, match="other users can write to"):
-        library.find()
+        library.find(SET)
 
 
 @pytest.mark.usefixtures("package")
@@ -195,7 +223,7 @@ def test_nothing_is_compiled_into_a_folder_that_others_write_to(cache: Path, cap
 def test_a_source_that_does_not_compile_is_reported(package: Path, caplog: pytest.LogCaptureFixture) -> None:
     (package / "csrc" / "answer.c").write_text("int linear(")
     with pytest.raises(RuntimeError, match=r"gcc failed: .*answer\.c.*error"):
-        build.compile_into(package)
+        build.compile_into(package, SET)
     assert [path.name for path in package.iterdir()] == ["csrc"]
     assert load() is None
     assert "gcc failed" in caplog.text
@@ -204,7 +232,7 @@ def test_a_source_that_does_not_compile_is_reported(package: Path, caplog: pytes
 def test_every_exported_function_is_declared_with_all_its_arguments() -> None:
     defined = dict[str, int]()
     for source in build.SOURCES.glob("*.c"):
-        for name, parameters in re.findall(r"^(?:AVX512 )?(?:int|void) (\w+)\(([^)]*)\) \{", source.read_text(), re.M):
+        for name, parameters in re.findall(r"^(?:int|void) (\w+)\(([^)]*)\) \{", source.read_text(), re.M):
             defined[name] = parameters.count(",") + 1
     assert {name: len(arguments) for name, (_, arguments) in library.SIGNATURES.items()} == defined
 

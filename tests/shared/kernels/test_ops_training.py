@@ -1,4 +1,4 @@
-"""The kernels of training beside the same written out in torch: values, gradients, and wrong input."""
+"""The training kernels compared with plain torch: values, gradients, and wrong input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 
 
 def _agree(native: Callable[..., torch.Tensor], written: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> None:
-    """Value and gradients, `written` being computed in float64."""
+    """Compare value and gradients with those of `written`, which is computed in float64."""
     mine = [tensor.detach().requires_grad_(True) for tensor in inputs]
     exact = [tensor.detach().double().requires_grad_(True) for tensor in inputs]
     found, expected = native(*mine), written(*exact)
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_left_to_torch(width: int) -> None:
     [("llama", 2), ("qwen3", 2), ("gemma3_text", 6), ("phi3", 2), ("gpt_neox", 2), ("gpt2", 0), ("cohere", 0)],
 )
 def test_the_usual_rotation_is_replaced_once(architecture: str, expected: int) -> None:
-    """Cohere's turns pairs of neighbours."""
+    """Cohere's rotary embedding rotates neighbouring pairs."""
     model = build(architecture, **({} if architecture == "gpt2" else {"head_dim": 32})).model
     ids = torch.tensor([[5, 9, 40, 7]])
     with torch.no_grad():

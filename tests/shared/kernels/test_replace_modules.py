@@ -1,4 +1,4 @@
-"""Which modules get a faster forward, that it is proven first, and that it can be undone."""
+"""Which modules get a faster forward pass; each is checked first and can be restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linear layers for serving compute what the originals did; the fastest kind is taken, or the named one."""
+"""Linear layers for serving compute the same as the originals; the fastest kernel is chosen, or the named one."""
 
 from __future__ import annotations
 

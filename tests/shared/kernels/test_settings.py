@@ -1,6 +1,4 @@
-"""Native libraries behave as the services want it, in every process that runs them, unless its environment says
-otherwise.
-"""
+"""Native libraries get the services' settings in every process, unless its environment overrides them."""
 
 from __future__ import annotations
 

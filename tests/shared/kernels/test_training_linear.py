@@ -1,4 +1,4 @@
-"""Products of bfloat16 operands in float32: nearer to the exact ones than bfloat16's, and taken only where they pay."""
+"""Products of bfloat16 operands in float32: more accurate than bfloat16's, and used only where they are faster."""
 
 from __future__ import annotations
 

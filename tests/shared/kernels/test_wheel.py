@@ -1,8 +1,9 @@
-"""The wheel brings the compiled library: installed where there is no compiler, it computes with it."""
+"""The wheel contains the compiled library and uses it on a machine without a compiler."""
 
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import zipfile
@@ -18,7 +19,7 @@ import torch
 from {package} import build, library, ops
 assert build.compiler_version() is None
 assert library.load() is not None
-print(library.find())
+print(library.find(library.instruction_set()))
 torch.testing.assert_close(ops.rms_norm(torch.full((3, 16), 2.0), torch.ones(16), 0.0), torch.ones(3, 16))
 """
 
@@ -28,10 +29,13 @@ torch.testing.assert_close(ops.rms_norm(torch.full((3, 16), 2.0), torch.ones(16)
 def test_an_installed_wheel_computes_with_its_own_library(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=170)
-    [wheel] = tmp_path.glob("*-py3-none-linux_x86_64.whl")
+    machine = platform.machine()
+    [wheel] = tmp_path.glob(f"*-py3-none-linux_{machine}.whl")
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
-    [brought] = installed.rglob(build.library_name(None))
+    names = [build.library_name(None, name) for name in build.INSTRUCTION_SETS[machine]]
+    assert [len([*installed.rglob(name)]) for name in names] == [1] * len(names)
+    [brought] = installed.rglob(build.library_name(None, str(library.instruction_set())))
     package = ".".join(brought.parent.relative_to(installed).parts)
     environment = {"PATH": "", "PYTHONPATH": str(installed), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run(
@@ -52,7 +56,7 @@ def test_elsewhere_the_wheel_is_pure_python(without: str, monkeypatch: pytest.Mo
     if without == "compiler":
         monkeypatch.setattr(build, "compiler_version", lambda: None)
     else:
-        monkeypatch.setattr(build, "PLATFORM", ("Darwin", "arm64"))
+        monkeypatch.setattr(build, "SYSTEM", "Darwin")
     monkeypatch.setattr(build, "compile_into", None)
     build_data = {"pure_python": True}
     assert not build.add_to_wheel(build_data)

@@ -1,4 +1,4 @@
-"""What identifies a base model: its very weights, config and tokenizer, hashed once and again when a file changes."""
+"""A base model's fingerprint: over weights, config and tokenizer, hashed once and again when a file changes."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_ids_devices_and_dtypes() -> None:
 
 
 class TestShipped:
-    """A fingerprint that travels with the files of an image or a volume."""
+    """A fingerprint that is stored beside the files in an image or a volume."""
 
     @pytest.fixture
     def copy(self, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[str]) -> Path:

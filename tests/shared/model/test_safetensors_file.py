@@ -1,4 +1,4 @@
-"""Files that are not what their name says, described in words."""
+"""Files whose content doesn't match their name are refused with a readable reason."""
 
 from __future__ import annotations
 

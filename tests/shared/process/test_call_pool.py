@@ -1,4 +1,4 @@
-"""Calls to an outside system that hangs: time limits, refusals, recovery, and what is left of threads."""
+"""Calls to an external system that hangs: time limits, refusals, recovery, and leaked threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.waiting import until
 
 
 class Hanging:
-    """A system that answers once it is told to."""
+    """A system that answers only after it is released."""
 
     def __init__(self) -> None:
         self.answers = threading.Event()
@@ -152,7 +152,7 @@ async def test_when_every_thread_hangs_calls_fail_at_once_and_succeed_again_afte
 
 
 async def test_calls_that_never_return_get_few_spare_threads_and_the_pool_recovers() -> None:
-    """A connection that is dead for ever, while the system answers new ones."""
+    """A connection that never answers again, while the system answers new connections."""
     pool, system = CallPool("thing", max_threads=2, timeout_seconds=0.05), Hanging()
     before = threading.active_count()
     await stuck(pool, system, 2)

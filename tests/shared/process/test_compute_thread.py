@@ -1,4 +1,4 @@
-"""Who may use all cores is decided by thread, so each case runs in a process of its own."""
+"""The number of torch threads is per thread, so each case runs in its own process."""
 
 from __future__ import annotations
 

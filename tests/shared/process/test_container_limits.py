@@ -1,5 +1,5 @@
-"""What control groups leave a process: trees of files as the kernel's versions have them, and one real group where one
-can be made.
+"""The limits that control groups set: file trees of several kernel versions, and one real group if the machine allows
+one.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def test_v1_nested(tmp_path: Path, mounts: dict[str, tuple[str, str, str]]) -> N
 
 
 def test_v1_in_a_container_whose_group_is_mounted_as_the_root(tmp_path: Path) -> None:
-    """The membership is told as the host sees it, the mount shows the container's part only."""
+    """/proc names the group by its path on the host; the mount shows only the container's subtree."""
     mounts = {point: ("/docker/abc", kind, options) for point, (_, kind, options) in V1.items()}
     files = {**v1("", "100000", "100000", "6000", "1000"), **v1("/child", "-1", "100000", "3000", "2500")}
     outside = "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc"
@@ -167,7 +167,7 @@ print(cpu_quota(), 0 < memory_left_bytes() < 4 << 30, os.environ["OMP_NUM_THREAD
 
 
 def test_a_real_group_with_a_quota_of_one_and_a_half_processors() -> None:
-    """In a child group of the one with the limits. torch then has one thread."""
+    """Runs in a child group of the group with the limits; torch then has one thread."""
     with control_group(quota="150000", memory_bytes=4 << 30) as joined:
         command = [sys.executable, "-c", JOIN_AND_TELL, *map(str, joined)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)

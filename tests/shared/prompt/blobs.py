@@ -1,4 +1,4 @@
-"""Small sound versions for tests of the store."""
+"""Small valid versions for tests of the store."""
 
 from __future__ import annotations
 
@@ -72,5 +72,5 @@ def manifest(
 
 
 def make_blob(prompt: str = "support-tone", seed: int = 0, kind: PrefixKind = PrefixKind.PROMPT) -> bytes:
-    """A version's bytes; another seed, another digest."""
+    """The bytes of a version; each seed gives another digest."""
     return encode_blob(prefix_of(kind, seed), manifest(prompt, kind=kind))

@@ -1,6 +1,4 @@
-"""The bytes of a version: what is written can be read, by us, by safetensors and by PEFT; whatever else is refused
-without harm.
-"""
+"""The bytes of a version: readable by us, by safetensors and by PEFT; all other bytes are refused safely."""
 
 from __future__ import annotations
 
@@ -105,7 +103,7 @@ class TestRoundTrip:
         assert encode_blob(blob.prefix, blob.manifest) == data, "the same content has the same digest"
 
     def test_bfloat16_numbers_take_two_bytes_and_others_four(self) -> None:
-        """Nothing is lost in either case."""
+        """Neither conversion loses a bit."""
         exact = key_values(num_virtual_tokens=4)
         for prefix, item_bytes in ((exact, 4), (exact.rounded(), 2)):
             blob = encode_blob(prefix, manifest(kind=PrefixKind.PREFIX))
@@ -334,7 +332,7 @@ headers = st.dictionaries(
 
 
 def _decoded(data: bytes) -> PromptBlob | None:
-    """Nothing but DamagedBlob may come out of hostile bytes."""
+    """Hostile bytes raise DamagedBlob and nothing else."""
     try:
         return decode_blob(data)
     except DamagedBlob:

@@ -38,6 +38,6 @@ def test_nothing_found_says_nothing() -> None:
 
 @pytest.mark.parametrize("nats", [FLOAT32_NATS, 0.01, 0.5])
 def test_a_tie_is_as_wide_as_its_divergence(nats: float) -> None:
-    """Of two equally likely tokens, of which one becomes less likely by that much."""
+    """Two equally likely tokens, one of which loses this much log-probability."""
     moved = torch.tensor([0.0, tied_within(nats)], dtype=torch.float64).log_softmax(-1)
     assert divergence_nats([0, 1], [math.log(0.5)] * 2, dict(enumerate(moved.tolist()))) == pytest.approx(nats)

@@ -1,4 +1,4 @@
-"""A small GenerationService behind the real server, for tests of what stands before the handlers."""
+"""A small GenerationService behind the real server, for tests of the interceptors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SERVICE = "prompttuning.v1.GenerationService"
 
 @dataclass
 class Servicer(generation_pb2_grpc.GenerationServiceServicer):
-    """Answers by the text it is sent; remembers what was closed."""
+    """Answers according to the text of the request; records the streams that were closed."""
 
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     release: asyncio.Event = field(default_factory=asyncio.Event)
@@ -80,7 +80,7 @@ class Running:
 
 @asynccontextmanager
 async def running_server(tracing: Tracing | None = None, **settings: Any) -> AsyncIterator[Running]:
-    """Until the block ends; `channel` is a plaintext one."""
+    """Runs until the block ends; `channel` is a plaintext channel."""
     registry = CollectorRegistry()
     server = RpcServer(ServerSettings(**settings), [SERVICE], RpcMetrics(registry), tracing=tracing)
     servicer = Servicer()

@@ -30,7 +30,7 @@ SAMPLES: list[errors.SoftPromptError] = [
 
 
 class FailedCall(grpc.RpcError):
-    """What a channel raises, made from a status."""
+    """The error that a channel raises for a status."""
 
     def __init__(self, code: grpc.StatusCode, details: str, metadata: tuple[tuple[str, bytes], ...] = ()) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Forged bearer tokens through a real socket: none reaches a handler, none is a fault of the service, none delays known
+"""Forged bearer tokens through a real socket: none reaches a handler, causes an internal error, or delays known
 callers.
 """
 
@@ -71,13 +71,13 @@ def unsigned(header: bytes, claims: bytes = b"{}", signature: bytes = b"x" * 64)
 
 
 def shared_secret(content: dict[str, Any], secret: bytes, algorithm: str = "HS256") -> str:
-    """Signed by hand: PyJWT refuses to use a public key as a secret."""
+    """Signed without PyJWT, which refuses a public key as a secret."""
     head = b64(json.dumps({"alg": algorithm, "kid": "k1"}).encode()) + "." + b64(json.dumps(content).encode())
     return f"{head}.{b64(hmac.new(secret, head.encode(), 'sha256').digest())}"
 
 
 def forged(issuer: Issuer) -> dict[str, str]:
-    """By what is wrong with each."""
+    """Forged tokens by their defect."""
     stranger, public = ec.generate_private_key(ec.SECP256R1()), issuer.keys["k1"].public_key()
     own_key = jwt.algorithms.ECAlgorithm.to_jwk(stranger.public_key(), as_dict=True)
     good = issuer.token(sub="boss")
@@ -145,7 +145,7 @@ def forged(issuer: Issuer) -> dict[str, str]:
 
 
 def signed(issuer: Issuer, claims: dict[str, Any], **header: Any) -> str:
-    """With the issuer's own key, whatever the claims are."""
+    """Signs arbitrary claims with the issuer's own key."""
     return jwt.PyJWS().encode(
         json.dumps(claims).encode(), issuer.keys["k1"], algorithm="ES256", headers={"kid": "k1", **header}
     )
@@ -214,7 +214,7 @@ async def test_oversized_and_repeated_tokens_are_refused_and_the_connection_serv
 async def test_a_caller_with_a_known_key_does_not_wait_while_forged_key_ids_make_the_issuer_answer(
     running: Running, issuer: Issuer
 ) -> None:
-    """Each unknown key id may cost a fetch; an issuer that hangs then holds only the calls that named one."""
+    """An unknown key id may cause a fetch; if the issuer hangs, only calls with such an id wait."""
     good = issuer.token()
     assert await status(running, f"Bearer {good}") is grpc.StatusCode.OK
     issuer.hold()

@@ -1,6 +1,4 @@
-"""Who may do what, over a real socket: tokens, roles, prompts, limits, the audit, health and reflection, senders that
-stall.
-"""
+"""Authorisation over a real socket: tokens, roles, prompts, limits, audit, health, reflection, and stalled senders."""
 
 from __future__ import annotations
 
@@ -54,7 +52,7 @@ async def running(callers_file: Path) -> AsyncIterator[Running]:
 
 @pytest.fixture
 def audited() -> Iterator[list[dict[str, Any]]]:
-    """Fields of the audit's lines, as they come."""
+    """The fields of audit lines, in order."""
     with log_lines(audit.LOGGER) as lines:
         yield lines
 
@@ -200,7 +198,7 @@ async def test_health_and_reflection_can_be_closed(callers_file: Path) -> None:
 
 
 async def reflection(running: Running, metadata: Any) -> grpc.StatusCode | None:
-    """The status that a question for the services ends with; None if it is answered."""
+    """The status of a reflection call that lists the services; None if it is answered."""
     stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
     try:
         async for _ in stub.ServerReflectionInfo(
@@ -285,7 +283,7 @@ async def test_a_call_without_any_request_is_refused(running: Running) -> None:
 
 
 async def test_messages_of_unknown_callers_are_not_read(running: Running) -> None:
-    """The refusal comes while the message is still on its way."""
+    """The call is refused before the whole message has arrived."""
     never = asyncio.Event()
 
     async def nothing() -> AsyncIterator[bytes]:

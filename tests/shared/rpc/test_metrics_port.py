@@ -1,5 +1,5 @@
-"""The metrics port under clients that send slowly, much, or all the time: scrapes are answered and the process stays
-small.
+"""The metrics port with clients that send slowly, too much, or without pause: scrapes are answered and memory is
+bounded.
 """
 
 from __future__ import annotations

@@ -119,8 +119,8 @@ async def test_drain_does_not_wait_for_a_health_watch(running: Running) -> None:
 
 @pytest.mark.parametrize("port", ["main", "health"])
 async def test_a_health_watch_that_is_not_read_delays_nothing(port: str) -> None:
-    """Anyone may watch health; what one client leaves unread must not keep the server from changing its status, or from
-    ending.
+    """Anyone may watch health; a client that doesn't read must not keep the server from changing its status or
+    stopping.
     """
     async with running_server(health_port=0) as running:
         number = running.port if port == "main" else running.server.health_port
@@ -190,7 +190,7 @@ async def test_a_silent_scraper_is_disconnected(running: Running, monkeypatch: p
 
 
 async def test_calls_leave_nothing_for_the_garbage_collector_to_finish(running: Running) -> None:
-    """A generator that it has to finish outlives its round, and a replica that refuses all day would grow."""
+    """Unfinished generators live until garbage collection, so a replica that refuses many calls would grow."""
     gc.collect()
     before = unfinished_generators()
     gc.disable()

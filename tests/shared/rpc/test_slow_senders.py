@@ -1,4 +1,4 @@
-"""Messages that come byte by byte: each frame is news, yet the call is given up, and other calls are unaffected."""
+"""Messages that arrive byte by byte: the call ends although frames keep coming, and other calls are unaffected."""
 
 from __future__ import annotations
 

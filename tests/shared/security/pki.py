@@ -40,7 +40,7 @@ class Authority:
         self.certificate = made.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def issue(self, name: str, *, uri: str = "", valid_hours: float = 24.0) -> Pair:
-        """For `name` and this machine; negative hours: it has expired by so many."""
+        """A certificate for `name` and this machine; with negative hours, it expired that long ago."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])

@@ -1,5 +1,5 @@
-"""Known callers beside one who guesses from their address, for longer than anything is remembered; and comparisons that
-tell nothing.
+"""Known callers beside one that guesses tokens from the same address, for longer than failures are kept; comparisons in
+constant time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VALID_SECONDS = 1000.0
 
 
 class Issuer:
-    """Stands for the verifier: its tokens are right until it withdraws its key."""
+    """A fake verifier: its tokens are valid until it withdraws its key."""
 
     def __init__(self) -> None:
         self.num_verified, self.has_withdrawn = 0, False

@@ -68,7 +68,7 @@ async def test_wrong_claims_are_refused(issuer: Issuer, verifier: OidcVerifier, 
 
 @pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
 async def test_the_issuers_clock_may_differ_by_30_seconds(issuer: Issuer, verifier: OidcVerifier, claim: str) -> None:
-    """As docs/operations.md says, and not by more."""
+    """The tolerance is that of docs/operations.md, and no more."""
 
     def token(seconds: int) -> str:
         claims: dict[str, Any] = {claim: time.time() + (-seconds if claim == "exp" else seconds)}

@@ -1,4 +1,4 @@
-"""Tenants in the callers file: who belongs to which, and whose limits hold."""
+"""Tenants in the callers file: the tenant of each caller, and the limits that apply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The callers file that docs/security.md has people make: the services read it, and it knows the tokens."""
+"""The callers file of docs/security.md: the services read it and accept its tokens."""
 
 from __future__ import annotations
 

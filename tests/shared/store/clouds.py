@@ -47,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(202, ("".join(parts) + "--b--").encode(), "multipart/mixed; boundary=b")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Tests are told by what they assert."""
+        """Writes no log; tests assert on the objects."""
 
     @property
     def _key(self) -> str:
@@ -78,7 +78,7 @@ class _Cloud(ThreadingHTTPServer):
 
 @contextmanager
 def cloud(honest: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Its address, and what it holds. One that is not `honest` takes conditions and ignores them."""
+    """Its address and objects. If it is not `honest`, it accepts conditions and ignores them."""
     server = _Cloud(honest)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()

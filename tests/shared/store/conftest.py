@@ -34,7 +34,7 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def s3_url(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A prefix of its own in the bucket, with the environment that leads there."""
+    """A new prefix in the bucket, with the environment that points to it."""
     monkeypatch.setenv("AWS_ENDPOINT", s3_endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
@@ -44,7 +44,7 @@ def s3_url(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(params=["memory", "local", "object"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectBackend]:
-    """Each test that takes it runs on all three."""
+    """Each test with this fixture runs on all three kinds of store."""
     urls = {"memory": "memory://", "local": str(tmp_path / "store")}
     url = urls.get(request.param) or str(request.getfixturevalue("s3_url"))
     opened = open_backend(url)

@@ -1,5 +1,5 @@
-"""A backend that fails as real ones do: dies at a chosen write, loses acknowledgements, reports conflicts that are
-none, becomes unavailable.
+"""A backend with the failures of real ones: it dies at a chosen write, loses acknowledgements, reports false conflicts,
+becomes unavailable.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from shared.store.base import ObjectBackend, ObjectInfo
 
 
 class Killed(BaseException):
-    """The process is gone: nothing may catch this."""
+    """Simulates the death of the process; a BaseException, so that nothing catches it."""
 
 
 class FaultyBackend:
-    """Passes everything on to `inner`, and spoils some of it."""
+    """Forwards all calls to `inner` and injects faults."""
 
     def __init__(self, inner: ObjectBackend) -> None:
         self.inner = inner
@@ -80,7 +80,7 @@ class FaultyBackend:
 
 
 def killed_at(number: int, after: bool) -> Callable[[int, str, Callable[[], bool]], bool]:
-    """Dies at the write of this number, before it takes effect or right after."""
+    """Dies at the write with this number, before or right after it takes effect."""
 
     def on_write(current: int, _key: str, write: Callable[[], bool]) -> bool:
         if current == number and not after:
@@ -94,8 +94,8 @@ def killed_at(number: int, after: bool) -> Callable[[int, str, Callable[[], bool
 
 
 def unreliable(seed: int, share: float) -> Callable[[int, str, Callable[[], bool]], bool]:
-    """Of the writes, this share is lost, another done without an acknowledgement, and of the creations a third refused
-    for no reason.
+    """This share of the writes is lost, the same share is done without an acknowledgement, and a third of the creations
+    is refused falsely.
     """
     chance = random.Random(seed)
 

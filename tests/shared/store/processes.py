@@ -39,7 +39,9 @@ def fork(work: Callable[[], None]) -> int:
 
 
 def publish_jobs(url: str, publisher: int, seed: int) -> None:
-    """As the trainer does it: every job until it is acknowledged, through a store that fails a tenth of the time."""
+    """Publishes like the trainer: retries each job until it is acknowledged, on a store that fails a tenth of the
+    calls.
+    """
     backend = FaultyBackend(open_backend(url))
     store = PromptStore(backend)
     backend.on_write = unreliable(seed, share=0.04)
@@ -53,7 +55,7 @@ def publish_jobs(url: str, publisher: int, seed: int) -> None:
 
 
 def crowd(url: str) -> int:
-    """8 publishers at once on one prompt; every now and then one is killed -9 and started anew."""
+    """Eight concurrent publishers on one prompt; from time to time, one is killed with SIGKILL and restarted."""
     chance = random.Random(1)
     seeds = itertools.count()
     running = {fork(partial(publish_jobs, url, number, next(seeds))): number for number in range(NUM_PUBLISHERS)}
@@ -78,9 +80,7 @@ def crowd(url: str) -> int:
 
 
 def killed_at_every_system_call(url: str) -> int:
-    """One publisher after another, killed -9 at its first, second, third ... change to the file system, until one comes
-    through.
-    """
+    """Publishers one after another, each killed at the next change to the file system, until one finishes."""
     for number in itertools.count(1):
         pid = fork(partial(publish_killed_at, url, number))
         _, status = os.waitpid(pid, 0)

@@ -1,4 +1,4 @@
-"""What every store must do, on memory, in a directory and in a real S3-compatible server alike."""
+"""The contract of every store: in memory, in a directory and on a real S3-compatible server."""
 
 from __future__ import annotations
 

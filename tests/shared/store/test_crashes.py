@@ -1,5 +1,5 @@
-"""Publishers that die at any write, stores that lie about writes, and eight publishers at once: no version lost, reused
-or half visible.
+"""Publishers that die at any write, stores with false acknowledgements, and eight concurrent publishers: no version is
+lost, reused or half visible.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from tests.shared.store.processes import JOBS_EACH, NUM_PUBLISHERS, PROMPT
 
 
 def check_whole(store: PromptStore) -> None:
-    """Every version's blob is there, numbers have no gaps, jobs no two versions, and the log tells the same story as
-    the index.
-    """
+    """Every version has its blob, numbers have no gaps, no job has two versions, and the log matches the index."""
     index = store.refresh()
     index.check_integrity()
     records = list(index.versions())

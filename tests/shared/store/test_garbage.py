@@ -1,4 +1,4 @@
-"""Collecting blobs beside publishers that need them at that very moment."""
+"""Garbage collection of blobs that concurrent publishers are about to name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEY = blob_key(DIGEST)
 
 
 class OldBlobs(MemoryBackend):
-    """Every blob looks two days old, but for those in `young`."""
+    """Makes every blob look two days old, except those in `young`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,14 +46,14 @@ class OldBlobs(MemoryBackend):
 
 @pytest.fixture
 def memory() -> OldBlobs:
-    """With a blob that a publisher uploaded two days ago, before it died."""
+    """A store with a blob whose publisher died after the upload, two days ago."""
     backend = OldBlobs()
     backend.create(KEY, BLOB)
     return backend
 
 
 def collecting_while(memory: OldBlobs, moment: Callable[[str, bool], bool], act: Callable[[], object]) -> list[str]:
-    """Collect; `act` happens at the first write (before or after it takes effect) for which `moment` holds."""
+    """Runs a collection and calls `act` before or after the first write for which `moment` is true."""
     faulty = FaultyBackend(memory)
     collector = PromptStore(faulty)
     acts = [act]

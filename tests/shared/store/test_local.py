@@ -1,4 +1,4 @@
-"""What only a directory can suffer: volumes that vanish, links planted in it, leftovers of killed processes."""
+"""Failures of a directory as store: volumes that vanish, planted links, leftovers of killed processes."""
 
 from __future__ import annotations
 

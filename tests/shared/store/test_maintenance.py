@@ -23,7 +23,14 @@ from tests.shared.prompt.blobs import TIME, make_blob
 from tests.shared.store.faults import FaultyBackend
 
 PROMPT = "support-tone"
-AT_ONCE = MaintenancePolicy(keep_versions=2, keep_log_entries=4, blob_grace_seconds=-1)
+
+
+def with_grace(seconds: float, **kept: int) -> MaintenancePolicy:
+    """A grace time below the setting's range."""
+    return MaintenancePolicy(**kept).model_copy(update={"blob_grace_seconds": seconds})
+
+
+AT_ONCE = with_grace(-1, keep_versions=2, keep_log_entries=4)
 
 
 def publish(store: PromptStore, number: int, prompt: str = PROMPT, alias: str | None = None) -> str:
@@ -55,7 +62,7 @@ def test_a_round_keeps_the_newest_and_the_aliased(store: PromptStore, backend: O
 def test_without_a_retention_setting_no_version_goes(store: PromptStore) -> None:
     for number in range(6):
         publish(store, number)
-    report = maintain(store, MaintenancePolicy(blob_grace_seconds=-1))
+    report = maintain(store, with_grace(-1))
     assert not report.did_something
     assert len(store.index().prompt(PROMPT).versions) == 6
 
@@ -86,7 +93,7 @@ def test_a_step_that_fails_leaves_the_others_to_be_done() -> None:
         return write()
 
     faulty.on_write = no_deletion_in_the_log
-    report = maintain(store, MaintenancePolicy(keep_versions=2, keep_log_entries=1, blob_grace_seconds=-1))
+    report = maintain(store, with_grace(-1, keep_versions=2, keep_log_entries=1))
     assert report.failures == {"log": "the store does not answer"}
     assert (report.versions_deleted, report.blobs_removed) == (2, 2)
     faulty.unavailable = True
@@ -106,10 +113,12 @@ def test_it_stops_on_request(local_store: PromptStore) -> None:
 async def test_several_maintainers_beside_publishers_and_a_watcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three trainers publish to three prompts and tidy as hard as they can; a watcher of the whole misses nothing."""
+    """Three trainers publish to three prompts and run maintenance without pause; a watcher of all prompts misses
+    nothing.
+    """
     monkeypatch.setattr(follower_module, "CHECK_SECONDS", 0.05)
     url, done = str(tmp_path / "store"), threading.Event()
-    num_versions, grace = 40, MaintenancePolicy(keep_versions=3, keep_log_entries=8, blob_grace_seconds=2)
+    num_versions, grace = 40, with_grace(2, keep_versions=3, keep_log_entries=8)
 
     def trainer(name: str) -> None:
         store = open_store(url)

@@ -16,7 +16,7 @@ from tests.shared.store.clouds import cloud
 
 
 class _Unconditional(ObjectStoreBackend):
-    """A server that takes a conditional write and ignores the condition."""
+    """A server that accepts a conditional write and ignores its condition."""
 
     def create(self, key: str, data: bytes) -> bool:
         self.put(key, data)
@@ -45,7 +45,7 @@ CLOUDS = {
 @pytest.mark.parametrize("honest", [True, False])
 @pytest.mark.parametrize("url", CLOUDS)
 def test_azure_and_google_by_their_addresses(url: str, honest: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The condition travels in each protocol's own way, and the probe finds a server that ignores it."""
+    """Each protocol sends the condition in its own header, and the probe detects a server that ignores it."""
     place, environment = CLOUDS[url]
     with cloud(honest) as (address, objects):
         key = {

@@ -1,6 +1,4 @@
-"""Which replicas are live, with clocks that disagree: the reader's own clock decides, once it has seen a record change
-or not.
-"""
+"""Which replicas are live if clocks disagree: the reader measures with its own clock whether a record changes."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ HEARTBEAT_SECONDS = 5.0
 
 
 class Fleet:
-    """A reader, its clock, and replicas whose clocks are wrong by so many seconds."""
+    """A reader with its clock, and replicas whose clocks are wrong by the given seconds."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""Following a store through silence, absence, damage and cuts."""
+"""Watching a store that is idle, unavailable, damaged or truncated."""
 
 from __future__ import annotations
 

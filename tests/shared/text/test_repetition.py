@@ -1,4 +1,4 @@
-"""Repetition, contradiction and near-duplicates are counted, and told in sentences that quote nothing."""
+"""Repeated, contradictory and nearly equal examples are counted and reported without quoting them."""
 
 from __future__ import annotations
 

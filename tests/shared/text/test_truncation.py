@@ -1,4 +1,4 @@
-"""Inputs that are too long lose their beginning, and nothing that the template writes."""
+"""Inputs that are too long lose their beginning, but no text of the template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A place stays a value until it is shown, and a text that was sent becomes the same place again."""
+"""A location stays a value until it is rendered, and a received text parses to the same location."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sampling parameter is declared once, and everything else has it."""
+"""A sampling parameter is declared once; client, command line and checks follow from it."""
 
 from __future__ import annotations
 

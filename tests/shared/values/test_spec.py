@@ -1,4 +1,4 @@
-"""What can be refused about a spec without looking at data and model."""
+"""Checks of a spec that need neither data nor model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The input of a generation survives the wire, whatever it is."""
+"""Every kind of input survives the conversion to messages and back."""
 
 from __future__ import annotations
 

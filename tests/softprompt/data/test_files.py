@@ -195,6 +195,20 @@ def test_an_error_in_a_cell_of_a_sheet_is_named(tmp_path: Path) -> None:
         prepare(tmp_path / "a.xlsx")
 
 
+def test_other_sheets_are_named_if_the_first_is_not_understood(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.title = "About"
+    for row in (("File", "Colours"), ("Made by", "Petra")):
+        book.active.append(row)
+    book.create_sheet("Examples").append(("input", "output"))
+    book.save(tmp_path / "two.xlsx")
+    with pytest.raises(UnusableData) as refused:
+        prepare(tmp_path / "two.xlsx")
+    assert (
+        refused.value.advice == "sheet 'About' is read; not 'Examples': save what you need of it as a file of its own"
+    )
+
+
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [

@@ -14,6 +14,8 @@ from openai import OpenAI
 from inference_service.engine.engine import Engine
 from shared.text.template import Template, TemplateFormat
 from tests.inference_service.replica import blob, matrix, publish
+from tests.softprompt.gateway.browser import browser as browser
+from tests.softprompt.gateway.browser import page as page
 from tests.softprompt.gateway.running import World, world
 
 

@@ -1,5 +1,5 @@
-"""Code blocks of the pages, run as they stand against the real services: Python, curl, Node, Java. Only addresses, the
-model's name and the length of trainings differ.
+"""Code blocks of the pages, run as they stand against the real services: Python, curl, Node, Java, Go. Only addresses,
+the model's name and the length of trainings differ.
 """
 
 from __future__ import annotations
@@ -92,6 +92,14 @@ def test_java(services: World, folder: Path) -> None:
     for block in blocks("docs/clients.md", "java"):
         (folder / "Ask.java").write_text(here(services, block.text))
         assert run("java", "Ask.java").startswith('200 {"id":')
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="GO IS NOT INSTALLED: its block is not run")
+def test_go(services: World, folder: Path) -> None:
+    for block in blocks("docs/clients.md", "go"):
+        (folder / "ask.go").write_text(here(services, block.text))
+        assert run("gofmt", "-l", "ask.go") == ""
+        assert run("go", "run", "ask.go").startswith('200 {"id":')
 
 
 @pytest.mark.parametrize(

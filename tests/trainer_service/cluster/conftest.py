@@ -1,4 +1,4 @@
-"""One Ray for the whole test session: starting it takes seconds."""
+"""One Ray cluster for the whole test session, because starting it takes seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer_service.cluster.ray_cluster import RayCluster
 
 
 class SharedCluster(RayCluster):
-    """Outlives the pools that use it."""
+    """Keeps running after the pools that use it."""
 
     async def start(self) -> None:
         if not self.resources:
@@ -25,7 +25,7 @@ class SharedCluster(RayCluster):
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_environment() -> None:
-    """Ray reads it when it is imported, which some tests do before one is started."""
+    """Ray reads the variable when it is imported, which some tests do before a cluster starts."""
     RayCluster().set_environment()
 
 

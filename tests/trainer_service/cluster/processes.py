@@ -1,4 +1,4 @@
-"""Trainers as processes of their own, to be killed, and what their callers see."""
+"""Trainers as separate processes that tests kill, and their callers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ State = pb.TuningJob.State
 
 
 class TrainerProcess:
-    """`start`, do something bad to it, `start` again: always on the same data."""
+    """Call `start`, break it, `start` again: always on the same data directory."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class TrainerProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
-        """Until it serves."""
+        """Waits until it serves."""
         self._ready.unlink(missing_ok=True)
         self._spawn()
 
@@ -80,7 +80,7 @@ class TrainerProcess:
         return f"127.0.0.1:{json.loads(self._ready.read_bytes())['port']}"
 
     def descendants(self, containing: str = "") -> list[psutil.Process]:
-        """Its processes, and theirs; those whose command line contains a text."""
+        """Its processes and their children whose command line contains a text."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
@@ -105,7 +105,7 @@ class TrainerProcess:
 
 
 class Caller:
-    """Talks to one trainer."""
+    """A caller of one trainer."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub: Any = tuning_pb2_grpc.TuningServiceStub(channel)
@@ -125,7 +125,7 @@ class Caller:
         return (await self._stub.GetTuningJob(pb.GetTuningJobRequest(name=name))).job
 
     async def reach(self, name: str, step: int, attempt: int = 1) -> float:
-        """Until that attempt has done so many steps; when it had."""
+        """Waits until the attempt has done this number of steps; returns the time."""
         begun = False
         async with asyncio.timeout(90):
             async for response in self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name)):
@@ -136,7 +136,7 @@ class Caller:
         raise AssertionError(f"{name} ended before step {step} of attempt {attempt}")
 
     async def ended(self, name: str, seconds: float = 90) -> pb.TuningJob:
-        """The job as it ended; every event number came once."""
+        """The job after its end; asserts that every event number came once."""
         job, numbers = pb.TuningJob(), list[int]()
         async with asyncio.timeout(seconds):
             async for response in self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name)):
@@ -149,7 +149,7 @@ class Caller:
         return job
 
     async def events_after(self, name: str, after: int) -> list[int]:
-        """The numbers of what is told, up to the end."""
+        """The numbers of a watch's events, up to the last one."""
         watch = self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name, after=after))
         async with asyncio.timeout(90):
             return [response.event.number async for response in watch if not response.event.HasField("heartbeat")]

@@ -1,4 +1,4 @@
-"""A large dataset on its way to a worker: the trainer goes on answering, and a node without the trainer's disk gets its
+"""A large dataset is sent to a worker: the trainer keeps answering, and a node without the trainer's disk receives the
 bytes once.
 """
 

@@ -41,7 +41,7 @@ def task_of(file: DatasetFile, job_id: str = "job", attempt: int = 1) -> Trainin
 
 
 def elsewhere(file: DatasetFile) -> DatasetFile:
-    """The same dataset, as a node sees it that hasn't the trainer's disk."""
+    """The same dataset as seen from a node without the trainer's disk."""
     return DatasetFile(file.digest, "/not/here.jsonl", file.size_bytes)
 
 
@@ -129,7 +129,7 @@ def test_a_dataset_that_cannot_be_used_is_its_jobs_failure_alone(tmp_path: Path,
 
 
 class Slow(NodeDatasets):
-    """A disk that answers when it is told to."""
+    """A disk that answers only after it is released."""
 
     def __init__(self) -> None:
         super().__init__()

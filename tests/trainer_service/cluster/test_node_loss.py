@@ -1,6 +1,4 @@
-"""A cluster that the trainer was pointed at: its workers run there, a node of it dies. And one that it was not pointed
-at.
-"""
+"""An external cluster in which the workers run and a node dies; and another cluster, which the trainer must not use."""
 
 from __future__ import annotations
 

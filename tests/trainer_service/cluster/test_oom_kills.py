@@ -1,4 +1,4 @@
-"""Deaths that the kernel caused for memory, told from others by its count."""
+"""Kills by the kernel's OOM killer are recognised by its counter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_where_nothing_is_counted_nothing_is_explained(tmp_path: Path, content: 
 
 
 class DeadActor:
-    """Every call of it fails as Ray lets calls of a dead actor fail."""
+    """Every call raises what Ray raises for a dead actor."""
 
     def __init__(self) -> None:
         self.poll = self.stop = SimpleNamespace(remote=self._fail)

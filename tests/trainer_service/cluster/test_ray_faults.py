@@ -111,8 +111,8 @@ async def test_every_worker_is_killed_at_once(service: Service, pool: RayPool) -
 async def test_a_worker_that_is_stopped_is_replaced_and_ends_and_is_not_heard_again(
     service: Service, pool: RayPool
 ) -> None:
-    """SIGSTOP: alive, holding everything, and silent. When it comes to life again late, its job belongs to somebody
-    else.
+    """SIGSTOP: the process lives, keeps its resources and is silent. When it continues, its job belongs to another
+    worker.
     """
     manager = await service.start(pool, heartbeat_seconds=2)
     job = await manager.create(spec(num_steps=400))
@@ -152,8 +152,8 @@ async def test_a_stopped_worker_that_never_comes_back_to_life_is_ended(service: 
 async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fails_with_advice(
     service: Service, ray_cluster: SharedCluster, tmp_path: Path
 ) -> None:
-    """Workers' processes really get no more memory: one job needs more than the first of them has, another more than
-    any has.
+    """Worker processes have a real memory limit: one job needs more than the first worker has left, another more than
+    any worker has.
     """
     wide = {"max_position_embeddings": 16_384, "intermediate_size": 8192}  # a position of a pass keeps 130 KB
     model = save_tiny_llama(tmp_path / "long", **wide)
@@ -191,7 +191,7 @@ async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fai
 
 
 async def bound_memory(pool: RayPool, known: set[int], most_bytes: int) -> None:
-    """No worker that starts from now on gets more address space than that."""
+    """Limits the address space of workers that start from now on."""
     while True:
         for pid in set(await pids_of(pool)) - known:
             resource.prlimit(pid, resource.RLIMIT_AS, (most_bytes, most_bytes))

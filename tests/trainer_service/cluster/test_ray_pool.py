@@ -1,4 +1,4 @@
-"""The pool's own account of its workers."""
+"""The pool's records of its workers."""
 
 from __future__ import annotations
 

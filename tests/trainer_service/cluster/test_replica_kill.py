@@ -1,6 +1,4 @@
-"""Two trainers on one PostgreSQL, each a process of its own with its own Ray: one is stopped and comes back late, one
-is killed.
-"""
+"""Two trainer processes on one PostgreSQL, each with its own Ray: one is suspended for a while, one is killed."""
 
 from __future__ import annotations
 
@@ -117,7 +115,7 @@ def taken_after(fault_at: float, name: str, store: JobStore) -> float:
 
 
 def jobs_of(trainer: TrainerProcess, store: JobStore) -> list[str]:
-    """Names of the jobs that it has on its workers: the lease says so."""
+    """The jobs on its workers, according to the leases."""
     owner = f"-{trainer.process.pid}-"
     query = select(jobs.c.id).where(jobs.c.state == "RUNNING", jobs.c.owner.contains(owner), jobs.c.trained.is_(False))
     with store.database.read() as connection:

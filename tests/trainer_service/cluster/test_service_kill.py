@@ -1,6 +1,4 @@
-"""The whole trainer as a process of its own, with its embedded Ray: killed with -9 while a job runs, and its Ray's head
-killed.
-"""
+"""A trainer process with its embedded Ray: SIGKILL while a job runs, and SIGKILL of Ray's head."""
 
 from __future__ import annotations
 

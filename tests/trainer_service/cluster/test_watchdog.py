@@ -1,4 +1,4 @@
-"""Real processes, really left behind by a parent that was killed with -9."""
+"""Real orphans of a parent that was killed with SIGKILL."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_a_worker_whose_thread_died_says_what_it_still_has_to_say_and_then_why()
 
 
 class Waiting(ScriptedTrainer):
-    """Its steps last until they are let go."""
+    """Each step blocks until it is released."""
 
     def __init__(self) -> None:
         super().__init__()

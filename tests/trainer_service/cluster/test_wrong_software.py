@@ -1,4 +1,6 @@
-"""A new trainer beside old Ray pods: it says so, nothing fails or hangs, and it goes on when a new pod comes."""
+"""A new trainer with old Ray pods: it reports the mismatch, no job fails or hangs, and work continues when a new pod
+starts.
+"""
 
 from __future__ import annotations
 

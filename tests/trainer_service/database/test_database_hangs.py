@@ -1,4 +1,4 @@
-"""A PostgreSQL that takes statements and answers none: behind a proxy that freezes."""
+"""A PostgreSQL behind a proxy that freezes: it accepts statements and answers none."""
 
 from __future__ import annotations
 

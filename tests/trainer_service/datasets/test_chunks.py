@@ -1,5 +1,5 @@
-"""Uploads that trickle, at any pace: cut in a bounded time, while slow but honest ones get through. Minutes and hours
-of virtual time.
+"""Uploads that trickle are ended within a bounded time, while slow complete ones succeed; in minutes and hours of
+virtual time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ async def upload(num_bytes: int, chunk_bytes: int, pause_seconds: float) -> Asyn
 
 
 async def received(chunks: AsyncIterator[bytes], work_seconds: float = 0.0) -> tuple[int, float, str]:
-    """Bytes that came, seconds that it took, how it was refused."""
+    """The received bytes, the seconds until the end, and the error."""
     loop = asyncio.get_running_loop()
     begun, num_bytes = loop.time(), 0
     try:

@@ -1,4 +1,4 @@
-"""CSV over gRPC: strict, stored as the JSON lines that it means, refused by its own lines."""
+"""CSV over gRPC: parsed strictly, stored as JSON lines, refused with its own line numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same bytes travel once, and a creation doesn't wait for all of them to be counted."""
+"""The same bytes are sent once, and a creation doesn't wait until all examples are counted."""
 
 from __future__ import annotations
 

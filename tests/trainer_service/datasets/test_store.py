@@ -1,4 +1,4 @@
-"""Datasets at rest: content-addressed, whole or not there, and never from outside the allowed roots."""
+"""Stored datasets: content-addressed, complete or absent, and never from outside the allowed roots."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ NAME = f"datasets/sha256-{hashlib.sha256(LINES).hexdigest()}"
 
 @pytest.fixture
 def store(tmp_path: Path) -> DatasetStore:
-    return DatasetStore(tmp_path / "datasets", UploadLimits(100, 10_000, 1_000), DatasetRoots([]))
+    return DatasetStore(
+        tmp_path / "datasets",
+        UploadLimits(max_examples=100, max_dataset_bytes=10_000, max_line_bytes=1_000),
+        DatasetRoots([]),
+    )
 
 
 async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
@@ -137,16 +141,16 @@ def test_what_a_killed_process_left_is_removed_later(tmp_path: Path) -> None:
 
 
 def test_memory_and_bytes_are_bounded_while_they_arrive(tmp_path: Path) -> None:
-    limits = UploadLimits(max_examples=10, max_dataset_bytes=100, max_line_bytes=50)
+    limits = UploadLimits(max_examples=1_000, max_dataset_bytes=1_024, max_line_bytes=512)
     with IncomingFile(tmp_path, limits) as incoming:
-        incoming.write(b"x" * 40 + b"\n")
+        incoming.write(b"x" * 400 + b"\n")
         with pytest.raises(InvalidInput) as refused:
-            incoming.write(b"y" * 51)
+            incoming.write(b"y" * 513)
         assert refused.value.violations[0].field == "dataset line 2"
     with IncomingFile(tmp_path, limits) as incoming:
-        incoming.write(b"x" * 49 + b"\n")
-        with pytest.raises(InvalidInput, match="larger than 100 bytes"):
-            incoming.write(b"x\n" * 26)
+        incoming.write(b"x" * 511 + b"\n")
+        with pytest.raises(InvalidInput, match="larger than 1024 bytes"):
+            incoming.write(b"x\n" * 257)
     assert not list(tmp_path.iterdir())
 
 
@@ -158,7 +162,9 @@ def test_memory_and_bytes_are_bounded_while_they_arrive(tmp_path: Path) -> None:
 def test_the_line_guard_agrees_with_splitting_everything(
     parts: list[bytes], max_line_bytes: int, max_lines: int
 ) -> None:
-    guard = LineGuard(UploadLimits(max_examples=max_lines, max_line_bytes=max_line_bytes))
+    guard = LineGuard(
+        UploadLimits.model_construct(max_examples=max_lines, max_line_bytes=max_line_bytes)
+    )  # below the setting's range
     data = b"".join(parts)
     lines = data.split(b"\n")
     sound = all(len(line) <= max_line_bytes for line in lines) and len(lines) <= max_lines + 1
@@ -224,7 +230,7 @@ def test_nothing_else_can_be_reached(tmp_path: Path, root: Path, uri: str) -> No
 
 
 def test_a_folder_swapped_for_a_link_while_opening_leads_nowhere(tmp_path: Path, root: Path) -> None:
-    """The check and the opening can't be told different stories: in either order, the secret is never read."""
+    """Check and opening can't see different files: whichever is raced, the secret is never read."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "data set.jsonl").write_bytes(b"secret")

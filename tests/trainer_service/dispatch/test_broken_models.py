@@ -1,4 +1,4 @@
-"""A base model that can't be loaded: its jobs fail with the reason, other models' jobs go on, and it recovers."""
+"""A base model that can't be loaded: its jobs fail with the reason, jobs of other models continue, and it recovers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AdmitForPrompt:
         return found.model_copy(update={"base_model": replace(BASE_MODEL, id=spec.prompt.partition("-")[0])})
 
     async def check_form(self, spec: StoredSpec) -> None:
-        """Nothing is refused."""
+        """Accepts every spec."""
 
 
 class Weights:
@@ -71,7 +71,7 @@ async def test_jobs_of_a_broken_base_model_fail_and_others_go_on(service: Servic
 
 
 class NoCapacity(LocalPool):
-    """The cluster has no place for the first workers."""
+    """The cluster has no room for the first workers."""
 
     launches = 0
 

@@ -1,4 +1,4 @@
-"""How many jobs are put down as fitting, by what was seen of a worker's memory."""
+"""The number of jobs that fit on a worker, estimated from its measured memory."""
 
 from __future__ import annotations
 

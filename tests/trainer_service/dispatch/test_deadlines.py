@@ -1,4 +1,4 @@
-"""Deadlines: of jobs that wait, that run, that are done in time."""
+"""Deadlines of jobs that wait, run, or finish in time."""
 
 from __future__ import annotations
 

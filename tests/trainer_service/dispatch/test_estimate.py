@@ -1,4 +1,4 @@
-"""Estimated starts of waiting jobs, for given workers and jobs, and compared with what then happens."""
+"""Estimated starts of waiting jobs: for given workers and jobs, and compared with the actual starts."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_where_nothing_runs_a_job_waits_for_its_worker_to_be_launched() -> None:
 
 
 def test_the_same_model_is_busy() -> None:
-    """Two places: one is free at once, the next ones as jobs end, and as those end that started meanwhile."""
+    """Two places: one is free now, later ones become free when running jobs and the jobs started meanwhile end."""
     assert guess(queue("a", "a", "a"), worker("a", NOW + 40)) == {"0": 0, "1": 40, "2": 100}
     assert guess(queue("a"), worker("a", NOW + 40, NOW + 20)) == {"0": 20}
 
 
 def test_another_model_has_the_only_worker() -> None:
-    """Its jobs end first, all of them; then it is replaced, and what waits for its own model waits behind that."""
+    """All jobs of the worker end before it is replaced; jobs that wait for its model wait behind that."""
     assert guess(queue("b"), worker("a", NOW + 3600)) == {"0": 3605}
     assert guess(queue("b"), worker("a", NOW + 20, NOW + 3600)) == {"0": 3605}
     assert guess(queue("b", "a"), worker("a", NOW + 20, NOW + 50)) == {"0": 55, "1": 55 + 30 + 10}
@@ -156,11 +156,11 @@ class AdmitForEither:
         return found.model_copy(update={"base_model": replace(BASE_MODEL, id=spec.prompt[0])})
 
     async def check_form(self, spec: StoredSpec) -> None:
-        """Nothing is refused."""
+        """Accepts every spec."""
 
 
 class PacedTrainer(ScriptedTrainer):
-    """Tells how long its steps really take, as a cohort does, however busy the machine is."""
+    """Reports the true duration of its steps, like a cohort, however busy the machine is."""
 
     def __init__(self) -> None:
         super().__init__(step_seconds=0.01)

@@ -1,4 +1,4 @@
-"""What dies, and what becomes of the jobs: with workers that are threads. `tests/trainer_service/cluster` kills real
+"""Failures of workers, which are threads here, and their effect on jobs. `tests/trainer_service/cluster` kills real
 processes.
 """
 
@@ -58,7 +58,9 @@ async def test_a_job_whose_workers_always_die_fails_in_the_end(service: Service)
 
 
 async def test_a_job_that_kills_workers_does_not_take_its_cohort_with_it(service: Service) -> None:
-    """No checkpoint forgives the losses of the others here: they would fail with it, if they had to stay together."""
+    """The other jobs have no checkpoint that would reset their losses, so they would fail too if they had to stay on
+    its worker.
+    """
     manager = await service.start(max_infrastructure_failures=3)
     bad = await manager.create(spec("crash"))
     good = [await manager.create(spec(num_steps=5, prompt=f"p-{number}")) for number in range(3)]
@@ -103,7 +105,7 @@ async def test_a_worker_that_does_not_answer_is_replaced(service: Service) -> No
 
 
 async def test_an_attempt_that_was_given_up_is_not_heard(service: Service) -> None:
-    """As if the lease had run out and another replica had taken the job: the worker goes on and speaks, and nothing of
+    """As if the lease had expired and another replica had taken the job: the worker continues to report, and nothing of
     it is stored.
     """
     manager = await service.start()
@@ -161,7 +163,7 @@ async def test_drain_puts_jobs_back_with_their_newest_state(service: Service) ->
 
 
 class Flaky(PromptStore):
-    """A store whose publications fail, before or after they happened."""
+    """A store whose publications fail before or after they take effect."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(LocalBackend(directory))
@@ -216,7 +218,7 @@ async def test_a_crash_between_training_and_publication_publishes_once_and_train
 
 
 async def test_cancelling_while_the_prompt_store_is_away(service: Service) -> None:
-    """Nothing was published: cancelled. The answer was lost: it had succeeded."""
+    """If nothing was published, the job is cancelled; if only the answer was lost, it has succeeded."""
     store = Flaky(service.directory / "prompts")
     manager = await service.start(prompt_store=store)
     for lose_the_answer, end in ((False, JobState.CANCELLED), (True, JobState.SUCCEEDED)):

@@ -1,4 +1,4 @@
-"""A worker that doesn't answer a request to stop a job, or to end: nothing else waits for it."""
+"""A worker that doesn't answer a request to stop a job or to end delays nothing else."""
 
 from __future__ import annotations
 

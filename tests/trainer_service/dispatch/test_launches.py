@@ -1,4 +1,4 @@
-"""When a base model counts as broken, by its launches."""
+"""When a base model counts as broken, judged by its launches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leases: what a lost replica costs its jobs, and whose clock counts. Limits hold for concurrent creations."""
+"""Leases: the effect of a lost replica on its jobs, and which clock counts. Limits hold for concurrent creations."""
 
 from __future__ import annotations
 

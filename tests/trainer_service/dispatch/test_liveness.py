@@ -1,4 +1,4 @@
-"""What a report says of a worker's life."""
+"""What a worker's report says about its liveness."""
 
 from __future__ import annotations
 

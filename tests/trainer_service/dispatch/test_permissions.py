@@ -1,4 +1,4 @@
-"""What the trainer keeps of its callers is closed to other users whatever the umask, and open to the trainer itself."""
+"""The callers' data on disk is closed to other users whatever the umask, and open to the trainer itself."""
 
 from __future__ import annotations
 

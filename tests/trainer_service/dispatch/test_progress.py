@@ -1,6 +1,4 @@
-"""What of an attempt's events is told to a job's watchers: each step and each evaluation once, and what a person should
-know.
-"""
+"""Which events of an attempt the watchers of its job get: each step and each evaluation once, and notes."""
 
 from __future__ import annotations
 

@@ -75,7 +75,9 @@ async def _states(service: Service, job_id: str) -> list[JobState]:
 
 
 async def test_the_jobs_of_a_dead_replica_move_within_its_lease(replicas: tuple[Service, Service]) -> None:
-    """And a quarter of one, within which the other looks. They don't wait then: nothing says that they are to blame."""
+    """The limit is a lease and a quarter, the interval of the other replica's checks. The jobs don't back off, since
+    they didn't cause the loss.
+    """
     one, two = replicas
     patience: dict[str, Any] = {"lease_seconds": 2.0, "retry_first_seconds": 600.0, "retry_max_seconds": 600.0}
     await one.start(**patience)

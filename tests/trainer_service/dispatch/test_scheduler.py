@@ -1,4 +1,4 @@
-"""The scheduler's choices, one round at a time, and what they come to over many rounds."""
+"""The scheduler's choices in one round and over many rounds."""
 
 from __future__ import annotations
 
@@ -153,7 +153,9 @@ def test_an_older_backlog_weighs_more_and_a_new_one_still_counts() -> None:
 
 
 def test_a_tenant_that_is_behind_gets_the_only_worker() -> None:
-    """One tenant's 5,000 older jobs of another base model are not served first: its start tag says what it has had."""
+    """One tenant's 5,000 older jobs of another base model are not served first, because its start tag counts its past
+    service.
+    """
     heads = [QueueHead("a", 0.0, 5000, tenant="many", start=500.0), QueueHead("b", 90.0, 1, tenant="one")]
     busy = worker("w", "a", 3)
     assert round_of(heads, [busy], max_workers=1) == Plan(), "it takes nothing new"
@@ -223,7 +225,7 @@ def test_no_round_breaks_a_bound(heads: list[QueueHead], workers: list[WorkerVie
     st.integers(1, 3),
 )
 def test_every_job_gets_its_turn(jobs: list[tuple[str, float, bool]], max_workers: int) -> None:
-    """Carry the plans out, one job of each worker ending a round: all are done within a bounded number of rounds."""
+    """Executes the plans; one job of each worker ends per round, and all end within a bounded number of rounds."""
     waiting = sorted(jobs, key=lambda job: job[1])
     running: dict[str, list[tuple[str, float, bool]]] = {}
     models: dict[str, str] = {}

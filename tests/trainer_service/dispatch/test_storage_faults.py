@@ -40,7 +40,7 @@ class Tmpfs:
         subprocess.run(["umount", "--lazy", str(self.path)], check=True)
 
     def fill(self) -> None:
-        """To the last byte."""
+        """Fills the file system to its last byte."""
         with self._filler.open("ab", buffering=0) as file:
             for size in (1 << 16, 1 << 12, 1):
                 try:

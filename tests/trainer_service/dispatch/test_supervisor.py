@@ -1,4 +1,4 @@
-"""Workers that answer and don't work, and failures that may be another job's fault: workers are threads here, as in
+"""Workers that answer but make no progress, and failures that another job may have caused. Workers are threads, as in
 `test_faults`.
 """
 
@@ -26,7 +26,7 @@ QUICK = {"step_seconds": 2.0, "poll_seconds": 0.1}
 
 
 class Hanging(ScriptedTrainer):
-    """From the third step on it waits until the test ends."""
+    """Blocks from the third step until the test ends."""
 
     def __init__(self, released: threading.Event) -> None:
         super().__init__()
@@ -42,11 +42,11 @@ class Hanging(ScriptedTrainer):
 
 class Deaf(ScriptedTrainer):
     def stop(self, job_id: str) -> None:
-        """It steps on."""
+        """Continues to step."""
 
 
 class Spoilt(ScriptedTrainer):
-    """A process that its second job damages for all: whoever is in it fails for no reason of its own. Jobs `bug` fail
+    """A process that its second job damages: all its jobs fail through no fault of their own. Jobs named `bug` fail
     anywhere.
     """
 
@@ -66,7 +66,7 @@ class Spoilt(ScriptedTrainer):
 
 
 class Workers:
-    """Starts the service with such trainers, the first ones first, and ordinary ones after them."""
+    """Starts the service with these trainers in order, and with ordinary ones after them."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -151,7 +151,7 @@ async def test_a_job_that_failed_unexpectedly_beside_others_gets_a_process_of_it
 
 
 async def test_a_job_that_fails_unexpectedly_alone_has_failed(workers: Workers) -> None:
-    """Once beside others and once alone; or at once, where there never were others."""
+    """A job fails after one failure beside others and one alone, or at once if it never had company."""
     manager = await workers.start(Spoilt(), Spoilt(), Spoilt())
     first = await workers.service.state((await manager.create(spec("bug"))).id, JobState.FAILED)
     second = await workers.service.state((await manager.create(spec("bug"))).id, JobState.FAILED)

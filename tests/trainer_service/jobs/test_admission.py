@@ -1,4 +1,4 @@
-"""What a spec that leaves things open comes to, and what is refused before a worker ever sees it."""
+"""The defaults for what a spec leaves out, and what is refused before a worker gets the job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose job goes next, as pure arithmetic."""
+"""Fair queueing as pure arithmetic: which tenant's job is next."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_long_jobs_count_for_what_they_took() -> None:
 def test_a_position_is_what_the_order_of_claims_comes_to(
     tenants: dict[str, tuple[float, int]], held: list[tuple[str, float]]
 ) -> None:
-    """With all jobs as long as those on workers: the n-th claim is the job that was told that n - 1 are ahead of it."""
+    """If all jobs take equally long, the n-th claimed job is the one whose reported position was n - 1."""
     ledger = Ledger({tenant: TenantShare(tenant, weight) for tenant, (weight, _) in tenants.items()}, held)
     now, counts = 600.0, {tenant: count for tenant, (_, count) in tenants.items()}
     told = {

@@ -97,14 +97,12 @@ def test_a_job_that_is_being_cancelled_is_cancelled_whatever_happens() -> None:
 
 
 class DiedThere(Exception):
-    """What a process that is killed in the middle of a transaction looks like to the database: it never hears of a
-    commit.
-    """
+    """What the database sees of a process that is killed within a transaction: no commit."""
 
 
 class LifeOfJobs(RuleBasedStateMachine):
-    """Whatever the order: events have no gap, an ended job stays as it ended, no attempt is heard after another began,
-    no replica's job is taken while its lease lasts, what was interrupted did not happen.
+    """Invariants in every order: events have no gap, an ended job doesn't change, no attempt reports after a later one
+    began, no job is taken while its lease lasts, an interrupted transaction has no effect.
     """
 
     url = ""
@@ -176,9 +174,7 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     @rule(owner=OWNERS, exclusive=st.booleans(), lease=st.integers(1, 15))
     def claim(self, owner: str, exclusive: bool, lease: int) -> None:
-        """The first that may run: by priority and age, not in its back-off; those that must be alone apart from the
-        others.
-        """
+        """The first job that may run: by priority and age, not in its back-off, exclusive jobs separately."""
         waiting = [
             old
             for old in self._records()
@@ -231,7 +227,7 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     @rule(owner=OWNERS)
     def take_back(self, owner: str) -> None:
-        """What another replica let run out, and nothing else."""
+        """Takes back jobs whose lease expired, and no others."""
         before = self._records()
         lost = {
             old.job.id
@@ -266,8 +262,8 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     @rule(data=st.data(), where=st.sampled_from(["before a row", "after a row", "create", "take back"]), owner=OWNERS)
     def die_within_a_transaction(self, data: st.DataObject, where: str, owner: str) -> None:
-        """Before the job's row is changed; between the row and its event; between the second job and the first. Nothing
-        has happened.
+        """The crash is before the job's row changes, between the row and its event, or between two jobs. The
+        transaction has no effect.
         """
         before, store, calls = self._everything(), self.stores[owner], []
 
@@ -294,8 +290,8 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     @rule(seconds=st.integers(1, 20))
     def crash(self, seconds: int) -> None:
-        """The processes die and come back: leases that ran out are taken back; on SQLite all, since there is nobody
-        else.
+        """The processes die and restart: expired leases are taken back; on SQLite all of them, since there is no other
+        replica.
         """
         self.now += seconds
         self._close()

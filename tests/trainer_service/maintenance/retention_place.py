@@ -1,4 +1,4 @@
-"""A job database with the files beside it, for tests of retention and of whose datasets are whose."""
+"""A job database and its files, for tests of retention and of the ownership of datasets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ POLICY = RetentionPolicy(ended_job_days=90, unused_dataset_days=30)
 
 
 class Place:
-    """A job database with the files beside it, and everything that works on them."""
+    """A job database, its files, and the objects that work on them."""
 
     def __init__(self, url: str, directory: Path) -> None:
         self.url, self.directory = url, directory

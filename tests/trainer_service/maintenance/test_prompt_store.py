@@ -1,6 +1,4 @@
-"""The trainer tidies the prompt store beside its other work, says so in its metrics, and outlives whatever goes wrong
-with it.
-"""
+"""The trainer maintains the prompt store in the background, counts it in metrics, and survives its failures."""
 
 from __future__ import annotations
 
@@ -70,15 +68,7 @@ async def test_old_versions_go_by_the_setting_and_aliased_ones_stay(settings: Tr
 
 async def test_by_default_nothing_goes(trainer: RunningTrainer) -> None:
     assert trainer.settings.keep_versions == 0
-    assert trainer.settings.maintenance == MaintenancePolicy()
-
-
-class Rounds:
-    def __init__(self) -> None:
-        self.reports: list[MaintenanceReport] = []
-
-    def maintained(self, report: MaintenanceReport, seconds: float) -> None:
-        self.reports.append(report)
+    assert MaintenancePolicy.of(trainer.settings) == MaintenancePolicy()
 
 
 async def run_until(upkeep: StoreMaintenance, condition: Any) -> None:
@@ -95,11 +85,15 @@ async def test_an_unavailable_store_and_a_bug_are_logged_and_the_next_round_come
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    store, rounds = open_store(str(tmp_path / "store")), Rounds()
-    upkeep = StoreMaintenance(store, MaintenancePolicy(), 0.01, rounds)
+    store = open_store(str(tmp_path / "store"))
+    reports: list[MaintenanceReport] = []
+
+    def upkeep() -> StoreMaintenance:
+        return StoreMaintenance(store, MaintenancePolicy(), 0.01, lambda report, seconds: reports.append(report))
+
     (tmp_path / "store").rename(tmp_path / "away")
-    await run_until(upkeep, lambda: len(rounds.reports) >= 2)
-    assert "directory can't be used" in rounds.reports[0].failures["log"]
+    await run_until(upkeep(), lambda: len(reports) >= 2)
+    assert "directory can't be used" in reports[0].failures["log"]
     (tmp_path / "away").rename(tmp_path / "store")
 
     def broken(self: PromptStore, *args: Any, **kwargs: Any) -> int:
@@ -107,15 +101,13 @@ async def test_an_unavailable_store_and_a_bug_are_logged_and_the_next_round_come
 
     with monkeypatch.context() as patch:
         patch.setattr(store_module.PromptStore, "truncate_log", broken)
-        seen = len(rounds.reports)
-        await run_until(
-            StoreMaintenance(store, MaintenancePolicy(), 0.01, rounds), lambda: len(rounds.reports) >= seen + 2
-        )
-    assert rounds.reports[-1].failures == {"round": "unexpected error"}
+        seen = len(reports)
+        await run_until(upkeep(), lambda: len(reports) >= seen + 2)
+    assert reports[-1].failures == {"round": "unexpected error"}
     assert "unexpected error" in caplog.text
-    seen = len(rounds.reports)
-    await run_until(StoreMaintenance(store, MaintenancePolicy(), 0.01, rounds), lambda: len(rounds.reports) > seen)
-    assert rounds.reports[-1].failures == {}
+    seen = len(reports)
+    await run_until(upkeep(), lambda: len(reports) > seen)
+    assert reports[-1].failures == {}
 
 
 async def test_rounds_are_jittered_and_the_first_comes_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -127,7 +119,7 @@ async def test_rounds_are_jittered_and_the_first_comes_soon(monkeypatch: pytest.
         await sleep(0)
 
     monkeypatch.setattr("asyncio.sleep", noted)
-    upkeep = StoreMaintenance(open_store(str(tmp_path / "store")), MaintenancePolicy(), 3600.0, Rounds())
+    upkeep = StoreMaintenance(open_store(str(tmp_path / "store")), MaintenancePolicy(), 3600.0, lambda *report: None)
     task = asyncio.create_task(upkeep.run())
     while len(pauses) < 5:
         await sleep(0.001)
@@ -139,7 +131,8 @@ async def test_rounds_are_jittered_and_the_first_comes_soon(monkeypatch: pytest.
 
 
 async def test_zero_means_not_here(tmp_path: Path) -> None:
-    rounds = Rounds()
+    reports: list[MaintenanceReport] = []
+    store = open_store(str(tmp_path / "store"))
     async with asyncio.timeout(10):
-        await StoreMaintenance(open_store(str(tmp_path / "store")), MaintenancePolicy(), 0, rounds).run()
-    assert rounds.reports == []
+        await StoreMaintenance(store, MaintenancePolicy(), 0, lambda report, seconds: reports.append(report)).run()
+    assert reports == []

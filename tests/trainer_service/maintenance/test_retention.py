@@ -136,7 +136,7 @@ def test_a_tenant_may_have_days_of_its_own(place: Place) -> None:
     with pytest.raises(NotFound):
         place.ledger.get("rival", kept.spec.dataset)
     assert place.has_bytes(kept.spec.dataset)
-    place.round(RetentionPolicy(0, 0))
+    place.round(RetentionPolicy(ended_job_days=0, unused_dataset_days=0))
     assert place.exists(kept)
 
 

@@ -1,5 +1,5 @@
-"""Deletion beside creation and upload, several trainers at once, a volume that hangs, and rounds that are killed
-anywhere.
+"""Retention with concurrent creations and uploads, with several trainers, on a volume that hangs, and killed at any
+point.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def forks() -> Iterator[Forks]:
 
 
 def test_a_round_that_is_killed_anywhere_leaves_nothing_half(forks: Forks, tmp_path: Path) -> None:
-    """kill -9 before the n-th commit or removal of a file: what is left is whole, and later rounds come to the end."""
+    """SIGKILL before the n-th commit or removal of a file: the rest is consistent, and later rounds finish."""
     url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
     place = Place(url, tmp_path)
     kept = place.add_job(ACME, place.add_dataset(ACME, "kept"))

@@ -1,6 +1,4 @@
-"""A running trainer removes what is old by itself, and a watch that comes back after events were thinned still ends as
-it should.
-"""
+"""A running trainer removes old data, and a watch that reconnects after events were thinned still ends correctly."""
 
 from __future__ import annotations
 

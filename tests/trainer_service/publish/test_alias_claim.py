@@ -1,4 +1,4 @@
-"""A finished job moves its alias only if the alias was not decided about since the job was created."""
+"""A finished job moves its alias only if the alias has not been set since the job was created."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer_service.jobs.states import JobState
 
 
 def put_version(store: PromptStore, number: int) -> None:
-    """A version from elsewhere, which takes the default alias."""
+    """A version that another publisher made, and that gets the default alias."""
     store.publish("tone", make_blob("tone", number), job=f"imports/{number}")
 
 

@@ -1,4 +1,4 @@
-"""The publishing gate: each condition, both directions of better, intervals, and numbers that are not there."""
+"""The publishing gate: each condition, metrics where higher or lower is better, intervals, and missing numbers."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Distant(PromptStore):
     """One replica's view of the store. While `unavailable`, no publication begins; until `held` is set, each waits
-    right before its commit.
+    before its commit.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -56,7 +56,7 @@ class Distant(PromptStore):
 
 
 def cancel_elsewhere(service: Service, job: Job) -> None:
-    """As another replica does to a job whose lease has run out, in moves that leave this one's dispatcher nothing to
+    """Does what another replica does to a job with an expired lease, so that this replica's dispatcher has nothing to
     claim.
     """
     service.store.change(job.id, lambda old: transitions.cancel(old, time.time()))
@@ -65,7 +65,7 @@ def cancel_elsewhere(service: Service, job: Job) -> None:
 
 
 async def until_publisher_is_idle(service: Service) -> None:
-    """Waits until its publisher has no job left."""
+    """Waits until the replica's publisher has no jobs."""
     await until(lambda: not service.manager._publisher.job_ids)
 
 
@@ -128,8 +128,8 @@ async def test_a_database_that_is_away_at_the_commit_is_waited_for(
 
 
 async def test_a_replica_that_was_cut_off_from_the_database(postgres: Postgres, tmp_path: Path) -> None:
-    """Its lease runs out, the other one takes the job and cancels it; then this one reaches both the database and the
-    store again.
+    """Its lease expires and the other replica takes and cancels the job; then it reaches the database and the store
+    again.
     """
     one, two = Service(tmp_path), Service(tmp_path)
     one.url = two.url = postgres.create_database(f"test_{uuid.uuid4().hex}")
@@ -171,7 +171,7 @@ async def test_drain_waits_for_a_publication_under_way(service: Service) -> None
 
 
 async def test_a_publication_that_hangs_through_a_drain_keeps_its_lease(service: Service) -> None:
-    """Handed to others at once, the job could be cancelled there while its version appears."""
+    """If the job were released at once, another replica could cancel it while its version is being published."""
     store = Distant(service.directory)
     store.held.clear()
     job = await (await service.start(prompt_store=store)).create(spec())

@@ -1,5 +1,5 @@
-"""What becomes of a trained prompt: its gate against the version that is current when it is published, and waiting for
-the fleet.
+"""Publication of a trained prompt: the gate against the version that is current at that time, and waiting for the
+replicas.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BEAT_CURRENT = PublishPolicy(gate=PublishGate(beat_current=True))
 
 
 def put_version(service: Service, number: int) -> VersionRecord:
-    """A version from elsewhere, which takes the default alias."""
+    """A version that another publisher made, and that gets the default alias."""
     made: VersionRecord = service.prompt_store.publish("tone", make_blob("tone", number), job=f"other-{number}")
     return made
 
@@ -80,7 +80,7 @@ def heartbeat(service: Service, replica: str, **said: Any) -> None:
 
 
 async def published(service: Service, job_id: str) -> dict[str, Any]:
-    """What a replica says of the version, once the job waits for the replicas."""
+    """What a replica reports of the version, once the job has published it."""
     await service.until(job_id, lambda job: service.versions("tone") == [1])
     record = service.prompt_store.refresh().prompt("tone").version(1)
     return {"prompt": "tone", "version": 1, "digest": record.digest}

@@ -1,4 +1,4 @@
-"""How long a finished job waits until its version is served, with clocks that disagree or are set during the wait."""
+"""How long a finished job waits until its version is served, if clocks disagree or are set meanwhile."""
 
 from __future__ import annotations
 

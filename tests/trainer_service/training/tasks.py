@@ -51,7 +51,7 @@ def task(
 
 
 def run(cohort: Cohort, *tasks: TrainingTask) -> list[TrainingEvent]:
-    """Everything until the cohort is idle."""
+    """All events until the cohort is idle."""
     for one in tasks:
         cohort.add(one)
     events: list[TrainingEvent] = []
@@ -69,5 +69,5 @@ def of(events: Sequence[TrainingEvent], kind: type[E], job_id: str = "job") -> l
 
 
 def losses(events: Sequence[TrainingEvent], job_id: str = "job") -> list[float]:
-    """Of each step that it took."""
+    """The loss of each step."""
     return [event.loss for event in of(events, StepDone, job_id)]

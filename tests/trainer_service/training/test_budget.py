@@ -1,4 +1,4 @@
-"""The token budget follows what a position really keeps and what memory is free."""
+"""The token budget follows the measured memory of a position and the free memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What fails in a cohort: a job alone, with the reason and whether to try again, or the machine, which is no job's
-failure.
-"""
+"""Failures in a cohort: of one job, with the reason and whether to retry, or of the machine, which fails no job."""
 
 from __future__ import annotations
 
@@ -96,9 +94,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_a_fault_of_the_machine_is_no_jobs_failure(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever runs into it: the pass for all of them, which is not tried again for each alone, or what a single job
-    does.
-    """
+    """In the pass of all jobs, which is not repeated for each alone, and in the work of a single job."""
     calls = []
 
     def broken(*_: object) -> None:

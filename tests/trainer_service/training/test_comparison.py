@@ -1,4 +1,4 @@
-"""Intervals of differences: right on average, honest with few examples, and the same whatever the metric is made of."""
+"""Confidence intervals of differences: correct coverage, wide with few examples, independent of the metric's form."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_few_examples_prove_nothing() -> None:
 
 @pytest.mark.parametrize("metric", [Metric.LOSS, Metric.ACCURACY, Metric.MACRO_F1])
 def test_equal_models_seldom_beat_each_other(metric: Metric) -> None:
-    """A bare `<` would let half of them through."""
+    """A plain `<` would accept half of them."""
     draw = random.Random(0)
     beaten, trials = 0, 400
     for _ in range(trials):

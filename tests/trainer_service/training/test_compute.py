@@ -1,4 +1,4 @@
-"""A training step's waits for the device."""
+"""How often a training step waits for the device."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def test_shares_follow_weights_and_a_newcomer_starts_at_once() -> None:
 
 
 def test_tenants_share_a_step_by_weight_before_their_runs_do_by_priority() -> None:
-    """A tenant with one run of no priority beside one of twice its weight with six urgent ones."""
+    """A tenant with one run of default priority, and a tenant of twice the weight with six urgent runs."""
     shares = FairShare[str]()
     shares.join("alone", 0, "small", 1.0)
     for number in range(6):

@@ -1,4 +1,4 @@
-"""The compiled attention of packed batches beside the one written out in torch: values, gradients, layouts, threads."""
+"""The compiled attention of packed batches compared with plain torch: values, gradients, layouts, threads."""
 
 from __future__ import annotations
 

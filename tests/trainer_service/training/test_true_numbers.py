@@ -1,5 +1,5 @@
-"""What a training reports: judged apart and beside rivals, what a search tried, what was skipped, and why it started
-again.
+"""What a training reports: measurements on separate examples and beside baselines, a search's trials, skipped examples,
+restarts.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _poisoned(num_poisoned: int, num_sound: int) -> tuple[Example, ...]:
 
 @pytest.mark.parametrize("token_budget", [None, 64])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(token_budget: int | None) -> None:
-    """Also where a step is computed in several pieces."""
+    """Also if a step is computed in several parts."""
     base = build()
     (poison,) = base.tokenizer("~", add_special_tokens=False)["input_ids"]
     base.embedding_table[poison] = float("nan")
@@ -158,7 +158,7 @@ def test_a_field_that_is_added_to_the_settings_leaves_checkpoints_usable() -> No
 
 
 def test_a_checkpoint_of_the_release_before_is_continued_from() -> None:
-    """Format 1: a digest of everything that the stored spec had, and no fields that came later."""
+    """Format 1: a digest of all fields of the stored spec, without those added later."""
     one = task(validation=generation(6, 50), evaluation_interval_steps=5)
     stored = json.loads(one.spec.model_dump_json())
     del stored["hyperparameters"]["class_weights"]  # as if that release had not known it

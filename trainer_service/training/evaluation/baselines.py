@@ -35,7 +35,7 @@ from trainer_service.training.spec import Example, InitMethod, TaskKind, Trainin
 
 MAX_SHOT_CANDIDATES = 4096
 MAX_SHOT_TOKENS = 1024
-"""The most tokens of training examples in a few-shot input. Every held-out example computes them."""
+"""The most tokens of training examples in a few-shot input."""
 _TURN_TOKENS = 8
 """Approximate number of tokens that a chat template adds to a message."""
 

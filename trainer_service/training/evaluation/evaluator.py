@@ -27,9 +27,10 @@ from trainer_service.training.data.encoding import EncodedDataset
 from trainer_service.training.data.held_out import MAX_CHOOSING, MAX_JUDGING, HeldOut, parted
 from trainer_service.training.evaluation import baselines
 from trainer_service.training.evaluation.answers import TUNED, Way, held_out_answers
-from trainer_service.training.evaluation.baselines import Baseline
+from trainer_service.training.evaluation.baselines import MAX_SHOT_TOKENS, Baseline
 from trainer_service.training.evaluation.evaluate import evaluate_examples
 from trainer_service.training.evaluation.generate import generated_texts
+from trainer_service.training.evaluation.shared_beginning import shared_beginning
 from trainer_service.training.recipe.selection import is_better, score_of, slack
 from trainer_service.training.results import TEXT_METRICS, Results
 from trainer_service.training.spec import Example, TrainingSpec
@@ -133,8 +134,8 @@ class Evaluator:
         for name, write in self._ways(examples, train).items():
             baseline = yield CallWork(partial(self._written, name, write))
             if baseline is not None:
-                rivals[name] = yield from self._measured(None, baseline.data, baseline.end_token_id)
-                ways[_FIELDS[name]] = Way(baseline.data, rivals[name], None, baseline.end_token_id)
+                ways[_FIELDS[name]] = way = yield from self._baseline_way(baseline)
+                rivals[name] = way.results
                 num_shots = num_shots or baseline.num_shots
         if current is not None:
             rivals[CURRENT] = yield from self._measured(current, data, self._end_token_id)
@@ -198,8 +199,22 @@ class Evaluator:
             return None
         return baseline
 
+    def _baseline_way(self, baseline: Baseline) -> Generator[Work, Any, Way]:
+        """The results of a baseline. Its answers are generated after the beginning that all its inputs share."""
+        data, end_token_id = baseline.data, baseline.end_token_id
+        results = yield from evaluate_examples(None, data)
+        if data.label_ids:  # then no text is generated
+            return Way(data, results, None, end_token_id)
+        prefix, data = yield CallWork(partial(shared_beginning, self._base_model, data), MAX_SHOT_TOKENS)
+        return Way(data, (yield from self._with_texts(results, prefix, data, end_token_id)), prefix, end_token_id)
+
     def _measured(self, prefix: Entering | None, data: EncodedDataset, end_token_id: int | None) -> Measuring:
         results = yield from evaluate_examples(prefix, data)
+        return (yield from self._with_texts(results, prefix, data, end_token_id))
+
+    def _with_texts(
+        self, results: Results, prefix: Entering | None, data: EncodedDataset, end_token_id: int | None
+    ) -> Measuring:
         if self._metric not in TEXT_METRICS:
             return results
         texts = yield from generated_texts(self._base_model, prefix, data, end_token_id)

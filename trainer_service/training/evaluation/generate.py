@@ -31,7 +31,8 @@ def generated_texts(
     longest = max(len(data.examples[pick].target_ids) for pick in picks)
     max_new_tokens = min(MAX_NEW_TOKENS, longest + longest // 2 + 8)
     answers: list[str] = []
-    for batch in _batches([data.examples[pick] for pick in picks], max_new_tokens):
+    num_virtual_tokens = 0 if prefix is None else prefix.num_virtual_tokens
+    for batch in _batches([data.examples[pick] for pick in picks], num_virtual_tokens + max_new_tokens):
         num_tokens = sum(len(example.input_ids) + max_new_tokens for example in batch)
         answers += yield CallWork(
             partial(_generate, base_model, prefix, batch, max_new_tokens, end_token_id), num_tokens
@@ -41,12 +42,15 @@ def generated_texts(
     return dict(zip(picks, zip(answers, wanted, strict=True), strict=True))
 
 
-def _batches(examples: Sequence[EncodedExample], max_new_tokens: int) -> Iterator[list[EncodedExample]]:
-    """Batches in order, with few enough positions (including padding) that other jobs don't wait long for one."""
+def _batches(examples: Sequence[EncodedExample], num_other_tokens: int) -> Iterator[list[EncodedExample]]:
+    """Batches in order, with few enough positions (including padding) that other jobs don't wait long for one.
+
+    `num_other_tokens`: of each row beside its input.
+    """
     batch, longest = list[EncodedExample](), 0
     for example in examples:
         longest = max(longest, len(example.input_ids))
-        if batch and (len(batch) == BATCH or (len(batch) + 1) * (longest + max_new_tokens) > MAX_BATCH_TOKENS):
+        if batch and (len(batch) == BATCH or (len(batch) + 1) * (longest + num_other_tokens) > MAX_BATCH_TOKENS):
             yield batch
             batch, longest = [], len(example.input_ids)
         batch.append(example)

@@ -23,16 +23,20 @@ export async function job(main, { rest: [name], signal }) {
   const head = h("div"), picture = h("div"), body = h("div", { "aria-live": "polite" });
   replace(main, h("h1", {}, `Job ${name.slice(-8)} for ${now.spec?.prompt ?? ""}`), head, picture, body);
 
-  const act = (action) => h("button", { type: "button", onclick: doing(async () => { now = await post(`/api/jobs/${name}/${action}`); draw(); }) }, action[0].toUpperCase() + action.slice(1));
+  // the new state comes with the events: an answer that they overtook would show an old one
+  const act = (action) => h("button", { type: "button", hidden: true, onclick: doing(() => post(`/api/jobs/${name}/${action}`)) }, action[0].toUpperCase() + action.slice(1));
+  const [pause, resume, cancel] = ["pause", "resume", "cancel"].map(act);
+  const stand = h("span", { className: "row" }), below = h("div");
+  replace(head, h("p", { className: "row" }, stand, pause, resume, cancel), below); // the buttons stay, because a new one would not have the focus
   function draw() {
     const { progress, result, error } = now;
     const over = FINAL.includes(now.state);
     const left = progress?.estimated_end_time && !over ? (new Date(progress.estimated_end_time) - Date.now()) / 1000 : null;
-    replace(head, h("p", { className: "row" }, state(now.state),
-      now.state === "QUEUED" && now.queue_position ? h("span", {}, `number ${now.queue_position} in the queue`) : null,
-      left > 0 ? h("span", {}, `about ${span(left)} left`) : null,
-      !over && now.state !== "PAUSED" ? act("pause") : null, now.state === "PAUSED" ? act("resume") : null, !over ? act("cancel") : null),
-      progress?.num_steps ? h("label", {}, `${progress.step} of ${progress.num_steps} steps`, h("progress", { max: progress.num_steps, value: progress.step })) : null,
+    replace(stand, state(now.state),
+      now.state === "QUEUED" && now.queue_position ? h("span", {}, `${now.queue_position} ahead in the queue`) : null,
+      left > 0 ? h("span", {}, `about ${span(left)} left`) : null);
+    for (const [button, shown] of [[pause, !over && now.state !== "PAUSED"], [resume, now.state === "PAUSED"], [cancel, !over]]) button.hidden = !shown;
+    replace(below, progress?.num_steps ? h("label", {}, `${progress.step} of ${progress.num_steps} steps`, h("progress", { max: progress.num_steps, value: progress.step })) : null,
       error ? h("p", { className: "bad" }, `${error.code}: ${error.message}`) : null);
     replace(picture, curve([{ name: "training", points: steps }, { name: "held-out", points: heldOut }]));
     const others = notes.filter((text) => text !== result?.verdict);

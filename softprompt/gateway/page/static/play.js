@@ -33,21 +33,22 @@ export async function play(main, { query, signal }) {
     running.abort();
     running = new AbortController();
     replace(answers);
-    replace(code, snippets(body(left.querySelector("select").value)));
+    replace(code, snippets(body(left.querySelector("select").value), models[0]));
     await Promise.all([...new Set([left, right].map((one) => one.querySelector("select").value))].map(answer));
   }) }, field("Input", input), h("div", { className: "row" }, left, right, field("Tokens", tokens), field("Temperature", heat),
     h("button", { className: "main", type: "submit" }, "Send"), h("button", { type: "button", onclick: () => running.abort() }, "Stop")));
   replace(main, h("h1", {}, "Playground"), form, answers, code);
 }
 
-function snippets(body) {
+/** `base`: the base model, which a call of the Python client does not name. */
+function snippets(body, base) {
   const json = JSON.stringify(body, null, 2), at = location.origin;
-  const quoted = JSON.stringify(json).slice(1, -1).replaceAll("\\n", "\n").replaceAll('\\"', '"').replaceAll("'", "'\\''");
+  const quoted = json.replaceAll("'", "'\\''"); // a shell reads all other characters between single quotes as they are
   const text = JSON.stringify(body.messages[0].content);
   const all = {
     curl: `curl ${at}/v1/chat/completions -H 'Content-Type: application/json' -d '${quoted}'`,
     "OpenAI client": `from openai import OpenAI\n\nclient = OpenAI(base_url="${at}/v1", api_key="unused")\nanswer = client.chat.completions.create(\n    model="${body.model}", messages=[{"role": "user", "content": ${text}}], max_tokens=${body.max_tokens}, temperature=${body.temperature}\n)\nprint(answer.choices[0].message.content)`,
-    Python: `import softprompt\n\nwith softprompt.Client() as client:\n    print(client.generate(${text}, prompt="${body.model}").text)`,
+    Python: `import softprompt\n\nwith softprompt.Client() as client:\n    print(client.generate(${text}, ${body.model === base ? "" : `prompt="${body.model}", `}max_new_tokens=${body.max_tokens}, temperature=${body.temperature}).text)`,
     Node: `const response = await fetch("${at}/v1/chat/completions", {\n  method: "POST",\n  headers: { "Content-Type": "application/json" },\n  body: JSON.stringify(${json}),\n});\nconsole.log((await response.json()).choices[0].message.content);`,
   };
   return [h("h2", {}, "The same call elsewhere"), Object.entries(all).map(([name, code]) => h("details", {}, h("summary", {}, name), h("pre", { tabIndex: 0 }, code),

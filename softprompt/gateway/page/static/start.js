@@ -23,18 +23,24 @@ export async function start(main) {
     await preview(file);
   }
 
-  async function preview(file) {
-    replace(found, h("p", { className: "hint" }, `Reading ${file.name} ...`));
+  let asked = 0;
+  /** Shows how the file is read. Only the newest question's answer is shown, and the control that was changed keeps the focus. */
+  async function preview(file, changed = "") {
+    const mine = ++asked;
+    if (!changed) replace(found, h("p", { className: "hint" }, `Reading ${file.name} ...`));
     try {
       const query = new URLSearchParams({ filename: file.name, ...choice });
       const data = await (await call(`/api/preview?${query}`, { body: file })).json();
+      if (mine !== asked) return;
       if (!guessed && !Object.keys(choice).length && Object.keys(data.guess).length) {
         guessed = true;
         Object.assign(choice, data.guess);
-        return preview(file);
+        return preview(file, changed);
       }
       show(file, data);
+      if (changed) found.querySelector(`[name=${changed}]`).focus();
     } catch (error) {
+      if (mine !== asked) return;
       replace(found);
       tell(error.message);
     }
@@ -46,14 +52,14 @@ export async function start(main) {
         data.columns.map((column) => h("option", { value: column, selected: data.used[role] === column }, column)));
       return field(title, select);
     });
-    const unused = h("input", { type: "checkbox", checked: choice.drop_extra === "true", onchange: () => choose("drop_extra", unused.checked ? "true" : "") });
+    const unused = h("input", { type: "checkbox", name: "drop_extra", checked: choice.drop_extra === "true", onchange: () => choose("drop_extra", unused.checked ? "true" : "") });
     function choose(name, value) {
       for (const [role] of ROLES) if (data.used[role] && !(role in choice)) choice[role] = data.used[role];
       if (name === "label" && value) choice.output = "";
       if (name === "output" && value) choice.label = "";
       choice[name] = value;
       for (const key of Object.keys(choice)) if (!choice[key]) delete choice[key];
-      preview(file);
+      preview(file, name);
     }
     const can = !data.problems.length, unclear = data.columns.length && !data.used.input && !data.used.messages;
     const advice = unclear ? "Choose below which column is the input, and which is the output (a text) or the label (one of a few words)." : data.advice;

@@ -122,6 +122,29 @@ def test_penalties_count_real_tokens_only() -> None:
     assert one(-logits - 1, row(tokens=tuple(range(4)), temperature=0.0, repetition_penalty=5.0)) > 3
 
 
+def test_penalties_follow_a_growing_sequence() -> None:
+    """Each step counts only new tokens, and finds what a new sequence with all of them finds."""
+    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)) * 0.5
+    penalties: dict[str, Any] = {
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.2,
+        "temperature": 0.0,
+    }
+    growing = row(tokens=(7, 7, 3), **penalties)
+    for _ in range(30):
+        token = one(logits, growing)
+        assert token == one(logits, row(tokens=tuple(growing.tokens), num_input=3, **penalties))
+        growing.tokens.append(token)
+    assert len(set(growing.generated)) > 5
+
+
+def test_penalties_of_a_sequence_without_tokens() -> None:
+    logits = torch.zeros(VOCAB)
+    logits[4] = 1.0
+    assert one(logits, row(tokens=(), temperature=0.0, repetition_penalty=2.0, frequency_penalty=1.0)) == 4
+
+
 def test_no_end_before_the_minimum() -> None:
     logits = torch.zeros(VOCAB)
     logits[9] = 5.0

@@ -1,5 +1,5 @@
-"""Files of jobs in a directory: whole or not at all, newest attempt wins, damage is noticed. The database's are in
-`test_store`.
+"""Files of jobs in a directory: complete or absent, the newest attempt wins, damage is detected. `test_job_store` tests
+those in a database.
 """
 
 from __future__ import annotations

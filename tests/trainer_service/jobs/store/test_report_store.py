@@ -1,4 +1,4 @@
-"""Stored reports, on each database: the latest attempt's is kept, and a damaged one is as good as none."""
+"""Stored reports on each database: the latest attempt's is kept, and a damaged one counts as missing."""
 
 from __future__ import annotations
 

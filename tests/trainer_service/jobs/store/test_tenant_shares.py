@@ -1,4 +1,4 @@
-"""Tenants in the job store, on each database: the order of claims, the room in the queue, positions, charges."""
+"""Tenants in the job store on each database: order of claims, queue limits, positions, charges."""
 
 from __future__ import annotations
 

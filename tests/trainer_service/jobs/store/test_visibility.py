@@ -1,5 +1,5 @@
-"""Prompt patterns in the job store, on both databases: the same names as in Python, full pages, and no row of anybody
-else's.
+"""Prompt patterns in the job store on both databases: they match as in Python, fill pages, and return no row of another
+tenant.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def create(store: JobStore, prompt: str, **fields: Any) -> Job:
 
 @contextmanager
 def statements(store: JobStore) -> Iterator[list[tuple[str, Any]]]:
-    """Every statement that the store's connections execute meanwhile, with its parameters."""
+    """The statements that the store's connections execute in the block, with their parameters."""
     seen: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:

@@ -176,7 +176,7 @@ async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_lea
 
 
 def _end_forever(service: Service) -> None:
-    """Also of trainers to come."""
+    """Also for trainers that start later."""
     for trainer in service.trainers:
         trainer.finish_forever()
 

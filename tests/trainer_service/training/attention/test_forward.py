@@ -26,7 +26,7 @@ from trainer_service.training.work import ScoreWork, TrainPart
 
 
 class _FixedTrainee(Trainee):
-    """A trainee of nothing but a matrix."""
+    """A trainee that consists of a matrix alone."""
 
     def __init__(self, matrix: torch.Tensor) -> None:
         self.parameters = {"prompt": matrix}

@@ -1,4 +1,4 @@
-"""Which held-out examples choose and which ones judge."""
+"""Which held-out examples choose a checkpoint and which ones measure it."""
 
 from __future__ import annotations
 

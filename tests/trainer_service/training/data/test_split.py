@@ -12,7 +12,7 @@ FRACTION = 0.1
 
 
 def of_inputs(*counts: int) -> tuple[Example, ...]:
-    """So many examples of each input, all with targets of their own."""
+    """The given number of examples of each input, each with another target."""
     inputs = [f"Write a slogan for product {number}." for number, count in enumerate(counts) for _ in range(count)]
     return tuple(Example(line=line, input=input, output=f"slogan {line}") for line, input in enumerate(inputs, start=1))
 

@@ -1,4 +1,4 @@
-"""Self-study in a cohort: reproducible, bounded, resumed without asking again, and refused where it can't work."""
+"""Self-study in a cohort: reproducible, bounded, resumed without repeating questions, refused where it can't work."""
 
 from __future__ import annotations
 

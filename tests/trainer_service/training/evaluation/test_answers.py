@@ -26,7 +26,7 @@ ENCODER = InputEncoder(BASE.tokenizer, TEMPLATE)
 
 @pytest.fixture(autouse=True)
 def texts(no_texts: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a trainer."""
+    """Undoes `no_texts`, so that answers are generated as in a trainer."""
     monkeypatch.undo()
 
 

@@ -1,4 +1,4 @@
-"""The frozen model asked in other ways: what it reads, for each kind of example, with and without a chat template."""
+"""Baselines of the frozen model: the text it reads for each kind of example, with and without a chat template."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from trainer_service.training.evaluation.generate import MAX_EXAMPLES, greedy_an
 
 
 def test_text_metrics_look_at_examples_from_all_parts_of_a_sorted_file() -> None:
-    """The first 64 of 1,000 sorted examples would judge a prompt by one kind of them."""
+    """The first 64 of 1,000 sorted examples would be of one kind only."""
     picks = sampled(1000)
     assert len(set(picks)) == MAX_EXAMPLES
     assert {pick * 8 // 1000 for pick in picks} == set(range(8))

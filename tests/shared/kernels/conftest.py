@@ -1,4 +1,4 @@
-"""Tiny models are computed fastest, and on a busy machine steadiest, by one thread."""
+"""Kernels divide their work between threads here; all other tests have one thread."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 
 
 @pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
+def two_threads() -> Iterator[None]:
+    """More than one thread, on a machine with one processor, too."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)

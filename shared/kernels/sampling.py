@@ -1,0 +1,48 @@
+"""The kernel that chooses tokens from logits, as a function of tensors, on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+
+from shared.kernels import library
+
+NOT_FINITE, NOTHING_LEFT = -1, -2
+_DTYPES = (torch.float32, torch.bfloat16)
+BEST = 2
+"""The level of AVX-512; 1 is AVX2, and 0 is any processor. Each includes those below it."""
+
+
+def takes(rows: Sequence[torch.Tensor]) -> bool:
+    """Whether the kernel is available for such rows."""
+    return all(row.is_cpu and row.dtype in _DTYPES for row in rows) and library.load() is not None
+
+
+def choose_tokens(
+    rows: Sequence[torch.Tensor], draws: Sequence[tuple[float, int, float, float, float]], level: int = BEST
+) -> list[int]:
+    """A token for each row of logits `[vocab]`, NOT_FINITE or NOTHING_LEFT.
+
+    A draw is (scale, top_k, top_p, min_p, number) as in sampling.c. `level` limits the instruction sets, for tests; it
+    doesn't change the result. Raises ValueError, MemoryError.
+    """
+    found = library.load()
+    assert found is not None, "ask `takes` first"
+    vocab = rows[0].shape[0]
+    rows = [row.contiguous() for row in rows]
+    if any(row.shape != (vocab,) or row.dtype not in _DTYPES or not row.is_cpu for row in rows) or not vocab:
+        raise ValueError(f"expected rows of {vocab} logits in float32 or bfloat16 on the CPU")
+    if len(draws) != len(rows):
+        raise ValueError(f"expected {len(rows)} draws, got {len(draws)}")
+    calls = (library.Draw * len(rows))(
+        *(
+            library.Draw(row.data_ptr(), row.dtype == torch.bfloat16, top_k, top_p, min_p, number, scale)
+            for row, (scale, top_k, top_p, min_p, number) in zip(rows, draws, strict=True)
+        )
+    )
+    chosen = (ctypes.c_int64 * len(rows))()
+    if found.choose_tokens(calls, chosen, len(rows), vocab, level, torch.get_num_threads()) != 0:
+        raise MemoryError(f"no memory to choose among {vocab} tokens")
+    return list(chosen)

@@ -1,0 +1,124 @@
+/* Calls every kernel on fixed numbers and prints the results: a line `name number number ...` for each.
+ *
+ * Numbers are printed as the bits of float32, so that programs for different processors can be compared exactly. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+  void *data;
+  int64_t token_stride, head_stride;
+} Heads;
+typedef struct {
+  int64_t heads, kv_heads, width, window, half, num_items;
+  const int64_t *items, *rows;
+  float scale;
+  int threads;
+} PackedAttention;
+
+int linear(const uint16_t *, const uint16_t *, const float *, uint16_t *, int64_t, int64_t, int64_t, int);
+int cached_attention(const uint16_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *, uint16_t *,
+                     const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                     int64_t, int64_t, float, int);
+int packed_attention(const PackedAttention *, const Heads *, const Heads *, const Heads *, const Heads *, void *,
+                     float *, void *, void *, float *);
+void rms_norm(const void *, const float *, void *, float *, int64_t, int64_t, float, int, int);
+void rms_norm_backward(const void *, const void *, const float *, const float *, void *, int64_t, int64_t, int, int);
+void swiglu(const void *, const void *, void *, int64_t, int, int);
+void swiglu_backward(const void *, const void *, void *, void *, int64_t, int, int);
+void rotate(const void *, int64_t, int64_t, const void *, const void *, void *, int64_t, int64_t, int64_t, int, int,
+            int);
+
+enum { THREADS = 2, NUMBERS = 1 << 16 };
+
+/* Uniform in [-scale, scale), float32 or, truncated, bfloat16. The memory is never freed. Compilers evaluate arguments
+ * in any order, so a call has at most one `made` among its arguments. */
+static void *made(int half, float scale) {
+  static uint64_t state = 88172645463325252u;
+  float *floats = malloc(NUMBERS * sizeof(float));
+  uint16_t *halves = malloc(NUMBERS * sizeof(uint16_t));
+  for (int i = 0; i < NUMBERS; i++) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    floats[i] = (float)((int64_t)(state >> 40) - (1 << 23)) / (1 << 23) * scale;
+    uint32_t bits;
+    memcpy(&bits, floats + i, sizeof bits);
+    halves[i] = (uint16_t)(bits >> 16);
+  }
+  return half ? (void *)halves : (void *)floats;
+}
+
+static void print(const char *name, int64_t variant, const void *numbers, int64_t count, int half) {
+  printf("%s-%d", name, (int)variant);
+  for (int64_t i = 0; i < count; i++)
+    printf(" %08x", half ? (uint32_t)((const uint16_t *)numbers)[i] << 16 : ((const uint32_t *)numbers)[i]);
+  printf("\n");
+}
+
+static void products(void) {
+  const int64_t rows[] = {1, 2, 3, 4, 5, 16, 37};
+  for (int i = 0; i < 7; i++)
+    for (int64_t out = 128; out <= 144; out += 16) {
+      uint16_t *x = made(1, 1), *weights = made(1, 1), *y = made(1, 0);
+      linear(x, weights, i % 2 ? made(0, 1) : NULL, y, rows[i], 96, out, THREADS);
+      print("linear", rows[i] * 1000 + out, y, rows[i] * out, 1);
+    }
+}
+
+static void elementwise(int half) {
+  enum { ROWS = 3, WIDTH = 112 };
+  void *x = made(half, 3), *other = made(half, 3), *dy = made(half, 1), *y = made(half, 0), *dx = made(half, 0);
+  float *weight = made(0, 2), *scales = made(0, 0);
+  rms_norm(x, weight, y, scales, ROWS, WIDTH, 1e-5f, half, THREADS);
+  print("near_rms_norm", half, y, ROWS * WIDTH, half);
+  rms_norm_backward(dy, x, weight, scales, dx, ROWS, WIDTH, half, THREADS);
+  print("near_rms_norm_backward", half, dx, ROWS * WIDTH, half);
+  x = made(half, 120), swiglu(x, other, y, ROWS * WIDTH, half, THREADS);
+  print("swiglu", half, y, ROWS * WIDTH, half);
+  swiglu_backward(x, other, dy, dx, ROWS * WIDTH, half, THREADS);
+  print("swiglu_backward_gate", half, dx, ROWS * WIDTH, half);
+  print("swiglu_backward_up", half, dy, ROWS * WIDTH, half);
+  for (int backward = 0; backward < 2; backward++) {
+    void *cos = made(half, 1), *sin = made(half, 1);
+    rotate(x, 2 * 96, 96, cos, sin, y, ROWS, 2, 96, backward, half, THREADS);
+    print(backward ? "rotate_backward" : "rotate", half, y, ROWS * 2 * 96, half);
+  }
+}
+
+static void decode(int64_t width, int64_t heads, int64_t window) {
+  enum { TOKENS = 5, KV_HEADS = 2, SLOTS = 40, MAX_ROWS = 3 };
+  const int64_t rows[TOKENS] = {2, 2, 0, 1, 1}, positions[TOKENS] = {3, 4, 38, 0, 16};
+  uint16_t *query = made(1, 2), *key = made(1, 2), *value = made(1, 1), *keys = made(1, 2), *values = made(1, 1);
+  uint16_t *out = made(1, 0);
+  cached_attention(query, key, value, keys, values, out, rows, positions, TOKENS, heads * KV_HEADS, KV_HEADS, width,
+                   KV_HEADS * SLOTS * width, SLOTS * width, MAX_ROWS, SLOTS, window, 0.2f, THREADS);
+  print("near_cached_attention", width * 100 + heads * 10 + window, out, TOKENS * heads * KV_HEADS * width, 1);
+}
+
+static void train(int half, int64_t window) {
+  enum { TOKENS = 33, HEADS = 6, KV_HEADS = 2, WIDTH = 32, SHARED = 5 };
+  const int64_t items[2][5] = {{0, SHARED, 0, 2, 0}, {-1, 0, 2, 1, SHARED}}, rows[3][2] = {{5, 3}, {8, 17}, {25, 8}};
+  PackedAttention call = {HEADS, KV_HEADS, WIDTH, window, half, 2, items[0], rows[0], 0.2f, THREADS};
+  Heads query = {made(half, 2), HEADS * WIDTH, WIDTH}, key = {made(half, 2), KV_HEADS * WIDTH, WIDTH};
+  Heads value = {made(half, 1), KV_HEADS * WIDTH, WIDTH}, grad = {made(half, 1), HEADS * WIDTH, WIDTH};
+  void *out = made(half, 0), *dquery = made(half, 0), *dkey = made(half, 0), *dvalue = made(half, 0);
+  float *log_sums = made(0, 0);
+  packed_attention(&call, &query, &key, &value, NULL, out, log_sums, NULL, NULL, NULL);
+  packed_attention(&call, &query, &key, &value, &grad, dquery, log_sums, dkey, dvalue, made(0, 0));
+  int64_t variant = half * 100 + window, skipped = SHARED * HEADS * WIDTH * (half ? 2 : 4);
+  print("near_packed_attention", variant, (char *)out + skipped, (TOKENS - SHARED) * HEADS * WIDTH, half);
+  print("near_packed_attention_dquery", variant, (char *)dquery + skipped, (TOKENS - SHARED) * HEADS * WIDTH, half);
+  print("near_packed_attention_dkey", variant, dkey, TOKENS * KV_HEADS * WIDTH, half);
+  print("near_packed_attention_dvalue", variant, dvalue, TOKENS * KV_HEADS * WIDTH, half);
+}
+
+int main(void) {
+  products();
+  for (int half = 0; half < 2; half++) {
+    elementwise(half);
+    for (int64_t window = 0; window < 8; window += 7) train(half, window);
+  }
+  for (int64_t width = 32; width <= 128; width += 32)
+    for (int64_t heads = 1; heads <= 5; heads += 2) decode(width, heads, heads == 3 ? 7 : 0);
+  return 0;
+}

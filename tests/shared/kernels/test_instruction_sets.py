@@ -1,0 +1,98 @@
+"""Every instruction set computes the same: AVX-512, AVX2, and NEON under an emulator.
+
+The other tests of this folder compare the library of this processor with PyTorch. Here, one program that calls every
+kernel is compiled for each instruction set. Sums in a fixed order have the same bits everywhere; kernels whose sums
+depend on the width of a vector (`near_` in the output) agree within rounding.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.kernels import build, library
+
+PROGRAM = Path(__file__).with_name("every_kernel.c")
+CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
+Results = dict[str, torch.Tensor]
+
+
+def compiled_and_run(folder: Path, machine: str, instruction_set: str) -> Results:
+    """The results of the program, compiled as the library is, but with all it needs in one file, for the emulator."""
+    native = machine == platform.machine()
+    options = [*build.FLAGS, *build.INSTRUCTION_SETS[machine][instruction_set], "-static", "-w"]
+    flags = [option for option in options if option not in ("-shared", "-fPIC")]
+    target, sources = folder / instruction_set, sorted(map(str, build.SOURCES.glob("*.c")))
+    compiler = build.COMPILER if native else CROSS_COMPILER
+    command = [compiler, *flags, *sources, str(PROGRAM), "-o", str(target), "-lm"]
+    subprocess.run(command, capture_output=True, check=True, timeout=300)
+    program = [str(target)] if native else [EMULATOR, str(target)]
+    lines = subprocess.run(program, capture_output=True, text=True, check=True, timeout=300).stdout.splitlines()
+    return {name: _floats(numbers) for name, *numbers in map(str.split, lines)}
+
+
+def _floats(numbers: list[str]) -> torch.Tensor:
+    return torch.frombuffer(bytearray(b"".join(bytes.fromhex(number)[::-1] for number in numbers)), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The results of the library of this processor."""
+    name = library.instruction_set()
+    if name is None or shutil.which(build.COMPILER) is None:
+        pytest.skip("no compiled kernels on this machine")
+    return compiled_and_run(tmp_path_factory.mktemp("native"), platform.machine(), name)
+
+
+def compare(found: Results, expected: Results) -> None:
+    assert found.keys() == expected.keys()
+    for name, numbers in expected.items():
+        assert numbers.isfinite().all(), name
+        assert numbers.norm() > 0.1, name
+        if name.startswith("near_"):  # a result that is rounded to bfloat16 may be rounded the other way
+            tolerance = 2**-7 if found[name].bfloat16().float().equal(found[name]) else 1e-5
+            torch.testing.assert_close(found[name], numbers, rtol=tolerance, atol=1e-5, msg=name)
+        else:
+            assert found[name].equal(numbers), name
+
+
+@pytest.mark.timeout(400)
+def test_avx2_computes_the_same(expected: Results, tmp_path: Path) -> None:
+    if library.instruction_set() != "avx512":
+        pytest.skip("this processor's own kernels are compared with PyTorch")
+    compare(compiled_and_run(tmp_path, "x86_64", "avx2"), expected)
+
+
+@pytest.mark.timeout(400)
+def test_neon_computes_the_same(expected: Results, tmp_path: Path) -> None:
+    if missing := [tool for tool in (CROSS_COMPILER, EMULATOR) if shutil.which(tool) is None]:
+        pytest.skip(f"{missing[0]} is missing; `make tools` installs it")
+    compare(compiled_and_run(tmp_path, "aarch64", "neon"), expected)
+
+
+@pytest.mark.skipif(library.instruction_set() != "avx512", reason="this processor has one instruction set only")
+def test_a_processor_without_avx512_serves_in_bfloat16_by_avx2() -> None:
+    """The variables of torch and oneDNN hide AVX-512 from them and from us."""
+    script = (
+        "import torch; from torch import nn; from shared.kernels import library, serving_linear as linears\n"
+        "from shared.model.base_model import pick_dtype\n"
+        "dtype = pick_dtype('auto', torch.device('cpu'))\n"
+        "swap = linears.choose_linear(dtype)\n"
+        "fine, odd = (nn.Linear(size, 16, bias=False, dtype=dtype) for size in (32, 33))\n"
+        "nn.init.constant_(odd.weight, 1e30)\n"
+        "with torch.no_grad():\n"
+        "    assert swap(odd)(torch.ones(3, 33, dtype=dtype)).isfinite().all()\n"
+        "    same = torch.allclose(swap(fine)(torch.eye(32, dtype=dtype)).T, fine.weight, rtol=2**-8)\n"
+        "print(library.instruction_set(), dtype, linears.OneDNNLinear.is_available(dtype), same)\n"
+    )
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.split() == ["avx2", "torch.bfloat16", "False", "True"], done.stderr
