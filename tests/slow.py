@@ -35,6 +35,7 @@ FILES = frozenset(
         ),
         *("inference_service/engine/guide/test_guided.py", "inference_service/engine/kv/test_clean_rows.py"),
         "inference_service/engine/test_correctness.py",
+        "inference_service/engine/run/test_paged.py",
         *(
             "softprompt/test_demo.py",
             "softprompt/test_hub_models.py",

@@ -1,4 +1,4 @@
-"""Runs the same step alternately with both contestants, so that each ratio compares adjacent measurements. Writes JSON.
+"""Runs the same step alternately with all contestants, so that each ratio compares adjacent measurements. Writes JSON.
 
 Peak memory is measured in a separate process for each contestant. Needs torch, transformers, peft and safetensors, but
 not Ray. On a GPU, use `--device cuda --dtype bfloat16`, and `--gpu-shape` for the two cases of a Llama of 1B shape with
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import machine
-from benchmarks.train.contestants import CONTESTANTS
+from benchmarks.train.contestants import CONTESTANTS, PREFIX_CONTESTANTS
 from benchmarks.train.gpu_cases import measure as measure_gpu_shape
 from benchmarks.train.workload import CASES, Case, load_model, make_rows
 from shared.process.allocator import tune_allocator
@@ -42,7 +42,8 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cases", type=int, nargs="*", default=[0, 1, 2], help="indices of the three cases to run")
+    every = list(range(len(CASES)))
+    parser.add_argument("--cases", type=int, nargs="*", default=every, help=f"indices of the cases to run: {every}")
     parser.add_argument("--gpu-shape", action="store_true", help="also run the cases of a model of 1B shape, on a GPU")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/train-DTYPE.json")
     parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
@@ -78,10 +79,11 @@ def main() -> None:
 
 def measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
     """Gives each contestant its own model, so that neither sees the other's wrappers."""
-    seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-    losses: dict[str, list[list[float]]] = {name: [] for name in CONTESTANTS}
-    models = {name: load_model(arguments.model, arguments.dtype, arguments.device) for name in CONTESTANTS}
-    contestants = {name: contestant(models[name], case) for name, contestant in CONTESTANTS.items()}
+    kinds = PREFIX_CONTESTANTS if case.is_prefix else CONTESTANTS
+    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    losses: dict[str, list[list[float]]] = {name: [] for name in kinds}
+    models = {name: load_model(arguments.model, arguments.dtype, arguments.device) for name in kinds}
+    contestants = {name: contestant(models[name], case) for name, contestant in kinds.items()}
     vocab_size = next(iter(models.values())).get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     for step in range(max(3, arguments.rounds) + WARM_UP):
         rows = make_rows(case, vocab_size, seed=step)
@@ -91,25 +93,27 @@ def measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
             if step >= WARM_UP:
                 seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    ratios = [peft / shared for peft, shared in zip(seconds["peft"], seconds["shared"], strict=True)]
+    ours, *others = seconds
+    ratios = {
+        name: statistics.median(theirs / own for theirs, own in zip(seconds[name], seconds[ours], strict=True))
+        for name in others
+    }
     examples = case.num_jobs * case.batch_size
     return {
         "case": case.name,
         "examples_per_second": {name: examples / median for name, median in medians.items()},
         "seconds": seconds,
-        "ratio": statistics.median(ratios),
+        "ratio": ratios[others[0]],
+        **({"ratios": ratios} if case.is_prefix else {}),
         "wanted_ratio": case.wanted_ratio,
         "first_losses": {name: values[0] for name, values in losses.items()},
     }
 
 
 def show(result: dict[str, Any]) -> None:
-    speeds = result["examples_per_second"]
-    print(
-        f"{result['case']}: {speeds['shared']:.2f} examples/s, PEFT {speeds['peft']:.2f}, ratio {result['ratio']:.2f} "
-        f"(goal {result['wanted_ratio']})",
-        flush=True,
-    )
+    speeds = ", ".join(f"{name} {speed:.2f}" for name, speed in result["examples_per_second"].items())
+    ratios = result.get("ratios", result["ratio"])
+    print(f"{result['case']}: examples/s {speeds}; ratio {ratios} (goal {result['wanted_ratio']})", flush=True)
 
 
 def peak_bytes(arguments: argparse.Namespace) -> int:

@@ -1,5 +1,5 @@
-"""PEFT's prompt tuning in its best usual configuration, and a cohort's training pass. A step is forward, backward and
-AdamW.
+"""PEFT's prompt tuning and prefix tuning in their best usual configuration, and a cohort's training pass. A step is
+forward, backward and AdamW.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import torch
 
 from benchmarks.train.workload import LEARNING_RATE, Case, make_prompt
 from shared.model.base_model import BaseModel, BaseModelInfo
+from shared.prompt.lift import key_values_of
 from trainer_service.training.attention.forward import choose_forward
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.compute import backward
-from trainer_service.training.recipe.leaves import PromptLeaves
+from trainer_service.training.recipe.leaves import KeyValueLeaves, Leaves, PromptLeaves
 from trainer_service.training.spec import FilledHyperparameters, Init, LearningRateSchedule, Metric, Reparameterisation
 from trainer_service.training.trainee import Candidate, Trainee
 from trainer_service.training.work import TrainPart
@@ -40,27 +41,34 @@ _HYPERPARAMETERS = FilledHyperparameters(
 )
 
 
+def base_of(model: Any) -> BaseModel:
+    """The model as the trainer has it, without a tokenizer."""
+    weight, config = model.get_input_embeddings().weight, model.config
+    info = BaseModelInfo(
+        id="benchmark",
+        fingerprint="",
+        tokenizer_digest="",
+        architecture=type(model).__name__,
+        hidden_size=config.hidden_size,
+        vocab_size=weight.shape[0],
+        num_layers=config.num_hidden_layers,
+        max_positions=config.max_position_embeddings,
+    )
+    return BaseModel(info, model, None, weight.device, weight.dtype)
+
+
 class Shared:
     """Computes all jobs in one pass, like a cohort."""
 
     def __init__(self, model: Any, case: Case) -> None:
-        weight = model.get_input_embeddings().weight
-        config = model.config
-        info = BaseModelInfo(
-            id="benchmark",
-            fingerprint="",
-            tokenizer_digest="",
-            architecture=type(model).__name__,
-            hidden_size=config.hidden_size,
-            vocab_size=weight.shape[0],
-            num_layers=config.num_hidden_layers,
-            max_positions=config.max_position_embeddings,
-        )
-        self._base = BaseModel(info, model, None, weight.device, weight.dtype)
+        self._base, weight = base_of(model), model.get_input_embeddings().weight
         self._forward = choose_forward(self._base)
         candidate = Candidate(LEARNING_RATE, Init())
-        prompts = (make_prompt(weight, case, job).requires_grad_(True) for job in range(case.num_jobs))
-        self._trainees = [Trainee(candidate, PromptLeaves({"prompt": prompt}), _HYPERPARAMETERS) for prompt in prompts]
+        prompts = [make_prompt(weight, case, job) for job in range(case.num_jobs)]
+        self._trainees = [Trainee(candidate, self._leaves(prompt), _HYPERPARAMETERS) for prompt in prompts]
+
+    def _leaves(self, prompt: torch.Tensor) -> Leaves:
+        return PromptLeaves({"prompt": prompt.requires_grad_(True)})
 
     def step(self, jobs: list[list[list[int]]]) -> list[float]:
         """Runs one optimizer step of every job and returns their losses."""
@@ -76,23 +84,36 @@ class Shared:
         return found
 
 
+class SharedPrefix(Shared):
+    """The same with keys and values, which begin as those of the prompts."""
+
+    def _leaves(self, prompt: torch.Tensor) -> Leaves:
+        return KeyValueLeaves.of(key_values_of(self._base, prompt), self._base.device)
+
+
 class Peft:
     """Runs one job after another, with right padding, masked labels, one loaded model, and float32 prompts."""
 
     def __init__(self, model: Any, case: Case) -> None:
-        from peft import PromptTuningConfig, TaskType, get_peft_model
+        from peft import get_peft_model
 
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         table = model.get_input_embeddings().weight
         self._device = table.device
-        config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=case.num_virtual_tokens)
-        self._model = get_peft_model(model, config)
-        self._weight = self._model.prompt_encoder["default"].embedding.weight
+        starts = [self._start(model, make_prompt(table, case, job)) for job in range(case.num_jobs)]
+        self._model = get_peft_model(model, self._config(case))
         self._states = []
-        for job in range(case.num_jobs):
-            prompt = make_prompt(table, case, job)
-            parameter = torch.nn.Parameter(prompt)
+        for start in starts:
+            parameter = torch.nn.Parameter(start)
             self._states.append((parameter, torch.optim.AdamW([parameter], lr=LEARNING_RATE, weight_decay=0)))
+
+    def _config(self, case: Case) -> Any:
+        from peft import PromptTuningConfig, TaskType
+
+        return PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=case.num_virtual_tokens)
+
+    def _start(self, model: Any, prompt: torch.Tensor) -> torch.Tensor:
+        return prompt
 
     def step(self, jobs: list[list[list[int]]]) -> list[float]:
         losses = []
@@ -114,4 +135,21 @@ class Peft:
         return losses
 
 
-CONTESTANTS: dict[str, type[Shared] | type[Peft]] = {"shared": Shared, "peft": Peft}
+class PeftPrefix(Peft):
+    """The same with prefix tuning, all of whose positions are trained."""
+
+    def _config(self, case: Case) -> Any:
+        from peft import PrefixTuningConfig, TaskType
+
+        return PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=case.num_virtual_tokens)
+
+    def _start(self, model: Any, prompt: torch.Tensor) -> torch.Tensor:
+        prefix = key_values_of(base_of(model), prompt)
+        parts = [part for pair in zip(prefix.keys, prefix.values, strict=True) for part in pair]
+        return torch.cat([part.flatten(1) for part in parts], dim=1).to(prompt.device)
+
+
+Contestants = dict[str, type[Shared] | type[Peft]]
+CONTESTANTS: Contestants = {"shared": Shared, "peft": Peft}
+PREFIX_CONTESTANTS: Contestants = {"prefix": SharedPrefix, "prompt": Shared, "peft": PeftPrefix}
+"""Each first one is compared with all others."""

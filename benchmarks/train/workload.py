@@ -18,12 +18,16 @@ class Case:
     batch_size: int
     num_virtual_tokens: int
     wanted_ratio: float
+    is_prefix: bool = False
+    """Whether keys and values are trained, beside a soft prompt of equal length."""
 
 
 CASES = (
     Case("1 job, batch 16, 100 virtual tokens", 1, 16, 100, 5.0),
     Case("1 job, batch 16, 20 virtual tokens", 1, 16, 20, 2.0),
     Case("8 jobs of batch 4, 50 virtual tokens", 8, 4, 50, 3.0),
+    Case("keys and values: 1 job, batch 8, 100 positions", 1, 8, 100, 1.3, is_prefix=True),
+    Case("keys and values: 8 jobs of batch 4, 50 positions", 8, 4, 50, 1.3, is_prefix=True),
 )
 
 

@@ -77,6 +77,8 @@ class HeldOutAnswers:
     """Examples that are not in `answers`, because their texts are too large together."""
     confusion: tuple[ConfusionCell, ...] = ()
     """The confusion matrix of the tuned prompt (classification), without cells that are 0."""
+    other_lines: tuple[int, ...] = ()
+    """Lines of the held-out examples that are not in `answers`."""
 
 
 @dataclass(frozen=True)
@@ -121,3 +123,5 @@ class JobReport:
     cost: JobCost | None
     missing: tuple[str, ...]
     """What this report lacks and why."""
+    other_held_out_lines: tuple[int, ...] = ()
+    """Lines of the held-out examples that are not among `answers`."""

@@ -8,7 +8,7 @@ import typer
 
 from softprompt.cli.field_options import Command, with_hyperparameters
 from softprompt.cli.following import conclude
-from softprompt.cli.options import JsonOption, TrainerOption, example, job_name, open_client
+from softprompt.cli.options import JobArgument, JsonOption, TrainerOption, example, job_name, open_client
 from softprompt.cli.output import stderr
 from softprompt.display.transfer import upload_display
 from softprompt.types.spec import Hyperparameters, PublishPolicy
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
 
 TRAINING = "Training (what is left out: as in the job)"
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job: tuningJobs/<id>, or the id alone.")]
 Data = Annotated[
     str | None, typer.Option(help="Training examples instead of the job's: a file, a dataset name or a URI.")
 ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.process.standard_streams import is_utf8
-from softprompt.cli.options import JsonOption, TrainerOption, example, job_name, open_client
+from softprompt.cli.options import JobArgument, JsonOption, TrainerOption, example, job_name, open_client
 from softprompt.cli.output import print_json, show, stderr, stdout, table
 from softprompt.display.chart import MIN_COLUMNS, beside, chart
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from softprompt.types.report import JobReport
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job: tuningJobs/<id>, or the id alone.")]
 MetricOption = Annotated[str, typer.Option(help="Held-out metric to draw.")]
 ColumnsOption = Annotated[
     int | None, typer.Option(min=MIN_COLUMNS, max=500, help="Width of the curves in characters [that of the terminal].")

@@ -9,8 +9,8 @@ import typer
 from softprompt.cli import job_copies, job_reports, track
 from softprompt.cli.field_options import key_values
 from softprompt.cli.following import follow_job, show_result
-from softprompt.cli.options import JsonOption, TrainerOption, example, job_name, open_client
-from softprompt.cli.output import local_time, numbers, print_json, show, table
+from softprompt.cli.options import JobArgument, JsonOption, TrainerOption, example, job_name, open_client
+from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, table
 from softprompt.display.training import is_distillation, is_preparing, preparing_text
 from softprompt.types.jobs import JobOrder, JobState
 
@@ -21,7 +21,6 @@ app = typer.Typer(no_args_is_help=True)
 job_copies.register(app)
 job_reports.register(app)
 track.register(app)
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job: tuningJobs/<id>, or the id alone.")]
 
 
 @app.command("list", epilog=example("softprompt jobs list --state running --state queued"))
@@ -86,9 +85,7 @@ def show_(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption 
         "kept": "its best prompt so far; `softprompt jobs continue` starts from it" if found.best_prompt_kept else "",
         "error": f"{found.error.code}: {found.error.message}" if found.error else "",
     }
-    for name, text in rows.items():
-        if text:
-            show(f"{name:<10}{text}")
+    show_facts(rows, 10)
     show_result(found)
 
 

@@ -31,6 +31,7 @@ InferenceOption = Annotated[
         help="Address of the inference service [127.0.0.1:50052].",
     ),
 ]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job: tuningJobs/<id>, or the id alone.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object on each line.")]
 
 

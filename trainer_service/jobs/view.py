@@ -130,4 +130,5 @@ def shown_report(report: JobReport) -> values.JobReport:
         lineage=lineage,
         cost=report.cost,
         missing=report.missing,
+        other_held_out_lines=report.answers.other_lines,
     )

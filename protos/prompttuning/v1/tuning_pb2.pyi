@@ -2513,6 +2513,7 @@ class JobReport(_message.Message):
     LINEAGE_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    OTHER_HELD_OUT_LINES_FIELD_NUMBER: _builtins.int
     num_answers_left_out: _builtins.int
     """Number of these examples that were left out because the report would be too large."""
     @_builtins.property
@@ -2549,6 +2550,10 @@ class JobReport(_message.Message):
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What this report lacks and why, one sentence each."""
 
+    @_builtins.property
+    def other_held_out_lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Lines of the held-out examples that are not among `answers`: those that chose the checkpoint, and those left out."""
+
     def __init__(
         self,
         *,
@@ -2561,10 +2566,11 @@ class JobReport(_message.Message):
         lineage: Global___JobLineage | None = ...,
         cost: Global___JobCost | None = ...,
         missing: _abc.Iterable[_builtins.str] | None = ...,
+        other_held_out_lines: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "job", b"job", "lineage", b"lineage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "confusion", b"confusion", "cost", b"cost", "evaluations", b"evaluations", "job", b"job", "lineage", b"lineage", "missing", b"missing", "num_answers_left_out", b"num_answers_left_out", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "confusion", b"confusion", "cost", b"cost", "evaluations", b"evaluations", "job", b"job", "lineage", b"lineage", "missing", b"missing", "num_answers_left_out", b"num_answers_left_out", "other_held_out_lines", b"other_held_out_lines", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -128,8 +128,8 @@ class Corrections(BaseModel):
 async def continue_job(request: Request, backend: Backend) -> Response:
     """Trains a job's prompt on, with the job's data and corrected examples.
 
-    The corrected examples move from the held-out part to the training part. Split anew, they would be held out again,
-    since a split keeps equal inputs together.
+    The corrected examples move from the held-out part to the training part, with all examples of the same input. Split
+    anew, they would be held out again, since a split keeps equal inputs together.
     """
     request.state.rename = _rename
     body = await read_model(request, Corrections)
@@ -142,15 +142,18 @@ async def continue_job(request: Request, backend: Backend) -> Response:
     shown = {answer.line for answer in report.answers}
     if not corrected.keys() <= shown:
         raise bad_value("examples", "a line is not among the job's held-out answers")
-    if corrected.keys() == shown:
-        raise bad_value("examples", "at least one held-out example must stay as it is, to measure the next version on")
+    held_out = shown.union(report.other_held_out_lines)
+    counted = report.job.dataset_statistics
+    if not lineage.validation_dataset and counted is not None and len(held_out) < counted.num_validation:
+        message = "the job was trained by an earlier release, which did not keep what it held out: train it again first"
+        raise ApiError(400, message, code="failed_precondition")
     async with upload_slot(request, backend):
         with tempfile.TemporaryDirectory(prefix="softprompt-") as name:
             folder = Path(name)
             await _download(backend, lineage.dataset, folder / "all.jsonl")
             if lineage.validation_dataset:
                 await _download(backend, lineage.validation_dataset, folder / "shown.jsonl")
-            await asyncio.to_thread(_move, folder, shown, corrected)
+            await asyncio.to_thread(_move, folder, held_out, corrected)
             job = await client.continue_job(
                 _job(request),
                 dataset=folder / "train.jsonl",
@@ -167,25 +170,39 @@ async def _download(backend: Backend, dataset: str, path: Path) -> None:
                 await asyncio.to_thread(file.write, chunk)
 
 
-def _move(folder: Path, shown: Set[int], corrected: Mapping[int, str]) -> None:
+def _move(folder: Path, held_out: Set[int], corrected: Mapping[int, str]) -> None:
     """Write the training part, with the examples at the lines `corrected` and their new answers, and the rest of the
-    held-out part.
+    held-out part. Every example with the input of a corrected one gets the new answer and is trained on.
 
-    Without a file of held-out examples, these are the lines `shown` of all examples.
+    Without a file of held-out examples, these are the lines `held_out` of all examples. Raises ApiError.
     """
     everything, own = folder / "all.jsonl", folder / "shown.jsonl"
-    with (folder / "train.jsonl").open("wb") as train, (folder / "held-out.jsonl").open("wb") as held_out:
-        if own.exists():
-            with everything.open("rb") as file:
-                train.writelines(_whole(line) for line in file)
-        with (own if own.exists() else everything).open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if number in corrected:
-                    train.write(json.dumps(_answered(json.loads(line), corrected[number])).encode() + b"\n")
-                elif own.exists() or number in shown:
-                    held_out.write(_whole(line))
-                else:
-                    train.write(_whole(line))
+    answers: dict[str, str] = {}
+    with (own if own.exists() else everything).open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if number in corrected and answers.setdefault(_input(line), corrected[number]) != corrected[number]:
+                raise bad_value("examples", f"line {number} has the input of another line, but not its answer")
+    with (folder / "train.jsonl").open("wb") as train, (folder / "held-out.jsonl").open("wb") as left:
+        for path in (everything, own) if own.exists() else (everything,):
+            with path.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    if (text := answers.get(_input(line))) is not None:
+                        train.write(json.dumps(_answered(json.loads(line), text)).encode() + b"\n")
+                    else:
+                        is_held_out = path == own or (not own.exists() and number in held_out)
+                        (left if is_held_out else train).write(_whole(line))
+        if not left.tell():
+            message = "at least one held-out example must stay as it is, to measure the next version on"
+            raise bad_value("examples", message)
+
+
+def _input(line: bytes) -> str:
+    """The input of an example, the same for examples that a split keeps together; empty for a blank line."""
+    if not line.strip():
+        return ""
+    row = json.loads(line)
+    turns = row["messages"][:-1] if "messages" in row else [{"role": "user", "content": row["input"]}]
+    return json.dumps([[turn["role"], turn["content"].strip()] for turn in turns])
 
 
 def _whole(line: bytes) -> bytes:

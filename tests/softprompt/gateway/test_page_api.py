@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from softprompt import Client
 from softprompt.gateway.files import file_id
+from softprompt.types.spec import Hyperparameters, TuningSpec
 from tests.softprompt.gateway.running import World
 
 
@@ -142,6 +144,35 @@ def test_corrected_answers_are_trained_on_and_no_longer_held_out(
         again = http.post(f"/api/jobs/{second['name'].partition('/')[2]}/continue", json=more)
         statistics = http.get(f"/api/jobs/{finished(http, again.json())}").json()["dataset_statistics"]
         assert (statistics["num_train"], statistics["num_validation"]) == (len(train) + 1, len(left) - 1)
+
+
+def test_a_correction_holds_for_every_example_of_its_input_and_the_rest_stays_held_out(
+    services: World, http: httpx.Client
+) -> None:
+    rows = [{"input": f"question {index % 12}" + " " * (index % 2), "output": f"answer {index}"} for index in range(48)]
+    patient = Hyperparameters(num_steps=2, early_stop_patience=5)  # other examples choose than those of the report
+    spec = TuningSpec(prompt="repeated", dataset=rows, validation_fraction=0.5, hyperparameters=patient)
+    with Client(trainer=f"127.0.0.1:{services.trainer.port}") as client:
+        id = finished(http, {"name": client.create_job(spec).name})
+    report = http.get(f"/api/jobs/{id}/report").json()
+    shown = {answer["line"]: answer for answer in report["answers"]}
+    held_out = {*shown, *report["other_held_out_lines"]}
+    assert len(held_out) == report["job"]["dataset_statistics"]["num_validation"] > len(shown)
+    line, twin = [line for line in shown if shown[line]["input"].strip() == shown[min(shown)]["input"].strip()][:2]
+
+    two = {"examples": [{"line": line, "text": "better"}, {"line": twin, "text": "best"}]}
+    refused = http.post(f"/api/jobs/{id}/continue", json=two)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "examples")
+    again = http.post(f"/api/jobs/{id}/continue", json={"examples": [{"line": line, "text": "better"}]})
+    lineage = http.get(f"/api/jobs/{finished(http, again.json())}/report").json()["lineage"]
+    train, left = (
+        [json.loads(row) for row in http.get(f"/v1/files/{file_id(lineage[part])}/content").text.splitlines()]
+        for part in ("dataset", "validation_dataset")
+    )
+    same = {number for number, row in enumerate(rows, 1) if row["input"].strip() == shown[line]["input"].strip()}
+    assert {row["output"] for row in train if row["input"].strip() == shown[line]["input"].strip()} == {"better"}
+    assert left == [rows[number - 1] for number in sorted(held_out - same)]
+    assert len(train) == len(rows) - len(left)
 
 
 def test_actions_that_do_not_exist_are_unknown(http: httpx.Client) -> None:

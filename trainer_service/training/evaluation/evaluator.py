@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -80,6 +80,7 @@ class Evaluator:
         """`check_row(virtual tokens, tokens)` raises for a row that is too large for this worker's memory."""
         self._base_model, self._spec, self._state = base_model, spec, state
         self._metric, self._end_token_id, self._check_row = spec.hyperparameters.metric, end_token_id, check_row
+        self._lines = tuple(example.example.line for example in data.examples)
         limit = MAX_CHOOSING
         if any(len(ids) > 1 for ids in data.label_ids):
             limit = min(limit, max(16, MAX_LABEL_ROWS // len(data.label_ids)))
@@ -155,6 +156,8 @@ class Evaluator:
             if comparison is not None:
                 comparisons[name] = comparison
         answers = yield from held_out_answers(self._base_model, ways, self._spec.labels, self._state.train_seconds)
+        shown = {answer.line for answer in answers.answers}
+        answers = replace(answers, other_lines=tuple(line for line in self._lines if line not in shown))
         return Judgement(
             metrics=tuned.metrics(self._metric),
             bare=bare,

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from shared.errors import FieldViolation, InvalidInput
 from shared.model.base_model import BaseModelInfo
 from shared.text.template import INPUT_FIELD, Template, TemplateFormat
+from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 from trainer_service.training.spec import (
     FilledHyperparameters,
     Hyperparameters,
@@ -26,11 +27,24 @@ from trainer_service.training.spec import (
     TaskKind,
 )
 
-NUM_VIRTUAL_TOKENS, MAX_CONTEXT_SHARE = 100, 1 / 8
-"""The shared prefix makes long prompts cheap. With a short context, a shorter prompt leaves room for the text."""
-NUM_PREFIX_TOKENS = 50
-"""A position of keys and values has many more numbers than a virtual token."""
-LEARNING_RATE = 1e-2
+
+@dataclass(frozen=True)
+class KindDefaults:
+    """What the recipe chooses differently for each kind of prefix."""
+
+    num_virtual_tokens: int
+    learning_rate: float
+
+
+OF_KIND = {
+    PrefixKind.PROMPT: KindDefaults(num_virtual_tokens=100, learning_rate=1e-2),
+    PrefixKind.PREFIX: KindDefaults(num_virtual_tokens=50, learning_rate=1e-2),
+}
+"""The shared prefix makes long prompts cheap. A position of keys and values has many more numbers than a virtual token;
+`leaves.KeyValueLeaves` says how they start and which of them are trained.
+"""
+MAX_CONTEXT_SHARE = 1 / 8
+"""With a short context, a shorter prefix leaves room for the text."""
 BATCH_SIZE, MAX_GPU_BATCH_SIZE = 8, 64
 MIN_STEPS, MAX_STEPS, NUM_EPOCHS = 320, 16_000, 2
 WARMUP_FRACTION, MAX_WARMUP_STEPS = 0.1, 100
@@ -54,7 +68,7 @@ def fill(
     *,
     source_virtual_tokens: int | None = None,
     source_kind: PrefixKind | None = None,
-    max_virtual_tokens: int = NUM_VIRTUAL_TOKENS,
+    max_virtual_tokens: int = MAX_VIRTUAL_TOKENS,
     max_positions: int = 0,
     on_gpu: bool = False,
 ) -> FilledHyperparameters:
@@ -78,7 +92,7 @@ def fill(
         or _num_virtual_tokens(kind, max_positions or info.max_positions, max_virtual_tokens),
         init=init,
         reparameterisation=request.reparameterisation or Reparameterisation.NONE,
-        learning_rate=request.learning_rate or LEARNING_RATE,
+        learning_rate=request.learning_rate or OF_KIND[kind].learning_rate,
         schedule=request.schedule or LearningRateSchedule.COSINE,
         warmup_steps=_given(request.warmup_steps, min(MAX_WARMUP_STEPS, int(num_steps * WARMUP_FRACTION))),
         weight_decay=_given(request.weight_decay, 0.0),
@@ -153,8 +167,7 @@ def coverage_note(request: Hyperparameters, filled: FilledHyperparameters, num_t
 
 
 def _num_virtual_tokens(kind: PrefixKind, max_positions: int, limit: int) -> int:
-    wanted = NUM_VIRTUAL_TOKENS if kind is PrefixKind.PROMPT else NUM_PREFIX_TOKENS
-    return max(1, min(wanted, limit, int(max_positions * MAX_CONTEXT_SHARE)))
+    return max(1, min(OF_KIND[kind].num_virtual_tokens, limit, int(max_positions * MAX_CONTEXT_SHARE)))
 
 
 def _batch_size(num_train: int, on_gpu: bool) -> int:

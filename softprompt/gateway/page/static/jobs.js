@@ -86,7 +86,8 @@ const MODELS = [["tuned", "Tuned"], ["current", "Version before"], ["few_shot", 
 
 async function answers(body, name, signal) {
   const report = await get(`/api/jobs/${name}/report`, signal).catch(() => null);
-  const found = report?.answers ?? [];
+  const inputs = new Set(); // a correction holds for every example of its input, so that repeats are shown once
+  const found = (report?.answers ?? []).filter((one) => !inputs.has(one.input) && inputs.add(one.input));
   if (!found.length) return;
   const shown = MODELS.filter(([key]) => found.some((one) => one[key]));
   const base = (one) => (one.current ?? one.bare)?.loss ?? 0;
