@@ -32,6 +32,7 @@ from softprompt.cli import (
     tokens,
     tune,
     up,
+    webhooks,
 )
 from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, report
 from softprompt.cli.text_input import readable_argument
@@ -51,6 +52,7 @@ app.add_typer(data_files.app, name="data", help="Check, preview and convert file
 app.add_typer(prompts.app, name="prompts", help="Published prompts, their versions and aliases.")
 app.add_typer(models.app, name="models", help="Base models on this machine.")
 app.add_typer(tokens.app, name="tokens", help="Bearer tokens for a service's callers file.")
+app.add_typer(webhooks.app, name="webhooks", help="Webhooks of the trainer and their deliveries, for operators.")
 app.callback()(security.options)
 
 
