@@ -18,6 +18,7 @@ from shared.model.options import ModelOptions
 from shared.names import NAME_PATTERN
 from shared.values.sampling import LIMITS, Sampling, SamplingLimits
 
+_EVERY_INTERFACE = ("0.0.0.0", "::", "[::]")
 _GOLDEN_LOGPROBS = 64  # what the replay of golden records may need, whatever callers may ask for
 
 
@@ -43,6 +44,11 @@ class InferenceSettings(ServerSettings, ModelOptions, EngineSettings):
     """Time between two polls of the store; 0: the store's default (0.15 s for a directory, 2 s for an object store)."""
     replica: str = Field(default="", pattern=rf"^(?:{NAME_PATTERN})?$")
     """Name of this replica in the store's heartbeats; empty: host name and process id."""
+    address: str = Field(default="", max_length=300)
+    """Address at which routers reach this replica, as host:port, for its heartbeats.
+
+    Empty: `host` with the port, or this machine's name with the port if `host` is every interface.
+    """
     heartbeat_seconds: float = Field(default=5.0, ge=0.1, le=3600)
     """Time between two heartbeats in the store."""
     max_loaded_versions: int = Field(default=4096, ge=1)
@@ -102,6 +108,20 @@ class InferenceSettings(ServerSettings, ModelOptions, EngineSettings):
             return self.replica
         host = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname().lower()).strip("-")[:40]
         return f"{host or 'replica'}-{os.getpid()}"
+
+    def reachable_at(self, port: int) -> str:
+        """`address`, or the one that `host` and the port that was bound imply."""
+        if self.address:
+            return self.address
+        return f"{socket.gethostname() if self.host in _EVERY_INTERFACE else self.host}:{port}"
+
+    @field_validator("address")
+    @classmethod
+    def _address_has_a_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if value and not (host and port.isdecimal() and value.isprintable() and "/" not in value):
+            raise ValueError("must be host:port")
+        return value
 
     @property
     def engine(self) -> EngineConfig:

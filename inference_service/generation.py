@@ -130,6 +130,11 @@ class GenerationService:
         self._preparer.close()
         self._guides.close()
 
+    def check_base_model(self, wanted: str) -> None:
+        """Raises NotFound if `wanted` is neither empty nor the id or the fingerprint of this replica's base model."""
+        if wanted and wanted not in (self._base.info.id, self._base.info.fingerprint):
+            raise NotFound("base model", wanted, "it is not served here")
+
     async def stream(
         self, input: InputRequest, sampling: Sampling, call: Call
     ) -> AsyncIterator[GenerationStart | Delta | GenerationEnd]:
@@ -209,6 +214,7 @@ class GenerationService:
     @asynccontextmanager
     async def _source(self, input: InputRequest) -> AsyncIterator[_Source]:
         """The version that the input names, loaded and held until the block ends."""
+        self.check_base_model(input.base_model)
         if input.reference is None:
             yield _Source(None, InputEncoder(self._base.tokenizer, bare_template(input.template, self._default_format)))
             return

@@ -30,13 +30,17 @@ Content = str | tuple[Message, ...] | TokenIds
 
 @dataclass(frozen=True)
 class InputRequest:
-    """An input and its prompt. `reference` None is the bare model; only then may `template` be set."""
+    """An input and its prompt. `reference` None is the bare model; only then may `template` be set.
+
+    `base_model`: id or fingerprint of the base model that must answer; empty: any.
+    """
 
     content: Content
     reference: PromptReference | None = None
     template: Template | None = None
     routing_key: str = ""
     truncate: bool = False
+    base_model: str = ""
 
 
 @dataclass(frozen=True)

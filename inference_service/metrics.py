@@ -38,6 +38,12 @@ _ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("prefix_kv_max_bytes", "Budget of that memory.", lambda stats: stats.prefix_kv_max_bytes),
     ("prefixes_resident", "Soft prompts whose keys and values are in memory.", lambda stats: stats.prefixes_loaded),
 )
+_STANDARD_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+    ("vllm:num_requests_running", "softprompt_inference_requests_running.", lambda stats: stats.running),
+    ("vllm:num_requests_waiting", "softprompt_inference_requests_waiting.", lambda stats: stats.waiting),
+    ("vllm:kv_cache_usage_perc", "softprompt_inference_kv_cache_usage_ratio.", lambda stats: stats.kv_usage),
+)
+"""By the names that routers such as llm-d's look for."""
 _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     (
         "preemptions",
@@ -209,6 +215,8 @@ class StateCollector(Collector):
         stats = self._stats()
         for name, about, value in _ENGINE_GAUGES:
             yield GaugeMetricFamily(f"{PREFIX}_{name}", about, value=value(stats))
+        for name, about, value in _STANDARD_GAUGES:
+            yield GaugeMetricFamily(name, f"The same as {about}", value=value(stats))
         for name, about, value in _ENGINE_COUNTERS:
             yield CounterMetricFamily(f"{PREFIX}_{name}", about, value=value(stats))
         guides = self._guides()

@@ -13,6 +13,7 @@ from prompttuning.v1 import common_pb2, generation_pb2
 from inference_service.inputs import Content, InputRequest
 from inference_service.limits import (
     MAX_MESSAGES,
+    MAX_MODEL_CHARS,
     MAX_PRIORITY,
     MAX_ROUTING_KEY_CHARS,
     MAX_SHOWN_VIOLATIONS,
@@ -76,8 +77,10 @@ class RequestReader:
                 violations.add("input.template", text)
         if len(given.routing_key) > MAX_ROUTING_KEY_CHARS:
             violations.add("input.routing_key", f"must have at most {MAX_ROUTING_KEY_CHARS} characters")
+        if len(given.base_model) > MAX_MODEL_CHARS:
+            violations.add("input.base_model", f"must have at most {MAX_MODEL_CHARS} characters")
         violations.raise_if_any()
-        return InputRequest(given.content, reference, template, given.routing_key, given.truncate)
+        return InputRequest(given.content, reference, template, given.routing_key, given.truncate, given.base_model)
 
     def sampling(self, message: common_pb2.SamplingParams) -> Sampling:
         """The checked parameters of a request."""

@@ -80,8 +80,12 @@ def build(
     metrics: CollectorRegistry,
     pools: StorePools | None = None,
     num_tenants: int = 1,
+    address: str = "",
 ) -> Replica:
-    """Build a replica from a loaded model and an open store. Call it on the event loop."""
+    """Build a replica from a loaded model and an open store. Call it on the event loop.
+
+    `address`: where routers reach it.
+    """
     pools = pools or StorePools.of(settings.store_timeout_seconds)
     base, max_length = engine.base, engine.config.max_length
     num_labels = settings.num_prompt_labels(num_tenants)
@@ -91,7 +95,16 @@ def build(
     running = AsyncEngine(engine, engine_metrics)
     registry = PromptRegistry(PrefixUnloader(running), settings.max_loaded_versions)
     directory, interval_seconds = ReplicaDirectory(store.backend), settings.heartbeat_seconds
-    heartbeat = Heartbeat(directory, registry, settings.resolved_replica, base.info, interval_seconds, pools.heartbeat)
+    heartbeat = Heartbeat(
+        directory,
+        registry,
+        settings.resolved_replica,
+        base.info,
+        interval_seconds,
+        pools.heartbeat,
+        address,
+        lambda: ((stats := running.stats()).running, stats.waiting),
+    )
     prompt_metrics = PromptMetrics(metrics, heartbeat.report_now)
     guides, texts = Guides(GuideCompiler(base), settings.guide_cache_bytes), TokenTexts(base.tokenizer)
     metrics.register(StateCollector(running.stats, registry, guides.stats))
@@ -113,6 +126,7 @@ def build(
         default_sampling=settings.default_sampling,
         dtype=str(base.dtype).removeprefix("torch."),
         device=base.device.type,
+        base_models=(base.info.id,),
     )
     reader = RequestReader(limits, base.info.vocab_size)
     backend = Backend(service, reader, registry, model_info, texts, running.prefix_kv_bytes)
@@ -133,7 +147,7 @@ async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
     port = await rpc.start()
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
     ready = partial(announce, settings, port, metrics_server.port, rpc.health_port)
-    running = asyncio.create_task(_live(settings, metrics, rpc, servicer, ready))
+    running = asyncio.create_task(_live(settings, metrics, rpc, servicer, settings.reachable_at(port), ready))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -156,13 +170,14 @@ async def _live(
     metrics: CollectorRegistry,
     rpc: RpcServer,
     servicer: GenerationServicer,
+    address: str,
     ready: Callable[[], None],
 ) -> None:
     """Start the replica and run its tasks. Ends by cancellation, or with the error that ended the replica."""
     engine = await on_daemon_thread(lambda: _load(settings), "load-model")
     pools = StorePools.of(settings.store_timeout_seconds)
     store = await _open(settings, pools.watch)
-    replica = build(settings, engine, store, metrics, pools, len(rpc.guard.tenants()))
+    replica = build(settings, engine, store, metrics, pools, len(rpc.guard.tenants()), address)
     replica.engine.start()
     try:
         await replica.watcher.start()

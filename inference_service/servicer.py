@@ -107,6 +107,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def GetModelInfo(
         self, request: generation_pb2.GetModelInfoRequest, context: Any
     ) -> generation_pb2.GetModelInfoResponse:
+        self._backend.service.check_base_model(request.base_model)
         info = write(self._backend.model_info, generation_pb2.GetModelInfoResponse())
         info.current_time.GetCurrentTime()
         return info

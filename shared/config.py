@@ -107,8 +107,8 @@ class ListenerSettings(BaseSettings, TracingSettings):
         return not self.tls_certificate_file
 
 
-class ServerSettings(ListenerSettings):
-    """Settings that both services have."""
+class RpcSettings(ListenerSettings):
+    """Settings of every process with a gRPC server."""
 
     max_message_bytes: int = Field(default=16 << 20, ge=1 << 20, le=1 << 30)
     """Size of the largest gRPC message that is accepted."""
@@ -124,6 +124,11 @@ class ServerSettings(ListenerSettings):
     """
     reflection_access: Access = "callers"
     """Access to gRPC reflection on the main port: everyone, callers (authenticated ones only), or off."""
+
+
+class ServerSettings(RpcSettings):
+    """Settings that both services have."""
+
     callers_file: str = ""
     """JSON file of callers: credentials, roles, prompts, limits (docs/security.md). Empty: everyone may do everything.
     """

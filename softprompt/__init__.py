@@ -91,9 +91,11 @@ if TYPE_CHECKING:
     from softprompt.types.report import JobReport as JobReport
     from softprompt.types.report import ModelAnswer as ModelAnswer
     from softprompt.types.report import TrainingPoint as TrainingPoint
+    from softprompt.types.service import DeadLetter as DeadLetter
     from softprompt.types.service import ServiceInfo as ServiceInfo
     from softprompt.types.service import TuningLimits as TuningLimits
     from softprompt.types.service import UnavailableBaseModel as UnavailableBaseModel
+    from softprompt.types.service import Webhook as Webhook
     from softprompt.types.spec import Distillation as Distillation
     from softprompt.types.spec import Hyperparameters as Hyperparameters
     from softprompt.types.spec import Init as Init
@@ -137,7 +139,7 @@ _MODULES = {
     "softprompt.types.report": (
         "ConfusionCell Evaluation HeldOutAnswer JobCost JobLineage JobReport ModelAnswer TrainingPoint"
     ),
-    "softprompt.types.service": "ServiceInfo TuningLimits UnavailableBaseModel",
+    "softprompt.types.service": "DeadLetter ServiceInfo TuningLimits UnavailableBaseModel Webhook",
     "softprompt.types.spec": (
         "Distillation Hyperparameters Init InitMethod LearningRateSchedule Metric PrefixKind PublishGate PublishPolicy "
         "Reparameterisation TaskKind TooLong TuningSpec"

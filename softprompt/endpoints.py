@@ -9,7 +9,7 @@ import re
 from shared.errors import InvalidInput
 
 TRAINER_VARIABLE, INFERENCE_VARIABLE = "SOFTPROMPT_TRAINER", "SOFTPROMPT_INFERENCE"
-DEFAULT_TRAINER_PORT, DEFAULT_INFERENCE_PORT, DEFAULT_GATEWAY_PORT = 50051, 50052, 8000
+DEFAULT_TRAINER_PORT, DEFAULT_INFERENCE_PORT, DEFAULT_ROUTER_PORT, DEFAULT_GATEWAY_PORT = 50051, 50052, 50053, 8000
 MAX_SOCKET_PATH_BYTES = 107
 """unix(7): a socket's address has 108 bytes for its path, including a final zero byte."""
 _UNCHECKED = ("unix-abstract:", "vsock:", "xds:")
@@ -22,7 +22,7 @@ def trainer_endpoint() -> str:
 
 
 def inference_endpoint() -> str:
-    """The inference service's address, in the forms of `trainer_endpoint`."""
+    """The inference service's address, as `trainer_endpoint`; or `store:URL`, for the replicas of a prompt store."""
     return os.environ.get(INFERENCE_VARIABLE) or f"127.0.0.1:{DEFAULT_INFERENCE_PORT}"
 
 

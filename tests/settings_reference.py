@@ -13,16 +13,22 @@ from pydantic_settings import BaseSettings
 
 from shared.config import fields_in_order
 from softprompt.gateway.settings import GatewaySettings
+from softprompt.router.settings import RouterSettings
 from tests.k8s.checks.settings import PREFIXES, SERVICES
 
 PAGE = Path(__file__).parents[1] / "docs/settings.md"
 _BEGIN = """# Settings
 
 Generated from the code by `python -m tests.settings_reference`; change the texts there. Each setting is an environment
-variable, read once at the start of the process. `softprompt-trainer --help`, `softprompt-inference --help` and `python
--m softprompt.gateway --help` show the same. Settings of the client are on the page about the [command line](cli.md).
+variable, read once at the start of the process. `softprompt-trainer --help`, `softprompt-inference --help`, `python -m
+softprompt.gateway --help` and `python -m softprompt.router --help` show the same. Settings of the client are on the
+page about the [command line](cli.md).
 """
-_PROCESSES: dict[str, tuple[type[BaseSettings], str]] = {**SERVICES, "gateway": (GatewaySettings, PREFIXES["gateway"])}
+_PROCESSES: dict[str, tuple[type[BaseSettings], str]] = {
+    **SERVICES,
+    "gateway": (GatewaySettings, PREFIXES["gateway"]),
+    "router": (RouterSettings, PREFIXES["router"]),
+}
 
 
 def reference() -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = ("benchmarks", "k8s", "packaging", "softprompt/gateway", "trainer_service/cluster")
+FOLDERS = ("benchmarks", "k8s", "packaging", "softprompt/gateway", "softprompt/router", "trainer_service/cluster")
 
 FILES = frozenset(
     {
@@ -26,6 +26,7 @@ FILES = frozenset(
             "shared/process/test_container_limits.py",
         ),
         *("shared/prompt/test_blob.py", "shared/security/test_walk_through.py"),
+        "trainer_service/webhooks/test_deliveries.py",
         *("shared/store/test_crashes.py", "shared/store/test_maintenance.py"),
         *(
             "inference_service/test_overload.py",
@@ -34,6 +35,7 @@ FILES = frozenset(
         ),
         *("inference_service/engine/guide/test_guided.py", "inference_service/engine/kv/test_clean_rows.py"),
         "inference_service/engine/test_correctness.py",
+        "inference_service/engine/run/test_paged.py",
         *(
             "softprompt/test_demo.py",
             "softprompt/test_hub_models.py",

@@ -67,6 +67,14 @@ class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings, UploadLimits
     """Directories, comma-separated, under which callers may name datasets as file:// URIs. Empty: no URIs."""
     ray_address: str = ""
     """Ray cluster to use, for example ray-head:6379. Empty: Ray starts on this machine and ends with the service."""
+    webhooks_file: Path | None = None
+    """JSON file with the endpoints that get ended jobs, failed gates, versions, aliases and refusals. It is read again
+    when it changes.
+    """
+    webhook_attempts: int = Field(default=16, ge=1, le=100)
+    """Attempts to deliver an event to an endpoint before it becomes a dead letter. The pauses between them double from
+    5 seconds to 6 hours: 16 attempts take about a day.
+    """
     watch_heartbeat_seconds: float = Field(default=20, ge=0.05, le=3_600)
     """Longest silence of a watch of a job or of prompts before it sends a heartbeat. It must be shorter than the idle
     limit of gateways between the trainer and its clients.

@@ -139,6 +139,16 @@ class TrainerMetrics:
         self._launch_failures = counter(
             "launch_failures", "Workers that were never ready, by reason.", ("base_model", "reason")
         )
+        self._webhook_attempts = counter("webhook_attempts", "Attempts to deliver an event to a webhook.", ("outcome",))
+        self._webhooks = Gauge(
+            "softprompt_trainer_webhook_deliveries",
+            "Deliveries of webhooks that wait (pending), and dead letters of the last 30 days (dead).",
+            ["state"],
+            registry=registry,
+        )
+        self.set_webhooks(0, 0)
+        for outcome in ("delivered", "failed", "dead"):
+            self._webhook_attempts.labels(outcome)
         self._states = _LatestStates()
         self._export_zeros(base_models)
 
@@ -275,6 +285,15 @@ class TrainerMetrics:
             ("database", usage.database),
         ):
             self._stored.labels(what).set(size_bytes)
+
+    def webhook_sent(self, outcome: str) -> None:
+        """An attempt to deliver an event has ended: delivered, failed or dead."""
+        self._webhook_attempts.labels(outcome).inc()
+
+    def set_webhooks(self, pending: int, dead: int) -> None:
+        """Deliveries that wait, and dead letters, of all trainers on this database."""
+        self._webhooks.labels("pending").set(pending)
+        self._webhooks.labels("dead").set(dead)
 
     def publish_failed(self, job: Job) -> None:
         self._publish_failures.inc()

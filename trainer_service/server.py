@@ -60,6 +60,9 @@ from trainer_service.proof import Prover
 from trainer_service.service_info import ServiceInfo, TuningLimits
 from trainer_service.servicers.prompts import PromptServicer
 from trainer_service.servicers.tuning import TuningServicer
+from trainer_service.webhooks.deliveries import Deliveries
+from trainer_service.webhooks.endpoints import Endpoints
+from trainer_service.webhooks.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -129,11 +132,13 @@ class Trainer:
     storage: StorageMeter
     job_store: JobStore
     jobs: JobManager
+    webhooks: Deliveries
 
 
 async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -> Trainer:
     """Builds the parts behind the front. Waits while the database or the prompt store is unavailable."""
     rpc, metrics, pools = front.rpc, front.metrics, front.pools
+    endpoints = Endpoints(settings.webhooks_file)
     job_store = await _open_with_retries(
         pools.job_database,
         lambda: JobStore.open(settings.resolved_database_url, settings.database_timeout_seconds),
@@ -173,6 +178,10 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
         pools=pools,
         tenants=rpc.guard.tenants,
     )
+    outbox = Outbox(job_store.database, lambda: endpoints.current)
+    if endpoints.is_configured:
+        job_store.on_move = outbox.job_moved
+    webhooks = Deliveries(outbox, endpoints, store, pools, metrics, max_attempts=settings.webhook_attempts)
     info = ServiceInfo(models, limits, UploadLimits.of(settings))
     owned = TenantDatasets(datasets, ledger, settings.max_dataset_bytes_per_tenant)
     tokens = PageTokens(
@@ -180,7 +189,9 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     )
     beat_seconds = settings.watch_heartbeat_seconds
     submission, reports = JobSubmission(owned, jobs), JobReports(job_store, pools)
-    tuning = TuningServicer(jobs, reports, submission, owned, info, tokens, pools.requests, rpc.draining, beat_seconds)
+    tuning = TuningServicer(
+        jobs, reports, submission, owned, info, webhooks, tokens, pools.requests, rpc.draining, beat_seconds
+    )
     prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.proof_seconds), pools)
     server = cast("grpc.aio.Server", front.services)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, server)
@@ -190,7 +201,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     rounds = Retention(job_store.database, files, ledger, datasets, settings)
     retention = RetentionRounds(rounds, rpc.guard.tenants, settings.retention_seconds, metrics.retained)
     storage = StorageMeter(settings.data_dir, datasets, files, job_store.database, metrics.set_storage)
-    return Trainer(settings, front, models, store, maintenance, retention, storage, job_store, jobs)
+    return Trainer(settings, front, models, store, maintenance, retention, storage, job_store, jobs, webhooks)
 
 
 async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolMaker) -> None:
@@ -235,6 +246,7 @@ async def _run(trainer: Trainer, port: int, metrics_port: int) -> None:
         group.create_task(trainer.maintenance.run(), name="store maintenance")
         group.create_task(trainer.retention.run(), name="retention")
         group.create_task(trainer.storage.run(), name="storage usage")
+        group.create_task(trainer.webhooks.run(), name="webhooks")
         group.create_task(_report_health(trainer), name="health")
         group.create_task(_load_models(trainer.models), name="base models")
 

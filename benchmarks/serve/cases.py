@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from benchmarks.serve.busy_cores import busy_cores
 from benchmarks.serve.field import Field
 from benchmarks.serve.workload import NUM_INPUT, Workload
 from shared.values.guide import Guide
@@ -135,6 +137,64 @@ async def _completions(field: Field, note: Note) -> None:
     note("four requests, s", await engine.completions_seconds(long, "few-0", 4, share=False))
 
 
+ARRIVALS_PER_SECOND = 2.0
+NUM_ARRIVALS = 32
+
+
+def _sampled(**sampling: float) -> Callable[[Field, Note], Awaitable[None]]:
+    """16 requests, sampled and greedy."""
+
+    async def measure(field: Field, note: Note) -> None:
+        engine = await field.engine()
+        note("engine, greedy, tokens/s", await engine.tokens_per_second(field.workload, "few-", 16))
+        note("engine, tokens/s", await engine.tokens_per_second(field.workload, "few-", 16, sampling=sampling))
+        vllm = await field.vllm()
+        if vllm is not None:
+            note("vllm, tokens/s", vllm.tokens_per_second(16, sampling=sampling))
+        note("transformers, tokens/s", (await field.transformers()).tokens_per_second(16, sampling=sampling))
+
+    return measure
+
+
+def _long(num_input: int, count: int) -> Callable[[Field, Note], Awaitable[None]]:
+    """Inputs of `num_input` tokens, new ones in each round."""
+
+    async def measure(field: Field, note: Note) -> None:
+        engine = await field.engine()
+        many = Workload.make(engine.table, count * -(-num_input // NUM_INPUT), 1, seed=field.next_seed()).inputs
+        tokens = [token for ids in many for token in ids]
+        inputs = [tuple(tokens[i * num_input : (i + 1) * num_input]) for i in range(count)]
+        long = Workload(field.workload.prompts, inputs)
+        note("engine, tokens/s", await engine.tokens_per_second(long, "few-", count))
+        vllm = await field.vllm()
+        if vllm is not None:
+            note("vllm, tokens/s", vllm.tokens_per_second(count, inputs))
+        note("transformers, tokens/s", (await field.transformers()).tokens_per_second(count, inputs))
+
+    return measure
+
+
+async def _arrivals(field: Field, note: Note) -> None:
+    engine = await field.engine()
+    some = Workload(field.workload.prompts, field.workload.inputs[:NUM_ARRIVALS])
+    first, rate = await engine.arrivals(some, "few-", ARRIVALS_PER_SECOND)
+    note("first token, median, s", statistics.median(first))
+    note("first token, 95th percentile, s", statistics.quantiles(first, n=20)[-1])
+    note("arriving over time, tokens/s", rate)
+
+
+async def _neighbours(field: Field, note: Note) -> None:
+    """With one busy process on each core, half of the processor is a fair share."""
+    engine = await field.engine()
+    for count in (1, 16):
+        alone = await engine.tokens_per_second(field.workload, "few-", count)
+        with busy_cores():
+            beside = await engine.tokens_per_second(field.workload, "few-", count)
+        note(f"{count} alone, tokens/s", alone)
+        note(f"{count} beside busy processes, tokens/s", beside)
+        note(f"{count}: time over that of a fair share", alone / beside / 2)
+
+
 _OVER_VLLM = "engine over vLLM"
 CASES = (
     Case("batch-1", "one request", _throughput(1), (Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 1.0),)),
@@ -188,5 +248,58 @@ CASES = (
         f"four completions of an input of {LONG_INPUT} tokens, as one request and as four that don't reuse text",
         _completions,
         (Goal("one request over four", "one request with n = 4, s", "four requests, s", 0.8, at_most=True),),
+    ),
+    Case(
+        "sampled",
+        "16 requests at once, temperature 0.8, top_p 0.95",
+        _sampled(temperature=0.8, top_p=0.95),
+        (
+            Goal("sampled over greedy", "engine, tokens/s", "engine, greedy, tokens/s", 0.95),
+            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
+            Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 2.5),
+        ),
+    ),
+    Case(
+        "penalised",
+        "16 requests at once, temperature 0.8, repetition penalty 1.1",
+        _sampled(temperature=0.8, repetition_penalty=1.1),
+        (
+            Goal("sampled over greedy", "engine, tokens/s", "engine, greedy, tokens/s", 0.95),
+            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
+            Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 2.5),
+        ),
+    ),
+    Case(
+        "input-512",
+        "16 requests at once with inputs of 512 tokens",
+        _long(512, 16),
+        (
+            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
+            Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 2.5),
+        ),
+    ),
+    Case(
+        "input-2048",
+        "4 requests at once with inputs of 2,048 tokens",
+        _long(2048, 4),
+        (
+            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
+            Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 2.5),
+        ),
+    ),
+    Case(
+        "arrivals",
+        f"{NUM_ARRIVALS} requests that arrive over time (Poisson, {ARRIVALS_PER_SECOND:g} a second)",
+        _arrivals,
+        (),
+    ),
+    Case(
+        "neighbours",
+        "1 and 16 requests, alone and beside one busy process on each core",
+        _neighbours,
+        (
+            Goal("1 request", "1: time over that of a fair share", None, 1.3, at_most=True),
+            Goal("16 requests", "16: time over that of a fair share", None, 1.3, at_most=True),
+        ),
     ),
 )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,7 +37,7 @@ class EngineContestant:
     """
 
     async def start(self, model: Path) -> None:
-        config = EngineConfig(max_running=32, max_length=1024, text_reuse="off")
+        config = EngineConfig(max_running=32, max_length=4096, text_reuse="off")
         engine = await on_daemon_thread(
             lambda: load_engine(model, ModelOptions(dtype="bfloat16"), config=config), "load-model"
         )
@@ -71,18 +74,50 @@ class EngineContestant:
         return tuple(records)
 
     async def tokens_per_second(
-        self, workload: Workload, name: str, num_requests: int, guide: Guide | None = None
+        self,
+        workload: Workload,
+        name: str,
+        num_requests: int,
+        guide: Guide | None = None,
+        sampling: Mapping[str, Any] | None = None,
     ) -> float:
-        """Generated tokens per second of requests that arrive together, compilation of the guide included."""
+        """Generated tokens per second of requests that arrive together, compilation of the guide included.
+
+        `sampling` are fields of SamplingParams; by default, decoding is greedy.
+        """
         begun = time.perf_counter()
         compiled = None if guide is None else await asyncio.to_thread(self._guides.compile, guide)
         counts = await asyncio.gather(
             *(
-                self._stream(workload.inputs[i], f"{name}{i % len(workload.prompts)}", NUM_NEW, guide, compiled)
+                self._stream(
+                    workload.inputs[i], f"{name}{i % len(workload.prompts)}", NUM_NEW, guide, compiled, sampling
+                )
                 for i in range(num_requests)
             )
         )
         return sum(counts) / (time.perf_counter() - begun)
+
+    async def arrivals(self, workload: Workload, name: str, per_second: float) -> tuple[list[float], float]:
+        """All requests of the workload, as a Poisson process (fixed seed): each one's seconds to the first token, and
+        the tokens per second until the last one ends.
+        """
+        rng, begun = random.Random(0), time.perf_counter()
+
+        async def arrive(index: int, delay: float) -> tuple[float, int]:
+            await asyncio.sleep(delay)
+            arrived, first, count = time.perf_counter(), 0.0, 0
+            params = SamplingParams(temperature=0.0, max_new_tokens=NUM_NEW, ignore_eos=True)
+            prompt = f"{name}{index % len(workload.prompts)}"
+            request = GenerationRequest(f"bench-{next(_ids)}", workload.inputs[index], params, prompt)
+            async for delta in self._async.generate(request):
+                first = first or time.perf_counter() - arrived
+                count += len(delta.token_ids)
+            return first, count
+
+        delays = itertools.accumulate(rng.expovariate(per_second) for _ in workload.inputs)
+        found = await asyncio.gather(*(arrive(index, delay) for index, delay in enumerate(delays)))
+        tokens = sum(count for _, count in found)
+        return [first for first, _ in found], tokens / (time.perf_counter() - begun)
 
     async def compile_seconds(self, guide: Guide) -> float:
         """Seconds to compile a guide."""
@@ -114,9 +149,12 @@ class EngineContestant:
         new: int,
         guide: Guide | None = None,
         compiled: CompiledGuide | None = None,
+        sampling: Mapping[str, Any] | None = None,
     ) -> int:
-        sampling = SamplingParams(temperature=0.0, max_new_tokens=new, ignore_eos=True, guide=guide)
-        request = GenerationRequest(f"bench-{next(_ids)}", input_ids, sampling, prefix_id, guide=compiled)
+        params = SamplingParams(
+            **{"temperature": 0.0, "seed": 1, **(sampling or {})}, max_new_tokens=new, ignore_eos=True, guide=guide
+        )
+        request = GenerationRequest(f"bench-{next(_ids)}", input_ids, params, prefix_id, guide=compiled)
         return await self._drain(request)
 
     async def _drain(self, *requests: GenerationRequest) -> int:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,21 @@ class PeerProcess:
         command = [sys.executable, "-m", "benchmarks.serve.transformers_peer"]
         return cls("transformers", command, model, workload, table, directory)
 
-    def tokens_per_second(self, num_requests: int) -> float:
-        return self._ask({"what": "throughput", "requests": num_requests})
+    def tokens_per_second(
+        self,
+        num_requests: int,
+        inputs: Sequence[Sequence[int]] | None = None,
+        sampling: Mapping[str, float] | None = None,
+    ) -> float:
+        """`inputs` replace those of the workload; `sampling` (temperature, top_p, ...) replaces greedy decoding."""
+        return self._ask(
+            {
+                "what": "throughput",
+                "requests": num_requests,
+                "inputs": inputs,
+                "sampling": {"temperature": 0.0, **(sampling or {})},
+            }
+        )
 
     def first_token_seconds(self, *, virtual: bool) -> float:
         return self._ask({"what": "ttft", "virtual": virtual})

@@ -23,15 +23,17 @@ def main(model: str, workload_file: str) -> None:
     tune_allocator()
     workload = torch.load(workload_file, weights_only=True)
     causal = load(Path(model), ModelOptions(dtype="bfloat16", device="cpu")).model
-    _seconds(causal, workload, 2, 4)
+    _seconds(causal, workload, 2, 4, {})
     _tell({"ready": True})
     for line in sys.stdin:
-        count, new = json.loads(line)["requests"], workload["num_new"]
-        _tell({"value": count * new / _seconds(causal, workload, count, new)})
+        order = json.loads(line)
+        count, new = order["requests"], workload["num_new"]
+        now = {**workload, "inputs": order["inputs"] or workload["inputs"]}
+        _tell({"value": count * new / _seconds(causal, now, count, new, order["sampling"])})
 
 
 @torch.inference_mode()
-def _seconds(model: Any, workload: dict[str, Any], count: int, num_new: int) -> float:
+def _seconds(model: Any, workload: dict[str, Any], count: int, num_new: int, sampling: dict[str, float]) -> float:
     prompts, table = workload["prompts"], model.get_input_embeddings()
     rows = [
         torch.cat([prompts[i % len(prompts)].to(torch.bfloat16), table(torch.tensor(workload["inputs"][i]))])
@@ -44,7 +46,7 @@ def _seconds(model: Any, workload: dict[str, Any], count: int, num_new: int) -> 
         attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
         max_new_tokens=num_new,
         min_new_tokens=num_new,
-        do_sample=False,
+        **({"do_sample": True, "top_k": 0, **sampling} if sampling.get("temperature") else {"do_sample": False}),
         pad_token_id=0,
     )
     seconds = time.perf_counter() - begun

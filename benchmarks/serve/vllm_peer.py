@@ -22,31 +22,32 @@ from vllm import LLM, SamplingParams  # type: ignore[import-not-found, unused-ig
 def main(model: str, workload_file: str) -> None:
     workload = torch.load(workload_file, weights_only=True)
     prompts, inputs, new = workload["prompts"], workload["inputs"], workload["num_new"]
-    llm = LLM(model=model, dtype="bfloat16", enable_prompt_embeds=True, max_model_len=1024, max_num_seqs=32, seed=0)
+    llm = LLM(model=model, dtype="bfloat16", enable_prompt_embeds=True, max_model_len=4096, max_num_seqs=32, seed=0)
     table = workload["table"]
 
-    def request(index: int, virtual: bool) -> dict[str, torch.Tensor]:
+    def request(index: int, virtual: bool, inputs: list) -> dict[str, torch.Tensor]:  # type: ignore[type-arg]
         embeds = table[torch.tensor(inputs[index])]
         if virtual:
             embeds = torch.cat([prompts[index % len(prompts)].to(embeds.dtype), embeds])
         return {"prompt_embeds": embeds}
 
-    def seconds(count: int, tokens: int, virtual: bool) -> float:
-        sampling = SamplingParams(temperature=0.0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True)
-        requests = [request(i, virtual) for i in range(count)]
+    def seconds(count: int, tokens: int, virtual: bool, order: dict) -> float:  # type: ignore[type-arg]
+        values = order.get("sampling") or {"temperature": 0.0}
+        sampling = SamplingParams(**values, max_tokens=tokens, min_tokens=tokens, ignore_eos=True)
+        requests = [request(i, virtual, order.get("inputs") or inputs) for i in range(count)]
         begun = time.perf_counter()
         llm.generate(requests, sampling, use_tqdm=False)
         return time.perf_counter() - begun
 
-    seconds(2, 4, True)
+    seconds(2, 4, True, {})
     sys.stdout.write("RESULT " + json.dumps({"ready": True}) + "\n")
     sys.stdout.flush()
     for line in sys.stdin:
         order = json.loads(line)
         if order["what"] == "throughput":
-            value = order["requests"] * new / seconds(order["requests"], new, True)
+            value = order["requests"] * new / seconds(order["requests"], new, True, order)
         else:
-            value = seconds(1, 1, order["virtual"])
+            value = seconds(1, 1, order["virtual"], order)
         sys.stdout.write("RESULT " + json.dumps({"value": value}) + "\n")
         sys.stdout.flush()
 

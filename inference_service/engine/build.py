@@ -82,9 +82,9 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     pool = RowPool(
         config.max_running, plan.max_blocks, plan.max_length, config.text_reuse != "off", config.text_reuse == "all"
     )
-    speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
+    speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel, config.weights)
     runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
-    _check(base, runner, plan.max_length, expected)
+    _check(base, runner, plan.max_length, expected, config)
     prefixes = PrefixCache(plan.prefix_bytes, KeyValueReader(base, shapes))
     scheduler = Scheduler(pool, config.max_tokens_per_step, prefix_ready=prefixes.is_ready)
     return Parts(_as_planned(config, plan), scheduler, runner, prefixes)
@@ -107,9 +107,9 @@ def _paged(
         config.text_reuse != "off",
         config.text_reuse == "all",
     )
-    speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
+    speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel, config.weights)
     runner = PagedRunner(base, cache, kernel)
-    _check(base, runner, plan.max_length, expected)
+    _check(base, runner, plan.max_length, expected, config)
     if kernel is not None:
         runner.graphs = capture(runner.decode, config.max_running, (0, cache.null_row, 0), base.device)
     log.info(
@@ -133,13 +133,17 @@ def _free_bytes(base: BaseModel, config: EngineConfig) -> int:
     return 0 if config.kv_cache_bytes and config.prefix_kv_bytes else free_bytes(base.device)
 
 
-def _check(base: BaseModel, runner: Runner, max_length: int, expected: Any) -> None:
+def _check(base: BaseModel, runner: Runner, max_length: int, expected: Any, config: EngineConfig) -> None:
     if max_length < self_check.NUM_TOKENS:
         return
     try:
         self_check.check_runner(base, runner, expected)
-    except (PreconditionFailed, torch.OutOfMemoryError):
+    except torch.OutOfMemoryError:
         raise
+    except PreconditionFailed as error:
+        if config.weights == "stored":
+            raise
+        raise PreconditionFailed(f"weights: {config.weights}: {error.message}") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise PreconditionFailed(

@@ -38,10 +38,16 @@ class Heartbeat:
         base_model: BaseModelInfo,
         interval_seconds: float,
         pool: CallPool | None = None,
+        address: str = "",
+        queue: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
+        """`address`: where routers reach this replica, empty for nowhere. `queue`: numbers of running and of waiting
+        requests.
+        """
         self._pool = pool or CallPool("prompt_store_heartbeat", max_threads=2)
         self._directory, self._registry = directory, registry
         self._replica, self._base_model, self._interval_seconds = replica, base_model, interval_seconds
+        self._address, self._queue = address, queue
         self._started_at = utc_now()
         self._news = asyncio.Event()
         self._failing = False
@@ -66,8 +72,12 @@ class Heartbeat:
                 loaded.append(
                     LoadedVersion(**about, loaded_at=to_timestamp(item.loaded_at), publish_to_served_seconds=seconds)
                 )
+        running, waiting = self._queue()
         return ReplicaRecord(
             id=self._replica,
+            address=self._address,
+            running=running,
+            waiting=waiting,
             base_model=self._base_model.id,
             base_model_fingerprint=self._base_model.fingerprint,
             revision=self._registry.index.revision,

@@ -57,9 +57,10 @@ _HEADS, _CALL = ctypes.POINTER(Heads), ctypes.POINTER(PackedAttention)
 _MODE = (_INT, _INT)  # is it bfloat16, how many threads
 SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "linear": (_INT, (*(_POINTER,) * 4, *(_SIZE,) * 3, _INT)),
+    "quantised_linear": (_INT, (*(_POINTER,) * 4, *(_SIZE,) * 3, *(_INT,) * 2)),
     "cached_attention": (_INT, (*(_POINTER,) * 8, *(_SIZE,) * 9, _FLOAT, _INT)),
     "packed_attention": (_INT, (_CALL, *(_HEADS,) * 4, *(_POINTER,) * 5)),
-    "choose_tokens": (_INT, (ctypes.POINTER(Draw), ctypes.POINTER(_SIZE), _SIZE, _SIZE, _INT, _INT)),
+    "choose_tokens": (_INT, (ctypes.POINTER(Draw), ctypes.POINTER(_SIZE), _SIZE, _SIZE, _INT)),
     "rms_norm": (None, (*(_POINTER,) * 4, _SIZE, _SIZE, _FLOAT, *_MODE)),
     "rms_norm_backward": (None, (*(_POINTER,) * 5, _SIZE, _SIZE, *_MODE)),
     "swiglu": (None, (*(_POINTER,) * 3, _SIZE, *_MODE)),
@@ -97,9 +98,10 @@ def instruction_set() -> str | None:
     known = build.INSTRUCTION_SETS[platform.machine()]
     if "neon" in known:  # every processor of that kind has it
         return "neon"
-    found = torch.backends.cpu.get_cpu_capability().lower()
-    has_conversion = bool(torch.cpu.get_capabilities().get("f16c"))  # torch doesn't ask for it
-    return found if found in known and has_conversion else None
+    found, capabilities = torch.backends.cpu.get_cpu_capability().lower(), torch.cpu.get_capabilities()
+    if found == "avx512" and capabilities.get("avx512_vnni"):
+        found = "avx512_vnni"
+    return found if found in known and capabilities.get("f16c") else None  # torch doesn't ask for F16C
 
 
 def find(instruction_set: str) -> Path:

@@ -48,6 +48,21 @@ def linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> 
     return y
 
 
+def quantised_linear(x: torch.Tensor, panels: torch.Tensor, bits: int, bias: torch.Tensor | None) -> torch.Tensor:
+    """x `[..., in]` bfloat16, panels as in `QuantisedWeight`, bias `[out]` float32 -> `[..., out]`.
+
+    Raises MemoryError.
+    """
+    num_panels, blocks, _ = panels.shape
+    inputs, outputs, threads = blocks * 2 * LANES, num_panels * LANES, torch.get_num_threads()
+    x = _checked(x, torch.bfloat16, inputs)
+    y, rows = x.new_empty((*x.shape[:-1], outputs)), x.numel() // inputs
+    pointers = (x.data_ptr(), panels.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr())
+    if _library().quantised_linear(*pointers, rows, inputs, outputs, bits, threads) != 0:
+        raise MemoryError(f"no memory for {rows} rows")
+    return y
+
+
 def can_attend(keys: torch.Tensor, values: torch.Tensor) -> bool:
     """Whether `cached_attention` takes a layer of the cache: keys, values `[rows, kv_heads, max_length, width]`."""
     return (

@@ -15,20 +15,29 @@ from shared.kernels.gated_mlp import faster_mlp
 from shared.kernels.joined_projections import replace_linears
 from shared.kernels.norm import faster_norm
 from shared.kernels.prove import Replacement, proven
+from shared.kernels.quantised_linear import Weights, quantising
 from shared.kernels.rotary import replace_rotary
 from shared.kernels.serving_linear import LinearKernel, choose_linear
 from shared.kernels.training_linear import faster_linear
 
 
 @torch.no_grad()
-def speed_up_serving(model: nn.Module, device: torch.device, dtype: torch.dtype, kernel: LinearKernel = "auto") -> None:
+def speed_up_serving(
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    kernel: LinearKernel = "auto",
+    weights: Weights = "stored",
+) -> None:
     """Replaces linear layers of `dtype` and RMS norms in place; the results carry no gradient.
 
-    `kernel` names the matrix product, `auto` measures. Raises PreconditionFailed if the named one is not available.
+    `kernel` names the matrix product, `auto` measures; `weights` is the format of the layers' weights. Raises
+    PreconditionFailed if the named one is not available.
     """
-    if device.type != "cpu":
+    on_cpu = device.type == "cpu"
+    swap = quantising(weights, device, dtype, choose_linear(dtype, kernel) if on_cpu else None)
+    if not on_cpu:
         return
-    swap = choose_linear(dtype, kernel)
     if swap is not None:
         replace_linears(model, dtype, swap)
     replace(model, (faster_norm,))

@@ -11,8 +11,6 @@ from shared.kernels import library
 
 NOT_FINITE, NOTHING_LEFT = -1, -2
 _DTYPES = (torch.float32, torch.bfloat16)
-BEST = 2
-"""The level of AVX-512; 1 is AVX2, and 0 is any processor. Each includes those below it."""
 
 
 def takes(rows: Sequence[torch.Tensor]) -> bool:
@@ -20,13 +18,10 @@ def takes(rows: Sequence[torch.Tensor]) -> bool:
     return all(row.is_cpu and row.dtype in _DTYPES for row in rows) and library.load() is not None
 
 
-def choose_tokens(
-    rows: Sequence[torch.Tensor], draws: Sequence[tuple[float, int, float, float, float]], level: int = BEST
-) -> list[int]:
+def choose_tokens(rows: Sequence[torch.Tensor], draws: Sequence[tuple[float, int, float, float, float]]) -> list[int]:
     """A token for each row of logits `[vocab]`, NOT_FINITE or NOTHING_LEFT.
 
-    A draw is (scale, top_k, top_p, min_p, number) as in sampling.c. `level` limits the instruction sets, for tests; it
-    doesn't change the result. Raises ValueError, MemoryError.
+    A draw is (scale, top_k, top_p, min_p, number) as in sampling.c. Raises ValueError, MemoryError.
     """
     found = library.load()
     assert found is not None, "ask `takes` first"
@@ -43,6 +38,6 @@ def choose_tokens(
         )
     )
     chosen = (ctypes.c_int64 * len(rows))()
-    if found.choose_tokens(calls, chosen, len(rows), vocab, level, torch.get_num_threads()) != 0:
+    if found.choose_tokens(calls, chosen, len(rows), vocab, torch.get_num_threads()) != 0:
         raise MemoryError(f"no memory to choose among {vocab} tokens")
     return list(chosen)

@@ -16,7 +16,7 @@ from google.rpc import code_pb2
 from prometheus_client import CollectorRegistry, Gauge
 
 from shared.caller import EVERYBODY, Caller, Tenant, calling
-from shared.config import Access, ServerSettings
+from shared.config import Access, RpcSettings, ServerSettings
 from shared.errors import PermissionDenied, SoftPromptError, Unimplemented
 from shared.log import bound_fields
 from shared.rpc.errors import status_of
@@ -31,6 +31,7 @@ HEALTH_SERVICE = "grpc.health.v1.Health"
 HEALTH_WATCH = f"/{HEALTH_SERVICE}/Watch"
 REFLECTION_SERVICES = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
 _ANY_ROLE = Rule(frozenset())
+_UNCHECKED = Caller("unchecked", frozenset())
 
 
 class Admission:
@@ -125,8 +126,26 @@ class Guard:
             raise Unimplemented("health is available only to authenticated callers") from error
 
 
-def guard_of(settings: ServerSettings, metrics: CollectorRegistry | None = None) -> Guard:
-    """The guard that the settings describe. Raises ConfigError for an invalid callers file."""
+class PassingGuard(Guard):
+    """Admits every call, whoever makes it: for a router, whose replicas check the calls that it passes on."""
+
+    @asynccontextmanager
+    async def admitted(self, method: str, context: Any) -> AsyncIterator[Admission]:
+        """As `Guard.admitted`; refuses only what the settings turn off."""
+        access = self._access.get(method.split("/")[1])
+        yield (
+            Admission(_UNCHECKED, _ANY_ROLE, None)
+            if access is None
+            else await self._infrastructure(access, method, context)
+        )
+
+
+def guard_of(settings: RpcSettings, metrics: CollectorRegistry | None = None) -> Guard:
+    """The guard that the settings describe; a PassingGuard for settings without callers. Raises ConfigError for an
+    invalid callers file.
+    """
+    if not isinstance(settings, ServerSettings):
+        return PassingGuard(Authenticator(None, None), settings.health_access, settings.reflection_access)
     callers = CallersFile(settings.callers_file) if settings.callers_file else None
     if callers is not None:
         about = "1 while the newest version of the callers file is in use, 0 while the file is invalid or missing."

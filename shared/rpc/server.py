@@ -15,10 +15,10 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from shared.config import ServerSettings
+from shared.config import RpcSettings
 from shared.loopback import is_loopback
 from shared.rpc.calls import CallCounter
-from shared.rpc.guard import HEALTH_SERVICE, guard_of
+from shared.rpc.guard import HEALTH_SERVICE, PassingGuard, guard_of
 from shared.rpc.health import HealthServicer
 from shared.rpc.interceptors import CallInterceptor
 from shared.rpc.metrics import RpcMetrics
@@ -52,7 +52,7 @@ class RpcServer:
 
     def __init__(
         self,
-        settings: ServerSettings,
+        settings: RpcSettings,
         service_names: Sequence[str],
         metrics: RpcMetrics,
         endless: frozenset[str] = frozenset(),
@@ -136,7 +136,8 @@ class RpcServer:
             log.warning("PLAINTEXT: all traffic, including tokens, can be read and changed on the network")
         elif self._credentials is None:
             log.info("plaintext, on loopback only: no other machine can reach this service")
-        if not (is_local or self.guard.asks or self._settings.tls_client_ca_file):
+        passes_on = isinstance(self.guard, PassingGuard)
+        if not (is_local or passes_on or self.guard.asks or self._settings.tls_client_ca_file):
             log.warning("NO AUTHENTICATION: everyone who can reach this port has all permissions; set a callers file")
 
     async def set_serving(self, serving: bool, exceptions: Mapping[str, bool] | None = None) -> None:
@@ -185,7 +186,7 @@ def _connection_options() -> tuple[tuple[str, int], ...]:
     )
 
 
-def _credentials_of(settings: ServerSettings, metrics: RpcMetrics) -> grpc.ServerCredentials | None:
+def _credentials_of(settings: RpcSettings, metrics: RpcMetrics) -> grpc.ServerCredentials | None:
     """TLS credentials from the settings; None: plaintext."""
     if settings.is_plaintext:
         return None

@@ -22,6 +22,7 @@ _READ = frozenset({Role.VIEWER, Role.TUNER, Role.PUBLISHER})
 _GENERATE = frozenset({Role.GENERATOR})
 _TUNE = frozenset({Role.TUNER})
 _PUBLISH = frozenset({Role.PUBLISHER})
+_ADMINISTER: frozenset[Role] = frozenset()
 
 
 def _no_fields(request: Any) -> Fields:
@@ -211,6 +212,9 @@ RULES: Mapping[str, Rule] = {
     f"{_TUNING}PauseTuningJob": Rule(_TUNE, True, _about_job),
     f"{_TUNING}ResumeTuningJob": Rule(_TUNE, True, _about_job),
     f"{_TUNING}DeleteTuningJob": Rule(_TUNE, True, _about_job),
+    f"{_TUNING}ListWebhooks": Rule(_ADMINISTER),
+    f"{_TUNING}TestWebhook": Rule(_ADMINISTER, True, _about("name", "webhook")),
+    f"{_TUNING}RetryWebhook": Rule(_ADMINISTER, True, _about("name", "webhook"), idempotent=True),
     f"{_TUNING}GetServiceInfo": Rule(_READ),
     f"{_PROMPTS}ListPrompts": Rule(_READ),
     f"{_PROMPTS}GetPrompt": Rule(_READ, about=_about_prompt("name")),

@@ -61,6 +61,12 @@ class ReplicaRecord(BaseModel):
     id: ReplicaId
     base_model: str = Field(default="", max_length=200)
     base_model_fingerprint: str = Field(default="", max_length=200)
+    address: str = Field(default="", max_length=300)
+    """`host:port` of its GenerationService; empty from replicas that routers can't reach, and from older ones."""
+    running: int = Field(default=0, ge=0)
+    """Number of requests in its engine's steps."""
+    waiting: int = Field(default=0, ge=0)
+    """Number of requests that wait for a place."""
     revision: int = Field(default=0, ge=0)
     started_at: Timestamp
     updated_at: Timestamp = Field(default_factory=utc_now)

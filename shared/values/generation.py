@@ -33,6 +33,8 @@ class GenerationInput:
     """The same key gets the same target of a weighted alias."""
     truncate: bool = False
     """Cut the input from the left if it is too long."""
+    base_model: str = ""
+    """Id or fingerprint of the base model that must answer; empty: any."""
 
 
 class FinishReason(StrEnum):
@@ -229,6 +231,8 @@ class ModelInfo:
     device: str
     current_time: datetime | None = None
     """Of the replica's clock; None from an older replica."""
+    base_models: tuple[str, ...] = ()
+    """Ids of all base models that are served at this address; empty from an older replica."""
 
 
 @dataclass(frozen=True)

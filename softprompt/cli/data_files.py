@@ -23,7 +23,7 @@ from softprompt.cli.data import (
 )
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.options import JsonOption, example
-from softprompt.cli.output import print_json, show, stderr, table
+from softprompt.cli.output import print_json, show, show_facts, stderr, table
 from softprompt.types.data import Data
 
 app = typer.Typer(no_args_is_help=True)
@@ -151,9 +151,7 @@ def _show_report(found: Any) -> None:
         "inputs": _lengths(found.inputs),
         "targets": _lengths(found.targets),
     }
-    for name, text in rows.items():
-        if text:
-            show(f"{name:<11}{text}")
+    show_facts(rows)
     repetition = found.repetition
     counts = {
         "repeat an earlier one exactly": repetition.num_duplicates,

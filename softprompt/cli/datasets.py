@@ -13,7 +13,7 @@ from softprompt.cli.data import (
     with_data_options,
 )
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import local_time, print_json, show, stderr, table
+from softprompt.cli.output import local_time, print_json, show, show_facts, stderr, table
 from softprompt.display.transfer import upload_display
 from softprompt.types.data import Data
 
@@ -91,9 +91,7 @@ def show_(dataset: DatasetArgument, as_json: JsonOption = False, trainer: Traine
         "created": local_time(found.create_time),
         "last used": local_time(found.last_use_time),
     }
-    for name, text in rows.items():
-        if text:
-            show(f"{name:<11}{text}")
+    show_facts(rows)
 
 
 @app.command(epilog=example(f"softprompt datasets delete sha256-{'ab' * 32}"))

@@ -11,7 +11,7 @@ from softprompt.cli.field_options import key_values
 from softprompt.cli.following import follow_job, show_result
 from softprompt.cli.job_names import JobArgument, job_name
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import local_time, numbers, print_json, show, table
+from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, table
 from softprompt.display.training import is_distillation, is_preparing, preparing_text
 from softprompt.types.jobs import JobOrder, JobState
 
@@ -86,9 +86,7 @@ def show_(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption 
         "kept": "its best prompt so far; `softprompt jobs continue` starts from it" if found.best_prompt_kept else "",
         "error": f"{found.error.code}: {found.error.message}" if found.error else "",
     }
-    for name, text in rows.items():
-        if text:
-            show(f"{name:<10}{text}")
+    show_facts(rows, 10)
     show_result(found)
 
 

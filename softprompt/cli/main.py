@@ -27,10 +27,12 @@ from softprompt.cli import (
     jobs,
     models,
     prompts,
+    router,
     security,
     tokens,
     tune,
     up,
+    webhooks,
 )
 from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, report
 from softprompt.cli.text_input import readable_argument
@@ -42,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (init, up, gateway, tune, distill, generate, chat, doctor, info, demo, example):
+for module in (init, up, gateway, router, tune, distill, generate, chat, doctor, info, demo, example):
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="List, follow and cancel tuning jobs.")
 app.add_typer(datasets.app, name="datasets", help="Datasets that the trainer stores for you.")
@@ -50,6 +52,7 @@ app.add_typer(data_files.app, name="data", help="Check, preview and convert file
 app.add_typer(prompts.app, name="prompts", help="Published prompts, their versions and aliases.")
 app.add_typer(models.app, name="models", help="Base models on this machine.")
 app.add_typer(tokens.app, name="tokens", help="Bearer tokens for a service's callers file.")
+app.add_typer(webhooks.app, name="webhooks", help="Webhooks of the trainer and their deliveries, for operators.")
 app.callback()(security.options)
 
 

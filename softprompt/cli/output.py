@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from functools import cache
@@ -74,6 +74,13 @@ def show(value: Table | str) -> None:
     if isinstance(value, Table) and _least_width(value) > stdout().width:
         value = "\n\n".join(_blocks(value))
     stdout().print(value, soft_wrap=isinstance(value, str), markup=False)
+
+
+def show_facts(facts: Mapping[str, str], width: int = 11) -> None:
+    """Print each fact that is not empty on a line, its name padded to `width` characters."""
+    for name, text in facts.items():
+        if text:
+            show(f"{name:<{width}}{text}")
 
 
 def _columns(value: Table) -> list[tuple[str, list[str]]]:

@@ -10,7 +10,7 @@ import typer
 from softprompt.cli import fleet, interchange
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import as_plain, local_time, numbers, print_json, show, table
+from softprompt.cli.output import as_plain, local_time, numbers, print_json, show, show_facts, table
 
 if TYPE_CHECKING:
     from softprompt.types.prompts import Alias
@@ -78,9 +78,7 @@ def show_(
         "verdict": version.verdict,
         "recipe": json.dumps(as_plain(dict(version.recipe)), ensure_ascii=False) if version.recipe else "",
     }
-    for name, text in rows.items():
-        if text:
-            show(f"{name:<11}{text}")
+    show_facts(rows)
 
 
 @app.command(epilog=example("softprompt prompts versions support-tone"))

@@ -18,10 +18,11 @@ class AsyncClient(TuningMethods, PromptMethods, GenerationMethods):
     """Both services behind one object. Use it in one event loop, with `async with`.
 
     `trainer` and `inference` are addresses such as `host:port`, or `dns:///name:port` for calls to all addresses of a
-    name in turn. They default to SOFTPROMPT_TRAINER and SOFTPROMPT_INFERENCE, else to this machine. `timeout_seconds`
-    is the deadline of each call, `generation_timeout_seconds` that of each answer. `security` defaults to the
-    SOFTPROMPT_TLS and SOFTPROMPT_TOKEN variables. Calls that are safe to repeat are retried, those that a limit
-    refused only if `retry_overloaded`. A failed call raises an exception of `softprompt.errors`.
+    name in turn. `inference` may also be `store:URL`: calls go to the replicas that serve their prompt, by the records
+    in that prompt store (docs/routing.md). Both default to SOFTPROMPT_TRAINER and SOFTPROMPT_INFERENCE, else to this
+    machine. `timeout_seconds` is the deadline of each call, `generation_timeout_seconds` that of each answer.
+    `security` defaults to the SOFTPROMPT_TLS and SOFTPROMPT_TOKEN variables. Calls that are safe to repeat are retried,
+    those that a limit refused only if `retry_overloaded`. A failed call raises an exception of `softprompt.errors`.
     """
 
     def __init__(

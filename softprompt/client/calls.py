@@ -30,6 +30,15 @@ def carrying(metadata: Metadata) -> Iterator[None]:
         _carried.reset(token)
 
 
+def metadata_of(tokens: TokenSource) -> Metadata:
+    """The metadata of a call that begins now: what `carrying` has set, else the client's token; and the trace."""
+    own = _carried.get()
+    if own is None:
+        token = tokens.token()
+        own = (("authorization", f"Bearer {token}"),) * bool(token)
+    return own + tuple(trace_headers().items())
+
+
 class CallingChannel:
     """The part of a channel that generated stubs use. Reads the token before each call, so a renewed token is used at
     once.
@@ -60,13 +69,6 @@ class CallingChannel:
 
     def _carrying(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(request: Any, *, metadata: Sequence[tuple[str, str]] = (), **options: Any) -> Any:
-            return method(request, metadata=(*metadata, *self._metadata()), **options)
+            return method(request, metadata=(*metadata, *metadata_of(self._tokens)), **options)
 
         return call
-
-    def _metadata(self) -> Metadata:
-        own = _carried.get()
-        if own is None:
-            token = self._tokens.token()
-            own = (("authorization", f"Bearer {token}"),) * bool(token)
-        return own + tuple(trace_headers().items())

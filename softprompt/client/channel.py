@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -45,6 +46,11 @@ def service_config(has_replicas: bool, retry_overloaded: bool = True) -> dict[st
     }
 
 
+def replica_config() -> dict[str, Any]:
+    """The service config of a channel to one replica, whose caller chooses another one itself instead of retrying."""
+    return {"healthCheckConfig": {"serviceName": ""}, "loadBalancingConfig": [{"round_robin": {}}]}
+
+
 def open_channel(endpoint: str, security: ClientSecurity, retry_overloaded: bool = True) -> CallingChannel:
     """A channel to an address that `check_endpoint` allows, for the running event loop. Raises InvalidInput for
     unreadable TLS files.
@@ -53,8 +59,26 @@ def open_channel(endpoint: str, security: ClientSecurity, retry_overloaded: bool
     are repeated after the service's delay.
     """
     has_replicas = endpoint.startswith("dns:") or "," in endpoint
-    options = [
-        ("grpc.service_config", json.dumps(service_config(has_replicas, retry_overloaded))),
+    return CallingChannel(
+        _open(endpoint, security, service_config(has_replicas, retry_overloaded)), TokenSource(security)
+    )
+
+
+def open_replica_channel(address: str, security: ClientSecurity) -> grpc.aio.Channel:
+    """A channel to one replica that adds nothing to its calls and repeats none. It is READY while the replica reports
+    SERVING. Raises InvalidInput for unreadable TLS files.
+    """
+    return _open(
+        address, security, replica_config(), (("grpc.enable_retries", 0), ("grpc.max_reconnect_backoff_ms", 2000))
+    )
+
+
+def _open(
+    endpoint: str, security: ClientSecurity, config: dict[str, Any], more: Sequence[tuple[str, int]] = ()
+) -> grpc.aio.Channel:
+    options: list[tuple[str, Any]] = [
+        *more,
+        ("grpc.service_config", json.dumps(config)),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 15_000),
         ("grpc.http2.max_pings_without_data", 0),
@@ -70,7 +94,5 @@ def open_channel(endpoint: str, security: ClientSecurity, retry_overloaded: bool
     if security.server_name:
         options.append(("grpc.ssl_target_name_override", security.server_name))
     if security.uses_tls(endpoint):
-        channel = grpc.aio.secure_channel(endpoint, security.channel_credentials(), options=options)
-    else:
-        channel = grpc.aio.insecure_channel(endpoint, options=options)
-    return CallingChannel(channel, TokenSource(security))
+        return grpc.aio.secure_channel(endpoint, security.channel_credentials(), options=options)
+    return grpc.aio.insecure_channel(endpoint, options=options)

@@ -32,6 +32,7 @@ from softprompt.endpoints import (
     inference_endpoint,
     trainer_endpoint,
 )
+from softprompt.routing.channel import SCHEME, RoutedChannel
 
 T = TypeVar("T")
 
@@ -75,9 +76,17 @@ class Peer:
         """For error texts: "the trainer"."""
         return self._kind.name
 
+    @property
+    def _is_routed(self) -> bool:
+        """Whether the address is a prompt store, and calls go to the replicas that it names."""
+        return self._kind is INFERENCE and self.endpoint.startswith(SCHEME)
+
     @cached_property
     def channel(self) -> grpc.aio.Channel:
         """Raises InvalidInput for an address or TLS files that can't be used."""
+        if self._is_routed:
+            routed = RoutedChannel(self.endpoint.removeprefix(SCHEME), self._security, self._retry_overloaded)
+            return cast("grpc.aio.Channel", routed)
         check_endpoint(self.endpoint, self._kind.option, self._kind.port)
         return cast("grpc.aio.Channel", open_channel(self.endpoint, self._security, self._retry_overloaded))
 
@@ -147,7 +156,7 @@ class Peer:
 
     def _through_proxy(self) -> str:
         """For error texts: the environment's proxy for this service, or an empty text."""
-        if is_local(self.endpoint):
+        if self._is_routed or is_local(self.endpoint):
             return ""
         proxy = next((proxy for host in hosts_of(self.endpoint) if (proxy := grpc_proxy(host))), "")
         return f" through the proxy {proxy}" if proxy else ""

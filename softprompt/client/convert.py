@@ -47,7 +47,7 @@ def _read_event(message: tuning_pb2.TuningEvent, path: str = "", violations: Vio
 
 
 def input_message(
-    content: Input, prompt: str, template: Template | None, routing_key: str, truncate: bool
+    content: Input, prompt: str, template: Template | None, routing_key: str, truncate: bool, base_model: str = ""
 ) -> generation_pb2.GenerationInput:
     """The message of a text, a conversation or token ids. Raises InvalidInput for any other value."""
     if not isinstance(content, str | TokenIds):
@@ -62,7 +62,7 @@ def input_message(
                 raise InvalidInput.of(f"{where}.content", "is missing")
             turns.append(turn)
         content = tuple(turns)
-    given = GenerationInput(content, prompt, template, routing_key, truncate)
+    given = GenerationInput(content, prompt, template, routing_key, truncate, base_model)
     return write(given, generation_pb2.GenerationInput(), "input")
 
 

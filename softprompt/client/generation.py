@@ -45,7 +45,7 @@ SERVED_POLL_SECONDS = 0.1
 
 class GenerationMethods:
     """The part of AsyncClient for the inference service. `prompt` is "name", "name@alias" or "name@7"; empty: the bare
-    model.
+    model. `base_model` names the one that must answer, by id or fingerprint; empty: any.
     """
 
     _connection: Connection
@@ -61,6 +61,7 @@ class GenerationMethods:
         routing_key: str = "",
         truncate: bool = False,
         priority: int = 0,
+        base_model: str = "",
         timeout_seconds: float | None = None,
         **parameters: Unpack[SamplingKeywords],
     ) -> Generation:
@@ -69,7 +70,7 @@ class GenerationMethods:
         service.
         """
         request = generation_pb2.GenerateRequest(
-            input=input_message(input, prompt, template, routing_key, truncate),
+            input=input_message(input, prompt, template, routing_key, truncate, base_model),
             sampling=write_sampling(sampling_with(sampling, parameters)),
         )
         fill(request, priority=priority)
@@ -89,6 +90,7 @@ class GenerationMethods:
         routing_key: str = "",
         truncate: bool = False,
         priority: int = 0,
+        base_model: str = "",
         timeout_seconds: float | None = None,
         **parameters: Unpack[SamplingKeywords],
     ) -> GenerationStream:
@@ -96,7 +98,7 @@ class GenerationMethods:
         `parameters` are the fields of `Sampling`, as in `temperature=0.2`.
         """
         request = generation_pb2.GenerateStreamRequest(
-            input=input_message(input, prompt, template, routing_key, truncate),
+            input=input_message(input, prompt, template, routing_key, truncate, base_model),
             sampling=write_sampling(sampling_with(sampling, parameters)),
         )
         fill(request, priority=priority)
@@ -118,6 +120,7 @@ class GenerationMethods:
         routing_key: str = "",
         truncate: bool = False,
         priority: int = 0,
+        base_model: str = "",
         timeout_seconds: float | None = None,
         concurrency: int = 8,
         **parameters: Unpack[SamplingKeywords],
@@ -146,6 +149,7 @@ class GenerationMethods:
                         routing_key=routing_key,
                         truncate=truncate,
                         priority=priority,
+                        base_model=base_model,
                         timeout_seconds=timeout_seconds,
                     )
                 )
@@ -163,6 +167,7 @@ class GenerationMethods:
         sampling: Sampling | Mapping[str, Any] | None = None,
         routing_key: str = "",
         truncate: bool = True,
+        base_model: str = "",
         timeout_seconds: float | None = None,
         **parameters: Unpack[SamplingKeywords],
     ) -> AsyncChat:
@@ -175,6 +180,7 @@ class GenerationMethods:
                 sampling=chosen,
                 routing_key=routing_key,
                 truncate=truncate,
+                base_model=base_model,
                 timeout_seconds=timeout_seconds,
             ),
             system,
@@ -188,11 +194,14 @@ class GenerationMethods:
         candidates: Sequence[str] = (),
         template: Template | None = None,
         routing_key: str = "",
+        base_model: str = "",
     ) -> Scores:
         """Log-probability of each candidate as the continuation of the input. Default: the labels of the prompt's
         version.
         """
-        request = generation_pb2.ScoreRequest(input=input_message(input, prompt, template, routing_key, False))
+        request = generation_pb2.ScoreRequest(
+            input=input_message(input, prompt, template, routing_key, False, base_model)
+        )
         fill(request, candidates=candidates)
         return read(Scores, await self._connection.inference.call(self._connection.generation.Score, request))
 
@@ -205,14 +214,18 @@ class GenerationMethods:
         scores = await self.score(input, prompt=prompt, candidates=labels, routing_key=routing_key)
         return scores.scores[scores.best]
 
-    async def count_tokens(self, input: Input, *, prompt: str = "", template: Template | None = None) -> TokenCount:
+    async def count_tokens(
+        self, input: Input, *, prompt: str = "", template: Template | None = None, base_model: str = ""
+    ) -> TokenCount:
         """The tokens that the input takes with the template of the prompt."""
-        request = generation_pb2.CountTokensRequest(input=input_message(input, prompt, template, "", False))
+        request = generation_pb2.CountTokensRequest(input=input_message(input, prompt, template, "", False, base_model))
         return read(TokenCount, await self._connection.inference.call(self._connection.generation.CountTokens, request))
 
-    async def model_info(self) -> ModelInfo:
-        """Base model, limits and default sampling of the answering replica."""
-        request = generation_pb2.GetModelInfoRequest()
+    async def model_info(self, base_model: str = "") -> ModelInfo:
+        """Base model, limits and default sampling of the answering replica. `base_model`: which one, at an address of
+        several.
+        """
+        request = generation_pb2.GetModelInfoRequest(base_model=base_model)
         return read(ModelInfo, await self._connection.inference.call(self._connection.generation.GetModelInfo, request))
 
     async def loaded_prompts(self, prompt: str = "") -> LoadedPrompts:

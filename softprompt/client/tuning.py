@@ -28,7 +28,7 @@ from softprompt.data.prepare import DATASET, VALIDATION_DATASET, checked_labels,
 from softprompt.types.events import JobEvent
 from softprompt.types.jobs import JobCheck, JobOrder, JobState, TuningJob
 from softprompt.types.report import JobReport
-from softprompt.types.service import ServiceInfo
+from softprompt.types.service import ServiceInfo, Webhook
 from softprompt.types.spec import Dataset, Distillation, TuningSpec
 
 
@@ -221,6 +221,25 @@ class TuningMethods(DatasetMethods, JobFollowing):
             self._connection.tuning.DeleteTuningJob, tuning_pb2.DeleteTuningJobRequest(name=name)
         )
 
+    async def list_webhooks(self) -> list[Webhook]:
+        """The endpoints of the trainer's webhooks file, with their deliveries and dead letters. For administrators."""
+        response = await self._connection.trainer.call(
+            self._connection.tuning.ListWebhooks, tuning_pb2.ListWebhooksRequest()
+        )
+        return [read(Webhook, webhook) for webhook in response.webhooks]
+
+    async def test_webhook(self, name: str) -> str:
+        """Queue a delivery of the type "test" for one webhook; returns its id. Raises NotFound. For administrators."""
+        request = tuning_pb2.TestWebhookRequest(name=name)
+        response = await self._connection.trainer.call(self._connection.tuning.TestWebhook, request)
+        return str(response.event_id)
+
+    async def retry_webhook(self, name: str) -> int:
+        """Repeat all dead and waiting deliveries of one webhook at once; returns their number. For administrators."""
+        request = tuning_pb2.RetryWebhookRequest(name=name)
+        response = await self._connection.trainer.call(self._connection.tuning.RetryWebhook, request)
+        return int(response.num_deliveries)
+
     async def service_info(self) -> ServiceInfo:
         """What the trainer can train, its limits and its defaults."""
         return read(
@@ -273,4 +292,7 @@ class SyncTuningMethods(SyncMethods):
     pause_job = blocking(TuningMethods.pause_job)
     resume_job = blocking(TuningMethods.resume_job)
     delete_job = blocking(TuningMethods.delete_job)
+    list_webhooks = blocking(TuningMethods.list_webhooks)
+    test_webhook = blocking(TuningMethods.test_webhook)
+    retry_webhook = blocking(TuningMethods.retry_webhook)
     service_info = blocking(TuningMethods.service_info)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from shared.errors import Cancelled, Unimplemented
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.stream import GenerationStream
+from softprompt.gateway.backend import Reference
 from softprompt.types.common import Sampling, Template
 from softprompt.types.generation import FinishReason, Generation, GenerationDelta, GenerationEnd, GenerationStart, Input
 
@@ -24,7 +25,7 @@ class Ask:
     """One generation."""
 
     input: Input
-    prompt: str
+    model: Reference
     sampling: Sampling
     template: Template | None = None
     routing_key: str = ""
@@ -39,7 +40,8 @@ class Ask:
         """The answer as a stream, not yet begun."""
         return client.stream(
             self.input,
-            prompt=self.prompt,
+            prompt=self.model.prompt,
+            base_model=self.model.base_model,
             sampling=self.sampling,
             template=self.template,
             routing_key=self.routing_key,
@@ -53,7 +55,8 @@ async def all_answers(client: AsyncClient, asks: Sequence[Ask]) -> list[Generati
     async def one(ask: Ask) -> Generation:
         found = await client.generate(
             ask.input,
-            prompt=ask.prompt,
+            prompt=ask.model.prompt,
+            base_model=ask.model.base_model,
             sampling=ask.sampling,
             template=ask.template,
             routing_key=ask.routing_key,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 from shared.errors import Unauthenticated
 from softprompt.client.async_client import AsyncClient
@@ -20,8 +21,13 @@ from softprompt.types.service import ServiceInfo
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 """What gRPC can send as metadata. A longer one would exceed the services' limit on metadata."""
 _INFO_SECONDS = 30.0
-BARE = ""
-"""The prompt reference of the bare model."""
+
+
+class Reference(NamedTuple):
+    """What a request's `model` means: a prompt reference, or the id of a base model."""
+
+    prompt: str = ""
+    base_model: str = ""
 
 
 class Backend:
@@ -39,8 +45,8 @@ class Backend:
             security=security,
             retry_overloaded=False,  # callers get the delay, and repeat the request themselves
         )
-        self._info: ModelInfo | None = None
-        self._read_at = 0.0
+        self._infos: dict[str, tuple[ModelInfo, float]] = {}
+        """By base model, at most as many as there are; with the time of reading."""
         self._trainer_info: ServiceInfo | None = None
         self._trainer_read_at = 0.0
 
@@ -63,16 +69,18 @@ class Backend:
         with carrying(metadata):
             yield
 
-    async def model_info(self) -> ModelInfo:
-        """The inference service's model and limits, at most half a minute old."""
-        if self._info is None or time.monotonic() - self._read_at > _INFO_SECONDS:
-            self._info, self._read_at = await self.client.model_info(), time.monotonic()
-        return self._info
+    async def model_info(self, base_model: str = "") -> ModelInfo:
+        """A base model and its limits, at most half a minute old. `base_model`: one of `base_models`; empty: any."""
+        info, read_at = self._infos.get(base_model, (None, 0.0))
+        if info is None or time.monotonic() - read_at > _INFO_SECONDS:
+            info = await self.client.model_info(base_model)
+            self._infos[base_model] = info, time.monotonic()
+        return info
 
-    async def base_model(self) -> str:
-        """Id of the base model."""
+    async def base_models(self) -> tuple[str, ...]:
+        """Ids of the base models that are served."""
         info = await self.model_info()
-        return info.base_model.id if info.base_model else ""
+        return info.base_models or ((info.base_model.id,) if info.base_model else ())
 
     async def service_info(self) -> ServiceInfo:
         """The trainer's base models and defaults; they are the same for all callers, and at most half a minute old."""
@@ -85,11 +93,11 @@ class Backend:
         defaults = (await self.service_info()).default_hyperparameters
         return defaults.learning_rate if defaults else None
 
-    async def reference(self, model: str) -> str:
-        """The prompt reference that a request's `model` means; `BARE` for the base model."""
+    async def reference(self, model: str) -> Reference:
+        """What a request's `model` means."""
         if not model:
             raise no_such_model(model)
-        return BARE if model == await self.base_model() else model
+        return Reference(base_model=model) if model in await self.base_models() else Reference(model)
 
     async def close(self) -> None:
         """Close the connections to both services."""

@@ -135,16 +135,18 @@ async def create_chat_completion(request: Request, backend: Backend) -> Response
     head = {"id": results.new_id("chatcmpl"), "created": results.now()}
     if not body.stream:
         (answer,) = await all_answers(backend.client, [ask])
-        return JSONResponse(await _whole(backend, head, answer, call))
+        return JSONResponse(await _whole(backend, head, answer, call, body.model))
     streams = AnswerStreams(backend.client, [ask])
     (start,) = await streams.started()
-    head |= await results.about(backend, start)
+    head |= await results.about(backend, start, body.model)
     includes_usage = bool(body.stream_options and body.stream_options.include_usage)
     events = _events(head, streams, start, ask.num_completions, call, includes_usage)
     return EventStream(events, streams.cancel, rename, body.model)
 
 
-async def _whole(backend: Backend, head: dict[str, Any], answer: Generation, call: Call | None) -> dict[str, Any]:
+async def _whole(
+    backend: Backend, head: dict[str, Any], answer: Generation, call: Call | None, model: str
+) -> dict[str, Any]:
     choices = [
         {
             "index": index,
@@ -157,7 +159,7 @@ async def _whole(backend: Backend, head: dict[str, Any], answer: Generation, cal
     return {
         **head,
         "object": "chat.completion",
-        **await results.about(backend, answer.start),
+        **await results.about(backend, answer.start, model),
         "choices": choices,
         "usage": results.usage([answer.start], [completion.end for completion in answer.completions]),
     }

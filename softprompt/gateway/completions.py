@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from softprompt.gateway import results
 from softprompt.gateway.answers import AnswerStreams, Ask, all_answers
-from softprompt.gateway.backend import BARE, Backend
+from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import bad_value
@@ -111,7 +111,7 @@ async def create_completion(request: Request, backend: Backend) -> Response:
             _input(prompt),
             reference,
             sampling,
-            template=_CONTINUE if reference == BARE and isinstance(prompt, str) else None,
+            template=_CONTINUE if not reference.prompt and isinstance(prompt, str) else None,
             routing_key=body.user or "",
         )
         for prompt in body.prompt
@@ -120,7 +120,7 @@ async def create_completion(request: Request, backend: Backend) -> Response:
     if body.stream:
         streams = AnswerStreams(backend.client, asks)
         starts = await streams.started()
-        head |= await results.about(backend, starts[0])
+        head |= await results.about(backend, starts[0], body.model)
         includes_usage = bool(body.stream_options and body.stream_options.include_usage)
         events = _events(head, streams, starts, body.n or 1, includes_usage)
         return EventStream(events, streams.cancel, _rename, body.model)
@@ -136,7 +136,9 @@ async def create_completion(request: Request, backend: Backend) -> Response:
         for index, (start, completion) in enumerate(whole)
     ]
     used = results.usage([answer.start for answer in answers], [completion.end for _, completion in whole])
-    return JSONResponse({**head, **await results.about(backend, answers[0].start), "choices": choices, "usage": used})
+    return JSONResponse(
+        {**head, **await results.about(backend, answers[0].start, body.model), "choices": choices, "usage": used}
+    )
 
 
 def _input(prompt: str | list[int]) -> Input:

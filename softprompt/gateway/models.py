@@ -1,4 +1,4 @@
-"""`/v1/models`: the base model, the prompts that the caller may use, their aliases and versions."""
+"""`/v1/models`: the base models, the prompts that the caller may use, their aliases and versions."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _OWNER = "softprompt"
 async def list_models(request: Request, backend: Backend) -> Response:
     """All values of `model` that the caller may use."""
     loaded = await backend.client.loaded_prompts()
-    base = _model(await backend.base_model(), 0)
-    return JSONResponse({"object": "list", "data": [base, *_models(loaded.prompts)]})
+    bases = [_model(name, 0) for name in await backend.base_models()]
+    return JSONResponse({"object": "list", "data": [*bases, *_models(loaded.prompts)]})
 
 
 @endpoint("models.retrieve")
 async def get_model(request: Request, backend: Backend) -> Response:
     """One of them."""
     name = request.path_params["model"]
-    if name == await backend.base_model():
-        await backend.client.model_info()  # whose answer depends on the caller
+    if name in await backend.base_models():
+        await backend.client.model_info(name)  # whose answer depends on the caller
         return JSONResponse(_model(name, 0))
     try:
         reference = PromptReference.parse(name)

@@ -143,16 +143,16 @@ async def create_response(request: Request, backend: Backend) -> Response:
     )
     if not body.stream:
         (answer,) = await all_answers(backend.client, [ask])
-        draft = await _draft(backend, body, answer.start)
+        draft = _draft(body, answer.start)
         draft.add(answer.output)
         return JSONResponse(draft.ended(answer.end))
     streams = AnswerStreams(backend.client, [ask])
     (start,) = await streams.started()
-    draft = await _draft(backend, body, start)
+    draft = _draft(body, start)
     return EventStream(response_events(draft, streams, rename, body.model), streams.cancel, rename, body.model)
 
 
-async def _draft(backend: Backend, body: ResponseRequest, start: GenerationStart) -> ResponseDraft:
+def _draft(body: ResponseRequest, start: GenerationStart) -> ResponseDraft:
     """The response before its text, with what the request asked for."""
     format = body.text.format if body.text else None
     asked = {
@@ -166,4 +166,4 @@ async def _draft(backend: Backend, body: ResponseRequest, start: GenerationStart
         "user": body.user,
         "text": {"format": format.model_dump(by_alias=True, exclude_none=True) if format else {"type": "text"}},
     }
-    return ResponseDraft(asked, await results.resolved_model(backend, start), start)
+    return ResponseDraft(asked, results.resolved_model(start, body.model), start)

@@ -36,9 +36,9 @@ def finish_reason(end: GenerationEnd) -> str:
     return "stop" if end.finish_reason in (FinishReason.EOS, FinishReason.STOP_SEQUENCE) else "length"
 
 
-async def resolved_model(backend: Backend, start: GenerationStart) -> str:
-    """The version that answered as `name@7`, or the base model's id."""
-    return version_model(start.version) if start.version else await backend.base_model()
+def resolved_model(start: GenerationStart, model: str) -> str:
+    """The version that answered as `name@7`, or the base model's id, which `model` of the request is then."""
+    return version_model(start.version) if start.version else model
 
 
 def version_model(version: str) -> str:
@@ -47,15 +47,15 @@ def version_model(version: str) -> str:
     return f"{prompt}@{number}"
 
 
-async def about(backend: Backend, start: GenerationStart) -> dict[str, Any]:
+async def about(backend: Backend, start: GenerationStart, model: str) -> dict[str, Any]:
     """The fields that name what answered. The fingerprint is the version's digest, or that of the base model: answers
-    with an equal one come from equal weights.
+    with an equal one come from equal weights. `model`: of the request.
     """
     fingerprint = start.digest
     if not fingerprint:
-        info = await backend.model_info()
+        info = await backend.model_info(model)
         fingerprint = info.base_model.fingerprint if info.base_model else ""
-    return {"model": await resolved_model(backend, start), "system_fingerprint": fingerprint}
+    return {"model": resolved_model(start, model), "system_fingerprint": fingerprint}
 
 
 def usage(starts: Sequence[GenerationStart], ends: Iterable[GenerationEnd]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class GatewaySettings(ListenerSettings):
     inference: str = ""
     """Address of the inference service; empty: SOFTPROMPT_INFERENCE, else 127.0.0.1:50052.
 
-    `dns:///name:port` balances requests over all replicas of a name.
+    `dns:///name:port` balances requests over all replicas of a name. `store:URL` finds the replicas of all base models
+    by their records in that prompt store.
     """
     call_seconds: float = Field(default=30.0, gt=0, le=3600)
     """Deadline of a call to a service, except generations and uploads."""

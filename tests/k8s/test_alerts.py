@@ -37,9 +37,11 @@ from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.requests import create_job, first_step, inline
 from tests.trainer_service.scripted import ScriptedTrainer
 from tests.trainer_service.test_server import free_port
+from tests.trainer_service.webhooks.receiver import receiver
 from tests.waiting import until
 from trainer_service import server
 from trainer_service.maintenance import storage_usage
+from trainer_service.webhooks import deliveries
 
 DISK_BYTES = 64 << 20
 
@@ -423,6 +425,23 @@ async def test_old_things_that_can_t_be_removed(faults: Any) -> None:
 
         assert await fault.fires(140, minute) == {"SoftpromptRetentionFails"}
         other.close()
+
+
+async def test_a_webhook_that_refuses_its_events(faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deliveries, "LOOK_SECONDS", 0.02)
+    with receiver() as heard:
+        heard.answer = lambda event: 500
+        file = heard.write_file(tmp_path / "webhooks.json")
+        async with faults(scripted(), trainer={"webhooks_file": file, "webhook_attempts": 1}) as fault:
+            dead = "softprompt_trainer_webhook_attempts_total"
+
+            async def minute() -> None:
+                before = await fault.value(dead, outcome="dead")
+                await fault.trainer.tuning.TestWebhook(pb.TestWebhookRequest(name="here"))
+                await fault.until(dead, 1 + before, outcome="dead")
+
+            await minute()
+            assert await fault.fires(60, minute) == {"SoftpromptWebhooksGivenUp"}
 
 
 def test_every_alert_was_seen_firing() -> None:

@@ -34,6 +34,7 @@ def test_every_component_is_in_some_overlay() -> None:
             "keda",
             "gateway",
             "http",
+            "router",
             "mtls",
             "model-download",
             "callers",

@@ -30,6 +30,7 @@ UNSAFE_TO_REPEAT = {
     ("TuningService", "ResumeTuningJob"),
     ("TuningService", "DeleteTuningJob"),
     ("TuningService", "DeleteDataset"),
+    ("TuningService", "TestWebhook"),
     ("PromptService", "SetPromptAlias"),
     ("PromptService", "DeletePromptVersion"),
     ("PromptService", "ImportPromptVersion"),
@@ -79,6 +80,9 @@ async def everything(client: AsyncClient, directory: Path) -> AsyncIterator[Any]
     yield client.list_jobs()
     yield anext(aiter(client.watch_job(JOB)))
     yield client.service_info()
+    yield client.list_webhooks()
+    yield client.test_webhook("ci")
+    yield client.retry_webhook("ci")
     yield client.list_prompts()
     yield client.get_prompt("tone")
     yield client.list_versions("tone")

@@ -64,6 +64,8 @@ MIRRORS = [
     (spec.PublishPolicy, tuning_pb2.PublishPolicy),
     (jobs.SearchCandidate, tuning_pb2.SearchCandidate),
     (service.ServiceInfo, tuning_pb2.GetServiceInfoResponse),
+    (service.Webhook, tuning_pb2.Webhook),
+    (service.DeadLetter, tuning_pb2.DeadLetter),
     (datasets.StoredDataset, tuning_pb2.Dataset),
     (jobs.TuningError, tuning_pb2.TuningError),
     (jobs.TuningJob, tuning_pb2.TuningJob),

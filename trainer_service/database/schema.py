@@ -168,3 +168,31 @@ worker_slots = Table(
     Column("lacking", Integer, nullable=False),  # slots that the owner wants in addition
     Column("lease_until", Double, nullable=False),
 )
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("sequence", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("endpoint", String(63), nullable=False),
+    Column("event_id", String(40), nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", String(16), nullable=False, server_default="PENDING"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("not_before", Double, nullable=False, server_default="0"),
+    Column("lease_until", Double, nullable=False, server_default="0"),
+    Column("error", Text, nullable=False, server_default=""),
+    Column("create_time", Double, nullable=False),
+    Index("uq_webhook_deliveries_endpoint_event_id", "endpoint", "event_id", unique=True),
+    Index("ix_webhook_deliveries_endpoint_state_subject_sequence", "endpoint", "state", "subject", "sequence"),
+    Index("ix_webhook_deliveries_create_time", "create_time"),
+)
+
+store_cursors = Table(
+    "store_cursors",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("store_id", String(100), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+)

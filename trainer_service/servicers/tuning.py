@@ -32,6 +32,7 @@ from trainer_service.jobs.view import shown_job, shown_payload, shown_report
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
 from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_and_chunks, heartbeat, until_draining
+from trainer_service.webhooks.deliveries import Deliveries
 
 
 class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
@@ -46,13 +47,14 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         submission: JobSubmission,
         datasets: TenantDatasets,
         info: ServiceInfo,
+        webhooks: Deliveries,
         tokens: PageTokens,
         requests: CallPool,
         draining: asyncio.Event,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._jobs, self._reports, self._submission = jobs, reports, submission
-        self._datasets, self._info = datasets, info
+        self._datasets, self._info, self._webhooks = datasets, info, webhooks
         self._tokens, self._requests, self._draining, self._heartbeat_seconds = (
             tokens,
             requests,
@@ -176,6 +178,15 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
     async def DeleteTuningJob(self, request: pb.DeleteTuningJobRequest, context: Any) -> pb.DeleteTuningJobResponse:
         await self._jobs.delete(job_id_of(request.name))
         return pb.DeleteTuningJobResponse()
+
+    async def ListWebhooks(self, request: pb.ListWebhooksRequest, context: Any) -> pb.ListWebhooksResponse:
+        return fill(pb.ListWebhooksResponse(), webhooks=await self._webhooks.list())
+
+    async def TestWebhook(self, request: pb.TestWebhookRequest, context: Any) -> pb.TestWebhookResponse:
+        return pb.TestWebhookResponse(event_id=await self._webhooks.test(request.name))
+
+    async def RetryWebhook(self, request: pb.RetryWebhookRequest, context: Any) -> pb.RetryWebhookResponse:
+        return pb.RetryWebhookResponse(num_deliveries=await self._webhooks.retry(request.name))
 
     async def GetServiceInfo(self, request: pb.GetServiceInfoRequest, context: Any) -> pb.GetServiceInfoResponse:
         info = write(self._info.shown(**vars(await self._jobs.counts())), pb.GetServiceInfoResponse())

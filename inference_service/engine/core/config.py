@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from shared.kernels.quantised_linear import Weights
 from shared.kernels.serving_linear import LinearKernel
 from shared.settings_part import SettingsPart
 from shared.values.sampling import LIMITS, SamplingLimits
@@ -41,6 +42,13 @@ class EngineSettings(SettingsPart):
 
     With a name, a seed gives the same text after a restart on the same kind of processor; an unavailable kernel stops
     the start.
+    """
+    weights: Weights = "stored"
+    """Weights of linear layers on a CPU: stored, restored, q8_0, q4_1 or q4_0.
+
+    `restored` keeps matrices that were dequantised from a GGUF file (Q4_0, Q4_1, Q8_0) in their 4 or 8 bits, with the
+    same answers up to rounding. The formats quantise any model, with other answers. Decoding reads fewer bytes. Needs
+    the compiled kernels and bfloat16.
     """
     max_waiting: int = Field(default=256, ge=1)
     """Maximum number of waiting requests; further ones are refused with RESOURCE_EXHAUSTED.

@@ -71,6 +71,7 @@ class GenerationInput(_message.Message):
     TEMPLATE_FIELD_NUMBER: _builtins.int
     ROUTING_KEY_FIELD_NUMBER: _builtins.int
     TRUNCATE_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """Prompt reference: "name" (its default alias), "name@alias", "name@7". Empty: the bare model.
     An unknown prompt is NOT_FOUND; the bare model never replaces it.
@@ -83,6 +84,10 @@ class GenerationInput(_message.Message):
     """Cut the input from the left if it is too long for the model, instead of refusing it. The text of the template is
     kept: the beginning of the sequence, the system message, the headers of turns. In a conversation, the oldest turns
     are removed first. Token ids are simply cut.
+    """
+    base_model: _builtins.str
+    """Id or fingerprint of the base model that must answer; any other one refuses with NOT_FOUND. Empty: any. Needed for
+    the bare model where several base models are served at one address.
     """
     @_builtins.property
     def chat(self) -> Global___ChatInput:
@@ -106,10 +111,11 @@ class GenerationInput(_message.Message):
         template: _common_pb2.Template | None = ...,
         routing_key: _builtins.str = ...,
         truncate: _builtins.bool = ...,
+        base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "content", b"content", "template", b"template", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "content", b"content", "prompt", b"prompt", "routing_key", b"routing_key", "template", b"template", "text", b"text", "token_ids", b"token_ids", "truncate", b"truncate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "chat", b"chat", "content", b"content", "prompt", b"prompt", "routing_key", b"routing_key", "template", b"template", "text", b"text", "token_ids", b"token_ids", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "chat", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
@@ -775,12 +781,17 @@ class GetModelInfoRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    base_model: _builtins.str
+    """Id or fingerprint of the base model, where several are served at one address. Empty: the first one."""
     def __init__(
         self,
+        *,
+        base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -865,6 +876,7 @@ class GetModelInfoResponse(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     CURRENT_TIME_FIELD_NUMBER: _builtins.int
+    BASE_MODELS_FIELD_NUMBER: _builtins.int
     software_version: _builtins.str
     """Version of this software."""
     dtype: _builtins.str
@@ -887,6 +899,10 @@ class GetModelInfoResponse(_message.Message):
     def current_time(self) -> _timestamp_pb2.Timestamp:
         """Time of the replica's clock, for comparing clocks."""
 
+    @_builtins.property
+    def base_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of all base models that are served at this address, sorted. A replica serves one, a router several."""
+
     def __init__(
         self,
         *,
@@ -897,10 +913,11 @@ class GetModelInfoResponse(_message.Message):
         dtype: _builtins.str = ...,
         device: _builtins.str = ...,
         current_time: _timestamp_pb2.Timestamp | None = ...,
+        base_models: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "current_time", b"current_time", "default_sampling", b"default_sampling", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "current_time", b"current_time", "default_sampling", b"default_sampling", "device", b"device", "dtype", b"dtype", "limits", b"limits", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "base_models", b"base_models", "current_time", b"current_time", "default_sampling", b"default_sampling", "device", b"device", "dtype", b"dtype", "limits", b"limits", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

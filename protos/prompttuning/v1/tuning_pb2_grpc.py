@@ -105,6 +105,21 @@ class TuningServiceStub:
                 request_serializer=prompttuning_dot_v1_dot_tuning__pb2.DeleteTuningJobRequest.SerializeToString,
                 response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.DeleteTuningJobResponse.FromString,
                 _registered_method=True)
+        self.ListWebhooks = channel.unary_unary(
+                '/prompttuning.v1.TuningService/ListWebhooks',
+                request_serializer=prompttuning_dot_v1_dot_tuning__pb2.ListWebhooksRequest.SerializeToString,
+                response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.ListWebhooksResponse.FromString,
+                _registered_method=True)
+        self.TestWebhook = channel.unary_unary(
+                '/prompttuning.v1.TuningService/TestWebhook',
+                request_serializer=prompttuning_dot_v1_dot_tuning__pb2.TestWebhookRequest.SerializeToString,
+                response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.TestWebhookResponse.FromString,
+                _registered_method=True)
+        self.RetryWebhook = channel.unary_unary(
+                '/prompttuning.v1.TuningService/RetryWebhook',
+                request_serializer=prompttuning_dot_v1_dot_tuning__pb2.RetryWebhookRequest.SerializeToString,
+                response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.RetryWebhookResponse.FromString,
+                _registered_method=True)
         self.GetServiceInfo = channel.unary_unary(
                 '/prompttuning.v1.TuningService/GetServiceInfo',
                 request_serializer=prompttuning_dot_v1_dot_tuning__pb2.GetServiceInfoRequest.SerializeToString,
@@ -220,6 +235,27 @@ class TuningServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListWebhooks(self, request, context):
+        """Endpoints of the operator's webhooks file, and what became of their deliveries. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TestWebhook(self, request, context):
+        """Queues a delivery of the type "test" for one webhook. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryWebhook(self, request, context):
+        """Repeats all dead and waiting deliveries of one webhook at once. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServiceInfo(self, request, context):
         """Base models, limits and defaults of this trainer.
         """
@@ -299,6 +335,21 @@ def add_TuningServiceServicer_to_server(servicer, server):
                     servicer.DeleteTuningJob,
                     request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.DeleteTuningJobRequest.FromString,
                     response_serializer=prompttuning_dot_v1_dot_tuning__pb2.DeleteTuningJobResponse.SerializeToString,
+            ),
+            'ListWebhooks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWebhooks,
+                    request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.ListWebhooksRequest.FromString,
+                    response_serializer=prompttuning_dot_v1_dot_tuning__pb2.ListWebhooksResponse.SerializeToString,
+            ),
+            'TestWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.TestWebhook,
+                    request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.TestWebhookRequest.FromString,
+                    response_serializer=prompttuning_dot_v1_dot_tuning__pb2.TestWebhookResponse.SerializeToString,
+            ),
+            'RetryWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryWebhook,
+                    request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.RetryWebhookRequest.FromString,
+                    response_serializer=prompttuning_dot_v1_dot_tuning__pb2.RetryWebhookResponse.SerializeToString,
             ),
             'GetServiceInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServiceInfo,
@@ -685,6 +736,87 @@ class TuningService:
             '/prompttuning.v1.TuningService/DeleteTuningJob',
             prompttuning_dot_v1_dot_tuning__pb2.DeleteTuningJobRequest.SerializeToString,
             prompttuning_dot_v1_dot_tuning__pb2.DeleteTuningJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWebhooks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prompttuning.v1.TuningService/ListWebhooks',
+            prompttuning_dot_v1_dot_tuning__pb2.ListWebhooksRequest.SerializeToString,
+            prompttuning_dot_v1_dot_tuning__pb2.ListWebhooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TestWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prompttuning.v1.TuningService/TestWebhook',
+            prompttuning_dot_v1_dot_tuning__pb2.TestWebhookRequest.SerializeToString,
+            prompttuning_dot_v1_dot_tuning__pb2.TestWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prompttuning.v1.TuningService/RetryWebhook',
+            prompttuning_dot_v1_dot_tuning__pb2.RetryWebhookRequest.SerializeToString,
+            prompttuning_dot_v1_dot_tuning__pb2.RetryWebhookResponse.FromString,
             options,
             channel_credentials,
             insecure,

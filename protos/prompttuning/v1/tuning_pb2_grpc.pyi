@@ -72,6 +72,12 @@ class TuningServiceStub:
     """Queues a paused job again; it continues from its checkpoint."""
     DeleteTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.DeleteTuningJobRequest, _tuning_pb2.DeleteTuningJobResponse]
     """Removes an ended job with its events. Versions that it published are kept."""
+    ListWebhooks: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.ListWebhooksRequest, _tuning_pb2.ListWebhooksResponse]
+    """Endpoints of the operator's webhooks file, and what became of their deliveries. For administrators."""
+    TestWebhook: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.TestWebhookRequest, _tuning_pb2.TestWebhookResponse]
+    """Queues a delivery of the type "test" for one webhook. For administrators."""
+    RetryWebhook: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.RetryWebhookRequest, _tuning_pb2.RetryWebhookResponse]
+    """Repeats all dead and waiting deliveries of one webhook at once. For administrators."""
     GetServiceInfo: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.GetServiceInfoRequest, _tuning_pb2.GetServiceInfoResponse]
     """Base models, limits and defaults of this trainer."""
 
@@ -119,6 +125,12 @@ class TuningServiceAsyncStub(TuningServiceStub):
     """Queues a paused job again; it continues from its checkpoint."""
     DeleteTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.DeleteTuningJobRequest, _tuning_pb2.DeleteTuningJobResponse]  # type: ignore[assignment]
     """Removes an ended job with its events. Versions that it published are kept."""
+    ListWebhooks: _aio.UnaryUnaryMultiCallable[_tuning_pb2.ListWebhooksRequest, _tuning_pb2.ListWebhooksResponse]  # type: ignore[assignment]
+    """Endpoints of the operator's webhooks file, and what became of their deliveries. For administrators."""
+    TestWebhook: _aio.UnaryUnaryMultiCallable[_tuning_pb2.TestWebhookRequest, _tuning_pb2.TestWebhookResponse]  # type: ignore[assignment]
+    """Queues a delivery of the type "test" for one webhook. For administrators."""
+    RetryWebhook: _aio.UnaryUnaryMultiCallable[_tuning_pb2.RetryWebhookRequest, _tuning_pb2.RetryWebhookResponse]  # type: ignore[assignment]
+    """Repeats all dead and waiting deliveries of one webhook at once. For administrators."""
     GetServiceInfo: _aio.UnaryUnaryMultiCallable[_tuning_pb2.GetServiceInfoRequest, _tuning_pb2.GetServiceInfoResponse]  # type: ignore[assignment]
     """Base models, limits and defaults of this trainer."""
 
@@ -247,6 +259,30 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.DeleteTuningJobResponse, _abc.Awaitable[_tuning_pb2.DeleteTuningJobResponse]]:
         """Removes an ended job with its events. Versions that it published are kept."""
+
+    @_abc_1.abstractmethod
+    def ListWebhooks(
+        self,
+        request: _tuning_pb2.ListWebhooksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tuning_pb2.ListWebhooksResponse, _abc.Awaitable[_tuning_pb2.ListWebhooksResponse]]:
+        """Endpoints of the operator's webhooks file, and what became of their deliveries. For administrators."""
+
+    @_abc_1.abstractmethod
+    def TestWebhook(
+        self,
+        request: _tuning_pb2.TestWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tuning_pb2.TestWebhookResponse, _abc.Awaitable[_tuning_pb2.TestWebhookResponse]]:
+        """Queues a delivery of the type "test" for one webhook. For administrators."""
+
+    @_abc_1.abstractmethod
+    def RetryWebhook(
+        self,
+        request: _tuning_pb2.RetryWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tuning_pb2.RetryWebhookResponse, _abc.Awaitable[_tuning_pb2.RetryWebhookResponse]]:
+        """Repeats all dead and waiting deliveries of one webhook at once. For administrators."""
 
     @_abc_1.abstractmethod
     def GetServiceInfo(

@@ -10,8 +10,7 @@
  * `inference_service/engine/run/token_choice.py` computes the same in torch.
  *
  * A position in the order is found by division into buckets of equal width, as in a radix selection: the amounts of the
- * buckets tell which one contains it, and only that bucket is divided again. Vectors are gcc's, so the same source
- * serves every processor. */
+ * buckets tell which one contains it, and only that bucket is divided again. */
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -318,28 +317,9 @@ ALWAYS int64_t choose(const Draw *draw, Row *row) {
   return at;
 }
 
-typedef int64_t Choose(const Draw *, Row *);
-static int64_t choose_portable(const Draw *draw, Row *row) { return choose(draw, row); }
-#ifdef __x86_64__
-__attribute__((target("avx2"))) static int64_t choose_avx2(const Draw *draw, Row *row) { return choose(draw, row); }
-__attribute__((target("avx512f"))) static int64_t choose_avx512(const Draw *draw, Row *row) {
-  return choose(draw, row);
-}
-#endif
-
-/* The function for at most `level`: 0 for any processor, 1 for AVX2, 2 for AVX-512. */
-static Choose *variant(int level) {
-#ifdef __x86_64__
-  if (level >= 2 && __builtin_cpu_supports("avx512f")) return choose_avx512;
-  if (level >= 1 && __builtin_cpu_supports("avx2")) return choose_avx2;
-#endif
-  return choose_portable;
-}
-
 /* Writes a token for each of `rows` draws to `chosen`, or NOT_FINITE if a logit is NaN or positive infinity, or
  * NOTHING_LEFT if all are negative infinity. Returns 0, or -1 if memory can't be allocated. */
-int choose_tokens(const Draw *draws, int64_t *chosen, int64_t rows, int64_t vocab, int level, int threads) {
-  Choose *choose_one = variant(level);
+int choose_tokens(const Draw *draws, int64_t *chosen, int64_t rows, int64_t vocab, int threads) {
   int64_t padded = (vocab + LANES - 1) / LANES * LANES, sizes = 4 * sizeof(float) + 2 * sizeof(uint16_t);
   if (threads > rows) threads = (int)rows;
   int status = 0;
@@ -361,7 +341,7 @@ int choose_tokens(const Draw *draws, int64_t *chosen, int64_t rows, int64_t voca
     }
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < rows; i++)
-      if (row && memory) chosen[i] = choose_one(draws + i, row);
+      if (row && memory) chosen[i] = choose(draws + i, row);
     free(memory);
     free(row);
   }

@@ -18,6 +18,7 @@ from tests.k8s.checks import (
     probes,
     ray,
     references,
+    router,
     routes,
     schemas,
     security,
@@ -42,6 +43,7 @@ ALL: dict[str, Check] = {
     "network": network.check,
     "routes": routes.check,
     "http": http.check,
+    "router": router.check,
     "tls": tls.check,
     "monitoring": monitoring.check,
 }

@@ -35,7 +35,7 @@ def _scraped_once(manifests: Manifests, monitor: Object) -> Iterator[str]:
         and port in [item["name"] for item in service["spec"]["ports"]]
         for pod in manifests.selected(service["spec"]["selector"])
     ]
-    expected = [name for name in ("gateway", "inference", "trainer") if manifests.find("Deployment", name)]
+    expected = [name for name in ("gateway", "inference", "router", "trainer") if manifests.find("Deployment", name)]
     if sorted(scraped) != expected:
         yield f"ServiceMonitor scrapes {sorted(scraped)}"
 

@@ -164,6 +164,11 @@ def _needed(manifests: Manifests) -> Iterator[Flow]:
         yield PROMETHEUS, gateway, 9093
         yield gateway, trainer, 50051
         yield gateway, inference, 50052
+    if manifests.find("Deployment", "router"):
+        router = of(manifests.pod("router"))
+        yield from ((client, router, 50053) for client in (CLIENT, CLIENT_ELSEWHERE))
+        yield PROMETHEUS, router, 9094
+        yield router, inference, 50052
     for route in (*manifests.of("GRPCRoute"), *manifests.of("HTTPRoute")):
         parent = route["spec"]["parentRefs"][0]["namespace"]
         for backend in route["spec"]["rules"][0]["backendRefs"]:
@@ -209,9 +214,9 @@ def _servers(manifests: Manifests, pod: Pod) -> Iterator[tuple[Peer, int]]:
 def _forbidden(manifests: Manifests) -> Iterator[Flow]:
     for pod in manifests.pods:
         us = of(pod)
-        for port in (22, 6379, 8265, 50051, 50052, 50061, 50062, 8000, 9091, 9092, 9093):
+        for port in (22, 6379, 8265, 50051, 50052, 50053, 50061, 50062, 50063, 8000, 9091, 9092, 9093, 9094):
             yield from ((other, us, port) for other in (STRANGER, NEIGHBOUR))
-        yield from ((CLIENT, us, port) for port in (6379, 8265, 9091, 9092, 9093))
+        yield from ((CLIENT, us, port) for port in (6379, 8265, 9091, 9092, 9093, 9094))
         yield PROMETHEUS, us, 50052
         yield from ((us, METADATA, port) for port in (80, 443))
         yield us, outside("a web server", "93.184.215.14"), 80

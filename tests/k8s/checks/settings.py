@@ -21,11 +21,14 @@ SERVICES: dict[str, tuple[type[BaseSettings], str]] = {
     "trainer": (TrainerSettings, "SOFTPROMPT_TRAINER_"),
     "inference": (InferenceSettings, "SOFTPROMPT_INFERENCE_"),
 }
-PREFIXES = {**{name: prefix for name, (_, prefix) in SERVICES.items()}, "gateway": "SOFTPROMPT_GATEWAY_"}
+PREFIXES = {
+    **{name: prefix for name, (_, prefix) in SERVICES.items()},
+    **{name: f"SOFTPROMPT_{name.upper()}_" for name in ("gateway", "router")},
+}
 OTHER_VARIABLES = frozenset(
     {
         *("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT", "AWS_REGION", "AWS_SECRET_ACCESS_KEY"),
-        *("HF_HOME", "HF_HUB_OFFLINE", "MODELS", "SOFTPROMPT_MODELS", "SOFTPROMPT_TLS"),
+        *("HF_HOME", "HF_HUB_OFFLINE", "MODELS", "POD_IP", "SOFTPROMPT_MODELS", "SOFTPROMPT_TLS"),
         *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_worker_niceness"),
     }
 )

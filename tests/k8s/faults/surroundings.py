@@ -35,6 +35,43 @@ FAULTS: Faults = {
         "network",
         lambda m: m.pod("gateway").labels.pop("softprompt.io/client"),
     ),
+    "a router of another store": (
+        "gpu-s3",
+        "router",
+        lambda m: env(m, "router").update(SOFTPROMPT_ROUTER_STORE_URL="s3://softprompt-prompts/other"),
+    ),
+    "a router that may not call replicas": (
+        "gpu-s3",
+        "network",
+        lambda m: m.pod("router").labels.pop("softprompt.io/client"),
+    ),
+    "a router that is killed while it drains": (
+        "gpu-s3",
+        "router",
+        lambda m: m.pod("router").spec.update(terminationGracePeriodSeconds=60),
+    ),
+    "a router that is probed on the port of its callers": (
+        "gpu-s3",
+        "probes",
+        lambda m: m.pod("router").main["readinessProbe"]["grpc"].update(port=50053),
+    ),
+    "a route past the router": (
+        "gpu-s3",
+        "routes",
+        lambda m: m.get("GRPCRoute", "inference")["spec"]["rules"][0]["backendRefs"][0].update(
+            name="inference", port=50052
+        ),
+    ),
+    "replicas whose records have no address of theirs": (
+        "local-cpu",
+        "router",
+        lambda m: drop(m.pod("inference").main["env"], name="SOFTPROMPT_INFERENCE_ADDRESS"),
+    ),
+    "replicas at an address that is not the pod's": (
+        "local-cpu",
+        "router",
+        lambda m: m.pod("inference").main["env"][0]["valueFrom"]["fieldRef"].update(fieldPath="status.hostIP"),
+    ),
     "a certificate that doesn't name its Service": (
         "ha",
         "tls",

@@ -17,12 +17,21 @@ typedef struct {
   int threads;
 } PackedAttention;
 
+typedef struct {
+  const void *logits;
+  int64_t half, top_k;
+  double top_p, min_p, number;
+  float scale;
+} Draw;
+
 int linear(const uint16_t *, const uint16_t *, const float *, uint16_t *, int64_t, int64_t, int64_t, int);
+int quantised_linear(const uint16_t *, const uint8_t *, const float *, uint16_t *, int64_t, int64_t, int64_t, int, int);
 int cached_attention(const uint16_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *, uint16_t *,
                      const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                      int64_t, int64_t, float, int);
 int packed_attention(const PackedAttention *, const Heads *, const Heads *, const Heads *, const Heads *, void *,
                      float *, void *, void *, float *);
+int choose_tokens(const Draw *, int64_t *, int64_t, int64_t, int);
 void rms_norm(const void *, const float *, void *, float *, int64_t, int64_t, float, int, int);
 void rms_norm_backward(const void *, const void *, const float *, const float *, void *, int64_t, int64_t, int, int);
 void swiglu(const void *, const void *, void *, int64_t, int, int);
@@ -65,6 +74,15 @@ static void products(void) {
     }
 }
 
+static void quantised(int bits, int64_t rows) {
+  enum { IN = 96, OUT = 48, BLOCKS = IN / 32, PANELS = OUT / 16 };
+  uint16_t *x = made(1, 1), *y = made(1, 0), *panels = made(1, 1);
+  for (int i = 0; i < PANELS * BLOCKS * 32 * (bits + 1); i++)
+    if (i % (32 * (bits + 1)) < 32) panels[i] = (uint16_t)(0x2000 | (panels[i] * 2654435761u >> 20)); /* float16 */
+  quantised_linear(x, (const uint8_t *)panels, made(0, 1), y, rows, IN, OUT, bits, THREADS);
+  print("quantised", bits * 100 + rows, y, rows * OUT, 1);
+}
+
 static void elementwise(int half) {
   enum { ROWS = 3, WIDTH = 112 };
   void *x = made(half, 3), *other = made(half, 3), *dy = made(half, 1), *y = made(half, 0), *dx = made(half, 0);
@@ -95,6 +113,17 @@ static void decode(int64_t width, int64_t heads, int64_t window) {
   print("near_cached_attention", width * 100 + heads * 10 + window, out, TOKENS * heads * KV_HEADS * width, 1);
 }
 
+static void prefill(int64_t width, int64_t heads, int64_t window) {
+  enum { TOKENS = 37, KV_HEADS = 1, SLOTS = 340, MAX_ROWS = 1, FIRST = 270 };
+  int64_t rows[TOKENS] = {0}, positions[TOKENS];
+  for (int i = 0; i < TOKENS; i++) positions[i] = FIRST + i;
+  uint16_t *query = made(1, 2), *key = made(1, 2), *value = made(1, 1), *keys = made(1, 2), *values = made(1, 1);
+  uint16_t *out = made(1, 0);
+  cached_attention(query, key, value, keys, values, out, rows, positions, TOKENS, heads * KV_HEADS, KV_HEADS, width,
+                   KV_HEADS * SLOTS * width, SLOTS * width, MAX_ROWS, SLOTS, window, 0.2f, THREADS);
+  print("near_prefill", width * 100 + heads * 10 + (window > 0), out, TOKENS * heads * KV_HEADS * width, 1);
+}
+
 static void train(int half, int64_t window) {
   enum { TOKENS = 33, HEADS = 6, KV_HEADS = 2, WIDTH = 32, SHARED = 5 };
   const int64_t items[2][5] = {{0, SHARED, 0, 2, 0}, {-1, 0, 2, 1, SHARED}}, rows[3][2] = {{5, 3}, {8, 17}, {25, 8}};
@@ -112,13 +141,32 @@ static void train(int half, int64_t window) {
   print("near_packed_attention_dvalue", variant, dvalue, TOKENS * KV_HEADS * WIDTH, half);
 }
 
+static void sample(int half) {
+  enum { ROWS = 24, VOCAB = 5003 };
+  Draw draws[ROWS];
+  int64_t chosen[ROWS];
+  uint32_t tokens[ROWS]; /* the bits of float32 */
+  for (int i = 0; i < ROWS; i++) {
+    Draw draw = {made(half, 8), half, i % 3 == 1 ? 40 * i : 0, i % 2 ? 0.9 : 1, i % 5 ? 0 : 0.01, (i + 0.5) / ROWS, 1.8f};
+    draws[i] = draw;
+  }
+  choose_tokens(draws, chosen, ROWS, VOCAB, THREADS);
+  for (int i = 0; i < ROWS; i++) {
+    float token = (float)chosen[i];
+    memcpy(tokens + i, &token, sizeof token);
+  }
+  print("choose_tokens", half, tokens, ROWS, 0);
+}
+
 int main(void) {
   products();
+  for (int64_t rows = 1; rows < 14; rows += 3) quantised(4, rows), quantised(8, rows);
   for (int half = 0; half < 2; half++) {
     elementwise(half);
+    sample(half);
     for (int64_t window = 0; window < 8; window += 7) train(half, window);
   }
   for (int64_t width = 32; width <= 128; width += 32)
-    for (int64_t heads = 1; heads <= 5; heads += 2) decode(width, heads, heads == 3 ? 7 : 0);
+    for (int64_t heads = 1; heads <= 5; heads += 2) decode(width, heads, heads == 3 ? 7 : 0), prefill(width, heads, heads == 3 ? 70 : 0);
   return 0;
 }

@@ -153,24 +153,25 @@ def test_another_processor_or_platform_is_not_asked_to_run_it(
 
 
 @pytest.mark.parametrize(
-    ("machine", "capability", "has_conversion", "expected"),
+    ("machine", "capability", "others", "expected"),
     [
-        ("x86_64", "AVX512", True, "avx512"),
-        ("x86_64", "AVX2", True, "avx2"),
-        ("x86_64", "AVX2", False, None),
-        ("x86_64", "DEFAULT", True, None),
-        ("aarch64", "DEFAULT", False, "neon"),
-        ("aarch64", "SVE256", False, "neon"),
-        ("riscv64", "DEFAULT", False, None),
+        ("x86_64", "AVX512", {"f16c", "avx512_vnni"}, "avx512_vnni"),
+        ("x86_64", "AVX512", {"f16c"}, "avx512"),
+        ("x86_64", "AVX2", {"f16c", "avx512_vnni"}, "avx2"),
+        ("x86_64", "AVX2", set(), None),
+        ("x86_64", "DEFAULT", {"f16c"}, None),
+        ("aarch64", "DEFAULT", set(), "neon"),
+        ("aarch64", "SVE256", set(), "neon"),
+        ("riscv64", "DEFAULT", set(), None),
     ],
 )
 def test_the_best_instruction_set_of_the_processor(
-    machine: str, capability: str, has_conversion: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
+    machine: str, capability: str, others: set[str], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"f16c": has_conversion})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(others, True))
     assert library.instruction_set() == expected
 
 

@@ -144,6 +144,35 @@ def test_tokens_of_one_call_see_those_before_them(window: int) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("width", [32, 64, 96, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (9, 3), (14, 2), (50, 1)])
+@pytest.mark.parametrize("window", [0, 5, 150])
+def test_a_long_prefill(width: int, heads: int, kv_heads: int, window: int) -> None:
+    """Tokens that are computed together, in tiles, see what each would see alone; a decode is in the same call."""
+    torch.manual_seed(0)
+    keys, values = _cache(2, kv_heads, 420, width)
+    values[1, :, 390:] = keys[1, :, 390:] = float("nan")  # what is behind them must not be read
+    rows, positions = torch.tensor([0] + [1] * 90), torch.tensor([17, *range(300, 390)])
+    query, key, value = (torch.randn(91, count, width).bfloat16() for count in (heads, kv_heads, kv_heads))
+    found = cached_attention(query, key, value, keys, values, rows, positions, window, None)
+    slots = torch.arange(390)
+    seen = slots <= positions[1:, None]
+    if window:
+        seen &= slots > positions[1:, None] - window
+    my_keys, my_values = (
+        tensor[1, :, :390].double().repeat_interleave(heads // kv_heads, dim=0) for tensor in (keys, values)
+    )
+    exact = sdpa(query[1:].transpose(0, 1).double(), my_keys, my_values, attn_mask=seen).transpose(0, 1)
+    torch.testing.assert_close(found[1:].double(), exact, rtol=2**-8, atol=1e-5)
+    for begin, end in ((1, 51), (51, 91)):  # in two steps
+        part = slice(begin, end)
+        again = cached_attention(
+            query[part], key[part], value[part], keys, values, rows[part], positions[part], window, None
+        )
+        assert again.equal(found[part])
+
+
+@needs_kernels
 @pytest.mark.parametrize(("row", "position"), [(2, 0), (-1, 0), (0, 8), (0, -1)])
 def test_nothing_is_written_outside_of_the_cache(row: int, position: int) -> None:
     keys, values = _cache(2, 1, 8, 32)

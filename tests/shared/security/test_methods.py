@@ -89,4 +89,5 @@ def test_changes_and_downloads_are_audited() -> None:
     jobs = {f"{verb}TuningJob" for verb in ("Create", "Cancel", "Pause", "Resume", "Delete")}
     versions = {f"{verb}PromptVersion" for verb in ("Import", "Download", "Delete")}
     downloads = {"DownloadDataset", "GetJobReport"}
-    assert audited == {"UploadDataset", "DeleteDataset", *jobs, *versions, "SetPromptAlias", *downloads}
+    webhooks = {"TestWebhook", "RetryWebhook"}
+    assert audited == {"UploadDataset", "DeleteDataset", *jobs, *versions, "SetPromptAlias", *downloads, *webhooks}

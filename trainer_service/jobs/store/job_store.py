@@ -33,6 +33,9 @@ _CLAIMS = "claims of waiting jobs"
 """Name of the lock that serializes claims, so that each claim sees the charges of the previous one."""
 
 
+OnMove = Callable[[Connection, Record, Record], None]
+
+
 class StaleAttempt(Exception):
     """The calling attempt no longer has the job and must drop it."""
 
@@ -53,6 +56,8 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._ranks = listing.QueueRanks()
+        self.on_move: OnMove | None = None
+        """Called inside each transaction that changes a job, with the job before and after."""
 
     @classmethod
     def open(cls, url: str, timeout_seconds: float = STATEMENT_SECONDS) -> JobStore:
@@ -195,7 +200,7 @@ class JobStore:
             before = _read(connection, job_id, visible_to, lock=True)
             if attempt is not None and (before.job.attempt != attempt or before.job.state not in LEASED_STATES):
                 raise StaleAttempt
-            return _write(connection, before, move(before), payloads)
+            return self._write(connection, before, move(before), payloads)
 
     # Queue and leases
 
@@ -321,7 +326,7 @@ class JobStore:
         query = query.order_by(jobs.c.tenant)  # all replicas charge shares in the same order, which avoids deadlocks
         with self._database.write() as connection:
             rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
-            taken = [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
+            taken = [self._write(connection, before, move(before), ()).job for before in map(from_row, rows)]
             # A replica that still has a job keeps its slots: a job claimed later has a later lease, and its worker
             # takes a slot.
             still_has_jobs = select(jobs.c.owner).where(jobs.c.state.in_(_LEASED))
@@ -336,7 +341,7 @@ class JobStore:
                 return []
         with self._database.write() as connection:
             rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
-            return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
+            return [self._write(connection, before, move(before), ()).job for before in map(from_row, rows)]
 
     def fail_waiting(self, base_model: str, move: Callable[[Record], Record], most: int) -> list[Job]:
         """Applies `move` to at most `most` jobs that wait for a base model, but to none while jobs of it are on
@@ -350,7 +355,7 @@ class JobStore:
             if connection.execute(on_workers.limit(1)).first() is not None:
                 return []
             rows = connection.execute(waiting.with_for_update(skip_locked=True)).mappings().all()
-            return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
+            return [self._write(connection, before, move(before), ()).job for before in map(from_row, rows)]
 
     def counts(self, visible_to: tuple[str, ...] = EVERY_PROMPT) -> dict[JobState, int]:
         """Number of jobs by state."""
@@ -380,6 +385,12 @@ class JobStore:
             return frozenset(connection.scalars(select(jobs.c.id).where(jobs.c.state.in_(UNENDED) | kept)))
 
     # Parts
+
+    def _write(self, connection: Connection, before: Record, after: Record, payloads: Sequence[EventPayload]) -> Record:
+        stored = _store(connection, before, after, payloads)
+        if self.on_move is not None:
+            self.on_move(connection, before, stored)
+        return stored
 
     def _find_request(
         self, connection: Connection, caller: str, request_id: str, visible_to: tuple[str, ...]
@@ -415,7 +426,7 @@ def _read(
     return from_row(row)
 
 
-def _write(connection: Connection, before: Record, after: Record, payloads: Sequence[EventPayload]) -> Record:
+def _store(connection: Connection, before: Record, after: Record, payloads: Sequence[EventPayload]) -> Record:
     """Stores the changed row and its events. The event of the state comes last because it may be the job's last one."""
     moved = after.job.state is not before.job.state
     if moved:

@@ -1,4 +1,7 @@
-"""The kernel on each instruction set and the code in torch choose the same token, always."""
+"""The kernel and the code in torch choose the same token, always.
+
+`tests/shared/kernels/test_instruction_sets.py` compares the kernel between instruction sets.
+"""
 
 from __future__ import annotations
 
@@ -45,31 +48,30 @@ def _draws(rows: int, vocab: int, rng: random.Random) -> list[Draw]:
     ]
 
 
-def _by_kernel(logits: torch.Tensor, draws: Sequence[Draw], level: int) -> list[int]:
+def _by_kernel(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
     known = [(d.scale, d.top_k, d.top_p, d.min_p, d.number) for d in draws]
-    return sampling.choose_tokens(logits.unbind(0), known, level)
+    return sampling.choose_tokens(logits.unbind(0), known)
 
 
 @needs_kernels
 @pytest.mark.parametrize("kind", ["flat", "peaked", "ties", "close", "equal", "masked"])
 @pytest.mark.parametrize("vocab", [1, 5, 17, 1000, 20011])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_instruction_set_chooses_the_token_that_torch_chooses(kind: str, vocab: int, dtype: torch.dtype) -> None:
+def test_the_kernel_chooses_the_token_that_torch_chooses(kind: str, vocab: int, dtype: torch.dtype) -> None:
     generator, rng = torch.Generator().manual_seed(vocab), random.Random(f"{kind} {vocab}")
     rows = 12
     for _ in range(3):
         logits, draws = _logits(kind, rows, vocab, generator).to(dtype), _draws(rows, vocab, rng)
         expected = choose_in_torch(logits.float(), draws)
-        for level in (0, 1, 2):
-            assert _by_kernel(logits, draws, level) == expected, (level, draws)
-        assert [_by_kernel(logits[i : i + 1], draws[i : i + 1], 2)[0] for i in range(rows)] == expected
+        assert _by_kernel(logits, draws) == expected, draws
+        assert [_by_kernel(logits[i : i + 1], draws[i : i + 1])[0] for i in range(rows)] == expected
 
 
 @needs_kernels
 def test_a_large_vocabulary() -> None:
     logits = _logits("flat", 4, 262_144, torch.Generator().manual_seed(0)).bfloat16()
     draws = [Draw(0.8, number=0.7), Draw(0.8, top_p=0.95, number=0.7), Draw(1.0, top_k=50, number=0.3), Draw(0.0)]
-    assert [_by_kernel(logits, draws, level) for level in (0, 1, 2)] == [choose_in_torch(logits.float(), draws)] * 3
+    assert _by_kernel(logits, draws) == choose_in_torch(logits.float(), draws)
 
 
 @pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_kernels), False])

@@ -1,0 +1,1 @@
+"""`softprompt router`: GenerationService for several base models at one address. `docs/routing.md` describes it."""

@@ -1,0 +1,128 @@
+"""The router as a process. Start: gRPC (`live`), then the store, then SERVING once a replica is connected. Stop:
+NOT_SERVING, running calls finish within the grace time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from prometheus_client import CollectorRegistry
+
+from shared.errors import Unavailable
+from shared.process.call_pool import CallPool
+from shared.process.daemon_thread import close_within
+from shared.process.service import announce, retract
+from shared.rpc.late import LateServices
+from shared.rpc.metrics import PoolCollector, RpcMetrics, serve_metrics
+from shared.rpc.server import RpcServer
+from shared.store import PromptStore, open_store
+from shared.tracing import tracing_of
+from softprompt.client.channel import open_replica_channel
+from softprompt.client.security import ClientSecurity
+from softprompt.router.metrics import RouterMetrics
+from softprompt.router.servicer import SERVICE_NAME, RouterServicer
+from softprompt.router.settings import RouterSettings
+from softprompt.routing.routing import Routing
+from softprompt.routing.store import StoreDirectory
+
+log = logging.getLogger(__name__)
+
+_STORE_PAUSE_SECONDS = 1.0
+_OPEN_SECONDS = 300.0
+_LOOK_SECONDS = 0.1
+_FAREWELL_SECONDS = 2.0
+
+
+async def serve(settings: RouterSettings, stop: asyncio.Event, security: ClientSecurity | None = None) -> None:
+    """Run until `stop` is set, then drain. `security` is for the connections to replicas, by default that of the
+    environment. Raises errors that prevent the start.
+    """
+    retract(settings)
+    # A token of the environment is ignored: with it, callers without one would act as the router.
+    security = replace(security or ClientSecurity.from_environment(), token="", token_file="")
+    registry = CollectorRegistry()
+    metrics, tracing = RouterMetrics(registry), tracing_of("softprompt-router", settings.otlp_endpoint)
+    rpc = RpcServer(settings, [SERVICE_NAME], RpcMetrics(registry), tracing=tracing)
+    late = LateServices([SERVICE_NAME], "the router is starting: it waits for the prompt store")
+    rpc.grpc_server.add_generic_rpc_handlers((late,))
+    metrics_server = serve_metrics(registry, settings.host, settings.metrics_port)
+    port = await rpc.start()
+    log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
+    ready = partial(announce, settings, port, metrics_server.port, rpc.health_port)
+    running = asyncio.create_task(_live(settings, security, registry, metrics, rpc, late, ready))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        started = time.monotonic()
+        retract(settings)
+        metrics.ready.set(0)
+        await rpc.drain(settings.grace_seconds if stop.is_set() else 0.0)
+        log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - started, 3)}})
+    finally:
+        stopping.cancel()
+        running.cancel()
+        (outcome, _) = await asyncio.gather(running, stopping, return_exceptions=True)
+        await close_within(_FAREWELL_SECONDS, metrics_server.close, "metrics")
+        await close_within(_FAREWELL_SECONDS, tracing.close, "tracing")
+    if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
+        raise outcome
+
+
+async def _live(
+    settings: RouterSettings,
+    security: ClientSecurity,
+    registry: CollectorRegistry,
+    metrics: RouterMetrics,
+    rpc: RpcServer,
+    late: LateServices,
+    ready: Callable[[], None],
+) -> None:
+    """Follow the store and pass calls on. Ends by cancellation."""
+    pool = CallPool("prompt_store", max_threads=2, timeout_seconds=settings.store_timeout_seconds)
+    registry.register(PoolCollector([pool]))
+    store = await _open(settings, pool)
+    directory = StoreDirectory(store, settings.poll_seconds, pool)
+    routing = Routing(
+        directory,
+        lambda address: open_replica_channel(address, security),
+        settings.default_base_model,
+        metrics.observe,
+    )
+    late.add_generic_rpc_handlers((RouterServicer(routing, bool(security.certificate_file)).handler(),))
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(directory.run(lambda: metrics.records_read(directory.revision, routing.links())))
+            group.create_task(_open_for_calls(routing, metrics, rpc, ready))
+    finally:
+        await routing.close()
+
+
+async def _open_for_calls(routing: Routing, metrics: RouterMetrics, rpc: RpcServer, ready: Callable[[], None]) -> None:
+    """Report SERVING once a replica is connected. A router whose replicas go away later stays SERVING: it says so."""
+    log.info("waiting for a replica")
+    while all(link.rank for link in routing.links()):
+        await asyncio.sleep(_LOOK_SECONDS)
+    await rpc.set_serving(True)
+    metrics.ready.set(1)
+    ready()
+
+
+async def _open(settings: RouterSettings, pool: CallPool) -> PromptStore:
+    """Open the store, waiting while it is unavailable. Raises InvalidInput or PreconditionFailed if it is unusable."""
+    reason = ""
+    while True:
+        try:
+            return await pool.call_within(
+                _OPEN_SECONDS, lambda: open_store(settings.store_url, settings.store_timeout_seconds)
+            )
+        except Unavailable as error:
+            if error.message != reason:
+                log.warning("waiting for the prompt store: %s", error.message)
+            reason = error.message
+            await asyncio.sleep(_STORE_PAUSE_SECONDS * random.uniform(0.5, 1.5))

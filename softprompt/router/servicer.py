@@ -1,0 +1,76 @@
+"""GenerationService of the router: each call is passed on as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from prompttuning.v1 import generation_pb2
+
+from shared.errors import Unauthenticated
+from shared.log import bound_fields
+from shared.trace_context import trace_headers
+from softprompt.routing.ask import ROUTED_KEY, Call
+from softprompt.routing.links import STREAMING
+from softprompt.routing.overview import OVERVIEWS
+from softprompt.routing.routing import Routing, loop_error
+
+_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
+SERVICE_NAME = _SERVICE.full_name
+
+
+class RouterServicer:
+    """Hands each call to `routing`. `has_certificate`: whether the router shows one to replicas, which would take
+    callers without a token for the router itself.
+    """
+
+    def __init__(self, routing: Routing, has_certificate: bool) -> None:
+        self._routing, self._has_certificate = routing, has_certificate
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The methods of the service, for messages as bytes."""
+        methods = {method.name: self._method(method.name) for method in _SERVICE.methods}
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
+    def _method(self, name: str) -> Any:
+        async def unary(request: bytes, context: Any) -> bytes:
+            call = self._call(name, request, context)
+            overview = OVERVIEWS.get(name)
+            try:
+                if overview is not None:
+                    return await overview(self._routing, call)
+                return await self._routing.unary(call)
+            except grpc.aio.AioRpcError as error:
+                await _abort(error, context)
+                raise
+
+        async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            try:
+                async with aclosing(self._routing.stream(self._call(name, request, context))) as responses:
+                    async for response in responses:
+                        yield response
+            except grpc.aio.AioRpcError as error:
+                await _abort(error, context)
+
+        if name == STREAMING:
+            return grpc.unary_stream_rpc_method_handler(stream)
+        return grpc.unary_unary_rpc_method_handler(unary)
+
+    def _call(self, name: str, request: bytes, context: Any) -> Call:
+        """What to pass on of a call: its token, its request id, its trace and its deadline."""
+        given = [(key, value) for key, value in context.invocation_metadata() or () if isinstance(value, str)]
+        if any(key == ROUTED_KEY for key, _ in given):
+            raise loop_error()
+        tokens = [(key, value) for key, value in given if key == "authorization"]
+        if self._has_certificate and not tokens:
+            raise Unauthenticated("no credentials: send the metadata `authorization: Bearer TOKEN`")
+        request_id = str(bound_fields().get("request_id", ""))
+        metadata = (*tokens, ("x-request-id", request_id), *trace_headers().items())
+        return Call(name, request, metadata, context.time_remaining())
+
+
+async def _abort(error: grpc.aio.AioRpcError, context: Any) -> None:
+    """End the call with the replica's status and details, by an exception of gRPC's."""
+    await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))

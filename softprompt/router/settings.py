@@ -1,0 +1,26 @@
+"""Settings of the router. TLS towards the replicas is set by the client's own variables, SOFTPROMPT_TLS*."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from shared.config import RpcSettings, settings_config
+from softprompt.endpoints import DEFAULT_ROUTER_PORT
+
+
+class RouterSettings(RpcSettings):
+    """Read from the environment, once, at the start."""
+
+    model_config = settings_config("SOFTPROMPT_ROUTER_")
+
+    port: int = Field(default=DEFAULT_ROUTER_PORT, ge=0, le=65535)
+    """Port of the gRPC server; 0 chooses a free port."""
+    store_url: str = Field(min_length=1)
+    """Prompt store with the replicas' records: a directory, or an object store's URL."""
+    store_timeout_seconds: float = Field(default=30, ge=0.1, le=600)
+    """Time limit of each request to the prompt store."""
+    poll_seconds: float = Field(default=0.0, ge=0, le=3600)
+    """Time between two polls of the store; 0: the store's default (0.15 s for a directory, 2 s for an object store)."""
+    default_base_model: str = ""
+    """Id of the base model for requests without a prompt that name none; empty: they are refused if there are several.
+    """

@@ -1,0 +1,246 @@
+"""Passes calls of GenerationService on to replicas. Messages stay bytes; only a request's input is read.
+
+A call goes to another replica if its first one is gone, drains, is full, or turns out to have another base model, and
+only before its first message: after that, the caller has seen a part of an answer that no other replica would continue
+in the same way.
+
+Routing doesn't know callers. A prompt that it doesn't know, or for which there is no replica, goes to any replica:
+that one knows what its caller may see, and its answer is the same with and without a router, also in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+
+from shared.errors import InvalidInput, SoftPromptError, Unavailable
+from shared.rpc.errors import error_from_rpc
+from softprompt.routing.ask import ROUTED_KEY, Ask, Call, random_key, with_fields
+from softprompt.routing.choice import choose
+from softprompt.routing.directory import Directory, Target
+from softprompt.routing.links import STREAMING, Link, Links
+
+MAX_ATTEMPTS = 4
+_RICH_STATUS_KEY = "grpc-status-details-bin"
+_ELSEWHERE = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,  # a replica that shuts down; our own cancellation is asyncio's CancelledError
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNIMPLEMENTED,  # a record with the address of another program
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Route:
+    """Where a call may go. `is_certain`: whether these replicas have the base model that it needs."""
+
+    key: str
+    links: list[Link]
+    is_certain: bool
+
+
+class Routing:
+    """All replicas behind one object. Use it in one event loop.
+
+    `observe` is called for each attempt with the base model and the status code.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        open_channel: Callable[[str], Any],
+        default_model: str = "",
+        observe: Callable[[str, str], None] = lambda base_model, code: None,
+    ) -> None:
+        self._directory, self._default_model, self._observe = directory, default_model, observe
+        self._links = Links(open_channel)
+        self._models: set[str] = set()
+        """Ids of all base models that replicas have had."""
+
+    def links(self) -> list[Link]:
+        """The links to all replicas, after the directory's newest state. New ones begin to connect."""
+        links = self._links.to(self._directory.replicas)
+        for link in links:
+            _ = link.rank
+        return links
+
+    async def unary(self, call: Call, ask: Ask | None = None) -> bytes:
+        """The response of a method with a single one."""
+        async with aclosing(self.stream(call, ask)) as responses:
+            async for response in responses:
+                return response
+        raise Unavailable("the replica ended the call without a response")
+
+    async def stream(self, given: Call, ask: Ask | None = None) -> AsyncGenerator[bytes, None]:
+        """The responses of a method. `ask` None: what the request's input says.
+
+        Closing it cancels the call. Raises the replica's AioRpcError; Unavailable if there is no replica, or it ended
+        during the answer.
+        """
+        name, request = given.name, given.request
+        if ask is None:
+            ask, request = self._asked(request)
+        loop = asyncio.get_running_loop()
+        deadline = None if given.timeout_seconds is None else loop.time() + given.timeout_seconds
+        tried, failed = set[Link](), None
+        for _ in range(MAX_ATTEMPTS):
+            route = self._route(ask)
+            if (link := _best(route, tried)) is None:
+                await self._directory.find_replicas()  # one that is new takes the place of one that is gone
+                route = self._route(ask)
+                if (link := _best(route, tried)) is None:
+                    break
+            tried.add(link)
+            remaining = None if deadline is None else max(0.0, deadline - loop.time())
+            with link.used():
+                call = link.method(name)(request, timeout=remaining, metadata=(*given.metadata, (ROUTED_KEY, "1")))
+                try:
+                    try:
+                        first = await _first_of(call, name)
+                    except grpc.aio.AioRpcError as error:
+                        self._observe(link.replica.base_model, error.code().name)
+                        if not self._may_go_on(error, ask, link):
+                            raise
+                        # That a replica is full says more, and says when to come back.
+                        full = failed is not None and failed.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                        failed = failed if full else error
+                        if not route.is_certain:
+                            await self._directory.catch_up()
+                        continue
+                    self._observe(link.replica.base_model, "OK")
+                    if first is not None:
+                        yield first
+                    try:
+                        while name == STREAMING and (message := await call.read()) is not grpc.aio.EOF:
+                            yield message
+                    except grpc.aio.AioRpcError as error:
+                        raise _explained(error, "the replica ended during the answer") from error
+                    return
+                finally:
+                    call.cancel()
+        raise self._error(ask, failed)
+
+    async def close(self) -> None:
+        """Close the connections to all replicas."""
+        await self._links.close()
+
+    def base_models(self) -> list[str]:
+        """Ids of the base models of the live replicas, sorted."""
+        found = sorted({replica.base_model for replica in self._directory.replicas})
+        self._models.update(found)
+        return found
+
+    def first_model(self) -> str:
+        """The base model of a call that names none, if any one will do; empty if no replica is known."""
+        return self._default_model or next(iter(self.base_models()), "")
+
+    def fingerprints(self) -> list[str]:
+        """Fingerprints of the base models of the live replicas."""
+        return sorted({replica.fingerprint for replica in self._directory.replicas})
+
+    def _asked(self, request: bytes) -> tuple[Ask, bytes]:
+        """What a request asks for, and the request with what it leaves to chance or to the router."""
+        ask = Ask.of(request)
+        added: dict[str, str] = {}
+        if ask.prompt and not ask.routing_key and self._directory.is_split(ask.prompt):
+            added["routing_key"] = random_key()  # the replica then picks the same target as the router
+        if not ask.prompt and (base_model := self._bare_model(ask)) != ask.base_model:
+            added["base_model"] = base_model
+        return (replace(ask, **added), with_fields(request, **added)) if added else (ask, request)
+
+    def _bare_model(self, ask: Ask) -> str:
+        """The base model of a call without a prompt. Raises InvalidInput if there are several, and it names none."""
+        models = self.base_models()
+        if ask.base_model or not models:
+            return ask.base_model
+        if len(models) == 1 or self._default_model:
+            return self._default_model or models[0]
+        # Doesn't name them: the caller may be nobody.
+        raise InvalidInput.of("input.base_model", "must be set: several base models are served at this address")
+
+    def _route(self, ask: Ask) -> _Route:
+        links = self.links()
+        if ask.prompt:
+            target = self._directory.resolve(ask.prompt, ask.routing_key)
+            suitable = [] if target is None else [link for link in links if _fits(link, target)]
+            key = ask.prompt if target is None else target.version
+        else:
+            suitable = [
+                link for link in links if ask.base_model in ("", link.replica.base_model, link.replica.fingerprint)
+            ]
+            key = ask.routing_key or random_key()
+        return _Route(key, suitable or links, bool(suitable))
+
+    def _may_go_on(self, error: grpc.aio.AioRpcError, ask: Ask, link: Link) -> bool:
+        """Whether another replica may answer what this one refused."""
+        code = error.code()
+        link.is_wrong = link.is_wrong or code is grpc.StatusCode.UNIMPLEMENTED or is_loop(error)
+        if ask.prompt:  # it has another base model, or has refused the version, as others may not have
+            return code in _ELSEWHERE or code is grpc.StatusCode.FAILED_PRECONDITION
+        return code in _ELSEWHERE or _is_other_model(error)
+
+    def _error(self, ask: Ask, failed: grpc.aio.AioRpcError | None) -> Exception:
+        if failed is None:
+            return Unavailable("no replica is known yet; a replica is known after its first heartbeat")
+        code = failed.code()
+        target = self._directory.resolve(ask.prompt, ask.routing_key) if ask.prompt else None
+        lacks = target is not None and not any(_fits(link, target) for link in self.links())
+        if code is grpc.StatusCode.FAILED_PRECONDITION and lacks:
+            # A replica of another base model said so, and thereby that the caller may use the prompt.
+            return Unavailable(f"no live replica has the base model of {ask.prompt}")
+        if _is_other_model(failed) and ask.base_model in self._models:
+            return Unavailable(f"no live replica has the base model {ask.base_model}")
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return Unavailable("no replica answers at the addresses of the replicas' records")
+        return _explained(failed, "the replicas of this base model can't be reached")
+
+
+def is_loop(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a router refused a call because it had been passed on already."""
+    return error_from_rpc(error).metadata.get("refused") == ROUTED_KEY
+
+
+def loop_error() -> SoftPromptError:
+    """A router's answer to a call that was passed on already. Another replica may be right."""
+    return Unavailable("a replica's record has the address of a router", refused=ROUTED_KEY)
+
+
+def _is_other_model(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a replica refused a call for another base model than its own."""
+    return error.code() is grpc.StatusCode.NOT_FOUND and error_from_rpc(error).metadata.get("kind") == "base model"
+
+
+def _explained(error: grpc.aio.AioRpcError, reason: str) -> Exception:
+    """The error, or Unavailable with the reason if the connection failed: its text has addresses inside the cluster."""
+    said_by_service = any(key == _RICH_STATUS_KEY for key, _ in error.trailing_metadata() or ())
+    return Unavailable(reason) if error.code() is grpc.StatusCode.UNAVAILABLE and not said_by_service else error
+
+
+def _fits(link: Link, target: Target) -> bool:
+    return link.replica.fingerprint == target.fingerprint
+
+
+def _best(route: _Route, tried: set[Link]) -> Link | None:
+    """The link to try next: of the healthiest ones, the one that the version belongs to, if its load allows it."""
+    ranks = [(link.rank, link) for link in route.links if link not in tried]
+    if not ranks:
+        return None
+    best = min(rank for rank, _ in ranks)
+    links = [link for rank, link in ranks if rank == best]
+    return choose(route.key, links, lambda link: link.replica.id, lambda link: link.load)
+
+
+async def _first_of(call: Any, name: str) -> bytes | None:
+    """The first response; None for a stream without any."""
+    if name != STREAMING:
+        response: bytes = await call
+        return response
+    first = await call.read()
+    return None if first is grpc.aio.EOF else first

@@ -1,0 +1,129 @@
+"""The events that webhooks tell, with the bodies that are sent. Pure.
+
+An event's id depends only on what happened, so two trainers that see the same event store it once. Bodies contain no
+caller's name and no store-wide revision: an endpoint learns of its own prompts only (docs/security.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from shared.names import version_name
+from shared.prompt.manifest import utc_now
+from shared.store.commit import AliasMoved, Commit, VersionPublished
+from shared.store.replicas import ReplicaRecord
+from trainer_service.jobs.record import Record
+from trainer_service.jobs.states import JobState
+
+_MAX_TEXT = 2000
+
+
+class EventType(StrEnum):
+    """What can happen."""
+
+    JOB_ENDED = "job.ended"
+    GATE_FAILED = "gate.failed"
+    VERSION_PUBLISHED = "version.published"
+    ALIAS_MOVED = "alias.moved"
+    REPLICA_REFUSED = "replica.refused"
+    TEST = "test"
+
+
+@dataclass(frozen=True)
+class WebhookEvent:
+    """One event. Events of one `subject` (a job, or a prompt) are delivered in order."""
+
+    id: str
+    type: EventType
+    subject: str
+    prompt: str
+    body: str
+    """The request's body, JSON."""
+
+    @classmethod
+    def of(
+        cls, type: EventType, key: Iterable[object], subject: str, prompt: str, time: str, data: Mapping[str, Any]
+    ) -> WebhookEvent:
+        """`key`: what makes the event unique among those of its type. `time`: RFC 3339."""
+        digest = hashlib.sha256(json.dumps([type, *key]).encode()).hexdigest()
+        body = json.dumps({"type": type, "timestamp": time, "data": data}, separators=(",", ":"))
+        return cls(f"evt_{digest[:32]}", type, subject, prompt, body)
+
+
+def events_of_move(before: Record, after: Record) -> Iterator[WebhookEvent]:
+    """The events of a change of a job, in order: none unless the job has ended."""
+    job, result = after.job, after.job.result
+    if before.job.state.is_final or not job.state.is_final:
+        return
+    time = job.end_time.isoformat().replace("+00:00", "Z") if job.end_time else utc_now()
+    about: dict[str, Any] = {"job": job.name, "prompt": job.spec.prompt}
+    if job.state is JobState.SUCCEEDED and result is not None:
+        if result.published:
+            yield _published(job.spec.prompt, result.version, result.digest, job.name, time)
+        else:
+            data = {**about, "decision": result.gate_decision[:_MAX_TEXT]}
+            yield WebhookEvent.of(EventType.GATE_FAILED, [job.id], job.name, job.spec.prompt, time, data)
+    data = {**about, "base_model": job.effective.base_model.id, "state": job.state.value}
+    if job.error is not None:
+        data["error"] = {"code": job.error.code, "message": job.error.message[:_MAX_TEXT]}
+    if result is not None:
+        data |= {"version": result.version, "alias_moved": result.alias_moved}
+    yield WebhookEvent.of(EventType.JOB_ENDED, [job.id], job.name, job.spec.prompt, time, data)
+
+
+def events_of_commit(store_id: str, commit: Commit) -> Iterator[WebhookEvent]:
+    """The events of one commit of the prompt store, in order."""
+    for number, operation in enumerate(commit.ops):
+        match operation:
+            case VersionPublished():
+                name = version_name(operation.prompt, operation.version)
+                yield _published(operation.prompt, name, operation.digest, operation.job, commit.time)
+            case AliasMoved():
+                targets = [{"version": target.version, "weight": target.weight} for target in operation.targets]
+                data = {"prompt": operation.prompt, "alias": operation.alias, "targets": targets}
+                key = (store_id, commit.revision, number)
+                yield WebhookEvent.of(
+                    EventType.ALIAS_MOVED, key, _subject(operation.prompt), operation.prompt, commit.time, data
+                )
+            case _:
+                pass
+
+
+def events_of_replica(record: ReplicaRecord) -> Iterator[WebhookEvent]:
+    """One event for each version that the replica refuses."""
+    for refused in record.refused:
+        name = version_name(refused.prompt, refused.version)
+        data = {
+            "prompt": refused.prompt,
+            "version": name,
+            "digest": refused.digest,
+            "replica": record.id,
+            "base_model": record.base_model,
+            "reason": refused.reason,
+        }
+        key = (record.id, record.started_at, name, refused.digest, refused.reason)
+        yield WebhookEvent.of(EventType.REPLICA_REFUSED, key, _subject(refused.prompt), refused.prompt, utc_now(), data)
+
+
+def event_of_test(endpoint: str) -> WebhookEvent:
+    """An event for one endpoint that says that nothing happened."""
+    now = utc_now()
+    return WebhookEvent.of(EventType.TEST, [endpoint, now], endpoint, "", now, {"endpoint": endpoint})
+
+
+def _published(prompt: str, version: str, digest: str, job: str, time: str) -> WebhookEvent:
+    """Its subject is the job, if a job made the version: the job's end follows it, also if the store's log is read
+    later than the job's end is stored.
+    """
+    data = {"prompt": prompt, "version": version, "digest": digest, "job": job}
+    subject = job if job.startswith("tuningJobs/") else _subject(prompt)
+    return WebhookEvent.of(EventType.VERSION_PUBLISHED, [version, digest], subject, prompt, time, data)
+
+
+def _subject(prompt: str) -> str:
+    return f"prompts/{prompt}"
