@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from shared.text.close_labels import MAX_LABELS, close_labels
 from shared.values.example import Example
 
 MAX_COMPARED_EXAMPLES, MAX_COMPARED_CHARS = 20_000, 16_000_000
@@ -37,10 +39,12 @@ class Repetition:
     """Examples whose input also occurs with another label (classification)."""
     first_contradiction: tuple[int, int] | None = None
     """Numbers of two contradicting examples, from 1."""
+    label_notes: tuple[str, ...] = ()
+    """Notes on labels that are probably misspelt (`close_labels`)."""
 
     def notes(self) -> list[str]:
-        """Notes for the user, possibly none. They quote no example."""
-        notes = []
+        """Notes for the user, possibly none. They quote no example, but its label."""
+        notes = list(self.label_notes)
         if self.num_duplicates:
             notes.append(f"{self.num_duplicates} of {self.num_examples} examples repeat an earlier one exactly")
         if self.num_distinct_inputs < FEW_INPUTS_SHARE * self.num_examples:
@@ -80,11 +84,14 @@ class RepetitionCounter:
         self._normal = set[bytes]()
         self._shingles: list[Any] | None = [] if _has_numpy() else None
         """None: nothing to compare with, or too many inputs to compare."""
+        self._labels = Counter[str]()
         self._first_contradiction: tuple[int, int] | None = None
 
     def add(self, example: Example) -> None:
         """Count an example."""
         self._num_examples += 1
+        if example.label is not None and len(self._labels) <= MAX_LABELS:
+            self._labels[example.label.strip()] += 1
         text, target = _input(example), _target(example)
         key = _digest(text)
         self._whole.add(_digest(key.hex() + target))
@@ -111,6 +118,7 @@ class RepetitionCounter:
             num_near_duplicates=self._num_normal_twice + self._num_similar(),
             num_contradictions=sum(group.count for group in self._groups.values() if group.contradicts),
             first_contradiction=self._first_contradiction,
+            label_notes=tuple(close_labels(self._labels)),
         )
 
     def _compare_later(self, text: str) -> None:

@@ -84,6 +84,8 @@ class DatasetStatistics(EncodingStatistics):
     """Examples whose input is nearly that of an earlier one."""
     num_contradictions: int = 0
     """Examples whose input also has another label."""
+    label_notes: tuple[str, ...] = ()
+    """Notes on rare labels that are close to a frequent one, possibly misspellings of it."""
 
 
 @dataclass(frozen=True)

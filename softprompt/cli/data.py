@@ -88,7 +88,7 @@ def repetition(statistics: DatasetStatistics | None) -> list[str]:
         "examples with nearly the input of an earlier one": statistics.num_near_duplicates,
         "examples whose input also has another label": statistics.num_contradictions,
     }
-    return [f"{sentence}: {count}" for sentence, count in counts.items() if count]
+    return [*statistics.label_notes, *(f"{sentence}: {count}" for sentence, count in counts.items() if count)]
 
 
 def mending_command(arguments: Sequence[str], fix: Mapping[str, str]) -> str:

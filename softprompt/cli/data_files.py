@@ -165,7 +165,7 @@ def _show_report(found: Any) -> None:
         show(f"{'':<11}contradicting, for example: {' and '.join(found.contradiction)}")
     if not found.finds_similar and found.num_examples:
         show(f"{'':<11}similar inputs were not looked for: numpy is missing, or there are too many examples")
-    for sentence in found.notes:
+    for sentence in (*repetition.label_notes, *found.notes):
         show(f"{'note':<11}{sentence}")
 
 

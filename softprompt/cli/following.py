@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 8
 """Number of nearest vocabulary tokens shown; `--json` has one for each virtual token."""
+MAX_LABELS = 20
+"""Number of labels shown."""
 
 
 def submit(
@@ -68,6 +70,10 @@ def show_check(found: JobCheck, *, as_json: bool) -> None:
     statistics = found.job.dataset_statistics
     if statistics is not None:
         show(f"{'examples':<27}{statistics.num_train} to train on, {statistics.num_validation} held out")
+    labels = found.job.effective_spec.labels if found.job.effective_spec else ()
+    if labels:
+        more = f" and {len(labels) - MAX_LABELS} more" if len(labels) > MAX_LABELS else ""
+        show(f"{'labels':<27}{', '.join(labels[:MAX_LABELS])}{more}")
     for sentence in repetition(statistics):
         show(f"{'':<27}{sentence}")
     for item in fields(chosen) if chosen is not None else ():

@@ -203,3 +203,13 @@ def test_without_numpy_only_equal_words_are_near_duplicates(monkeypatch: pytest.
         counter.add(Example(text, output="x"))
     assert not counter.finds_similar
     assert counter.result().num_near_duplicates == 1
+
+
+def test_labels_that_are_probably_misspelt_are_named(cli: CliRunner, write: Write) -> None:
+    counts = {"negative": 54, "positive": 52, "negativ": 6}
+    names = [label for label, count in counts.items() for _ in range(count)]
+    path = write("labels.csv", "input,label\n" + "".join(f"text {n},{label}\n" for n, label in enumerate(names)))
+    outcome = cli("data", "check", path)
+    assert outcome.code == 0
+    assert "'negativ' (6) and 'negative' (54)" in outcome.out
+    assert cli("data", "check", path, "--labels", "negative,positive").code == 2

@@ -99,6 +99,7 @@ def _statistics_of(job: Job) -> DatasetStatistics | None:
         num_duplicates=repetition.num_duplicates,
         num_near_duplicates=repetition.num_near_duplicates,
         num_contradictions=repetition.num_contradictions,
+        label_notes=repetition.label_notes,
     )
 
 

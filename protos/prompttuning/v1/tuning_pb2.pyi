@@ -1087,6 +1087,7 @@ class DatasetStatistics(_message.Message):
     NUM_DUPLICATES_FIELD_NUMBER: _builtins.int
     NUM_NEAR_DUPLICATES_FIELD_NUMBER: _builtins.int
     NUM_CONTRADICTIONS_FIELD_NUMBER: _builtins.int
+    LABEL_NOTES_FIELD_NUMBER: _builtins.int
     num_train: _builtins.int
     """Training examples."""
     num_validation: _builtins.int
@@ -1115,6 +1116,10 @@ class DatasetStatistics(_message.Message):
     """
     num_contradictions: _builtins.int
     """Examples whose input also occurs with another label (classification)."""
+    @_builtins.property
+    def label_notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Notes on rare labels that are close to a frequent one, possibly misspellings of it."""
+
     def __init__(
         self,
         *,
@@ -1131,10 +1136,11 @@ class DatasetStatistics(_message.Message):
         num_duplicates: _builtins.int = ...,
         num_near_duplicates: _builtins.int = ...,
         num_contradictions: _builtins.int = ...,
+        label_notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_input_tokens", b"max_input_tokens", "max_target_tokens", b"max_target_tokens", "mean_input_tokens", b"mean_input_tokens", "mean_target_tokens", b"mean_target_tokens", "num_contradictions", b"num_contradictions", "num_distinct_inputs", b"num_distinct_inputs", "num_dropped", b"num_dropped", "num_duplicates", b"num_duplicates", "num_near_duplicates", b"num_near_duplicates", "num_overlapping", b"num_overlapping", "num_train", b"num_train", "num_truncated", b"num_truncated", "num_validation", b"num_validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label_notes", b"label_notes", "max_input_tokens", b"max_input_tokens", "max_target_tokens", b"max_target_tokens", "mean_input_tokens", b"mean_input_tokens", "mean_target_tokens", b"mean_target_tokens", "num_contradictions", b"num_contradictions", "num_distinct_inputs", b"num_distinct_inputs", "num_dropped", b"num_dropped", "num_duplicates", b"num_duplicates", "num_near_duplicates", b"num_near_duplicates", "num_overlapping", b"num_overlapping", "num_train", b"num_train", "num_truncated", b"num_truncated", "num_validation", b"num_validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

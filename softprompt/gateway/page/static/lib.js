@@ -112,7 +112,7 @@ export function dataLine(data) {
   if (data.num_duplicates) parts.push(`${data.num_duplicates} repeated`);
   if (data.num_contradictions) parts.push(`${data.num_contradictions} contradict each other`);
   if (data.num_overlapping) parts.push(`${data.num_overlapping} held-out examples are also in the training part`);
-  return `${parts.join(", ")}.`;
+  return [`${parts.join(", ")}.`, ...(data.label_notes ?? [])].join(" ");
 }
 
 export function table(heads, rows, empty = "Nothing yet.") {
