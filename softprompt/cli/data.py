@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shared.text.counted import counted
 from softprompt.cli.field_options import Command, replacing
 from softprompt.cli.output import stderr
 from softprompt.types.data import Data
@@ -73,8 +74,11 @@ def read_examples(text: str, how: Data, labels: Sequence[str], which: str = "dat
         return text
     prepared = prepare(replace(how, source=source_of(text)), labels, which)
     report = "".join(f"; {sentence}" for sentence in prepared.report)
+    examples = counted(prepared.num_examples, "example")
     stderr().print(
-        f"{prepared.name}: {prepared.num_examples} examples ({prepared.format}){report}", markup=False, soft_wrap=True
+        f"{prepared.name}: {examples} ({prepared.format}){report}",
+        markup=False,
+        soft_wrap=True,
     )
     return prepared
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from shared.text.counted import counted
 from softprompt.cli.data import (
     LabelsOption,
     label_set,
@@ -54,16 +55,17 @@ def check(
         print_json(replace(found, problems=found.problems[:problems]))
     else:
         _show_report(found)
-        shown = table("PLACE", "PART", "PROBLEM")
+        has_parts = any(problem.part for problem in found.problems[:problems])
+        shown = table("PLACE", *(["PART"] if has_parts else []), "PROBLEM")
         for problem in found.problems[:problems]:
-            shown.add_row(problem.place, problem.part, problem.reason)
+            shown.add_row(problem.place, *([problem.part] if has_parts else []), problem.reason)
         if found.problems[:problems]:
             show(shown)
         if (rest := found.num_problems - len(found.problems[:problems])) and problems:
             show(f"and {rest} more")
     hint = "; ".join(filter(None, (mending_command(sys.argv[1:], found.fix) if found.fix else "", found.advice)))
     if found.num_problems:
-        raise Failure(f"{found.name}: {found.num_problems} rows can't be used", EXIT_INVALID, hint)
+        raise Failure(f"{found.name}: {counted(found.num_problems, 'row')} can't be used", EXIT_INVALID, hint)
     if not found.num_examples:
         raise Failure(f"{found.name} has no examples", EXIT_INVALID)
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 
+import typer
 from rich.markup import escape
 
 from shared.errors import (
@@ -69,12 +70,29 @@ def _message(error: Exception) -> str:
         title = "the request has several errors"
         if isinstance(error, UnusableData):
             title = f"{error.source or 'the data'} can't be used as training examples"
-        return f"{title}:\n" + "\n".join(f"  {item.field}: {item.description}" for item in error.violations)
+        return f"{title}:\n" + "\n".join(f"  {_named(item.field)}: {item.description}" for item in error.violations)
+    if isinstance(error, InvalidInput) and (field := error.violations[0].field).startswith("spec."):
+        return str(error).replace(field, _named(field), 1)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, SoftPromptError | Failure | OSError | TimeoutError):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error} (a bug in this program; SOFTPROMPT_DEBUG=1 shows the traceback)"
+
+
+def _named(field: str) -> str:
+    """The option that sets this field of a job's spec; other fields, and those without an option, as they are."""
+    if not field.startswith("spec."):
+        return field
+    from softprompt.cli.field_options import HYPERPARAMETERS, TEMPLATE
+    from softprompt.cli.main import app
+
+    name = field.rpartition(".")[2]
+    known = {**HYPERPARAMETERS, **TEMPLATE}.get(name)
+    option = (known.option if known is not None else "") or f"--{name.replace('_', '-')}"
+    command = typer.main.get_command(app)
+    tune = getattr(command, "commands", {}).get("tune")
+    return option if tune is not None and any(option in one.opts for one in tune.params) else field
 
 
 def _meant(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shared.text.counted import counted
 from softprompt.cli.data import repetition
 from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
 from softprompt.cli.job_names import with_source
@@ -217,7 +218,7 @@ def show_result(job: TuningJob) -> None:
 
 
 def _measured_on(result: TuningResult) -> str:
-    examples = f"{result.num_judging} held-out example{'' if result.num_judging == 1 else 's'}"
+    examples = counted(result.num_judging, "held-out example")
     apart = (
         "none of which chose the checkpoint that it judged"
         if result.judged_apart

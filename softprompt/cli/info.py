@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from shared.text.counted import counted
 from softprompt.cli.failures import report
 from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show
@@ -63,7 +64,8 @@ def _show_trainer(endpoint: str, found: ServiceInfo) -> None:
         show(f"  model    {_model(model)}")
     for missing in found.unavailable_base_models:
         show(f"  model    {missing.id}: not available, {missing.reason}")
-    show(f"  load     {found.running_jobs} jobs running, {found.queued_jobs} queued, {found.num_workers} workers")
+    running, workers = counted(found.running_jobs, "job"), counted(found.num_workers, "worker")
+    show(f"  load     {running} running, {found.queued_jobs} queued, {workers}")
     if found.limits is not None:
         show(f"  limits   {found.limits.max_virtual_tokens} virtual tokens, {found.limits.max_examples} examples")
 

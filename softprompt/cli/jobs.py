@@ -79,7 +79,8 @@ def show_(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption 
         "attempt": str(found.attempt),
         "step": step,
         "loss": loss,
-        "held out": numbers(found.progress.metrics) if found.progress else "",
+        # the result has those of the published prompt, on the examples that judge it
+        "evaluated": numbers(found.progress.metrics) if found.progress and found.result is None else "",
         "created": local_time(found.create_time),
         "started": local_time(found.start_time),
         "ended": local_time(found.end_time),

@@ -14,7 +14,15 @@ import pytest
 import typer
 from prompttuning.v1 import generation_pb2, tuning_pb2
 
-from shared.errors import NotFound, Overloaded, PermissionDenied, SoftPromptError, Unavailable
+from shared.errors import (
+    FieldViolation,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    SoftPromptError,
+    Unavailable,
+)
 from softprompt.cli.failures import report
 from softprompt.cli.main import app
 from tests.softprompt.cli_runner import CliRunner
@@ -88,7 +96,11 @@ def test_an_overloaded_service_says_when_to_come_back(cli: CliRunner, here: Serv
 def test_jobs(cli: CliRunner, here: Services) -> None:
     assert len(cli("jobs", "list", "--limit", "3", "--json").json) == 3
     assert "tuningJobs/0" in cli("jobs", "list", "--state", "failed").out
+    here.trainer.jobs[JOB].progress.metrics["loss"] = 0.1911
+    here.trainer.jobs[JOB].result.metrics["loss"] = 0.1923
     shown = cli("jobs", "show", "job1")
+    assert "0.1911" not in shown.out, "the result's metrics, on the examples that judge, are the job's"
+    assert "0.1923" in shown.out
     assert "SUCCEEDED" in shown.out
     assert "published prompts/tone/versions/1" in shown.out
     assert cli("jobs", "show", "nope").code == 3
@@ -272,6 +284,23 @@ def test_models_pull_prints_the_directory(cli: CliRunner, tmp_path: Path) -> Non
     outcome = cli("models", "pull", "/no/such/model")
     assert outcome.code == 3
     assert "smollm2-135m-instruct" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("field", "shown"),
+    [
+        ("spec.prompt", "--prompt"),
+        ("spec.hyperparameters.num_steps", "--steps"),
+        ("spec.template.text", "--template"),
+        ("spec.publish.alias", "--alias"),
+        ("spec.of_the_future", "spec.of_the_future"),
+    ],
+)
+def test_a_field_of_a_spec_is_named_as_its_option(cli: CliRunner, here: Services, field: str, shown: str) -> None:
+    here.trainer.fail_next = [InvalidInput.of(field, "is wrong")]
+    assert f"error: {shown}: is wrong" in cli("jobs", "show", JOB).err
+    here.trainer.fail_next = [InvalidInput([FieldViolation(name, "is wrong") for name in (field, "dataset")])]
+    assert f"  {shown}: is wrong" in cli("jobs", "show", JOB).err
 
 
 def test_a_mistake_of_the_program_is_no_traceback(

@@ -213,3 +213,13 @@ def test_labels_that_are_probably_misspelt_are_named(cli: CliRunner, write: Writ
     assert outcome.code == 0
     assert "'negativ' (6) and 'negative' (54)" in outcome.out
     assert cli("data", "check", path, "--labels", "negative,positive").code == 2
+
+
+def test_one_row_and_an_empty_column(cli: CliRunner, write: Write) -> None:
+    outcome = cli("data", "check", write("a.jsonl", lines({"input": "a", "output": "b"}) + "{\n"))
+    assert outcome.code == 2
+    assert "1 row can't be used" in outcome.err
+    assert "PROBLEM" in outcome.out
+    assert "PART" not in outcome.out
+    named = cli("data", "check", write("b.jsonl", lines({"input": "a", "output": "b"}, {"input": "a", "output": ""})))
+    assert "PART" in named.out

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from shared.errors import InvalidInput
+from shared.text.counted import counted
 from shared.text.repetition import Repetition
 from shared.text.template import InputEncoder, Template, TemplateFormat, default_format, pinned
 from shared.values.spec import Distillation, PublishGate
@@ -330,7 +331,7 @@ def _with_source(filled: FilledHyperparameters, source: Source | None) -> Filled
 def check_gate(gate: PublishGate | None, num_held_out: int) -> None:
     """Raises InvalidInput if there are too few held-out examples to decide the gate's conditions."""
     if gate is not None and gate.has_conditions and num_held_out < MIN_EXAMPLES:
-        held_out = f"{num_held_out} held-out example{'' if num_held_out == 1 else 's'}"
+        held_out = counted(num_held_out, "held-out example")
         few = f"{held_out} can't decide it; at least {MIN_EXAMPLES} are needed"
         advice = "give a validation dataset or a larger validation fraction, or leave the gate out"
         raise InvalidInput.of("spec.publish.gate", f"{few}: {advice}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared.text.counted import counted
 from trainer_service.training.comparison import MIN_EXAMPLES
 from trainer_service.training.spec import FilledHyperparameters
 
@@ -20,7 +21,7 @@ def data_notes(num_train: int, num_held_out: int, hyper: FilledHyperparameters) 
         )
     if 0 < num_held_out < MIN_EXAMPLES:
         notes.append(
-            f"{num_held_out} held-out example{'' if num_held_out == 1 else 's'} can't tell which model is better: "
+            f"{counted(num_held_out, 'held-out example')} can't tell which model is better: "
             f"at least {MIN_EXAMPLES} are needed, and 100 are wise"
         )
     return tuple(notes)

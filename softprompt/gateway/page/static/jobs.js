@@ -43,7 +43,7 @@ export async function job(main, { rest: [name], signal }) {
     const others = notes.filter((text) => text !== result?.verdict);
     replace(body, result ? outcome(result) : null,
       others.length ? [h("h2", {}, "Notes"), h("ul", { className: "plain" }, others.map((text) => h("li", {}, text)))] : null,
-      now.dataset_statistics ? h("p", { className: "hint" }, dataLine(now.dataset_statistics)) : null);
+      now.dataset_statistics ? h("p", { className: "hint" }, dataLine(now.dataset_statistics, true)) : null);
   }
   draw();
   (async () => {

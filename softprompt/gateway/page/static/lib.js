@@ -107,8 +107,9 @@ export function span(seconds) {
 }
 
 /** What was counted in a job's data, as a sentence. */
-export function dataLine(data) {
+export function dataLine(data, isNoted = false) { // a job's notes say what is repeated
   const parts = [`${data.num_train} examples to train on`, `${data.num_validation} held out`];
+  if (isNoted) return `${parts.join(", ")}.`;
   if (data.num_duplicates) parts.push(`${data.num_duplicates} repeated`);
   if (data.num_contradictions) parts.push(`${data.num_contradictions} contradict each other`);
   if (data.num_overlapping) parts.push(`${data.num_overlapping} held-out examples are also in the training part`);
