@@ -25,6 +25,7 @@ COMMANDS = [
     ("demo",),
     ("up",),
     ("gateway",),
+    ("router",),
     ("tune",),
     ("generate",),
     ("classify",),
@@ -46,6 +47,7 @@ COMMANDS = [
     ("prompts", "alias", "remove"),
     ("models", "pull"),
     ("models", "list"),
+    *[("webhooks", name) for name in ("list", "test", "retry")],
 ]
 
 
