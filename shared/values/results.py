@@ -34,6 +34,10 @@ class TuningProgress:
     """Examples whose tokens have been counted, while the job prepares its data."""
     num_examples: int = 0
     """Examples to prepare; 0 once the job trains."""
+    num_measured: int = 0
+    """Models that the final evaluation has measured. After the last one, it writes held-out answers."""
+    num_models: int = 0
+    """Models that the final evaluation measures: the prompt and those that it is compared with; 0 before it."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from softprompt.cli.data import repetition
 from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
+from softprompt.cli.job_names import with_source
 from softprompt.cli.options import open_client
 from softprompt.cli.output import numbers, print_json, show, stderr
 from softprompt.display.transfer import upload_display
@@ -26,6 +28,7 @@ def submit(
 ) -> None:
     """Create a job and `conclude`, or check it and print what it would be."""
     with open_client(trainer) as client:
+        spec = replace(spec, hyperparameters=with_source(client, spec.hyperparameters))
         if validate_only:
             with upload_display(stderr(), "checking the job") as on_upload:
                 found = client.validate_job(spec, on_upload=on_upload)

@@ -8,7 +8,8 @@ import typer
 
 from softprompt.cli.field_options import Command, with_hyperparameters
 from softprompt.cli.following import conclude
-from softprompt.cli.options import JobArgument, JsonOption, TrainerOption, example, job_name, open_client
+from softprompt.cli.job_names import JobArgument, job_name, with_source
+from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import stderr
 from softprompt.display.transfer import upload_display
 from softprompt.types.spec import Hyperparameters, PublishPolicy
@@ -34,13 +35,13 @@ Follow = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     clone = _copying("clone_job", "Create a job with the same spec, except for the options given here.")
-    app.command("clone", epilog=example("softprompt jobs clone 01jd3v8e --learning-rate 0.1 --prompt tone-b"))(clone)
+    app.command("clone", epilog=example("softprompt jobs clone 8q1r4s7t --learning-rate 0.1 --prompt tone-b"))(clone)
     continue_ = _copying(
         "continue_job",
         "Create a job that starts from another job's version, or from its best prompt if it failed or was cancelled.",
         init=False,
     )
-    app.command("continue", epilog=example("softprompt jobs continue 01jd3v8e --data more.jsonl"))(continue_)
+    app.command("continue", epilog=example("softprompt jobs continue 8q1r4s7t --data more.jsonl"))(continue_)
 
 
 def _copying(method: str, help: str, *, init: bool = True) -> Command:
@@ -61,10 +62,11 @@ def _copying(method: str, help: str, *, init: bool = True) -> Command:
         trainer: TrainerOption = None,
     ) -> None:
         with open_client(trainer) as client:
-            changes = _changes(client, job_name(job), data, validation, prompt, alias, priority)
+            name, settings = job_name(client, job), with_source(client, hyperparameters)
+            changes = _changes(client, name, data, validation, prompt, alias, priority)
             with upload_display(stderr(), "creating the job") as on_upload:
                 create = getattr(client, method)
-                created = create(job_name(job), on_upload=on_upload, hyperparameters=hyperparameters, **changes)
+                created = create(name, on_upload=on_upload, hyperparameters=settings, **changes)
             conclude(client, created, follow=follow, as_json=as_json)
 
     copy.__doc__ = help

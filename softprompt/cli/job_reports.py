@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.process.standard_streams import is_utf8
-from softprompt.cli.options import JobArgument, JsonOption, TrainerOption, example, job_name, open_client
+from softprompt.cli.job_names import JOB_HELP, JobArgument, job_name
+from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show, stderr, stdout, table
 from softprompt.display.chart import MIN_COLUMNS, beside, chart
 
@@ -39,9 +40,9 @@ class Format(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    app.command(epilog=example("softprompt jobs report 01jd3v8e --open"))(report)
-    app.command(epilog=example("softprompt jobs compare 01jd3v8e 01jd4b2k"))(compare)
-    app.command(epilog=example("softprompt jobs curve 01jd3v8e --metric accuracy"))(curve)
+    app.command(epilog=example("softprompt jobs report 8q1r4s7t --open"))(report)
+    app.command(epilog=example("softprompt jobs compare 8q1r4s7t w6y2x9ze"))(compare)
+    app.command(epilog=example("softprompt jobs curve 8q1r4s7t --metric accuracy"))(curve)
 
 
 def report(
@@ -67,7 +68,7 @@ def report(
     named = output.suffix.lower().removeprefix(".") if output is not None else ""
     kind = Format.HTML if open_ else format or (Format(named) if named in FORMATS else Format.HTML)
     with open_client(trainer) as client:
-        found = client.job_report(job_name(job))
+        found = client.job_report(job_name(client, job))
     if output is None and not open_ and format is None and stdout().is_terminal:
         _summarize(found)
         return
@@ -104,7 +105,7 @@ def curve(
 ) -> None:
     """Draw a job's curve: the training loss and a held-out metric by step."""
     with open_client(trainer) as client:
-        found = client.job_report(job_name(job), answers=False)
+        found = client.job_report(job_name(client, job), answers=False)
     if as_json:
         print_json({"training": found.training, "evaluations": found.evaluations})
         return
@@ -113,7 +114,7 @@ def curve(
 
 
 def compare(
-    jobs: Annotated[list[str], typer.Argument(metavar="JOB JOB...", help="Two jobs or more: their names or ids.")],
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB JOB...", help=f"Two jobs or more. {JOB_HELP}")],
     metric: MetricOption = "loss",
     columns: ColumnsOption = None,
     as_json: JsonOption = False,
@@ -122,10 +123,10 @@ def compare(
     """Compare jobs: hyperparameters that differ, final metrics with their intervals, and the curves side by side."""
     from softprompt.report.comparison import differing_settings, final_metrics
 
-    names = list(dict.fromkeys(map(job_name, jobs)))
-    if len(names) < 2:
-        raise typer.BadParameter("name two different jobs or more")
     with open_client(trainer) as client:
+        names = list(dict.fromkeys(job_name(client, job) for job in jobs))
+        if len(names) < 2:
+            raise typer.BadParameter("name two different jobs or more")
         reports = [client.job_report(name, answers=False) for name in names]
     settings, metrics = differing_settings(reports), final_metrics(reports)
     if as_json:

@@ -9,7 +9,8 @@ import typer
 from softprompt.cli import job_copies, job_reports, track
 from softprompt.cli.field_options import key_values
 from softprompt.cli.following import follow_job, show_result
-from softprompt.cli.options import JobArgument, JsonOption, TrainerOption, example, job_name, open_client
+from softprompt.cli.job_names import JobArgument, job_name
+from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, table
 from softprompt.display.training import is_distillation, is_preparing, preparing_text
 from softprompt.types.jobs import JobOrder, JobState
@@ -61,11 +62,11 @@ def list_(
     show(made if jobs else "no jobs")
 
 
-@app.command("show", epilog=example("softprompt jobs show 01jd3v8e --json"))
+@app.command("show", epilog=example("softprompt jobs show 8q1r4s7t --json"))
 def show_(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
     """Show one job: spec, progress and result."""
     with open_client(trainer) as client:
-        found = client.get_job(job_name(job))
+        found = client.get_job(job_name(client, job))
     if as_json:
         print_json(found)
         return
@@ -89,7 +90,7 @@ def show_(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption 
     show_result(found)
 
 
-@app.command(epilog=example("softprompt jobs watch 01jd3v8e"))
+@app.command(epilog=example("softprompt jobs watch 8q1r4s7t"))
 def watch(
     job: JobArgument,
     after: Annotated[int, typer.Option(min=0, help="Show only events after this number.")] = 0,
@@ -98,36 +99,37 @@ def watch(
 ) -> None:
     """Follow a job until it ends, even if the service restarts. Ctrl-C stops following; the job continues."""
     with open_client(trainer) as client:
-        follow_job(client, job_name(job), after=after, as_json=as_json)
+        follow_job(client, job_name(client, job), after=after, as_json=as_json)
 
 
-@app.command(epilog=example("softprompt jobs cancel 01jd3v8e"))
+@app.command(epilog=example("softprompt jobs cancel 8q1r4s7t"))
 def cancel(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
     """Cancel a job at its next step. Its best prompt so far is kept; `jobs continue` starts from it."""
     with open_client(trainer) as client:
-        _say(client.cancel_job(job_name(job)), as_json)
+        _say(client.cancel_job(job_name(client, job)), as_json)
 
 
-@app.command(epilog=example("softprompt jobs pause 01jd3v8e"))
+@app.command(epilog=example("softprompt jobs pause 8q1r4s7t"))
 def pause(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
     """Stop a job at its next step and keep a checkpoint, until `jobs resume`."""
     with open_client(trainer) as client:
-        _say(client.pause_job(job_name(job)), as_json)
+        _say(client.pause_job(job_name(client, job)), as_json)
 
 
-@app.command(epilog=example("softprompt jobs resume 01jd3v8e"))
+@app.command(epilog=example("softprompt jobs resume 8q1r4s7t"))
 def resume(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
     """Queue a paused job again. It continues from its checkpoint."""
     with open_client(trainer) as client:
-        _say(client.resume_job(job_name(job)), as_json)
+        _say(client.resume_job(job_name(client, job)), as_json)
 
 
-@app.command(epilog=example("softprompt jobs delete 01jd3v8e"))
+@app.command(epilog=example("softprompt jobs delete 8q1r4s7t"))
 def delete(job: JobArgument, trainer: TrainerOption = None) -> None:
     """Delete an ended job with its events and its kept prompt. Versions that it published stay."""
     with open_client(trainer) as client:
-        client.delete_job(job_name(job))
-    show(f"{job_name(job)} is deleted")
+        name = job_name(client, job)
+        client.delete_job(name)
+    show(f"{name} is deleted")
 
 
 def _say(job: TuningJob, as_json: bool) -> None:

@@ -31,7 +31,6 @@ InferenceOption = Annotated[
         help="Address of the inference service [127.0.0.1:50052].",
     ),
 ]
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job: tuningJobs/<id>, or the id alone.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object on each line.")]
 
 
@@ -71,8 +70,3 @@ def last_addresses() -> tuple[str | None, str | None] | None:
 def example(text: str) -> str:
     """The last line of a command's help."""
     return f"Example:  {text}"
-
-
-def job_name(text: str) -> str:
-    """`tuningJobs/<id>` of that name or of the id alone."""
-    return text if text.startswith("tuningJobs/") else f"tuningJobs/{text}"

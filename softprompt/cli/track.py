@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli.failures import EXIT_INTERRUPTED, EXIT_INVALID, Failure
-from softprompt.cli.options import TrainerOption, example, job_name, open_client
+from softprompt.cli.job_names import JobArgument, job_name
+from softprompt.cli.options import TrainerOption, example, open_client
 from softprompt.cli.output import stderr
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ class Target(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command(epilog=example("softprompt jobs track 01jd3v8e --to tensorboard --directory runs"))(track)
+    app.command(epilog=example("softprompt jobs track 8q1r4s7t --to tensorboard --directory runs"))(track)
 
 
 def track(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="Name of the job: tuningJobs/<id>, or the id alone.")],
+    job: JobArgument,
     to: Annotated[Target, typer.Option(help="Where to write the curves.")],
     directory: Annotated[
         Path, typer.Option(help="Folder for the files of TensorBoard, or of Weights & Biases.")
@@ -50,8 +51,8 @@ def track(
     """
     from softprompt.tracking.entries import JobTracker
 
-    name = job_name(job)
     with open_client(trainer) as client, _own_errors(to):
+        name = job_name(client, job)
         client.get_job(name)  # an unknown job leaves no run behind
         sink = _sink(to, name, directory, project)
         try:

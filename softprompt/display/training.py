@@ -86,10 +86,12 @@ class TrainingStatus:
         if not progress.step:
             return []
         found = [f"step {progress.step}/{progress.num_steps or '?'}", f"loss {progress.train_loss:.3f}"]
-        if progress.step == progress.num_steps and not self._is_over:
-            found.insert(1, "evaluating")
-        elif self._end is not None:
-            found.insert(1, f"{clock_text(self._end - time.monotonic())} left")
+        is_evaluating = not self._is_over and (progress.step == progress.num_steps or progress.num_models > 0)
+        left = None if self._end is None else self._end - time.monotonic()
+        if left is not None and (left > 0 or not is_evaluating):
+            found.insert(1, f"{clock_text(left)} left")
+        if is_evaluating:
+            found.insert(1, evaluating_text(progress))
         if self._held_out is not None:
             found.append(f"held-out {self._held_out:.3f}")
         return [*found, f"{progress.examples_per_second:.1f} examples/s"]
@@ -120,6 +122,15 @@ def preparing_text(progress: TuningProgress, is_study: bool = False) -> str:
     if is_study:
         return f"self-study {progress.num_prepared}/{progress.num_examples}"
     return f"prepared {progress.num_prepared}/{progress.num_examples} examples"
+
+
+def evaluating_text(progress: TuningProgress) -> str:
+    """What the final evaluation does."""
+    if not progress.num_models:
+        return "evaluating"
+    if progress.num_measured == progress.num_models:
+        return "evaluating: writing answers"
+    return f"evaluating: {progress.num_measured} of {progress.num_models} models measured"
 
 
 def _state_text(job: TuningJob) -> str:

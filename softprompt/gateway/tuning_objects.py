@@ -120,6 +120,8 @@ def _content(event: JobEvent) -> tuple[str, str, dict[str, Any]]:
             }
             if not progress.step:
                 return "info", f"{progress.num_prepared}/{progress.num_examples} examples prepared", data
+            if progress.num_models:
+                return "info", f"Final evaluation: {progress.num_measured}/{progress.num_models} models measured", data
             return "info", f"Step {progress.step}/{progress.num_steps}: training loss={progress.train_loss:.4g}", data
         case Evaluated(step=step, metrics=metrics, is_best=is_best):
             shown = ", ".join(f"{name}={value:.4g}" for name, value in sorted(metrics.items()))

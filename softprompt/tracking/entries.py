@@ -64,7 +64,7 @@ class JobTracker:
     def _entry(self, event: JobEvent) -> Entry:
         common: dict[str, Any] = {"number": event.number, "time": event.time}
         match event:
-            case ProgressMade(progress=progress) if progress.step:
+            case ProgressMade(progress=progress) if progress.step and not progress.num_models:
                 values = {
                     "train/loss": progress.train_loss,
                     "train/grad_norm": progress.grad_norm,

@@ -105,12 +105,14 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
 
     async def ListTuningJobs(self, request: Any, context: Any) -> tuning_pb2.ListTuningJobsResponse:
         first = int(request.page_token or 0)
-        names = [f"tuningJobs/{number}" for number in range(450)][first : first + request.page_size]
+        others = [name for name in self.jobs if name != JOB]
+        names = [*others, *(f"tuningJobs/{number}" for number in range(450))][first : first + request.page_size]
         following = first + len(names)
         jobs = [
             tuning_pb2.TuningJob(name=name, state=request.states[0] if request.states else RUNNING) for name in names
         ]
-        return tuning_pb2.ListTuningJobsResponse(jobs=jobs, next_page_token=str(following) if following < 450 else "")
+        more = following < 450 + len(others)
+        return tuning_pb2.ListTuningJobsResponse(jobs=jobs, next_page_token=str(following) if more else "")
 
     async def WatchTuningJob(self, request: Any, context: Any) -> AsyncIterator[tuning_pb2.WatchTuningJobResponse]:
         self.watched_after.append(request.after)

@@ -19,7 +19,7 @@ from softprompt.cli.failures import report
 from softprompt.cli.main import app
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
-from tests.softprompt.fakes import DATASET, JOB
+from tests.softprompt.fakes import DATASET, JOB, succeeded_job
 
 COMMANDS = [
     ("demo",),
@@ -101,6 +101,26 @@ def test_jobs(cli: CliRunner, here: Services) -> None:
     assert "is deleted" in cli("jobs", "delete", "job1").out
     assert cli("jobs", "list", "--oldest-first", "--label", "team=web", "--limit", "2", "--json").code == 0
     assert "KEY=VALUE" in cli("jobs", "list", "--label", "team").err
+
+
+def test_a_part_of_an_id_names_a_job(cli: CliRunner, here: Services) -> None:
+    first, second = "01m8hxbg4x7k9m2n5p8q1r4s7t", "01m8hxbg5a7k9m2n5p8q1r4v9z"
+    for id in (first, second):
+        here.trainer.jobs[f"tuningJobs/{id}"] = succeeded_job()
+        here.trainer.jobs[f"tuningJobs/{id}"].name = f"tuningJobs/{id}"
+    for part in ("8q1r4s7t", "4s7t", "01m8hxbg4", "tuningJobs/8q1r4s7t", first):
+        assert first in cli("jobs", "show", part).out
+    assert cli("jobs", "show", "k9m2").code == 3, "the middle"
+    assert cli("jobs", "show", "s7t").code == 3, "too short"
+    for command in ("show", "watch", "pause", "delete", "clone", "report", "curve"):
+        outcome = cli("jobs", command, "01m8hxbg")
+        assert outcome.code == 3
+        assert first in outcome.err
+        assert second in outcome.err
+    assert cli("jobs", "compare", first, "8q1r4s7t").code == 2, "twice the same job"
+    options = ("--from", "tuningJobs/4s7t", "--no-follow")
+    assert cli("jobs", "clone", "4v9z", *options).code == 0
+    assert here.trainer.specs[-1].hyperparameters.init.source == f"tuningJobs/{first}"
 
 
 def test_a_job_is_cloned_and_gone_on_from(cli: CliRunner, here: Services, tmp_path: Path) -> None:
@@ -259,7 +279,7 @@ def test_models_pull_prints_the_directory(cli: CliRunner, tmp_path: Path) -> Non
 def test_a_mistake_of_the_program_is_no_traceback(
     cli: CliRunner, here: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("softprompt.cli.jobs.job_name", lambda text: 1 / 0)
+    monkeypatch.setattr("softprompt.cli.jobs.job_name", lambda client, text: 1 / 0)
     outcome = cli("jobs", "show", "x")
     assert outcome.code == 1
     assert "ZeroDivisionError" in outcome.err

@@ -84,6 +84,12 @@ def test_after_its_last_step_a_job_is_evaluating_until_it_ends() -> None:
     status.update(EVENTS[0])
     status.update(ProgressMade(number=2, time=NOW, progress=replace(HALF_WAY, step=200)))
     assert status.details[:2] == ["step 200/200", "evaluating"]
+    for done, said in ((3, "evaluating: 3 of 5 models measured"), (5, "evaluating: writing answers")):
+        end = NOW + timedelta(hours=2, seconds=30)
+        progress = replace(HALF_WAY, step=180, num_measured=done, num_models=5, estimated_end_time=end)
+        status.update(ProgressMade(number=3 + done, time=NOW, progress=progress))
+        assert status.details[:2] == ["step 180/200", said], "after an early stop, too"
+        assert status.details[2].startswith("2:00:"), "the time that is left"
     status.update(EVENTS[-1])
     assert status.details[:2] == ["step 2/2", "0:00 left"]
 

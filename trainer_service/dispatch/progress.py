@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from shared.values.results import EncodingStatistics, TuningProgress
 from trainer_service.jobs.model import Checkpoint, Evaluation, EventPayload, Note
 from trainer_service.jobs.record import to_datetime
-from trainer_service.training.events import Checkpointed, Evaluated, Preparing, Started, StepDone, TrainingEvent
+from trainer_service.training.events import (
+    Checkpointed,
+    Evaluated,
+    Judging,
+    Preparing,
+    Started,
+    StepDone,
+    TrainingEvent,
+)
 
 _SMOOTHING = 0.1
 """Weight of the newest step in the running averages of speed."""
@@ -40,7 +48,7 @@ class AttemptProgress:
         match event:
             case Started():
                 self.statistics = event.statistics
-                self.progress = replace(self.progress, step=event.step, num_prepared=0, num_examples=0)
+                self.progress = replace(self.progress, step=event.step, num_prepared=0, num_examples=0, num_models=0)
                 return [Note(text=text) for text in _starting(event, self.statistics)]
             case Preparing():
                 self.progress = replace(self.progress, num_prepared=event.num_prepared, num_examples=event.num_examples)
@@ -53,6 +61,15 @@ class AttemptProgress:
                 before = self.flush(now)  # the steps before; the metrics are stored only once, in the evaluation
                 self.progress = replace(self.progress, metrics=dict(event.metrics), best_step=best_step)
                 return [*before, Evaluation(step=event.step, metrics=dict(event.metrics), is_best=event.is_best)]
+            case Judging():
+                self.progress = replace(
+                    self.progress,
+                    num_measured=event.num_measured,
+                    num_models=event.num_models,
+                    estimated_end_time=_after(now, event.seconds_left),
+                )
+                self.is_dirty = True
+                return self.flush(now)
             case Checkpointed():
                 return [Checkpoint(step=event.step)]
             case _:
@@ -68,7 +85,7 @@ class AttemptProgress:
     def _step(self, event: StepDone, now: float) -> list[EventPayload]:
         before = self._seconds_per_step or event.step_seconds
         self._seconds_per_step = before + _SMOOTHING * (event.step_seconds - before)
-        left = max(0, event.num_steps - event.step) * self._seconds_per_step
+        left = max(0, event.num_steps - event.step) * self._seconds_per_step + event.evaluation_seconds
         progress = replace(
             self.progress,
             step=event.step,
@@ -76,7 +93,7 @@ class AttemptProgress:
             num_skipped_steps=event.total_skipped,
             learning_rate=event.learning_rate,
             examples_per_second=event.num_examples / self._seconds_per_step if self._seconds_per_step > 0 else 0.0,
-            estimated_end_time=to_datetime(now) + timedelta(seconds=min(left, 1e8)),
+            estimated_end_time=_after(now, left),
         )
         if math.isfinite(event.loss) and math.isfinite(event.grad_norm):
             progress = replace(progress, train_loss=event.loss, grad_norm=event.grad_norm)
@@ -89,6 +106,10 @@ class AttemptProgress:
             notes.append(Note(text=text))
         is_due = now - self._returned_at >= self._progress_seconds or event.step == event.num_steps
         return [*notes, *self.flush(now)] if is_due else notes
+
+
+def _after(now: float, seconds: float) -> datetime:
+    return to_datetime(now) + timedelta(seconds=min(seconds, 1e8))
 
 
 def _starting(event: Started, statistics: EncodingStatistics) -> list[str]:

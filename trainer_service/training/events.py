@@ -1,7 +1,7 @@
 """The tasks that a cohort receives and the events that it returns. Plain data that crosses process boundaries.
 
 Order per job: Preparing any number of times, Started, then any number of StepDone / Evaluated / Checkpointed, then
-exactly one of Finished / Failed / Stopped.
+Judging any number of times, and exactly one of Finished / Failed / Stopped.
 """
 
 from __future__ import annotations
@@ -197,6 +197,8 @@ class StepDone(TrainingEvent):
     """
     total_skipped: int = 0
     """Skipped steps since step 0, summed over the prompts still in training."""
+    evaluation_seconds: float = 0.0
+    """Estimated time of all evaluations that are still to come; 0 if none was measured yet."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,16 @@ class Evaluated(TrainingEvent):
     step: int
     metrics: Mapping[str, float]
     is_best: bool
+
+
+@dataclass(frozen=True)
+class Judging(TrainingEvent):
+    """Progress of the final evaluation: `num_measured` of `num_models` are measured; then answers are written."""
+
+    num_measured: int
+    num_models: int
+    seconds_left: float
+    """Estimated time until it ends."""
 
 
 @dataclass(frozen=True)

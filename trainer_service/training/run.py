@@ -37,6 +37,7 @@ from trainer_service.training.evaluation.evaluator import Evaluator, Judgement, 
 from trainer_service.training.evaluation.golden import golden_records
 from trainer_service.training.events import (
     Evaluated,
+    Judging,
     Preparing,
     Started,
     StepDone,
@@ -288,6 +289,17 @@ class TuningRun:
             step_seconds=best.step_seconds,
             num_skipped=len(outcomes) - len(sound),
             total_skipped=sum(trainee.num_skipped for trainee in self._trainees),
+            evaluation_seconds=self._evaluation_seconds(),
+        )
+
+    def _evaluation_seconds(self) -> float:
+        """Estimated time of the evaluations after this step. A search may drop candidates before them."""
+        num_steps, every = self._hyper.num_steps, self._hyper.evaluation_interval_steps
+        num_left = -(-num_steps // every) - (self.step - 1) // every
+        return self._evaluator.seconds_left(
+            num_left * len(self._trainees),
+            self.task.current is not None,
+            self._state.train_seconds * num_steps / max(1, self.step),
         )
 
     def _is_finished(self) -> bool:
@@ -363,7 +375,11 @@ class TuningRun:
             self._state.best_step, self._state.best_candidate = self.step, trainee.index
         prefix = self.best
         entering = prefix.input(self._base_model.dtype, self._base_model.device)
-        judged: Judgement = yield from self._evaluator.judge(entering, self._current(), self.task.train)
+
+        def on_measured(num_measured: int, num_models: int, seconds_left: float) -> None:
+            self._emit(Judging, num_measured=num_measured, num_models=num_models, seconds_left=seconds_left)
+
+        judged: Judgement = yield from self._evaluator.judge(entering, self._current(), self.task.train, on_measured)
         distilled: DistillationResult | None = None
         if self._study is not None:
             split = EncodedSplit(self._train, self._validation)

@@ -1008,6 +1008,8 @@ class TuningProgress(_message.Message):
     NUM_SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
     NUM_PREPARED_FIELD_NUMBER: _builtins.int
     NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
+    NUM_MEASURED_FIELD_NUMBER: _builtins.int
+    NUM_MODELS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done."""
     num_steps: _builtins.int
@@ -1028,6 +1030,10 @@ class TuningProgress(_message.Message):
     """While the job prepares its data, before the first step: number of prepared examples."""
     num_examples: _builtins.int
     """While the job prepares its data: number of all examples; 0 after that."""
+    num_measured: _builtins.int
+    """In the final evaluation: number of models that are measured. After the last one, held-out answers are written."""
+    num_models: _builtins.int
+    """In the final evaluation: number of models to measure, the prompt and those that it is compared with; 0 before it."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Held-out metrics of the last evaluation: "loss", "token_accuracy", "accuracy", ..."""
@@ -1051,10 +1057,12 @@ class TuningProgress(_message.Message):
         num_skipped_steps: _builtins.int = ...,
         num_prepared: _builtins.int = ...,
         num_examples: _builtins.int = ...,
+        num_measured: _builtins.int = ...,
+        num_models: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_end_time", b"estimated_end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_step", b"best_step", "estimated_end_time", b"estimated_end_time", "examples_per_second", b"examples_per_second", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "metrics", b"metrics", "num_examples", b"num_examples", "num_prepared", b"num_prepared", "num_skipped_steps", b"num_skipped_steps", "num_steps", b"num_steps", "step", b"step", "train_loss", b"train_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_step", b"best_step", "estimated_end_time", b"estimated_end_time", "examples_per_second", b"examples_per_second", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "metrics", b"metrics", "num_examples", b"num_examples", "num_measured", b"num_measured", "num_models", b"num_models", "num_prepared", b"num_prepared", "num_skipped_steps", b"num_skipped_steps", "num_steps", b"num_steps", "step", b"step", "train_loss", b"train_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

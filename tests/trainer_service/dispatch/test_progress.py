@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from shared.values.results import EncodingStatistics, TuningProgress
 from trainer_service.dispatch.progress import AttemptProgress
@@ -10,12 +11,15 @@ from trainer_service.jobs.model import Evaluation, EventPayload, Note
 from trainer_service.training.events import (
     Evaluated,
     Finished,
+    Judging,
     Preparing,
     Started,
     StepDone,
     TrainingEvent,
     TrainingResult,
 )
+
+STATISTICS = EncodingStatistics(num_train=4, num_validation=4)
 
 
 def told(*events: TrainingEvent, progress_seconds: float = 10.0) -> list[EventPayload]:
@@ -42,6 +46,18 @@ def test_examples_that_are_counted_are_told_until_the_first_step() -> None:
     payloads = told(*preparing, started, step(1), progress_seconds=0.0)
     counted = [(one.num_prepared, one.num_examples) for one in payloads if isinstance(one, TuningProgress)]
     assert counted == [(0, 40_000), (16_384, 40_000), (0, 0)]
+
+
+def test_the_estimated_end_includes_the_evaluations_and_says_what_the_last_one_does() -> None:
+    last = replace(step(4), evaluation_seconds=600.0)
+    judging = [Judging("job", 1, number, 5, 100.0 * (5 - number)) for number in (0, 5)]
+    found = [one for one in told(last, *judging) if isinstance(one, TuningProgress)]
+    ends = [one.estimated_end_time.timestamp() for one in found if one.estimated_end_time is not None]
+    assert ends == [700.0, 101.0 + 500.0, 102.0]
+    assert [(one.num_measured, one.num_models) for one in found] == [(0, 0), (0, 5), (5, 5)]
+    tracker = AttemptProgress(2, found[-1], 0.0)
+    tracker.absorb(Started("job", 2, STATISTICS, 2), 0.0)
+    assert not tracker.progress.num_models, "a later attempt trains again"
 
 
 def test_an_evaluation_brings_the_step_that_was_held_back() -> None:

@@ -21,6 +21,7 @@ from trainer_service.training.events import (
     Checkpointed,
     Evaluated,
     Finished,
+    Judging,
     Started,
     StepDone,
     Stopped,
@@ -67,6 +68,21 @@ def test_a_job_follows_the_same_trajectory_in_a_cohort_as_alone() -> None:
         assert len(losses(alone, one.job_id)) == 20
         assert losses(together, one.job_id) == pytest.approx(losses(alone, one.job_id), rel=1e-3)
         torch.testing.assert_close(_matrix(together, one.job_id), _matrix(alone, one.job_id), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"search": True}])
+def test_the_evaluations_that_are_left_are_estimated_and_the_last_one_is_counted(settings: dict[str, Any]) -> None:
+    one = task(validation=generation(8, 100), num_steps=6, evaluation_interval_steps=2, **settings)
+    events = run(Cohort(BASE), one)
+    steps, judging = of(events, StepDone), of(events, Judging)
+    assert all(step.evaluation_seconds > 0 for step in steps), "the bare model is measured before the first step"
+    counts = [(event.num_measured, event.num_models) for event in judging]
+    total = counts[-1][1]
+    assert [count for count, _ in counts] == sorted(count for count, _ in counts)
+    assert counts[0][0] == 0
+    assert counts[-1] == (total, total)
+    assert total >= 3
+    assert events.index(judging[-1]) < events.index(of(events, Finished)[0])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from shared.errors import SoftPromptError
 from shared.model.base_model import BaseModel
@@ -30,6 +30,7 @@ from trainer_service.training.evaluation.answers import TUNED, Way, held_out_ans
 from trainer_service.training.evaluation.baselines import MAX_SHOT_TOKENS, Baseline
 from trainer_service.training.evaluation.evaluate import evaluate_examples
 from trainer_service.training.evaluation.generate import generated_texts
+from trainer_service.training.evaluation.remaining import EvaluationTime
 from trainer_service.training.evaluation.shared_beginning import shared_beginning
 from trainer_service.training.recipe.selection import is_better, score_of, slack
 from trainer_service.training.results import TEXT_METRICS, Results
@@ -43,7 +44,10 @@ MAX_LABEL_ROWS = 4096
 _FIELDS = {INSTRUCTED: "instructed", FEW_SHOT: "few_shot"}
 """Fields of HeldOutAnswer by baseline."""
 Measuring = Generator[Work, Any, Results]
+_Measured = TypeVar("_Measured")
 RowCheck = Callable[[int, int], None]
+OnMeasured = Callable[[int, int, float], None]
+"""Called with the number of models that are measured, the number of all models, and the estimated seconds left."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Evaluator:
         """`check_row(virtual tokens, tokens)` raises for a row that is too large for this worker's memory."""
         self._base_model, self._spec, self._state = base_model, spec, state
         self._metric, self._end_token_id, self._check_row = spec.hyperparameters.metric, end_token_id, check_row
+        self._time = EvaluationTime()
         self._lines = tuple(example.example.line for example in data.examples)
         limit = MAX_CHOOSING
         if any(len(ids) > 1 for ids in data.label_ids):
@@ -94,7 +99,32 @@ class Evaluator:
 
     def measure(self, prefix: Entering | None) -> Measuring:
         """Results on the examples that choose. `prefix`: None for the model with the template alone."""
-        return self._measured(prefix, self.held_out.choosing, self._end_token_id)
+        choosing = self.held_out.choosing
+        return self._time.timed(self._measured(prefix, choosing, self._end_token_id), len(choosing))
+
+    def seconds_left(self, num_evaluations: int, has_current: bool, train_seconds: float) -> float:
+        """Estimated seconds of this many calls of `measure` and of `judge`; 0 before the first measurement.
+
+        `has_current`: whether `judge` gets a current version. `train_seconds`: as for `held_out_answers`.
+        """
+        choosing = self._time.seconds(num_evaluations * len(self.held_out.choosing))
+        return choosing + self._judging_seconds(self._num_models(has_current), train_seconds)
+
+    def _num_models(self, has_current: bool) -> int:
+        """Models that `judge` measures."""
+        fixed = self._crossed() is None, self._template() is None, has_current
+        return sum(fixed) + (3 if self._spec.distillation is None else 0)
+
+    def _judging_seconds(self, num_models: int, train_seconds: float) -> float:
+        if not len(self.held_out.judging):
+            return 0.0
+        is_written = not self._spec.labels and self._metric not in TEXT_METRICS
+        writing = self._time.writing_seconds(train_seconds) if is_written else 0.0
+        return self._time.seconds(num_models * len(self.held_out.judging)) + writing
+
+    def _template(self) -> Results | None:
+        """Results of the model with the template alone on the judging examples, if they are known already."""
+        return self._state.template_results if self.held_out.judging is self.held_out.choosing else None
 
     def keep(self, step: int, results: Results) -> bool:
         """Add an evaluation to the history. Returns whether it is the best so far."""
@@ -119,27 +149,42 @@ class Evaluator:
         return is_best
 
     def judge(
-        self, prefix: Entering, current: Entering | None, train: Sequence[Example]
+        self, prefix: Entering, current: Entering | None, train: Sequence[Example], on_measured: OnMeasured
     ) -> Generator[Work, Any, Judgement]:
         """Compare the chosen prompt, the baselines and the alias's current version on the examples that judge."""
         data = self.held_out.judging
         if not len(data):
             return Judgement()
+        num_models, num_measured = self._num_models(current is not None), 0
+
+        def judged(measuring: Generator[Work, Any, _Measured]) -> Generator[Work, Any, _Measured]:
+            nonlocal num_measured
+            found = yield from self._time.timed(measuring, len(data))
+            num_measured += 1
+            report()
+            return found
+
+        def report() -> None:
+            left = self._judging_seconds(num_models - num_measured, self._state.train_seconds)
+            on_measured(num_measured, num_models, left)
+
+        report()
         crossed = self._crossed()
-        tuned = crossed or (yield from self._measured(prefix, data, self._end_token_id))
+        tuned = crossed or (yield from judged(self._measured(prefix, data, self._end_token_id)))
         ways = {TUNED: Way(data, tuned, prefix, self._end_token_id)}
-        template = self._state.template_results if data is self.held_out.choosing else None
-        rivals = {BARE: template or (yield from self._measured(None, data, self._end_token_id))}
+        rivals = {BARE: self._template() or (yield from judged(self._measured(None, data, self._end_token_id)))}
         num_shots = 0
         examples = [example.example for example in data.examples]
         for name, write in self._ways(examples, train).items():
             baseline = yield CallWork(partial(self._written, name, write))
             if baseline is not None:
-                ways[_FIELDS[name]] = way = yield from self._baseline_way(baseline)
+                ways[_FIELDS[name]] = way = yield from judged(self._baseline_way(baseline))
                 rivals[name] = way.results
                 num_shots = num_shots or baseline.num_shots
+            else:
+                num_models -= 1
         if current is not None:
-            rivals[CURRENT] = yield from self._measured(current, data, self._end_token_id)
+            rivals[CURRENT] = yield from judged(self._measured(current, data, self._end_token_id))
             ways["current"] = Way(data, rivals[CURRENT], current, self._end_token_id)
         bare: Mapping[str, float] = rivals[BARE].metrics(self._metric) if self._spec.distillation is not None else {}
         raw: Baseline | None = None
@@ -147,9 +192,11 @@ class Evaluator:
             write = partial(baselines.bare, self._spec, self._base_model.tokenizer, examples)
             raw = yield CallWork(partial(self._written, "bare model", write))
         if raw is not None:
-            results = yield from self._measured(None, raw.data, raw.end_token_id)
+            results = yield from judged(self._measured(None, raw.data, raw.end_token_id))
             bare = results.metrics(self._metric)
             ways["bare"] = Way(raw.data, results, None, raw.end_token_id)
+        num_models = num_measured  # what is left are the answers
+        report()
         comparisons = dict[str, Comparison]()
         for name, results in rivals.items():
             comparison = yield CallWork(partial(compare, self._metric, tuned, results))

@@ -34,6 +34,7 @@ export async function job(main, { rest: [name], signal }) {
     const left = progress?.estimated_end_time && !over ? (new Date(progress.estimated_end_time) - Date.now()) / 1000 : null;
     replace(stand, state(now.state),
       now.state === "QUEUED" && now.queue_position ? h("span", {}, `${now.queue_position} ahead in the queue`) : null,
+      progress?.num_models && !over ? h("span", {}, progress.num_measured < progress.num_models ? `evaluating: ${progress.num_measured} of ${progress.num_models} models measured` : "evaluating: writing answers") : null,
       left > 0 ? h("span", {}, `about ${span(left)} left`) : null);
     for (const [button, shown] of [[pause, !over && now.state !== "PAUSED"], [resume, now.state === "PAUSED"], [cancel, !over]]) button.hidden = !shown;
     replace(below, progress?.num_steps ? h("label", {}, `${progress.step} of ${progress.num_steps} steps`, h("progress", { max: progress.num_steps, value: progress.step })) : null,
@@ -51,7 +52,7 @@ export async function job(main, { rest: [name], signal }) {
       try {
         for await (const one of events(await call(`/api/jobs/${name}/events?after=${after}`, { signal }))) {
           after = one.number;
-          if (one.kind === "ProgressMade") { if (one.progress.step) steps.push([one.progress.step, one.progress.train_loss]); now = { ...now, progress: one.progress }; }
+          if (one.kind === "ProgressMade") { if (one.progress.step && !one.progress.num_models) steps.push([one.progress.step, one.progress.train_loss]); now = { ...now, progress: one.progress }; }
           if (one.kind === "Evaluated") heldOut.push([one.step, one.metrics.loss]);
           if (one.kind === "Note") notes.push(one.text);
           if (one.kind === "StateChanged") now = one.job;

@@ -1,0 +1,42 @@
+"""How a command names a job: its name, its id, or the beginning or the end of its id."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from softprompt.cli.failures import EXIT_NOT_FOUND, Failure
+
+if TYPE_CHECKING:
+    from softprompt.client.sync_client import Client
+    from softprompt.types.spec import Hyperparameters
+
+PREFIX = "tuningJobs/"
+JOB_HELP = "Name or id of the job, or 4 characters or more of the id's beginning or end."
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help=JOB_HELP)]
+_ID_CHARS, _MIN_CHARS, _SHOWN = 26, 4, 8
+
+
+def job_name(client: Client, text: str) -> str:
+    """`tuningJobs/<id>` of the job that `text` names. Text that names no job is taken as an id, so that the service
+    says that it does not exist. Raises Failure if several jobs are meant.
+    """
+    id = text.removeprefix(PREFIX)
+    if not _MIN_CHARS <= len(id) < _ID_CHARS:
+        return PREFIX + id
+    known = [job.name.removeprefix(PREFIX) for job in client.list_jobs()]
+    found = [one for one in known if one.startswith(id) or one.endswith(id)]
+    if len(found) > 1 and id not in found:
+        others = f" and {len(found) - _SHOWN} others" if len(found) > _SHOWN else ""
+        raise Failure(f"{id!r} is part of several ids: {', '.join(found[:_SHOWN])}{others}", EXIT_NOT_FOUND)
+    return PREFIX + (found[0] if len(found) == 1 else id)
+
+
+def with_source(client: Client, hyperparameters: Hyperparameters) -> Hyperparameters:
+    """The same, with the full name of the job whose prompt training starts from."""
+    init = hyperparameters.init
+    if init is None or not init.source.startswith(PREFIX):
+        return hyperparameters
+    return replace(hyperparameters, init=replace(init, source=job_name(client, init.source)))
