@@ -33,6 +33,7 @@ COMMANDS = [
     ("demo",),
     ("up",),
     ("gateway",),
+    ("router",),
     ("tune",),
     ("generate",),
     ("classify",),
@@ -54,6 +55,7 @@ COMMANDS = [
     ("prompts", "alias", "remove"),
     ("models", "pull"),
     ("models", "list"),
+    *[("webhooks", name) for name in ("list", "test", "retry")],
 ]
 
 
