@@ -162,7 +162,12 @@ def test_no_alias_and_the_default_one_are_distinguished() -> None:
 
 def test_every_field_of_a_job_is_in_its_message() -> None:
     repetition = Repetition(
-        num_examples=10, num_distinct_inputs=4, num_duplicates=3, num_near_duplicates=2, num_contradictions=1
+        num_examples=10,
+        num_distinct_inputs=4,
+        num_duplicates=3,
+        num_near_duplicates=2,
+        num_contradictions=1,
+        label_notes=("a note",),
     )
     job = Job(
         id="01",
@@ -181,6 +186,8 @@ def test_every_field_of_a_job_is_in_its_message() -> None:
             best_step=4,
             num_prepared=3,
             num_examples=10,
+            num_measured=2,
+            num_models=5,
             examples_per_second=8.0,
             estimated_end_time=NOW + timedelta(seconds=5),
             num_skipped_steps=1,
