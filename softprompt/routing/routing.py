@@ -95,7 +95,9 @@ class Routing:
             if (link := _best(route, tried)) is None:
                 await self._directory.find_replicas()  # one that is new takes the place of one that is gone
                 route = self._route(ask)
-                if (link := _best(route, tried)) is None:
+                if (link := _best(route, tried)) is None and _is_behind(failed):
+                    link = _best(replace(route, links=self.links()), tried)
+                if link is None:
                     break
             tried.add(link)
             remaining = None if deadline is None else max(0.0, deadline - loop.time())
@@ -215,6 +217,13 @@ def loop_error() -> SoftPromptError:
 def _is_other_model(error: grpc.aio.AioRpcError) -> bool:
     """Whether a replica refused a call for another base model than its own."""
     return error.code() is grpc.StatusCode.NOT_FOUND and error_from_rpc(error).metadata.get("kind") == "base model"
+
+
+def _is_behind(failed: grpc.aio.AioRpcError | None) -> bool:
+    """Whether a replica may have refused a version that its prompt had before, for another base model: a replica of
+    that one still answers.
+    """
+    return failed is not None and failed.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def _explained(error: grpc.aio.AioRpcError, reason: str) -> Exception:

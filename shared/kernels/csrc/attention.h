@@ -20,4 +20,4 @@ int64_t tile_tokens(int64_t group);
 int64_t tile_scratch(int64_t group, int64_t width);
 
 /* Attention of at most `tile_tokens` tokens. */
-void attend_tile(const Run *run, float *scratch);
+__attribute__((visibility("hidden"))) void attend_tile(const Run *run, float *scratch);

@@ -74,7 +74,7 @@ static void softmax(float *scores, float *highest, float *sums, float *factors, 
   }
 }
 
-void attend_tile(const Run *run, float *scratch) {
+__attribute__((visibility("hidden"))) void attend_tile(const Run *run, float *scratch) {
   int64_t width = run->width, used = run->count * run->group, queries = padded_queries(used);
   float *query = scratch, *result = query + queries * width, *highest = result + queries * width;
   float *sums = highest + queries, *factors = sums + queries, *scores = factors + queries;

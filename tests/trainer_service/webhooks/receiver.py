@@ -33,6 +33,11 @@ class Receiver:
     events: list[Received] = field(default_factory=list)
 
     @property
+    def told(self) -> list[Received]:
+        """The events without repeats: one whose trainer ended before it had noted the delivery comes again."""
+        return list({event.id: event for event in reversed(self.events)}.values())[::-1]
+
+    @property
     def types(self) -> list[str]:
         return [event.type for event in self.events]
 

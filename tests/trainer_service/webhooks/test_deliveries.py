@@ -150,7 +150,7 @@ async def test_versions_aliases_and_refusals_are_told_once_also_after_a_restart(
     async with place.running():
         await until(lambda: place.outbox.cursor(place.prompts.id) == 1)
         version = place.prompts.publish("tone", make_blob("tone"), job="tuningJobs/x", alias="default")
-        await until(lambda: len(heard.events) == 2)
+        await until(lambda: len(heard.told) == 2)
     # While no trainer runs, and what the first one knew is not told again.
     place.prompts.set_alias("tone", "canary", 1)
     refusal = RefusedVersion(prompt="tone", version=1, digest=version.digest, reason="not finite")
@@ -159,8 +159,8 @@ async def test_versions_aliases_and_refusals_are_told_once_also_after_a_restart(
     # The job's own transaction names the same version: its event is stored already.
     place.end(TuningResult(published=True, version=version.name, digest=version.digest))
     async with place.running():
-        await until(lambda: len(heard.events) == 5)
-    told = [(event.type, event.data.get("alias") or event.data.get("version")) for event in heard.events]
+        await until(lambda: len(heard.told) == 5)
+    told = [(event.type, event.data.get("alias") or event.data.get("version")) for event in heard.told]
     assert told[:2] == [("version.published", version.name), ("alias.moved", "default")]
     ended = ("job.ended", version.name)
     assert sorted(told[2:]) == sorted([("alias.moved", "canary"), ("replica.refused", version.name), ended])

@@ -22,7 +22,8 @@ from trainer_service.training.recipe.reparameterise import PROMPT, effective_mat
 from trainer_service.training.spec import FilledHyperparameters, Init
 
 _BEST = "best"
-_FIRST, _OTHERS, _SHAPES = "first", "others", "shapes"
+_FIRST, _OTHERS, _SCALE, _SHAPES = "first", "others", "scale", "shapes"
+_LEAST_SCALE = 2.0**-6
 
 
 class Leaves(Protocol):
@@ -69,6 +70,10 @@ class PromptLeaves:
 class KeyValueLeaves:
     """The leaves of a prefix of keys and values: one row of numbers for each position, layer after layer.
 
+    AdamW moves every number by about the learning rate, but values of the first layer are a hundred times smaller than
+    keys. So each layer's keys, and its values, are trained in units of their size at the start: powers of two, which
+    lose nothing.
+
     The first position is not trained: models attend to it from everywhere, whatever it says (attention sinks, Xiao et
     al. 2023, arXiv:2309.17453), and training it is unstable (Cartridges, Eyuboglu et al. 2025, arXiv:2506.06266).
     """
@@ -81,10 +86,12 @@ class KeyValueLeaves:
         pairs = list(zip(prefix.keys, prefix.values, strict=True))
         flat = torch.cat([part.flatten(1) for pair in pairs for part in pair], dim=1).to(device, copy=True)
         shapes = [[key.shape[1], key.shape[2], value.shape[2]] for key, value in pairs]
+        scale = torch.cat([_size(part).expand(part[0].numel()) for pair in pairs for part in pair])[None].to(device)
         return cls(
             {
-                _OTHERS: flat[1:].clone().requires_grad_(True),
+                _OTHERS: (flat[1:] / scale).requires_grad_(True),
                 _FIRST: flat[:1].clone(),
+                _SCALE: scale,
                 _SHAPES: torch.tensor(shapes, dtype=torch.float32),  # heads, key width, value width of each layer
             }
         )
@@ -96,7 +103,8 @@ class KeyValueLeaves:
 
     def input(self, dtype: torch.dtype) -> VirtualKeyValues:
         """The keys and values, with gradient for all positions but the first."""
-        flat = torch.cat([self.parameters[_FIRST], self.parameters[_OTHERS]]).to(dtype)
+        others = self.parameters[_OTHERS] * self.parameters[_SCALE]
+        flat = torch.cat([self.parameters[_FIRST], others]).to(dtype)
         shapes = [[int(size) for size in layer] for layer in self.parameters[_SHAPES].tolist()]
         sizes = [(heads, width) for heads, key, value in shapes for width in (key, value)]
         parts = torch.split(flat, [heads * width for heads, width in sizes], dim=1)
@@ -157,6 +165,13 @@ def read_best(tensors: Mapping[str, torch.Tensor]) -> Prefix | None:
 
 def _named(tensors: Mapping[str, torch.Tensor], part: str) -> list[str]:
     return [name for name in tensors if name.startswith(f"{_BEST}.layers.") and name.endswith(part)]
+
+
+def _size(part: torch.Tensor) -> torch.Tensor:
+    """The power of two next to the root mean square of all positions but the first, a scalar."""
+    others = part[1:] if len(part) > 1 else part
+    size: torch.Tensor = others.double().square().mean().sqrt().clamp(min=_LEAST_SCALE).log2().round().exp2()
+    return size.float()
 
 
 def _check_length(source: KeyValuePrefix, num_virtual_tokens: int) -> None:
