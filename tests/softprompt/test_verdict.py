@@ -94,7 +94,8 @@ def test_replicas_that_say_nothing_are_not_waited_for_without_end(
     tune: Callable[..., Outcome], services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("softprompt.client.verdict.first_verdict.__defaults__", (0.0,))
-    monkeypatch.setattr("softprompt.client.prompts.PromptMethods.first_verdict.__kwdefaults__", {"timeout_seconds": 0.0})
+    method = "softprompt.client.prompts.PromptMethods.first_verdict"
+    monkeypatch.setattr(f"{method}.__kwdefaults__", {"timeout_seconds": 0.0})
     services.trainer.statuses = [status()]
     outcome = tune()
     assert outcome.code == 0
