@@ -34,6 +34,7 @@ async def test_a_cancelled_job_is_told_and_an_operator_sees_it(
             test = await client.test_webhook("here")
             await until(lambda: len(heard.events) == 2)
             assert heard.events[1].id == test
+
             async def all_delivered() -> bool:
                 [webhook] = await client.list_webhooks()
                 return (webhook.num_delivered, webhook.num_pending, webhook.dead_letters) == (2, 0, ())
