@@ -84,8 +84,11 @@ async def test_a_job_is_trained_evaluated_published_and_reported(training: Runni
     assert (ended.result.num_judging, ended.result.judged_apart) == (2, True)
     assert "2 held-out examples are too few to tell" in ended.result.verdict
     assert ended.result.verdict in [event.note for event in events]
-    steps = [event.progress.step for event in events if event.HasField("progress")]
+    made = [event.progress for event in events if event.HasField("progress")]
+    steps = [progress.step for progress in made if not progress.num_models]
     assert len(steps) == len(set(steps))
+    measured = dict.fromkeys((progress.num_measured, progress.num_models) for progress in made if progress.num_models)
+    assert list(measured) == [(number, len(measured) - 1) for number in range(len(measured))], "final evaluation"
     assert ended.progress.step == 6
     assert ended.attempt == 1
     assert await watched(training, job.name, after=events[-3].number) == events[-2:]

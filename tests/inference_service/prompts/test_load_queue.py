@@ -114,11 +114,18 @@ async def test_a_cancelled_replay_raises_instead_of_giving_nothing(
     monkeypatch.setattr(bench.engine.engine, "step", held)
     replay = asyncio.create_task(bench.engine.top_logprobs(None, tuple(range(20, 120)), 4))
     await until(entered.is_set)
+    sent, send = asyncio.Event(), bench.engine._send
+
+    def noticed(work: Any) -> None:
+        send(work)
+        sent.set()
+
+    monkeypatch.setattr(bench.engine, "_send", noticed)
     stopping = asyncio.create_task(bench.engine.stop()) if ended_by == "stop" else None
     if stopping is None:
         (name,) = bench.engine._streams
         bench.engine._send(lambda: bench.engine._cancel(name))
-    await asyncio.sleep(0)
+    await sent.wait()
     released.set()
     with pytest.raises(Unavailable):
         await replay
