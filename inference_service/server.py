@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +41,6 @@ from shared.config import ConfigError
 from shared.errors import NotFound, PreconditionFailed, Unavailable
 from shared.model import fingerprint
 from shared.model.base_model import inspect, resolve
-from shared.process.call_pool import CallPool
 from shared.process.daemon_thread import close_within, on_daemon_thread
 from shared.process.service import announce, retract
 from shared.process.threads import set_torch_threads
@@ -56,9 +54,6 @@ from shared.values.generation import ModelInfo
 log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 0.25
-_STORE_PAUSE_SECONDS = 1.0
-_OPEN_SECONDS = 300.0
-"""Time limit for opening the store: some requests and a snapshot of its whole index."""
 _FAREWELL_SECONDS = 2.0
 
 
@@ -176,7 +171,7 @@ async def _live(
     """Start the replica and run its tasks. Ends by cancellation, or with the error that ended the replica."""
     engine = await on_daemon_thread(lambda: _load(settings), "load-model")
     pools = StorePools.of(settings.store_timeout_seconds)
-    store = await _open(settings, pools.watch)
+    store = await pools.watch.open(lambda: open_store(settings.store_url, settings.store_timeout_seconds))
     replica = build(settings, engine, store, metrics, pools, len(rpc.guard.tenants()), address)
     replica.engine.start()
     try:
@@ -247,18 +242,3 @@ def _load(settings: InferenceSettings) -> Engine:
     }
     log.info("model loaded", extra={"fields": fields})
     return engine
-
-
-async def _open(settings: InferenceSettings, pool: CallPool) -> PromptStore:
-    """Open the store, waiting while it is unavailable. Raises InvalidInput or PreconditionFailed if it is unusable."""
-    reason = ""
-    while True:
-        try:
-            return await pool.call_within(
-                _OPEN_SECONDS, lambda: open_store(settings.store_url, settings.store_timeout_seconds)
-            )
-        except Unavailable as error:
-            if error.message != reason:
-                log.warning("waiting for the prompt store: %s", error.message)
-            reason = error.message
-            await asyncio.sleep(_STORE_PAUSE_SECONDS * random.uniform(0.5, 1.5))

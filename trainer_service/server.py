@@ -16,14 +16,13 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import cast
 
 import grpc
 from prometheus_client import CollectorRegistry
 from prompttuning.v1 import prompts_pb2, prompts_pb2_grpc, tuning_pb2, tuning_pb2_grpc
 
-from shared.errors import SoftPromptError, Unavailable
-from shared.process.call_pool import CallPool
+from shared.errors import SoftPromptError
 from shared.process.daemon_thread import close_within, on_daemon_thread
 from shared.process.service import announce, retract
 from shared.rpc.late import LateServices
@@ -80,15 +79,10 @@ LOOK_SECONDS = 10.0
 _CALLS_SHARE = 0.4
 """Share of the grace time for running calls; the rest is for checkpoints."""
 
-_RETRY_SECONDS = 2.0
-_OPEN_SECONDS = 600.0
-"""Time limit for opening the database, which may need a migration, and the store. Single requests have shorter limits.
-"""
 _CLOSE_SECONDS = 2.0
 _FINISH_BUILDING_SECONDS = 2.0
 """How long a stop waits for a running migration to finish."""
 
-Opened = TypeVar("Opened")
 PoolMaker = Callable[[TrainerSettings], WorkerPool]
 
 
@@ -139,16 +133,12 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     """Builds the parts behind the front. Waits while the database or the prompt store is unavailable."""
     rpc, metrics, pools = front.rpc, front.metrics, front.pools
     endpoints = Endpoints(settings.webhooks_file)
-    job_store = await _open_with_retries(
-        pools.job_database,
-        lambda: JobStore.open(settings.resolved_database_url, settings.database_timeout_seconds),
-        _OPEN_SECONDS,
+    job_store = await pools.job_database.open(
+        lambda: JobStore.open(settings.resolved_database_url, settings.database_timeout_seconds)
     )
     try:
-        store = await _open_with_retries(
-            pools.prompt_store,
-            lambda: open_store(settings.resolved_store_url, settings.store_timeout_seconds),
-            _OPEN_SECONDS,
+        store = await pools.prompt_store.open(
+            lambda: open_store(settings.resolved_store_url, settings.store_timeout_seconds)
         )
     except BaseException:
         job_store.close()
@@ -184,9 +174,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     webhooks = Deliveries(outbox, endpoints, store, pools, metrics, max_attempts=settings.webhook_attempts)
     info = ServiceInfo(models, limits, UploadLimits.of(settings))
     owned = TenantDatasets(datasets, ledger, settings.max_dataset_bytes_per_tenant)
-    tokens = PageTokens(
-        await _open_with_retries(pools.job_database, lambda: page_token_key(job_store.database), _OPEN_SECONDS)
-    )
+    tokens = PageTokens(await pools.job_database.open(lambda: page_token_key(job_store.database)))
     beat_seconds = settings.watch_heartbeat_seconds
     submission, reports = JobSubmission(owned, jobs), JobReports(job_store, pools)
     tuning = TuningServicer(
@@ -344,16 +332,3 @@ async def _drain(settings: TrainerSettings, front: Front, trainer: Trainer | Non
     front.pools.close()
     await close_within(_CLOSE_SECONDS, front.tracing.close, "tracing")
     log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
-
-
-async def _open_with_retries(pool: CallPool, open_it: Callable[[], Opened], timeout_seconds: float) -> Opened:
-    """Returns what `open_it` opens; retries while it raises Unavailable."""
-    reason = ""
-    while True:
-        try:
-            return await pool.call_within(timeout_seconds, open_it)
-        except Unavailable as error:
-            if error.message != reason:
-                log.warning("not started yet: %s", error.message)
-            reason = error.message
-            await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1.5))

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+OPEN_SECONDS = 600.0
+"""Time limit for opening a system: a snapshot of a store's whole index, or a database's migrations."""
+_OPEN_PAUSE_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.1, 5.0
 _LONGEST_PROBE_PAUSE_SECONDS = 3600.0
 
@@ -131,6 +134,20 @@ class CallPool:
                 log.warning("trying again in about %.1f s: %s", pause, error.message)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(_LAST_PAUSE_SECONDS, pause * 2)
+
+    async def open(self, function: Callable[[], Result]) -> Result:
+        """Open a system at the start of a process: wait for it while it is unavailable, with a log line for each new
+        reason. Raises other errors.
+        """
+        reason = ""
+        while True:
+            try:
+                return await self.call_within(OPEN_SECONDS, function)
+            except Unavailable as error:
+                if error.message != reason:
+                    log.warning("not started yet: %s", error.message)
+                reason = error.message
+                await asyncio.sleep(_OPEN_PAUSE_SECONDS * random.uniform(0.5, 1.5))
 
     def stats(self) -> PoolStats:
         """The pool's current statistics. Safe to call from any thread."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,14 +13,13 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
-from shared.errors import Unavailable
 from shared.process.call_pool import CallPool
 from shared.process.daemon_thread import close_within
 from shared.process.service import announce, retract
 from shared.rpc.late import LateServices
 from shared.rpc.metrics import PoolCollector, RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
-from shared.store import PromptStore, open_store
+from shared.store import open_store
 from shared.tracing import tracing_of
 from softprompt.client.channel import open_replica_channel
 from softprompt.client.security import ClientSecurity
@@ -33,8 +31,6 @@ from softprompt.routing.store import StoreDirectory
 
 log = logging.getLogger(__name__)
 
-_STORE_PAUSE_SECONDS = 1.0
-_OPEN_SECONDS = 300.0
 _LOOK_SECONDS = 0.1
 _FAREWELL_SECONDS = 2.0
 
@@ -86,7 +82,7 @@ async def _live(
     """Follow the store and pass calls on. Ends by cancellation."""
     pool = CallPool("prompt_store", max_threads=2, timeout_seconds=settings.store_timeout_seconds)
     registry.register(PoolCollector([pool]))
-    store = await _open(settings, pool)
+    store = await pool.open(lambda: open_store(settings.store_url, settings.store_timeout_seconds))
     directory = StoreDirectory(store, settings.poll_seconds, pool)
     routing = Routing(
         directory,
@@ -111,18 +107,3 @@ async def _open_for_calls(routing: Routing, metrics: RouterMetrics, rpc: RpcServ
     await rpc.set_serving(True)
     metrics.ready.set(1)
     ready()
-
-
-async def _open(settings: RouterSettings, pool: CallPool) -> PromptStore:
-    """Open the store, waiting while it is unavailable. Raises InvalidInput or PreconditionFailed if it is unusable."""
-    reason = ""
-    while True:
-        try:
-            return await pool.call_within(
-                _OPEN_SECONDS, lambda: open_store(settings.store_url, settings.store_timeout_seconds)
-            )
-        except Unavailable as error:
-            if error.message != reason:
-                log.warning("waiting for the prompt store: %s", error.message)
-            reason = error.message
-            await asyncio.sleep(_STORE_PAUSE_SECONDS * random.uniform(0.5, 1.5))

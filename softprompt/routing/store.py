@@ -11,13 +11,12 @@ from collections.abc import Callable
 
 from shared.errors import InvalidInput, NotFound, SoftPromptError
 from shared.names import PromptReference
-from shared.process.call_pool import CallPool
+from shared.process.call_pool import OPEN_SECONDS, CallPool
 from shared.store import PromptStore, ReplicaRecord, StoreWatcher, open_store
 from softprompt.routing.directory import Directory, Replica, Target
 
 log = logging.getLogger(__name__)
 
-_OPEN_SECONDS = 300.0
 FLEET_SECONDS = 1.0
 """Time between two reads of the records. A replica that is gone is noticed earlier, by its connection."""
 
@@ -112,7 +111,7 @@ class StoreDirectory(Directory):
 async def open_directory(url: str, timeout_seconds: float = 30.0) -> StoreDirectory:
     """The directory of the store at `url`. Raises InvalidInput, Unavailable."""
     pool = CallPool("prompt_store", max_threads=2, timeout_seconds=timeout_seconds)
-    store = await pool.call_within(_OPEN_SECONDS, lambda: open_store(url, timeout_seconds))
+    store = await pool.call_within(OPEN_SECONDS, lambda: open_store(url, timeout_seconds))
     return StoreDirectory(store, pool=pool)
 
 

@@ -88,7 +88,7 @@ async def test_it_waits_for_a_store_that_is_away(settings: TrainerSettings, monk
         return really_open(url, timeout_seconds)
 
     monkeypatch.setattr(server, "open_store", away_twice)
-    monkeypatch.setattr(server, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("shared.process.call_pool._OPEN_PAUSE_SECONDS", 0.01)
     async with running_trainer(settings) as trainer:
         assert await trainer.health() == SERVING
     assert next(refusals, None) is None
