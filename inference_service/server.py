@@ -142,22 +142,12 @@ async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
     port = await rpc.start()
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
     ready = partial(announce, settings, port, metrics_server.port, rpc.health_port)
-    running = asyncio.create_task(_live(settings, metrics, rpc, servicer, settings.reachable_at(port), ready))
-    stopping = asyncio.create_task(stop.wait())
+    life = _live(settings, metrics, rpc, servicer, settings.reachable_at(port), ready)
     try:
-        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        started = time.monotonic()
-        retract(settings)
-        await rpc.drain(settings.grace_seconds if stop.is_set() else 0.0)
-        log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - started, 3)}})
+        await rpc.run_until(stop, life, partial(retract, settings))
     finally:
-        stopping.cancel()
-        running.cancel()
-        (outcome, _) = await asyncio.gather(running, stopping, return_exceptions=True)
         await close_within(_FAREWELL_SECONDS, metrics_server.close, "metrics")
         await close_within(_FAREWELL_SECONDS, tracing.close, "tracing")
-    if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
-        raise outcome
 
 
 async def _live(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -144,6 +146,24 @@ class RpcServer:
         """Set the status of all health services but `live`. `exceptions`: services with another status, by name."""
         for name in self._watched:
             self._health.set(name, _SERVING if (exceptions or {}).get(name, serving) else _NOT_SERVING)
+
+    async def run_until(
+        self, stop: asyncio.Event, life: Coroutine[Any, Any, None], leaving: Callable[[], object]
+    ) -> None:
+        """Run `life` until it ends or `stop` is set, then call `leaving`, drain, and cancel it. Raises its error."""
+        running, stopping = asyncio.create_task(life), asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            started = time.monotonic()
+            leaving()
+            await self.drain(self._settings.grace_seconds if stop.is_set() else 0.0)
+            log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - started, 3)}})
+        finally:
+            stopping.cancel()
+            running.cancel()
+            (outcome, _) = await asyncio.gather(running, stopping, return_exceptions=True)
+        if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
+            raise outcome
 
     async def drain(self, grace_seconds: float) -> None:
         """Report NOT_SERVING, take no new calls, end the watches, and let running calls finish.

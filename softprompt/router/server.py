@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -51,23 +50,16 @@ async def serve(settings: RouterSettings, stop: asyncio.Event, security: ClientS
     port = await rpc.start()
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
     ready = partial(announce, settings, port, metrics_server.port, rpc.health_port)
-    running = asyncio.create_task(_live(settings, security, registry, metrics, rpc, late, ready))
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        started = time.monotonic()
+
+    def leaving() -> None:
         retract(settings)
         metrics.ready.set(0)
-        await rpc.drain(settings.grace_seconds if stop.is_set() else 0.0)
-        log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - started, 3)}})
+
+    try:
+        await rpc.run_until(stop, _live(settings, security, registry, metrics, rpc, late, ready), leaving)
     finally:
-        stopping.cancel()
-        running.cancel()
-        (outcome, _) = await asyncio.gather(running, stopping, return_exceptions=True)
         await close_within(_FAREWELL_SECONDS, metrics_server.close, "metrics")
         await close_within(_FAREWELL_SECONDS, tracing.close, "tracing")
-    if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
-        raise outcome
 
 
 async def _live(
