@@ -196,6 +196,11 @@ async def _neighbours(field: Field, note: Note) -> None:
 
 
 _OVER_VLLM = "engine over vLLM"
+_OVER_GREEDY = Goal("sampled over greedy", "engine, tokens/s", "engine, greedy, tokens/s", 0.95)
+_OVER_PEERS = (
+    Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
+    Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 2.5),
+)
 CASES = (
     Case("batch-1", "one request", _throughput(1), (Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 1.0),)),
     Case(
@@ -253,39 +258,25 @@ CASES = (
         "sampled",
         "16 requests at once, temperature 0.8, top_p 0.95",
         _sampled(temperature=0.8, top_p=0.95),
-        (
-            Goal("sampled over greedy", "engine, tokens/s", "engine, greedy, tokens/s", 0.95),
-            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
-            Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 2.5),
-        ),
+        (_OVER_GREEDY, *_OVER_PEERS),
     ),
     Case(
         "penalised",
         "16 requests at once, temperature 0.8, repetition penalty 1.1",
         _sampled(temperature=0.8, repetition_penalty=1.1),
-        (
-            Goal("sampled over greedy", "engine, tokens/s", "engine, greedy, tokens/s", 0.95),
-            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
-            Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 2.5),
-        ),
+        (_OVER_GREEDY, *_OVER_PEERS),
     ),
     Case(
         "input-512",
         "16 requests at once with inputs of 512 tokens",
         _long(512, 16),
-        (
-            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
-            Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 2.5),
-        ),
+        _OVER_PEERS,
     ),
     Case(
         "input-2048",
         "4 requests at once with inputs of 2,048 tokens",
         _long(2048, 4),
-        (
-            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
-            Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 2.5),
-        ),
+        _OVER_PEERS,
     ),
     Case(
         "arrivals",

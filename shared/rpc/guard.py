@@ -127,7 +127,7 @@ class Guard:
 
 
 class PassingGuard(Guard):
-    """Admits every call, whoever makes it: for a router, whose replicas check the calls that it passes on."""
+    """Admits every call without a check. A router uses it, because replicas check the calls that it passes on."""
 
     @asynccontextmanager
     async def admitted(self, method: str, context: Any) -> AsyncIterator[Admission]:

@@ -126,7 +126,7 @@ def _owned(data: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         reason = f"--data: another softprompt up uses {str(data)!r}"
-        raise Failure(reason, EXIT_INVALID, "give this one a directory of its own") from None
+        raise Failure(reason, EXIT_INVALID, "choose another directory") from None
     try:
         yield
     finally:

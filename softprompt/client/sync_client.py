@@ -1,4 +1,4 @@
-"""The synchronous client: AsyncClient in a thread with an event loop. It has no logic of its own."""
+"""The synchronous client: AsyncClient in a thread with an event loop. All logic is in AsyncClient."""
 
 from __future__ import annotations
 

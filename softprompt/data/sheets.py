@@ -16,7 +16,7 @@ _MAX_ROWS = 1 << 20
 """The most that Excel writes. openpyxl yields an empty row for each number that a file leaves out, up to any number."""
 _MAX_EMPTY_CELLS = 20_000_000
 """openpyxl fills each row up to its last cell, so that a small file can have thousands of millions of empty cells."""
-_OTHER_SHEETS = "save what you need of it as a file of its own"
+_OTHER_SHEETS = "save the sheet that you need as a separate file"
 _INSTALL = "pip install 'softprompt[data]'"
 
 

@@ -10,7 +10,7 @@
  * `inference_service/engine/run/token_choice.py` computes the same in torch.
  *
  * A position in the order is found by division into buckets of equal width, as in a radix selection: the amounts of the
- * buckets tell which one contains it, and only that bucket is divided again. */
+ * buckets tell which one contains it, and then only that bucket is divided. */
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -243,7 +243,7 @@ static int is_after(const Row *row, int32_t id, Place place) {
   return logit < bound || (logit == bound && id > place.id);
 }
 
-/* The logit that has the weight, less a little; 0 stands for the smallest weight. */
+/* A logit slightly below the one with this weight; 0 stands for the smallest weight. */
 static float logit_of(float weight, float highest, float scale) {
   float low = highest - ((weight > 0x1p-35f ? -log2f(weight) : 35.0f) + 1) / scale;
   return low < highest ? low : nextafterf(highest, -INFINITY);

@@ -204,8 +204,8 @@ def test_other_sheets_are_named_if_the_first_is_not_understood(tmp_path: Path) -
     book.save(tmp_path / "two.xlsx")
     with pytest.raises(UnusableData) as refused:
         prepare(tmp_path / "two.xlsx")
-    assert (
-        refused.value.advice == "sheet 'About' is read; not 'Examples': save what you need of it as a file of its own"
+    assert refused.value.advice == (
+        "sheet 'About' is read; not 'Examples': save the sheet that you need as a separate file"
     )
 
 
