@@ -1,6 +1,6 @@
-"""Follows one worker from its launch to its end: gives it jobs, stores its events, queues its jobs again if it is lost.
+"""Follows one worker from its launch to its end: gives it jobs, polls its events, queues its jobs again if it is lost.
 
-Events are acknowledged only after they are stored, so an unavailable database or a lost answer loses none.
+`jobs_on_worker` says what its events mean for its jobs.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from shared.errors import InvalidInput, SoftPromptError, Unavailable
@@ -17,25 +17,16 @@ from shared.values.results import TuningError
 from trainer_service.cluster.interface import WorkerHandle, WorkerLost, WorkerPool, WrongSoftware
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerEnd, WorkerState
 from trainer_service.dispatch.capacity import Capacity
+from trainer_service.dispatch.jobs_on_worker import JobsOnWorker
 from trainer_service.dispatch.liveness import Liveness
 from trainer_service.dispatch.progress import AttemptProgress
 from trainer_service.dispatch.scheduler import WorkerView
-from trainer_service.jobs import transitions
 from trainer_service.jobs.config import retry_delay_seconds
 from trainer_service.jobs.context import JobsContext
-from trainer_service.jobs.model import EventPayload, Job, Note
+from trainer_service.jobs.model import Job, Note
 from trainer_service.jobs.record import Record
-from trainer_service.jobs.store.files import FileKind, keep_what_is_worth
-from trainer_service.jobs.store.job_store import StaleAttempt
-from trainer_service.jobs.store.report_store import report_of, save_report
-from trainer_service.publish.publication import Publication, make_publication
+from trainer_service.publish.publication import Publication
 from trainer_service.training.events import (
-    Checkpointed,
-    Failed,
-    Finished,
-    Stopped,
-    TrainingEvent,
-    TrainingResult,
     TrainingTask,
 )
 
@@ -59,10 +50,8 @@ class WorkerSupervisor:
         on_end: Callable[[WorkerSupervisor], None],
     ) -> None:
         self.id, self.base_model = id, base_model
-        self._pool, self._context, self._on_trained, self._on_end = pool, context, on_trained, on_end
-        self._attempts: dict[str, AttemptProgress] = {}
-        self._jobs: dict[str, Record] = {}
-        self._num_given = 0
+        self._pool, self._context, self._on_end = pool, context, on_end
+        self._jobs = JobsOnWorker(context, on_trained)
         self._giving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._handle: WorkerHandle | None = None
         self._state: WorkerState | None = None
@@ -71,7 +60,6 @@ class WorkerSupervisor:
         self._ready_at = 0.0
         self.loss: WorkerLost | None = None
         """The error that ended it, if it was lost with a known reason."""
-        self._idle_since: float | None = None
         self._capacity = Capacity()
         self._liveness = Liveness(context.config.step_seconds)
         self._ended_because = ""
@@ -84,7 +72,7 @@ class WorkerSupervisor:
     @property
     def job_ids(self) -> frozenset[str]:
         """Jobs that the worker has or is being given."""
-        return frozenset(self._attempts)
+        return frozenset(self._jobs.attempts)
 
     @property
     def was_ready(self) -> bool:
@@ -99,7 +87,7 @@ class WorkerSupervisor:
     @property
     def attempts(self) -> dict[str, int]:
         """The attempt of each of its jobs, by job id."""
-        return {job_id: attempt.attempt for job_id, attempt in self._attempts.items()}
+        return {job_id: attempt.attempt for job_id, attempt in self._jobs.attempts.items()}
 
     @property
     def view(self) -> WorkerView:
@@ -107,13 +95,13 @@ class WorkerSupervisor:
         return WorkerView(
             id=self.id,
             base_model=self.base_model,
-            num_jobs=len(self._attempts),
+            num_jobs=len(self._jobs.attempts),
             ready=self.was_ready,
-            idle_seconds=time.monotonic() - self._idle_since
-            if self._idle_since is not None and not self._attempts
+            idle_seconds=time.monotonic() - self._jobs.idle_since
+            if self._jobs.idle_since is not None and not self._jobs.attempts
             else 0.0,
-            fresh=self._num_given == 0,
-            exclusive=any(record.exclusive for record in self._jobs.values()),
+            fresh=self._jobs.num_given == 0,
+            exclusive=self._jobs.has_exclusive,
             max_jobs=self._capacity.max_jobs(),
             load_seconds=self.launch_seconds,
             ready_seconds=time.monotonic() - self._ready_at if self.was_ready else 0.0,
@@ -121,36 +109,30 @@ class WorkerSupervisor:
 
     def give(self, record: Record) -> None:
         """Prepares a claimed job and puts it on the worker."""
-        job = record.job
-        tracker = AttemptProgress(job.attempt, job.progress, self._context.config.progress_seconds)
-        self._attempts[job.id], self._jobs[job.id] = tracker, record
-        self._num_given += 1
+        job, tracker = record.job, self._jobs.add(record)
         self._giving[job.id, job.attempt] = asyncio.create_task(self._give(record, tracker), name=f"give {job.id}")
 
     def is_over_time(self, job_id: str) -> bool:
         """Whether the job has passed its deadline or its maximum runtime."""
-        record = self._jobs.get(job_id)
-        return record is not None and transitions.must_leave(record, time.time())
+        return self._jobs.is_over_time(job_id)
 
     async def stop_job(self, job_id: str) -> None:
         """Stops a job after its current step. Safe to repeat; ignores a lost worker, which polling detects."""
-        tracker = self._attempts.get(job_id)
+        tracker = self._jobs.attempts.get(job_id)
         if tracker is None:
             return
         if (giving := self._giving.pop((job_id, tracker.attempt), None)) is not None:
             giving.cancel()
             await asyncio.gather(giving, return_exceptions=True)
-            await self._change_and_forget(
-                job_id, tracker, lambda record: transitions.left_worker(record, time.time()), []
-            )
+            await self._jobs.leave(job_id, tracker)
         await self._stop_on_worker(job_id, tracker.attempt)
 
     async def drop_attempt(self, job_id: str, attempt: int) -> None:
         """Stops an attempt that has lost its job, perhaps to another attempt on this worker, and drops its events."""
-        tracker = self._attempts.get(job_id)
+        tracker = self._jobs.attempts.get(job_id)
         if tracker is not None and tracker.attempt == attempt:
             await self.stop_job(job_id)
-            self._forget(job_id, tracker)
+            self._jobs.forget(job_id, tracker)
         else:
             await self._stop_on_worker(job_id, attempt)
 
@@ -210,16 +192,14 @@ class WorkerSupervisor:
             task.cancel()
         if self._handle is not None:
             await self._handle.close()
-        too_many = out_of_memory and self._num_given > 1
-        for job_id, tracker in list(self._attempts.items()):
+        too_many = out_of_memory and self._jobs.num_given > 1
+        for job_id, tracker in list(self._jobs.attempts.items()):
             if planned:
-                await self._change_and_forget(
-                    job_id, tracker, lambda record: transitions.left_worker(record, time.time()), []
-                )
+                await self._jobs.leave(job_id, tracker)
             elif too_many:
-                await self._separate(job_id, tracker, "ran out of memory")
+                await self._jobs.separate(job_id, tracker, "ran out of memory")
             else:
-                await self._lose(job_id, tracker, reason)
+                await self._jobs.lose(job_id, tracker, reason)
         observer, was_ready = self._context.observer, self.was_ready
         if not planned and not was_ready:
             observer.launch_failed(self.base_model, failure)
@@ -239,19 +219,20 @@ class WorkerSupervisor:
                 self.launch_seconds = time.monotonic() - started
                 log.info("worker ready", extra={"fields": {"seconds": round(self.launch_seconds, 2), **report.details}})
                 self._enter(WorkerState.READY)
-                self._ready_at = self._idle_since = time.monotonic()
+                self._ready_at = self._jobs.idle_since = time.monotonic()
                 self._context.wake_dispatcher.set()
             if report.ready and report.memory is not None:
                 self._capacity.observe(len(report.attempts), report.memory.used_bytes, report.memory.limit_bytes)
                 self._context.memory_use.observe(self.base_model, len(report.attempts), report.memory.used_bytes)
             if not report.ready and time.monotonic() - started > config.launch_seconds:
                 raise TimeoutError
-            await self._store(report.events)
+            for job_id, attempt in await self._jobs.store(report.events):
+                await self.drop_attempt(job_id, attempt)
             since = report.last
             if why_lost:
                 raise WorkerLost(why_lost)
             for job_id, attempt in report.attempts.items():
-                if job_id not in self._attempts:  # dropped here; its stop was lost, or arrived before its task
+                if job_id not in self._jobs.attempts:  # dropped here; its stop was lost, or arrived before its task
                     await self._stop_on_worker(job_id, attempt)
             await asyncio.sleep(config.poll_pause_seconds)
 
@@ -274,13 +255,13 @@ class WorkerSupervisor:
                 if self._handle is not None:
                     await self._handle.add(task)
             except WorkerLost as error:
-                await self._lose(job.id, tracker, error.reason)
+                await self._jobs.lose(job.id, tracker, error.reason)
             except SoftPromptError as error:
                 field = error.violations[0].field if isinstance(error, InvalidInput) else "spec.dataset"
-                await self._fail(job.id, tracker, TuningError(code="BAD_DATA", message=error.message, field=field))
+                await self._jobs.fail(job.id, tracker, TuningError(code="BAD_DATA", message=error.message, field=field))
             except Exception as error:
                 log.exception("preparing a job failed with an unexpected error")
-                await self._fail(
+                await self._jobs.fail(
                     job.id,
                     tracker,
                     TuningError(code="INTERNAL", message=f"preparing the job failed: {type(error).__name__}"),
@@ -302,150 +283,3 @@ class WorkerSupervisor:
                     await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
                 config = self._context.config
                 await asyncio.sleep(retry_delay_seconds(failures, config.retry_first_seconds, config.retry_max_seconds))
-
-    async def _store(self, events: Sequence[TrainingEvent]) -> None:
-        by_job: dict[str, list[TrainingEvent]] = {}
-        for event in events:
-            self._context.observer.training_event(event)
-            by_job.setdefault(event.job_id, []).append(event)
-        for job_id, job_events in by_job.items():
-            with bind(job=job_id):
-                try:
-                    await self._store_for(job_id, job_events)
-                except StaleAttempt:
-                    log.info("this attempt no longer has the job")
-                    await self.drop_attempt(job_id, job_events[0].attempt)
-
-    async def _store_for(self, job_id: str, events: Sequence[TrainingEvent]) -> None:
-        """Stores progress, evaluations and checkpoints in order in one transaction, then applies the final event."""
-        tracker = self._attempts.get(job_id)
-        if tracker is None:
-            return
-        payloads: list[EventPayload] = []
-        checkpoint: Checkpointed | None = None
-        last: TrainingEvent | None = None
-        for event in events:
-            if event.attempt != tracker.attempt:
-                continue
-            payloads += tracker.absorb(event, time.time())
-            checkpoint = event if isinstance(event, Checkpointed) else checkpoint
-            last = event
-        if checkpoint is not None:
-            await self._keep(job_id, tracker.attempt, FileKind.CHECKPOINT, checkpoint.data)
-        if payloads or tracker.statistics is not None:
-            await self._progress(job_id, tracker, payloads, checkpointed=checkpoint is not None)
-        match last:
-            case Finished():
-                await self._finished(job_id, tracker, last.result)
-            case Failed():
-                await self._failed(job_id, tracker, last)
-            case Stopped():
-                await self._stopped(job_id, tracker, last)
-
-    async def _progress(
-        self, job_id: str, tracker: AttemptProgress, payloads: Sequence[EventPayload], *, checkpointed: bool
-    ) -> None:
-        progress, statistics = tracker.progress, tracker.statistics
-        tracker.statistics = None
-        await self._context.change(
-            job_id,
-            lambda record: transitions.progressed(record, progress, statistics, checkpointed=checkpointed),
-            attempt=tracker.attempt,
-            payloads=payloads,
-        )
-
-    async def _finished(self, job_id: str, tracker: AttemptProgress, trained: TrainingResult) -> None:
-        """Saves the publication before the state changes, so a crash after this point doesn't lose the training."""
-        record = self._jobs[job_id]
-        try:
-            publication, encoded = await asyncio.to_thread(
-                _encoded_publication, record.job, trained, tracker.current_version
-            )
-        except (SoftPromptError, ValueError) as error:
-            log.exception("a trained prompt can't be encoded as a version")
-            await self._fail(
-                job_id,
-                tracker,
-                TuningError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]),
-            )
-            return
-        await self._context.database.retry(
-            save_report, self._context.store.database, job_id, tracker.attempt, report_of(trained)
-        )
-        await self._keep(job_id, tracker.attempt, FileKind.OUTCOME, encoded)
-        after = await self._context.change(
-            job_id, lambda record: transitions.trained(record, time.time()), attempt=tracker.attempt
-        )
-        self._forget(job_id, tracker)
-        self._on_trained(after, publication)
-
-    async def _failed(self, job_id: str, tracker: AttemptProgress, event: Failed) -> None:
-        out_of_memory = event.code == "OUT_OF_MEMORY"
-        if event.code == "DATA_UNAVAILABLE":
-            await self._lose(job_id, tracker, event.message)
-        elif event.retryable and self._num_given > 1 and not self._jobs[job_id].exclusive:
-            # Another job of the worker may be the cause.
-            await self._separate(job_id, tracker, "ran out of memory" if out_of_memory else "failed unexpectedly")
-        else:
-            advice = "; shorter examples or fewer virtual tokens need less" if out_of_memory else ""
-            await self._fail(
-                job_id, tracker, TuningError(code=event.code, message=event.message + advice, field=event.field)
-            )
-
-    async def _stopped(self, job_id: str, tracker: AttemptProgress, event: Stopped) -> None:
-        if event.data is not None:
-            await self._keep(job_id, tracker.attempt, FileKind.CHECKPOINT, event.data)
-        best = f"; the best evaluation was at step {tracker.progress.best_step}" if tracker.progress.metrics else ""
-        note = Note(
-            text=f"left its worker after step {event.step}{best}"
-            + ("; its checkpoint is kept" if event.data is not None else "")
-        )
-        left = transitions.left_with_checkpoint if event.data is not None else transitions.left_worker
-        await self._change_and_forget(job_id, tracker, lambda record: left(record, time.time()), [note])
-
-    async def _separate(self, job_id: str, tracker: AttemptProgress, why: str) -> None:
-        note = Note(text=f"{why} beside or after other jobs; continues alone in a new process")
-        await self._change_and_forget(
-            job_id, tracker, lambda record: transitions.separated(record, time.time()), [note]
-        )
-
-    async def _lose(self, job_id: str, tracker: AttemptProgress, reason: str) -> None:
-        note = Note(text=f"lost its worker ({reason[:300]}); continues from its last checkpoint")
-        config = self._context.config
-        await self._change_and_forget(
-            job_id, tracker, lambda record: transitions.lost(record, time.time(), reason[:300], config), [note]
-        )
-
-    async def _fail(self, job_id: str, tracker: AttemptProgress, error: TuningError) -> None:
-        await self._change_and_forget(
-            job_id, tracker, lambda record: transitions.failed(record, error, time.time()), []
-        )
-
-    async def _change_and_forget(
-        self, job_id: str, tracker: AttemptProgress, move: Callable[[Record], Record], payloads: Sequence[EventPayload]
-    ) -> None:
-        try:
-            after = await self._context.change(job_id, move, attempt=tracker.attempt, payloads=payloads)
-        except StaleAttempt:
-            log.info("this attempt no longer has the job")
-        else:
-            if (job := after.job).state.is_final:
-                log.info("job ended: %s", job.state, extra={"fields": {"error": job.error.code if job.error else ""}})
-                await self._context.pools.job_files.retry(keep_what_is_worth, self._context.files, job)
-        self._forget(job_id, tracker)
-
-    async def _keep(self, job_id: str, attempt: int, kind: FileKind, data: bytes) -> None:
-        await self._context.pools.job_files.retry(self._context.files.save, job_id, kind, attempt, data)
-
-    def _forget(self, job_id: str, tracker: AttemptProgress) -> None:
-        """Removes the attempt, unless a later attempt of the job has come to this worker meanwhile."""
-        if self._attempts.get(job_id) is tracker:
-            del self._attempts[job_id], self._jobs[job_id]
-        if not self._attempts:
-            self._idle_since = time.monotonic()
-        self._context.wake_dispatcher.set()
-
-
-def _encoded_publication(job: Job, trained: TrainingResult, current_version: str) -> tuple[Publication, bytes]:
-    publication = make_publication(job, trained, current_version)
-    return publication, publication.encode()
