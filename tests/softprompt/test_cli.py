@@ -6,12 +6,10 @@ import io
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 from prompttuning.v1 import generation_pb2, tuning_pb2
 
 from shared.errors import (
@@ -24,58 +22,9 @@ from shared.errors import (
     Unavailable,
 )
 from softprompt.cli.failures import report
-from softprompt.cli.main import app
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import DATASET, JOB, succeeded_job
-
-COMMANDS = [
-    ("demo",),
-    ("up",),
-    ("gateway",),
-    ("router",),
-    ("tune",),
-    ("generate",),
-    ("classify",),
-    ("info",),
-    ("init",),
-    ("chat",),
-    ("distill",),
-    ("example",),
-    ("doctor",),
-    *[("data", name) for name in ("check", "preview", "convert")],
-    *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume", "delete", "clone", "continue")],
-    *[("jobs", name) for name in ("report", "compare", "curve", "track")],
-    *[("datasets", name) for name in ("upload", "list", "show", "delete")],
-    *[
-        ("prompts", name)
-        for name in ("list", "show", "versions", "status", "loaded", "watch", "export", "import", "delete")
-    ],
-    ("prompts", "alias", "set"),
-    ("prompts", "alias", "remove"),
-    ("models", "pull"),
-    ("models", "list"),
-    *[("webhooks", name) for name in ("list", "test", "retry")],
-]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(cli: CliRunner, command: Any) -> None:
-    outcome = cli(*command, "--help")
-    assert outcome.code == 0
-    assert f"Example:  softprompt {' '.join(command)}" in outcome.out
-
-
-def test_the_root_help_lists_exit_codes(cli: CliRunner) -> None:
-    assert "Exit codes" in cli("--help").out
-
-
-def test_help_imports_neither_grpc_nor_torch_nor_ray() -> None:
-    code = "import sys; sys.argv = ['softprompt', '--help']\nfrom softprompt.cli import main\n"
-    code += "try: main()\nexcept SystemExit: pass\n"
-    code += "heavy = {'grpc', 'torch', 'ray', 'transformers', 'google.protobuf'} & set(sys.modules)\n"
-    code += "assert not heavy, heavy"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 
 def test_no_server_there_says_where_it_looked_and_what_to_do(cli: CliRunner) -> None:
@@ -325,31 +274,6 @@ def wait_until(condition: Callable[[], object], timeout_seconds: float = 5.0) ->
     while not condition():
         assert time.monotonic() < deadline, "still not so"
         time.sleep(0.01)
-
-
-def commands_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    yield path, command
-    for name, child in getattr(command, "commands", {}).items():
-        yield from commands_of(child, (*path, name))
-
-
-WRITTEN = dict(commands_of(typer.main.get_command(app)))
-"""Every command with its help as it is written, by its path."""
-
-
-@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: " ".join(path) or "softprompt")
-def test_help_shows_every_word_that_is_written(path: Any, cli: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
-    shown = " ".join(cli(*path, "--help").out.split())
-    command = WRITTEN[path]
-    for item in (command, *command.params):
-        written = " ".join((getattr(item, "help", None) or "").split())
-        assert written in shown, f"{written!r} is not in the help"
-
-
-def test_every_command_but_the_groups_has_an_example() -> None:
-    leaves = {path for path, command in WRITTEN.items() if not getattr(command, "commands", None)}
-    assert leaves == {*COMMANDS, ("models", "fingerprint"), ("tokens", "new"), ("tokens", "hash")}
 
 
 def test_output_keeps_brackets_and_colons(cli: CliRunner, here: Services) -> None:
