@@ -219,7 +219,8 @@ def best_prefix(data: bytes) -> Prefix:
     parameters = {name.removeprefix(first): tensor for name, tensor in tensors.items() if name.startswith(first)}
     if not parameters:
         raise DamagedBlob("the job ended before its first step, so it has no prompt to start from")
-    return read_best(tensors) or leaves_of(parameters).prefix()
+    leaves = leaves_of(parameters)
+    return read_best(tensors, leaves.kind) or leaves.prefix()
 
 
 def restore(trainee: Trainee, saved: TraineeState, tensors: dict[str, torch.Tensor], index: int) -> None:

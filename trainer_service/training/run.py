@@ -19,7 +19,8 @@ import torch
 
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Entering, Prefix
+from shared.prompt.kinds import KINDS
+from shared.prompt.prefix import Prefix, PrefixInput
 from shared.text.template import InputEncoder
 from shared.values.results import DistillationResult, EncodingStatistics
 from trainer_service.training import checkpoint
@@ -53,7 +54,7 @@ from trainer_service.training.recipe.leaves import new_leaves, read_best
 from trainer_service.training.recipe.selection import ranked, score_of
 from trainer_service.training.results import Results
 from trainer_service.training.search import candidates, is_rung, num_survivors
-from trainer_service.training.spec import Init, InitMethod, PrefixKind, TaskKind
+from trainer_service.training.spec import Init, InitMethod, TaskKind
 from trainer_service.training.trainee import Candidate, NonFinite, Trainee, batch_indices
 from trainer_service.training.work import CallWork, StepOutcome, TrainPart, TrainWork, Work
 
@@ -181,7 +182,7 @@ class TuningRun:
             raise InvalidInput.of("dataset", "has no training examples")
         if self._hyper.search and not self.task.validation:
             raise InvalidInput.of("spec.hyperparameters.search", "needs held-out examples to choose by")
-        if self._hyper.kind is PrefixKind.PREFIX and self._check_key_values is not None:
+        if not KINDS[self._hyper.kind].is_computed and self._check_key_values is not None:
             self._check_key_values()
         check_init(self._hyper.init, self._spec.labels, self._base_model.tokenizer)
         self._encoder = InputEncoder(self._base_model.tokenizer, self._spec.template)
@@ -225,7 +226,7 @@ class TuningRun:
             checkpoint.restore(trainee, state, tensors, index)
         saved.format, saved.digest = checkpoint.FORMAT, self._state.digest
         self._trainees, self._state = trainees, saved
-        self.best = read_best(tensors)
+        self.best = read_best(tensors, self._hyper.kind)
 
     def _new_trainee(self, learning_rate: float, init: Init, index: int = 0) -> Trainee:
         generator = torch.Generator().manual_seed(self._hyper.seed % 2**63)
@@ -419,7 +420,7 @@ class TuningRun:
             distillation=distilled,
         )
 
-    def _current(self) -> Entering | None:
+    def _current(self) -> PrefixInput | None:
         """The alias's current version, if it fits this model."""
         current = self.task.current
         if current is None:
