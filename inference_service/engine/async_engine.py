@@ -27,7 +27,8 @@ from inference_service.engine.core.request import (
     ScoreResult,
 )
 from inference_service.engine.core.stats import EngineObserver, EngineStats
-from inference_service.engine.engine import Engine, Output, raise_if_not_loaded
+from inference_service.engine.engine import Engine, raise_if_not_loaded
+from inference_service.engine.live_requests import Output
 from inference_service.engine.run.bisect_failure import StepFailed
 from inference_service.engine.text.text_stream import merge
 from shared.errors import (

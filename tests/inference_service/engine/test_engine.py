@@ -333,8 +333,8 @@ def test_text_that_cannot_be_made_ends_its_request_alone(engine: Engine, monkeyp
     def refuse(*args: object) -> Delta:
         raise UnicodeError("a tokenizer's own bug")
 
-    monkeypatch.setattr(engine._streams["bad"], "push", refuse)
-    monkeypatch.setattr(engine._streams["bad"], "_rest", refuse)
+    monkeypatch.setattr(engine.live.streams["bad"], "push", refuse)
+    monkeypatch.setattr(engine.live.streams["bad"], "_rest", refuse)
     found = drain(engine)
     assert (found["bad"].finish_reason, found["good"].finish_reason) == (FinishReason.INTERNAL, FinishReason.LENGTH)
 
