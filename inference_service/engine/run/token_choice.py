@@ -47,7 +47,7 @@ class Draw:
 
     @classmethod
     def of(cls, params: SamplingParams, number: float) -> Draw:
-        """The draw by these parameters."""
+        """The draw for these parameters. `number` is uniform in [0, 1)."""
         return cls(params.temperature, params.top_k, params.top_p, params.min_p, number)
 
     @property

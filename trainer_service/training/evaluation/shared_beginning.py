@@ -23,7 +23,7 @@ from trainer_service.training.faults import is_machine_fault
 log = logging.getLogger(__name__)
 
 MIN_TOKENS = 64
-"""Fewer tokens cost less than to compute their keys and values apart."""
+"""With fewer tokens, computing their keys and values separately costs more than it saves."""
 
 
 @torch.no_grad()
