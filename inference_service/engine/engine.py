@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -55,12 +54,11 @@ class Engine:
         scheduler: Scheduler,
         runner: Runner,
         prefixes: PrefixCache,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.base, self.config = base, config
         self.scheduler, self.runner, self.prefixes = scheduler, runner, prefixes
-        self.clock = clock
-        self.live = LiveRequests(base, config, scheduler, prefixes, clock)
+        self.clock = time.monotonic
+        self.live = LiveRequests(base, config, scheduler, prefixes, lambda: self.clock())
         self.admission = Admission(config, scheduler, prefixes, base.info.vocab_size)
         self._load_numbers = count()
         self._early: list[Output] = []
@@ -188,7 +186,6 @@ class Engine:
             waiting_tokens=self.scheduler.waiting_tokens,
             kv_blocks_used=pool.held_blocks,
             kv_blocks_total=pool.max_blocks,
-            prefixes_known=prefixes.num_known,
             prefixes_loaded=prefixes.num_loaded,
             prefix_kv_bytes=prefixes.num_bytes,
             prefix_kv_max_bytes=prefixes.max_bytes,
@@ -253,7 +250,7 @@ class Engine:
         self.live.totals = replace(
             totals, steps=totals.steps + 1, generated_tokens=totals.generated_tokens + num_sampled
         )
-        self.live.observer.on_step(StepStats(seconds, plan.num_positions, num_sampled))
+        self.live.observer.on_step(StepStats(seconds, plan.num_positions))
 
 
 def raise_if_not_loaded(end: Delta) -> None:
