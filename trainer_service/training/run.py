@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics as numbers
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -25,7 +24,6 @@ from shared.text.template import InputEncoder
 from shared.values.results import DistillationResult, EncodingStatistics
 from trainer_service.training import checkpoint
 from trainer_service.training.attention.packing import Row
-from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED
 from trainer_service.training.data import encoding
 from trainer_service.training.data.dataset import count_overlap
 from trainer_service.training.data.encoding import EncodedDataset, EncodedSplit, encode_split
@@ -45,9 +43,9 @@ from trainer_service.training.events import (
     TrainingEvent,
     TrainingResult,
     TrainingTask,
-    TriedCandidate,
 )
 from trainer_service.training.notes import data_notes
+from trainer_service.training.outcome import training_result
 from trainer_service.training.recipe.defaults import check_init
 from trainer_service.training.recipe.demonstrations import Demonstrations, demonstrations
 from trainer_service.training.recipe.leaves import new_leaves, read_best
@@ -386,37 +384,16 @@ class TuningRun:
             split = EncodedSplit(self._train, self._validation)
             distilled = yield from distillation_result(self._base_model, self._study, split, judged, entering)
         golden = yield CallWork(lambda: golden_records(self._base_model, prefix, self._encoder))
-        scores = [record.metrics[self._hyper.metric.value.lower()] for record in self._state.history[-5:]]
-        tried, best = self._state.tried, self._state.best_candidate
-        chosen = Candidate(tried[best].learning_rate, tried[best].init) if best < len(tried) else trainee.candidate
-        return TrainingResult(
-            prefix=prefix,
-            best_step=self._state.best_step,
+        return training_result(
+            self._state,
+            self._hyper.metric,
+            trainee,
+            prefix,
+            judged,
             num_steps=self.step,
-            metrics=judged.metrics,
-            bare_metrics=judged.bare,
-            template_metrics=judged.rivals.get(BARE, {}),
-            current_metrics=judged.rivals.get(CURRENT, {}),
-            golden=golden,
-            nearest_tokens=nearest_tokens(self._base_model, prefix.input(torch.float32)),
-            score_stability=numbers.pstdev(scores) if scores else 0.0,
-            learning_rate=chosen.learning_rate,
-            init=chosen.init,
-            instructed_metrics=judged.rivals.get(INSTRUCTED, {}),
-            few_shot_metrics=judged.rivals.get(FEW_SHOT, {}),
-            num_shots=judged.num_shots,
-            comparisons=judged.comparisons,
-            estimate=judged.estimate,
-            num_judging=judged.num_judging,
-            is_apart=judged.is_apart,
-            tried=tuple(
-                TriedCandidate(one.learning_rate, one.init, one.steps, one.metrics, index == best, one.end)
-                for index, one in enumerate(tried)
-            ),
-            num_skipped=trainee.num_skipped,
             statistics=self._statistics,
-            num_tokens=self._state.num_tokens,
-            answers=judged.answers,
+            golden=golden,
+            nearest=nearest_tokens(self._base_model, prefix.input(torch.float32)),
             distillation=distilled,
         )
 
