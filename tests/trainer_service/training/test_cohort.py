@@ -14,7 +14,7 @@ from shared.prompt.prefix import Prefix
 from shared.prompt.soft_prompt import SoftPrompt
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import classification, generation, losses, of, run, task
-from trainer_service.training import cohort as cohort_module
+from trainer_service.training import passes
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.compute import backward
 from trainer_service.training.events import (
@@ -112,7 +112,7 @@ def test_a_huge_batch_of_one_job_makes_no_step_of_the_others_long(monkeypatch: p
         positions.append(sum(forward.num_tokens(part.trainee.num_virtual_tokens, part.rows) for part in parts))
         return real(base_model, forward, parts, token_budget)
 
-    monkeypatch.setattr(cohort_module, "backward", counted)
+    monkeypatch.setattr(passes, "backward", counted)
     events = list[TrainingEvent]()
     while not of(events, Finished, "modest"):
         events += cohort.step()
