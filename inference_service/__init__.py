@@ -1,4 +1,9 @@
-"""Serves a frozen language model with the soft prompts of a store."""
+"""Serves a frozen language model with the soft prompts of a store.
+
+`server` is the process, `servicer` the handlers of GenerationService, `requests` and `generation` what they delegate
+to: a request's checks, and its path through the engine. `prompts` follows the store and loads versions; `engine`
+computes. Knows no jobs and no datasets.
+"""
 
 from shared.kernels.settings import set_native_defaults
 

@@ -23,7 +23,7 @@ from inference_service.engine.run.model_runner import ModelRunner
 from shared.errors import SoftPromptError
 from shared.model import base_model
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.prefix import PrefixInput
 from shared.prompt.soft_prompt import SoftPrompt
 from tests.inference_service.engine.builders import greedy, run_one, small_config
 from tests.tiny_models import FLOAT32, byte_tokenizer
@@ -232,7 +232,7 @@ def _training(base: BaseModel, prompt: torch.Tensor, model_type: str) -> str:
     except SoftPromptError as error:
         return _reason(error, model_type)
     matrix = prompt.clone().requires_grad_(True)
-    logits = forward.logits(forward.states([Segment(VirtualTokens(matrix), rows)]))
+    logits = forward.logits(forward.states([Segment(PrefixInput(matrix), rows)]))
     gradient = torch.autograd.grad(logits.float().log_softmax(-1)[:, 9].sum(), matrix)[0]
 
     again = prompt.clone().requires_grad_(True)

@@ -1,8 +1,10 @@
-"""Links, paths, make targets and settings that the pages for people name exist."""
+"""Links, paths, make targets, settings and modules that pages and docstrings of packages name exist."""
 
 from __future__ import annotations
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,8 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _PATH = re.compile(
     r"`((?:shared|trainer_service|inference_service|softprompt|tests|benchmarks|k8s|docs|protos|examples)/[\w./-]*)`"
 )
+PRODUCT = ("shared", "trainer_service", "inference_service", "softprompt")
+PACKAGES = [path for top in PRODUCT for path in (ROOT / top).rglob("__init__.py")]
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -75,3 +79,12 @@ def test_settings_exist(page: str) -> None:
 
 def test_the_lists_of_slow_tests_name_what_exists() -> None:
     assert [name for name in (*FOLDERS, *FILES) if not (ROOT / "tests" / name).exists()] == []
+
+
+@pytest.mark.parametrize("package", sorted(str(path.parent.relative_to(ROOT)) for path in PACKAGES))
+def test_the_docstring_of_a_package_names_modules_that_exist(package: str) -> None:
+    docstring = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text())) or ""
+    assert docstring, package
+    places = [Path(package), Path(package).parent, Path(package.split("/")[0]), Path(), Path("protos")]
+    names = [name.replace(".", "/") for name in re.findall(r"`([a-z_]\w*(?:\.\w+)*)`", docstring) if name.islower()]
+    assert not [name for name in names if not any(exists(f"{place}/{name}") for place in places)]

@@ -80,7 +80,7 @@ async def test_what_a_cohort_recorded_is_served_and_every_fault_is_refused(
     result = trained(load(directory, ModelOptions(dtype=dtype, device="cpu")))
     assert len(result.golden) == len(GOLDEN_INPUTS)
     assert {record.text for record in result.golden} == {""}
-    data = blob(directory, result.prefix.input(torch.float32).embeddings, template=TEMPLATE, golden=result.golden)
+    data = blob(directory, result.prefix.tensors()["prompt_embeddings"], template=TEMPLATE, golden=result.golden)
 
     base = load(directory, ModelOptions(dtype=dtype, device="cpu"))
     async with loader(tmp_path / "sound", base, data) as (attempt, _):
@@ -188,7 +188,7 @@ async def test_nothing_of_the_training_data_is_in_a_blob(tmp_path: Path) -> None
     held_out = tuple(replace(example, input=f"{secret} {example.line}") for example in classification(6, 100))
     base = load(directory, FLOAT32)
     result = of(run(Cohort(base), task(train=train, validation=held_out, num_steps=4)), Finished)[0].result
-    data = blob(directory, result.prefix.input(torch.float32).embeddings, template=TEMPLATE, golden=result.golden)
+    data = blob(directory, result.prefix.tensors()["prompt_embeddings"], template=TEMPLATE, golden=result.golden)
     assert secret.encode() not in data
     tokenizer = byte_tokenizer()
     texts = [tokenizer.decode(record.input_ids) for record in decode_blob(data).manifest.golden]

@@ -299,17 +299,19 @@ class TrainerMetrics:
         self._publish_failures.inc()
 
 
-class _LatestStates:
-    """The last seen state of each of the latest `size` jobs, so that a change is counted once."""
+_MOST_STATES = 20_000
 
-    def __init__(self, size: int = 20_000) -> None:
+
+class _LatestStates:
+    """The last seen state of each of the latest jobs, so that a change is counted once."""
+
+    def __init__(self) -> None:
         self._states: OrderedDict[str, JobState] = OrderedDict()
-        self._size = size
 
     def replace(self, job_id: str, state: JobState) -> JobState | None:
         before = self._states.pop(job_id, None)
         self._states[job_id] = state
-        if len(self._states) > self._size:
+        if len(self._states) > _MOST_STATES:
             self._states.popitem(last=False)
         return before
 

@@ -121,7 +121,7 @@ def _trained(base: BaseModel, numbers: Sequence[int]) -> Iterator[tuple[int, Sof
             if isinstance(event, Failed):
                 raise SystemExit(f"training {event.job_id} failed: {event.message}")
             if isinstance(event, Finished):
-                yield int(event.job_id), SoftPrompt(event.result.prefix.input(torch.float32).embeddings)
+                yield int(event.job_id), SoftPrompt.from_tensors(event.result.prefix.tensors())
 
 
 async def _measured(

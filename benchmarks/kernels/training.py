@@ -18,7 +18,7 @@ from shared.kernels import ops
 from shared.kernels.norm import CompiledRMSNorm, TorchRMSNorm
 from shared.kernels.rotary import Rotate
 from shared.kernels.training_linear import widened_product
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.prefix import PrefixInput
 from trainer_service.training.attention.packing import Layout, Row, Segment, pack
 from trainer_service.training.attention.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
 
@@ -90,7 +90,7 @@ def _layout() -> Layout:
     lengths = [[rng.randint(*LENGTHS) for _ in range(BATCH)] for _ in range(JOBS)]
     segments = [
         Segment(
-            VirtualTokens(torch.zeros(VIRTUAL_TOKENS, 1)),
+            PrefixInput(torch.zeros(VIRTUAL_TOKENS, 1)),
             [Row(tuple(range(first, first + length)), (0,)) for first, length in enumerate(some)],
         )
         for some in lengths

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Prefix, VirtualTokens
+from shared.prompt.prefix import Prefix, PrefixInput
 from trainer_service.training.attention.forward import Forward
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.compute import score_within
@@ -58,9 +58,9 @@ class Prefixed:
         """Computes the common beginning of all inputs once per pass, so that long few-shot examples are cheap."""
         prefix = self._input
         shared = _common_beginning([row.input_ids[:-1] for row in rows])
-        if shared and (prefix is None or isinstance(prefix, VirtualTokens)):
-            beginning = embed(self._base, shared).to(self._base.dtype)
-            prefix = VirtualTokens(beginning if prefix is None else torch.cat([prefix.embeddings, beginning]))
+        if shared and (prefix is None or not prefix.keys):
+            before = [] if prefix is None or prefix.embeddings is None else [prefix.embeddings]
+            prefix = PrefixInput(torch.cat([*before, embed(self._base, shared).to(self._base.dtype)]))
             rows = [replace(row, input_ids=row.input_ids[len(shared) :]) for row in rows]
         work = score_rows(prefix, rows)
         try:

@@ -27,7 +27,9 @@ from inference_service.engine.core.request import (
     ScoreResult,
 )
 from inference_service.engine.core.stats import EngineObserver, EngineStats
-from inference_service.engine.engine import Engine, Output, raise_if_not_loaded
+from inference_service.engine.delta_stream import DeltaStream, Event
+from inference_service.engine.engine import Engine, raise_if_not_loaded
+from inference_service.engine.live_requests import Output
 from inference_service.engine.run.bisect_failure import StepFailed
 from inference_service.engine.text.text_stream import merge
 from shared.errors import (
@@ -46,48 +48,6 @@ from shared.values.sampling import SamplingParams
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_Event = Output | BaseException
-
-
-class _Stream:
-    """Unread deltas of one consumer.
-
-    Used on the event loop, except `held`, which the engine's thread fills between flushes.
-    """
-
-    def __init__(self, ready: asyncio.Event | None = None) -> None:
-        """`ready` may be shared by the streams of one consumer."""
-        self.deltas: list[Delta] = []
-        self.score: ScoreResult | None = None
-        self.error: BaseException | None = None
-        self.ready = ready or asyncio.Event()
-        self.held: list[Delta] = []
-        self.flushed_at = 0.0
-
-    def put(self, event: _Event) -> None:
-        """Add an output or an error, and wake the consumer."""
-        if isinstance(event, BaseException):
-            self.error = event
-        else:
-            self.score = event.score or self.score
-            self.deltas.append(event.delta)
-        self.ready.set()
-
-    def taken(self) -> Delta | None:
-        """All deltas since the last call, merged; None without any. Raises the stream's error if none are left."""
-        if not self.deltas:
-            if self.error is not None:
-                raise self.error
-            return None
-        deltas, self.deltas = self.deltas, []
-        return merge(deltas)
-
-    async def take(self) -> Delta:
-        """Wait for deltas and return all since the last call, merged. Raises the stream's error if none are left."""
-        while (delta := self.taken()) is None:
-            self.ready.clear()
-            await self.ready.wait()
-        return delta
 
 
 class AsyncEngine:
@@ -102,7 +62,7 @@ class AsyncEngine:
         self._thread_started = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, DeltaStream] = {}
         self._commands: set[asyncio.Future[Any]] = set()
         self._draining = False
         self._stopping = False
@@ -245,7 +205,7 @@ class AsyncEngine:
         """Statistics at the end of the last step."""
         return self._stats
 
-    def _open(self, *requests: Request) -> list[_Stream]:
+    def _open(self, *requests: Request) -> list[DeltaStream]:
         """Send the requests to the engine, all or none, and return their streams."""
         if self._draining:
             raise Unavailable("the engine is stopping and takes no new requests")
@@ -254,7 +214,7 @@ class AsyncEngine:
             if request.request_id in self._streams:
                 raise AlreadyExists(f"request {request.request_id} is running")
         ready = asyncio.Event()
-        streams = [_Stream(ready) for _ in requests]
+        streams = [DeltaStream(ready) for _ in requests]
         self._streams |= {request.request_id: stream for request, stream in zip(requests, streams, strict=True)}
         self._send(lambda: self._submit(*requests))
         return streams
@@ -321,7 +281,7 @@ class AsyncEngine:
         except Exception as error:
             if not isinstance(error, SoftPromptError):
                 log.exception("request %s could not be queued", requests[0].request_id)
-            events: list[tuple[str, _Event]] = [(request.request_id, error) for request in requests]
+            events: list[tuple[str, Event]] = [(request.request_id, error) for request in requests]
             self._notify(self._deliver, events, self._engine.stats())
 
     def _cancel(self, request_id: str) -> None:
@@ -335,7 +295,7 @@ class AsyncEngine:
     def _post(self, outputs: list[Output]) -> None:
         """Send outputs to the event loop; tokens of recently flushed streams are held back."""
         now = time.monotonic()
-        events: list[tuple[str, _Event]] = []
+        events: list[tuple[str, Event]] = []
         for output in outputs:
             stream = self._streams.get(output.request_id)
             if stream is None:
@@ -357,7 +317,7 @@ class AsyncEngine:
 
     # ---- back on the event loop ----
 
-    def _deliver(self, events: list[tuple[str, _Event]], stats: EngineStats) -> None:
+    def _deliver(self, events: list[tuple[str, Event]], stats: EngineStats) -> None:
         self._stats = stats
         for request_id, event in events:
             stream = self._streams.get(request_id)

@@ -7,40 +7,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-
-import torch
 
 from inference_service.engine.admission import Admission
 from inference_service.engine.build import assemble
 from inference_service.engine.core.config import EngineConfig
-from inference_service.engine.core.guide import GuideProgress
-from inference_service.engine.core.integrity import IntegrityError
 from inference_service.engine.core.late_masks import late_masks, still_paused
 from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import (
     Delta,
     FinishReason,
-    GenerationRequest,
     PrefixLoad,
     Request,
-    ScoreResult,
-    TokenLogprob,
 )
-from inference_service.engine.core.running_request import RunningRequest, sequence_of
-from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver, StepStats
-from inference_service.engine.guide.mask_workers import MaskWorkers
+from inference_service.engine.core.stats import EngineObserver, EngineStats, StepStats
 from inference_service.engine.kv.prefix_cache import PrefixCache
+from inference_service.engine.live_requests import LiveRequests, Output, Results
 from inference_service.engine.run import scoring
 from inference_service.engine.run.bisect_failure import StepFailed, compute_each_alone
 from inference_service.engine.run.model_runner import Runner
-from inference_service.engine.run.sampler import NOT_FINITE, Sampled, sample
+from inference_service.engine.run.sampler import sample
 from inference_service.engine.scheduler import Scheduler
-from inference_service.engine.text.detokenizer import DetokenizerFactory
-from inference_service.engine.text.text_stream import TextStream, timing
 from shared.errors import AlreadyExists, DamagedBlob, Unavailable
 from shared.model import base_model
 from shared.model.base_model import BaseModel
@@ -50,30 +39,6 @@ from shared.prompt.prefix import Prefix
 log = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS = 5
-
-
-@dataclass(frozen=True)
-class Output:
-    """Output of a step for one request: a delta of its text, the result of a score, or the end of a load."""
-
-    request_id: str
-    delta: Delta
-    score: ScoreResult | None = None
-
-
-@dataclass(frozen=True)
-class _Results:
-    """Results of a forward pass: a token per sampling sequence, and the rows of logits per score by request id."""
-
-    sampling: list[RunningRequest]
-    sampled: list[Sampled]
-    late: set[RunningRequest]
-    """Sequences whose mask was not ready: they compute their last position again later."""
-    scored: dict[str, torch.Tensor]
-    inputs: dict[str, tuple[TokenLogprob, ...]]
-    """Log-probabilities of input tokens by request id."""
-    damaged: set[int]
-    """Rows to which keys or values were written that are not finite."""
 
 
 class Engine:
@@ -89,19 +54,12 @@ class Engine:
         scheduler: Scheduler,
         runner: Runner,
         prefixes: PrefixCache,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.base, self.config = base, config
         self.scheduler, self.runner, self.prefixes = scheduler, runner, prefixes
-        self.clock = clock
-        self.observer: EngineObserver = NullObserver()
+        self.clock = time.monotonic
+        self.live = LiveRequests(base, config, scheduler, prefixes, lambda: self.clock())
         self.admission = Admission(config, scheduler, prefixes, base.info.vocab_size)
-        self._detokenizers = DetokenizerFactory(base.tokenizer)
-        self._mask_workers = MaskWorkers()
-        self._streams: dict[str, TextStream] = {}
-        self._scores: dict[str, scoring.Tally] = {}
-        self._totals = EngineStats()
-        self._arrivals = 0
         self._load_numbers = count()
         self._early: list[Output] = []
         self._failed_steps = 0
@@ -128,56 +86,28 @@ class Engine:
         or DamagedBlob. A refused request leaves no state behind.
         """
         for request in requests:
-            if request.request_id in self._streams:
+            if request.request_id in self.live.streams:
                 raise AlreadyExists(f"request {request.request_id} is running")
         self.admission.check(requests[0], len(requests))
         for request in requests:
-            self._add(request)
-
-    def _add(self, request: Request) -> None:
-        if isinstance(request, PrefixLoad):
-            request.prefix.check_fits(self.base)
-            self.prefixes.add(request.prefix_id, request.prefix)
-        self._arrivals += 1
-        sequence = sequence_of(request, self.prefixes.num_virtual(request.prefix_id), self._arrivals, self.clock())
-        model_ends = frozenset() if sequence.sampling.ignore_eos else self.base.stop_token_ids
-        before: tuple[int, ...] = ()
-        guide = None
-        if isinstance(request, GenerationRequest):
-            before = request.input_ids if request.continues else ()
-            if request.guide is not None:
-                guide, model_ends = request.guide.begin(self._mask_workers, request.tenant), self.base.stop_token_ids
-        stream = TextStream(
-            sequence,
-            self._detokenizers(before, exact=guide is not None),
-            model_ends.union(sequence.sampling.stop_token_ids),
-            self.config.max_length,
-            guide,
-        )
-        tally = scoring.Tally(sequence) if sequence.is_score else None
-        if sequence.prefix_id is not None:
-            self.prefixes.hold(sequence.prefix_id)
-        self._streams[sequence.request_id] = stream
-        if tally is not None:
-            self._scores[sequence.request_id] = tally
-        self.scheduler.add(sequence)
+            self.live.add(request)
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> Output | None:
         """End a waiting or running request and free its resources. None if it has already ended."""
-        stream = self._streams.get(request_id)
-        return None if stream is None else self._end(stream.sequence, reason)
+        stream = self.live.streams.get(request_id)
+        return None if stream is None else self.live.end(stream.sequence, reason)
 
     def step(self) -> list[Output]:
         """Compute one step. An output with a finish reason is the last one of its request."""
         started = self.clock()
         outputs, self._early = self._early, []
-        outputs += [self._end(sequence, FinishReason.DEADLINE) for sequence in self.scheduler.expired(started)]
-        outputs += [self._end(sequence, FinishReason.LENGTH) for sequence in self._loaded()]
-        paused = still_paused(self.scheduler.running, self._guide_of)
+        outputs += [self.live.end(sequence, FinishReason.DEADLINE) for sequence in self.scheduler.expired(started)]
+        outputs += [self.live.end(sequence, FinishReason.LENGTH) for sequence in self.live.loaded()]
+        paused = still_paused(self.scheduler.running, self.live.guide_of)
         plan = self.scheduler.schedule(started)
         if not plan.chunks:
             if paused:  # nothing else can run: wait instead of planning again at once
-                late_masks(paused[:1], self._guide_of)
+                late_masks(paused[:1], self.live.guide_of)
             return outputs
         try:
             computed = [(plan, self._compute(plan))]
@@ -189,13 +119,13 @@ class Engine:
             for sequence in results.late:
                 sequence.num_computed, sequence.paused = sequence.length - 1, True
             # Fail these first: if the sequence leaves its row later (cancelled, preempted), the row must be clean.
-            outputs += [self._fail(chunk.sequence) for chunk in done.chunks if chunk.row in results.damaged]
+            outputs += [self.live.fail(chunk.sequence) for chunk in done.chunks if chunk.row in results.damaged]
             outputs += self._keep_prefixes(done)
             for request_id, logprobs in results.inputs.items():
-                if (stream := self._streams.get(request_id)) is not None:
+                if (stream := self.live.streams.get(request_id)) is not None:
                     stream.add_input_logprobs(logprobs)
-            outputs += self._collect(results)
-            outputs += self._collect_scores(done, results.scored)
+            outputs += self.live.collect(results)
+            outputs += self.live.collect_scores(done, results.scored)
         self._failed_steps = 0 if computed else self._failed_steps + 1
         self._account(plan, sum(len(results.sampled) for _, results in computed), self.clock() - started)
         return outputs
@@ -214,7 +144,7 @@ class Engine:
         request_id = f"load-{next(self._load_numbers)}"
         self.submit(PrefixLoad(request_id, prefix_id, prefix))
         early: list[Output] = []
-        while request_id in self._streams:
+        while request_id in self.live.streams:
             early += self.step()
         (end,) = (output.delta for output in early if output.request_id == request_id)
         self._early = [output for output in early if output.request_id != request_id]
@@ -227,21 +157,35 @@ class Engine:
             self.scheduler.pool.forget(prefix_id)
         return gone
 
+    @property
+    def observer(self) -> EngineObserver:
+        """Is told of each step and of each request that ended."""
+        return self.live.observer
+
+    @observer.setter
+    def observer(self, observer: EngineObserver) -> None:
+        self.live.observer = observer
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError if the bookkeeping is inconsistent. Cheap; runs when idle and after each test."""
+        self.scheduler.check_integrity()
+        self.prefixes.check_integrity()
+        self.live.check_integrity()
+
     def close(self) -> None:
         """End the threads that compute masks."""
-        self._mask_workers.close()
+        self.live.close()
 
     def stats(self) -> EngineStats:
         """A snapshot of the counters and gauges."""
         pool, prefixes = self.scheduler.pool, self.prefixes
         return replace(
-            self._totals,
+            self.live.totals,
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
             waiting_tokens=self.scheduler.waiting_tokens,
             kv_blocks_used=pool.held_blocks,
             kv_blocks_total=pool.max_blocks,
-            prefixes_known=prefixes.num_known,
             prefixes_loaded=prefixes.num_loaded,
             prefix_kv_bytes=prefixes.num_bytes,
             prefix_kv_max_bytes=prefixes.max_bytes,
@@ -250,24 +194,6 @@ class Engine:
             prefix_kv_evictions=prefixes.num_evictions,
             preemptions=self.scheduler.num_preemptions,
         )
-
-    def check_integrity(self) -> None:
-        """Raise IntegrityError if the bookkeeping is inconsistent. Cheap; runs when idle and after each test."""
-        self.scheduler.check_integrity()
-        self.prefixes.check_integrity()
-        live = {s.request_id for s in [*self.scheduler.waiting, *self.scheduler.running]}
-        if live != set(self._streams):
-            raise IntegrityError(f"streams without a sequence, or the reverse: {sorted(live ^ set(self._streams))[:5]}")
-        holds = sum(stream.sequence.prefix_id is not None for stream in self._streams.values())
-        if holds != self.prefixes.num_holds:
-            raise IntegrityError(f"{holds} requests use prefixes that count {self.prefixes.num_holds} holds")
-        if not set(self._scores) <= live:
-            raise IntegrityError("a score outlived its request")
-
-    def _loaded(self) -> list[RunningRequest]:
-        """Loads whose prefix KV is complete, whichever sequence computed it."""
-        live = (stream.sequence for stream in self._streams.values())
-        return [s for s in live if s.is_load and s.prefix_id is not None and self.prefixes.is_ready(s.prefix_id)]
 
     def _keep_prefixes(self, plan: StepPlan) -> list[Output]:
         """Keep the prefix KV of each soft prompt whose last virtual token was computed in this step."""
@@ -281,19 +207,19 @@ class Engine:
             try:
                 self.prefixes.keep(sequence.prefix_id, self.runner.snapshot(chunk.row, sequence.num_virtual))
             except DamagedBlob as error:
-                outputs.append(self._fail(sequence, FinishReason.ERROR, error.message))
+                outputs.append(self.live.fail(sequence, FinishReason.ERROR, error.message))
         return outputs
 
-    def _compute(self, plan: StepPlan) -> _Results:
+    def _compute(self, plan: StepPlan) -> Results:
         """Run the model and sample. Changes no bookkeeping, so it can be repeated for a part of the plan."""
         logits = self.runner.run(plan, self.prefixes)
         everything = [chunk.sequence for chunk in plan.chunks if chunk.samples]
         picked, scored = scoring.split(plan.chunks, logits)
-        late = late_masks(everything, self._guide_of)
+        late = late_masks(everything, self.live.guide_of)
         sampling = [sequence for sequence in everything if sequence not in late]
         if late:
             picked = picked[[index for index, sequence in enumerate(everything) if sequence not in late]]
-        streams = [self._streams[sequence.request_id] for sequence in sampling]
+        streams = [self.live.streams[sequence.request_id] for sequence in sampling]
         masks = [None if stream.guide is None else stream.guide.mask for stream in streams]
         sampled = sample(picked, sampling, [stream.end_ids for stream in streams], masks) if sampling else []
         inputs = {
@@ -301,12 +227,9 @@ class Engine:
             for chunk in plan.chunks
             if chunk.num_input_logits
         }
-        return _Results(sampling, sampled, late, scored, inputs, self.runner.finite.damaged(plan.chunks))
+        return Results(sampling, sampled, late, scored, inputs, self.runner.finite.damaged(plan.chunks))
 
-    def _guide_of(self, sequence: RunningRequest) -> GuideProgress | None:
-        return self._streams[sequence.request_id].guide
-
-    def _recover(self, plan: StepPlan, error: Exception) -> tuple[list[tuple[StepPlan, _Results]], list[Output]]:
+    def _recover(self, plan: StepPlan, error: Exception) -> tuple[list[tuple[StepPlan, Results]], list[Output]]:
         """Repeat a failed step chunk by chunk. Returns the computed results and the outputs of failed requests."""
         log.error("a step of %d requests failed; computing each request separately", len(plan.chunks), exc_info=error)
         self.scheduler.pool.forget_all()
@@ -317,109 +240,17 @@ class Engine:
         for chunk, reason in found.failed:
             log.error("request %s could not be computed", chunk.sequence.request_id, exc_info=reason)
             outputs.append(
-                self._fail(chunk.sequence, FinishReason.INTERNAL, "the engine could not compute this request")
+                self.live.fail(chunk.sequence, FinishReason.INTERNAL, "the engine could not compute this request")
             )
         return found.computed, outputs
 
-    def _collect(self, results: _Results) -> list[Output]:
-        now = self.clock()
-        outputs = []
-        for sequence, token in zip(results.sampling, results.sampled, strict=True):
-            if sequence.finish_reason is not None:  # its soft prompt is damaged
-                continue
-            if token.error:
-                outputs.append(self._fail(sequence, error=token.error))
-                continue
-            try:
-                delta = self._streams[sequence.request_id].push(token.token_id, token.logprob, now)
-            except Exception:
-                log.exception("request %s: its tokens could not be converted to text", sequence.request_id)
-                outputs.append(
-                    self._fail(
-                        sequence, FinishReason.INTERNAL, "the engine could not convert this request's tokens to text"
-                    )
-                )
-                continue
-            outputs.append(Output(sequence.request_id, delta))
-            if delta.finish_reason is not None:
-                self._release(sequence, delta.finish_reason, now)
-        return outputs
-
-    def _collect_scores(self, plan: StepPlan, scored: dict[str, torch.Tensor]) -> list[Output]:
-        now = self.clock()
-        outputs = []
-        for chunk in plan.chunks:
-            if not chunk.branches or chunk.sequence.finish_reason is not None:
-                continue
-            tally = self._scores[chunk.sequence.request_id]
-            if not tally.add(chunk.branches, scored[chunk.sequence.request_id]):
-                outputs.append(self._fail(chunk.sequence))
-            elif tally.complete:
-                sequence = chunk.sequence
-                result = tally.result(timing(sequence, now))
-                self._release(sequence, FinishReason.LENGTH, now)
-                outputs.append(Output(sequence.request_id, Delta(finish_reason=FinishReason.LENGTH), result))
-        return outputs
-
-    def _fail(
-        self, sequence: RunningRequest, reason: FinishReason = FinishReason.ERROR, error: str = NOT_FINITE
-    ) -> Output:
-        """End the sequence with an error; the pool clears its row for the next holder."""
-        return self._end(sequence, reason, error)
-
-    def _end(self, sequence: RunningRequest, reason: FinishReason, error: str = "") -> Output:
-        now = self.clock()
-        try:
-            delta = self._streams[sequence.request_id].end(reason, now, error)
-        except Exception:
-            log.exception("request %s: its last tokens could not be converted to text", sequence.request_id)
-            delta = Delta(
-                finish_reason=reason,
-                usage=sequence.usage,
-                timing=timing(sequence, now),
-                seed=sequence.seed,
-                error=error,
-            )
-        self._release(sequence, reason, now)
-        return Output(sequence.request_id, delta)
-
-    def _release(self, sequence: RunningRequest, reason: FinishReason, now: float) -> None:
-        """Free all resources of a request. Every request ends here."""
-        self.scheduler.finish(sequence, reason)
-        del self._streams[sequence.request_id]
-        self._scores.pop(sequence.request_id, None)
-        if sequence.prefix_id is not None and self.prefixes.release(sequence.prefix_id):
-            self.scheduler.pool.forget(sequence.prefix_id)
-        if sequence.is_load:
-            return
-        times, totals = timing(sequence, now), self._totals
-        self._totals = replace(
-            totals,
-            input_tokens=totals.input_tokens + sequence.num_input,
-            virtual_tokens=totals.virtual_tokens + sequence.num_virtual,
-            cached_tokens=totals.cached_tokens + sequence.cached_tokens,
-        )
-        self.observer.on_finished(
-            FinishedRequest(
-                request_id=sequence.request_id,
-                tenant=sequence.tenant,
-                prefix_id=sequence.prefix_id,
-                finish_reason=reason,
-                usage=sequence.usage,
-                queue_seconds=times.queue_seconds,
-                ttft_seconds=times.ttft_seconds,
-                e2e_seconds=times.elapsed_seconds,
-                inter_token_seconds=tuple(sequence.inter_token_seconds),
-                preemptions=sequence.num_preemptions,
-                is_score=sequence.is_score,
-            )
-        )
-
     def _account(self, plan: StepPlan, num_sampled: int, seconds: float) -> None:
-        totals = self._totals
+        totals = self.live.totals
         self.scheduler.pace.observe(plan.num_positions, seconds)
-        self._totals = replace(totals, steps=totals.steps + 1, generated_tokens=totals.generated_tokens + num_sampled)
-        self.observer.on_step(StepStats(seconds, plan.num_positions, num_sampled))
+        self.live.totals = replace(
+            totals, steps=totals.steps + 1, generated_tokens=totals.generated_tokens + num_sampled
+        )
+        self.live.observer.on_step(StepStats(seconds, plan.num_positions))
 
 
 def raise_if_not_loaded(end: Delta) -> None:

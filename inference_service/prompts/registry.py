@@ -19,6 +19,7 @@ from inference_service.prompts.version import (
     RefusalReason,
     ServableVersion,
     VersionKey,
+    VersionStatus,
     now,
     publish_to_served_seconds,
 )
@@ -28,7 +29,6 @@ from shared.names import PromptReference
 from shared.store.index import Alias, StoreIndex, VersionRecord
 from shared.store.view import visible_index
 from shared.values.enums import LoadedState
-from shared.values.generation import LoadedPrompt
 
 log = logging.getLogger(__name__)
 
@@ -40,39 +40,6 @@ class _Entry:
     version: ServableVersion
     holds: int = 0
     retired: bool = False
-
-
-@dataclass(frozen=True)
-class VersionStatus:
-    """The status of one version for `ListLoadedPrompts`.
-
-    `loaded` is set in state LOADED, `quarantine` in state QUARANTINED.
-    """
-
-    record: VersionRecord
-    state: LoadedState
-    aliases: tuple[str, ...]
-    loaded: ServableVersion | None = None
-    quarantine: Quarantine | None = None
-    holds: int = 0
-    publish_to_served_seconds: float | None = None
-
-    def shown(self, prefix_kv_bytes: int) -> LoadedPrompt:
-        """The status for callers. `prefix_kv_bytes`: memory of its keys and values, 0 while they are not loaded."""
-        loaded, refused = self.loaded, self.quarantine
-        return LoadedPrompt(
-            version=self.record.name,
-            digest=self.record.digest,
-            state=self.state,
-            reason="" if refused is None else refused.message,
-            aliases=self.aliases,
-            num_virtual_tokens=self.record.summary.num_virtual_tokens,
-            prefix_kv_bytes=prefix_kv_bytes,
-            load_time=loaded.loaded_at if loaded is not None else refused.refused_at if refused is not None else None,
-            publish_to_served_seconds=self.publish_to_served_seconds,
-            active_requests=self.holds,
-            kind=self.record.summary.kind,
-        )
 
 
 @dataclass(frozen=True)

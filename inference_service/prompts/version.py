@@ -10,6 +10,8 @@ from shared.prompt.manifest import Manifest, parse_timestamp
 from shared.prompt.prefix import Prefix
 from shared.store.index import VersionRecord
 from shared.text.template import InputEncoder
+from shared.values.enums import LoadedState
+from shared.values.generation import LoadedPrompt
 
 VersionKey = tuple[str, int]
 """(prompt, version)"""
@@ -72,6 +74,39 @@ class Quarantine:
     reason: RefusalReason
     message: str
     refused_at: datetime
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """The status of one version for `ListLoadedPrompts`.
+
+    `loaded` is set in state LOADED, `quarantine` in state QUARANTINED.
+    """
+
+    record: VersionRecord
+    state: LoadedState
+    aliases: tuple[str, ...]
+    loaded: ServableVersion | None = None
+    quarantine: Quarantine | None = None
+    holds: int = 0
+    publish_to_served_seconds: float | None = None
+
+    def shown(self, prefix_kv_bytes: int) -> LoadedPrompt:
+        """The status for callers. `prefix_kv_bytes`: memory of its keys and values, 0 while they are not loaded."""
+        loaded, refused = self.loaded, self.quarantine
+        return LoadedPrompt(
+            version=self.record.name,
+            digest=self.record.digest,
+            state=self.state,
+            reason="" if refused is None else refused.message,
+            aliases=self.aliases,
+            num_virtual_tokens=self.record.summary.num_virtual_tokens,
+            prefix_kv_bytes=prefix_kv_bytes,
+            load_time=loaded.loaded_at if loaded is not None else refused.refused_at if refused is not None else None,
+            publish_to_served_seconds=self.publish_to_served_seconds,
+            active_requests=self.holds,
+            kind=self.record.summary.kind,
+        )
 
 
 def prefix_id_of(record: VersionRecord) -> str:

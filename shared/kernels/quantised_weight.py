@@ -32,7 +32,7 @@ class QuantisedWeight:
 
     @property
     def is_same(self) -> bool:
-        """Whether the original was of this format: it differs by not more than the rounding of bfloat16."""
+        """Whether the original was of this format: it differs by no more than the rounding of bfloat16."""
         return self.error <= _SAME
 
 

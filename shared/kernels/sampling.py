@@ -10,6 +10,8 @@ import torch
 from shared.kernels import library
 
 NOT_FINITE, NOTHING_LEFT = -1, -2
+DRAW = tuple(name for name, *_ in library.Draw._fields_[2:])
+"""How one row is sampled: the fields of `Draw` in sampling.c, after those of its logits."""
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -18,10 +20,10 @@ def takes(rows: Sequence[torch.Tensor]) -> bool:
     return all(row.is_cpu and row.dtype in _DTYPES for row in rows) and library.load() is not None
 
 
-def choose_tokens(rows: Sequence[torch.Tensor], draws: Sequence[tuple[float, int, float, float, float]]) -> list[int]:
+def choose_tokens(rows: Sequence[torch.Tensor], draws: Sequence[tuple[float, ...]]) -> list[int]:
     """A token for each row of logits `[vocab]`, NOT_FINITE or NOTHING_LEFT.
 
-    A draw is (scale, top_k, top_p, min_p, number) as in sampling.c. Raises ValueError, MemoryError.
+    A draw has the numbers of `DRAW`, in this order. Raises ValueError, MemoryError.
     """
     found = library.load()
     assert found is not None, "ask `takes` first"
@@ -33,8 +35,8 @@ def choose_tokens(rows: Sequence[torch.Tensor], draws: Sequence[tuple[float, int
         raise ValueError(f"expected {len(rows)} draws, got {len(draws)}")
     calls = (library.Draw * len(rows))(
         *(
-            library.Draw(row.data_ptr(), row.dtype == torch.bfloat16, top_k, top_p, min_p, number, scale)
-            for row, (scale, top_k, top_p, min_p, number) in zip(rows, draws, strict=True)
+            library.Draw(row.data_ptr(), row.dtype == torch.bfloat16, *draw)
+            for row, draw in zip(rows, draws, strict=True)
         )
     )
     chosen = (ctypes.c_int64 * len(rows))()

@@ -1,1 +1,6 @@
-"""The frozen base model: identity, fingerprint, loading, and checks that it accepts soft prompts. Imports torch."""
+"""The frozen base model: identity, loading, and checks that it accepts soft prompts. Imports torch.
+
+`base_model` loads a directory or a hub id by `options`; `weights`, `precision` and `safetensors_file` read its files,
+`hub` asks whether the hub answers; `fingerprint` is the digest that versions name their model by; `causality` checks
+that a model reads embeddings and attends only to the left. Knows transformers, and no prompt, job or request.
+"""

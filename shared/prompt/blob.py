@@ -68,10 +68,10 @@ def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def check_digest(digest: str, field: str = "digest") -> str:
+def check_digest(digest: str) -> str:
     """Returns the digest. Raises InvalidInput if it is malformed, because digests become parts of paths."""
     if not _DIGEST.fullmatch(digest):
-        raise InvalidInput.of(field, f"{digest[:80]!r} must be sha256: and 64 lower-case hexadecimal digits")
+        raise InvalidInput.of("digest", f"{digest[:80]!r} must be sha256: and 64 lower-case hexadecimal digits")
     return digest
 
 

@@ -11,7 +11,7 @@ import torch
 
 from shared.errors import DamagedBlob, PreconditionFailed
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Prefix, PrefixKind, VirtualKeyValues
+from shared.prompt.prefix import Prefix, PrefixInput, PrefixKind
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class KeyValuePrefix(Prefix):
 
     kind: ClassVar[PrefixKind] = PrefixKind.PREFIX
     max_bytes: ClassVar[int] = 256 << 20
+    is_computed: ClassVar[bool] = False
     is_bfloat16_stored: ClassVar[bool] = True
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
@@ -67,9 +68,11 @@ class KeyValuePrefix(Prefix):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
-        """The prefix of a file, whose tensors are in the order of `tensors`. Raises DamagedBlob."""
-        every = list(tensors.values())
-        return cls(tuple(every[::2]), tuple(every[1::2]))
+        """The prefix of a file or a checkpoint. Raises DamagedBlob."""
+        names = _names(len(tensors) // 2)
+        if tensors.keys() != set(names):
+            raise DamagedBlob("a prefix has the tensors layers.0.key, layers.0.value, layers.1.key ... and no others")
+        return cls(tuple(tensors[name] for name in names[::2]), tuple(tensors[name] for name in names[1::2]))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The keys and values by their names in a file: `layers.0.key`, `layers.0.value`, `layers.1.key` ..."""
@@ -95,12 +98,12 @@ class KeyValuePrefix(Prefix):
         ):
             raise DamagedBlob(f"the prefix overflows {base.dtype}")
 
-    def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> VirtualKeyValues:
+    def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> PrefixInput:
         """The keys and values in the model's dtype. Raises DamagedBlob if a number overflows it."""
         keys, values = ([layer.to(device, dtype) for layer in part] for part in (self.keys, self.values))
         if not all(bool(torch.isfinite(layer).all()) for layer in (*keys, *values)):
             raise DamagedBlob(f"the prefix overflows {dtype}")
-        return VirtualKeyValues(keys, values)
+        return PrefixInput(keys=keys, values=values)
 
 
 def _names(num_layers: int) -> list[str]:

@@ -21,59 +21,50 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class VirtualTokens:
-    """A prefix as it enters a model: embeddings from which the model computes the keys and values.
+class PrefixInput:
+    """A prefix as it enters a model: keys and values, if it has some, and after them embeddings, if it has some.
 
-    `embeddings`: `[num_virtual_tokens, hidden_size]` in the model's dtype and on its device.
+    The model computes the keys and values of the embeddings only. All tensors are in its dtype and on its device.
     """
 
-    embeddings: torch.Tensor
-
-    @property
-    def num_virtual_tokens(self) -> int:
-        """Rows of the embeddings."""
-        return int(self.embeddings.shape[0])
-
-    def detach(self) -> VirtualTokens:
-        """The same numbers without gradient."""
-        return VirtualTokens(self.embeddings.detach())
-
-
-@dataclass(frozen=True)
-class VirtualKeyValues:
-    """A prefix as it enters a model that need not compute it: keys and values as the model's cache has them.
-
-    `keys`, `values`: of each layer `[num_virtual_tokens, kv_heads, width]` in the model's dtype and on its device.
-    """
-
-    keys: Sequence[torch.Tensor]
-    values: Sequence[torch.Tensor]
+    embeddings: torch.Tensor | None = None
+    """`[virtual tokens, hidden_size]`"""
+    keys: Sequence[torch.Tensor] = ()
+    """Of each layer `[positions, kv_heads, width]`, as the model's cache has them."""
+    values: Sequence[torch.Tensor] = ()
     num_hidden: int = 0
-    """Positions that were left out: the inputs' position numbers go on as if they were there."""
+    """Positions of the keys and values that were left out: the inputs' position numbers go on as if they were there."""
+
+    @property
+    def num_embedded(self) -> int:
+        """Rows of the embeddings."""
+        return 0 if self.embeddings is None else int(self.embeddings.shape[0])
+
+    @property
+    def num_given(self) -> int:
+        """Positions of each layer's keys and values."""
+        return int(self.keys[0].shape[0]) if self.keys else 0
 
     @property
     def num_virtual_tokens(self) -> int:
-        """Positions of each layer's keys and values."""
-        return int(self.keys[0].shape[0])
+        """All positions."""
+        return self.num_given + self.num_embedded
 
-    def detach(self) -> VirtualKeyValues:
+    def detach(self) -> PrefixInput:
         """The same numbers without gradient."""
         keys, values = ([layer.detach() for layer in part] for part in (self.keys, self.values))
-        return VirtualKeyValues(keys, values, self.num_hidden)
+        return PrefixInput(None if self.embeddings is None else self.embeddings.detach(), keys, values, self.num_hidden)
 
-    def without(self, positions: Collection[int]) -> VirtualKeyValues:
-        """What an input reads that must not attend to some positions, with gradient.
+    def without(self, positions: Collection[int]) -> PrefixInput:
+        """What an input reads that must not attend to some positions of the keys and values, with gradient.
 
         A layer's window then counts the positions that are left.
         """
         left_out = set(positions)
-        kept = [position for position in range(self.num_virtual_tokens) if position not in left_out]
+        kept = [position for position in range(self.num_given) if position not in left_out]
         index = torch.tensor(kept, device=self.keys[0].device)
         keys, values = ([layer[index] for layer in part] for part in (self.keys, self.values))
-        return VirtualKeyValues(keys, values, self.num_hidden + self.num_virtual_tokens - len(kept))
-
-
-Entering = VirtualTokens | VirtualKeyValues
+        return PrefixInput(self.embeddings, keys, values, self.num_hidden + self.num_given - len(kept))
 
 
 class Prefix(ABC):
@@ -82,6 +73,8 @@ class Prefix(ABC):
     kind: ClassVar[PrefixKind]
     max_bytes: ClassVar[int] = 64 << 20
     """Size limit of a version's file."""
+    is_computed: ClassVar[bool] = True
+    """Whether a model computes its keys and values from embeddings; False: `input` has them."""
     is_bfloat16_stored: ClassVar[bool] = False
     """Whether a file holds bfloat16 if that loses nothing, instead of float32."""
 
@@ -115,7 +108,7 @@ class Prefix(ABC):
         """
 
     @abstractmethod
-    def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Entering:
+    def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> PrefixInput:
         """The prefix as it enters a model. Raises DamagedBlob if a number overflows `dtype`."""
 
     def equals(self, other: Prefix) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from shared.errors import DamagedBlob, PreconditionFailed
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Prefix, PrefixKind, VirtualTokens
+from shared.prompt.prefix import Prefix, PrefixInput, PrefixKind
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ class SoftPrompt(Prefix):
             raise PreconditionFailed(f"the soft prompt has hidden size {self.hidden_size}, this model takes {width}")
         self.cast(base.dtype)
 
-    def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> VirtualTokens:
+    def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> PrefixInput:
         """The matrix as it enters a model. Raises DamagedBlob if a value overflows `dtype`."""
-        return VirtualTokens(self.cast(dtype, device))
+        return PrefixInput(self.cast(dtype, device))
 
     def cast(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
         """The matrix in the model's dtype. Raises DamagedBlob if a value overflows `dtype`."""

@@ -1,6 +1,9 @@
 """The prompt store: `open_store(url)` returns a `PromptStore`, `StoreWatcher` follows its changes.
 
-`docs/store.md` describes the layout and the protocol.
+`log` appends commits to a backend (`base`: `local`, `object`, `memory`); `index` is the state after them, `snapshot`
+spares readers the beginning; `follower` and `watch` notice changes. `alias`, `commit`, `replicas` and `identity` are
+what is stored, `fleet` and `view` what is read from it; `maintenance` and `garbage` remove what nothing names. Knows
+the names and digests of versions, and not what is in a blob. `docs/store.md` describes the layout and the protocol.
 """
 
 from shared.store.alias import ANYTHING

@@ -118,9 +118,9 @@ class ReplicaDirectory:
             self._seen = {record.id: self._look(record, now) for record in records}
             return [record for record in records if _is_live(record, self._seen[record.id], now, utc)]
 
-    def forget_gone(self, older_than_seconds: float = FORGET_SECONDS) -> int:
-        """Remove records that have not changed for this time. Returns their number."""
-        oldest = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
+    def forget_gone(self) -> int:
+        """Remove records that have not changed for FORGET_SECONDS. Returns their number."""
+        oldest = datetime.now(UTC) - timedelta(seconds=FORGET_SECONDS)
         old = [info.key for info in self._backend.list(REPLICAS) if info.modified_at < oldest]
         for key in old:
             self._backend.delete(key)

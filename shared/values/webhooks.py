@@ -1,4 +1,4 @@
-"""Webhooks of the trainer and what became of their deliveries."""
+"""The trainer's webhooks and the outcomes of their deliveries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DeadLetter:
     error: str
     """Why the last attempt failed."""
     is_dead: bool
-    """Whether it is not repeated any more."""
+    """Whether it will not be retried."""
     create_time: datetime | None
 
 
@@ -37,4 +37,4 @@ class Webhook:
     num_delivered: int
     num_dead: int
     dead_letters: tuple[DeadLetter, ...]
-    """The newest ones, with those that are still repeated."""
+    """The newest ones, including those that are still retried."""

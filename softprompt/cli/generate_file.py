@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from softprompt.cli.data import source_of
 from softprompt.cli.failures import EXIT_INTERRUPTED, EXIT_INVALID, Failure
-from softprompt.cli.output import as_plain, stderr
+from softprompt.cli.output import stderr
 from softprompt.data.files import file_rows
 from softprompt.data.inputs import input_column, input_of
 from softprompt.data.problems import Unusable
@@ -25,6 +25,7 @@ from softprompt.display.transfer import transfer_display
 from softprompt.errors import NotFound, PermissionDenied, Unauthenticated, Unavailable, Unimplemented
 from softprompt.types.data import Data
 from softprompt.types.generation import Input
+from softprompt.types.plain import as_plain
 
 if TYPE_CHECKING:
     from shared.values.sampling import Sampling

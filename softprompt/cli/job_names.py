@@ -35,7 +35,7 @@ def job_name(client: Client, text: str) -> str:
 
 
 def with_source(client: Client, hyperparameters: Hyperparameters) -> Hyperparameters:
-    """The same, with the full name of the job whose prompt training starts from."""
+    """The same hyperparameters; if training starts from a job's prompt, with the job's full name."""
     init = hyperparameters.init
     if init is None or not init.source.startswith(PREFIX):
         return hyperparameters

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from datetime import datetime
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from shared.process.standard_streams import is_utf8
+from softprompt.types.plain import as_plain
 
 _PIPE_COLUMNS = 240
 _CELL_COLUMNS = 10
@@ -45,20 +44,6 @@ def print_json(value: Any) -> None:
     """Print one line of JSON and flush it. Uses ASCII escapes if the output's encoding is not UTF-8."""
     sys.stdout.write(json.dumps(as_plain(value), ensure_ascii=not is_utf8(sys.stdout)) + "\n")
     sys.stdout.flush()
-
-
-def as_plain(value: Any) -> Any:
-    """A value as JSON has it: dataclasses become dictionaries, times become ISO 8601 texts."""
-    if is_dataclass(value) and not isinstance(value, type):
-        shown = (item.name for item in fields(value) if not item.metadata.get("internal"))
-        return {name: as_plain(getattr(value, name)) for name in shown}
-    if isinstance(value, dict):
-        return {str(key): as_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_plain(item) for item in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value) if isinstance(value, Path) else value
 
 
 def table(*columns: str) -> Table:

@@ -10,7 +10,8 @@ import typer
 from softprompt.cli import fleet, interchange
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import as_plain, local_time, numbers, print_json, show, show_facts, table
+from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, table
+from softprompt.types.plain import as_plain
 
 if TYPE_CHECKING:
     from softprompt.types.prompts import Alias

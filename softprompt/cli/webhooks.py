@@ -1,4 +1,4 @@
-"""`softprompt webhooks`: the trainer's webhooks, what became of their deliveries, and tests of them."""
+"""`softprompt webhooks`: the trainer's webhooks, the outcomes of their deliveries, and tests of them."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from shared.errors import DeadlineExceeded, InvalidInput, SoftPromptError, Unava
 from shared.process.proxies import grpc_proxy
 from shared.rpc.errors import error_from_rpc
 from softprompt.client.channel import open_channel
+from softprompt.client.routed_channel import SCHEME, RoutedChannel
 from softprompt.client.security import (
     CA_VARIABLE,
     CERTIFICATE_VARIABLE,
@@ -32,7 +33,6 @@ from softprompt.endpoints import (
     inference_endpoint,
     trainer_endpoint,
 )
-from softprompt.routing.channel import SCHEME, RoutedChannel
 
 T = TypeVar("T")
 

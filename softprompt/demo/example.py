@@ -1,4 +1,4 @@
-"""The examples in `examples/`: their files, the job that trains on one, and what it came to."""
+"""The examples in `examples/`: their files, the job that trains on one, and its result."""
 
 from __future__ import annotations
 

@@ -18,10 +18,7 @@ from softprompt.gateway.errors import bad_value
 from softprompt.gateway.fields import (
     Content,
     Fields,
-    LogitBias,
-    ModelName,
-    Stop,
-    StreamOptions,
+    GenerationFields,
     message_of,
     renaming,
     sampling_of,
@@ -43,29 +40,17 @@ class ChatMessage(Fields):
     annotations: list[Any] | None = Field(default=None, max_length=0)
 
 
-class ChatRequest(Fields):
+class ChatRequest(GenerationFields):
     """A conversation to continue."""
 
-    model: ModelName
     messages: list[ChatMessage] = Field(min_length=1)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    stop: Stop | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0)
-    logit_bias: LogitBias | None = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: ToolChoice | None = None
-    user: str | None = None
     store: Literal[False] | None = None
 
     @field_validator("max_tokens")
@@ -73,13 +58,6 @@ class ChatRequest(Fields):
     def _one_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("max_completion_tokens") not in (None, value):
             raise ValueError("contradicts max_completion_tokens")
-        return value
-
-    @field_validator("stream_options")
-    @classmethod
-    def _only_streams(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
-        if value is not None and not info.data.get("stream"):
-            raise ValueError("is only for streams: set stream")
         return value
 
     @field_validator("top_logprobs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -15,7 +15,7 @@ from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import bad_value
-from softprompt.gateway.fields import Fields, LogitBias, ModelName, Stop, StreamOptions, renaming, sampling_of
+from softprompt.gateway.fields import GenerationFields, renaming, sampling_of
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
 from softprompt.types.common import Template, TemplateFormat
 from softprompt.types.generation import (
@@ -48,32 +48,13 @@ Prompts = Annotated[
 """A text, several texts, token ids, or several lists of them."""
 
 
-class CompletionRequest(Fields):
+class CompletionRequest(GenerationFields):
     """What to continue."""
 
-    model: ModelName
     prompt: Prompts
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    stop: Stop | None = None
-    logit_bias: LogitBias | None = None
     logprobs: int | None = Field(default=None, ge=0)
     echo: bool | None = None
-    user: str | None = None
-
-    @field_validator("stream_options")
-    @classmethod
-    def _only_streams(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
-        if value is not None and not info.data.get("stream"):
-            raise ValueError("is only for streams: set stream")
-        return value
 
 
 _rename = renaming(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from softprompt.gateway.errors import Rename
 from softprompt.types.common import Message, Sampling
@@ -79,6 +79,30 @@ class StreamOptions(Fields):
     """Options of a stream."""
 
     include_usage: bool | None = None
+
+
+class GenerationFields(Fields):
+    """The parameters that chat completions and completions have in common."""
+
+    model: ModelName
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(default=None, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: Stop | None = None
+    logit_bias: LogitBias | None = None
+    user: str | None = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def _only_streams(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise ValueError("is only for streams: set stream")
+        return value
 
 
 def sampling_of(request: Any, **more: Any) -> Sampling:

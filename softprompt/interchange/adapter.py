@@ -18,6 +18,8 @@ from softprompt.interchange.flat_prefix import flattened
 from softprompt.types.prompts import PromptVersion
 
 _LENGTH_BYTES = 8
+_PEFT_TYPES = {"": ("PROMPT_TUNING",), "PROMPT": ("PROMPT_TUNING",), "PREFIX": ("PREFIX_TUNING", "CARTRIDGE")}
+"""PEFT's names of a version's kind, the default first. Servers of earlier releases give no kind."""
 WEIGHTS_FILE, CONFIG_FILE, ABOUT_FILE = "adapter_model.safetensors", "adapter_config.json", "softprompt.json"
 
 
@@ -34,11 +36,13 @@ def write_adapter(
     prompt.
 
     Raises AlreadyExists if there is an adapter and `overwrite` is False, DamagedBlob if `data` does not have the
-    version's digest, InvalidInput if the directory can't be written to.
+    version's digest, InvalidInput if the directory can't be written to or PEFT has no form for the version's kind.
     """
     if (found := f"sha256:{hashlib.sha256(data).hexdigest()}") != version.digest:
         raise DamagedBlob(f"{version.name} has digest {version.digest}; what arrived has {found}")
-    allowed = ("PREFIX_TUNING", "CARTRIDGE") if version.kind == "PREFIX" else ("PROMPT_TUNING",)
+    allowed = _PEFT_TYPES.get(version.kind)
+    if allowed is None:
+        raise InvalidInput.of("version", f"{version.name} is of kind {version.kind[:40]!r}, for which PEFT has no form")
     chosen = peft_type or allowed[0]
     if chosen not in allowed:
         raise InvalidInput.of("peft_type", f"{chosen[:40]!r} must be {' or '.join(allowed)} for {version.name}")

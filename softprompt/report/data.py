@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.errors import InvalidInput
 from softprompt.report.words import ANSWERS
+from softprompt.types.plain import as_plain
 
 if TYPE_CHECKING:
     from softprompt.types.report import JobReport
@@ -22,8 +23,6 @@ _FORMULA = frozenset("=+-@\t\r＝＋－＠")
 
 def report_json(report: JobReport) -> str:
     """One object. Numbers that are not finite are null, as in strict JSON."""
-    from softprompt.cli.output import as_plain
-
     return json.dumps(_finite(as_plain(report)), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 

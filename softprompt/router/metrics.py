@@ -36,7 +36,7 @@ class RouterMetrics(Collector):
         registry.register(self)
 
     def records_read(self, revision: int, links: Sequence[Link]) -> None:
-        """The store was read; note the states of all links, for scrapes in another thread."""
+        """Record the states of all links after a read of the store; another thread serves scrapes."""
         self.revision.set(revision)
         self.last_contact.set_to_current_time()
         states = Count[tuple[str, str]]()

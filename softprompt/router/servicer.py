@@ -72,5 +72,5 @@ class RouterServicer:
 
 
 async def _abort(error: grpc.aio.AioRpcError, context: Any) -> None:
-    """End the call with the replica's status and details, by an exception of gRPC's."""
+    """End the call with the replica's status and details, by raising gRPC's exception for it."""
     await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))

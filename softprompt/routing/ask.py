@@ -1,4 +1,4 @@
-"""What routing reads of a request, and what it adds: by protobuf's rules, without writing the request anew."""
+"""What routing reads of a request, and what it adds: by protobuf's rules, without serializing the request again."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Target:
 
 
 class Directory(Protocol):
-    """A source of replicas and prompts. Its methods do no input/output, except the last two."""
+    """A source of replicas and prompts. Its methods do no I/O, except the last two."""
 
     @property
     def replicas(self) -> Sequence[Replica]:

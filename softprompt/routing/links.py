@@ -17,12 +17,12 @@ _READY, _BROKEN = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANS
 
 
 class Link:
-    """The way to one replica. Requests and responses are serialized messages."""
+    """The connection to one replica. Requests and responses are serialized messages."""
 
     def __init__(self, replica: Replica, channel: Any) -> None:
         self.replica, self.in_flight = replica, 0
         self.is_wrong = False
-        """Whether something else than a replica answered at this address."""
+        """Whether something other than a replica answered at this address."""
         self._channel = channel
         self._methods: dict[str, Any] = {}
 

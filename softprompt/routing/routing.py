@@ -110,7 +110,7 @@ class Routing:
                         self._observe(link.replica.base_model, error.code().name)
                         if not self._may_go_on(error, ask, link):
                             raise
-                        # That a replica is full says more, and says when to come back.
+                        # RESOURCE_EXHAUSTED is the more useful error: it has a retry delay.
                         full = failed is not None and failed.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                         failed = failed if full else error
                         if not route.is_certain:
@@ -164,7 +164,7 @@ class Routing:
             return ask.base_model
         if len(models) == 1 or self._default_model:
             return self._default_model or models[0]
-        # Doesn't name them: the caller may be nobody.
+        # The error doesn't name them because the caller may be unauthenticated.
         raise InvalidInput.of("input.base_model", "must be set: several base models are served at this address")
 
     def _route(self, ask: Ask) -> _Route:

@@ -34,7 +34,7 @@ Input = str | Sequence[Message | Mapping[str, str]] | TokenIds
 
 @dataclass(frozen=True)
 class GenerationOutcome:
-    """What became of one of several inputs: the answer, or the error in its place."""
+    """The outcome of one of several inputs: the answer, or the error in its place."""
 
     index: int
     """Number of the input, from 0."""

@@ -66,7 +66,7 @@ class Fault:
         return await asyncio.to_thread(scrape, self.targets)
 
     async def healthy(self) -> None:
-        """Note how the services are before the fault."""
+        """Record the state of the services before the fault."""
         self.before = [await self.scrape(), await self.scrape()]
 
     async def fires(self, minutes: int, a_minute: Callable[[], Awaitable[Any]] | None = None) -> set[str]:

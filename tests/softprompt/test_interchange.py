@@ -184,7 +184,7 @@ def test_an_adapter_holds_no_golden_records(tmp_path: Path) -> None:
     assert b"4711" not in written.read_bytes()
     found = decode_blob(written.read_bytes())
     assert found.manifest == decode_blob(data).manifest.model_copy(update={"golden": ()})
-    assert torch.equal(found.prefix.input(torch.float32).embeddings, soft_prompt().embeddings)
+    assert torch.equal(found.prefix.tensors()["prompt_embeddings"], soft_prompt().embeddings)
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])

@@ -71,7 +71,7 @@ async def test_an_imported_matrix_is_a_version_like_any_other(trainer: RunningTr
     assert header == version
     assert version.digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
     assert version.size_bytes == len(data)
-    assert torch.equal(decode_blob(data).prefix.input(torch.float32).embeddings, MATRIX)
+    assert torch.equal(decode_blob(data).prefix.tensors()["prompt_embeddings"], MATRIX)
 
 
 async def test_a_downloaded_blob_can_be_imported_under_another_name(trainer: RunningTrainer) -> None:

@@ -10,7 +10,7 @@ class MemoryUse:
         self._most: dict[str, int] = {}
 
     def observe(self, base_model: str, num_jobs: int, used_bytes: int) -> None:
-        """Records the use of a worker with so many jobs. Without one, a worker has loaded the model and no more."""
+        """Records a worker's memory while it runs `num_jobs` jobs; ignores a worker that only holds the model."""
         if num_jobs:
             self._most[base_model] = max(used_bytes, self._most.get(base_model, 0))
 

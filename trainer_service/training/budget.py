@@ -10,7 +10,7 @@ import torch
 from shared.kernels import ops
 from shared.model.base_model import BaseModel
 from shared.process.free_memory import free_bytes
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.prefix import PrefixInput
 from trainer_service.training.attention.forward import Forward, PackedForward
 from trainer_service.training.attention.packing import Row, Segment
 from trainer_service.training.attention.row_memory import RowMemory
@@ -112,7 +112,7 @@ def _kept_bytes(base_model: BaseModel, forward: Forward, num_positions: int) -> 
     rows = [Row(tuple((index + offset) % 8 for offset in range(8)), (0,)) for index in range(num_positions // 16)]
     if base_model.device.type == "cuda":
         before = torch.cuda.memory_allocated(base_model.device)
-        states = forward.states([Segment(VirtualTokens(prompt), rows)])
+        states = forward.states([Segment(PrefixInput(prompt), rows)])
         kept = torch.cuda.memory_allocated(base_model.device) - before
         del states
         return kept
@@ -126,5 +126,5 @@ def _kept_bytes(base_model: BaseModel, forward: Forward, num_positions: int) -> 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward.states([Segment(VirtualTokens(prompt), rows)])
+        forward.states([Segment(PrefixInput(prompt), rows)])
     return sum(sizes.values())

@@ -216,10 +216,15 @@ def best_prefix(data: bytes) -> Prefix:
     """The best prefix of a checkpoint; before the first evaluation, the latest. Raises DamagedBlob."""
     _, tensors = read_checkpoint(data)
     first = "t0."
-    parameters = {name.removeprefix(first): tensor for name, tensor in tensors.items() if name.startswith(first)}
+    parameters = {
+        name.removeprefix(first): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(first) and not name.endswith((".m", ".v"))
+    }
     if not parameters:
         raise DamagedBlob("the job ended before its first step, so it has no prompt to start from")
-    return read_best(tensors) or leaves_of(parameters).prefix()
+    leaves = leaves_of(parameters)
+    return read_best(tensors, leaves.kind) or leaves.prefix()
 
 
 def restore(trainee: Trainee, saved: TraineeState, tensors: dict[str, torch.Tensor], index: int) -> None:

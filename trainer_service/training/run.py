@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics as numbers
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,12 +18,12 @@ import torch
 
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Entering, Prefix
+from shared.prompt.kinds import KINDS
+from shared.prompt.prefix import Prefix, PrefixInput
 from shared.text.template import InputEncoder
 from shared.values.results import DistillationResult, EncodingStatistics
 from trainer_service.training import checkpoint
 from trainer_service.training.attention.packing import Row
-from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED
 from trainer_service.training.data import encoding
 from trainer_service.training.data.dataset import count_overlap
 from trainer_service.training.data.encoding import EncodedDataset, EncodedSplit, encode_split
@@ -44,16 +43,16 @@ from trainer_service.training.events import (
     TrainingEvent,
     TrainingResult,
     TrainingTask,
-    TriedCandidate,
 )
 from trainer_service.training.notes import data_notes
+from trainer_service.training.outcome import training_result
 from trainer_service.training.recipe.defaults import check_init
 from trainer_service.training.recipe.demonstrations import Demonstrations, demonstrations
 from trainer_service.training.recipe.leaves import new_leaves, read_best
 from trainer_service.training.recipe.selection import ranked, score_of
 from trainer_service.training.results import Results
 from trainer_service.training.search import candidates, is_rung, num_survivors
-from trainer_service.training.spec import Init, InitMethod, PrefixKind, TaskKind
+from trainer_service.training.spec import Init, InitMethod, TaskKind
 from trainer_service.training.trainee import Candidate, NonFinite, Trainee, batch_indices
 from trainer_service.training.work import CallWork, StepOutcome, TrainPart, TrainWork, Work
 
@@ -181,7 +180,7 @@ class TuningRun:
             raise InvalidInput.of("dataset", "has no training examples")
         if self._hyper.search and not self.task.validation:
             raise InvalidInput.of("spec.hyperparameters.search", "needs held-out examples to choose by")
-        if self._hyper.kind is PrefixKind.PREFIX and self._check_key_values is not None:
+        if not KINDS[self._hyper.kind].is_computed and self._check_key_values is not None:
             self._check_key_values()
         check_init(self._hyper.init, self._spec.labels, self._base_model.tokenizer)
         self._encoder = InputEncoder(self._base_model.tokenizer, self._spec.template)
@@ -225,7 +224,7 @@ class TuningRun:
             checkpoint.restore(trainee, state, tensors, index)
         saved.format, saved.digest = checkpoint.FORMAT, self._state.digest
         self._trainees, self._state = trainees, saved
-        self.best = read_best(tensors)
+        self.best = read_best(tensors, self._hyper.kind)
 
     def _new_trainee(self, learning_rate: float, init: Init, index: int = 0) -> Trainee:
         generator = torch.Generator().manual_seed(self._hyper.seed % 2**63)
@@ -385,41 +384,20 @@ class TuningRun:
             split = EncodedSplit(self._train, self._validation)
             distilled = yield from distillation_result(self._base_model, self._study, split, judged, entering)
         golden = yield CallWork(lambda: golden_records(self._base_model, prefix, self._encoder))
-        scores = [record.metrics[self._hyper.metric.value.lower()] for record in self._state.history[-5:]]
-        tried, best = self._state.tried, self._state.best_candidate
-        chosen = Candidate(tried[best].learning_rate, tried[best].init) if best < len(tried) else trainee.candidate
-        return TrainingResult(
-            prefix=prefix,
-            best_step=self._state.best_step,
+        return training_result(
+            self._state,
+            self._hyper.metric,
+            trainee,
+            prefix,
+            judged,
             num_steps=self.step,
-            metrics=judged.metrics,
-            bare_metrics=judged.bare,
-            template_metrics=judged.rivals.get(BARE, {}),
-            current_metrics=judged.rivals.get(CURRENT, {}),
-            golden=golden,
-            nearest_tokens=nearest_tokens(self._base_model, prefix.input(torch.float32)),
-            score_stability=numbers.pstdev(scores) if scores else 0.0,
-            learning_rate=chosen.learning_rate,
-            init=chosen.init,
-            instructed_metrics=judged.rivals.get(INSTRUCTED, {}),
-            few_shot_metrics=judged.rivals.get(FEW_SHOT, {}),
-            num_shots=judged.num_shots,
-            comparisons=judged.comparisons,
-            estimate=judged.estimate,
-            num_judging=judged.num_judging,
-            is_apart=judged.is_apart,
-            tried=tuple(
-                TriedCandidate(one.learning_rate, one.init, one.steps, one.metrics, index == best, one.end)
-                for index, one in enumerate(tried)
-            ),
-            num_skipped=trainee.num_skipped,
             statistics=self._statistics,
-            num_tokens=self._state.num_tokens,
-            answers=judged.answers,
+            golden=golden,
+            nearest=nearest_tokens(self._base_model, prefix.input(torch.float32)),
             distillation=distilled,
         )
 
-    def _current(self) -> Entering | None:
+    def _current(self) -> PrefixInput | None:
         """The alias's current version, if it fits this model."""
         current = self.task.current
         if current is None:

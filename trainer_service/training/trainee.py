@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 
 from shared.errors import SoftPromptError
-from shared.prompt.prefix import Entering, VirtualKeyValues
+from shared.prompt.prefix import PrefixInput
 from trainer_service.training.attention.packing import Row, Segment
 from trainer_service.training.recipe.leaves import Leaves
 from trainer_service.training.recipe.optimise import AdamW, learning_rate_at
@@ -72,14 +72,12 @@ class Trainee:
         """The learning rate of the current step."""
         return learning_rate_at(self.step, self.candidate.learning_rate, self._hyperparameters)
 
-    def input(self, dtype: torch.dtype) -> Entering:
+    def input(self, dtype: torch.dtype) -> PrefixInput:
         """The current prefix as it enters a step, with gradient."""
         return self.leaves.input(dtype)
 
-    def segments(self, prefix: Entering, rows: Sequence[Row]) -> list[Segment]:
+    def segments(self, prefix: PrefixInput, rows: Sequence[Row]) -> list[Segment]:
         """The rows after `prefix`, in one segment; before them, those that don't attend to all of it."""
-        if not isinstance(prefix, VirtualKeyValues):
-            return [Segment(prefix, rows)]
         apart = [row for row in rows if row.example in self._hidden]
         others = [row for row in rows if row.example not in self._hidden]
         found = [Segment(prefix.without(self._hidden[row.example]), [row]) for row in apart]

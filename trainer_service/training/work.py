@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shared.prompt.prefix import Entering
+from shared.prompt.prefix import PrefixInput
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.distillation.targets import TeacherTargets
 from trainer_service.training.trainee import Trainee
@@ -62,7 +62,7 @@ class StepOutcome:
 class ScoreWork:
     """Log-probabilities of the rows' targets after `prefix`, without gradient. Result: a list of RowScore."""
 
-    prefix: Entering | None
+    prefix: PrefixInput | None
     rows: Sequence[Row]
     candidates: tuple[int, ...] = ()
     """Token ids to score at the first target position."""

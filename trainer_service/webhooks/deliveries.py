@@ -27,11 +27,11 @@ from trainer_service.webhooks.outbox import Delivery, DeliveryState, Outbox
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-"""Mean time between two looks for deliveries that are due."""
+"""Mean time between two checks for due deliveries."""
 REPLICAS_SECONDS = 15.0
-"""Mean time between two looks at the replicas' records."""
+"""Mean time between two reads of the replicas' records."""
 LEASE_SECONDS = 60.0
-"""Longer than any attempt; after a trainer's death, its delivery is repeated after this time."""
+"""Longer than any attempt. If a trainer dies, its delivery is repeated after this time."""
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 5.0, 6 * 3600.0
 _REMOVE_SECONDS = 3600.0
 
@@ -40,10 +40,10 @@ class DeliveryObserver(Protocol):
     """Called on the event loop."""
 
     def webhook_sent(self, outcome: str) -> None:
-        """An attempt has ended: delivered, failed (it is repeated) or dead (it is not)."""
+        """An attempt has ended: delivered, failed (it will be retried) or dead (it will not)."""
 
     def set_webhooks(self, pending: int, dead: int) -> None:
-        """Deliveries of all endpoints that wait, and that are dead letters."""
+        """The numbers of waiting deliveries and of dead letters, of all endpoints."""
 
 
 class Deliveries:
@@ -171,7 +171,9 @@ class Deliveries:
             changes = await watcher.poll()
             if changes is not None and (changes.commits or changes.restarted):
                 if changes.restarted and not is_first:
-                    log.warning("the prompt store's log was truncated or replaced; its events since then are not told")
+                    log.warning(
+                        "the prompt store's log was truncated or replaced; the events since the last read are not sent"
+                    )
                 events = list(self._events_of(changes))
                 await self._database.retry(self._outbox.add, events, (self._store.id, changes.index.revision))
                 is_first = False
@@ -189,7 +191,7 @@ class Deliveries:
                     if events := [event for record in records for event in events_of_replica(record)]:
                         await self._database.call(self._outbox.add, events)
                 except SoftPromptError as error:
-                    log.warning("webhooks can't see the replicas: %s", error.message)
+                    log.warning("the replicas' records can't be read for webhooks: %s", error.message)
             await _pause(REPLICAS_SECONDS)
 
     async def _clean(self) -> None:
@@ -206,7 +208,7 @@ class Deliveries:
                 )
                 self._observer.set_webhooks(pending, dead)
             except SoftPromptError as error:
-                log.warning("webhooks can't be counted: %s", error.message)
+                log.warning("the webhooks' deliveries can't be counted: %s", error.message)
             await _pause(REPLICAS_SECONDS)
             waited += REPLICAS_SECONDS
 

@@ -32,7 +32,7 @@ _Pattern = Annotated[str, Field(pattern=r"^[a-z0-9*-]{1,100}$")]
 
 
 class Endpoint(BaseModel):
-    """A URL that gets events."""
+    """A URL that receives events."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,7 +41,7 @@ class Endpoint(BaseModel):
     """Whether the URL may be http:// on another machine. The body can then be read on the way; it stays signed."""
     url: Annotated[str, Field(max_length=2000)]
     secrets: Annotated[tuple[SecretStr, ...], Field(min_length=1, max_length=4)]
-    """Each request has a signature with each of them, so that a receiver can change from one to the next."""
+    """Each request has a signature with each of them, so that a receiver can rotate them."""
     events: Annotated[tuple[EventType, ...], Field(min_length=1)] = tuple(
         kind for kind in EventType if kind is not EventType.TEST
     )

@@ -1,4 +1,4 @@
-"""The events that webhooks tell, with the bodies that are sent. Pure.
+"""The events that webhooks send, and their bodies. Pure functions.
 
 An event's id depends only on what happened, so two trainers that see the same event store it once. Bodies contain no
 caller's name and no store-wide revision: an endpoint learns of its own prompts only (docs/security.md).
@@ -24,7 +24,7 @@ _MAX_TEXT = 2000
 
 
 class EventType(StrEnum):
-    """What can happen."""
+    """Types of events."""
 
     JOB_ENDED = "job.ended"
     GATE_FAILED = "gate.failed"
@@ -111,7 +111,7 @@ def events_of_replica(record: ReplicaRecord) -> Iterator[WebhookEvent]:
 
 
 def event_of_test(endpoint: str) -> WebhookEvent:
-    """An event for one endpoint that says that nothing happened."""
+    """A test event for one endpoint."""
     now = utc_now()
     return WebhookEvent.of(EventType.TEST, [endpoint, now], endpoint, "", now, {"endpoint": endpoint})
 

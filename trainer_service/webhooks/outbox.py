@@ -1,8 +1,8 @@
 """The outbox: each delivery of an event to an endpoint is a row of the job database.
 
 A job's events are stored in the transaction that changes the job. Those of the prompt store are copied from its log,
-which is itself durable and ordered; `store_cursors` says how far. A trainer takes a delivery by a lease, so one trainer
-at a time sends it. If it dies before it has stored the outcome, the lease expires and the delivery is repeated with the
+which is itself durable and ordered; `store_cursors` says how far. A trainer leases a delivery, so one trainer at a
+time sends it. If it dies before it has stored the outcome, the lease expires and the delivery is repeated with the
 same id. Methods block and are thread-safe; all raise Unavailable.
 """
 
@@ -33,7 +33,7 @@ _CURSOR = "webhooks"
 
 
 class DeliveryState(StrEnum):
-    """What became of a delivery."""
+    """The outcome of a delivery."""
 
     PENDING = "PENDING"
     DELIVERED = "DELIVERED"
@@ -163,7 +163,7 @@ class Outbox:
             )
 
     def remove_old(self) -> None:
-        """Removes deliveries older than KEEP_SECONDS, whatever became of them."""
+        """Removes deliveries older than KEEP_SECONDS, in any state."""
         with self._database.write() as connection:
             connection.execute(delete(rows).where(rows.c.create_time < self._database.now() - KEEP_SECONDS))
 

@@ -18,7 +18,6 @@ class EngineStats:
     kv_blocks_used: int = 0
     """Blocks held by running requests."""
     kv_blocks_total: int = 0
-    prefixes_known: int = 0
     prefixes_loaded: int = 0
     prefix_kv_bytes: int = 0
     prefix_kv_max_bytes: int = 0
@@ -64,7 +63,6 @@ class StepStats:
 
     seconds: float
     num_positions: int
-    num_sampled: int
 
 
 class EngineObserver(Protocol):

@@ -17,8 +17,7 @@ NUM_THREADS = 2
 class MaskWorkers:
     """Runs short functions in daemon threads, which start with the first function and end with `close`."""
 
-    def __init__(self, num_threads: int = NUM_THREADS) -> None:
-        self._num_threads = num_threads
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._turns: FairTurns[Callable[[], None]] = FairTurns()
         self._started = self._closed = False
@@ -29,7 +28,7 @@ class MaskWorkers:
             self._turns.add(tenant, function)
             if not self._started:
                 self._started = True
-                for number in range(self._num_threads):
+                for number in range(NUM_THREADS):
                     threading.Thread(target=self._work, name=f"mask {number}", daemon=True).start()
             self._changed.notify()
 
@@ -52,7 +51,7 @@ class MaskWorkers:
     def _take(self) -> tuple[str, Callable[[], None]] | None:
         with self._changed:
             while not self._closed:
-                taken = self._turns.start_next(lambda tenant: self._num_threads)
+                taken = self._turns.start_next(lambda tenant: NUM_THREADS)
                 if taken is not None:
                     return taken
                 self._changed.wait()

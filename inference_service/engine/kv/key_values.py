@@ -9,8 +9,8 @@ import torch
 from inference_service.engine.kv.kv_cache import LayerShape, PrefixKV
 from shared.errors import PreconditionFailed
 from shared.model.base_model import BaseModel
-from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.lift import attended, latent_layers
+from shared.prompt.prefix import Prefix
 
 
 class KeyValueReader:
@@ -21,14 +21,14 @@ class KeyValueReader:
         self._latent_layers = latent_layers(base.model)
 
     @torch.inference_mode()
-    def read(self, prefix: KeyValuePrefix) -> PrefixKV:
+    def read(self, prefix: Prefix) -> PrefixKV:
         """The prefix as the cache stores it: in the model's dtype, layers of one shape together.
 
         Raises PreconditionFailed for a prefix of other layers, naming the first that differs.
         """
-        parts = ([layer.to(self._device, self._dtype) for layer in part] for part in (prefix.keys, prefix.values))
+        given = prefix.input(self._dtype, self._device)
         try:
-            keys, values = attended(self._latent_layers, *parts)
+            keys, values = attended(self._latent_layers, given.keys, given.values)
         except (RuntimeError, IndexError) as error:  # latents of another width, or too few layers
             raise PreconditionFailed(f"the prefix has other latents than {self._id}: {str(error)[:200]}") from error
         found = [

@@ -14,7 +14,6 @@ from inference_service.engine.core.integrity import IntegrityError
 from inference_service.engine.kv.key_values import KeyValueReader
 from inference_service.engine.kv.kv_cache import PrefixKV
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed
-from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.prefix import Prefix
 
 
@@ -70,7 +69,7 @@ class PrefixCache:
     def is_ready(self, prefix_id: str) -> bool:
         """Whether the prefix KV is in memory, or in the prefix itself."""
         known = self._prefixes.get(prefix_id)
-        return known is not None and (known.kv is not None or isinstance(known.prefix, KeyValuePrefix))
+        return known is not None and (known.kv is not None or not known.prefix.is_computed)
 
     def kv_bytes(self, prefix_id: str) -> int:
         """Bytes of the prefix KV; 0 while it is not in memory."""
@@ -86,7 +85,7 @@ class PrefixCache:
         """
         known = self._prefixes.get(prefix_id)
         if known is None:
-            kv = self._read(prefix) if isinstance(prefix, KeyValuePrefix) else None
+            kv = None if prefix.is_computed else self._read(prefix)
             self._prefixes[prefix_id] = _Known(prefix)
             if kv is not None:
                 self._store(prefix_id, kv)
@@ -116,7 +115,7 @@ class PrefixCache:
         if known.leaving:
             raise NotFound("soft prompt", prefix_id, "it is being unloaded")
         known.holds += 1
-        if known.kv is None and isinstance(known.prefix, KeyValuePrefix):  # it was evicted
+        if known.kv is None and not known.prefix.is_computed:  # it was evicted
             self._store(prefix_id, self._read(known.prefix))
 
     def release(self, prefix_id: str) -> bool:
@@ -133,7 +132,7 @@ class PrefixCache:
     def get(self, prefix_id: str) -> PrefixKV:
         """The prefix KV. Raises IntegrityError if it is not in memory; plans of steps must check `is_ready` first."""
         known = self._get(prefix_id)
-        if known.kv is None and isinstance(known.prefix, KeyValuePrefix):
+        if known.kv is None and not known.prefix.is_computed:
             return self._read(known.prefix)
         if known.kv is None:
             raise IntegrityError(f"a step copies the keys and values of prefix {prefix_id}, which are not computed")
@@ -163,7 +162,7 @@ class PrefixCache:
         """Uses of all prefixes by requests."""
         return sum(known.holds for known in self._prefixes.values())
 
-    def _read(self, prefix: KeyValuePrefix) -> PrefixKV:
+    def _read(self, prefix: Prefix) -> PrefixKV:
         if self._reader is None:
             raise PreconditionFailed("this engine takes no prefixes of keys and values")
         kv = self._reader.read(prefix)

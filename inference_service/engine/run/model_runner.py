@@ -19,7 +19,6 @@ from inference_service.engine.kv.rows import CopyPrefix, CopyRow, RowOp, Trim
 from inference_service.engine.run.attention import CachedAttention, lay_out
 from inference_service.engine.run.finite_check import FiniteCheck
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import VirtualTokens
 
 
 class Runner(Protocol):
@@ -106,9 +105,9 @@ def fed_tokens(chunk: Chunk) -> list[int]:
 def virtual_tokens(chunk: Chunk, prefixes: PrefixCache, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """The embeddings `[chunk.num_virtual, hidden_size]` of the chunk's virtual tokens."""
     assert chunk.sequence.prefix_id is not None
-    entering = prefixes.prefix(chunk.sequence.prefix_id).input(dtype, device)
-    assert isinstance(entering, VirtualTokens)  # keys and values are never computed
-    return entering.embeddings[chunk.start : chunk.start + chunk.num_virtual]
+    embeddings = prefixes.prefix(chunk.sequence.prefix_id).input(dtype, device).embeddings
+    assert embeddings is not None  # keys and values are never computed
+    return embeddings[chunk.start : chunk.start + chunk.num_virtual]
 
 
 def model_inputs(

@@ -111,7 +111,7 @@ def philox(seed: int, number: int) -> tuple[int, int]:
 def _draw(sequence: RunningRequest) -> Draw:
     params = sequence.sampling
     number = 0.0 if params.greedy else uniform(sequence.seed, sequence.num_generated)
-    return Draw(params.temperature, params.top_k, params.top_p, params.min_p, number)
+    return Draw.of(params, number)
 
 
 def _is_adjusted(sequence: RunningRequest) -> bool:

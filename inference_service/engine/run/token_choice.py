@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 
 import torch
 
 from shared.kernels import sampling
+from shared.values.sampling import SamplingParams
 
 NOT_FINITE, NOTHING_LEFT = sampling.NOT_FINITE, sampling.NOTHING_LEFT
 SORTED_HEAD = 1024
@@ -28,6 +30,7 @@ _SERIES = (1.5403530e-4, 1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 2.4022651e-1,
 _TO_WHOLE, _TO_QUANTUM = 1.5 * 2.0**23, 1.5 * 2.0**-11
 """Adding and subtracting these rounds to a whole number, and a weight to a multiple of 2^-34."""
 _LOWEST_POWER = -64.0
+_AS_IN_C = attrgetter(*sampling.DRAW)
 _MAX_SCALE = 1e30
 """With a lower temperature than this allows, only the highest logit has a weight."""
 
@@ -41,6 +44,11 @@ class Draw:
     top_p: float = 1.0
     min_p: float = 0.0
     number: float = 0.0
+
+    @classmethod
+    def of(cls, params: SamplingParams, number: float) -> Draw:
+        """The draw for these parameters. `number` is uniform in [0, 1)."""
+        return cls(params.temperature, params.top_k, params.top_p, params.min_p, number)
 
     @property
     def scale(self) -> float:
@@ -61,7 +69,7 @@ def choose(rows: Sequence[torch.Tensor], draws: Sequence[Draw]) -> list[int]:
     if not rows:
         return []
     if sampling.takes(rows):
-        return sampling.choose_tokens(rows, [(d.scale, d.top_k, d.top_p, d.min_p, d.number) for d in draws])
+        return sampling.choose_tokens(rows, [_AS_IN_C(draw) for draw in draws])
     same = all(row.dtype == rows[0].dtype for row in rows)
     return choose_in_torch(torch.stack([row if same else row.float() for row in rows]), draws)
 
@@ -121,7 +129,7 @@ class _Truncation:
     @classmethod
     def of(cls, draws: Sequence[Draw], device: torch.device) -> _Truncation:
         rows = range(len(draws))
-        return cls(*(_column(draws, rows, name, device) for name in ("top_k", "top_p", "min_p", "number")))
+        return cls(*(_column(draws, rows, field.name, device) for field in fields(cls)))
 
     def pick(self, logits: torch.Tensor, weights: torch.Tensor) -> list[int]:
         """A token for each row of logits and weights `[rows, vocab]`."""
@@ -138,7 +146,7 @@ class _Truncation:
         for row in torch.nonzero(beyond).flatten().tolist() if ids.shape[1] < vocabulary else ():
             every = logits[row].sort(descending=True, stable=True).indices
             ordered = weights[row : row + 1, every]
-            one = _Truncation(*(getattr(self, n)[row : row + 1] for n in ("top_k", "top_p", "min_p", "number")))
+            one = _Truncation(*(getattr(self, field.name)[row : row + 1] for field in fields(self)))
             kept = one._kept(ordered, totals[row : row + 1])
             chosen[row] = int(every[_pick(ordered * kept, one.number[:, 0])[0]])
         return chosen

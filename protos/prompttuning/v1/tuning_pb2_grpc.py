@@ -236,7 +236,7 @@ class TuningServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListWebhooks(self, request, context):
-        """Endpoints of the operator's webhooks file, and what became of their deliveries. For administrators.
+        """Endpoints of the operator's webhooks file, and the outcomes of their deliveries. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -73,7 +73,7 @@ class TuningServiceStub:
     DeleteTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.DeleteTuningJobRequest, _tuning_pb2.DeleteTuningJobResponse]
     """Removes an ended job with its events. Versions that it published are kept."""
     ListWebhooks: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.ListWebhooksRequest, _tuning_pb2.ListWebhooksResponse]
-    """Endpoints of the operator's webhooks file, and what became of their deliveries. For administrators."""
+    """Endpoints of the operator's webhooks file, and the outcomes of their deliveries. For administrators."""
     TestWebhook: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.TestWebhookRequest, _tuning_pb2.TestWebhookResponse]
     """Queues a delivery of the type "test" for one webhook. For administrators."""
     RetryWebhook: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.RetryWebhookRequest, _tuning_pb2.RetryWebhookResponse]
@@ -126,7 +126,7 @@ class TuningServiceAsyncStub(TuningServiceStub):
     DeleteTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.DeleteTuningJobRequest, _tuning_pb2.DeleteTuningJobResponse]  # type: ignore[assignment]
     """Removes an ended job with its events. Versions that it published are kept."""
     ListWebhooks: _aio.UnaryUnaryMultiCallable[_tuning_pb2.ListWebhooksRequest, _tuning_pb2.ListWebhooksResponse]  # type: ignore[assignment]
-    """Endpoints of the operator's webhooks file, and what became of their deliveries. For administrators."""
+    """Endpoints of the operator's webhooks file, and the outcomes of their deliveries. For administrators."""
     TestWebhook: _aio.UnaryUnaryMultiCallable[_tuning_pb2.TestWebhookRequest, _tuning_pb2.TestWebhookResponse]  # type: ignore[assignment]
     """Queues a delivery of the type "test" for one webhook. For administrators."""
     RetryWebhook: _aio.UnaryUnaryMultiCallable[_tuning_pb2.RetryWebhookRequest, _tuning_pb2.RetryWebhookResponse]  # type: ignore[assignment]
@@ -266,7 +266,7 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.ListWebhooksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.ListWebhooksResponse, _abc.Awaitable[_tuning_pb2.ListWebhooksResponse]]:
-        """Endpoints of the operator's webhooks file, and what became of their deliveries. For administrators."""
+        """Endpoints of the operator's webhooks file, and the outcomes of their deliveries. For administrators."""
 
     @_abc_1.abstractmethod
     def TestWebhook(

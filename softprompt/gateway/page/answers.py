@@ -1,4 +1,4 @@
-"""How the page's endpoints read numbers of the query and write their answers."""
+"""Helpers of the page's endpoints: numbers from the query, and answers as JSON."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ async def create_job(request: Request, backend: Backend) -> Response:
 
 @endpoint("page.jobs.check", query=_JOB_QUERY)
 async def check_job(request: Request, backend: Backend) -> Response:
-    """What a job with the file in the body would be: its time, the recipe's choices, and what was counted in the data.
-    The examples are stored, and no job is created.
+    """The estimate of a job with the file in the body: its time, the recipe's choices, and counts of the data. The
+    examples are stored, and no job is created.
     """
     async with _job_spec(request, backend) as spec:
         return json_response(await backend.client.validate_job(spec))

@@ -1,4 +1,4 @@
-"""Chromium for tests of the page, and a page that must say nothing on its console and ask for nothing outside.
+"""Chromium for tests of the page, and a page that must log nothing and load nothing from elsewhere.
 
 `conftest.py` makes the two fixtures of this module known.
 """
@@ -32,7 +32,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, services: World) -> Iterator[Page]:
-    """A page that must say nothing on its console and ask for nothing outside."""
+    """A page that must log nothing on its console and load nothing from elsewhere."""
     context = browser.new_context(viewport={"width": 1100, "height": 900})
     made = context.new_page()
     made.set_default_timeout(SECONDS)

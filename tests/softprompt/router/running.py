@@ -69,5 +69,5 @@ async def knows(router: Router, *base_models: str) -> None:
 
 
 def lie(directory: ReplicaDirectory, truth: ReplicaRecord, id: str, **wrong: Any) -> None:
-    """Write the record of a replica as somebody who lies would."""
+    """Write a replica's record with false content."""
     directory.put(truth.model_copy(update={"id": id, **wrong}))

@@ -14,7 +14,7 @@ from shared.prompt.prefix import Prefix
 from shared.prompt.soft_prompt import SoftPrompt
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import classification, generation, losses, of, run, task
-from trainer_service.training import cohort as cohort_module
+from trainer_service.training import passes
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.compute import backward
 from trainer_service.training.events import (
@@ -112,7 +112,7 @@ def test_a_huge_batch_of_one_job_makes_no_step_of_the_others_long(monkeypatch: p
         positions.append(sum(forward.num_tokens(part.trainee.num_virtual_tokens, part.rows) for part in parts))
         return real(base_model, forward, parts, token_budget)
 
-    monkeypatch.setattr(cohort_module, "backward", counted)
+    monkeypatch.setattr(passes, "backward", counted)
     events = list[TrainingEvent]()
     while not of(events, Finished, "modest"):
         events += cohort.step()
@@ -186,9 +186,9 @@ def test_a_golden_record_is_what_the_plain_model_answers() -> None:
     golden = result.golden[1]
     text = BASE.model.get_input_embeddings()(torch.tensor(golden.input_ids))
     with torch.no_grad():
-        logits = BASE.model(
-            inputs_embeds=torch.cat([result.prefix.input(torch.float32).embeddings, text])[None]
-        ).logits[0, -1]
+        logits = BASE.model(inputs_embeds=torch.cat([result.prefix.tensors()["prompt_embeddings"], text])[None]).logits[
+            0, -1
+        ]
     values, ids = logits.log_softmax(-1).topk(8)
     assert golden.top_token_ids == tuple(ids.tolist())
     assert golden.top_logprobs == pytest.approx(values.tolist(), abs=1e-4)
@@ -309,7 +309,7 @@ def test_a_training_that_only_worsens_its_source_publishes_the_source(reparamete
     result = of(events, Finished)[0].result
     assert result.best_step == 0
     torch.testing.assert_close(
-        result.prefix.input(torch.float32).embeddings, source.input(torch.float32).embeddings, rtol=0, atol=0
+        result.prefix.tensors()["prompt_embeddings"], source.input(torch.float32).embeddings, rtol=0, atol=0
     )
     assert result.metrics == pytest.approx(evaluated[0].metrics)
     resumed = run(Cohort(BASE), replace(worse, checkpoint=of(events, Checkpointed)[7].data))

@@ -10,7 +10,7 @@ import torch
 
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import generation, losses, of, run, task
-from trainer_service.training import cohort as cohort_module
+from trainer_service.training import passes
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.compute import backward
 from trainer_service.training.events import (
@@ -59,7 +59,7 @@ def test_a_pass_that_raises_is_repeated_for_each_job_alone(
             raise RuntimeError("a row that no kernel takes")
         return original(base_model, forward, parts, token_budget)
 
-    monkeypatch.setattr(cohort_module, "backward", flaky)
+    monkeypatch.setattr(passes, "backward", flaky)
     events = run(Cohort(BASE), task("good"), task("bad", num_virtual_tokens=13))
     failed = of(events, Failed, "bad")[0]
     assert (failed.code, failed.retryable) == ("INTERNAL", True)
@@ -77,7 +77,7 @@ def test_running_out_of_memory_halves_the_budget_and_goes_on(monkeypatch: pytest
             raise torch.OutOfMemoryError("too much")
         return original(base_model, forward, parts, token_budget)
 
-    monkeypatch.setattr(cohort_module, "backward", small)
+    monkeypatch.setattr(passes, "backward", small)
     cohort = Cohort(BASE, token_budget=1024)
     assert of(run(cohort, task()), Finished)
     assert budgets[:3] == [1024, 512, 256]
@@ -101,7 +101,7 @@ def test_a_fault_of_the_machine_is_no_jobs_failure(fault: Exception, monkeypatch
         calls.append(1)
         raise fault
 
-    monkeypatch.setattr(cohort_module, "backward", broken)
+    monkeypatch.setattr(passes, "backward", broken)
     with pytest.raises(type(fault)) as raised:
         run(Cohort(BASE), task("one"), task("two"))
     assert raised.value is fault
@@ -120,7 +120,7 @@ def test_a_device_that_is_full_is_not_broken(error: Exception, monkeypatch: pyte
     def full(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cohort_module, "backward", full)
+    monkeypatch.setattr(passes, "backward", full)
     failed = of(run(Cohort(BASE), task()), Failed)[0]
     assert (failed.code, failed.retryable) == ("OUT_OF_MEMORY", True)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shared.kernels import library
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.prefix import PrefixInput
 from trainer_service.training.attention.packing import Layout, Row, Segment, pack
 from trainer_service.training.attention.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
 
@@ -35,8 +35,8 @@ def _layout(rng: random.Random) -> Layout:
     preamble = tuple(range(20))
     rows[0] = [Row((*preamble, *row.input_ids), row.target_ids) for row in rows[0]]
     segments = [
-        Segment(VirtualTokens(torch.zeros(7, 1)), rows[0]),
-        Segment(VirtualTokens(torch.zeros(33, 1)), rows[1]),
+        Segment(PrefixInput(torch.zeros(7, 1)), rows[0]),
+        Segment(PrefixInput(torch.zeros(33, 1)), rows[1]),
         Segment(None, rows[2]),
     ]
     return pack(segments, torch.device("cpu")).layout

@@ -10,7 +10,7 @@ import torch
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import generation, of, run, task
 from trainer_service.training import budget as budget_module
-from trainer_service.training import cohort as cohort_module
+from trainer_service.training import passes as passes_module
 from trainer_service.training.attention.forward import PackedForward, PlainForward, choose_forward
 from trainer_service.training.attention.row_memory import RowMemory
 from trainer_service.training.budget import GOOD_PASSES, MIN_TOKENS, TokenBudget, bytes_per_pair
@@ -32,7 +32,7 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, too_much: Any) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(base_model, forward, parts, token_budget)
 
-    monkeypatch.setattr(cohort_module, "backward", limited)
+    monkeypatch.setattr(passes_module, "backward", limited)
 
 
 def longest(parts: Any) -> int:
@@ -129,7 +129,7 @@ def test_what_fits_is_the_longest_row_that_does() -> None:
 def test_a_row_beyond_the_devices_memory_is_refused_before_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
     base = build("gemma2")
     memory = budget_module.measured_row_memory(base, choose_forward(base))
-    monkeypatch.setattr(cohort_module, "free_bytes", lambda device: memory.row_bytes(100))
+    monkeypatch.setattr(passes_module, "free_bytes", lambda device: memory.row_bytes(100))
     cohort = Cohort(base, token_budget=1024)
     events = run(cohort, task("good"), task("long", train=LONG))
     failed = of(events, Failed, "long")[0]

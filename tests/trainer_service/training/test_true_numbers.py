@@ -118,13 +118,13 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(token_budget: int | No
     assert len(skipped) == steps[-1].total_skipped == result.num_skipped == 2, "one for each pass over the data"
     assert all(math.isnan(event.loss) for event in skipped)
     assert all(math.isfinite(event.loss) for event in steps if not event.num_skipped)
-    assert torch.isfinite(result.prefix.input(torch.float32).embeddings).all()
+    assert torch.isfinite(result.prefix.tensors()["prompt_embeddings"]).all()
     checkpoint = next(event for event in of(events, Checkpointed) if event.step == 15)
     resumed = run(Cohort(base, token_budget=token_budget), replace(one, checkpoint=checkpoint.data))
     assert of(resumed, Finished)[0].result.num_skipped == 2
     torch.testing.assert_close(
-        of(resumed, Finished)[0].result.prefix.input(torch.float32).embeddings,
-        result.prefix.input(torch.float32).embeddings,
+        of(resumed, Finished)[0].result.prefix.tensors()["prompt_embeddings"],
+        result.prefix.tensors()["prompt_embeddings"],
         rtol=0,
         atol=0,
     )

@@ -151,7 +151,7 @@ async def test_versions_aliases_and_refusals_are_told_once_also_after_a_restart(
         await until(lambda: place.outbox.cursor(place.prompts.id) == 1)
         version = place.prompts.publish("tone", make_blob("tone"), job="tuningJobs/x", alias="default")
         await until(lambda: len(heard.told) == 2)
-    # While no trainer runs, and what the first one knew is not told again.
+    # While no trainer runs, and the events of the first run are not sent again.
     place.prompts.set_alias("tone", "canary", 1)
     refusal = RefusedVersion(prompt="tone", version=1, digest=version.digest, reason="not finite")
     beat = ReplicaRecord(id="r-1", started_at=utc_now(), refused=(refusal,), heartbeat_seconds=3600)

@@ -1,4 +1,4 @@
-"""Webhooks of a whole trainer: a job that a caller cancels is told, and the calls and commands of the operator."""
+"""Webhooks of a whole trainer: a cancelled job is reported, and the calls and commands of the operator."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -18,10 +19,10 @@ from shared.kernels.replace_modules import restore, speed_up_training
 from shared.model.base_model import BaseModel
 from shared.model.causality import check_causal
 from shared.prompt.lift import attended, key_values_of, latent_layers
-from shared.prompt.prefix import VirtualKeyValues, VirtualTokens
+from shared.prompt.prefix import PrefixInput
 from trainer_service.training.attention.last_layer import last_mlp, only_at
 from trainer_service.training.attention.packing import Row, Segment, num_packed_tokens, pack
-from trainer_service.training.attention.plain_inputs import num_embedded, plain_inputs
+from trainer_service.training.attention.plain_inputs import plain_inputs
 from trainer_service.training.attention.prefix_attention import packed_attention
 from trainer_service.training.attention.row_memory import RowMemory
 
@@ -81,8 +82,9 @@ class PackedForward:
             logits: torch.Tensor = self._model(**inputs, logits_to_keep=packed.target_positions).logits[0]
             return logits
 
-    def _attended(self, prefix: VirtualKeyValues) -> VirtualKeyValues:
-        return VirtualKeyValues(*attended(self._latent_layers, prefix.keys, prefix.values))
+    def _attended(self, prefix: PrefixInput) -> PrefixInput:
+        keys, values = attended(self._latent_layers, prefix.keys, prefix.values)
+        return replace(prefix, keys=keys, values=values)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         if not self._split:
@@ -110,7 +112,7 @@ class PlainForward:
         inputs = plain_inputs(embeds, [segment.prefix for segment, _ in rows], "right")
         logits = self._model(**inputs, use_cache="past_key_values" in inputs).logits  # [rows, longest, vocab]
         picks = [
-            (index, num_embedded(segment.prefix) + len(row.input_ids) - 1, len(row.target_ids))
+            (index, segment.num_embedded + len(row.input_ids) - 1, len(row.target_ids))
             for index, (segment, row) in enumerate(rows)
         ]
         return torch.cat([logits[row, first : first + count] for row, first, count in picks])
@@ -194,7 +196,7 @@ def _probe(base_model: BaseModel) -> tuple[list[Segment], torch.Tensor]:
         Row((*ids[:3], *ids[7:13]), tuple(ids[13:14])),
         Row(tuple(ids[14:16]), tuple(ids[16:19])),
     ]
-    first, second = VirtualTokens(prompt[:5]), VirtualTokens(prompt[5:])
+    first, second = PrefixInput(prompt[:5]), PrefixInput(prompt[5:])
     return [Segment(first, rows[:2]), Segment(second, rows[2:]), Segment(None, rows[1:])], prompt
 
 

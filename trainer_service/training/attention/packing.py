@@ -6,7 +6,7 @@ attends to its segment's shared positions and causally to itself; shared positio
 Position numbers are as if each row followed its shared part alone. Linear layers see `shared + own` positions, where
 padded rows would take `rows * longest`.
 
-Keys and values that a prefix brings along (`VirtualKeyValues`) take positions in attention only: the model passes over
+Keys and values that a prefix brings along (`PrefixInput.keys`) take positions in attention only: the model passes over
 the other positions, and each layer's attention inserts them (`Layout.insert`).
 
 Attention in torch needs dense blocks: a `Tile` holds rows of similar length with equally long shared parts, padded to
@@ -22,7 +22,7 @@ from functools import cached_property
 import torch
 
 from shared.kernels.ops import Spans
-from shared.prompt.prefix import Entering, VirtualKeyValues
+from shared.prompt.prefix import PrefixInput
 from trainer_service.training.distillation.targets import TeacherTargets
 
 PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
@@ -52,7 +52,7 @@ class Row:
 class Segment:
     """Rows after one prefix; None: the bare model."""
 
-    prefix: Entering | None
+    prefix: PrefixInput | None
     rows: Sequence[Row]
 
     @property
@@ -63,7 +63,12 @@ class Segment:
     @property
     def num_hidden(self) -> int:
         """Positions of the prefix that these rows don't attend to, but count."""
-        return self.prefix.num_hidden if isinstance(self.prefix, VirtualKeyValues) else 0
+        return 0 if self.prefix is None else self.prefix.num_hidden
+
+    @property
+    def num_embedded(self) -> int:
+        """Positions of the prefix whose keys and values the model computes."""
+        return 0 if self.prefix is None else self.prefix.num_embedded
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,7 @@ def num_packed_tokens(num_virtual_tokens: int, rows: Sequence[Row]) -> int:
 def pack(
     segments: Sequence[Segment],
     device: torch.device,
-    attended: Callable[[VirtualKeyValues], VirtualKeyValues] = lambda prefix: prefix,
+    attended: Callable[[PrefixInput], PrefixInput] = lambda prefix: prefix,
 ) -> Packed:
     """Lay out the segments as one packed sequence on `device`.
 
@@ -201,16 +206,15 @@ def pack(
     pieces, positions, shared, given = list[torch.Tensor](), list[int](), list[range](), list[Given]()
     end = 0
     for segment, common in zip(segments, commons, strict=True):
-        prefix, num_computed = segment.prefix, common
-        if isinstance(prefix, VirtualKeyValues):
+        prefix = segment.prefix
+        if prefix is not None and prefix.keys:
             read = attended(prefix)
             given.append(Given(end, read.keys, read.values))
-        elif prefix is not None:
+        if prefix is not None and prefix.embeddings is not None:
             pieces.append(prefix.embeddings)
-            num_computed += prefix.num_virtual_tokens
         length = segment.num_virtual_tokens + common
         number = length + segment.num_hidden
-        positions.extend(range(number - num_computed, number))
+        positions.extend(range(number - segment.num_embedded - common, number))
         shared.append(range(end, end + length))
         end += length
         if common:

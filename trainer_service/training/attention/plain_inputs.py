@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from transformers.cache_utils import DynamicCache
 
-from shared.prompt.prefix import Entering, VirtualKeyValues, VirtualTokens
+from shared.prompt.prefix import PrefixInput
 
 
 def plain_inputs(
-    rows: Sequence[torch.Tensor], prefixes: Sequence[Entering | None], padding_side: Literal["left", "right"]
+    rows: Sequence[torch.Tensor], prefixes: Sequence[PrefixInput | None], padding_side: Literal["left", "right"]
 ) -> dict[str, Any]:
     """Arguments of the model's `forward` and `generate`; `None` among the prefixes is the bare model.
 
@@ -21,17 +21,17 @@ def plain_inputs(
     prefix; `position_ids` then count what each row has.
     """
     rows = [
-        torch.cat([prefix.embeddings, row]) if isinstance(prefix, VirtualTokens) else row
+        row if prefix is None or prefix.embeddings is None else torch.cat([prefix.embeddings, row])
         for row, prefix in zip(rows, prefixes, strict=True)
     ]
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_side=padding_side)
     mask = _mask([len(row) for row in rows], padded.shape[1], padding_side, padded.device)
-    given = [prefix.num_virtual_tokens if isinstance(prefix, VirtualKeyValues) else 0 for prefix in prefixes]
+    given = [0 if prefix is None else prefix.num_given for prefix in prefixes]
     if not any(given):
         return {"inputs_embeds": padded, "attention_mask": mask}
     before = _mask(given, max(given), "left", padded.device)
     whole = torch.cat([before, mask], dim=1)
-    hidden = [prefix.num_hidden if isinstance(prefix, VirtualKeyValues) else 0 for prefix in prefixes]
+    hidden = [0 if prefix is None else prefix.num_hidden for prefix in prefixes]
     counted = whole.cumsum(1) - 1 + torch.tensor(hidden, device=padded.device)[:, None]
     return {
         "inputs_embeds": padded,
@@ -41,11 +41,6 @@ def plain_inputs(
     }
 
 
-def num_embedded(prefix: Entering | None) -> int:
-    """Positions of the prefix among a row's embeddings."""
-    return prefix.num_virtual_tokens if isinstance(prefix, VirtualTokens) else 0
-
-
 def _mask(
     lengths: Sequence[int], longest: int, padding_side: Literal["left", "right"], device: torch.device
 ) -> torch.Tensor:
@@ -53,15 +48,15 @@ def _mask(
     return (places >= longest - wanted if padding_side == "left" else places < wanted).long()
 
 
-def cache_of(prefixes: Sequence[Entering | None], longest: int) -> DynamicCache:
+def cache_of(prefixes: Sequence[PrefixInput | None], longest: int) -> DynamicCache:
     """A new cache with each row's keys and values, padded on the left to `longest` positions, with gradient."""
     cache = DynamicCache()
-    some = next(prefix for prefix in prefixes if isinstance(prefix, VirtualKeyValues))
+    some = next(prefix for prefix in prefixes if prefix is not None and prefix.keys)
     for layer, like in enumerate(zip(some.keys, some.values, strict=True)):
         pair = [
             torch.stack(
                 [
-                    _padded(getattr(prefix, part)[layer], longest) if isinstance(prefix, VirtualKeyValues) else none
+                    none if prefix is None or not prefix.keys else _padded(getattr(prefix, part)[layer], longest)
                     for prefix in prefixes
                 ]
             ).transpose(1, 2)

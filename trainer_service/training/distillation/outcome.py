@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Entering, VirtualTokens
+from shared.prompt.prefix import PrefixInput
 from shared.values.results import DistillationResult
 from trainer_service.training.attention.plain_inputs import cache_of
 from trainer_service.training.comparison import BARE
@@ -26,7 +26,7 @@ _RUNS = 3
 
 
 def distillation_result(
-    base_model: BaseModel, study: SelfStudy, split: EncodedSplit, judged: Judgement, prefix: Entering
+    base_model: BaseModel, study: SelfStudy, split: EncodedSplit, judged: Judgement, prefix: PrefixInput
 ) -> Generator[Work, Any, DistillationResult]:
     """The result of a job that was judged on the held-out questions of `split`."""
     rows = sorted(split.validation.examples, key=lambda row: len(row.input_ids))
@@ -52,7 +52,7 @@ def distillation_result(
 
 @torch.no_grad()
 def prefill_seconds(
-    base_model: BaseModel, prefix: Entering, teacher_ids: Sequence[int], input_ids: Sequence[int]
+    base_model: BaseModel, prefix: PrefixInput, teacher_ids: Sequence[int], input_ids: Sequence[int]
 ) -> tuple[float | None, float | None]:
     """Seconds until the model has computed the teacher's input, and the prompt's, each the best of `_RUNS`.
 
@@ -66,10 +66,10 @@ def prefill_seconds(
         return _timed(lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1), device)
 
     def prompt() -> float:
-        if isinstance(prefix, VirtualTokens):
-            known = model(inputs_embeds=prefix.embeddings[None], use_cache=True, logits_to_keep=1).past_key_values
-        else:
-            known = cache_of([prefix], prefix.num_virtual_tokens)
+        known: Any = cache_of([prefix], prefix.num_given) if prefix.keys else None
+        if (embeds := prefix.embeddings) is not None:
+            found = model(inputs_embeds=embeds[None], past_key_values=known, use_cache=True, logits_to_keep=1)
+            known = found.past_key_values
         ids = torch.tensor([list(input_ids)], device=device)
         return _timed(lambda: model(input_ids=ids, past_key_values=known, use_cache=True, logits_to_keep=1), device)
 

@@ -1,4 +1,4 @@
-"""The requests by which the base model is led to ask a question about a text, after Cartridges' seed prompts.
+"""Requests that lead the base model to ask a question about a text, modelled on Cartridges' seed prompts.
 
 They differ in kind, so that the questions are not all about the text's beginning or all of one form.
 """

@@ -1,6 +1,6 @@
 """Self-study: the base model asks questions about a text and answers them with the text in its context.
 
-Its result is the data of the training: inputs without the text, the answers, and the teacher's distributions at them.
+Its result is the training data: inputs without the text, the answers, and the teacher's distributions at them.
 Questions are sampled with a seed for each batch, answers are greedy, and a batch depends on nothing before it. So a
 study that goes on from a checkpoint asks and answers the same.
 """

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Entering
+from shared.prompt.prefix import PrefixInput
 from shared.text.template import conversation_text
 from shared.values.report import ConfusionCell, HeldOutAnswer, HeldOutAnswers, ModelAnswer
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
@@ -50,7 +50,7 @@ class Way:
 
     data: EncodedDataset
     results: Results
-    prefix: Entering | None = None
+    prefix: PrefixInput | None = None
     """None: the base model without a prefix."""
     end_token_id: int | None = None
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Entering, VirtualTokens
+from shared.prompt.prefix import PrefixInput
 from shared.values.results import NearestToken
 from trainer_service.training.attention.packing import Row, common_length, num_packed_tokens
 from trainer_service.training.data.encoding import EncodedDataset
@@ -29,7 +29,7 @@ _TABLE_CHUNK = 16384
 Evaluation = Generator[Work, Any, dict[str, float]]
 
 
-def evaluate_examples(prefix: Entering | None, data: EncodedDataset) -> Generator[Work, Any, Results]:
+def evaluate_examples(prefix: PrefixInput | None, data: EncodedDataset) -> Generator[Work, Any, Results]:
     """The results of each example with `prefix` (None: the bare model), without generated texts."""
     single = len(data.label_ids) > 0 and all(len(ids) == 1 for ids in data.label_ids)
     candidates = tuple(ids[0] for ids in data.label_ids) if single else ()
@@ -51,7 +51,7 @@ def evaluate_examples(prefix: Entering | None, data: EncodedDataset) -> Generato
 
 
 def score_rows(
-    prefix: Entering | None, rows: Sequence[Row], candidates: tuple[int, ...] = ()
+    prefix: PrefixInput | None, rows: Sequence[Row], candidates: tuple[int, ...] = ()
 ) -> Generator[Work, Any, list[RowScore]]:
     """Scores in the order of `rows`, computed in slices to keep the cohort's steps short."""
     scores: list[RowScore] = []
@@ -61,9 +61,9 @@ def score_rows(
 
 
 @torch.no_grad()
-def nearest_tokens(base_model: BaseModel, prefix: Entering) -> tuple[NearestToken, ...]:
+def nearest_tokens(base_model: BaseModel, prefix: PrefixInput) -> tuple[NearestToken, ...]:
     """The vocabulary token with the highest cosine similarity to each virtual token; none for keys and values."""
-    if not isinstance(prefix, VirtualTokens):
+    if prefix.embeddings is None:
         return ()
     unit = torch.nn.functional.normalize(prefix.embeddings.detach().float().to(base_model.device), dim=-1)
     vocab = base_model.embedding_table.shape[0]
@@ -78,7 +78,7 @@ def nearest_tokens(base_model: BaseModel, prefix: Entering) -> tuple[NearestToke
     return tuple(NearestToken(text, cosine) for text, cosine in zip(texts, best.tolist(), strict=True))
 
 
-def _choose_labels(prefix: Entering | None, data: EncodedDataset) -> Generator[Work, Any, list[int]]:
+def _choose_labels(prefix: PrefixInput | None, data: EncodedDataset) -> Generator[Work, Any, list[int]]:
     """The most probable label of every example, from exact scores. Each label is a row.
 
     Examples are scored separately if sharing the input among the labels is cheaper.

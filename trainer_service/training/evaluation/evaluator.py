@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from shared.errors import SoftPromptError
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Entering
+from shared.prompt.prefix import PrefixInput
 from shared.values.report import HeldOutAnswers
 from trainer_service.training.checkpoint import EvaluationRecord, FoldChoice, RunState
 from trainer_service.training.comparison import (
@@ -97,7 +97,7 @@ class Evaluator:
     def __len__(self) -> int:
         return len(self.held_out.choosing)
 
-    def measure(self, prefix: Entering | None) -> Measuring:
+    def measure(self, prefix: PrefixInput | None) -> Measuring:
         """Results on the examples that choose. `prefix`: None for the model with the template alone."""
         choosing = self.held_out.choosing
         return self._time.timed(self._measured(prefix, choosing, self._end_token_id), len(choosing))
@@ -149,7 +149,7 @@ class Evaluator:
         return is_best
 
     def judge(
-        self, prefix: Entering, current: Entering | None, train: Sequence[Example], on_measured: OnMeasured
+        self, prefix: PrefixInput, current: PrefixInput | None, train: Sequence[Example], on_measured: OnMeasured
     ) -> Generator[Work, Any, Judgement]:
         """Compare the chosen prompt, the baselines and the alias's current version on the examples that judge."""
         data = self.held_out.judging
@@ -258,12 +258,12 @@ class Evaluator:
         prefix, data = yield CallWork(partial(shared_beginning, self._base_model, data), MAX_SHOT_TOKENS)
         return Way(data, (yield from self._with_texts(results, prefix, data, end_token_id)), prefix, end_token_id)
 
-    def _measured(self, prefix: Entering | None, data: EncodedDataset, end_token_id: int | None) -> Measuring:
+    def _measured(self, prefix: PrefixInput | None, data: EncodedDataset, end_token_id: int | None) -> Measuring:
         results = yield from evaluate_examples(prefix, data)
         return (yield from self._with_texts(results, prefix, data, end_token_id))
 
     def _with_texts(
-        self, results: Results, prefix: Entering | None, data: EncodedDataset, end_token_id: int | None
+        self, results: Results, prefix: PrefixInput | None, data: EncodedDataset, end_token_id: int | None
     ) -> Measuring:
         if self._metric not in TEXT_METRICS:
             return results

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Entering, VirtualKeyValues
+from shared.prompt.prefix import PrefixInput
 from trainer_service.training.attention.plain_inputs import plain_inputs
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
 from trainer_service.training.work import CallWork, Work
@@ -21,7 +21,7 @@ MAX_BATCH_TOKENS = 4096
 
 
 def generated_texts(
-    base_model: BaseModel, prefix: Entering | None, data: EncodedDataset, end_token_id: int | None
+    base_model: BaseModel, prefix: PrefixInput | None, data: EncodedDataset, end_token_id: int | None
 ) -> Generator[Work, Any, dict[int, tuple[str, str]]]:
     """(answer, wanted text) of at most MAX_EXAMPLES held-out examples by index, the same ones each time.
 
@@ -67,7 +67,7 @@ def sampled(count: int) -> list[int]:
 
 def _generate(
     base_model: BaseModel,
-    prefix: Entering | None,
+    prefix: PrefixInput | None,
     batch: Sequence[EncodedExample],
     max_new_tokens: int,
     end_token_id: int | None,
@@ -80,7 +80,7 @@ def _generate(
 
 def greedy_answers(
     base_model: BaseModel,
-    prefixes: Sequence[Entering | None],
+    prefixes: Sequence[PrefixInput | None],
     inputs: Sequence[Sequence[int]],
     max_new_tokens: int,
     end_token_ids: Collection[int],
@@ -93,7 +93,7 @@ def greedy_answers(
     is_windowed = getattr(base_model.model.config.get_text_config(), "sliding_window", None) is not None
     batches: dict[int, list[int]] = {}
     for index, (prefix, ids) in enumerate(zip(prefixes, inputs, strict=True)):
-        key = 0 if not isinstance(prefix, VirtualKeyValues) else len(ids) if is_windowed else 1
+        key = 0 if prefix is None or not prefix.keys else len(ids) if is_windowed else 1
         batches.setdefault(key, []).append(index)
     answers = [""] * len(inputs)
     for indices in batches.values():
@@ -105,7 +105,7 @@ def greedy_answers(
 
 
 def _arguments(
-    base_model: BaseModel, prefixes: Sequence[Entering | None], inputs: Sequence[Sequence[int]]
+    base_model: BaseModel, prefixes: Sequence[PrefixInput | None], inputs: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
     """Arguments of `generate`. A cache asks for token ids: those at its own positions are never read."""
     embed, device = base_model.model.get_input_embeddings(), base_model.device

@@ -1,4 +1,4 @@
-"""How long the evaluations take that a run still has to do, from those that it has done. Rough: it counts examples."""
+"""Estimates the time of a run's remaining evaluations from the completed ones. Rough: it only counts examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Measured = TypeVar("_Measured")
 
 
 class EvaluationTime:
-    """The wall time of one model's measurement, by example."""
+    """The wall time per example of one model's measurement."""
 
     def __init__(self) -> None:
         self._per_example = 0.0
@@ -23,7 +23,7 @@ class EvaluationTime:
     def timed(
         self, measuring: Generator[Work, object, _Measured], num_examples: int
     ) -> Generator[Work, object, _Measured]:
-        """The same work; the time that it took replaces that of the measurement before."""
+        """Yields the same work, and records its time in place of the previous measurement's."""
         started = time.perf_counter()
         measured = yield from measuring
         self._per_example = (time.perf_counter() - started) / max(1, num_examples)

@@ -13,7 +13,7 @@ import torch
 
 from shared.model.base_model import BaseModel
 from shared.prompt.lift import key_values_of
-from shared.prompt.prefix import VirtualKeyValues
+from shared.prompt.prefix import PrefixInput
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 from trainer_service.training.attention.forward import PlainForward, check_key_values
 from trainer_service.training.attention.packing import Row, common_length
@@ -23,11 +23,11 @@ from trainer_service.training.faults import is_machine_fault
 log = logging.getLogger(__name__)
 
 MIN_TOKENS = 64
-"""Fewer tokens cost less than to compute their keys and values apart."""
+"""With fewer tokens, computing their keys and values separately costs more than it saves."""
 
 
 @torch.no_grad()
-def shared_beginning(base_model: BaseModel, data: EncodedDataset) -> tuple[VirtualKeyValues | None, EncodedDataset]:
+def shared_beginning(base_model: BaseModel, data: EncodedDataset) -> tuple[PrefixInput | None, EncodedDataset]:
     """The keys and values of the common beginning, and the data without it.
 
     None and the data as it is, if the beginning is short, if the model gives other answers after keys and values, or if

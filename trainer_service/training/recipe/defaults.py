@@ -29,16 +29,35 @@ from trainer_service.training.spec import (
 
 
 @dataclass(frozen=True)
-class KindDefaults:
-    """What the recipe chooses differently for each kind of prefix."""
+class KindRecipe:
+    """What the recipe chooses and allows differently for each kind of prefix. `noun`: what it is, for errors."""
 
+    noun: str
     num_virtual_tokens: int
     learning_rate: float
+    sources: frozenset[PrefixKind]
+    """Kinds of the versions that training can start from."""
+    min_virtual_tokens: int = 1
+    has_reparameterisations: bool = False
+    has_demonstrations: bool = False
 
 
 OF_KIND = {
-    PrefixKind.PROMPT: KindDefaults(num_virtual_tokens=100, learning_rate=1e-2),
-    PrefixKind.PREFIX: KindDefaults(num_virtual_tokens=50, learning_rate=1e-2),
+    PrefixKind.PROMPT: KindRecipe(
+        "a soft prompt",
+        num_virtual_tokens=100,
+        learning_rate=1e-2,
+        sources=frozenset({PrefixKind.PROMPT}),
+        has_reparameterisations=True,
+    ),
+    PrefixKind.PREFIX: KindRecipe(
+        "keys and values",
+        num_virtual_tokens=50,
+        learning_rate=1e-2,
+        sources=frozenset({PrefixKind.PROMPT, PrefixKind.PREFIX}),
+        min_virtual_tokens=2,
+        has_demonstrations=True,
+    ),
 }
 """The shared prefix makes long prompts cheap. A position of keys and values has many more numbers than a virtual token;
 `leaves.KeyValueLeaves` says how they start and which of them are trained.
@@ -114,10 +133,9 @@ def fill(
         *_violations(request, filled, task, num_train, info, source_virtual_tokens),
         *_weight_violations(filled, task, labels),
     ]
-    if source_kind is PrefixKind.PREFIX and kind is PrefixKind.PROMPT:
-        violations.append(
-            FieldViolation(f"{FIELD}.kind", "is PROMPT, but the version to start from has keys and values: use PREFIX")
-        )
+    if source_kind is not None and source_kind not in OF_KIND[kind].sources:
+        reason = f"is {kind}, but the version to start from has {OF_KIND[source_kind].noun}: use {source_kind}"
+        violations.append(FieldViolation(f"{FIELD}.kind", reason))
     if violations:
         raise InvalidInput(violations)
     return filled
@@ -237,13 +255,12 @@ def _violations(
         refuse("balance_classes", "needs examples of input and label")
     if filled.init.method is InitMethod.LABELS and task is not TaskKind.CLASSIFICATION:
         refuse("init.method", "LABELS needs examples of input and label; use TEXT")
-    if filled.kind is PrefixKind.PREFIX and filled.num_virtual_tokens < 2:
-        refuse(
-            "num_virtual_tokens", "must be at least 2 for a prefix of keys and values, whose first position is fixed"
-        )
-    if filled.kind is PrefixKind.PREFIX and filled.reparameterisation is not Reparameterisation.NONE:
-        refuse("reparameterisation", "is for soft prompts; keys and values are trained as they are")
-    if filled.kind is not PrefixKind.PREFIX and filled.init.method is InitMethod.DEMONSTRATIONS:
+    ours = OF_KIND[filled.kind]
+    if filled.num_virtual_tokens < ours.min_virtual_tokens:
+        refuse("num_virtual_tokens", f"must be at least {ours.min_virtual_tokens} for kind {filled.kind}")
+    if filled.reparameterisation is not Reparameterisation.NONE and not ours.has_reparameterisations:
+        refuse("reparameterisation", f"is for soft prompts; {ours.noun} are trained as they are")
+    if filled.init.method is InitMethod.DEMONSTRATIONS and not ours.has_demonstrations:
         refuse("init.method", "DEMONSTRATIONS needs a prefix of keys and values, kind PREFIX")
     if filled.init.method is InitMethod.TEXT and not filled.init.text.strip():
         refuse("init.text", "is blank")

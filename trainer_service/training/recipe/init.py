@@ -70,7 +70,7 @@ def _from_prompt(base_model: BaseModel, source: Prefix | None, num_virtual_token
         raise PreconditionFailed("FROM_PROMPT: the version to start from is missing")
     if not isinstance(source, SoftPrompt):
         raise PreconditionFailed("FROM_PROMPT: a soft prompt can't start from a version of keys and values")
-    matrix = source.input(torch.float32, base_model.device).embeddings
+    matrix = source.cast(torch.float32, base_model.device)
     shape = [num_virtual_tokens, base_model.embedding_table.shape[1]]
     if list(matrix.shape) != shape:
         raise PreconditionFailed(f"the version to start from is {list(matrix.shape)}; this job trains {shape}")

@@ -5,17 +5,19 @@ The trainer's only place that knows the kinds of prefixes. Checkpoints store the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Self
 
 import torch
 
-from shared.errors import PreconditionFailed
+from shared.errors import DamagedBlob, PreconditionFailed
 from shared.model.base_model import BaseModel
 from shared.prompt.key_values import KeyValuePrefix
+from shared.prompt.kinds import KINDS
 from shared.prompt.lift import key_values_of
-from shared.prompt.prefix import Entering, Prefix, PrefixKind, VirtualKeyValues, VirtualTokens
+from shared.prompt.prefix import Prefix, PrefixInput, PrefixKind
 from shared.prompt.soft_prompt import TENSOR_KEY, SoftPrompt
 from trainer_service.training.recipe.init import embedding_std, initial_matrix
 from trainer_service.training.recipe.reparameterise import PROMPT, effective_matrix, new_parameters
@@ -26,48 +28,72 @@ _FIRST, _OTHERS, _SCALE, _SHAPES = "first", "others", "scale", "shapes"
 _LEAST_SCALE = 2.0**-6
 
 
-class Leaves(Protocol):
+@dataclass
+class Leaves(ABC):
     """What one prefix is trained by."""
 
+    kind: ClassVar[PrefixKind]
+    marker: ClassVar[str]
+    """The parameter that only leaves of this kind have."""
     parameters: dict[str, torch.Tensor]
     """Float32, on the model's device. What requires a gradient is trained."""
 
+    @classmethod
+    @abstractmethod
+    def new(cls, start: Start) -> Self:
+        """The leaves at step 0. Raises PreconditionFailed if they can't start so."""
+
     @property
+    @abstractmethod
     def num_virtual_tokens(self) -> int:
         """Positions of the prefix."""
-        ...
 
-    def input(self, dtype: torch.dtype) -> Entering:
+    @abstractmethod
+    def input(self, dtype: torch.dtype) -> PrefixInput:
         """The prefix as it enters a step, with gradient."""
-        ...
 
+    @abstractmethod
     def prefix(self) -> Prefix:
         """A copy of the current prefix."""
-        ...
 
 
-@dataclass
-class PromptLeaves:
+@dataclass(frozen=True)
+class Start:
+    """What leaves start from. `matrix()`: the initial soft prompt, `[num_virtual_tokens, hidden_size]`."""
+
+    base_model: BaseModel
+    hyperparameters: FilledHyperparameters
+    generator: torch.Generator
+    source: Prefix | None
+    matrix: Callable[[], torch.Tensor]
+
+
+class PromptLeaves(Leaves):
     """The leaves of a soft prompt: its matrix, or the parameters of a reparameterisation."""
 
-    parameters: dict[str, torch.Tensor]
+    kind, marker = PrefixKind.PROMPT, PROMPT
+
+    @classmethod
+    def new(cls, start: Start) -> Self:
+        """The leaves that begin as the initial matrix."""
+        method, std = start.hyperparameters.reparameterisation, embedding_std(start.base_model)
+        return cls(new_parameters(start.matrix(), method, std, start.generator))
 
     @property
     def num_virtual_tokens(self) -> int:
         """Rows of the matrix."""
         return int(self.parameters[PROMPT].shape[0])
 
-    def input(self, dtype: torch.dtype) -> VirtualTokens:
+    def input(self, dtype: torch.dtype) -> PrefixInput:
         """The matrix that the parameters make, with gradient."""
-        return VirtualTokens(effective_matrix(self.parameters).to(dtype))
+        return PrefixInput(effective_matrix(self.parameters).to(dtype))
 
     def prefix(self) -> SoftPrompt:
         """A copy of the matrix."""
         return SoftPrompt(effective_matrix(self.parameters).detach().float().cpu().clone())
 
 
-@dataclass
-class KeyValueLeaves:
+class KeyValueLeaves(Leaves):
     """The leaves of a prefix of keys and values: one row of numbers for each position, layer after layer.
 
     AdamW moves every number by about the learning rate, but values of the first layer are a hundred times smaller than
@@ -78,10 +104,21 @@ class KeyValueLeaves:
     al. 2023, arXiv:2309.17453), and training it is unstable (Cartridges, Eyuboglu et al. 2025, arXiv:2506.06266).
     """
 
-    parameters: dict[str, torch.Tensor]
+    kind, marker = PrefixKind.PREFIX, _SHAPES
 
     @classmethod
-    def of(cls, prefix: KeyValuePrefix, device: torch.device) -> KeyValueLeaves:
+    def new(cls, start: Start) -> Self:
+        """The leaves that begin as the version's to start from, or as the initial matrix, which acts as they do."""
+        base_model, source = start.base_model, start.source
+        if not isinstance(source, KeyValuePrefix):
+            return cls.of(key_values_of(base_model, start.matrix()), base_model.device)
+        if source.num_virtual_tokens != (num_trained := start.hyperparameters.num_virtual_tokens):
+            found = f"the version to start from has {source.num_virtual_tokens} positions"
+            raise PreconditionFailed(f"{found}; this job trains {num_trained}")
+        return cls.of(source, base_model.device)
+
+    @classmethod
+    def of(cls, prefix: KeyValuePrefix, device: torch.device) -> Self:
         """The leaves that begin as `prefix`."""
         pairs = list(zip(prefix.keys, prefix.values, strict=True))
         flat = torch.cat([part.flatten(1) for pair in pairs for part in pair], dim=1).to(device, copy=True)
@@ -101,7 +138,7 @@ class KeyValueLeaves:
         """Positions, with the first."""
         return 1 + int(self.parameters[_OTHERS].shape[0])
 
-    def input(self, dtype: torch.dtype) -> VirtualKeyValues:
+    def input(self, dtype: torch.dtype) -> PrefixInput:
         """The keys and values, with gradient for all positions but the first."""
         others = self.parameters[_OTHERS] * self.parameters[_SCALE]
         flat = torch.cat([self.parameters[_FIRST], others]).to(dtype)
@@ -109,13 +146,16 @@ class KeyValueLeaves:
         sizes = [(heads, width) for heads, key, value in shapes for width in (key, value)]
         parts = torch.split(flat, [heads * width for heads, width in sizes], dim=1)
         layers = [part.view(-1, *size) for part, size in zip(parts, sizes, strict=True)]
-        return VirtualKeyValues(layers[::2], layers[1::2])
+        return PrefixInput(keys=layers[::2], values=layers[1::2])
 
     def prefix(self) -> KeyValuePrefix:
         """A copy of the keys and values as bfloat16 numbers, which take half the bytes in a file and in memory."""
         now = self.input(torch.float32).detach()
         keys, values = (tuple(layer.cpu().clone() for layer in part) for part in (now.keys, now.values))
         return KeyValuePrefix(keys, values).rounded()
+
+
+_LEAVES: dict[PrefixKind, type[Leaves]] = {leaves.kind: leaves for leaves in (PromptLeaves, KeyValueLeaves)}
 
 
 def new_leaves(
@@ -127,23 +167,21 @@ def new_leaves(
     source: Prefix | None = None,
     texts: Iterable[Sequence[int]] = (),
 ) -> Leaves:
-    """The leaves at step 0. Arguments and errors are those of `initial_matrix`.
+    """The leaves at step 0. Arguments and errors are those of `initial_matrix`."""
 
-    Keys and values begin as those of the initial soft prompt, which act as it does, or as the version's to start from.
-    """
-    if hyperparameters.kind is PrefixKind.PREFIX and isinstance(source, KeyValuePrefix):
-        _check_length(source, hyperparameters.num_virtual_tokens)
-        return KeyValueLeaves.of(source, base_model.device)
-    matrix = initial_matrix(base_model, init, hyperparameters.num_virtual_tokens, generator, labels, source, texts)
-    if hyperparameters.kind is PrefixKind.PREFIX:
-        return KeyValueLeaves.of(key_values_of(base_model, matrix), base_model.device)
-    method = hyperparameters.reparameterisation
-    return PromptLeaves(new_parameters(matrix, method, embedding_std(base_model), generator))
+    def matrix() -> torch.Tensor:
+        num_virtual_tokens = hyperparameters.num_virtual_tokens
+        return initial_matrix(base_model, init, num_virtual_tokens, generator, labels, source, texts)
+
+    return _LEAVES[hyperparameters.kind].new(Start(base_model, hyperparameters, generator, source, matrix))
 
 
 def leaves_of(parameters: dict[str, torch.Tensor]) -> Leaves:
-    """The leaves in a checkpoint."""
-    return KeyValueLeaves(parameters) if _SHAPES in parameters else PromptLeaves(parameters)
+    """The leaves in a checkpoint. Raises DamagedBlob for a kind that this release doesn't know."""
+    for leaves in _LEAVES.values():
+        if leaves.marker in parameters:
+            return leaves(parameters)
+    raise DamagedBlob("the checkpoint has parameters of no known kind of prefix")
 
 
 def best_tensors(best: Prefix) -> dict[str, torch.Tensor]:
@@ -152,19 +190,14 @@ def best_tensors(best: Prefix) -> dict[str, torch.Tensor]:
     return {_BEST if name == TENSOR_KEY else f"{_BEST}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def read_best(tensors: Mapping[str, torch.Tensor]) -> Prefix | None:
-    """The best prefix in a checkpoint's tensors; None before the first evaluation."""
-    if _BEST in tensors:
-        return SoftPrompt(tensors[_BEST].float())
-    keys, values = (
-        [tensors[name] for name in sorted(_named(tensors, part), key=lambda name: int(name.split(".")[2]))]
-        for part in ("key", "value")
-    )
-    return KeyValuePrefix(tuple(keys), tuple(values)) if keys else None
-
-
-def _named(tensors: Mapping[str, torch.Tensor], part: str) -> list[str]:
-    return [name for name in tensors if name.startswith(f"{_BEST}.layers.") and name.endswith(part)]
+def read_best(tensors: Mapping[str, torch.Tensor], kind: PrefixKind) -> Prefix | None:
+    """The best prefix in a checkpoint's tensors; None before the first evaluation. Raises DamagedBlob."""
+    named = {
+        TENSOR_KEY if name == _BEST else name.removeprefix(f"{_BEST}."): tensor
+        for name, tensor in tensors.items()
+        if name.split(".")[0] == _BEST
+    }
+    return KINDS[kind].from_tensors(named) if named else None
 
 
 def _size(part: torch.Tensor) -> torch.Tensor:
@@ -172,10 +205,3 @@ def _size(part: torch.Tensor) -> torch.Tensor:
     others = part[1:] if len(part) > 1 else part
     size: torch.Tensor = others.double().square().mean().sqrt().clamp(min=_LEAST_SCALE).log2().round().exp2()
     return size.float()
-
-
-def _check_length(source: KeyValuePrefix, num_virtual_tokens: int) -> None:
-    if source.num_virtual_tokens != num_virtual_tokens:
-        raise PreconditionFailed(
-            f"the version to start from has {source.num_virtual_tokens} positions; this job trains {num_virtual_tokens}"
-        )

@@ -49,7 +49,7 @@ def _draws(rows: int, vocab: int, rng: random.Random) -> list[Draw]:
 
 
 def _by_kernel(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-    known = [(d.scale, d.top_k, d.top_p, d.min_p, d.number) for d in draws]
+    known = [tuple(getattr(draw, name) for name in sampling.DRAW) for draw in draws]
     return sampling.choose_tokens(logits.unbind(0), known)
 
 
@@ -104,11 +104,11 @@ def test_rows_without_a_choice(compiled: bool, draw: Draw, monkeypatch: pytest.M
 
 @needs_kernels
 def test_rows_that_the_kernel_would_misread_are_refused() -> None:
-    draw = (1.0, 0, 1.0, 0.0, 0.5)
+    draw = (0, 1.0, 0.0, 0.5, 1.0)
     for rows in ([torch.zeros(8), torch.zeros(9)], [torch.zeros(8).half()], [torch.zeros(0)], [torch.zeros(2, 8)]):
         with pytest.raises(ValueError, match="expected rows of"):
             sampling.choose_tokens(rows, [draw] * len(rows))
     with pytest.raises(ValueError, match="expected 1 draws, got 2"):
         sampling.choose_tokens([torch.zeros(8)], [draw] * 2)
     strided = torch.arange(20.0).view(10, 2)[:, 0]
-    assert sampling.choose_tokens([strided], [(0.0, 0, 1.0, 0.0, 0.0)]) == [9]
+    assert sampling.choose_tokens([strided], [(0, 1.0, 0.0, 0.0, 0.0)]) == [9]

@@ -13,24 +13,22 @@ from peft import PromptTuningConfig, TaskType, get_peft_model
 from shared.errors import PreconditionFailed
 from shared.kernels import library
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.prefix import PrefixInput
 from tests.trainer_service.training.models import ARCHITECTURES, build
+from tests.trainer_service.training.tasks import task
 from trainer_service.training import compute
 from trainer_service.training.attention import prefix_attention
 from trainer_service.training.attention.forward import PackedForward, PlainForward, choose_forward
 from trainer_service.training.attention.packing import Row, Segment
 from trainer_service.training.compute import backward
 from trainer_service.training.recipe.leaves import PromptLeaves
-from trainer_service.training.trainee import Trainee
+from trainer_service.training.spec import Init
+from trainer_service.training.trainee import Candidate, Trainee
 from trainer_service.training.work import ScoreWork, TrainPart
 
 
-class _FixedTrainee(Trainee):
-    """A trainee that consists of a matrix alone."""
-
-    def __init__(self, matrix: torch.Tensor) -> None:
-        self.parameters = {"prompt": matrix}
-        self.leaves = PromptLeaves(self.parameters)
+def _trainee(matrix: torch.Tensor) -> Trainee:
+    return Trainee(Candidate(0.1, Init()), PromptLeaves({"prompt": matrix}), task().spec.hyperparameters)
 
 
 def _rows(rng: random.Random, count: int, preamble: int = 0) -> list[Row]:
@@ -61,7 +59,8 @@ def _one_at_a_time(base: BaseModel, segments: list[Segment]) -> torch.Tensor:
     for segment in segments:
         for row in segment.rows:
             text = embed(torch.tensor(row.tokens))
-            embeds = text if segment.prefix is None else torch.cat([segment.prefix.embeddings, text])
+            prompt = None if segment.prefix is None else segment.prefix.embeddings
+            embeds = text if prompt is None else torch.cat([prompt, text])
             logits = base.model(inputs_embeds=embeds[None], use_cache=False).logits[0]
             found.append(logits[len(embeds) - len(row.target_ids) :])
     return torch.cat(found)
@@ -84,8 +83,8 @@ def test_packed_logits_and_gradients_equal_one_row_at_a_time(
     base, rng = build(architecture), random.Random(0)
     prompts = _prompts(base, 12, 3)
     segments = [
-        Segment(VirtualTokens(prompts[0]), _rows(rng, 4)),
-        Segment(VirtualTokens(prompts[1]), _rows(rng, 3, preamble=9)),
+        Segment(PrefixInput(prompts[0]), _rows(rng, 4)),
+        Segment(PrefixInput(prompts[1]), _rows(rng, 3, preamble=9)),
         Segment(None, _rows(rng, 2, preamble=3)),
     ]
     results = []
@@ -111,7 +110,7 @@ def test_rows_of_very_different_lengths_lie_in_several_buckets() -> None:
     base, rng = build(), random.Random(3)
     rows = [Row(tuple(rng.randrange(5, 250) for _ in range(length)), (7, 8)) for length in (90, 2, 40, 3, 88)]
     prompt = _prompts(base, 5)[0]
-    segments = [Segment(VirtualTokens(prompt), rows)]
+    segments = [Segment(PrefixInput(prompt), rows)]
     torch.testing.assert_close(_packed_logits(base, segments), _one_at_a_time(base, segments), rtol=1e-4, atol=1e-5)
 
 
@@ -120,7 +119,7 @@ def test_rows_of_very_different_lengths_lie_in_several_buckets() -> None:
 def test_loss_and_gradient_equal_peft(forward: type[PackedForward] | type[PlainForward]) -> None:
     base, rng = build(), random.Random(2)
     rows, (prompt,) = _rows(rng, 6), _prompts(base, 10)
-    losses = backward(base, forward(base), [TrainPart(_FixedTrainee(prompt), rows)], token_budget=10_000)
+    losses = backward(base, forward(base), [TrainPart(_trainee(prompt), rows)], token_budget=10_000)
     ours = prompt.grad
 
     longest = max(len(row.tokens) + 1 for row in rows)
@@ -146,7 +145,7 @@ def test_a_batch_over_the_budget_is_split_with_the_same_gradient() -> None:
     rows, (prompt,) = _rows(rng, 8), _prompts(base, 6)
     gradients, losses = [], []
     for budget in (10_000, 40):
-        losses.append(backward(base, PackedForward(base), [TrainPart(_FixedTrainee(prompt), rows)], budget))
+        losses.append(backward(base, PackedForward(base), [TrainPart(_trainee(prompt), rows)], budget))
         assert prompt.grad is not None
         gradients.append(prompt.grad)
         prompt.grad = None
@@ -161,8 +160,8 @@ def test_logits_in_parts_give_the_same_losses_gradients_and_scores(monkeypatch: 
     for at_once in (1 << 20, 3 * 261):
         monkeypatch.setattr(compute, "LOGITS_AT_ONCE", at_once)
         prompt.grad = None
-        loss = backward(base, PackedForward(base), [TrainPart(_FixedTrainee(prompt), rows, 0.1)], 1000)
-        scores = compute.score(base, PackedForward(base), [ScoreWork(VirtualTokens(prompt.detach()), rows, (7, 9))])
+        loss = backward(base, PackedForward(base), [TrainPart(_trainee(prompt), rows, 0.1)], 1000)
+        scores = compute.score(base, PackedForward(base), [ScoreWork(PrefixInput(prompt.detach()), rows, (7, 9))])
         found.append(
             (loss, prompt.grad, torch.tensor([[s.log_probability, s.num_correct, *s.candidates] for s in scores[0]]))
         )
@@ -175,10 +174,10 @@ def test_row_weights_and_label_smoothing_follow_their_definitions() -> None:
     (prompt,) = _prompts(base, 4)
     rows = [Row((9, 10), (11,), weight=3.0), Row((12, 13, 14), (15, 16))]
     with torch.no_grad():
-        logp = _one_at_a_time(base, [Segment(VirtualTokens(prompt), rows)]).log_softmax(-1)
+        logp = _one_at_a_time(base, [Segment(PrefixInput(prompt), rows)]).log_softmax(-1)
     nll = -logp[range(3), [11, 15, 16]]
     smooth = 0.9 * nll - 0.1 * logp.mean(-1)
-    part = TrainPart(_FixedTrainee(prompt), rows, label_smoothing=0.1)
+    part = TrainPart(_trainee(prompt), rows, label_smoothing=0.1)
     loss = backward(base, PackedForward(base), [part], 1000)[0]
     torch.testing.assert_close(loss, (3 * smooth[0] + smooth[1] + smooth[2]) / 5)
 
@@ -187,9 +186,9 @@ def test_a_nan_prompt_leaves_its_neighbours_rows_and_gradients_alone() -> None:
     base, rng = build(), random.Random(5)
     rows, (prompt,) = _rows(rng, 3), _prompts(base, 5)
     broken = torch.full((7, 64), float("nan"), requires_grad=True)
-    alone = backward(base, PackedForward(base), [TrainPart(_FixedTrainee(prompt), rows)], 10_000)
+    alone = backward(base, PackedForward(base), [TrainPart(_trainee(prompt), rows)], 10_000)
     expected, prompt.grad = prompt.grad, None
-    parts = [TrainPart(_FixedTrainee(broken), _rows(rng, 4)), TrainPart(_FixedTrainee(prompt), rows)]
+    parts = [TrainPart(_trainee(broken), _rows(rng, 4)), TrainPart(_trainee(prompt), rows)]
     losses = backward(base, PackedForward(base), parts, 10_000)
     assert torch.isnan(losses[0])
     torch.testing.assert_close(losses[1], alone[0])
@@ -202,7 +201,7 @@ def test_an_architecture_whose_attention_looks_at_more_than_positions_falls_back
     assert isinstance(forward, PlainForward)
     assert not any("forward" in vars(module) for module in base.model.modules())
     rng, (prompt,) = random.Random(6), _prompts(base, 4)
-    segments = [Segment(VirtualTokens(prompt), _rows(rng, 3))]
+    segments = [Segment(PrefixInput(prompt), _rows(rng, 3))]
     torch.testing.assert_close(forward.states(segments), _one_at_a_time(base, segments), rtol=1e-4, atol=1e-5)
 
 
@@ -226,7 +225,7 @@ def test_probabilities_that_are_not_kept_are_recomputed_to_the_same_gradient(
     for limit in (1 << 20, 0):
         monkeypatch.setattr(prefix_attention, "MAX_KEPT", limit)
         prompt.grad = None
-        backward(base, PackedForward(base), [TrainPart(_FixedTrainee(prompt), rows)], 1000)
+        backward(base, PackedForward(base), [TrainPart(_trainee(prompt), rows)], 1000)
         assert prompt.grad is not None
         gradients.append(prompt.grad)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5 * float(gradients[0].abs().max()))

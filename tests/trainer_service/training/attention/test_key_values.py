@@ -9,7 +9,7 @@ import torch
 
 from shared.model.base_model import BaseModel
 from shared.prompt.lift import key_values_of
-from shared.prompt.prefix import VirtualKeyValues, VirtualTokens
+from shared.prompt.prefix import PrefixInput
 from tests.trainer_service.training.models import ARCHITECTURES, build
 from trainer_service.training.attention.forward import Forward, PackedForward, PlainForward
 from trainer_service.training.attention.packing import Row, Segment
@@ -35,7 +35,7 @@ def test_lifted_prompts_give_the_prompts_logits_and_both_passes_one_gradient(bas
     prompts = [torch.randn(length, width, generator=generator) * 0.3 for length in (11, 4)]
     rows = [_rows(rng, (3, 9, 14), 5), _rows(rng, (6,), 0), _rows(rng, (2, 5), 3)]
     lifted = [KeyValueLeaves.of(key_values_of(base, prompt), base.device) for prompt in prompts]
-    embedded = [Segment(VirtualTokens(prompt), some) for prompt, some in zip(prompts, rows[:2], strict=True)]
+    embedded = [Segment(PrefixInput(prompt), some) for prompt, some in zip(prompts, rows[:2], strict=True)]
     expected = _logits(PlainForward(base), [*embedded, Segment(None, rows[2])])
     gradients = []
     for forward in (PlainForward(base), PackedForward(base)):
@@ -57,6 +57,17 @@ def test_lifted_prompts_give_the_prompts_logits_and_both_passes_one_gradient(bas
         assert float((ours - reference).norm() / reference.norm()) < 1e-3
 
 
+def test_a_prefix_may_have_keys_and_values_before_its_embeddings(base: BaseModel) -> None:
+    prompt = torch.randn(9, base.embedding_table.shape[1], generator=torch.Generator().manual_seed(2)) * 0.3
+    rows = _rows(random.Random(5), (3, 8), 4)
+    expected = _logits(PlainForward(base), [Segment(PrefixInput(prompt), rows)])
+    lifted = key_values_of(base, prompt[:4]).input(base.dtype)
+    mixed = PrefixInput(prompt[4:], lifted.keys, lifted.values)
+    assert (mixed.num_given, mixed.num_embedded, mixed.num_virtual_tokens) == (4, 5, 9)
+    for forward in (PlainForward(base), PackedForward(base)):
+        torch.testing.assert_close(_logits(forward, [Segment(mixed, rows)]), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_leaves_become_the_prefix_that_they_began_as(base: BaseModel) -> None:
     prefix = key_values_of(base, torch.randn(6, base.embedding_table.shape[1]))
     leaves = KeyValueLeaves.of(prefix, base.device)
@@ -73,5 +84,5 @@ def test_leaves_become_the_prefix_that_they_began_as(base: BaseModel) -> None:
 
 
 def _logits(forward: Forward, segments: list[Segment]) -> torch.Tensor:
-    assert isinstance(segments[0].prefix, VirtualTokens | VirtualKeyValues)
+    assert segments[0].prefix is not None
     return forward.logits(forward.states(segments)).float()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.prefix import PrefixInput
 from trainer_service.training.attention.packing import (
     PADDING_RATIO,
     PADDING_SLACK,
@@ -23,7 +23,7 @@ def test_packing_places_every_token_once(shapes: list[tuple[int, int]], preamble
         Row((*range(5, 5 + preamble), *((100 + i + j) % 250 for j in range(n))), (7,) * t)
         for i, (n, t) in enumerate(shapes)
     ]
-    packed = pack([Segment(VirtualTokens(torch.zeros(3, 2)), rows), Segment(None, rows[:1])], torch.device("cpu"))
+    packed = pack([Segment(PrefixInput(torch.zeros(3, 2)), rows), Segment(None, rows[:1])], torch.device("cpu"))
     expected = num_packed_tokens(3, rows) + num_packed_tokens(0, rows[:1])
     assert packed.layout.num_tokens == expected
     placed = torch.cat([tile.index.flatten() for tile in packed.layout.tiles])

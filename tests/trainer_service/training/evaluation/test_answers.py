@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from shared.prompt.prefix import VirtualTokens
+from shared.prompt.prefix import PrefixInput
 from shared.text.template import InputEncoder
 from shared.values.report import HeldOutAnswers
 from tests.trainer_service.training.models import build
@@ -30,7 +30,7 @@ def texts(no_texts: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
 
 
-def way(examples: tuple[Example, ...], prefix: VirtualTokens | None = None) -> Way:
+def way(examples: tuple[Example, ...], prefix: PrefixInput | None = None) -> Way:
     rows = tuple(
         EncodedExample(example, tuple(ENCODER.encode_input(example.input)), tuple(ENCODER.encode_target("no")))
         for example in examples
@@ -55,7 +55,7 @@ def computed(work: Generator[Any, Any, HeldOutAnswers]) -> tuple[HeldOutAnswers,
 
 
 def test_texts_of_all_models_are_for_the_same_examples_and_cost_little() -> None:
-    examples, prompt = generation(40), VirtualTokens(torch.zeros(3, 64))
+    examples, prompt = generation(40), PrefixInput(torch.zeros(3, 64))
     ways = {"tuned": way(examples, prompt), "bare": way(examples), "few_shot": way(examples)}
     found, calls = computed(held_out_answers(BASE, ways, (), train_seconds=0.0))
     assert calls == 2, "one batch with the few-shot model's, one with all others'"
@@ -77,7 +77,7 @@ def test_texts_of_all_models_are_for_the_same_examples_and_cost_little() -> None
 def test_a_batch_of_several_models_gives_each_models_own_answers() -> None:
     examples = generation(4)
     torch.manual_seed(1)
-    prompt = VirtualTokens(torch.randn(3, 64))
+    prompt = PrefixInput(torch.randn(3, 64))
     together, _ = computed(held_out_answers(BASE, {"tuned": way(examples, prompt), "bare": way(examples)}, (), 1e9))
     for name, one in {"tuned": way(examples, prompt), "bare": way(examples)}.items():
         alone, _ = computed(held_out_answers(BASE, {"tuned": one}, (), 1e9))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared.prompt.lift import key_values_of
-from shared.prompt.prefix import Entering, VirtualTokens
+from shared.prompt.prefix import PrefixInput
 from tests.trainer_service.training.models import build
 from trainer_service.training.evaluation.generate import MAX_EXAMPLES, greedy_answers, sampled
 
@@ -29,11 +29,11 @@ def test_keys_and_values_answer_as_the_prompt_that_they_were_computed_from(model
     base = build(model_type)
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randn(length, 64, generator=generator) for length in (7, 3)]
-    entering = [VirtualTokens(prompt) for prompt in prompts]
+    entering = [PrefixInput(prompt) for prompt in prompts]
     lifted = [key_values_of(base, prompt).input(base.dtype) for prompt in prompts]
     inputs = [[11, 12, 13, 14, 15], [21, 22], [31, 32, 33], [41, 42, 43, 44]]
 
-    def answers(prefixes: list[Entering | None]) -> list[str]:
+    def answers(prefixes: list[PrefixInput | None]) -> list[str]:
         return greedy_answers(base, prefixes, inputs, 12, ())
 
     expected = answers([entering[0], entering[1], None, entering[1]])

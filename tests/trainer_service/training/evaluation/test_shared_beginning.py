@@ -9,7 +9,7 @@ import pytest
 
 from shared.model.base_model import BaseModel
 from shared.prompt.lift import key_values_of
-from shared.prompt.prefix import Entering
+from shared.prompt.prefix import PrefixInput
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import generation, of, run, task
 from trainer_service.training.cohort import Cohort
@@ -32,7 +32,7 @@ def dataset(num_shared: int, num_examples: int = 5) -> EncodedDataset:
     return EncodedDataset(tuple(rows))
 
 
-def written(base: BaseModel, prefix: Entering | None, data: EncodedDataset) -> dict[int, tuple[str, str]]:
+def written(base: BaseModel, prefix: PrefixInput | None, data: EncodedDataset) -> dict[int, tuple[str, str]]:
     running = generated_texts(base, prefix, data, None)
     work = next(running)
     while True:

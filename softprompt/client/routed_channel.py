@@ -22,9 +22,9 @@ from softprompt.routing.overview import OVERVIEWS
 from softprompt.routing.routing import Routing
 
 SCHEME = "store:"
-"""Of an address `store:URL`, with the URL of the prompt store."""
+"""Scheme of an address `store:URL`, with the URL of the prompt store."""
 _PAUSES_SECONDS = (0.15, 0.45, 1.35)
-"""Before a call is repeated that no replica took, at most; as in the retry policy of other channels."""
+"""Longest pauses before the retries of a call that no replica accepted, as in other channels' retry policy."""
 _LIST_SECONDS = 30.0
 
 

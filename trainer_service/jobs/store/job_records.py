@@ -1,0 +1,273 @@
+"""Accepted jobs as rows: their states, numbered events and requests. Acknowledged changes survive any crash.
+
+A change of state and its event are one transaction. Late changes of an earlier attempt raise StaleAttempt. Methods
+block and are thread-safe; all raise Unavailable while the database is unavailable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Self
+
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from shared.caller import EVERY_PROMPT
+from shared.errors import Conflict, NotFound, PreconditionFailed
+from trainer_service.database.database import STATEMENT_SECONDS, Database
+from trainer_service.database.schema import job_annotations, job_datasets, jobs
+from trainer_service.jobs.fair_queue import positions_before
+from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
+from trainer_service.jobs.record import IMMUTABLE_COLUMNS, Record, from_row, same_request, to_row
+from trainer_service.jobs.states import LEASED_STATES, UNSUCCESSFUL_STATES, JobState, check_move
+from trainer_service.jobs.store import event_log, listing, queue_limits, tenant_shares
+from trainer_service.jobs.store.conditions import UNENDED
+from trainer_service.jobs.store.visibility import in_states, sees_all, visible
+
+_UNSUCCESSFUL = [state.value for state in UNSUCCESSFUL_STATES]
+OnMove = Callable[[Connection, Record, Record], None]
+
+
+class StaleAttempt(Exception):
+    """The calling attempt no longer has the job and must drop it."""
+
+
+class JobRecords:
+    """Jobs in one database. `visible_to` are always the patterns of prompts whose jobs the caller may see."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._ranks = listing.QueueRanks()
+        self.on_move: OnMove | None = None
+        """Called inside each transaction that changes a job, with the job before and after."""
+
+    @classmethod
+    def open(cls, url: str, timeout_seconds: float = STATEMENT_SECONDS) -> Self:
+        """Opens the store in the database at `url` (`sqlite:///FILE` or `postgresql://...`) and migrates its schema.
+
+        `timeout_seconds` is the time limit of one statement. Raises InvalidInput, PreconditionFailed or Unavailable.
+        """
+        return cls(Database(url, timeout_seconds))
+
+    @property
+    def database(self) -> Database:
+        """The database that holds the jobs."""
+        return self._database
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other trainer replicas may use the database, too."""
+        return not self._database.is_sqlite
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    # Requests
+
+    def find_request(self, caller: str, request_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> Job | None:
+        """The job that the caller created with this request id; None if there is none or the id is empty."""
+        with self._database.read() as connection:
+            return self._find_request(connection, caller, request_id, visible_to)
+
+    def create(
+        self,
+        record: Record,
+        *,
+        max_queued: int,
+        max_active_of_caller: int,
+        max_active_of_tenant: int | None = None,
+        visible_to: tuple[str, ...] = EVERY_PROMPT,
+        use_datasets: Callable[[Connection, str, Sequence[str]], None] | None = None,
+        weight: float = 1.0,
+    ) -> Job:
+        """Stores a job as QUEUED, or returns the one that the same caller created with the same request id.
+
+        `use_datasets(connection, tenant, names)` is called inside the transaction and raises NotFound for a dataset
+        that no longer exists. `weight` is the current weight of the tenant. Raises Conflict if the earlier job has
+        another spec, Overloaded if the tenant's part of the queue or a limit of unended jobs is used up.
+        """
+        job = record.job
+        try:
+            with self._database.write() as connection:
+                if found := self._find_request(connection, job.caller, job.request_id, visible_to):
+                    return _same(found, job)
+                # The lock serializes the creations of one tenant, so each counts the previous ones. The whole queue may
+                # exceed its limit by the concurrent creations of other tenants.
+                self._database.lock(connection, job.tenant)
+                tenant_shares.set_weight(connection, job.tenant, weight)
+                queue_limits.check(
+                    connection, job.caller, job.tenant, max_queued, max_active_of_caller, max_active_of_tenant
+                )
+                if use_datasets is not None:
+                    use_datasets(connection, job.tenant, job.spec.dataset_names)
+                stored = replace(record.with_job(last_event=1), queued_at=time.time())
+                connection.execute(insert(jobs).values(**to_row(stored)))
+                if annotations := [{"key": k, "value": v, "job_id": job.id} for k, v in job.spec.annotations.items()]:
+                    connection.execute(insert(job_annotations), annotations)
+                if names := job.spec.dataset_names:
+                    connection.execute(insert(job_datasets), [{"dataset": name, "job_id": job.id} for name in names])
+                event_log.append(connection, job.id, 1, [stored.job])
+                return self._with_position(connection, stored, visible_to)
+        except IntegrityError:  # PostgreSQL: another replica handled the same request at the same moment
+            if found := self.find_request(job.caller, job.request_id, visible_to):
+                return _same(found, job)
+            raise
+
+    def check_limits(
+        self, caller: str, tenant: str, *, max_queued: int, max_active_of_caller: int, max_active_of_tenant: int | None
+    ) -> None:
+        """Raises Overloaded if `create` would raise it now."""
+        with self._database.read() as connection:
+            queue_limits.check(connection, caller, tenant, max_queued, max_active_of_caller, max_active_of_tenant)
+
+    def get(self, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> Job:
+        """The job, with its position in the queue. Raises NotFound."""
+        with self._database.read() as connection:
+            return self._with_position(connection, _read(connection, job_id, visible_to), visible_to)
+
+    def check_visible(self, job_id: str, visible_to: tuple[str, ...]) -> None:
+        """Raises NotFound if the job doesn't exist or the caller may not see it."""
+        with self._database.read() as connection:
+            _read(connection, job_id, visible_to)
+
+    def record(self, job_id: str) -> Record:
+        """The job with its scheduling data. Raises NotFound."""
+        with self._database.read() as connection:
+            return _read(connection, job_id)
+
+    def page(self, filter: JobFilter, page_size: int, after: str = "") -> JobPage:
+        """The page after the job `after`, which is the `next_after` of the previous page with the same filter."""
+        with self._database.read() as connection:
+            return listing.page(connection, filter, page_size, after, self._ranks)
+
+    def events(self, job_id: str, after: int, limit: int = 500) -> list[JobEvent]:
+        """The events after number `after`, in order. Raises NotFound for an unknown job."""
+        return self.event_page(job_id, after, limit)[0]
+
+    def event_page(self, job_id: str, after: int, limit: int) -> tuple[list[JobEvent], bool]:
+        """At most `limit` events after number `after`, fewer if they are large; and whether more follow."""
+        with self._database.read() as connection:
+            found, more = event_log.read(connection, job_id, after, limit)
+            if not found:
+                _read(connection, job_id)
+            return found, more
+
+    def delete(self, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> None:
+        """Removes an ended job with its events. Raises NotFound, or PreconditionFailed if the job has not ended."""
+        with self._database.write() as connection:
+            state = _read(connection, job_id, visible_to).job.state
+            if not state.is_final:
+                message = f"job {job_id!r} is {state}: only an ended job can be deleted; cancel it first"
+                raise PreconditionFailed(message, job=job_id, state=state.value)
+            connection.execute(delete(jobs).where(jobs.c.id == job_id))
+
+    # Changes
+
+    def change(
+        self,
+        job_id: str,
+        move: Callable[[Record], Record],
+        *,
+        attempt: int | None = None,
+        payloads: Sequence[EventPayload] = (),
+        visible_to: tuple[str, ...] = EVERY_PROMPT,
+    ) -> Record:
+        """Applies `move` and stores `payloads` as events, and one more if the state changed, in one transaction.
+
+        Raises StaleAttempt if `attempt` is given and no longer has the job, PreconditionFailed if the transition is not
+        legal, NotFound.
+        """
+        with self._database.write() as connection:
+            before = _read(connection, job_id, visible_to, lock=True)
+            if attempt is not None and (before.job.attempt != attempt or before.job.state not in LEASED_STATES):
+                raise StaleAttempt
+            return self._write(connection, before, move(before), payloads)
+
+    def counts(self, visible_to: tuple[str, ...] = EVERY_PROMPT) -> dict[JobState, int]:
+        """Number of jobs by state."""
+        with self._database.read() as connection:
+            query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
+            if not sees_all(visible_to):
+                query = query.where(in_states(JobState, visible_to), visible(visible_to, connection))
+            return {JobState(state): count for state, count in connection.execute(query).all()}
+
+    def ids_on_workers(self, visible_to: tuple[str, ...]) -> frozenset[str]:
+        """Ids of the jobs that a replica has."""
+        with self._database.read() as connection:
+            query = select(jobs.c.id).where(in_states(LEASED_STATES, visible_to), visible(visible_to, connection))
+            return frozenset(connection.scalars(query))
+
+    def ids_with_files(self) -> frozenset[str]:
+        """Ids of jobs that have not ended or whose best prompt is kept."""
+        kept = jobs.c.state.in_(_UNSUCCESSFUL) & jobs.c.checkpointed.is_(True)
+        with self._database.read() as connection:
+            return frozenset(connection.scalars(select(jobs.c.id).where(jobs.c.state.in_(UNENDED) | kept)))
+
+    # Parts
+
+    def _write(self, connection: Connection, before: Record, after: Record, payloads: Sequence[EventPayload]) -> Record:
+        stored = _store(connection, before, after, payloads)
+        if self.on_move is not None:
+            self.on_move(connection, before, stored)
+        return stored
+
+    def _find_request(
+        self, connection: Connection, caller: str, request_id: str, visible_to: tuple[str, ...]
+    ) -> Job | None:
+        if not request_id:
+            return None
+        query = select(jobs).where(jobs.c.caller == caller, jobs.c.request_id == request_id)
+        row = connection.execute(query).mappings().one_or_none()
+        return self._with_position(connection, from_row(row), visible_to) if row is not None else None
+
+    def _with_position(self, connection: Connection, record: Record, visible_to: tuple[str, ...]) -> Job:
+        """The job with its position in the queue, which counts only jobs that the caller may see."""
+        if record.job.state is not JobState.QUEUED:
+            return record.job
+        waiting, tenant = in_states([JobState.QUEUED], visible_to) & visible(visible_to, connection), record.job.tenant
+        ahead = select(func.count()).where(waiting, jobs.c.tenant == tenant, jobs.c.queue_key < record.queue_key)
+        shares = tenant_shares.read(connection, time.time())
+        counts = tenant_shares.counts_of_waiting(connection, waiting)
+        position = positions_before(shares, counts, tenant, connection.scalar(ahead) or 0)
+        return record.job.model_copy(update={"queue_position": position})
+
+
+def _read(
+    connection: Connection, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT, *, lock: bool = False
+) -> Record:
+    """The record of a visible job. Raises the same NotFound for an unknown job and for an invisible one, after the same
+    query.
+    """
+    query = select(jobs).where(jobs.c.id == job_id, visible(visible_to, connection))
+    row: RowMapping | None = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    if row is None:
+        raise NotFound("tuning job", job_id)
+    return from_row(row)
+
+
+def _store(connection: Connection, before: Record, after: Record, payloads: Sequence[EventPayload]) -> Record:
+    """Stores the changed row and its events. The event of the state comes last because it may be the job's last one."""
+    moved = after.job.state is not before.job.state
+    if moved:
+        check_move(before.job.id, before.job.state, after.job.state)
+        if after.job.state is JobState.QUEUED:
+            after = replace(after, queued_at=time.time())
+    first = before.job.last_event + 1
+    stored = after.with_job(last_event=before.job.last_event + len(payloads) + moved)
+    if stored == before:
+        return before
+    changed = {key: value for key, value in to_row(stored).items() if key not in IMMUTABLE_COLUMNS}
+    connection.execute(update(jobs).where(jobs.c.id == before.job.id).values(**changed))
+    tenant_shares.record_move(connection, before, stored)
+    event_log.append(connection, before.job.id, first, [*payloads, *([stored.job] if moved else [])])
+    return stored
+
+
+def _same(found: Job, asked: Job) -> Job:
+    if not same_request(found.spec, asked.spec):
+        message = f"request_id {asked.request_id!r} was used before, for job {found.id!r} with another spec"
+        raise Conflict(message, current=found.name)
+    return found
