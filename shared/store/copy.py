@@ -53,7 +53,8 @@ def copy_store(
     otherwise only its size is compared. `progress` gets the bytes of the versions that are done and of all. Raises
     Conflict, before anything is written, if the target has other versions under the same numbers.
     """
-    if source.refresh(check=True) and source.id == target.id:
+    source.refresh(check=True)
+    if source.id == target.id:
         raise InvalidInput.of("target", "is the same store as the source")
     report, index = CopyReport(), source.index()
     _check_histories(index, target.refresh(check=True))
