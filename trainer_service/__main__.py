@@ -14,14 +14,22 @@ from shared.process.threads import limit_threads
 if TYPE_CHECKING:
     from trainer_service.config import TrainerSettings
 
+_ABOUT = """Trains soft prompts, keeps jobs and publishes versions, over gRPC.
+
+`move-database --data-dir DIR --to URL` moves the jobs of a stopped trainer from SQLite to PostgreSQL instead."""
+
 
 def main() -> int:
-    """Runs the trainer until it is stopped and returns the exit code."""
+    """Runs the trainer until it is stopped, or `move-database`, and returns the exit code."""
     prepare_process()
+    if sys.argv[1:2] == ["move-database"]:
+        from trainer_service.move_database import main as move_database
+
+        return move_database(sys.argv[2:])
     limit_threads()
     from trainer_service.config import TrainerSettings  # imports torch
 
-    return run_service(TrainerSettings, _serve, "Trains soft prompts, keeps jobs and publishes versions, over gRPC.")
+    return run_service(TrainerSettings, _serve, _ABOUT)
 
 
 async def _serve(settings: TrainerSettings, stop: asyncio.Event) -> None:
