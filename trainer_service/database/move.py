@@ -91,7 +91,8 @@ def _check_empty(connection: Connection) -> None:
 
 def _rows(connection: Connection, table: Table, more: Callable[[], Iterable[Row]] | None) -> Iterator[Row]:
     with connection.execution_options(yield_per=_BATCH_ROWS).execute(select(table)) as found:
-        yield from found.mappings()
+        for row in found.mappings():
+            yield dict(row)
     if more is not None:
         yield from more()
 
@@ -116,7 +117,7 @@ def _copy(table: Table, rows: Iterable[Row], writer: Connection) -> MovedTable:
 
     for row in rows:
         summary.add(row)
-        batch.append(dict(row))
+        batch.append({**row})
         if len(batch) == _BATCH_ROWS:
             write()
     write()
