@@ -11,6 +11,7 @@ machine.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import time
@@ -84,10 +85,10 @@ def drain(address: str, node_id: str, seconds: float) -> bool:
     from trainer_service.cluster.ray_cluster import RayCluster
 
     RayCluster(address).set_environment()
-    from ray._raylet import GcsClient
     from ray.core.generated import autoscaler_pb2
 
-    client: Any = GcsClient(address=address)
+    raylet: Any = importlib.import_module("ray._raylet")  # compiled, without types
+    client = raylet.GcsClient(address=address)
     node_id = node_id or _own_node(client)
     deadline = time.time() + seconds
     accepted, reason = client.drain_node(

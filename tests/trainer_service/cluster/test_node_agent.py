@@ -48,7 +48,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, list[tup
         return True
 
     monkeypatch.setattr(node_agent, "drain", drain)
-    monkeypatch.setattr(node_agent.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     return node_agent.main(["--address", "head:6379", *arguments]), drained
 
 
