@@ -116,7 +116,7 @@ def _differences(served: PromptVersion | None, promoted: PromptVersion) -> Itera
             yield Difference(what, old.get(what), new.get(what))
 
 
-_FIRST = ("kind", "num_virtual_tokens", "base_model", "metrics", "template", "labels", "sampling", "job", "provenance")
+_FIRST = ("kind", "num_virtual_tokens", "base_model", "metrics", "provenance", "template", "labels", "sampling")
 
 
 def _order(what: str) -> int:
@@ -135,7 +135,6 @@ def _facts(version: PromptVersion) -> dict[str, Any]:
         "template": version.template,
         "labels": list(version.labels),
         "sampling": version.sampling_defaults,
-        "job": version.job,
         _PROVENANCE: recipe.pop(_PROVENANCE, None),
         "recipe": recipe,
     }
@@ -148,5 +147,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield from _flat(f"{name}.{key}" if name else str(key), part)
+    elif isinstance(value, float) and value.is_integer():
+        yield name, int(value)  # the recipe's numbers come without their kind
     elif value not in (None, "", [], ()):
         yield name, list(value) if isinstance(value, tuple) else value

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from softprompt.promotion import Plan
 
 _CELL_CHARS = 60
+_LONG = ("recipe.", "template.", "sampling.")
+"""Facts that are shown only where they differ from those of a version."""
 
 
 def register(app: typer.Typer) -> None:
@@ -106,6 +108,8 @@ def _show(plan: Plan, to: str) -> None:
         return
     made = table("", "SERVED THERE", "PROMOTED")
     for one in plan.differences:
+        if plan.served is None and one.what.startswith(_LONG) and one.what != "recipe.dataset":
+            continue  # there is nothing to compare them with
         made.add_row(one.what, _cell(one.served), _cell(one.promoted))
     show(made)
 
@@ -113,6 +117,8 @@ def _show(plan: Plan, to: str) -> None:
 def _cell(value: object) -> str:
     if value is None:
         return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
     text = value if isinstance(value, str) else json.dumps(as_plain(value), ensure_ascii=False)
     return text if len(text) <= _CELL_CHARS else f"{text[: _CELL_CHARS - 1]}…"
 

@@ -103,6 +103,8 @@ async def test_from_the_first_promotion_to_the_next_version(stages: Stages) -> N
 
     first = await stages("support-tone@1", "--yes")
     assert "served there by support-tone@default: nothing yet" in first.out
+    assert "recipe.dataset " in first.out
+    assert "recipe.hyperparameters" not in first.out
     assert "published prompts/support-tone/versions/1" in first.out
     staging, production = (open_store(str(trainer.settings.store_url)) for trainer in (stages.source, stages.target))
     sent, received = (store.index().prompt("support-tone").version(1) for store in (staging, production))
@@ -118,7 +120,8 @@ async def test_from_the_first_promotion_to_the_next_version(stages: Stages) -> N
     preview = await stages("support-tone@2", "--dry-run", "--json")
     differences = {one["what"]: (one["served"], one["promoted"]) for one in preview.json[0]["differences"]}
     assert differences["num_virtual_tokens"] == (2, 3)
-    assert {"job", "metrics.loss", "recipe.hyperparameters.seed"} <= differences.keys()
+    assert {"provenance.job", "metrics.loss", "recipe.hyperparameters.seed"} <= differences.keys()
+    assert "provenance.caller" not in differences
     assert not {what for what in differences if what.startswith(("base_model", "recipe.dataset", "template"))}
     shown = await stages("support-tone@2", "--dry-run")
     assert "num_virtual_tokens" in shown.out
@@ -167,4 +170,4 @@ async def test_only_publishers_see_who_trained_a_version(stages: Stages) -> None
         return dict(found.version.recipe["provenance"])
 
     assert "caller" in await provenance(PUBLISHER)
-    assert (await provenance(READER)).keys() == {"software"}
+    assert (await provenance(READER)).keys() == {"job", "software"}

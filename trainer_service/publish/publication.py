@@ -113,7 +113,11 @@ def _blob(job: Job, trained: TrainingResult, result: TuningResult) -> bytes:
             "dataset": job.spec.dataset,
             "validation_dataset": job.spec.validation_dataset,
             "validation_fraction": job.effective.validation_fraction,
-            "provenance": {"caller": job.caller[:200], "software": f"softprompt {version('softprompt')}"},
+            "provenance": {
+                "caller": job.caller[:200],
+                "job": job.name,
+                "software": f"softprompt {version('softprompt')}",
+            },
             "best_step": trained.best_step,
             "num_steps": trained.num_steps,
             **({} if trained.statistics is None else {"dataset_statistics": asdict(trained.statistics)}),

@@ -16,6 +16,7 @@ from typing import Any
 from shared.names import version_name
 from shared.prompt.manifest import utc_now
 from shared.store.commit import AliasMoved, Commit, VersionDeleted, VersionPublished
+from shared.store.index import StoreIndex
 from shared.store.replicas import ReplicaRecord
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.states import JobState
@@ -97,9 +98,15 @@ def events_of_commit(store_id: str, commit: Commit) -> Iterator[WebhookEvent]:
                 pass
 
 
-def events_of_replica(record: ReplicaRecord) -> Iterator[WebhookEvent]:
-    """One event for each version that the replica refuses."""
+def events_of_replica(record: ReplicaRecord, index: StoreIndex) -> Iterator[WebhookEvent]:
+    """One event for each version that the replica refuses. A version of another base model than the replica's is none:
+    every replica of a store with several base models refuses the others' versions.
+    """
     for refused in record.refused:
+        prompt = index.prompts.get(refused.prompt)
+        version = prompt.versions.get(refused.version) if prompt is not None else None
+        if version is not None and record.base_model_fingerprint not in ("", version.summary.base_model_fingerprint):
+            continue
         name = version_name(refused.prompt, refused.version)
         data = {
             "prompt": refused.prompt,
