@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock release clean tools rules images try-images bench-router
+.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock release clean tools rules images try-images try-platform bench-router
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ rules: dev tools  ## Check and test the alert rules with promtool
 
 images:          ## Build both images with buildah (as root, without a daemon)
 	k8s/images/build.sh
+
+try-platform: dev  ## Run every command of docs/platform.md: three base models, six replicas, three tenants, a promotion
+	$(BIN)/python -m tests.platform
 
 try-images: images dev model  ## Run the images with the manifests' restrictions: tune a prompt, stream an answer, drain
 	$(BIN)/python k8s/images/try_images.py --model "$$($(BIN)/softprompt models pull $(MODEL))"

@@ -43,7 +43,7 @@ FILES = frozenset(
             "softprompt/test_models.py",
         ),
         *("softprompt/test_prompts_cli.py", "softprompt/test_report.py", "softprompt/test_surroundings.py"),
-        *("softprompt/test_examples_in_docs.py",),
+        *("softprompt/test_examples_in_docs.py", "softprompt/test_promotion.py"),
         *("softprompt/test_tracking.py", "trainer_service/test_job_report.py"),
         *(
             "trainer_service/test_process.py",
@@ -51,7 +51,8 @@ FILES = frozenset(
             "trainer_service/test_systems_that_hang.py",
         ),
         *("trainer_service/test_training_end_to_end.py", "trainer_service/test_two_tenants.py"),
-        *("trainer_service/database/test_database_hangs.py", "trainer_service/datasets/test_data_end_to_end.py"),
+        *("trainer_service/database/test_database_hangs.py", "trainer_service/database/test_move.py"),
+        "trainer_service/datasets/test_data_end_to_end.py",
         *("trainer_service/dispatch/test_broken_models.py", "trainer_service/dispatch/test_deadlines.py"),
         *("trainer_service/dispatch/test_estimate.py", "trainer_service/dispatch/test_faults.py"),
         *("trainer_service/dispatch/test_hung_stops.py", "trainer_service/dispatch/test_leases.py"),

@@ -14,14 +14,27 @@ from shared.process.threads import limit_threads
 if TYPE_CHECKING:
     from trainer_service.config import TrainerSettings
 
+_ABOUT = """Trains soft prompts, keeps jobs and publishes versions, over gRPC.
+
+Two commands do something else: `move-database` moves the jobs of a stopped trainer from SQLite to PostgreSQL, and
+`drain-node` moves the jobs of a Ray node that is about to go to other nodes."""
+
 
 def main() -> int:
-    """Runs the trainer until it is stopped and returns the exit code."""
+    """Runs the trainer until it is stopped, or one of its other commands, and returns the exit code."""
     prepare_process()
+    if sys.argv[1:2] == ["move-database"]:
+        from trainer_service.move_database import main as move_database
+
+        return move_database(sys.argv[2:])
+    if sys.argv[1:2] == ["drain-node"]:
+        from trainer_service.cluster.node_agent import main as drain_node
+
+        return drain_node(sys.argv[2:])
     limit_threads()
     from trainer_service.config import TrainerSettings  # imports torch
 
-    return run_service(TrainerSettings, _serve, "Trains soft prompts, keeps jobs and publishes versions, over gRPC.")
+    return run_service(TrainerSettings, _serve, _ABOUT)
 
 
 async def _serve(settings: TrainerSettings, stop: asyncio.Event) -> None:

@@ -104,11 +104,13 @@ def read_import(data: bytes, request: ImportRequest, models: BaseModels) -> Impo
         raise InvalidInput.of(
             "chunk", f"begins as a pickle (PyTorch's .bin, .pt, .pth, .pkl) or as an archive of one: {reason}"
         )
-    model = models.get(request.base_model, "header.base_model")
     try:
         own = decode_blob(data)
     except DamagedBlob as error:
+        model = models.get(request.base_model, "header.base_model")
         return _read_foreign(_read_matrix(data, error), _exported_manifest(data), request, model)
+    fitting = (info.id for info in models.infos if info.fingerprint == own.manifest.base_model.fingerprint)
+    model = models.get(request.base_model or next(fitting, ""), "header.base_model")
     _check_base_model(own.manifest.base_model, model.info)
     golden = tuple(record for record in own.manifest.golden if record.is_synthetic)
     manifest = own.manifest.model_copy(update={"prompt": request.prompt, "golden": golden})

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from shared.caller import Role, current_caller
 from shared.names import version_name
 from shared.prompt.manifest import Manifest, parse_timestamp
 from shared.store.commit import AliasTarget
@@ -133,8 +134,12 @@ def _gate(manifest: Manifest) -> tuple[str, str, tuple[Comparison, ...]]:
 
 
 def _recipe(manifest: Manifest) -> Any:
-    """As the manifest has it, but for the name of a prompt that the caller may not name."""
+    """As the manifest has it, but for the name of a prompt that the caller may not name, and for who trained it, which
+    publishers alone see.
+    """
     recipe: Any = copy.deepcopy(dict(manifest.recipe))
+    if isinstance(provenance := recipe.get("provenance"), dict) and not current_caller().has_role(Role.PUBLISHER):
+        provenance.pop("caller", None)
     init = (recipe.get("hyperparameters") or {}).get("init") or {}
     if isinstance(init.get("source_version"), str):
         init["source_version"] = shown_source(init["source_version"])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, NotFound
 from shared.process.user_cache import expanded
 from shared.store.base import ObjectBackend
+from shared.store.layout import STORE_KEY
 from shared.store.local import LocalBackend
 from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
@@ -26,6 +27,24 @@ def open_store(url: str, timeout_seconds: float = REQUEST_SECONDS) -> PromptStor
     store's methods in a `CallPool`.
     """
     return PromptStore(open_backend(url, timeout_seconds))
+
+
+def open_existing(url: str) -> PromptStore:
+    """The store at `url`. Raises NotFound if there is none, and creates nothing in a directory that is no store."""
+    return PromptStore(existing_backend(url))
+
+
+def existing_backend(url: str) -> ObjectBackend:
+    """The backend of a store that exists. Raises as `open_existing`."""
+    scheme, separator, _ = url.partition("://")
+    if url.strip() and (not separator or scheme == "file"):
+        path = Path(unquote(urlsplit(url).path)) if separator else expanded(url)
+        if not (path / STORE_KEY).is_file():
+            raise NotFound("prompt store", url[:200])
+    backend = open_backend(url)
+    if backend.head(STORE_KEY) is None:
+        raise NotFound("prompt store", url[:200])
+    return backend
 
 
 def open_backend(url: str, timeout_seconds: float = REQUEST_SECONDS) -> ObjectBackend:

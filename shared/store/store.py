@@ -122,7 +122,7 @@ class PromptStore:
                     f"{version_name(prompt, stone.version)} of this job has been deleted", version=stone.version
                 )
             version = record.latest_version + 1 if record else 1
-            ops: list[Operation] = [VersionPublished(prompt, version, blob.digest, len(data), job, _summary(blob))]
+            ops: list[Operation] = [VersionPublished(prompt, version, blob.digest, len(data), job, summary_of(blob))]
             if alias is not None:
                 check_expected(record, prompt, alias, expected)
                 ops.append(AliasMoved(prompt, alias, as_targets(version)))
@@ -130,10 +130,7 @@ class PromptStore:
             return ops
 
         if build(self.refresh()):  # else already published: nothing to upload
-            existed = self._put_blob(blob.digest, data)
-            self._commit(actor, build)
-            if existed:
-                self._keep_blob(blob.digest, data)
+            self.commit(actor, build, (blob.digest, data))
         published = self.index().prompt(prompt).version_of_job(job)
         if published is None:
             raise PreconditionFailed(f"the version of {prompt!r} that this job published was deleted immediately")
@@ -161,7 +158,7 @@ class PromptStore:
                 raise NotFound("alias", f"{prompt}@{alias}")
             return [] if current and current.targets == targets else [AliasMoved(prompt, alias, targets)]
 
-        return self._commit(actor, build)
+        return self.commit(actor, build)
 
     def delete_version(self, prompt: str, version: int, actor: str = "") -> int:
         """Remove a version from the index; its number is never used again. Returns the new revision.
@@ -180,7 +177,7 @@ class PromptStore:
                 )
             return [VersionDeleted(prompt, version)]
 
-        return self._commit(actor, build)
+        return self.commit(actor, build)
 
     def apply_retention(self, prompt: str, keep_last: int, actor: str = "") -> list[int]:
         """Delete all but the newest `keep_last` versions, except aliased ones, in one commit; returns their numbers."""
@@ -190,7 +187,7 @@ class PromptStore:
             deleted[:] = expired_versions(index.prompt(prompt), keep_last)[:_MAX_DELETED_AT_ONCE]
             return [VersionDeleted(prompt, version) for version in deleted]
 
-        self._commit(actor, build)
+        self.commit(actor, build)
         return deleted
 
     def fetch(self, digest: str) -> bytes:
@@ -242,11 +239,31 @@ class PromptStore:
         """Release the backend's connections."""
         self.backend.close()
 
-    def _commit(self, actor: str, build: Callable[[StoreIndex], Sequence[Operation]]) -> int:
+    def commit(
+        self, actor: str, build: Callable[[StoreIndex], Sequence[Operation]], blob: tuple[str, bytes] | None = None
+    ) -> int:
         """Append the operations that `build` returns for the newest state, and retry until this succeeds.
 
-        Returns the commit's revision, or the current one if there are no operations.
+        `blob`: digest and bytes that the operations name, written before them. Returns the commit's revision, or the
+        current one if there are no operations.
         """
+        existed = blob is not None and self.put_blob(*blob)
+        revision = self._append(actor, build)
+        if blob is not None and existed:
+            self._keep_blob(*blob)
+        return revision
+
+    def put_blob(self, digest: str, data: bytes) -> bool:
+        """Write a blob; returns whether it existed.
+
+        An existing blob is written again, which repairs damage and protects it from collection as a new blob.
+        """
+        if self.backend.create(blob_key(digest), data):
+            return False
+        self.backend.put(blob_key(digest), data)
+        return True
+
+    def _append(self, actor: str, build: Callable[[StoreIndex], Sequence[Operation]]) -> int:
         _check_length(actor, "actor")
         txid = uuid.uuid4().hex
         deadline = time.monotonic() + _COMMIT_SECONDS
@@ -287,23 +304,14 @@ class PromptStore:
         except SoftPromptError as error:
             log.warning("writing the snapshot of revision %d failed: %s", commit.revision, error.message)
 
-    def _put_blob(self, digest: str, data: bytes) -> bool:
-        """Write a blob; returns whether it existed.
-
-        An existing blob is written again, which repairs damage and protects it from collection as a new blob.
-        """
-        if self.backend.create(blob_key(digest), data):
-            return False
-        self.backend.put(blob_key(digest), data)
-        return True
-
     def _keep_blob(self, digest: str, data: bytes) -> None:
         """Write a blob again if it is missing: a collector may have removed the old blob before the commit named it."""
         if self.backend.head(blob_key(digest)) is None:
             self.backend.put(blob_key(digest), data)
 
 
-def _summary(blob: PromptBlob) -> VersionSummary:
+def summary_of(blob: PromptBlob) -> VersionSummary:
+    """What the log says about a version."""
     manifest = blob.manifest
     return VersionSummary(
         base_model=manifest.base_model.id[:200],

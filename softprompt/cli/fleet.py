@@ -36,17 +36,20 @@ def status(
     made = table("VERSION", "KIND", "ALIASES", "SERVED BY", "SERVED AFTER", "REFUSED BY")
     for version in found.versions:
         served_by = f"{len(version.served)} of {version.num_replicas}"
+        refused = sum(refusal.has_base_model for refusal in version.refused)
         made.add_row(
             _short(version.version),
             version.kind.lower(),
             ", ".join(version.aliases),
             served_by,
             _served_after(version),
-            str(len(version.refused) or ""),
+            str(refused or ""),
         )
     show(made if found.versions else f"{prompt} has no versions")
     for version in found.versions:
         for refusal in version.refused:
+            if not refusal.has_base_model:
+                continue  # a replica of another base model, as in every store with several
             show(f"{_short(version.version)} is refused by {refusal.replica}: {refusal.reason}")
     for replica in found.replicas:
         behind = ", has not seen the newest changes" if replica.revision < found.revision else ""

@@ -29,6 +29,7 @@ from softprompt.cli import (
     prompts,
     router,
     security,
+    store,
     tokens,
     tune,
     up,
@@ -51,6 +52,7 @@ app.add_typer(datasets.app, name="datasets", help="Datasets that the trainer sto
 app.add_typer(data_files.app, name="data", help="Check, preview and convert files of examples.")
 app.add_typer(prompts.app, name="prompts", help="Published prompts, their versions and aliases.")
 app.add_typer(models.app, name="models", help="Base models on this machine.")
+app.add_typer(store.app, name="store", help="Copy and check prompt stores.")
 app.add_typer(tokens.app, name="tokens", help="Bearer tokens for a service's callers file.")
 app.add_typer(webhooks.app, name="webhooks", help="Webhooks of the trainer and their deliveries, for operators.")
 app.callback()(security.options)

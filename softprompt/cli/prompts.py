@@ -1,4 +1,6 @@
-"""`softprompt prompts`: list, show and delete versions, move aliases. `fleet` and `interchange` add more commands."""
+"""`softprompt prompts`: list, show and delete versions, move aliases. `fleet`, `interchange` and `promote` add more
+commands.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from softprompt.cli import fleet, interchange
+from softprompt.cli import fleet, interchange, promote
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, table
@@ -21,6 +23,7 @@ alias_app = typer.Typer(no_args_is_help=True)
 app.add_typer(alias_app, name="alias", help="Aliases: names of versions that can be moved.")
 fleet.register(app)
 interchange.register(app)
+promote.register(app)
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")]
 
 

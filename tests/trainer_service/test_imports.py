@@ -35,6 +35,7 @@ class Models:
     """The one base model of the tests."""
 
     path = Path()
+    infos = ()
 
     def get(self, id: str, field: str = "base_model") -> KnownBaseModel:
         return KnownBaseModel(base_model_info(WIDTH), None, self.path)

@@ -57,6 +57,8 @@ class WorkerReport:
     """Device, dtype, software version, process id."""
     memory: WorkerMemory | None = None
     """None: not measured."""
+    leaving: bool = False
+    """Whether its node is about to go: its jobs should leave it with a checkpoint, and it should get no more."""
 
 
 class WorkerHandle(Protocol):

@@ -12,11 +12,13 @@ import importlib
 import itertools
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from shared.errors import Unavailable
 from shared.process.call_pool import CallPool
 from shared.process.container_limits import cpu_quota, usable_cpus
+from trainer_service.cluster.draining import DrainingNodes
 from trainer_service.cluster.interface import WorkerLost, WorkerReport, WrongSoftware
 from trainer_service.cluster.oom_kills import OomKills
 from trainer_service.cluster.ray_cluster import RayCluster
@@ -53,6 +55,7 @@ class RayPool:
         """Ids of nodes with other software. A node's software never changes: a replaced pod is another node."""
         self._oom_kills = OomKills() if cluster.is_embedded else None
         self._calls = CallPool("ray")
+        self._draining = None if cluster.is_embedded else DrainingNodes(self._calls)
 
     async def start(self) -> None:
         """Join the cluster. Raises Unavailable."""
@@ -80,7 +83,13 @@ class RayPool:
         remote: Any = ray_actor.WorkerActor  # Ray adds methods to the class that no type checker knows
         actor = remote.options(**options).remote(spec)
         worker = RayWorker(
-            f"ray-{next(self._numbers)}", base_model, actor, self._oom_kills, self._workers.discard, self._calls
+            f"ray-{next(self._numbers)}",
+            base_model,
+            actor,
+            self._oom_kills,
+            self._workers.discard,
+            self._calls,
+            self._draining,
         )
         self._workers.add(worker)
         try:
@@ -131,10 +140,12 @@ class RayWorker:
         oom_kills: OomKills | None = None,
         on_close: Callable[[RayWorker], None] | None = None,
         calls: CallPool | None = None,
+        draining: DrainingNodes | None = None,
     ) -> None:
         self._id, self._base_model, self._actor = id, base_model, actor
         self._calls = calls or CallPool("ray")
         self._oom_kills, self._on_close = oom_kills, on_close
+        self._draining, self._node_id = draining, ""
         self._loss: WorkerLost | None = None
         """Why the worker's process died, found by the first call that notices."""
 
@@ -185,7 +196,14 @@ class RayWorker:
 
     async def poll(self, since: int, timeout_seconds: float) -> WorkerReport:
         report: WorkerReport = await self._answer(self._actor.poll.remote(since, timeout_seconds), None)
-        return report
+        return replace(report, leaving=True) if await self._is_leaving() else report
+
+    async def _is_leaving(self) -> bool:
+        """Whether the worker's node is being drained. An embedded Ray has one node, which ends with the trainer."""
+        if self._draining is None:
+            return False
+        self._node_id = self._node_id or await self.node_id()
+        return await self._draining.contains(self._node_id)
 
     async def close(self) -> None:
         import ray

@@ -51,8 +51,9 @@ class Database:
     because recovery assumes that the previous process has ended.
     """
 
-    def __init__(self, url: str, timeout_seconds: float = STATEMENT_SECONDS) -> None:
-        """Opens and migrates the database. Raises InvalidInput, PreconditionFailed or Unavailable.
+    def __init__(self, url: str, timeout_seconds: float = STATEMENT_SECONDS, *, migrate: bool = True) -> None:
+        """Opens the database and, unless `migrate` is False, migrates it. Raises InvalidInput, PreconditionFailed or
+        Unavailable.
 
         `timeout_seconds` limits each statement, including its wait for locks; slower ones raise Unavailable. Migrations
         may take longer.
@@ -86,6 +87,8 @@ class Database:
                 connect_args=_postgres_connection(timeout_seconds),
             )
             self._deadline = StatementDeadline(self.engine, timeout_seconds)
+        if not migrate:
+            return
         try:
             self._migrate()
             if self.is_sqlite:
@@ -181,9 +184,7 @@ class Database:
             self._lock_file = None
 
     def _migrate(self) -> None:
-        config = Config()
-        config.set_main_option("script_location", f"{__package__}:migrations")
-        config.set_main_option("path_separator", "os")
+        config = _migrations()
         with self.write() as connection:
             if not self.is_sqlite:
                 self._deadline.lift()
@@ -197,6 +198,18 @@ class Database:
             command.upgrade(config, "head")
         if not self.is_sqlite:
             self._deadline.restore()
+
+
+def newest_schema() -> str:
+    """The revision that a database of this build has."""
+    return str(ScriptDirectory.from_config(_migrations()).get_current_head())
+
+
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", f"{__package__}:migrations")
+    config.set_main_option("path_separator", "os")
+    return config
 
 
 def _own(path: Path) -> int:

@@ -19,6 +19,7 @@ from shared.caller import Tenant
 from shared.errors import Unavailable
 from shared.values.results import TuningError
 from trainer_service.cluster.interface import WorkerPool
+from trainer_service.cluster.worker_state import WorkerEnd
 from trainer_service.dispatch.allowance import Allowance
 from trainer_service.dispatch.background_tasks import BackgroundTasks
 from trainer_service.dispatch.launches import Launches
@@ -189,6 +190,7 @@ class Dispatcher:
         await self._apply(await self._context.database.call(self._context.store.holdings, self._context.owner))
         await self._claim_trained()
         await self._fail_broken()
+        await self._leave_nodes()
         await self._place()
 
     # Requests
@@ -220,7 +222,12 @@ class Dispatcher:
                             ("drop", supervisor.id, job_id, str(attempt)),
                             partial(supervisor.drop_attempt, job_id, attempt),
                         )
-                elif holding.state is JobState.CANCELLING or holding.pausing or supervisor.is_over_time(job_id):
+                elif (
+                    holding.state is JobState.CANCELLING
+                    or holding.pausing
+                    or supervisor.is_over_time(job_id)
+                    or supervisor.is_leaving
+                ):
                     self._stop(supervisor, job_id, attempt)
         for job_id, holding in held.items():
             if job_id in followed:
@@ -296,6 +303,11 @@ class Dispatcher:
             await self._context.database.call(self._context.store.set_weights, weights)
             self._weights = weights
 
+    async def _leave_nodes(self) -> None:
+        """Ends the workers on nodes that are about to go, once they have no job."""
+        leaving = [supervisor for supervisor in self._supervisors.values() if supervisor.is_leaving]
+        await self._end([(one, WorkerEnd.DRAINED) for one in leaving if not one.job_ids], _END_SECONDS)
+
     async def _place(self) -> None:
         context, config = self._context, self._context.config
         await self._set_weights()
@@ -312,7 +324,7 @@ class Dispatcher:
         views = [
             supervisor.view
             for supervisor in self._supervisors.values()
-            if not self._background.is_under_way(("end", supervisor.id))
+            if not (supervisor.is_leaving or self._background.is_under_way(("end", supervisor.id)))
         ]
 
         def plan_for(workers: Sequence[WorkerView], most: int) -> Plan:

@@ -63,6 +63,8 @@ class WorkerSupervisor:
         self._capacity = Capacity()
         self._liveness = Liveness(context.config.step_seconds)
         self._ended_because = ""
+        self.is_leaving = False
+        """Whether its node is about to go: its jobs are to leave it, and it gets no more."""
         self._abandoned = False
         self.wrong_software = ""
         """Why its node can't be used, if the node runs other software than the trainer."""
@@ -215,6 +217,10 @@ class WorkerSupervisor:
             async with asyncio.timeout(config.poll_seconds + config.heartbeat_seconds):
                 report = await handle.poll(since, config.poll_seconds)
             why_lost = self._liveness.why_lost(report)
+            if report.leaving and not self.is_leaving:
+                self.is_leaving = True
+                log.info("the worker's node is being drained; its jobs move with a checkpoint")
+                self._context.wake_dispatcher.set()
             if report.ready and not self.was_ready:
                 self.launch_seconds = time.monotonic() - started
                 log.info("worker ready", extra={"fields": {"seconds": round(self.launch_seconds, 2), **report.details}})

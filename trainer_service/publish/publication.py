@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 
 from shared.prompt.blob import Manifest, encode_blob
 from shared.prompt.manifest import utc_now
@@ -112,6 +113,11 @@ def _blob(job: Job, trained: TrainingResult, result: TuningResult) -> bytes:
             "dataset": job.spec.dataset,
             "validation_dataset": job.spec.validation_dataset,
             "validation_fraction": job.effective.validation_fraction,
+            "provenance": {
+                "caller": job.caller[:200],
+                "job": job.name,
+                "software": f"softprompt {version('softprompt')}",
+            },
             "best_step": trained.best_step,
             "num_steps": trained.num_steps,
             **({} if trained.statistics is None else {"dataset_statistics": asdict(trained.statistics)}),

@@ -188,7 +188,8 @@ class Deliveries:
             if any(EventType.REPLICA_REFUSED in endpoint.events for endpoint in self._endpoints.current):
                 try:
                     records = await self._prompt_store.call(self._store.list_replicas)
-                    if events := [event for record in records for event in events_of_replica(record)]:
+                    index = await self._prompt_store.call(self._store.refresh)  # knows what the replicas know
+                    if events := [event for record in records for event in events_of_replica(record, index)]:
                         await self._database.call(self._outbox.add, events)
                 except SoftPromptError as error:
                     log.warning("the replicas' records can't be read for webhooks: %s", error.message)

@@ -15,7 +15,8 @@ from typing import Any
 
 from shared.names import version_name
 from shared.prompt.manifest import utc_now
-from shared.store.commit import AliasMoved, Commit, VersionPublished
+from shared.store.commit import AliasMoved, Commit, VersionDeleted, VersionPublished
+from shared.store.index import StoreIndex
 from shared.store.replicas import ReplicaRecord
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.states import JobState
@@ -77,10 +78,13 @@ def events_of_move(before: Record, after: Record) -> Iterator[WebhookEvent]:
 
 
 def events_of_commit(store_id: str, commit: Commit) -> Iterator[WebhookEvent]:
-    """The events of one commit of the prompt store, in order."""
+    """The events of one commit of the prompt store, in order. A version that the same commit deletes is none: a copy of
+    a store takes the numbers of deleted versions so.
+    """
+    deleted = {(op.prompt, op.version) for op in commit.ops if isinstance(op, VersionDeleted)}
     for number, operation in enumerate(commit.ops):
         match operation:
-            case VersionPublished():
+            case VersionPublished() if (operation.prompt, operation.version) not in deleted:
                 name = version_name(operation.prompt, operation.version)
                 yield _published(operation.prompt, name, operation.digest, operation.job, commit.time)
             case AliasMoved():
@@ -94,9 +98,15 @@ def events_of_commit(store_id: str, commit: Commit) -> Iterator[WebhookEvent]:
                 pass
 
 
-def events_of_replica(record: ReplicaRecord) -> Iterator[WebhookEvent]:
-    """One event for each version that the replica refuses."""
+def events_of_replica(record: ReplicaRecord, index: StoreIndex) -> Iterator[WebhookEvent]:
+    """One event for each version that the replica refuses. A version of another base model than the replica's is none:
+    every replica of a store with several base models refuses the others' versions.
+    """
     for refused in record.refused:
+        prompt = index.prompts.get(refused.prompt)
+        version = prompt.versions.get(refused.version) if prompt is not None else None
+        if version is not None and record.base_model_fingerprint not in ("", version.summary.base_model_fingerprint):
+            continue
         name = version_name(refused.prompt, refused.version)
         data = {
             "prompt": refused.prompt,

@@ -655,7 +655,9 @@ class ImportHeader(_message.Message):
     prompt: _builtins.str
     """Prompt name; its next version is published."""
     base_model: _builtins.str
-    """Base model that it was trained on, an id of GetServiceInfo."""
+    """Base model that it was trained on, an id of GetServiceInfo. Empty: the one that a blob of a version names by its
+    fingerprint, or the default model for other files.
+    """
     alias: _builtins.str
     """Alias that is moved to the new version. Empty: "default". "-": none."""
     request_id: _builtins.str

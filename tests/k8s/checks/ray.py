@@ -12,6 +12,8 @@ from tests.k8s.checks.security import bytes_of
 from tests.k8s.manifests import Manifests, Object, Pod, ports
 
 CONSTRAINTS = Path(__file__).parents[3] / "constraints.txt"
+_STOP_SECONDS = 10
+"""What Ray needs to end on a node that is drained."""
 _LABELS = {"app.kubernetes.io/part-of": "softprompt", "softprompt.io/ray-member": "true"}
 
 
@@ -30,6 +32,7 @@ def check(manifests: Manifests) -> Iterator[str]:
         yield from _cluster(cluster["spec"])
         yield from _head(cluster["spec"]["headGroupSpec"]["rayStartParams"])
         for group in cluster["spec"]["workerGroupSpecs"]:
+            yield from (f"workers: {problem}" for problem in _handover(group["template"]["spec"], head))
             yield from (f"workers: {problem}" for problem in _workers(group, environment))
     yield from (f"trainer: {problem}" for problem in _driver(trainer, environment))
     for pod in manifests.pods:
@@ -72,6 +75,17 @@ def _workers(group: Object, environment: dict[str, str]) -> Iterator[str]:
     wanted = environment.get("SOFTPROMPT_TRAINER_MAX_WORKERS")
     if group["maxReplicas"] < int(wanted or "1"):
         yield f"are at most {group['maxReplicas']}, the trainer would start {wanted}"
+
+
+def _handover(pod: Object, head: str) -> Iterator[str]:
+    """A pod that is told to go moves its jobs first, in the time that it has."""
+    hook = pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+    if hook[:3] != ["softprompt-trainer", "drain-node", f"--address={head}"]:
+        yield "end with their jobs: preStop does not drain the node"
+        return
+    seconds = float(next((part.partition("=")[2] for part in hook if part.startswith("--seconds=")), "25"))
+    if pod.get("terminationGracePeriodSeconds", 30) < seconds + _STOP_SECONDS:
+        yield f"are killed while they drain for {seconds:g} s"
 
 
 def _driver(pod: Pod, environment: dict[str, str]) -> Iterator[str]:

@@ -129,6 +129,16 @@ FAULTS: Faults = {
     ),
     "a driver without a token": ("gpu", "ray", lambda m: drop(m.pod("trainer").main["env"], name="RAY_AUTH_TOKEN")),
     "a driver without a raylet": ("gpu", "ray", lambda m: m.pod("trainer").main.pop("args")),
+    "Ray's pods end with their jobs": (
+        "gpu",
+        "ray",
+        lambda m: worker(m)["template"]["spec"]["containers"][0].pop("lifecycle"),
+    ),
+    "no time to move the jobs": (
+        "gpu",
+        "ray",
+        lambda m: worker(m)["template"]["spec"].update(terminationGracePeriodSeconds=30),
+    ),
     "GPUs held while no job trains": ("gpu", "ray", lambda m: worker(m).update(minReplicas=1)),
     "a worker of two GPUs on nodes of one": (
         "gpu",

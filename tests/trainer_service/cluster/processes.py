@@ -148,6 +148,12 @@ class Caller:
         assert numbers == list(range(1, len(numbers) + 1))
         return job
 
+    async def notes(self, name: str) -> list[str]:
+        """The texts of an ended job's notes."""
+        watch = self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name))
+        async with asyncio.timeout(90):
+            return [response.event.note async for response in watch if response.event.HasField("note")]
+
     async def events_after(self, name: str, after: int) -> list[int]:
         """The numbers of a watch's events, up to the last one."""
         watch = self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name, after=after))

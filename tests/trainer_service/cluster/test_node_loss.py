@@ -1,4 +1,6 @@
-"""An external cluster in which the workers run and a node dies; and another cluster, which the trainer must not use."""
+"""An external cluster in which the workers run, one node is drained and another dies; and another cluster, which the
+trainer must not use.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY
 @pytest.fixture
 def cluster() -> Iterator[dict[str, Any]]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-m", "tests.trainer_service.cluster.two_nodes"]
+    command = [sys.executable, "-m", "tests.trainer_service.cluster.several_nodes"]
     with subprocess.Popen(command, env=clean | TOKEN, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())
@@ -40,10 +42,11 @@ def cluster() -> Iterator[dict[str, Any]]:
         left.kill()
 
 
-async def test_a_lost_node_a_killed_trainer_and_another_cluster(
+async def test_a_drained_node_a_lost_node_a_killed_trainer_and_another_cluster(
     cluster: dict[str, Any], tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     (tmp_path / "other").mkdir()
+    raylets = dict(cluster["raylets"])
     trainer = TrainerProcess(
         tmp_path, tiny_model_dir, environment=TOKEN, RAY_ADDRESS=cluster["address"], CPUS_PER_WORKER=1
     )
@@ -57,21 +60,34 @@ async def test_a_lost_node_a_killed_trainer_and_another_cluster(
             caller = Caller(channel)
             name = await caller.create(num_steps=900)
             await caller.reach(name, 30)
-            [node] = [pid for pid in cluster["raylets"] if workers_of(pid)]
+            [(drained, node)] = [(id, pid) for id, pid in raylets.items() if workers_of(pid)]
+            workers = workers_of(node)
+            (tmp_path / "notice").touch()
+            with drained_when_told(cluster["address"], drained, tmp_path / "notice") as agent:
+                await caller.reach(name, 31, attempt=2)
+                assert await asyncio.to_thread(agent.wait, 60) == 0, "the node is empty and has left the cluster"
+            await until_gone(workers)
+            del raylets[drained]
+
+            [(lost, node)] = [(id, pid) for id, pid in raylets.items() if workers_of(pid)]
             workers = workers_of(node)
             killed_at = time.time()
             for process in [psutil.Process(node), *psutil.Process(node).children(recursive=True)]:
                 process.kill()
             recovery.note(
                 "node of a worker lost: training again on another one",
-                await caller.reach(name, 31, attempt=2) - killed_at,
+                await caller.reach(name, 32, attempt=3) - killed_at,
             )
             await until_gone(workers)
-            [survivor] = [pid for pid in cluster["raylets"] if pid != node]
+            del raylets[lost]
+            [survivor] = raylets.values()
             workers = workers_of(survivor)
             assert workers
             job = await caller.ended(name)
             assert (job.state, job.result.version) == (State.STATE_SUCCEEDED, "prompts/tone/versions/1")
+            left, lost_note = [text for text in await caller.notes(name) if "its worker" in text]
+            assert "its checkpoint is kept" in left, "the drained node's job moved with its last step"
+            assert lost_note.startswith("lost its worker")
             name = await caller.create(num_steps=600)
             await caller.reach(name, 5)
         trainer.kill()
@@ -90,6 +106,12 @@ async def test_a_lost_node_a_killed_trainer_and_another_cluster(
     finally:
         trainer.kill()
         other.kill()
+
+
+def drained_when_told(address: str, node_id: str, notice: Path) -> subprocess.Popen[bytes]:
+    """The agent on a node, which waits for a file."""
+    command = ["-m", "trainer_service", "drain-node", "--address", address, "--node-id", node_id, "--seconds", "60"]
+    return subprocess.Popen([sys.executable, *command, "--file", str(notice)], env=os.environ | TOKEN)
 
 
 def workers_of(raylet: int) -> list[psutil.Process]:

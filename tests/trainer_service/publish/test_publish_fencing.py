@@ -49,10 +49,10 @@ class Distant(PromptStore):
             raise Unavailable("the store is unavailable")
         return super().publish(*args, **options)  # type: ignore[arg-type]
 
-    def _put_blob(self, digest: str, data: bytes) -> bool:
+    def put_blob(self, digest: str, data: bytes) -> bool:
         self.arrived.set()
         assert self.held.wait(20)
-        return super()._put_blob(digest, data)
+        return super().put_blob(digest, data)
 
 
 def cancel_elsewhere(service: Service, job: Job) -> None:

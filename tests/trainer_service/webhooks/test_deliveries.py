@@ -156,6 +156,9 @@ async def test_versions_aliases_and_refusals_are_told_once_also_after_a_restart(
     refusal = RefusedVersion(prompt="tone", version=1, digest=version.digest, reason="not finite")
     beat = ReplicaRecord(id="r-1", started_at=utc_now(), refused=(refusal,), heartbeat_seconds=3600)
     ReplicaDirectory(place.prompts.backend).put(beat)
+    # A replica of another base model refuses every version of this one, which is no news.
+    other = beat.model_copy(update={"id": "r-0", "base_model_fingerprint": "sha256:" + "0" * 64})
+    ReplicaDirectory(place.prompts.backend).put(other)
     # The job's own transaction names the same version: its event is stored already.
     place.end(TuningResult(published=True, version=version.name, digest=version.digest))
     async with place.running():

@@ -140,6 +140,15 @@ class DirectoryFiles:
         with _disk():
             return sum(_size(path) for path in self._root.glob("*/*"))
 
+    def all(self) -> Iterator[tuple[str, FileKind, int, bytes]]:
+        """Job, kind, attempt and content of every sound file."""
+        with _disk():
+            folders = sorted(folder.name for folder in self._root.iterdir() if _JOB_ID.fullmatch(folder.name))
+        for job_id in folders:
+            for kind in FileKind:
+                if (data := self.load(job_id, kind)) is not None:
+                    yield job_id, kind, self._attempt(self._path(job_id, kind)), data
+
     def _folder(self, job_id: str) -> Path:
         if not _JOB_ID.fullmatch(job_id):
             raise ValueError(f"not a job id: {job_id[:80]!r}")

@@ -1,7 +1,7 @@
-"""A Ray cluster that is not ours: a head without room for workers and two nodes of one core. Ends when its standard
+"""A Ray cluster that is not ours: a head without room for workers and three nodes of one core. Ends when its standard
 input does.
 
-Prints its address and the process ids of the two nodes' raylets as one line of JSON.
+Prints its address and the process ids of the nodes' raylets, by the nodes' ids, as one line of JSON.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from ray.cluster_utils import Cluster
 
 def main() -> None:
     cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
+    raylets = {node.node_id: node.all_processes["raylet"][0].process.pid for node in nodes}
     sys.stdout.write(json.dumps({"address": cluster.address, "raylets": raylets}) + "\n")
     sys.stdout.flush()
     sys.stdin.read()

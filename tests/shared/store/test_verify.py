@@ -1,0 +1,117 @@
+"""What a check of a store finds and repairs; on each kind of store."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.errors import Unavailable
+from shared.prompt.blob import digest_of
+from shared.store import PromptStore
+from shared.store.base import ObjectBackend
+from shared.store.layout import blob_key, log_key, snapshot_key
+from shared.store.memory import MemoryBackend
+from shared.store.verify import Verification, verify_store
+from tests.shared.prompt.blobs import make_blob
+from tests.shared.store.faults import FaultyBackend
+
+
+@pytest.fixture
+def store(backend: ObjectBackend) -> PromptStore:
+    made = PromptStore(backend)
+    for number in (1, 2, 3):
+        made.publish("tone", make_blob("tone", number), job=f"job-{number}", alias="default")
+    return made
+
+
+def problems(found: Verification) -> list[tuple[str, str]]:
+    return [(finding.kind, finding.subject) for finding in found.findings if finding.is_problem]
+
+
+def test_a_sound_store_has_no_findings(store: PromptStore, backend: ObjectBackend) -> None:
+    store.write_snapshot()
+    read: list[tuple[int, int]] = []
+    found = verify_store(backend, progress=lambda done, total: read.append((done, total)))
+    assert (found.versions, found.aliases, found.blobs, found.findings) == (3, 1, 3, ())
+    assert found.is_sound
+    total = sum(record.size_bytes for record in store.index().versions())
+    assert read[-1] == (total, total)
+
+
+def test_missing_damaged_and_foreign_blobs_are_found(store: PromptStore, backend: ObjectBackend) -> None:
+    first, second, third = (record.digest for record in store.index().prompt("tone").versions.values())
+    backend.delete(blob_key(first))
+    backend.put(blob_key(second), store.fetch(second)[:-1] + b"x")
+    backend.put(blob_key(third), b"")
+    found = verify_store(backend, repair=True)
+    assert problems(found) == [
+        ("blob", "prompts/tone/versions/1"),
+        ("blob", "prompts/tone/versions/2"),
+        ("blob", "prompts/tone/versions/3"),
+        ("alias", "tone@default"),
+    ]
+
+
+def test_a_blob_that_is_no_version_is_found(backend: ObjectBackend) -> None:
+    """The log names it, and its digest is right: somebody wrote the log by hand."""
+    store = PromptStore(backend)
+    record = store.publish("tone", make_blob("tone", 1), job="job-1")
+    other = make_blob("labels", 1)
+    backend.put(blob_key(digest_of(other)), other)
+    entry = backend.get(log_key(1), 1 << 20) or b""
+    lied = entry.replace(record.digest.encode(), digest_of(other).encode())
+    backend.put(
+        log_key(1), lied.replace(f'"size_bytes":{record.size_bytes}'.encode(), f'"size_bytes":{len(other)}'.encode())
+    )
+    assert ("manifest", "prompts/tone/versions/1") in problems(verify_store(backend))
+
+
+def test_orphans_are_notes_and_only_old_ones_are_removed(store: PromptStore, backend: ObjectBackend) -> None:
+    orphan = make_blob("tone", 9)
+    store.put_blob(digest_of(orphan), orphan)
+    found = verify_store(backend, repair=True)
+    assert found.is_sound
+    assert [(finding.kind, finding.subject, finding.repaired) for finding in found.findings] == [
+        ("orphan", digest_of(orphan), False)
+    ]
+    removed = verify_store(backend, repair=True, grace_seconds=-5)
+    assert [finding.repaired for finding in removed.findings] == [True]
+    assert verify_store(backend).findings == ()
+    assert all(store.fetch(record.digest) for record in store.index().versions())
+
+
+def test_an_unreadable_snapshot_is_replaced(store: PromptStore, backend: ObjectBackend) -> None:
+    revision = store.write_snapshot()
+    backend.put(snapshot_key(revision), b"{")
+    assert problems(verify_store(backend)) == [("snapshot", snapshot_key(revision))]
+    assert verify_store(backend, repair=True).is_sound
+    assert verify_store(backend).findings == ()
+    assert PromptStore(backend).index() == store.index()
+
+
+def test_an_unreadable_entry_is_a_problem_that_no_repair_touches(store: PromptStore, backend: ObjectBackend) -> None:
+    backend.put(log_key(2), b"{")
+    before = {info.key for info in backend.list("log/")} | {info.key for info in backend.list("blobs/")}
+    found = verify_store(backend, repair=True, grace_seconds=-5)
+    assert problems(found) == [("log", "revision 2")]
+    assert (found.revision, found.versions) == (1, 1)
+    assert {info.key for info in backend.list("log/")} | {info.key for info in backend.list("blobs/")} == before
+
+
+def test_a_missing_entry_between_others_is_found(store: PromptStore, backend: ObjectBackend) -> None:
+    backend.delete(log_key(2))
+    assert problems(verify_store(backend)) == [("log", "revision 2")]
+
+
+def test_a_truncated_log_whose_snapshot_is_lost_is_a_problem(store: PromptStore, backend: ObjectBackend) -> None:
+    store.truncate_log(keep=1)
+    for info in backend.list("snapshot/"):
+        backend.put(info.key, b"{")
+    assert ("log", "log/") in problems(verify_store(backend, repair=True))
+
+
+def test_a_store_that_does_not_answer_is_unavailable() -> None:
+    backend = FaultyBackend(MemoryBackend())
+    PromptStore(backend)
+    backend.unavailable = True
+    with pytest.raises(Unavailable):
+        verify_store(backend)

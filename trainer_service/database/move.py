@@ -1,0 +1,163 @@
+"""Copies the whole job database into an empty one, table by table as `schema` lists them, in one transaction.
+
+Afterwards, the number and the digest of each table's rows are compared. An error leaves the target empty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Table, func, insert, inspect, select, text
+from sqlalchemy.exc import DataError
+
+from shared.errors import PreconditionFailed
+from trainer_service.database.database import Database
+from trainer_service.database.schema import metadata
+
+_BATCH_ROWS, _REPORTED_ROWS = 200, 10_000
+_VERSIONS_TABLE = "alembic_version"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class MovedTable:
+    """A table and its rows in the source and, compared, in the target."""
+
+    name: str
+    rows: int
+    digest: str
+
+
+def move_database(
+    source: Database,
+    target: Database,
+    more: Mapping[str, Callable[[], Iterable[Row]]] | None = None,
+    progress: Callable[[str, int], None] = lambda table, rows: None,
+) -> tuple[MovedTable, ...]:
+    """Copies every row. `more`: rows of a table, by its name, that the source keeps elsewhere. `progress` gets a table
+    and the number of its rows so far.
+
+    Raises PreconditionFailed if the target is not empty, if a trainer uses the source, or if the target refuses a row
+    or has other rows than the source afterwards; nothing is copied then.
+    """
+    with source.read() as reader, target.write() as writer:
+        _check_tables(reader)
+        _check_unused(source, reader)
+        _check_empty(writer)
+        expected = []
+        for table in metadata.sorted_tables:
+            rows = _counted(table, _rows(reader, table, (more or {}).get(table.name)), progress)
+            expected.append(_copy(table, rows, writer))
+            _set_counter(target, writer, table)
+        for moved in expected:
+            found = _digest(metadata.tables[moved.name], _rows(writer, metadata.tables[moved.name], None))
+            if found != moved:
+                raise PreconditionFailed(
+                    f"{moved.rows} rows of {moved.name} were copied, and the new database has {found.rows} with other "
+                    "content"
+                )
+    return tuple(expected)
+
+
+def _check_tables(connection: Connection) -> None:
+    unknown = set(inspect(connection).get_table_names()) - {*metadata.tables, _VERSIONS_TABLE}
+    if unknown:
+        raise PreconditionFailed(f"the database has tables that this build does not know: {', '.join(sorted(unknown))}")
+
+
+def _check_unused(source: Database, connection: Connection) -> None:
+    """An SQLite file is locked by its trainer. On PostgreSQL, trainers have leases."""
+    if source.is_sqlite:
+        return
+    slots = metadata.tables["worker_slots"]
+    now = text("extract(epoch FROM clock_timestamp())")
+    owner = connection.scalar(select(slots.c.owner).where(slots.c.lease_until > now).limit(1))
+    if owner is not None:
+        raise PreconditionFailed(f"the trainer {owner} uses the database: stop all trainers, and try again")
+
+
+def _check_empty(connection: Connection) -> None:
+    for table in metadata.sorted_tables:
+        if count := connection.scalar(select(func.count()).select_from(table)):
+            raise PreconditionFailed(
+                f"the new database is not empty: {table.name} has {count} rows; move into a database that no trainer "
+                "has used"
+            )
+
+
+def _rows(connection: Connection, table: Table, more: Callable[[], Iterable[Row]] | None) -> Iterator[Row]:
+    with connection.execution_options(yield_per=_BATCH_ROWS).execute(select(table)) as found:
+        for row in found.mappings():
+            yield dict(row)
+    if more is not None:
+        yield from more()
+
+
+def _counted(table: Table, rows: Iterable[Row], progress: Callable[[str, int], None]) -> Iterator[Row]:
+    for number, row in enumerate(rows, start=1):
+        yield row
+        if number % _REPORTED_ROWS == 0:
+            progress(table.name, number)
+
+
+def _copy(table: Table, rows: Iterable[Row], writer: Connection) -> MovedTable:
+    summary, batch = _Summary(table), list[dict[str, Any]]()
+
+    def write() -> None:
+        if batch:
+            try:
+                writer.execute(insert(table), batch)
+            except DataError as error:
+                raise PreconditionFailed(f"the new database refuses a row of {table.name}: {error.orig}") from error
+            batch.clear()
+
+    for row in rows:
+        summary.add(row)
+        batch.append({**row})
+        if len(batch) == _BATCH_ROWS:
+            write()
+    write()
+    return summary.table
+
+
+def _digest(table: Table, rows: Iterable[Row]) -> MovedTable:
+    summary = _Summary(table)
+    for row in rows:
+        summary.add(row)
+    return summary.table
+
+
+class _Summary:
+    """Number and digest of rows in any order: databases sort texts differently."""
+
+    def __init__(self, table: Table) -> None:
+        self._table, self._rows, self._sum = table, 0, 0
+
+    def add(self, row: Row) -> None:
+        values: Sequence[Any] = [_plain(row[column.name]) for column in self._table.columns]
+        self._sum += int.from_bytes(hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).digest(), "big")
+        self._rows += 1
+
+    @property
+    def table(self) -> MovedTable:
+        return MovedTable(self._table.name, self._rows, f"{self._sum % 2**256:064x}")
+
+
+def _plain(value: Any) -> Any:
+    return bytes(value) if isinstance(value, bytes | memoryview | bytearray) else value
+
+
+def _set_counter(target: Database, connection: Connection, table: Table) -> None:
+    """Numbers that the database assigns go on after the highest one."""
+    column = table.autoincrement_column
+    if column is None or target.is_sqlite:
+        return
+    name = f"pg_get_serial_sequence('{table.name}', '{column.name}')"
+    if connection.scalar(text(f"SELECT {name}")) is not None:
+        highest = connection.scalar(select(func.max(column)))
+        if highest is not None:
+            connection.execute(text(f"SELECT setval({name}, :highest)"), {"highest": highest})
