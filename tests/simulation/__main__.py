@@ -9,9 +9,11 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 from tests.simulation.bugs import BUGS
-from tests.simulation.life import forget_template, live, silence
+from tests.simulation.life import BUSY_SECONDS, Outcome, forget_template, live, silence
 
 
 def main() -> int:
@@ -25,6 +27,7 @@ def main() -> int:
         "--prove", type=int, default=0, help="put in every bug in turn, until one of this many seeds finds it"
     )
     parser.add_argument("--stop", action="store_true", help="stop at the first broken promise")
+    parser.add_argument("--busy", type=float, default=BUSY_SECONDS, help="seconds of requests and faults in each life")
     parser.add_argument("--twice", action="store_true", help="live each life twice, and compare the histories")
     given = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets must be that of the replay
@@ -43,7 +46,9 @@ def main() -> int:
         return (
             _one(given.seed, given.bug)
             if given.seed is not None
-            else _many(seeds, given.bug, stop=given.stop, twice=given.twice)
+            else _many(
+                seeds, partial(live, with_bug=given.bug, busy_seconds=given.busy), stop=given.stop, twice=given.twice
+            )
         )
     finally:
         forget_template()
@@ -77,12 +82,12 @@ def _prove(most: int) -> int:
     return bool(missed)
 
 
-def _many(seeds: list[int], bug: str, *, stop: bool, twice: bool) -> int:
+def _many(seeds: list[int], life: Callable[[int], Outcome], *, stop: bool, twice: bool) -> int:
     begun, virtual, faults, broken = time.perf_counter(), 0.0, Counter[str](), dict[str, list[str]]()
     lives = 0
     for seed in seeds:
-        outcome = live(seed, bug)
-        if twice and live(seed, bug).history.digest != outcome.history.digest:
+        outcome = life(seed)
+        if twice and life(seed).history.digest != outcome.history.digest:
             outcome.problems.append("the seed's second life was different: something is not simulated")
         lives += 1 + twice
         virtual += outcome.virtual_seconds * (1 + twice)
@@ -94,7 +99,7 @@ def _many(seeds: list[int], bug: str, *, stop: bool, twice: bool) -> int:
                 break
     real = time.perf_counter() - begun
     figures = {
-        "seeds": len(seeds),
+        "seeds": lives // (1 + twice),
         "broken": broken,
         "seconds": round(real, 1),
         "lives_per_second": round(lives / real, 3),

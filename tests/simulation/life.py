@@ -38,7 +38,7 @@ class Outcome:
     faults: dict[str, int] = field(default_factory=dict)
 
 
-def live(seed: int, with_bug: str = "") -> Outcome:
+def live(seed: int, with_bug: str = "", busy_seconds: float = BUSY_SECONDS) -> Outcome:
     """Runs the life of this seed. `with_bug`: one of `bugs.BUGS`, put into the product meanwhile."""
     begun, loop = time.perf_counter(), Loop()
     with ExitStack() as parts:
@@ -52,21 +52,21 @@ def live(seed: int, with_bug: str = "") -> Outcome:
         parts.callback(gc.enable)
         asyncio.set_event_loop(loop)
         faults = Faults(world)
-        problems = loop.run_until_complete(_live(world, faults))
+        problems = loop.run_until_complete(_live(world, faults, busy_seconds))
         counts = {**faults.counts}
         for network in (world.storage_faults, world.database_faults, world.network_faults):
             counts.update({f"{kind} ": number for kind, number in network.counts.items()})
         return Outcome(seed, problems, world.history, loop.now, time.perf_counter() - begun, counts)
 
 
-async def _live(world: World, faults: Faults) -> list[str]:
+async def _live(world: World, faults: Faults, busy_seconds: float) -> list[str]:
     for server in world.servers:
         server.start()
     clients = [Client(world, tenant) for tenant in TENANTS]
     async with asyncio.TaskGroup() as group:
         for client in clients:
-            group.create_task(client.run(BUSY_SECONDS))
-        group.create_task(faults.run(BUSY_SECONDS))
+            group.create_task(client.run(busy_seconds))
+        group.create_task(faults.run(busy_seconds))
     await asyncio.gather(*(client.resume_all() for client in clients))
     deadline = asyncio.get_running_loop().time() + QUIET_SECONDS
     while not _has_healed(world) and asyncio.get_running_loop().time() < deadline:

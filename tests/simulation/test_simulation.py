@@ -19,13 +19,13 @@ def simulate(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_seeds_keep_every_promise_and_repeat_exactly() -> None:
-    status, figures = simulate("--seeds", "1-1", "--twice")
+    status, figures = simulate("--seeds", "1-1", "--twice", "--busy", "25")
     assert not figures["broken"]
     assert status == 0
     assert figures["faults"]
 
 
 def test_a_bug_in_the_product_is_found() -> None:
-    status, figures = simulate("--seeds", "1-3", "--stop", "--bug", "append-overwrites")
+    status, figures = simulate("--seeds", "1-1", "--stop", "--busy", "25", "--bug", "watch-skips-events")
     assert figures["broken"]
     assert status == 1
