@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock release clean tools rules images try-images try-platform bench-router
+.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak simulate prove-simulation simulate-fairness lock release clean tools rules images try-images try-platform bench-router
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -127,6 +127,12 @@ bench-jobs: dev model    ## Jobs: latencies, watchers, time to the first step, r
 
 simulate-fairness: dev ## Fair shares of tenants and base models: the scheduler on a virtual clock
 	$(BIN)/python -m benchmarks.fairness
+
+simulate: dev    ## Many lives of the whole system with faults, on virtual time: SEEDS=100 (a number) from FIRST=1
+	$(BIN)/python -m tests.simulation --seeds $(or $(FIRST),1)-$$(( $(or $(FIRST),1) + $(or $(SEEDS),100) - 1 ))
+
+prove-simulation: dev ## Which seed finds each bug that is put into the product (at most SEEDS=20 seeds for each)
+	$(BIN)/python -m tests.simulation --prove $(or $(SEEDS),20)
 
 bench-overload: dev model ## Five times a replica's capacity for two minutes; then steady streams with a greedy neighbour
 	$(BIN)/python -m benchmarks.load overload --model "$$($(BIN)/softprompt models pull $(MODEL))"

@@ -26,6 +26,7 @@ FILES = frozenset(
             "shared/process/test_container_limits.py",
         ),
         *("shared/prompt/test_blob.py", "shared/security/test_walk_through.py"),
+        "simulation/test_simulation.py",
         "trainer_service/webhooks/test_deliveries.py",
         *("shared/store/test_crashes.py", "shared/store/test_maintenance.py"),
         *(

@@ -25,6 +25,8 @@ class Allowance:
         self._context, self._leases = context, leases
         self._valid_until = float("inf")
         self._lack, self._others_lack = _Lasting(), _Lasting()
+        self._yields = False
+        """Whether it has more than its part while others lack workers: a worker that it stops is not replaced."""
 
     async def plan(
         self, plan_for: Callable[[Sequence[WorkerView], int], Plan], views: Sequence[WorkerView], num_workers: int
@@ -33,13 +35,16 @@ class Allowance:
 
         `num_workers` counts the workers that have not ended, `views` are those that may get jobs. Workers beyond this
         replica's part get no jobs and are stopped once they have none. If another replica has lacked workers for
-        `_PATIENCE_TICKS`, the plan also stops one idle worker.
+        `_PATIENCE_TICKS`, the plan also stops one idle worker: a ready one without work, or one beyond this replica's
+        equal part. It keeps a worker of its part that still loads: two replicas that both lack workers would otherwise
+        stop each other's launches for ever.
         """
         context, most = self._context, self._context.config.max_workers
         best = plan_for(views, most)
         if not context.store.is_shared:
             return best
         wanted = min(most, max(num_workers, len(views) - len(best.stops) + len(best.launches)))
+        wanted = min(wanted, num_workers) if self._yields else wanted
         asked_at = time.monotonic()
         slots = await self._share(wanted)
         self._valid_until = asked_at + context.config.lease_seconds
@@ -47,11 +52,14 @@ class Allowance:
         self._others_lack.note(slots.others_lack)
         ordered = sorted(views, key=lambda view: (-view.num_jobs, not view.ready, view.id))
         kept, surplus = ordered[: slots.granted], ordered[slots.granted :]
-        decided = plan_for(kept, slots.granted)
+        others_wait = self._others_lack.seconds > self._patience_seconds
+        self._yields = others_wait and slots.beyond_part
+        decided = plan_for(kept, len(kept) if self._yields else slots.granted)
         stops = [*decided.stops, *(view.id for view in surplus if view.num_jobs == 0)]
-        if not decided.launches and self._others_lack.seconds > self._patience_seconds:
+        if not decided.launches and others_wait:
             needed = {claim.worker_id for claim in decided.claims} | set(decided.stops)
-            stops += [view.id for view in kept if view.num_jobs == 0 and view.id not in needed][:1]
+            idle = [view for view in kept if view.num_jobs == 0 and view.id not in needed]
+            stops += [view.id for view in idle if view.ready or slots.beyond_part][:1]
         return Plan(decided.claims, decided.launches, tuple(stops))
 
     @property

@@ -27,6 +27,8 @@ class Slots:
     """Number of workers that this replica may have now."""
     others_lack: bool = False
     """Whether another replica wants more slots than it has."""
+    beyond_part: bool = False
+    """Whether `granted` is more than an equal part of the limit."""
 
 
 def share(
@@ -54,7 +56,7 @@ def share(
             connection.execute(insert(worker_slots).values(owner=owner, lease_until=lease_until, **values))
         elif (own.slots, own.lacking) != (granted, wanted - granted):
             connection.execute(update(worker_slots).where(worker_slots.c.owner == owner).values(**values))
-        return Slots(granted, any(row.lacking > 0 for row in rows.values()))
+        return Slots(granted, any(row.lacking > 0 for row in rows.values()), granted > part)
 
 
 def renew(connection: Connection, owner: str, lease_until: float) -> None:

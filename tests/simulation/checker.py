@@ -1,0 +1,198 @@
+"""Judges a finished life: what clients were told, against what is durably stored. It believes no process."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+from shared.store.layout import blob_key
+from tests.simulation.world import World
+from trainer_service.jobs.model import Job, JobEvent, JobFilter
+from trainer_service.jobs.states import LEGAL_MOVES, JobState
+from trainer_service.jobs.store.job_store import JobStore
+
+ENDS = {"plain": JobState.SUCCEEDED, "oom": JobState.SUCCEEDED, "nan": JobState.FAILED}
+"""How a job ends that nobody cancels."""
+
+
+def check(world: World) -> list[str]:
+    """Every promise that was broken, in words; empty if none was."""
+    store = JobStore(world.database)
+    log = _Log(world)
+    return [
+        *_jobs_end_once_and_as_they_should(world, store, log),
+        *_requests_make_one_job(world, store),
+        *_events_have_no_gaps(world, store),
+        *log.problems(),
+        *_aliases_are_compare_and_set(world, log),
+        *_streams_use_resolvable_versions(world, log),
+        *_replicas_agree_at_the_end(world, log),
+        *_tenants_are_apart(world),
+        *_served_versions_exist(world, log),
+    ]
+
+
+class _Log:
+    """The prompt store's commits replayed: versions by prompt and by job, and the history of each alias."""
+
+    def __init__(self, world: World) -> None:
+        self.commits = [world.storage.commits[number] for number in sorted(world.storage.commits)]
+        self.by_job: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+        self.published: dict[tuple[str, int], int] = {}
+        self.deleted: dict[tuple[str, int], int] = {}
+        self.aliases: defaultdict[tuple[str, str], list[tuple[int, str, list[int]]]] = defaultdict(list)
+        """(revision, actor, versions) of each move."""
+        self.digests: dict[tuple[str, int], str] = {}
+        self._problems: list[str] = []
+        latest: defaultdict[str, int] = defaultdict(int)
+        for number, commit in enumerate(self.commits, 1):
+            if commit.revision != number:
+                self._problems.append(f"the log has no revision {number}")
+                break
+            for op in commit.ops:
+                match op.op:
+                    case "publish":
+                        self.by_job[op.job].append((op.prompt, op.version))
+                        self.published[op.prompt, op.version] = number
+                        self.digests[op.prompt, op.version] = op.digest
+                        if op.version != latest[op.prompt] + 1:
+                            self._problems.append(f"{op.prompt}@{op.version} follows {latest[op.prompt]}")
+                        latest[op.prompt] = op.version
+                    case "alias":
+                        versions = [part.version for part in op.targets]
+                        self.aliases[op.prompt, op.alias].append((number, commit.actor, versions))
+                    case "delete":
+                        self.deleted[op.prompt, op.version] = number
+
+    def problems(self) -> list[str]:
+        """Gaps, and jobs that published twice."""
+        twice = [f"{job} published {versions}" for job, versions in self.by_job.items() if len(versions) > 1]
+        return self._problems + twice
+
+    def alias_before(self, key: tuple[str, str], revision: int) -> list[int]:
+        """What the alias named just before this revision."""
+        before = [versions for number, _, versions in self.aliases[key] if number < revision]
+        return before[-1] if before else []
+
+
+def _events(store: JobStore, job_id: str) -> list[JobEvent]:
+    return store.events(job_id, 0)
+
+
+def _jobs_end_once_and_as_they_should(world: World, store: JobStore, log: _Log) -> Iterator[str]:
+    cancelled = {event.job for event in world.history.of("asking") if event.verb == "cancel"}
+    for event in world.history.of("created"):
+        job = store.get(event.job)
+        versions = log.by_job.get(job.name, [])
+        if not job.state.is_final:
+            yield f"job {job.id} is {job.state} at the end (attempt {job.attempt}, pausing {job.pausing})"
+            continue
+        allowed = {ENDS[event.wish]} | ({JobState.CANCELLED} if job.id in cancelled else set())
+        if job.state not in allowed:
+            yield f"job {job.id} ({event.wish}) ended {job.state}: {job.error and job.error.message}"
+        if (job.state is JobState.SUCCEEDED) != bool(versions):
+            yield f"job {job.id} is {job.state} and published {versions}"
+        if versions and job.result and job.result.version != f"prompts/{versions[0][0]}/versions/{versions[0][1]}":
+            yield f"job {job.id} says {job.result.version}, the store {versions}"
+
+
+def _requests_make_one_job(world: World, store: JobStore) -> Iterator[str]:
+    jobs = store.page(JobFilter(), 1000).jobs
+    by_request = Counter(job.request_id for job in jobs)
+    yield from (f"request {request} made {number} jobs" for request, number in by_request.items() if number > 1)
+    known = {event.job for event in world.history.of("created")}
+    lost = known - {job.id for job in jobs}
+    yield from (f"the accepted job {job} is gone" for job in sorted(lost))
+
+
+def _events_have_no_gaps(world: World, store: JobStore) -> Iterator[str]:
+    finals: dict[str, list[str]] = {}
+    for created in world.history.of("created"):
+        events = _events(store, created.job)
+        numbers = [event.number for event in events]
+        if numbers != list(range(1, len(numbers) + 1)):
+            yield f"job {created.job} has the events {numbers}"
+        states = [event.payload.state for event in events if isinstance(event.payload, Job)]
+        for before, after in pairwise(states):
+            if after not in LEGAL_MOVES[before]:
+                yield f"job {created.job} went from {before} to {after}"
+        finals[created.job] = [state.value for state in states]
+    for seen in world.history.of("watched"):
+        if seen.numbers != list(range(1, len(seen.numbers) + 1)) or seen.states != finals[seen.job]:
+            yield f"a watcher of job {seen.job} saw {seen.numbers} {seen.states}, stored are {finals[seen.job]}"
+    watched = {seen.job for seen in world.history.of("watched")}
+    for job in finals.keys() - watched:
+        yield f"the watcher of job {job} never saw its end"
+
+
+def _aliases_are_compare_and_set(world: World, log: _Log) -> Iterator[str]:
+    """The log is the order of all moves, so linearizability is: each move found what it expected, each answer is true,
+    and no move is before one that had ended when it began.
+    """
+    revisions = {
+        actor: (revision, key) for key, moves in log.aliases.items() for revision, actor, _ in moves if "/" in actor
+    }
+    asked = {event.actor: event for event in world.history.of("moving")}
+    answered = {event.actor: event for event in world.history.of("moved")}
+    for actor, (revision, key) in revisions.items():
+        if (found := log.alias_before(key, revision)) != asked[actor].expected:
+            yield f"{actor} moved {key} from {found}, expected {asked[actor].expected}"
+    for actor, event in answered.items():
+        wanted = asked[actor]
+        is_change = [wanted.target] != wanted.expected
+        if event.outcome == "done" and is_change and actor not in revisions:
+            yield f"{actor} was told that it moved {wanted.prompt}@{wanted.alias}; the log has no such move"
+        if event.outcome not in ("done", "unknown") and actor in revisions:
+            yield f"{actor} was told {event.outcome}, and the log has its move"
+    ended = sorted((event.time, revisions[actor][0]) for actor, event in answered.items() if actor in revisions)
+    for actor, event in asked.items():
+        before = [revision for time, revision in ended if time < event.time]
+        if actor in revisions and before and revisions[actor][0] < max(before):
+            yield f"{actor} is in the log before a move that had ended"
+
+
+def _streams_use_resolvable_versions(world: World, log: _Log) -> Iterator[str]:
+    seen: dict[tuple[str, int], int] = {}
+    for event in world.history.of("streamed"):
+        key = (event.prompt, event.alias)
+        named = {
+            version for number, _, versions in log.aliases[key] if number <= event.revision for version in versions
+        }
+        if event.version not in named:
+            yield f"{event.replica} streamed {event.prompt}@{event.version} for {event.alias}, which never named it"
+        if log.deleted.get((event.prompt, event.version), event.revision + 1) <= event.revision:
+            yield f"{event.replica} streamed {event.prompt}@{event.version}, which it knew to be deleted"
+        life = (event.replica, event.life)
+        if event.revision < seen.get(life, 0):
+            yield f"{event.replica} went back from revision {seen[life]} to {event.revision}"
+        seen[life] = event.revision
+
+
+def _replicas_agree_at_the_end(world: World, log: _Log) -> Iterator[str]:
+    quiet = world.history.of("quiet")[-1].time
+    answers = {
+        (event.replica, event.prompt, event.alias): event.version
+        for event in world.history.of("streamed")
+        if event.begun >= quiet
+    }
+    for (prompt, alias), moves in log.aliases.items():
+        for replica in world.replicas:
+            answer = answers.get((replica.name, prompt, alias))
+            if moves[-1][2] and answer not in moves[-1][2]:
+                yield f"{replica.name} serves {prompt}@{alias} with version {answer}, not {moves[-1][2]}"
+
+
+def _tenants_are_apart(world: World) -> Iterator[str]:
+    for event in world.history.of("listed"):
+        yield from (
+            f"tenant {event.tenant} saw {name}" for name in event.prompts if not name.startswith(f"{event.tenant}-")
+        )
+
+
+def _served_versions_exist(world: World, log: _Log) -> Iterable[str]:
+    return [
+        f"the blob of {prompt}@{version} is gone"
+        for (prompt, version), digest in log.digests.items()
+        if (prompt, version) not in log.deleted and world.storage.objects.head(blob_key(digest)) is None
+    ]

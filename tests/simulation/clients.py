@@ -1,0 +1,197 @@
+"""Clients of three tenants. Each repeats what a client library repeats, and records what it was told."""
+
+from __future__ import annotations
+
+import asyncio
+from operator import methodcaller
+from typing import Any
+
+from shared.caller import Caller, Role, Tenant
+from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed, SoftPromptError, Unavailable
+from shared.names import PromptReference
+from shared.store import AliasTarget
+from tests.simulation.world import Replica, Trainer, World
+from tests.trainer_service.builders import spec
+from trainer_service.jobs.model import Job, JobFilter
+from trainer_service.jobs.owner import JobOwner
+
+TENANTS = ("a", "b", "c")
+PROMPTS = ("tone", "mood")
+_TRIES = 6
+
+
+class Client:
+    """One caller of one tenant, with its own prompts."""
+
+    def __init__(self, world: World, tenant: str) -> None:
+        self.world, self.tenant, self.rng = world, tenant, world.rng
+        self.caller = Caller(
+            f"caller-{tenant}", frozenset({Role.ADMIN}), prompts=(f"{tenant}-*",), group=Tenant(f"tenant-{tenant}")
+        )
+        self._numbers = 0
+        self.jobs: list[str] = []
+        self._watches: list[asyncio.Task[None]] = []
+
+    async def run(self, until: float) -> None:
+        """Acts at random until this time."""
+        acts = [self.create, self.request, self.move_alias, self.generate, self.list_, self.delete_version]
+        acts += [self.create, self.move_alias, self.generate]
+        while asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(self.rng.uniform(0.1, 4))
+            await self.rng.choice(acts)()
+
+    async def create(self) -> None:
+        """Creates a job, with one request id for all tries, and watches it."""
+        self._numbers += 1
+        request_id = f"{self.tenant}-{self._numbers}"
+        wish = self.rng.choice(("plain",) * 8 + ("nan", "oom"))
+        steps = self.rng.randint(2, 15)
+        asked = spec(wish, f"{self.tenant}-{self.rng.choice(PROMPTS)}", steps)
+        begun = self.world.history.add("creating", request=request_id, prompt=asked.prompt, wish=wish)
+        for _ in range(_TRIES):
+            try:
+                job: Job = await self._trainer().call(
+                    self.caller,
+                    lambda trainer: trainer.jobs.create(asked, request_id=request_id, owner=JobOwner.of(self.caller)),
+                )
+            except Unavailable:
+                await asyncio.sleep(self.rng.uniform(0, 2))
+            except Overloaded:
+                return
+            else:
+                self.world.history.add("created", request=request_id, job=job.id, prompt=job.spec.prompt, wish=wish)
+                self.jobs.append(job.id)
+                self._watches.append(asyncio.create_task(self._watch(job.id)))
+                return
+        begun.facts["given_up"] = True
+
+    async def request(self) -> None:
+        """Cancels, pauses or resumes a job of its own."""
+        if not self.jobs:
+            return
+        job_id, verb = self.rng.choice(self.jobs), self.rng.choice(("cancel", "pause", "resume", "resume"))
+        self.world.history.add("asking", job=job_id, verb=verb)
+        try:
+            job: Job = await self._trainer().call(self.caller, lambda trainer: getattr(trainer.jobs, verb)(job_id))
+        except (Unavailable, PreconditionFailed) as error:
+            self.world.history.add("asked", job=job_id, verb=verb, outcome=type(error).__name__)
+        else:
+            self.world.history.add("asked", job=job_id, verb=verb, outcome=job.state.value)
+
+    async def resume_all(self) -> None:
+        """At the end of a life: no job shall stay paused."""
+        for job_id in self.jobs:
+            for _ in range(_TRIES):
+                try:
+                    await self._trainer().call(self.caller, methodcaller("resume_job", job_id))
+                except Unavailable:
+                    await asyncio.sleep(1)
+                except PreconditionFailed:
+                    break
+                else:
+                    break
+
+    async def move_alias(self) -> None:
+        """Moves an alias to a version at random, if it still names what was read before."""
+        prompt, alias = f"{self.tenant}-{self.rng.choice(PROMPTS)}", self.rng.choice(("default", "canary"))
+        self._numbers += 1
+        actor = f"{self.caller.name}/{self._numbers}"  # makes each change recognisable in the log
+        caller = Caller(actor, self.caller.roles, self.caller.prompts, group=self.caller.group)
+        try:
+            record = await self._trainer().call(caller, lambda trainer: trainer.prompts.get(prompt))
+        except (Unavailable, NotFound):
+            return
+        current = record.aliases.get(alias)
+        revision = current.revision if current else 0
+        target = self.rng.choice(sorted(record.versions))
+        facts: dict[str, Any] = {"actor": actor, "prompt": prompt, "alias": alias, "target": target}
+        facts["expected"] = [part.version for part in current.targets] if current else []
+        begun = self.world.history.add("moving", **facts)
+        await asyncio.sleep(self.rng.uniform(0, 0.5))
+        try:
+            _, revision = await self._trainer().call(
+                caller,
+                lambda trainer: trainer.prompts.set_alias(
+                    prompt, alias, [AliasTarget(target)], expected_revision=revision
+                ),
+            )
+        except SoftPromptError as error:
+            outcome = "unknown" if isinstance(error, Unavailable) else type(error).__name__
+            self.world.history.add("moved", actor=actor, outcome=outcome, begun=begun.time)
+        else:
+            self.world.history.add("moved", actor=actor, outcome="done", begun=begun.time, revision=revision)
+
+    async def delete_version(self) -> None:
+        """Deletes the oldest version."""
+        prompt = f"{self.tenant}-{self.rng.choice(PROMPTS)}"
+        try:
+            record = await self._trainer().call(self.caller, lambda trainer: trainer.prompts.get(prompt))
+            if len(record.versions) > 3:
+                oldest = min(record.versions)
+                await self._trainer().call(self.caller, lambda trainer: trainer.prompts.delete(prompt, oldest))
+        except (Unavailable, NotFound, PreconditionFailed, Conflict):
+            return
+
+    async def list_(self) -> None:
+        """Lists jobs and prompts: all must be its tenant's."""
+
+        async def both(trainer: Any) -> tuple[list[str], list[str]]:
+            page = await trainer.jobs.list(JobFilter(), 50)
+            found = await trainer.prompts.list("", 50)
+            return [job.spec.prompt for job in page.jobs], [prompt.name for prompt in found.prompts]
+
+        try:
+            jobs, prompts = await self._trainer().call(self.caller, both)
+        except Unavailable:
+            return
+        self.world.history.add("listed", tenant=self.tenant, prompts=sorted({*jobs, *prompts}))
+
+    async def generate(self) -> None:
+        """Asks a replica for an answer with an alias."""
+        replica = self.rng.choice(self.world.replicas)
+        prompt, alias = f"{self.tenant}-{self.rng.choice(PROMPTS)}", self.rng.choice(("default", "canary"))
+        await self.generate_with(replica, prompt, alias)
+
+    async def generate_with(self, replica: Replica, prompt: str, alias: str) -> None:
+        """Resolves like a request, and records the version and the life of the replica that chose it."""
+
+        async def resolve(replica: Any) -> tuple[int, int, int]:
+            record = replica.registry.resolve(PromptReference(prompt, alias, None), "", self.caller)
+            return record.version, replica.registry.index.revision, replica.num_lives
+
+        begun = asyncio.get_running_loop().time()
+        try:
+            version, revision, life = await replica.call(self.caller, resolve)
+        except (Unavailable, NotFound, PreconditionFailed) as error:
+            self.world.history.add("refused", replica=replica.name, prompt=prompt, alias=alias, why=str(error)[:90])
+            return
+        facts = {"prompt": prompt, "alias": alias, "version": version, "revision": revision, "begun": begun}
+        self.world.history.add("streamed", replica=replica.name, life=life, **facts)
+
+    async def _watch(self, job_id: str) -> None:
+        """Follows a job to its end, over as many calls as that takes."""
+        numbers: list[int] = []
+        states: list[str] = []
+
+        async def follow(trainer: Trainer) -> None:
+            call = call_number
+            async for event in trainer.jobs.watch(job_id, numbers[-1] if numbers else 0):
+                if call != call_number:
+                    return  # the client has given this call up; its server does not know yet
+                numbers.append(event.number)
+                if isinstance(event.payload, Job):
+                    states.append(event.payload.state.value)
+
+        call_number = 0
+        while True:
+            call_number += 1
+            try:
+                await self._trainer().call(self.caller, follow)
+            except Unavailable:
+                await asyncio.sleep(1)
+                continue
+            self.world.history.add("watched", job=job_id, numbers=numbers, states=states)
+            return
+
+    def _trainer(self) -> Trainer:
+        return self.rng.choice(self.world.trainers)

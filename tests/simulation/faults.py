@@ -1,0 +1,97 @@
+"""What goes wrong: faults of random kinds at random times, until the life's quiet end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from tests.simulation.machine import start_on, wake
+from tests.simulation.storage import StorageFaults
+from tests.simulation.world import LEASE_SECONDS, Server, Trainer, World
+
+
+class Faults:
+    """Harms a world until a given time; then repairs everything."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self._rng = world, world.rng
+        self.counts: Counter[str] = Counter()
+        self._running: set[asyncio.Task[None]] = set()
+        self._broken: set[str] = set()
+        """Servers that a fault has at the moment."""
+
+    async def run(self, until: float) -> None:
+        """Harms until `until`, then waits until everything is repaired."""
+        acts = {
+            "kill": self._kill,
+            "pause": self._pause,
+            "drain": self._drain,
+            "cut off": self._cut_off,
+            "worker": self._harm_worker,
+            "bad storage": lambda: self._bad(self._world.storage_faults, 0.3),
+            "bad database": lambda: self._bad(self._world.database_faults, 0.2),
+            "bad network": lambda: self._bad(self._world.network_faults, 0.3),
+            "clock": self._move_clock,
+        }
+        while asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(self._rng.uniform(0.5, 15))
+            kind = self._rng.choice(list(acts))
+            self.counts[kind] += 1
+            task = asyncio.create_task(acts[kind]())
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        while self._running:
+            await asyncio.wait(list(self._running))
+
+    def _victim(self) -> Server | None:
+        whole = [server for server in self._world.servers if server.name not in self._broken]
+        return self._rng.choice(whole) if whole else None
+
+    async def _kill(self) -> None:
+        if (server := self._victim()) is None:
+            return
+        self._broken.add(server.name)
+        server.kill()
+        await asyncio.sleep(self._rng.uniform(0.1, 2 * LEASE_SECONDS))
+        server.start()
+        self._broken.discard(server.name)
+
+    async def _pause(self) -> None:
+        """The process stands still, longer than its lease at times, and does not notice."""
+        if (server := self._victim()) is None:
+            return
+        self._broken.add(server.name)
+        server.node.up = False
+        await asyncio.sleep(self._rng.uniform(0.1, 3 * LEASE_SECONDS))
+        wake(server.node)
+        self._broken.discard(server.name)
+
+    async def _drain(self) -> None:
+        server = self._victim()
+        if not isinstance(server, Trainer):
+            return
+        self._broken.add(server.name)
+        await server.drain()
+        server.start()
+        self._broken.discard(server.name)
+
+    async def _cut_off(self) -> None:
+        if (server := self._victim()) is None:
+            return
+        cut = self._rng.choice((self._world.storage_faults, self._world.database_faults)).cut_off
+        cut.add(server.name)
+        await asyncio.sleep(self._rng.uniform(1, 3 * LEASE_SECONDS))
+        cut.discard(server.name)
+
+    async def _harm_worker(self) -> None:
+        trainer = self._rng.choice(self._world.trainers)
+        if trainer.ready and trainer.node.up:
+            start_on(trainer.node, trainer.pool.harm_one())
+
+    async def _bad(self, faults: StorageFaults, worst: float) -> None:
+        faults.chance = self._rng.uniform(0.02, worst)
+        await asyncio.sleep(self._rng.uniform(1, 30))
+        faults.chance = 0.0
+
+    async def _move_clock(self) -> None:
+        self._rng.choice(self._world.servers).node.skew_seconds = self._rng.uniform(-300, 300)

@@ -1,0 +1,251 @@
+"""The machine under the simulated processes: virtual time, one thread, seeded random numbers, death at any await.
+
+A `Node` is a simulated process. Every task, timer and callback runs in the context of its node. The callbacks of a node
+that is down are put aside: a killed process runs no cleanup, and a paused one goes on later as if nothing had happened.
+Blocking functions run as greenlets, so that they can be interleaved and stopped at each call to the object store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import datetime
+import functools
+import heapq
+import importlib
+import random
+import secrets
+import selectors
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from unittest import mock
+
+from greenlet import getcurrent  # type: ignore[import-untyped]
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from shared.errors import Unavailable
+from shared.process import daemon_thread
+from shared.process.call_pool import CallPool
+
+T = TypeVar("T")
+
+EPOCH = 1_700_000_000.0
+_NODE: contextvars.ContextVar[Node | None] = contextvars.ContextVar("simulated node", default=None)
+WITH_DATETIME = (
+    "inference_service.prompts.version",
+    "shared.prompt.manifest",
+    "shared.store.garbage",
+    "shared.store.memory",
+    "shared.store.replicas",
+    "trainer_service.jobs.model",
+)
+"""Modules of the simulated code that call `datetime.now`, which can't be replaced in one place."""
+
+
+class Node:
+    """One simulated process. `skew_seconds` is the error of its wall clock."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.up, self.skew_seconds = name, True, 0.0
+        self.parked: list[Callable[[], object]] = []
+        """Callbacks that came due while it was down."""
+
+
+def current_node() -> Node | None:
+    """The node whose code runs now; None: the simulation's own."""
+    return _NODE.get()
+
+
+class _NoSelector(selectors.SelectSelector):
+    """Nothing in a simulation waits for a socket."""
+
+    def select(self, timeout: float | None = None) -> Any:
+        return []
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer as soon as nothing is ready."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.tasks: list[asyncio.Task[Any]] = []
+        """Keeps the tasks of killed nodes alive: collecting one would run its cleanup."""
+        super().__init__(_NoSelector())
+        self.set_task_factory(self._make_task)
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        context = contextvars.copy_context() if context is None else context  # an empty one is false
+        return super().call_soon(_run_if_up, context.get(_NODE), context, callback, args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        context = contextvars.copy_context() if context is None else context  # an empty one is false
+        return super().call_at(when, _run_if_up, context.get(_NODE), context, callback, args, context=context)
+
+    def _run_once(self) -> None:
+        if not self._ready:  # type: ignore[attr-defined]
+            scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+            while scheduled and scheduled[0].cancelled():
+                heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]
+                self._timer_cancelled_count -= 1  # type: ignore[attr-defined]
+            assert scheduled, "every task waits for something that virtual time does not bring"
+            self.now = max(self.now, scheduled[0].when())
+        super()._run_once()  # type: ignore[misc]
+
+    def _make_task(self, loop: Any, work: Any, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **options)
+        self.tasks.append(task)
+        if len(self.tasks) > 5000:
+            self.tasks = [task for task in self.tasks if not task.done()]
+        return task
+
+
+def _run_if_up(node: Node | None, context: contextvars.Context, callback: Any, args: tuple[Any, ...]) -> None:
+    if node is None or node.up:
+        callback(*args)
+    else:
+        node.parked.append(functools.partial(asyncio.get_running_loop().call_soon, callback, *args, context=context))
+
+
+@contextmanager
+def by_true_clock() -> Iterator[None]:
+    """What happens in the block happens on another machine, whose clock is right."""
+    token = _NODE.set(None)
+    try:
+        yield
+    finally:
+        _NODE.reset(token)
+
+
+def kill(node: Node) -> None:
+    """The node runs no further instruction."""
+    node.up = False
+
+
+def wake(node: Node) -> None:
+    """A paused node goes on; what came due meanwhile happens now."""
+    node.up = True
+    parked, node.parked = node.parked, []
+    for callback in parked:
+        callback()
+
+
+def start_on(node: Node, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Begins a coroutine as code of this node."""
+    context = contextvars.copy_context()
+    context.run(_NODE.set, node)
+    return asyncio.get_running_loop().create_task(work, context=context)
+
+
+def wait_inside(work: Awaitable[T]) -> T:
+    """Awaits from a blocking function. The scheduler may run anything else meanwhile."""
+    result: T = await_only(work)
+    return result
+
+
+class CooperativeLock:
+    """`threading.RLock` for greenlets, which all run in one thread."""
+
+    def __init__(self) -> None:
+        self._owner: object = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        while self._owner not in (None, getcurrent()):
+            wait_inside(asyncio.sleep(0.001))
+        self._owner, self._depth = getcurrent(), self._depth + 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = None
+
+
+CallFault = Callable[[str], tuple[float, float, bool]]
+"""For a call to a system: seconds before it, seconds after it, and whether its answer is lost."""
+
+
+def _pool_call(fault: CallFault) -> Any:
+    async def call_within(pool: CallPool, timeout_seconds: float, function: Callable[[], Any]) -> Any:
+        if pool._closed:
+            raise Unavailable("the service is stopping", system=pool.system)
+        before, after, lost = fault(pool.system)
+
+        async def run() -> Any:
+            result = await greenlet_spawn(function)
+            await asyncio.sleep(after)
+            if lost:
+                raise Unavailable(f"the {pool.system} is unavailable; try again", system=pool.system)
+            return result
+
+        # A cancelled caller withdraws a call that no thread has taken; one that runs goes on without its caller.
+        await asyncio.sleep(before)
+        running = asyncio.get_running_loop().create_task(run())
+        running.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait([running], timeout=timeout_seconds)
+        if not running.done():
+            raise Unavailable(f"the {pool.system} did not answer in time", system=pool.system)
+        return running.result()
+
+    return call_within
+
+
+async def _inline(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    return function(*args, **kwargs)
+
+
+@contextmanager
+def machine(seed: int, loop: Loop, fault: CallFault) -> Iterator[None]:
+    """Inside the block, the product's code runs on the simulated machine."""
+    ids = random.Random(f"ids {seed}")
+    state = random.getstate()
+
+    def wall() -> float:
+        node = current_node()
+        return EPOCH + loop.now + (node.skew_seconds if node is not None else 0.0)
+
+    class Datetime(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Datetime:
+            return cls.fromtimestamp(wall(), tz)
+
+    def monotonic() -> float:
+        return 1000.0 + loop.now
+
+    def uuid4() -> uuid.UUID:
+        return uuid.UUID(int=ids.getrandbits(128), version=4)
+
+    def sleep(seconds: float) -> None:
+        if hasattr(getcurrent(), "__sqlalchemy_greenlet_provider__"):
+            wait_inside(asyncio.sleep(seconds))
+
+    patches: list[Any] = [
+        mock.patch.object(time, "time", wall),
+        mock.patch.object(time, "monotonic", monotonic),
+        mock.patch.object(time, "sleep", sleep),
+        mock.patch.object(asyncio, "to_thread", _inline),
+        mock.patch.object(daemon_thread, "on_daemon_thread", lambda function, name: _inline(function)),
+        mock.patch.object(CallPool, "call_within", _pool_call(fault)),
+        mock.patch.object(uuid, "uuid4", uuid4),
+        mock.patch.object(secrets, "randbits", ids.getrandbits),
+        mock.patch.object(secrets, "token_hex", lambda size=16: f"{ids.getrandbits(8 * size):0{2 * size}x}"),
+        *(mock.patch.object(importlib.import_module(name), "datetime", Datetime) for name in WITH_DATETIME),
+    ]
+    random.seed(seed)
+    try:
+        for patch in patches:
+            patch.start()
+        yield
+    finally:
+        for patch in reversed(patches):
+            patch.stop()
+        random.setstate(state)

@@ -1,0 +1,112 @@
+"""An object store as its clients see it: create-if-absent, over a network that loses requests and answers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import TypeVar
+
+from shared.errors import Unavailable
+from shared.store.base import ObjectInfo
+from shared.store.commit import Commit, decode_commit
+from shared.store.layout import LOG, revision_in
+from shared.store.memory import MemoryBackend
+from tests.simulation.machine import by_true_clock, current_node, wait_inside
+
+T = TypeVar("T")
+
+
+class Storage:
+    """What the store durably has. `commits` are all log entries that were ever written, also truncated ones."""
+
+    def __init__(self) -> None:
+        self.objects = MemoryBackend()
+        self.commits: dict[int, Commit] = {}
+
+    def create(self, key: str, data: bytes) -> bool:
+        created = self.objects.create(key, data)
+        if created:
+            self._keep(key, data)
+        return created
+
+    def put(self, key: str, data: bytes) -> None:
+        self.objects.put(key, data)
+        self._keep(key, data)
+
+    def _keep(self, key: str, data: bytes) -> None:
+        if key.startswith(LOG) and (revision := revision_in(key)) is not None:
+            self.commits[revision] = decode_commit(data, revision)
+
+
+class StorageFaults:
+    """How badly the network between the nodes and the store behaves now."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng, self.chance, self.cut_off = rng, 0.0, set[str]()
+        self.counts: dict[str, int] = {}
+
+    def strikes(self, kind: str, share: float = 1.0) -> bool:
+        """Whether this fault happens to the current call."""
+        if not self.chance or self.rng.random() >= self.chance * share:
+            return False
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        return True
+
+
+class NetworkBackend:
+    """One node's `ObjectBackend`. Call it in a simulated pool of threads."""
+
+    poll_seconds = 0.5
+
+    def __init__(self, storage: Storage, faults: StorageFaults) -> None:
+        self._storage, self._faults = storage, faults
+
+    def get(self, key: str, max_bytes: int) -> bytes | None:
+        return self._call(lambda: self._storage.objects.get(key, max_bytes))
+
+    def create(self, key: str, data: bytes) -> bool:
+        if self._faults.strikes("phantom conflict", 0.3):  # S3 answers 409 to concurrent conditional writes
+            self._pause()
+            return False
+        return self._call(lambda: self._storage.create(key, data))
+
+    def put(self, key: str, data: bytes) -> None:
+        self._call(lambda: self._storage.put(key, data))
+
+    def head(self, key: str) -> ObjectInfo | None:
+        return self._call(lambda: self._storage.objects.head(key))
+
+    def list(self, folder: str) -> list[ObjectInfo]:
+        if self._faults.strikes("slow list"):
+            wait_inside(asyncio.sleep(self._faults.rng.uniform(0.5, 5)))
+        return self._call(lambda: self._storage.objects.list(folder))
+
+    def delete(self, key: str) -> None:
+        self._call(lambda: self._storage.objects.delete(key))
+
+    def sweep(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """The store outlives its clients."""
+
+    def _pause(self) -> None:
+        wait_inside(asyncio.sleep(self._faults.rng.uniform(0.001, 0.03)))
+
+    def _call(self, act: Callable[[], T]) -> T:
+        faults, node = self._faults, current_node()
+        self._pause()
+        if node is not None and node.name in faults.cut_off:
+            wait_inside(asyncio.sleep(1))
+            raise Unavailable("the object store can't be reached")
+        if faults.strikes("lost request"):
+            raise Unavailable("the object store did not get the request")
+        if faults.strikes("hung call", 0.3):
+            wait_inside(asyncio.sleep(faults.rng.uniform(5, 60)))
+        with by_true_clock():
+            result = act()
+        self._pause()
+        if faults.strikes("lost answer"):
+            raise Unavailable("the object store's answer was lost")
+        return result

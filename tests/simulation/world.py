@@ -1,0 +1,247 @@
+"""The simulated processes: trainers on one database, replicas on one prompt store, and calls to them over a network."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from inference_service.prompts.load_queue import VersionLoads
+from inference_service.prompts.registry import PromptRegistry
+from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, now, prefix_id_of
+from inference_service.prompts.version_loader import VersionLoader
+from inference_service.prompts.watcher import PromptWatcher
+from shared.caller import Caller, calling
+from shared.errors import DamagedBlob, NotFound, Unavailable
+from shared.process.call_pool import CallPool
+from shared.prompt.blob import decode_blob
+from shared.store.index import VersionRecord
+from shared.store.maintenance import MaintenancePolicy
+from shared.store.store import PromptStore
+from tests.inference_service.prompts.fakes import NullPromptObserver
+from tests.simulation.history import History
+from tests.simulation.machine import EPOCH, CooperativeLock, Loop, Node, current_node, kill, start_on
+from tests.simulation.storage import NetworkBackend, Storage, StorageFaults
+from tests.simulation.workers import SimulatedPool
+from tests.trainer_service.builders import effective_spec
+from tests.trainer_service.job_service import AdmitAll
+from trainer_service.database.database import Database
+from trainer_service.dispatch.manager import JobManager, files_for
+from trainer_service.jobs.config import JobsConfig
+from trainer_service.jobs.store.job_store import JobStore
+from trainer_service.maintenance.prompt_store import StoreMaintenance
+from trainer_service.pools import TrainerPools
+from trainer_service.prompts import Prompts
+from trainer_service.training.events import DatasetFile
+
+T = TypeVar("T")
+
+LEASE_SECONDS = 20.0
+CONFIG = JobsConfig(
+    max_workers=2,
+    max_jobs_per_worker=3,
+    worker_idle_seconds=30,
+    poll_seconds=2,
+    heartbeat_seconds=10,
+    launch_seconds=60,
+    step_seconds=60,
+    lease_seconds=LEASE_SECONDS,
+    progress_seconds=2,
+    tick_seconds=2,
+    retry_max_seconds=10,
+    max_infrastructure_failures=1000,
+)
+_CALL_SECONDS = 20.0
+
+
+class SharedStore(JobStore):
+    """Behaves like one on PostgreSQL: several trainers share it, and it has one clock. The data are in SQLite."""
+
+    is_shared = True
+
+    def now(self) -> float:
+        return EPOCH + asyncio.get_running_loop().time()
+
+    def close(self) -> None:
+        """The database outlives its clients."""
+
+
+class NamedDatasets:
+    """A dataset's name is all that a toy job reads."""
+
+    def file(self, name: str) -> DatasetFile:
+        return DatasetFile("0" * 64, name.removeprefix("datasets/"), 1)
+
+
+class ToyLoader(VersionLoader):
+    """Fetches and checks blobs like the real one; there is no engine that could load them."""
+
+    def __init__(self, store: PromptStore) -> None:
+        self._toy_store, self._toy_pool = store, CallPool("prompt_store_fetch")
+
+    async def load(self, record: VersionRecord) -> ServableVersion:
+        def fetch() -> Any:
+            try:
+                return decode_blob(self._toy_store.fetch(record.digest))
+            except DamagedBlob as error:
+                raise VersionRefused(RefusalReason.DAMAGED, error.message) from error
+            except NotFound as error:
+                raise Unavailable("the blob is not there yet") from error
+
+        blob = await self._toy_pool.call(fetch)
+        return ServableVersion(record, blob.manifest, blob.prefix, cast(Any, None), prefix_id_of(record), now())
+
+
+class Server:
+    """A process that answers calls while it is up and ready. Each life is a new node."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name, self.node, self.ready, self.num_lives = world, name, Node(name), False, 0
+        self._open: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins a new life."""
+        self.node, self.ready = Node(self.name), False
+        self.num_lives += 1
+        self.node.skew_seconds = self.world.rng.choice((0.0, 0.0, self.world.rng.uniform(-120, 120)))
+        self._open = start_on(self.node, self._boot())
+
+    def kill(self) -> None:
+        """Ends it like kill -9."""
+        kill(self.node)
+
+    async def _boot(self) -> None:
+        raise NotImplementedError
+
+    async def _prompt_store(self, pool: CallPool) -> PromptStore:
+        store = await pool.open(lambda: PromptStore(NetworkBackend(self.world.storage, self.world.storage_faults)))
+        store._follower._lock = cast(Any, CooperativeLock())
+        store._replicas._lock = cast(Any, CooperativeLock())
+        return store
+
+    async def call(self, caller: Caller, act: Callable[[Any], Awaitable[T]]) -> T:
+        """`act(self)` on this server for the caller. Raises Unavailable if no answer comes; it may yet happen."""
+        world = self.world
+        await asyncio.sleep(world.rng.uniform(0.001, 0.01))
+        if not (self.node.up and self.ready) or world.network_faults.strikes("lost request"):
+            await asyncio.sleep(1)
+            raise Unavailable(f"{self.name} can't be reached")
+
+        async def handle() -> T:
+            with calling(caller):
+                return await act(self)
+
+        work, answer = start_on(self.node, handle()), asyncio.get_running_loop().create_future()
+        is_lost = world.network_faults.strikes("lost answer")
+        work.add_done_callback(lambda done: None if is_lost or answer.done() else answer.set_result(done))
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            async with asyncio.timeout(_CALL_SECONDS):
+                done: asyncio.Task[T] = await answer
+        except TimeoutError:
+            work.cancel()  # as gRPC does at the deadline
+            raise Unavailable(f"{self.name} did not answer") from None
+        if done.cancelled():
+            raise Unavailable(f"{self.name} is stopping")
+        return done.result()
+
+
+class Trainer(Server):
+    """A trainer: the real job manager, prompts and maintenance; simulated workers."""
+
+    async def _boot(self) -> None:
+        pools, world = TrainerPools(), self.world
+        store = await self._prompt_store(pools.prompt_store)
+        job_store = SharedStore(world.database)
+        self.pool = SimulatedPool(self.name, world.rng)
+        self.jobs = JobManager(
+            job_store,
+            AdmitAll(effective_spec()),
+            cast(Any, NamedDatasets()),
+            store,
+            self.pool,
+            CONFIG,
+            files=files_for(job_store, Path("unused")),
+            pools=pools,
+        )
+        self.store, self.prompts = store, Prompts(store, cast(Any, None), cast(Any, None), pools)
+        while True:
+            try:
+                await self.jobs.start()
+                break
+            except Unavailable:
+                await asyncio.sleep(1)
+        policy = MaintenancePolicy(keep_versions=6, blob_grace_seconds=700, keep_log_entries=20)
+        self._maintenance = asyncio.create_task(StoreMaintenance(store, policy, 40, lambda *_: None).run())
+        self.ready = True
+
+    async def resume_job(self, job_id: str) -> None:
+        """What the servicer does."""
+        await self.jobs.resume(job_id)
+
+    async def drain(self) -> None:
+        """Stops it in order."""
+        if self.ready:
+            self.ready = False
+            self._maintenance.cancel()
+            await asyncio.wait([start_on(self.node, self.jobs.drain(15))], timeout=30)
+        self.kill()
+
+
+class Replica(Server):
+    """A replica: the real watcher and registry; a toy engine."""
+
+    async def _boot(self) -> None:
+        pool = CallPool("prompt_store_watch")
+        store = await self._prompt_store(pool)
+        self.registry = PromptRegistry(lambda prefix_id: None, max_loaded=8)
+        observer = NullPromptObserver()
+        loads = VersionLoads(ToyLoader(store), self.registry, observer)
+        self.watcher = PromptWatcher(store, self.registry, loads, observer, 1.0, pool)
+        await self.watcher.start()
+        self.ready = True
+        await self.watcher.run()
+
+
+class World:
+    """Everything of one life. `rng` decides all that is not decided by the code under test."""
+
+    def __init__(self, seed: int, directory: Path, template: Path) -> None:
+        self.rng = random.Random(seed)
+        self.history = History()
+        self.storage = Storage()
+        self.storage_faults, self.network_faults = StorageFaults(self.rng), StorageFaults(self.rng)
+        self.database_faults = StorageFaults(self.rng)
+        shutil.copy(template, directory / "jobs.sqlite3")
+        self.database = Database(f"sqlite:///{directory / 'jobs.sqlite3'}")
+        self.trainers = [Trainer(self, f"trainer-{number}") for number in range(2)]
+        self.replicas = [Replica(self, f"replica-{number}") for number in range(2)]
+
+    @property
+    def servers(self) -> list[Server]:
+        """All of them."""
+        return [*self.trainers, *self.replicas]
+
+    def call_fault(self, system: str) -> tuple[float, float, bool]:
+        """What happens to a call to a blocking system (`machine.CallFault`)."""
+        rng, faults, node = self.rng, self.database_faults, current_node()
+        before, after = rng.uniform(0.0005, 0.005), 0.0
+        if not system.startswith("job_"):
+            return before, after, False
+        if node is not None and node.name in faults.cut_off:
+            raise Unavailable("the job database can't be reached", system=system)
+        if faults.strikes("refused", 0.5):
+            raise Unavailable("the job database is unavailable; try again", system=system)
+        if faults.strikes("slow call"):
+            before = rng.uniform(0.01, 10)
+        if faults.strikes("slow answer"):
+            after = rng.uniform(0.01, 40)
+        return before, after, faults.strikes("lost answer")
+
+
+def loop_of(world: World) -> Loop:
+    """The loop that runs this world."""
+    return cast(Loop, asyncio.get_running_loop())
