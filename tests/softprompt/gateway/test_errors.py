@@ -166,6 +166,8 @@ def test_paths_methods_and_types_that_are_not_there(http: httpx.Client) -> None:
         response = http.request(method, path)
         assert (response.status_code, response.json()["error"]["message"] != "") == (status, True)
     assert post(http, "chat/completions", CHAT, headers={"content-type": "text/plain"})[0] == 415
+    status, error = post(http, "chat/completions", CHAT, headers={"content-encoding": "gzip"})
+    assert (status, "gzip" in error["message"]) == (415, True)
 
 
 def test_request_ids_go_through_and_bad_ones_are_replaced(http: httpx.Client) -> None:
