@@ -27,6 +27,8 @@ async def read_model(request: Request, model: type[Model]) -> Model:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # a browser sends other types to any address without asking it first
         raise ApiError(415, f"the body must be JSON (Content-Type: application/json), not {kind[:80] or 'untyped'!r}")
+    if encoding := request.headers.get("content-encoding"):
+        raise ApiError(415, f"the body must not be compressed (Content-Encoding: {encoding[:80]!r})")
     settings = settings_of(request)
     content = bytearray()
     async for chunk in bounded_stream(request, settings.max_body_bytes, settings.body_seconds):

@@ -176,6 +176,7 @@ async def _events(
     ends: list[GenerationEnd] = []
     held = [""] * num_choices
     """Text of calls whose function is known at their end only."""
+    held_logprobs: list[list[TokenLogprob]] = [[] for _ in held]
     for index in range(num_choices):
         yield chunk(index, {"role": "assistant", "content": None if call else "", "refusal": None})
         if call is not None and call.name:
@@ -188,10 +189,12 @@ async def _events(
         if isinstance(piece, GenerationEnd):
             ends.append(piece)
             if call is not None and not call.name:
-                yield chunk(index, {"tool_calls": [{"index": 0, **call.message(held[index])}]})
+                message = {"tool_calls": [{"index": 0, **call.message(held[index])}]}
+                yield chunk(index, message, _logprobs(held_logprobs[index]))
             yield chunk(index, {}, reason=_reason(piece, call))
         elif call is not None and not call.name:
             held[index] += piece.text
+            held_logprobs[index] += piece.logprobs
         elif piece.text or piece.logprobs:
             arguments = {"tool_calls": [{"index": 0, "function": {"arguments": piece.text}}]}
             yield chunk(index, arguments if call else {"content": piece.text}, _logprobs(piece.logprobs))

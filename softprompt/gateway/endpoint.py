@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.errors import api_error
+from softprompt.gateway.paging import check_query
 
 Handler = Callable[[Request, Backend], Awaitable[Response]]
 
@@ -37,6 +38,8 @@ class Endpoint:
         """The handler's response, or that of its error."""
         request.state.operation = self.operation
         try:
+            if request.url.path.startswith("/v1/"):
+                check_query(request, list(self.query))
             return await self.handler(request, request.app.state.backend)
         except Exception as error:
             rename = getattr(request.state, "rename", lambda field: field)

@@ -80,8 +80,9 @@ _LIST_QUERY = {
 async def list_jobs(request: Request, backend: Backend) -> Response:
     """The jobs that the caller may see, newest first."""
     request.state.rename = _rename
-    paging.check_query(request, list(_LIST_QUERY))
     limit, after = paging.limit_of(request, 20), request.query_params.get("after", "")
+    if "metadata" in request.query_params:
+        raise bad_value("metadata", "must name a key: metadata[key]=value")
     wanted = {
         name.removeprefix("metadata[").removesuffix("]"): value
         for name, value in request.query_params.items()
@@ -137,7 +138,6 @@ _EVENTS_QUERY = {"limit": paging.LIMIT_SCHEMA, "after": paging.TEXT_SCHEMA}
 @endpoint("fine_tuning.jobs.list_events", query=_EVENTS_QUERY)
 async def list_events(request: Request, backend: Backend) -> Response:
     """What happened to a job, newest first."""
-    paging.check_query(request, list(_EVENTS_QUERY))
     limit, after = paging.limit_of(request, 20), request.query_params.get("after", "")
     job = await backend.client.get_job(_name(request))
     last = event_number(after, job) - 1 if after else job.last_event
@@ -165,7 +165,6 @@ async def _last_events(backend: Backend, job: TuningJob, last: int, count: int) 
 @endpoint("fine_tuning.jobs.checkpoints.list", query=_EVENTS_QUERY)
 async def list_checkpoints(request: Request, backend: Backend) -> Response:
     """The states of a job that can be used as a model: the version that it published."""
-    paging.check_query(request, list(_EVENTS_QUERY))
     limit, after = paging.limit_of(request, 10), request.query_params.get("after", "")
     found = checkpoints(await backend.client.get_job(_name(request)))
     places = [index for index, checkpoint in enumerate(found) if checkpoint["id"] == after]

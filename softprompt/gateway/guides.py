@@ -81,7 +81,6 @@ class Call:
 
     name: str
     guide: Guide
-    id: str
 
     def read(self, text: str) -> tuple[str, str]:
         """The function's name and its arguments (JSON) in an answer. Of an answer that was cut, what is there."""
@@ -95,9 +94,9 @@ class Call:
             return (match[1], text[match.end() :]) if match else ("", text)
 
     def message(self, text: str) -> dict[str, Any]:
-        """The call as a part of a message."""
+        """The call as a part of a message, with an id of its own."""
         name, arguments = self.read(text)
-        return {"id": self.id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        return {"id": results.new_id("call"), "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def call_of(tools: list[Tool] | None, choice: ToolChoice | None) -> Call | None:
@@ -119,13 +118,12 @@ def call_of(tools: list[Tool] | None, choice: ToolChoice | None) -> Call | None:
         tools = [tool for tool in tools if tool.function.name == choice.function.name]
         if not tools:
             raise bad_value("tool_choice", f"{choice.function.name[:80]!r} is not one of the tools")
-    id = results.new_id("call")
     if len(tools) == 1:
-        return Call(tools[0].function.name, Guide(json_schema=_parameters(tools[0])), id)
+        return Call(tools[0].function.name, Guide(json_schema=_parameters(tools[0])))
     for index, tool in enumerate(tools):
         if "$ref" in json.dumps(tool.function.parameters):
             raise _with_reference(index)
-    return Call("", Guide(json_schema={"anyOf": [_one_of_several(tool) for tool in tools]}), id)
+    return Call("", Guide(json_schema={"anyOf": [_one_of_several(tool) for tool in tools]}))
 
 
 def _with_reference(index: int) -> ApiError:

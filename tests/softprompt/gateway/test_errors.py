@@ -166,6 +166,15 @@ def test_paths_methods_and_types_that_are_not_there(http: httpx.Client) -> None:
         response = http.request(method, path)
         assert (response.status_code, response.json()["error"]["message"] != "") == (status, True)
     assert post(http, "chat/completions", CHAT, headers={"content-type": "text/plain"})[0] == 415
+    status, error = post(http, "chat/completions", CHAT, headers={"content-encoding": "gzip"})
+    assert (status, "gzip" in error["message"]) == (415, True)
+
+
+def test_a_parameter_of_the_address_is_refused_by_name(http: httpx.Client) -> None:
+    for path in ("models", "models/tone", "files/file-x", "fine_tuning/jobs/ftjob-x", "files?limit=1"):
+        response = http.get(f"/v1/{path}{'&' if '?' in path else '?'}nonsense=1")
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "nonsense"), path
+    assert post(http, "chat/completions?stream=true", CHAT)[1]["param"] == "stream"
 
 
 def test_request_ids_go_through_and_bad_ones_are_replaced(http: httpx.Client) -> None:

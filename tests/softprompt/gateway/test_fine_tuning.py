@@ -237,7 +237,7 @@ def test_jobs_that_are_not_there(client: OpenAI, services: World) -> None:
         for call in (jobs.retrieve, jobs.cancel, jobs.pause, jobs.list_events, jobs.checkpoints.list):
             with pytest.raises(openai.NotFoundError):
                 call(id)
-    for query in ("limit=0", "limit=x", "limit=99999", "after=x", "nonsense=1", "limit=1&limit=2"):
+    for query in ("limit=0", "limit=x", "limit=99999", "after=x", "nonsense=1", "limit=1&limit=2", "metadata=1"):
         response = httpx.get(f"{services.url}/v1/fine_tuning/jobs?{query}")
         assert response.status_code == 400
         assert response.json()["error"]["param"] == query.partition("=")[0]

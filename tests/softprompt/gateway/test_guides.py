@@ -90,6 +90,25 @@ def test_a_function_is_called_with_valid_arguments(client: OpenAI, tools: Any, c
     assert (name, json.loads(arguments)) == (call.function.name, json.loads(call.function.arguments))
 
 
+@pytest.mark.parametrize("tools", [[function("paint")], [function("paint"), function("wash")]], ids=["one", "two"])
+def test_each_choice_calls_with_an_id_and_log_probabilities_of_its_own(client: OpenAI, tools: Any) -> None:
+    parameters: dict[str, Any] = {
+        "model": "tone", "messages": MESSAGES, "tools": tools, "tool_choice": "required", "logit_bias": NO_SPACE,
+        "n": 2, "seed": 2, "logprobs": True,
+    }  # fmt: skip
+    whole = client.chat.completions.create(**parameters).choices
+    assert len({choice.message.tool_calls[0].id for choice in whole if choice.message.tool_calls}) == 2
+    ids: list[set[str]] = [set(), set()]
+    tokens: list[list[Any]] = [[], []]
+    for chunk in client.chat.completions.create(**parameters, stream=True):
+        for part in chunk.choices:
+            ids[part.index] |= {call.id for call in part.delta.tool_calls or () if call.id}
+            tokens[part.index] += (part.logprobs.content or []) if part.logprobs else []
+    assert [len(found) for found in ids] == [1, 1]
+    assert ids[0] != ids[1]
+    assert tokens == [choice.logprobs.content for choice in whole if choice.logprobs]
+
+
 def test_biases_change_what_is_sampled(client: OpenAI) -> None:
     bias = {str(5 + ord("x") - 33): 100}
     made = client.chat.completions.create(model="tone", messages=MESSAGES, logit_bias=bias, max_tokens=5, temperature=0)
