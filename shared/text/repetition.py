@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from shared.text.close_labels import MAX_LABELS, close_labels
+from shared.text.counted import counted
 from shared.values.example import Example
 
 MAX_COMPARED_EXAMPLES, MAX_COMPARED_CHARS = 20_000, 16_000_000
@@ -46,13 +47,13 @@ class Repetition:
         """Notes for the user, possibly none. They quote no example, but its label."""
         notes = list(self.label_notes)
         if self.num_duplicates:
-            notes.append(f"{self.num_duplicates} of {self.num_examples} examples repeat an earlier one exactly")
+            notes.append(f"{self._of_all(self.num_duplicates, 'repeats', 'repeat')} an earlier one exactly")
         if self.num_distinct_inputs < FEW_INPUTS_SHARE * self.num_examples:
-            notes.append(f"the {self.num_examples} examples have only {self.num_distinct_inputs} different inputs")
-        if self.num_near_duplicates:
             notes.append(
-                f"{self.num_near_duplicates} of {self.num_examples} examples have nearly the input of an earlier one"
+                f"the {self.num_examples} examples have only {counted(self.num_distinct_inputs, 'different input')}"
             )
+        if self.num_near_duplicates:
+            notes.append(f"{self._of_all(self.num_near_duplicates, 'has', 'have')} nearly the input of an earlier one")
         if self.num_contradictions:
             first = (
                 f", for example the examples {' and '.join(map(str, self.first_contradiction))}"
@@ -60,10 +61,13 @@ class Repetition:
                 else ""
             )
             notes.append(
-                f"{self.num_contradictions} of {self.num_examples} examples contradict another: "
+                f"{self._of_all(self.num_contradictions, 'contradicts', 'contradict')} another: "
                 f"one input, two labels{first}"
             )
         return notes
+
+    def _of_all(self, number: int, one: str, several: str) -> str:
+        return f"{number} of {counted(self.num_examples, 'example')} {one if number == 1 else several}"
 
 
 class _Group:

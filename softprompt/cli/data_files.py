@@ -156,13 +156,13 @@ def _show_report(found: Any) -> None:
     show_facts(rows)
     repetition = found.repetition
     counts = {
-        "repeat an earlier one exactly": repetition.num_duplicates,
-        "have nearly the input of an earlier one": repetition.num_near_duplicates,
-        "have an input that also has another label": repetition.num_contradictions,
+        ("repeats", "repeat", "an earlier one exactly"): repetition.num_duplicates,
+        ("has", "have", "nearly the input of an earlier one"): repetition.num_near_duplicates,
+        ("has", "have", "an input that also has another label"): repetition.num_contradictions,
     }
-    for sentence, count in counts.items():
+    for (one, several, what), count in counts.items():
         if count:
-            show(f"{'':<11}{count} examples {sentence}")
+            show(f"{'':<11}{counted(count, 'example')} {one if count == 1 else several} {what}")
     if found.contradiction:
         show(f"{'':<11}contradicting, for example: {' and '.join(found.contradiction)}")
     if not found.finds_similar and found.num_examples:

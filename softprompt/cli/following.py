@@ -199,7 +199,7 @@ def show_result(job: TuningJob) -> None:
     if job.progress is not None:
         show(f"  {'gradient norm':<15}{job.progress.grad_norm:.3g} at the last step")
     if result.num_skipped_steps:
-        show(f"  {'skipped':<15}{result.num_skipped_steps} steps whose loss or gradient was not finite")
+        show(f"  {'skipped':<15}{counted(result.num_skipped_steps, 'step')} whose loss or gradient was not finite")
     if result.nearest_tokens:
         shown = ", ".join(f"{token.text!r} {token.cosine:.2f}" for token in result.nearest_tokens[:MAX_TOKENS])
         rest = len(result.nearest_tokens) - MAX_TOKENS

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from shared.errors import AlreadyExists, InvalidInput
+from shared.text.counted import counted
 from shared.values.enums import TaskKind
 from softprompt.cli.options import example
 from softprompt.cli.output import show
@@ -97,6 +98,6 @@ def init(
     write_rows(file, format, list(rows[0]), rows)
     with page.open("x", encoding="utf-8") as written:
         written.write(text)
-    show(f"{file} has {len(rows)} examples; {page} explains the format. Next:")
+    show(f"{file} has {counted(len(rows), 'example')}; {page} explains the format. Next:")
     for line in text.split("```sh\n")[1].splitlines()[:3]:
         show(f"  {line}")

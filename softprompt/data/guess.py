@@ -15,6 +15,11 @@ _RECORD_WORD = re.compile(
 )
 _PERSON_WORD = re.compile("name|author|user|username|assignee|agent|customer|owner|sender|recipient|from|to")
 """Such a column can also hold what the person wrote."""
+_ANSWER_WORD = re.compile(
+    "repl(?:y|ies)|answers?|responses?|outputs?|completions?|summary|summaries|translations?|corrections?|corrected|"
+    "rewritten|rewrites?|descriptions?|texts?|messages?|comments?|explanations?|solutions?"
+)
+"""Such a column holds a text and no label, however short the first one is."""
 _NAME_WORDS = 3
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|[^\W\d_]+")
 _RECORD_VALUES = (
@@ -43,6 +48,12 @@ def is_record_data(name: str, value: Any) -> bool:
     return any(map(_RECORD_WORD.fullmatch, words)) or (
         any(map(_PERSON_WORD.fullmatch, words)) and any(map(str.isalpha, text))
     )
+
+
+def names_an_answer(name: str) -> bool:
+    """Whether a column's name ends in a word for a written text: `Reply` and `finalAnswer`, but not `reply_type`."""
+    words = _WORD.findall(name)
+    return bool(words) and _ANSWER_WORD.fullmatch(words[-1].lower()) is not None
 
 
 def likely_columns(names: Sequence[str], row: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from softprompt.data.guess import likely_columns
+from softprompt.data.guess import likely_columns, names_an_answer
 from softprompt.data.problems import Unusable
 from softprompt.data.values import is_missing, shown
 from softprompt.types.data import Data
@@ -18,7 +18,7 @@ LABEL_NAMES = ("label", "class", "category")
 CHAT_NAMES = ("messages", "conversations", "conversation")
 _SHOWN_COLUMNS = 12
 _LABEL_CHARS = 20
-"""Values up to this length are guessed to be labels and not outputs. Used for advice only."""
+"""Values up to this length are guessed to be labels, unless the column's name says otherwise. Used for advice only."""
 _SENTENCE_WORDS = 3
 """A text of at least this many words is preferred as the input."""
 
@@ -154,7 +154,7 @@ class Layouts:
             possible.remove(input)
         if not target and possible:
             target = next((name for name in reversed(texts) if name in possible), possible[-1])
-            is_label = len(str(row[target])) <= _LABEL_CHARS
+            is_label = len(str(row[target])) <= _LABEL_CHARS and not names_an_answer(target)
             self.fix["--label" if is_label else "--output"] = target
             missing.append("label" if is_label else "output")
         elif not target:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from shared.text.counted import counted
 from softprompt.client.async_client import AsyncClient
 from softprompt.demo.answers import AnswerTable
 from softprompt.demo.curve import save_curve
@@ -126,7 +127,7 @@ class Story:
         instructed, few_shot = (metrics.get("loss") for metrics in (result.instructed_metrics, result.few_shot_metrics))
         record.rival_losses = {
             "model with an instruction": instructed,
-            f"model with {result.num_shots} examples in its input": few_shot,
+            f"model with {counted(result.num_shots, 'example')} in its input": few_shot,
         }
         for title, loss in record.rival_losses.items():
             if loss is not None:

@@ -26,13 +26,14 @@ def test_the_same_input_with_two_labels_contradicts() -> None:
     assert (
         "3 of 5 examples contradict another: one input, two labels, for example the examples 1 and 3" in found.notes()
     )
+    assert "1 of 5 examples repeats an earlier one exactly" in found.notes()
 
 
 def test_several_outputs_of_one_input_do_not_contradict() -> None:
     examples = [Example(line=number, input="Write a slogan.", output=f"slogan {number}") for number in range(1, 41)]
     found = repetition_of(examples)
     assert (found.num_contradictions, found.num_duplicates, found.num_distinct_inputs) == (0, 0, 1)
-    assert found.notes() == ["the 40 examples have only 1 different inputs"]
+    assert found.notes() == ["the 40 examples have only 1 different input"]
 
 
 def test_72_lines_of_which_24_are_different() -> None:

@@ -133,6 +133,15 @@ GUESSES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"--input": "customer", "--output": "agent"},
     ),
     "a priority": ({"text": "down", "id": 1, "priority": "P1"}, {"--label": "priority", "--drop-extra": ""}),
+    "a short reply": ({"Request": "is it late again?", "Reply": "No."}, {"--input": "Request", "--output": "Reply"}),
+    "a short answer of two words": (
+        {"Request": "is it late?", "finalAnswer": "Yes"},
+        {"--input": "Request", "--output": "finalAnswer"},
+    ),
+    "a kind of reply": (
+        {"Request": "is it late?", "reply_type": "no"},
+        {"--input": "Request", "--label": "reply_type"},
+    ),
     "a known input and a record": ({"text": "down", "ticket": "T-1001", "date": "2026-03-05T10:11"}, {}),
     "nothing but records": ({"id": 1, "phone": "+49 30 1234567", "at": "10:30 AM", "page": "www.example.com"}, {}),
 }

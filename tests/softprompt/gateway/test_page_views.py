@@ -224,6 +224,24 @@ def test_the_same_call_elsewhere(page: Page, services: World, monkeypatch: pytes
         assert {name: text.strip() for name, text in said.items()} == dict.fromkeys(said, answer)
 
 
+def test_the_same_call_reads_the_token_from_the_environment(page: Page, services: World) -> None:
+    """The programs of a page that was opened with a token name a variable, and never the token."""
+    page.evaluate("sessionStorage.setItem('token', 'a-secret')")
+    page.goto(f"{services.url}/#/play?left=tone@1&right=tone@1")
+    page.get_by_label("Input").fill("hello")
+    page.get_by_label("Tokens").fill("2")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator(".panel .hint")).to_contain_text("tokens in")
+    code = {
+        part.locator("summary").inner_text(): part.locator("pre").text_content() or ""
+        for part in page.locator("details").all()
+    }
+    assert '-H "Authorization: Bearer $SOFTPROMPT_TOKEN"' in code["curl"]
+    assert "Authorization: `Bearer ${process.env.SOFTPROMPT_TOKEN}`" in code["Node"]
+    assert 'api_key=os.environ["SOFTPROMPT_TOKEN"]' in code["OpenAI client"]
+    assert "a-secret" not in "".join(code.values())
+
+
 def printed(program: str) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as output:
         exec(compile(program, "playground", "exec"), {})

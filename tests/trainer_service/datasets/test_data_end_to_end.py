@@ -85,7 +85,7 @@ async def test_repetition_and_contradiction_are_reported_at_creation(trainer: Ru
                 break
     assert told == [
         "48 of 74 examples repeat an earlier one exactly",
-        "1 of 74 examples have nearly the input of an earlier one",
+        "1 of 74 examples has nearly the input of an earlier one",
         "4 of 74 examples contradict another: one input, two labels, for example the examples 4 and 73",
     ]
 

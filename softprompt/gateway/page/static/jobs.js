@@ -1,5 +1,5 @@
 // Jobs: the list, one job with its live curve, and several jobs beside each other.
-import { call, curve, dataLine, doing, events, get, h, id, number, post, replace, span, table, time } from "./lib.js";
+import { call, counted, curve, dataLine, doing, events, get, h, id, number, post, replace, span, table, time } from "./lib.js";
 
 const FINAL = ["SUCCEEDED", "FAILED", "CANCELLED"];
 /** The end of an id, which is random; its beginning is the time, so jobs of one second share it. */
@@ -107,7 +107,9 @@ async function answers(body, name, signal) {
     } });
     return h("details", {}, h("summary", {}, "Correct"), text);
   };
-  body.append(h("h2", {}, `${found.length} held-out answers, those that became worse first`),
+  const unwritten = found.some((one) => shown.some(([key]) => one[key] && one[key].text === null));
+  body.append(h("h2", {}, `${counted(found.length, "held-out answer")}, those that became worse first`),
+    unwritten ? h("p", { className: "hint" }, "“loss” and a number: for this example no text was generated, to limit the cost. It measures how unlikely the expected answer is; lower is better.") : null,
     table(["Input", "Expected", ...shown.map(([, title]) => title)], found.slice(0, 200).map((one) => [h("td", { className: "text" }, one.input), h("td", { className: "text" }, one.reference, correct(one)), ...shown.map(([key]) => cell(one[key]))])), go);
 }
 

@@ -101,6 +101,7 @@ export function number(value, digits = 3) {
   if (value === null || value === undefined) return "";
   return Number.isInteger(value) ? String(value) : value.toFixed(digits);
 }
+export const counted = (number, thing) => `${number} ${thing}${number === 1 ? "" : "s"}`;
 export function span(seconds) {
   if (seconds < 90) return `${Math.max(0, Math.round(seconds))} s`;
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
@@ -108,11 +109,11 @@ export function span(seconds) {
 
 /** What was counted in a job's data, as a sentence. */
 export function dataLine(data, isNoted = false) { // a job's notes say what is repeated
-  const parts = [`${data.num_train} examples to train on`, `${data.num_validation} held out`];
+  const parts = [`${counted(data.num_train, "example")} to train on`, `${data.num_validation} held out`];
   if (isNoted) return `${parts.join(", ")}.`;
   if (data.num_duplicates) parts.push(`${data.num_duplicates} repeated`);
   if (data.num_contradictions) parts.push(`${data.num_contradictions} contradict each other`);
-  if (data.num_overlapping) parts.push(`${data.num_overlapping} held-out examples are also in the training part`);
+  if (data.num_overlapping) parts.push(`${counted(data.num_overlapping, "held-out example")} also in the training part`);
   return [`${parts.join(", ")}.`, ...(data.label_notes ?? [])].join(" ");
 }
 

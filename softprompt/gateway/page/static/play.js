@@ -1,5 +1,5 @@
 // The playground: one input, two models beside each other, streamed; and the same call for other programs.
-import { call, doing, events, field, get, h, replace, tell } from "./lib.js";
+import { call, counted, doing, events, field, get, h, hasToken, replace, tell } from "./lib.js";
 
 export async function play(main, { query, signal }) {
   const models = (await get("/v1/models", signal)).data.map((one) => one.id);
@@ -21,7 +21,7 @@ export async function play(main, { query, signal }) {
         const choice = part.choices?.[0];
         if (choice?.delta?.content) text.append(choice.delta.content);
         if (choice?.finish_reason) note.textContent = `ended: ${choice.finish_reason}`;
-        if (part.usage) note.textContent += `, ${part.usage.completion_tokens} tokens in ${((performance.now() - started) / 1000).toFixed(1)} s`;
+        if (part.usage) note.textContent += `, ${counted(part.usage.completion_tokens, "token")} in ${((performance.now() - started) / 1000).toFixed(1)} s`;
       }
       if (!text.textContent.trim()) text.textContent = "(no text)";
     } catch (error) {
@@ -40,16 +40,17 @@ export async function play(main, { query, signal }) {
   replace(main, h("h1", {}, "Playground"), form, answers, code);
 }
 
-/** `base`: the base model, which a call of the Python client does not name. */
+/** `base`: the base model, which a call of the Python client does not name.
+ *  If the page was opened with a token, the programs read theirs from SOFTPROMPT_TOKEN, as the Python client does; the token itself is never shown. */
 function snippets(body, base) {
   const json = JSON.stringify(body, null, 2), at = location.origin;
   const quoted = json.replaceAll("'", "'\\''"); // a shell reads all other characters between single quotes as they are
-  const text = JSON.stringify(body.messages[0].content);
+  const text = JSON.stringify(body.messages[0].content), secret = hasToken();
   const all = {
-    curl: `curl ${at}/v1/chat/completions -H 'Content-Type: application/json' -d '${quoted}'`,
-    "OpenAI client": `from openai import OpenAI\n\nclient = OpenAI(base_url="${at}/v1", api_key="unused")\nanswer = client.chat.completions.create(\n    model="${body.model}", messages=[{"role": "user", "content": ${text}}], max_tokens=${body.max_tokens}, temperature=${body.temperature}\n)\nprint(answer.choices[0].message.content)`,
+    curl: `curl ${at}/v1/chat/completions -H 'Content-Type: application/json'${secret ? ' -H "Authorization: Bearer $SOFTPROMPT_TOKEN"' : ""} -d '${quoted}'`,
+    "OpenAI client": `${secret ? "import os\n\n" : ""}from openai import OpenAI\n\nclient = OpenAI(base_url="${at}/v1", api_key=${secret ? 'os.environ["SOFTPROMPT_TOKEN"]' : '"unused"'})\nanswer = client.chat.completions.create(\n    model="${body.model}", messages=[{"role": "user", "content": ${text}}], max_tokens=${body.max_tokens}, temperature=${body.temperature}\n)\nprint(answer.choices[0].message.content)`,
     Python: `import softprompt\n\nwith softprompt.Client() as client:\n    print(client.generate(${text}, ${body.model === base ? "" : `prompt="${body.model}", `}max_new_tokens=${body.max_tokens}, temperature=${body.temperature}).text)`,
-    Node: `const response = await fetch("${at}/v1/chat/completions", {\n  method: "POST",\n  headers: { "Content-Type": "application/json" },\n  body: JSON.stringify(${json}),\n});\nconsole.log((await response.json()).choices[0].message.content);`,
+    Node: `const response = await fetch("${at}/v1/chat/completions", {\n  method: "POST",\n  headers: { "Content-Type": "application/json"${secret ? ", Authorization: `Bearer ${process.env.SOFTPROMPT_TOKEN}`" : ""} },\n  body: JSON.stringify(${json}),\n});\nconsole.log((await response.json()).choices[0].message.content);`,
   };
   return [h("h2", {}, "The same call elsewhere"), Object.entries(all).map(([name, code]) => h("details", {}, h("summary", {}, name), h("pre", { tabIndex: 0 }, code),
     h("button", { type: "button", onclick: doing(async () => { await navigator.clipboard.writeText(code); tell("Copied."); }) }, `Copy ${name}`)))];

@@ -1,5 +1,5 @@
 // From a file to a job: drop it, see how it is read, correct the columns, start.
-import { call, dataLine, doing, field, h, id, number, replace, span, table, tell } from "./lib.js";
+import { counted, call, dataLine, doing, field, h, id, number, replace, span, table, tell } from "./lib.js";
 
 const ROLES = [["input", "Input"], ["output", "Output"], ["label", "Label"], ["messages", "Conversation"]];
 
@@ -64,7 +64,7 @@ export async function start(main) {
     const can = !data.problems.length, unclear = data.columns.length && !data.used.input && !data.used.messages;
     const advice = unclear ? "Choose below which column is the input, and which is the output (a text) or the label (one of a few words)." : data.advice;
     replace(found,
-      h("h2", {}, can ? `${data.num_examples} examples in ${file.name}` : `${file.name} can't be used yet`),
+      h("h2", {}, can ? `${counted(data.num_examples, "example")} in ${file.name}` : `${file.name} can't be used yet`),
       data.problems.length ? h("div", { className: "panel" }, h("ul", { className: "plain bad" }, data.problems.map((text) => h("li", {}, text))), advice && h("p", {}, advice)) : null,
       data.report.length ? h("ul", { className: "plain hint" }, data.report.map((text) => h("li", {}, text))) : null,
       guessed ? h("p", { className: "hint" }, "The columns are guessed from the first row. Change them if they are wrong.") : null,
