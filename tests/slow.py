@@ -18,7 +18,6 @@ FILES = frozenset(
             "shared/kernels/test_build.py",
             "shared/kernels/test_instruction_sets.py",
             "shared/kernels/test_settings.py",
-            "shared/kernels/test_wheel.py",
         ),
         *(
             "shared/model/test_hub_hangs.py",

@@ -6,8 +6,10 @@ import asyncio
 import json
 import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -24,7 +26,18 @@ _COMMON = {"PORT": "0", "LOG_LEVEL": "ERROR", "GRACE_SECONDS": "20"}
 _IMPORTED = ("inference_service.server", "transformers.models.llama.modeling_llama", "softprompt.router.server")
 
 
+def _end_with_the_tests() -> None:
+    """A killed pytest leaves no process behind. The kernel's signal at a parent's death would not come: the parent is
+    the fork server, which lives for as long as one of its children.
+    """
+    tests = multiprocessing.parent_process()
+    assert tests is not None
+    tests.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _run(program: str, environment: Mapping[str, str]) -> None:
+    threading.Thread(target=_end_with_the_tests, daemon=True).start()
     os.environ.update(environment)
     sys.argv = [program]
     if program == "inference":
@@ -91,9 +104,9 @@ class Fleet:
 
 
 @contextmanager
-def fleet(directory: Path) -> Iterator[Fleet]:
-    """Every process ends with the block."""
-    _FORKS.set_forkserver_preload(list(_IMPORTED))
+def fleet(directory: Path, imported: Sequence[str] = _IMPORTED) -> Iterator[Fleet]:
+    """Every process ends with the block. `imported`: modules that the fork server imports, once for all processes."""
+    _FORKS.set_forkserver_preload(list(imported))
     made = Fleet(directory)
     try:
         yield made
