@@ -11,7 +11,8 @@ import typer
 
 from softprompt.cli.failures import EXIT_INVALID, EXIT_REFUSED, Failure
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import as_plain, print_json, show, stderr, table
+from softprompt.cli.output import print_json, show, stderr, table
+from softprompt.types.plain import as_plain
 
 if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
