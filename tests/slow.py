@@ -9,60 +9,82 @@ from pathlib import Path
 
 import pytest
 
+SERVICES = ("inference_service", "trainer_service")
+"""Folders whose own files start the service that they name; folders below test its parts."""
+
 FOLDERS = ("benchmarks", "k8s", "packaging", "softprompt/gateway", "softprompt/router", "trainer_service/cluster")
 
 FILES = frozenset(
     {
-        *("test_architectures.py", "test_end_to_end.py", "test_golden_records.py", "test_trained_prompt_is_served.py"),
-        *(
-            "shared/kernels/test_build.py",
-            "shared/kernels/test_instruction_sets.py",
-            "shared/kernels/test_settings.py",
-        ),
-        *(
-            "shared/model/test_hub_hangs.py",
-            "shared/process/test_compute_thread.py",
-            "shared/process/test_container_limits.py",
-        ),
-        *("shared/prompt/test_blob.py", "shared/security/test_walk_through.py"),
-        "simulation/test_simulation.py",
-        "trainer_service/webhooks/test_deliveries.py",
-        *("shared/store/test_crashes.py", "shared/store/test_maintenance.py"),
-        *(
-            "inference_service/test_overload.py",
-            "inference_service/test_process.py",
-            "inference_service/test_rolling_restart.py",
-        ),
-        *("inference_service/engine/guide/test_guided.py", "inference_service/engine/kv/test_clean_rows.py"),
-        "inference_service/engine/test_correctness.py",
+        "inference_service/engine/guide/test_guided.py",
+        "inference_service/engine/kv/test_clean_rows.py",
         "inference_service/engine/run/test_paged.py",
-        *(
-            "softprompt/test_demo.py",
-            "softprompt/test_hub_models.py",
-            "softprompt/test_local.py",
-            "softprompt/test_models.py",
-        ),
-        *("softprompt/test_prompts_cli.py", "softprompt/test_report.py", "softprompt/test_surroundings.py"),
-        *("softprompt/test_examples_in_docs.py", "softprompt/test_promotion.py"),
-        *("softprompt/test_tracking.py", "trainer_service/test_job_report.py"),
-        *(
-            "trainer_service/test_process.py",
-            "trainer_service/test_proof.py",
-            "trainer_service/test_systems_that_hang.py",
-        ),
-        *("trainer_service/test_training_end_to_end.py", "trainer_service/test_two_tenants.py"),
-        *("trainer_service/database/test_database_hangs.py", "trainer_service/database/test_move.py"),
+        "inference_service/engine/test_correctness.py",
+        "inference_service/engine/test_step_budget.py",
+        "shared/kernels/test_build.py",
+        "shared/kernels/test_instruction_sets.py",
+        "shared/kernels/test_settings.py",
+        "shared/model/test_hub_hangs.py",
+        "shared/process/test_compute_thread.py",
+        "shared/process/test_container_limits.py",
+        "shared/prompt/test_blob.py",
+        "shared/security/test_walk_through.py",
+        "shared/store/test_crashes.py",
+        "shared/store/test_maintenance.py",
+        "simulation/test_simulation.py",
+        "softprompt/test_addresses.py",
+        "softprompt/test_arguments.py",
+        "softprompt/test_async_client.py",
+        "softprompt/test_chat_cli.py",
+        "softprompt/test_cli.py",
+        "softprompt/test_datasets_cli.py",
+        "softprompt/test_demo.py",
+        "softprompt/test_doctor_cli.py",
+        "softprompt/test_examples_in_docs.py",
+        "softprompt/test_generate_file_cli.py",
+        "softprompt/test_hub_models.py",
+        "softprompt/test_local.py",
+        "softprompt/test_models.py",
+        "softprompt/test_promotion.py",
+        "softprompt/test_prompts_cli.py",
+        "softprompt/test_report.py",
+        "softprompt/test_security.py",
+        "softprompt/test_surroundings.py",
+        "softprompt/test_tracking.py",
+        "softprompt/test_watch_interruptions.py",
+        "test_architectures.py",
+        "test_end_to_end.py",
+        "test_golden_records.py",
+        "test_interchange.py",
+        "test_trained_prompt_is_served.py",
+        "trainer_service/database/test_database_hangs.py",
+        "trainer_service/database/test_move.py",
+        "trainer_service/datasets/test_csv_upload.py",
         "trainer_service/datasets/test_data_end_to_end.py",
-        *("trainer_service/dispatch/test_broken_models.py", "trainer_service/dispatch/test_deadlines.py"),
-        *("trainer_service/dispatch/test_estimate.py", "trainer_service/dispatch/test_faults.py"),
-        *("trainer_service/dispatch/test_hung_stops.py", "trainer_service/dispatch/test_leases.py"),
-        *("trainer_service/dispatch/test_manager.py", "trainer_service/dispatch/test_replicas.py"),
-        *("trainer_service/dispatch/test_storage_faults.py", "trainer_service/dispatch/test_supervisor.py"),
-        *("trainer_service/jobs/test_transitions.py", "trainer_service/maintenance/test_retention_races.py"),
-        *("trainer_service/publish/test_alias_claim.py", "trainer_service/publish/test_publish_audit.py"),
-        *("trainer_service/publish/test_publish_fencing.py", "trainer_service/publish/test_publisher.py"),
-        *("trainer_service/training/test_budget.py", "trainer_service/training/test_cohort.py"),
+        "trainer_service/datasets/test_tenant_datasets.py",
+        "trainer_service/dispatch/test_broken_models.py",
+        "trainer_service/dispatch/test_deadlines.py",
+        "trainer_service/dispatch/test_estimate.py",
+        "trainer_service/dispatch/test_faults.py",
+        "trainer_service/dispatch/test_hung_stops.py",
+        "trainer_service/dispatch/test_leases.py",
+        "trainer_service/dispatch/test_manager.py",
+        "trainer_service/dispatch/test_replicas.py",
+        "trainer_service/dispatch/test_storage_faults.py",
+        "trainer_service/dispatch/test_supervisor.py",
+        "trainer_service/jobs/store/test_worker_slots.py",
+        "trainer_service/jobs/test_transitions.py",
+        "trainer_service/maintenance/test_retention_races.py",
+        "trainer_service/publish/test_alias_claim.py",
+        "trainer_service/publish/test_publish_audit.py",
+        "trainer_service/publish/test_publish_fencing.py",
+        "trainer_service/publish/test_publisher.py",
+        "trainer_service/training/distillation/test_self_study.py",
+        "trainer_service/training/test_budget.py",
+        "trainer_service/training/test_cohort.py",
         "trainer_service/training/test_cohort_failures.py",
+        "trainer_service/webhooks/test_deliveries.py",
+        "trainer_service/webhooks/test_webhook_calls.py",
     }
 )
 
@@ -80,6 +102,7 @@ def is_slow(item: pytest.Item) -> bool:
     )
     return (
         path in FILES
+        or path.rpartition("/")[0] in SERVICES
         or path.startswith(tuple(f"{folder}/" for folder in FOLDERS))
         or any(isinstance(value, str) and value in PARAMETERS for value in parameters)
     )
