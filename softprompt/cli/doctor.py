@@ -15,7 +15,7 @@ import typer
 from softprompt.cli.failures import EXIT_FAILED
 from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, stdout
-from softprompt.endpoints import DEFAULT_GATEWAY_PORT, INFERENCE_VARIABLE, TRAINER_VARIABLE
+from softprompt.endpoints import DEFAULT_GATEWAY_PORT, GATEWAY_VARIABLE, INFERENCE_VARIABLE, TRAINER_VARIABLE
 from softprompt.local import machine_checks as machine
 from softprompt.local.machine_checks import Finding
 
@@ -41,7 +41,9 @@ def doctor(
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
     inference: InferenceOption = None,
-    gateway: Annotated[str, typer.Option(metavar="URL", help="Address of the gateway.")] = _GATEWAY,
+    gateway: Annotated[
+        str, typer.Option(metavar="URL", envvar=GATEWAY_VARIABLE, help="Address of the gateway.")
+    ] = _GATEWAY,
 ) -> None:
     """Check this machine, both services and the gateway. Prints a line for each check, with a fix for each problem.
 

@@ -67,17 +67,13 @@ class _Journal:
         """By row, column and digest of the input."""
         self.was_there = self.path is not None and self.path.exists()
         self._file: IO[str] | None = None
+        self._whole = 0
+        """Bytes of the whole lines that were there. A line after them was cut off when the run was killed."""
 
-    def open(self) -> None:
-        """Read what is there. Raises Failure for the journal of another command."""
-        if self.path is None:
-            return
-        whole = self._read() if self.was_there else 0
-        self._file = self.path.open("r+" if self.was_there else "w", encoding="utf-8")
-        self._file.seek(whole)
-        self._file.truncate()  # a line that was cut off when the run was killed
-        if not whole:
-            self._write({"settings": self._settings})
+    def read(self) -> None:
+        """Take over the answers that are there. Raises Failure for the journal of another command."""
+        if self.was_there:
+            self._whole = self._read()
 
     def add(self, row: int, column: str, digest: str, text: str) -> None:
         """Keep an answer."""
@@ -86,10 +82,10 @@ class _Journal:
 
     def close(self, *, remove: bool) -> None:
         """`remove` it once nothing is left to do."""
-        if self._file is not None and self.path is not None:
+        if self._file is not None:
             self._file.close()
-            if remove:
-                self.path.unlink(missing_ok=True)
+        if remove and self.path is not None:
+            self.path.unlink(missing_ok=True)
 
     def _read(self) -> int:
         """The bytes of the whole lines."""
@@ -112,9 +108,16 @@ class _Journal:
         return size
 
     def _write(self, value: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(value) + "\n")
-            self._file.flush()
+        if self.path is None:
+            return
+        if self._file is None:  # a run without an answer leaves no file
+            self._file = self.path.open("r+" if self.was_there else "w", encoding="utf-8")
+            self._file.seek(self._whole)
+            self._file.truncate()
+            if not self._whole:
+                self._write({"settings": self._settings})
+        self._file.write(json.dumps(value) + "\n")
+        self._file.flush()
 
 
 def generate_file(client: Client, task: FileTask) -> None:
@@ -134,7 +137,7 @@ def generate_file(client: Client, task: FileTask) -> None:
     added = [name for column in task.targets for name in (column, f"{column}_error")]
     if taken := [name for name in added if name in columns]:
         raise Failure(f"{rows.name} already has the column {taken[0]!r}: choose another --answer-column", EXIT_INVALID)
-    journal.open()
+    journal.read()
     is_done = False
     try:
         num_failed = sum(
@@ -233,6 +236,6 @@ def _digest(item: Input | Unusable) -> str:
 
 
 def _continuing(journal: _Journal) -> str:
-    if journal.path is None:
+    if journal.path is None or not journal.answers:
         return ""
     return f"{len(journal.answers)} answers are in {journal.path}; the same command continues there"

@@ -6,8 +6,10 @@ import shlex
 from collections.abc import Mapping
 
 from softprompt.endpoints import (
+    DEFAULT_GATEWAY_PORT,
     DEFAULT_INFERENCE_PORT,
     DEFAULT_TRAINER_PORT,
+    GATEWAY_VARIABLE,
     INFERENCE_VARIABLE,
     TRAINER_VARIABLE,
 )
@@ -15,6 +17,7 @@ from softprompt.endpoints import (
 _DEFAULTS = {
     TRAINER_VARIABLE: f"127.0.0.1:{DEFAULT_TRAINER_PORT}",
     INFERENCE_VARIABLE: f"127.0.0.1:{DEFAULT_INFERENCE_PORT}",
+    GATEWAY_VARIABLE: f"http://127.0.0.1:{DEFAULT_GATEWAY_PORT}",
 }
 PROMPT, FILE = "my-prompt", "examples.jsonl"
 

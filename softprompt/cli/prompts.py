@@ -131,7 +131,9 @@ def set_(
     alias: Annotated[str, typer.Argument(help="Name of the alias, for example default or canary.")],
     target: Annotated[
         list[str],
-        typer.Argument(metavar="VERSION[:WEIGHT]...", help="One version, or several with weights: 3:0.9 4:0.1."),
+        typer.Argument(
+            metavar="VERSION[:WEIGHT]...", help="One version (3 or NAME@3), or several with weights: 3:0.9 4:0.1."
+        ),
     ],
     expect: Annotated[
         int | None, typer.Option(min=0, help="Move the alias only if it names this version now; 0: only if it is new.")
@@ -144,12 +146,16 @@ def set_(
 
     try:
         targets = [
-            AliasTarget(int(version), float(weight or 1))
+            AliasTarget(int(version.removeprefix(f"{prompt}@")), float(weight or 1))
             for version, _, weight in (text.partition(":") for text in target)
         ]
     except ValueError:
+        foreign = next((name for text in target if (name := text.partition("@")[0]) not in (text, prompt)), "")
         raise Failure(
-            f"{' '.join(target)!r} must be VERSION or VERSION:WEIGHT, for example 3 or 3:0.9 4:0.1", EXIT_INVALID
+            f"an alias of {prompt} can't name a version of {foreign}"
+            if foreign
+            else f"{' '.join(target)!r} must be VERSION or VERSION:WEIGHT, for example 3 or 3:0.9 4:0.1",
+            EXIT_INVALID,
         ) from None
     with open_client(trainer) as client:
         moved = client.set_alias(prompt, alias, targets, expected_version=expect)

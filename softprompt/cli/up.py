@@ -22,6 +22,7 @@ from softprompt.endpoints import (
     DEFAULT_GATEWAY_PORT,
     DEFAULT_INFERENCE_PORT,
     DEFAULT_TRAINER_PORT,
+    GATEWAY_VARIABLE,
     INFERENCE_VARIABLE,
     TRAINER_VARIABLE,
 )
@@ -144,9 +145,11 @@ async def _serve(services: LocalServices, as_json: bool) -> None:
         else:
             for name, address in addresses.items():
                 show(f"{name:<10} {address}   {_VARIABLES[name]}={address}")
-            if services.gateway_url is not None:
-                show(f"{'page':<10} {services.gateway_url.removesuffix('/v1')}/   open it in a browser")
             endpoints = {TRAINER_VARIABLE: services.trainer_endpoint, INFERENCE_VARIABLE: services.inference_endpoint}
+            if services.gateway_url is not None:
+                page = services.gateway_url.removesuffix("/v1")
+                show(f"{'page':<10} {page}/   open it in a browser")
+                endpoints[GATEWAY_VARIABLE] = page
             show("next, in another terminal:")
             for line in after_start(endpoints):
                 show(f"  {line}")

@@ -8,19 +8,47 @@ dependency.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import sys
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from types import AsyncGeneratorType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+if sys.platform == "win32":
+    _StandardLoop = asyncio.ProactorEventLoop
+else:
+    _StandardLoop = asyncio.SelectorEventLoop
+
+
+class _Loop(_StandardLoop):
+    """The platform's event loop, which ignores callbacks that come from other threads after it is closed.
+
+    All loops of a process share gRPC's completion queue. The loop of the next client finds the end of a cancelled call
+    there and hands it to the loop of that call. Without this class, it would log a traceback if that loop is closed.
+    """
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        try:
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        except RuntimeError:
+            if not self.is_closed():
+                raise
+            handle = asyncio.Handle(callback, args, self, context)
+            handle.cancel()
+            return handle
 
 
 class LoopThread:
     """Starts an event loop in a thread; `stop` ends it. If Ctrl-C interrupts a caller, its coroutine is cancelled."""
 
     def __init__(self, name: str) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop = _Loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
         self.stopped = False

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shared.errors import Unavailable
+from shared.errors import NotFound, Unavailable
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
 
@@ -90,6 +90,21 @@ def test_a_run_goes_on_where_the_service_went_away(
     assert not journal.exists()
     assert cli(*command).code == 4, "a finished file is not overwritten"
     assert cli(*command, "--overwrite").code == 0
+
+
+def test_a_run_without_an_answer_leaves_no_file(
+    cli: CliRunner, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Any) -> None:
+        raise NotFound("prompt", "missing")
+
+    monkeypatch.setattr(services.inference, "_check", refuse)
+    source = tmp_path / "in.csv"
+    source.write_text("text\na\nb\n")
+    shown = cli("generate", "--prompt", "missing@1", "--file", str(source), "--out", str(tmp_path / "out.csv"))
+    assert shown.code == 3
+    assert "continues there" not in shown.err
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_ctrl_c_keeps_what_is_done(services: Services, tmp_path: Path) -> None:

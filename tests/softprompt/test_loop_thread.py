@@ -39,3 +39,16 @@ def test_an_interrupt_between_a_steps_start_and_its_wait_closes_the_iterator(mon
         next(elements)
     assert closed.wait(10)
     loop.stop()
+
+
+def test_the_end_of_a_call_may_come_after_its_loop_is_closed() -> None:
+    async def running() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    thread = LoopThread("test")
+    loop = thread.run(running())
+    thread.stop()
+    # As the loop of another client does with what it finds in gRPC's completion queue.
+    assert loop.call_soon_threadsafe(print).cancelled()
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        thread.run(running())

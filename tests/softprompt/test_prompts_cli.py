@@ -104,6 +104,9 @@ def test_the_life_of_a_version(cli: CliRunner, client: Client, tmp_path: Path) -
     assert "tone@2 is deleted" in cli("prompts", "delete", "tone@2").out
     assert cli("prompts", "show", "tone@2").code == 3
     assert cli("prompts", "alias", "set", "tone", "default", "1", "--expect", "2").code == 4
+    assert "tone: default -> 1" in cli("prompts", "alias", "set", "tone", "default", "tone@1").out
+    other = cli("prompts", "alias", "set", "tone", "default", "style@1")
+    assert (other.code, "an alias of tone can't name a version of style" in other.err) == (2, True)
 
     exported = cli("prompts", "export", "tone", str(tmp_path / "adapter"), "--base-model", "org/tiny")
     assert "prompts/tone/versions/1 is in" in exported.out
