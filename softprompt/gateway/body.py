@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
@@ -68,6 +69,8 @@ def _too_large(max_bytes: int) -> ApiError:
 
 def _parsed(content: bytes) -> Any:
     """The JSON value. NaN, infinities, lone surrogates, bytes that are not UTF-8 and deep nesting are refused."""
+    if content.startswith(codecs.BOM_UTF8):
+        raise ApiError(400, "the body begins with a byte order mark; JSON is sent without it", code="invalid_json")
     try:
         return from_json(content, allow_inf_nan=False, cache_strings="none")
     except ValueError as error:

@@ -15,7 +15,7 @@ from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import bad_value
-from softprompt.gateway.fields import GenerationFields, renaming, sampling_of
+from softprompt.gateway.fields import GenerationFields, renaming, sampling_of, text_or_list
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
 from softprompt.types.common import Template, TemplateFormat
 from softprompt.types.generation import (
@@ -35,8 +35,9 @@ _CONTINUE = Template("{input}", TemplateFormat.TEXT)
 Token = InputToken | TokenLogprob
 
 
-def _as_prompts(value: Any) -> Any:
-    is_one = isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int))
+def _as_prompts(value: Any) -> list[Any]:
+    value = text_or_list(value)
+    is_one = isinstance(value, str) or (value and isinstance(value[0], int))
     return [value] if is_one else value
 
 

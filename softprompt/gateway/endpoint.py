@@ -39,7 +39,7 @@ class Endpoint:
         request.state.operation = self.operation
         try:
             if request.url.path.startswith("/v1/"):
-                check_query(request, list(self.query))
+                check_query(request, self.query)
             return await self.handler(request, request.app.state.backend)
         except Exception as error:
             rename = getattr(request.state, "rename", lambda field: field)

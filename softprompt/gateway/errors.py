@@ -125,6 +125,9 @@ def _of_service(error: errors.SoftPromptError, rename: Rename, model: str) -> Ap
         case errors.NotFound():
             if error.kind in _MODEL_KINDS and model:
                 return no_such_model(model)
+            if error.kind == "dataset":
+                name = error.name.replace("datasets/sha256-", "file-", 1)
+                message = f"No such file: {name!r}"
         case errors.Overloaded():
             headers = _retry_after(error.retry_after_seconds)
         case errors.Unavailable() | errors.DeadlineExceeded() if (

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from softprompt.gateway.errors import Rename
 from softprompt.types.common import Message, Sampling
@@ -26,8 +27,15 @@ class Fields(BaseModel):
 ModelName = Annotated[str, Field(min_length=1, max_length=MODEL_CHARS)]
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+def text_or_list(value: Any) -> str | list[Any]:
+    """`value`, which must be one of both, so that the error names both."""
+    if not isinstance(value, str | list):
+        raise PydanticCustomError("list_type", "Input should be a valid string or list")
+    return value
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [value] if isinstance(text_or_list(value), str) else value
 
 
 Stop = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
@@ -44,8 +52,8 @@ class TextPart(Fields):
     """Of an answer that comes back as a part of the conversation; not read."""
 
 
-def _as_parts(value: Any) -> Any:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+def _as_parts(value: Any) -> list[Any]:
+    return [{"type": "text", "text": value}] if isinstance(text_or_list(value), str) else value
 
 
 Content = Annotated[

@@ -78,7 +78,14 @@ def _operation(path: str, one: Endpoint) -> dict[str, Any]:
     }
     names = re.findall(r"{(\w+)", path)
     parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names] + [
-        {"name": name, "in": "query", "required": False, "schema": schema} for name, schema in one.query.items()
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": schema,
+            **({"style": "deepObject", "explode": True} if schema.get("type") == "object" else {}),
+        }
+        for name, schema in one.query.items()
     ]
     if parameters:
         described["parameters"] = parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -14,11 +14,16 @@ LIMIT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}
 TEXT_SCHEMA = {"type": "string"}
 
 
-def check_query(request: Request, known: Sequence[str]) -> None:
-    """Raises ApiError naming a query parameter that is not known, or that is given twice."""
+def check_query(request: Request, known: Mapping[str, Any]) -> None:
+    """Raises ApiError naming a query parameter that is not known, or that is given twice.
+
+    `known` has the JSON schema of each; an object's members are written `name[member]`.
+    """
     names = [name for name, _ in request.query_params.multi_items()]
     for name in names:
-        if name not in known and name.partition("[")[0] not in known:
+        base, _, member = name.partition("[")
+        is_member = len(member) > 1 and member.endswith("]") and known.get(base, {}).get("type") == "object"
+        if name not in known and not is_member:
             raise unknown_field(name)
         if names.count(name) > 1:
             raise bad_value(name, "is given twice")

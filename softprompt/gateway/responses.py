@@ -14,7 +14,7 @@ from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import Rename, bad_value
-from softprompt.gateway.fields import Content, Fields, ModelName, message_of, renaming, sampling_of
+from softprompt.gateway.fields import Content, Fields, ModelName, message_of, renaming, sampling_of, text_or_list
 from softprompt.gateway.response_events import ResponseDraft, response_events
 from softprompt.gateway.streaming import EventStream
 from softprompt.types.common import Guide, Message
@@ -34,8 +34,8 @@ class InputMessage(Fields):
     phase: None = None
 
 
-def _as_messages(value: Any) -> Any:
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+def _as_messages(value: Any) -> list[Any]:
+    return [{"role": "user", "content": value}] if isinstance(text_or_list(value), str) else value
 
 
 Input = Annotated[

@@ -155,6 +155,18 @@ def test_a_body_that_is_not_json_or_too_large(http: httpx.Client, content: bytes
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_errors_say_what_to_change(http: httpx.Client) -> None:
+    headers = {"content-type": "application/json"}
+    with_mark = http.post("/v1/chat/completions", content=b'\xef\xbb\xbf{"model": "tone"}', headers=headers)
+    assert "byte order mark" in with_mark.json()["error"]["message"]
+    status, error = post(http, "chat/completions", {**CHAT, "messages": [{"role": "user", "content": None}]})
+    assert (status, error["param"]) == (400, "messages[0].content")
+    assert "string" in error["message"]
+    assert "list" in error["message"]
+    missing = "file-" + "0" * 64
+    assert http.get(f"/v1/files/{missing}").json()["error"]["message"] == f"No such file: {missing!r}"
+
+
 def test_paths_methods_and_types_that_are_not_there(http: httpx.Client) -> None:
     for method, path, status in (
         ("GET", "/v1/nothing", 404),
