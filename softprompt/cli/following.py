@@ -206,14 +206,16 @@ def show_result(job: TuningJob) -> None:
         show(f"  {'reads like':<15}{shown}" + (f" and {rest} more" if rest > 0 else ""))
     statistics = job.dataset_statistics
     if statistics is not None and (statistics.num_dropped or statistics.num_truncated):
+        verb = "was" if statistics.num_dropped == 1 else "were"
         show(
-            f"  too long: {statistics.num_dropped} examples were dropped, the inputs of "
-            f"{statistics.num_truncated} were truncated"
+            f"  too long: {counted(statistics.num_dropped, 'example')} {verb} dropped, "
+            f"the inputs of {statistics.num_truncated} were truncated"
         )
     if statistics is not None and statistics.num_overlapping:
+        verb = "is" if statistics.num_overlapping == 1 else "are"
         show(
-            f"  {statistics.num_overlapping} of the {statistics.num_validation} held-out examples are also in the "
-            "training data: the held-out metrics are optimistic"
+            f"  {statistics.num_overlapping} of the {counted(statistics.num_validation, 'held-out example')} {verb} "
+            "also in the training data: the held-out metrics are optimistic"
         )
 
 
@@ -234,4 +236,4 @@ def _candidate_text(candidate: SearchCandidate) -> str:
     end = "chosen" if candidate.chosen else candidate.end or "trained to the end"
     method = candidate.init_method.value.lower() if candidate.init_method else "?"
     tried = f"learning rate {candidate.learning_rate:g}, init {method}"
-    return f"{tried}: {candidate.num_steps} steps, {end}  {numbers(candidate.metrics)}"
+    return f"{tried}: {counted(candidate.num_steps, 'step')}, {end}  {numbers(candidate.metrics)}"

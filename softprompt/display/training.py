@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
+from shared.text.counted import counted
 from softprompt.display.status import LINE_SECONDS, clock_text, status_display
 from softprompt.types.events import Evaluated, JobEvent, Note, ProgressMade, StateChanged
 from softprompt.types.jobs import JobState, TuningJob, TuningProgress
@@ -121,7 +122,7 @@ def preparing_text(progress: TuningProgress, is_study: bool = False) -> str:
     """How many examples of a job that `is_preparing` are counted; in a distillation, how many questions are asked."""
     if is_study:
         return f"self-study {progress.num_prepared}/{progress.num_examples}"
-    return f"prepared {progress.num_prepared}/{progress.num_examples} examples"
+    return f"prepared {progress.num_prepared}/{counted(progress.num_examples, 'example')}"
 
 
 def evaluating_text(progress: TuningProgress) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from shared.text.counted import counted
 from softprompt.gateway.errors import ApiError
 from softprompt.gateway.files import file_id
 from softprompt.gateway.results import version_model
@@ -119,7 +120,7 @@ def _content(event: JobEvent) -> tuple[str, str, dict[str, Any]]:
                 "learning_rate": _finite(progress.learning_rate),
             }
             if not progress.step:
-                return "info", f"{progress.num_prepared}/{progress.num_examples} examples prepared", data
+                return "info", f"{progress.num_prepared}/{counted(progress.num_examples, 'example')} prepared", data
             if progress.num_models:
                 return "info", f"Final evaluation: {progress.num_measured}/{progress.num_models} models measured", data
             return "info", f"Step {progress.step}/{progress.num_steps}: training loss={progress.train_loss:.4g}", data

@@ -9,6 +9,7 @@ from enum import StrEnum
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from shared.text.counted import counted
 from softprompt.report.answers import answers_html, confusion_html
 from softprompt.report.curves import curves_html
 from softprompt.report.distillation import distillation_facts
@@ -114,7 +115,7 @@ def _metrics(report: JobReport) -> str:
     return (
         f'<div class="scroll"><table><thead><tr><th></th>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
-        f'<p class="soft">Measured on {result.num_judging} held-out examples, {apart}.</p>'
+        f'<p class="soft">Measured on {counted(result.num_judging, "held-out example")}, {apart}.</p>'
     )
 
 

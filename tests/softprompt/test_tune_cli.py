@@ -41,7 +41,7 @@ def test_tune_follows_to_the_result(cli: CliRunner, here: Services, examples: st
     apart = "4 held-out examples, none of which chose the checkpoint that it judged; 95 % interval of loss: 1 to 1.5"
     assert f"measured on    {apart}" in outcome.out
     assert "tried          learning rate 0.015, init labels: 2 steps, chosen  loss 1.25" in outcome.out
-    assert "tried          learning rate 0.005, init text: 1 steps, worse" in outcome.out
+    assert "tried          learning rate 0.005, init text: 1 step, worse" in outcome.out
     assert "skipped        3 steps whose loss or gradient was not finite" in outcome.out
     assert "reads like     ' word0' 0.50" in outcome.out
     assert "and 2 more" in outcome.out
@@ -140,6 +140,8 @@ def test_examples_that_were_dropped_or_truncated_are_counted(cli: CliRunner, her
     job.dataset_statistics.num_dropped, job.dataset_statistics.num_truncated = 3, 2
     here.trainer.jobs[JOB] = job
     assert "too long: 3 examples were dropped, the inputs of 2 were truncated" in cli("jobs", "show", JOB).out
+    job.dataset_statistics.num_dropped, job.dataset_statistics.num_truncated = 1, 1
+    assert "too long: 1 example was dropped, the inputs of 1 were truncated" in cli("jobs", "show", JOB).out
 
 
 def test_a_job_that_prepares_its_data_shows_how_far_it_is(cli: CliRunner, here: Services) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from shared.caller import current_caller
 from shared.errors import PermissionDenied
+from shared.text.counted import counted
 from shared.values.report import HeldOutAnswers, JobCost, TrainingPoint
 from shared.values.results import TuningProgress
 from trainer_service.jobs.model import Evaluation, Job, JobEventKind
@@ -121,10 +122,10 @@ def _missing_answers(job: Job, found: HeldOutAnswers) -> Iterator[str]:
         yield "there are no answers, because no examples were held out"
         return
     if found.num_left_out:
-        yield f"{found.num_left_out} examples are left out, because the report would be too large"
+        yield f"left out, because the report would be too large: {counted(found.num_left_out, 'example')}"
     num_texts = sum(answer.tuned is not None and answer.tuned.text is not None for answer in found.answers)
     if job.effective.training.task is not TaskKind.CLASSIFICATION and num_texts < len(found.answers):
-        yield f"texts were generated for {num_texts} of {len(found.answers)} examples, to limit the cost"
+        yield f"texts were generated for {num_texts} of {counted(len(found.answers), 'example')}, to limit the cost"
     unmeasured = "was not measured: its inputs can't be written or are too long"
     reasons = {
         "bare": f"the base model with the input alone {unmeasured}",

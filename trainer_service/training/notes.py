@@ -16,7 +16,7 @@ def data_notes(num_train: int, num_held_out: int, hyper: FilledHyperparameters) 
     epochs = hyper.num_steps * hyper.batch_size / num_train
     if num_train < FEW_TRAINING_EXAMPLES and epochs > MANY_EPOCHS:
         notes.append(
-            f"trains {epochs:.0f} times over {num_train} examples: it learns their form, and little more; "
+            f"trains {epochs:.0f} times over {counted(num_train, 'example')}: it learns their form, and little more; "
             "the result says whether it beats the model with an instruction and examples in its input"
         )
     if 0 < num_held_out < MIN_EXAMPLES:

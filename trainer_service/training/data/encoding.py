@@ -190,9 +190,9 @@ def encode_split(
             part = encode_dataset(examples, encoder, spec, longest, cache, on_progress)
         if not len(part):
             kind = "held-out" if examples is validation else "training"
-            raise InvalidInput.of(
-                name, f"all {len(examples)} {kind} examples are longer than the {longest} positions of a sequence"
-            )
+            which = "the only" if len(examples) == 1 else f"all {len(examples)}"
+            are = "example is" if len(examples) == 1 else "examples are"
+            raise InvalidInput.of(name, f"{which} {kind} {are} longer than the {longest} positions of a sequence")
         parts.append(part)
     return EncodedSplit(*parts)
 

@@ -37,7 +37,7 @@ export async function job(main, { rest: [name], signal }) {
       progress?.num_models && !over ? h("span", {}, progress.num_measured < progress.num_models ? `evaluating: ${progress.num_measured} of ${progress.num_models} models measured` : "evaluating: writing answers") : null,
       left > 0 ? h("span", {}, `about ${span(left)} left`) : null);
     for (const [button, shown] of [[pause, !over && now.state !== "PAUSED"], [resume, now.state === "PAUSED"], [cancel, !over]]) button.hidden = !shown;
-    replace(below, progress?.num_steps ? h("label", {}, `${progress.step} of ${progress.num_steps} steps`, h("progress", { max: progress.num_steps, value: progress.step })) : null,
+    replace(below, progress?.num_steps ? h("label", {}, `${progress.step} of ${counted(progress.num_steps, "step")}`, h("progress", { max: progress.num_steps, value: progress.step })) : null,
       error ? h("p", { className: "bad" }, `${error.code}: ${error.message}`) : null);
     replace(picture, curve([{ name: "training", points: steps }, { name: "held-out", points: heldOut }]));
     const others = notes.filter((text) => text !== result?.verdict);
