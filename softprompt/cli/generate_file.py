@@ -78,6 +78,7 @@ class _Journal:
     def add(self, row: int, column: str, digest: str, text: str) -> None:
         """Keep an answer."""
         self.answers[row, column, digest] = text
+        self.begin()
         self._write({"row": row, "column": column, "digest": digest, "text": text})
 
     def close(self, *, remove: bool) -> None:
@@ -107,17 +108,20 @@ class _Journal:
                     self.answers[found["row"], found["column"], found["digest"]] = found["text"]
         return size
 
-    def _write(self, value: Mapping[str, Any]) -> None:
-        if self.path is None:
+    def begin(self) -> None:
+        """Make the file, with the first answer or with an OUT whose rows failed: a run that did nothing leaves none."""
+        if self.path is None or self._file is not None:
             return
-        if self._file is None:  # a run without an answer leaves no file
-            self._file = self.path.open("r+" if self.was_there else "w", encoding="utf-8")
-            self._file.seek(self._whole)
-            self._file.truncate()
-            if not self._whole:
-                self._write({"settings": self._settings})
-        self._file.write(json.dumps(value) + "\n")
-        self._file.flush()
+        self._file = self.path.open("r+" if self.was_there else "w", encoding="utf-8")
+        self._file.seek(self._whole)
+        self._file.truncate()
+        if not self._whole:
+            self._write({"settings": self._settings})
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(value) + "\n")
+            self._file.flush()
 
 
 def generate_file(client: Client, task: FileTask) -> None:
@@ -145,6 +149,8 @@ def generate_file(client: Client, task: FileTask) -> None:
             for column, reference in task.targets.items()
         )
         write_rows(task.out, format, [*columns, *added], answers, overwrite=task.overwrite or journal.was_there)
+        if num_failed:
+            journal.begin()
         is_done = not num_failed
     except KeyboardInterrupt:
         raise Failure("interrupted", EXIT_INTERRUPTED, _continuing(journal)) from None

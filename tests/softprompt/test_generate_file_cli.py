@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shared.errors import NotFound, Unavailable
+from shared.errors import InvalidInput, NotFound, Unavailable
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
 
@@ -105,6 +105,22 @@ def test_a_run_without_an_answer_leaves_no_file(
     assert shown.code == 3
     assert "continues there" not in shown.err
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_run_whose_rows_all_failed_is_repeated_by_the_same_command(
+    cli: CliRunner, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Any) -> None:
+        raise InvalidInput.of("input", "is not wanted")
+
+    source = tmp_path / "in.csv"
+    source.write_text("text\na\nb\n")
+    command = ("generate", "--file", str(source), "--out", str(tmp_path / "out.csv"))
+    with monkeypatch.context() as patched:
+        patched.setattr(services.inference, "_check", refuse)
+        assert "the same command asks for these again" in cli(*command).err
+    assert cli(*command).code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"in.csv", "out.csv"}
 
 
 def test_ctrl_c_keeps_what_is_done(services: Services, tmp_path: Path) -> None:
