@@ -40,6 +40,7 @@ WITH_DATETIME = (
     "shared.store.garbage",
     "shared.store.memory",
     "shared.store.replicas",
+    "shared.store.verify",
     "trainer_service.jobs.model",
 )
 """Modules of the simulated code that call `datetime.now`, which can't be replaced in one place."""

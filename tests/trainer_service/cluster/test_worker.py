@@ -18,7 +18,7 @@ from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerLost
 from trainer_service.cluster.outbox import Outbox
 from trainer_service.cluster.worker import Worker
-from trainer_service.training import cohort as cohort_module
+from trainer_service.training import passes
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import (
     Checkpointed,
@@ -180,7 +180,7 @@ def test_a_broken_device_ends_the_worker_and_fails_no_job(
     def broken(*_: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(cohort_module, "backward", broken)
+    monkeypatch.setattr(passes, "backward", broken)
     worker = Worker(lambda: (Cohort(base_model.load(tiny_model_dir, FLOAT32)), {}))
     worker.add(task(num_steps=3))
     worker.add(task(num_steps=3, job_id="other"))
