@@ -46,7 +46,7 @@ async def service(tmp_path: Path, tiny_model_dir: Path, pool: RayPool) -> AsyncI
 async def pids_of(pool: RayPool) -> list[int]:
     """The processes of the pool's living workers."""
     found = []
-    for worker in pool._workers:
+    for worker in tuple(pool._workers):  # others start and end meanwhile
         with contextlib.suppress(WorkerLost):
             found.append(int((await worker.poll(0, 0)).details["pid"]))
     return found
@@ -194,7 +194,8 @@ async def bound_memory(pool: RayPool, known: set[int], most_bytes: int) -> None:
     """Limits the address space of workers that start from now on."""
     while True:
         for pid in set(await pids_of(pool)) - known:
-            resource.prlimit(pid, resource.RLIMIT_AS, (most_bytes, most_bytes))
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_AS, (most_bytes, most_bytes))
             known.add(pid)
         await asyncio.sleep(0.02)
 
