@@ -159,7 +159,7 @@ class Engine:
 
     @property
     def observer(self) -> EngineObserver:
-        """Is told of each step and of each request that ended."""
+        """Gets each step and each request that ended."""
         return self.live.observer
 
     @observer.setter

@@ -92,7 +92,7 @@ def _target(address: str, token_file: str | None, ca_file: str | None) -> Client
 
 def _ask(to: str) -> None:
     if not sys.stdin.isatty():
-        raise Failure("nobody can be asked here: add --yes, or --dry-run to see the difference alone", EXIT_INVALID)
+        raise Failure("there is no terminal to ask: add --yes, or --dry-run to see only the difference", EXIT_INVALID)
     stderr().print(f"Publish this at {to}? [y/N] ", end="", markup=False)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Failure("nothing was published", EXIT_REFUSED)

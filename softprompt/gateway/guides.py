@@ -94,7 +94,7 @@ class Call:
             return (match[1], text[match.end() :]) if match else ("", text)
 
     def message(self, text: str) -> dict[str, Any]:
-        """The call as a part of a message, with an id of its own."""
+        """The call as a part of a message. Each has a new id."""
         name, arguments = self.read(text)
         return {"id": results.new_id("call"), "type": "function", "function": {"name": name, "arguments": arguments}}
 

@@ -92,7 +92,7 @@ async def _live(
 
 
 async def _open_for_calls(routing: Routing, metrics: RouterMetrics, rpc: RpcServer, ready: Callable[[], None]) -> None:
-    """Report SERVING once a replica is connected. If all replicas go away later, it stays SERVING and calls say so."""
+    """Report SERVING once a replica is connected. It stays SERVING without replicas; calls then fail."""
     log.info("waiting for a replica")
     while all(link.rank for link in routing.links()):
         await asyncio.sleep(_LOOK_SECONDS)

@@ -1,4 +1,4 @@
-"""Judges a finished life: what clients were told, against what is durably stored. It believes no process."""
+"""Compares the answers that clients got during a life with what is stored at its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer_service.jobs.states import LEGAL_MOVES, JobState
 from trainer_service.jobs.store.job_store import JobStore
 
 ENDS = {"plain": JobState.SUCCEEDED, "oom": JobState.SUCCEEDED, "nan": JobState.FAILED}
-"""How a job ends that nobody cancels."""
+"""The final states of a job that no client cancels."""
 
 
 def check(world: World) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.values.results import EncodingStatistics
-from trainer_service.training.comparison import BARE, FEW_SHOT, INSTRUCTED, Comparison, Estimate
+from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED, Comparison, Estimate
 from trainer_service.training.events import (
     Checkpointed,
     Evaluated,
@@ -110,7 +110,13 @@ class ScriptedTrainer:
             metrics,
             {"loss": 2.0},
             {"loss": 1.5},
-            comparisons={BARE: _compared(loss, 1.5), INSTRUCTED: _compared(loss, 0.3), FEW_SHOT: _compared(loss, 0.15)},
+            comparisons={
+                BARE: _compared(loss, 1.5),
+                INSTRUCTED: _compared(loss, 0.3),
+                FEW_SHOT: _compared(loss, 0.15),
+                **({} if task.current is None else {CURRENT: _compared(loss, 0.5)}),
+            },
+            current_metrics={} if task.current is None else {"loss": 0.5},
             instructed_metrics={"loss": 0.3},
             few_shot_metrics={"loss": 0.15},
             num_shots=7,

@@ -30,7 +30,7 @@ class Evidence:
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
     """Comparisons by rival (`jobs.comparisons.NAMES`)."""
     has_current: bool = False
-    """Whether the version that the alias names was measured."""
+    """Whether the alias names a version. It is not measured if it belongs to another base model or its blob is gone."""
     is_apart: bool = True
     """Whether the measuring examples took no part in choosing the checkpoint."""
 

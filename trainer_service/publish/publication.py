@@ -49,7 +49,7 @@ def make_publication(job: Job, trained: TrainingResult, current_version: str = "
 
     Raises InvalidInput if the result can't be encoded as a version.
     """
-    evidence = Evidence(trained.estimate, trained.comparisons, bool(trained.current_metrics), trained.is_apart)
+    evidence = Evidence(trained.estimate, trained.comparisons, bool(current_version), trained.is_apart)
     decision = decide(job.spec.publish.gate, job.effective.training.hyperparameters.metric, evidence)
     estimate = trained.estimate
     has_interval = estimate is not None and math.isfinite(estimate.low) and math.isfinite(estimate.high)

@@ -78,7 +78,7 @@ def _workers(group: Object, environment: dict[str, str]) -> Iterator[str]:
 
 
 def _handover(pod: Object, head: str) -> Iterator[str]:
-    """A pod that is told to go moves its jobs first, in the time that it has."""
+    """A pod moves its jobs to other nodes before it ends, within its grace period."""
     hook = pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
     if hook[:3] != ["softprompt-trainer", "drain-node", f"--address={head}"]:
         yield "end with their jobs: preStop does not drain the node"

@@ -52,7 +52,7 @@ def test_missing_damaged_and_foreign_blobs_are_found(store: PromptStore, backend
 
 
 def test_a_blob_that_is_no_version_is_found(backend: ObjectBackend) -> None:
-    """The log names it, and its digest is right: somebody wrote the log by hand."""
+    """The log names this blob, and the digest matches, as after an edit of the log by hand."""
     store = PromptStore(backend)
     record = store.publish("tone", make_blob("tone", 1), job="job-1")
     other = make_blob("labels", 1)

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from shared.prompt.blob import decode_blob
+from shared.model.base_model import BaseModelInfo
+from shared.prompt.blob import decode_blob, encode_blob
 from shared.prompt.manifest import utc_now
 from shared.store import AliasTarget, LoadedVersion, RefusedVersion, ReplicaRecord, VersionRecord
 from shared.store.fleet import Serving, serving
 from shared.store.replicas import ReplicaDirectory
 from shared.values.results import TuningResult
 from shared.values.spec import PublishGate, PublishPolicy
-from tests.shared.prompt.blobs import make_blob
+from tests.shared.prompt.blobs import base_model_info, manifest, soft_prompt
 from tests.trainer_service.builders import BASE_MODEL, spec
 from tests.trainer_service.job_service import Service
 from tests.waiting import until
@@ -27,9 +28,10 @@ from trainer_service.publish import rollout
 BEAT_CURRENT = PublishPolicy(gate=PublishGate(beat_current=True))
 
 
-def put_version(service: Service, number: int) -> VersionRecord:
+def put_version(service: Service, number: int, model: BaseModelInfo = BASE_MODEL) -> VersionRecord:
     """A version that another publisher made, and that gets the default alias."""
-    made: VersionRecord = service.prompt_store.publish("tone", make_blob("tone", number), job=f"other-{number}")
+    blob = encode_blob(soft_prompt(number), manifest("tone", base_model=model))
+    made: VersionRecord = service.prompt_store.publish("tone", blob, job=f"other-{number}")
     return made
 
 
@@ -50,6 +52,17 @@ async def test_a_job_that_beats_the_current_version_takes_its_place(service: Ser
     assert (result.version, result.alias_moved) == ("prompts/tone/versions/2", True)
     assert result.current_version == "prompts/tone/versions/1"
     assert current(service) == [2]
+
+
+async def test_a_current_version_that_cannot_be_compared_is_not_beaten(service: Service) -> None:
+    """The alias names a version of another base model: nobody knows which of the two is better."""
+    manager = await service.start()
+    put_version(service, 1, base_model_info())
+    job = await manager.create(spec(publish=BEAT_CURRENT))
+    result = result_of(await service.state(job.id, JobState.SUCCEEDED))
+    assert (result.published, result.current_version) == (False, "prompts/tone/versions/1")
+    assert "the current version was not measured" in result.gate_decision
+    assert current(service) == [1]
 
 
 async def test_a_version_that_became_current_after_the_comparison_is_left_in_place(service: Service) -> None:
