@@ -34,8 +34,8 @@ class Receiver:
 
     @property
     def told(self) -> list[Received]:
-        """The events without repeats: one whose trainer ended before it had noted the delivery comes again."""
-        return list({event.id: event for event in reversed(self.events)}.values())[::-1]
+        """Each event once, where it first came: it comes again if its trainer ends before it has noted the delivery."""
+        return list({event.id: event for event in self.events}.values())
 
     @property
     def types(self) -> list[str]:
