@@ -78,6 +78,23 @@ def test_neon_computes_the_same(expected: Results, tmp_path: Path) -> None:
     compare(compiled_and_run(tmp_path, "aarch64", "neon"), expected)
 
 
+@pytest.mark.timeout(400)
+def test_sanitizers_find_nothing(expected: Results, tmp_path: Path) -> None:
+    """No access outside of memory, and nothing undefined, in the library of this processor."""
+    name, target = library.instruction_set(), tmp_path / "sanitized"
+    assert name is not None
+    options = build.INSTRUCTION_SETS[platform.machine()][name]
+    flags = [flag for flag in build.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]
+    checks = ("-O1", "-g", "-w", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    sources = sorted(map(str, build.SOURCES.glob("*.c")))
+    command = [build.COMPILER, *flags, *options, *checks, *sources, str(PROGRAM), "-o", str(target), "-lm"]
+    subprocess.run(command, capture_output=True, check=True, timeout=300)
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}  # the program never frees its operands
+    done = subprocess.run([str(target)], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(expected)
+
+
 @pytest.mark.skipif(library.instruction_set() not in AVX512, reason="this processor has one instruction set only")
 def test_a_processor_without_avx512_serves_in_bfloat16_by_avx2() -> None:
     """The variables of torch and oneDNN hide AVX-512 from them and from us."""
