@@ -16,7 +16,7 @@ RESULTS = Path("benchmarks/results")
 
 
 def result_file(name: str) -> Path:
-    """Where a benchmark whose figures depend on the instruction set writes them: each kind of processor has a folder."""
+    """Where a benchmark that depends on the instruction set writes: each kind of processor has a folder."""
     instructions = machine()["instructions"]
     kinds = (("amx_bf16", "amx"), ("avx512f", "avx512"), ("avx2", "avx2"), ("asimd", "arm"))
     return RESULTS / next((kind for flag, kind in kinds if flag in instructions), "other") / f"{name}.json"
