@@ -12,6 +12,16 @@ import torch
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 
+RESULTS = Path("benchmarks/results")
+
+
+def result_file(name: str) -> Path:
+    """Where a benchmark that depends on the instruction set writes: each kind of processor has a folder."""
+    instructions = machine()["instructions"]
+    kinds = (("amx_bf16", "amx"), ("avx512f", "avx512"), ("avx2", "avx2"), ("asimd", "arm"))
+    return RESULTS / next((kind for flag, kind in kinds if flag in instructions), "other") / f"{name}.json"
+
+
 def machine() -> dict[str, Any]:
     """The processor, those of its instruction sets that matter here, its number of cores, and the versions that ran."""
     path = Path("/proc/cpuinfo")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernels
 
-Writes medians and ratios to benchmarks/results/kernels.json.
+Writes medians and ratios to kernels.json in the folder of this kind of processor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.kernels import calls, sampling, serving, training
-from benchmarks.machine import machine
+from benchmarks.machine import machine, result_file
 from shared.kernels import library
 from shared.process.allocator import tune_allocator
 
@@ -23,7 +23,7 @@ from shared.process.allocator import tune_allocator
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/kernels.json"))
+    parser.add_argument("--output", type=Path, default=result_file("kernels"))
     arguments = parser.parse_args()
     tune_allocator()
     torch.manual_seed(0)
@@ -37,6 +37,7 @@ def main() -> None:
         results["calls"] = calls.norm(10 * arguments.rounds)
         results["sampling, milliseconds"] = sampling.measure(arguments.rounds)
     results["training"] = training.measure(arguments.rounds)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 

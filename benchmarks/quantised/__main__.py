@@ -4,7 +4,7 @@
 
 DIRECTORY has files NAME.test.jsonl with `input` and `output`. The reference is the model's own code in float32 with the
 stored weights. Times are processor seconds of one thread, the shortest step of many, so other processes hardly matter.
-Writes benchmarks/results/quantised.json.
+Writes quantised.json in the folder of this kind of processor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, result_file
 from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.core.request import GenerationRequest
 from inference_service.engine.engine import load_engine
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=16, help="texts of each file")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quantised.json"))
+    parser.add_argument("--output", type=Path, default=result_file("quantised"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     texts = texts_of(arguments.data, arguments.texts)
@@ -49,6 +49,7 @@ def main() -> None:
         found = logits_of(arguments.model, "bfloat16", weights, texts)
         results[weights] = compared(found, expected) | step_times(arguments.model, weights, arguments.rounds)
         print(weights, json.dumps(results[weights]), flush=True)
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(results, indent=2) + "\n")
 
 

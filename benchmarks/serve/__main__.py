@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, result_file
 from benchmarks.serve.cases import CASES, Case, Goal
 from benchmarks.serve.field import Field
 from shared.process.allocator import tune_allocator
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument(
         "--many-prompts", type=int, default=MANY_PROMPTS, help="number of prompts in the case with many prompts"
     )
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serve.json"))
+    parser.add_argument("--output", type=Path, default=result_file("serve"))
     arguments = parser.parse_args()
     tune_allocator()
     known = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}

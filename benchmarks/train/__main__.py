@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, result_file
 from benchmarks.train.contestants import CONTESTANTS, PREFIX_CONTESTANTS
 from benchmarks.train.gpu_cases import measure as measure_gpu_shape
 from benchmarks.train.workload import CASES, Case, load_model, make_rows
@@ -45,12 +45,12 @@ def main() -> None:
     every = list(range(len(CASES)))
     parser.add_argument("--cases", type=int, nargs="*", default=every, help=f"indices of the cases to run: {every}")
     parser.add_argument("--gpu-shape", action="store_true", help="also run the cases of a model of 1B shape, on a GPU")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/train-DTYPE.json")
+    parser.add_argument("--output", type=Path, help="default: train-DTYPE.json in the folder of this kind of processor")
     parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.dtype == "auto":
         arguments.dtype = str(pick_training_dtype("auto", torch.device(arguments.device))).removeprefix("torch.")
-    arguments.output = arguments.output or Path(f"benchmarks/results/train-{arguments.dtype}.json")
+    arguments.output = arguments.output or result_file(f"train-{arguments.dtype}")
     tune_allocator()
     if arguments.memory_of:
         print(peak_bytes(arguments))
