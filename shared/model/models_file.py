@@ -41,6 +41,11 @@ _SelectorValue = Annotated[str, Field(pattern=rf"^!?({_LABEL_VALUE}|in\([A-Za-z0
 _Amount = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
 
 
+def _check_limits(least: int, most: int | None) -> None:
+    if most is not None and least > most:
+        raise ValueError(f"least: must not be above most, which is {most}")
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -213,8 +218,3 @@ def _read(file: WatchedFile) -> Mapping[str, ModelEntry]:
             for detail in error.errors(include_input=False)
         ]
         raise ConfigError(f"{file.path}: {'; '.join(problems[:5])}") from None
-
-
-def _check_limits(least: int, most: int | None) -> None:
-    if most is not None and least > most:
-        raise ValueError(f"least: must not be above most, which is {most}")
