@@ -46,6 +46,12 @@ def _check_limits(least: int, most: int | None) -> None:
         raise ValueError(f"least: must not be above most, which is {most}")
 
 
+def _check_amount(value: float) -> None:
+    """Ray gives out parts of one, and whole numbers."""
+    if value > 1 and value != int(value):
+        raise ValueError(f"{value:g} must be at most 1, or whole")
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -73,7 +79,7 @@ class Resources(_Strict):
     num_gpus: Annotated[float, Field(ge=0, le=64, allow_inf_nan=False)] | None = None
     """GPUs: 0, a part of one, or a whole number. With several, the layers are spread over them."""
     num_cpus: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] | None = None
-    """CPU cores, and at least one."""
+    """CPU cores: a part of one, or a whole number. Also the threads of a worker, of which it has at least one."""
     memory_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 50)] | None = None
     """Memory of the machine, without that of GPUs."""
     node_labels: Mapping[_LabelKey, _LabelValue] = {}
@@ -83,11 +89,11 @@ class Resources(_Strict):
     launch_seconds: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
     """Longest time from the launch until the model is loaded."""
 
-    @field_validator("num_gpus")
+    @field_validator("num_gpus", "num_cpus")
     @classmethod
-    def _gpus_can_be_given(cls, value: float | None) -> float | None:
-        if value is not None and value > 1 and value != int(value):
-            raise ValueError(f"{value:g} is no number of GPUs: it must be at most 1, or whole")
+    def _can_be_given(cls, value: float | None) -> float | None:
+        if value is not None:
+            _check_amount(value)
         return value
 
 
@@ -111,6 +117,8 @@ class Workers(Resources):
         for name in ("CPU", "GPU", "memory", "object_store_memory"):
             if name in value:
                 raise ValueError(f"{name} is not a custom resource: set num_cpus, num_gpus or memory_bytes")
+        for amount in value.values():
+            _check_amount(amount)
         return value
 
     @model_validator(mode="after")
@@ -157,12 +165,14 @@ class ModelEntry(_Strict):
 
 
 class _File(_Strict):
-    models: tuple[ModelEntry, ...] = Field(min_length=1, max_length=1000)
+    models: Annotated[tuple[ModelEntry, ...], Field(max_length=1000)]
 
     @field_validator("models")
     @classmethod
     def _ids_differ(cls, value: tuple[ModelEntry, ...]) -> tuple[ModelEntry, ...]:
         ids = [entry.id for entry in value]
+        if not ids:
+            raise ValueError("must have at least one model")
         if repeated := next((id for id in ids if ids.count(id) > 1), None):
             raise ValueError(f"two models have the id {repeated!r}")
         return value
