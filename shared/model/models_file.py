@@ -139,9 +139,9 @@ class Replicas(Resources):
 
     @field_validator("num_gpus")
     @classmethod
-    def _gpus_are_whole(cls, value: float | None) -> float | None:
-        if value is not None and value != int(value):
-            raise ValueError(f"{value:g} must be whole: Kubernetes gives pods whole GPUs")
+    def _has_one_gpu(cls, value: float | None) -> float | None:
+        if value not in (None, 0, 1):
+            raise ValueError(f"{value:g} must be 0 or 1: a replica computes on one GPU")
         return value
 
     @model_validator(mode="after")

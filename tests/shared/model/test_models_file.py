@@ -38,7 +38,7 @@ def test_it_names_the_resources_of_each_model(tmp_path: Path) -> None:
             "ray_labels": {"ray.io/market-type": "!in(spot,x)"},
             "launch_seconds": 1800,
         },
-        "replicas": {"least": 0, "most": 3, "num_gpus": 2, "node_labels": {"pool": "a"}, "tolerations": [{"key": "k"}]},
+        "replicas": {"least": 0, "most": 3, "num_gpus": 1, "node_labels": {"pool": "a"}, "tolerations": [{"key": "k"}]},
     }
     found = ModelsFile(write(tmp_path / "models.json", large, {"id": "small", "source": "/models/small"}))
     assert list(found.entries) == ["large", "small"]
@@ -67,7 +67,7 @@ def test_it_names_the_resources_of_each_model(tmp_path: Path) -> None:
         ({"workers": {"ray_resources": {"nvme": 0}}}, "models.0.workers.ray_resources.nvme"),
         ({"workers": {"ray_labels": {"zone": "in(a"}}}, "models.0.workers.ray_labels.zone"),
         ({"replicas": {"least": 2, "most": 1}}, "models.0.replicas: least"),
-        ({"replicas": {"num_gpus": 0.5}}, "models.0.replicas.num_gpus: 0.5 must be whole"),
+        ({"replicas": {"num_gpus": 0.5}}, "models.0.replicas.num_gpus: 0.5 must be 0 or 1"),
         ({"replicas": {"node_labels": {"-": "x"}}}, "models.0.replicas.node_labels"),
         ({"replicas": {"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}}, "tolerations.0: value"),
         ({"replicas": {"tolerations": [{"operator": "Equal"}]}}, "tolerations.0: key"),
