@@ -42,7 +42,7 @@ def of_models(objects: Sequence[Object], entries: Mapping[str, ModelEntry], cont
         elif kind == "RayCluster":
             found.append(_ray_cluster(item, entries, names))
         elif kind == "Deployment" and name in ("trainer", "router", "gateway"):
-            found.append(_reader(item, overlay, content))
+            found.append(_reader(item, overlay, entries, content))
         else:
             found.append(item)
     return [*found, _config_map(overlay, content)]
@@ -214,7 +214,7 @@ def _place(pod: Object, main: Object, wanted: Resources, extra_bytes: int = 0, t
         pod["tolerations"] = [*pod.get("tolerations", []), *added]
 
 
-def _reader(item: Object, overlay: _Overlay, content: str) -> Object:
+def _reader(item: Object, overlay: _Overlay, entries: Mapping[str, ModelEntry], content: str) -> Object:
     """A Deployment that reads the file, or that must send requests to the router."""
     made, name = copy.deepcopy(item), item["metadata"]["name"]
     main = _main(made)
@@ -224,7 +224,8 @@ def _reader(item: Object, overlay: _Overlay, content: str) -> Object:
         return made
     _set_environment(main, **{f"SOFTPROMPT_{name.upper()}_MODELS_FILE": f"{DIRECTORY}/{FILE}"})
     if name == "trainer":
-        _set_environment(main, SOFTPROMPT_TRAINER_BASE_MODELS="")
+        sources = ",".join(f"{id}={entry.source}" for id, entry in entries.items())
+        _set_environment(main, SOFTPROMPT_TRAINER_BASE_MODELS=sources)
     main.setdefault("volumeMounts", []).append({"name": "base-models", "mountPath": DIRECTORY, "readOnly": True})
     volumes = made["spec"]["template"]["spec"].setdefault("volumes", [])
     volumes.append({"name": "base-models", "configMap": {"name": _config_map_name(content)}})
