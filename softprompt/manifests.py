@@ -100,7 +100,7 @@ def _deployment(item: Object, entry: ModelEntry, name: str, overlay: _Overlay) -
     pod, main = spec["template"]["spec"], _main(made)
     for constraint in pod.get("topologySpreadConstraints", []):
         constraint["labelSelector"]["matchLabels"][BASE_MODEL_LABEL] = entry.id
-    device = {None: None, 0: "cpu"}.get(replicas.num_gpus, "cuda")
+    device = None if replicas.num_gpus is None else "cuda" if replicas.num_gpus else "cpu"
     _set_environment(
         main,
         SOFTPROMPT_INFERENCE_BASE_MODEL=entry.source,

@@ -126,7 +126,9 @@ def _scaled(scaled: Object | None, pod: Pod, entry: ModelEntry) -> Iterator[str]
 def _reads_it(manifests: Manifests, pod: Pod) -> Iterator[str]:
     path = manifests.environment(pod).get(f"SOFTPROMPT_{pod.name.upper()}_MODELS_FILE", "")
     mounts = {mount["mountPath"]: mount["name"] for mount in pod.main["volumeMounts"]}
-    volume = next((one for one in pod.spec["volumes"] if one["name"] == mounts.get(path.removesuffix(f"/{FILE}"))), {})
+    volume: Object = next(
+        (one for one in pod.spec["volumes"] if one["name"] == mounts.get(path.removesuffix(f"/{FILE}"))), {}
+    )
     content = manifests.find("ConfigMap", volume.get("configMap", {}).get("name", ""))
     if content is None or FILE not in content["data"]:
         yield f"reads {path or 'no models file'}"

@@ -357,7 +357,7 @@ def test_weights_go_straight_to_a_gpu(tiny_model_dir: Path, monkeypatch: pytest.
     def load_weights(path: Path, name: str, dtype: Any, attention: Any, device_map: Any) -> Any:
         asked.append(device_map)
         model = torch.nn.Linear(1, 1)
-        model.hf_device_map = device_map  # type: ignore[assignment]
+        model.hf_device_map = device_map
         return model
 
     monkeypatch.setattr(base_model, "load_weights", load_weights)

@@ -28,7 +28,8 @@ async def create(service: Service, base_model: str, prompt: str) -> str:
 
 
 def workers_of(service: Service) -> Counter[str]:
-    return Counter(worker.base_model for worker in service.manager._dispatcher.workers)
+    """Workers that have not been closed, by base model."""
+    return Counter(worker.base_model for worker in service.pool.workers if not worker.is_closed)
 
 
 async def test_each_base_model_gets_its_own_number_of_workers(service: Service, tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ async def test_a_launch_takes_no_longer_than_its_base_model_may(service: Service
         async def close(self) -> None: ...
 
     service.models = models_file(tmp_path / "models.json", quick={"launch_seconds": 0.05})
-    await service.start(NeverThere(), max_workers=2, launch_seconds=60)  # type: ignore[arg-type]
+    await service.start(NeverThere(), max_workers=2, launch_seconds=60)
     for base_model in ("quick", "slow"):
         await create(service, base_model, base_model)
     await until(lambda: launched["quick"] >= 3)
