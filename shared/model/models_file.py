@@ -23,11 +23,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from shared.config import ConfigError
 from shared.kernels.formats import Weights
 from shared.model.options import DType
+from shared.security.json_file import read_json
 from shared.security.watched_file import WatchedFile
 
 log = logging.getLogger(__name__)
@@ -218,13 +219,4 @@ class ModelsFile:
 
 
 def _read(file: WatchedFile) -> Mapping[str, ModelEntry]:
-    try:
-        return {entry.id: entry for entry in _File.model_validate_json(file.read()).models}
-    except OSError as error:
-        raise ConfigError(f"{file.path}: {error.strerror}") from error
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, detail['loc'])) or 'file'}: {detail['msg'].removeprefix('Value error, ')}"
-            for detail in error.errors(include_input=False)
-        ]
-        raise ConfigError(f"{file.path}: {'; '.join(problems[:5])}") from None
+    return {entry.id: entry for entry in read_json(file, _File).models}

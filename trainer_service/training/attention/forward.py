@@ -80,7 +80,7 @@ class PackedForward:
             if self._split:
                 with only_at(packed.target_positions, self._last_mlp):
                     hidden: torch.Tensor = self._model.base_model(**inputs).last_hidden_state[0]
-                return hidden.to(self._device).index_select(0, packed.target_positions)
+                return hidden.index_select(0, packed.target_positions.to(hidden.device)).to(self._device)
             logits: torch.Tensor = self._model(**inputs, logits_to_keep=packed.target_positions).logits[0]
             return logits
 
