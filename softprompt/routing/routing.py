@@ -101,7 +101,7 @@ class Routing:
                 if (link := _best(route, tried)) is None and _is_behind(failed):
                     link = _best(replace(route, links=self.links()), tried)
             if link is None:
-                if not (base_model := self._may_start(name, ask, failed)):
+                if not (base_model := await self._may_start(name, ask, failed)):
                     break
                 if not await self._cold_starts.wait(base_model, lambda: self._is_live(ask), began):
                     raise Unavailable(f"no replica for {ask.prompt or base_model} has started yet")
@@ -196,15 +196,19 @@ class Routing:
             return code in _ELSEWHERE or code is grpc.StatusCode.FAILED_PRECONDITION
         return code in _ELSEWHERE or _is_other_model(error)
 
-    def _may_start(self, name: str, ask: Ask, failed: grpc.aio.AioRpcError | None) -> str:
+    async def _may_start(self, name: str, ask: Ask, failed: grpc.aio.AioRpcError | None) -> str:
         """Id of the base model for whose first replica the call may wait; empty if it may not.
 
         If other base models have replicas, one of them has said that the caller may use the prompt: only then, the
         refusal is about the base model.
         """
+        if name not in METHODS or not self._cold_starts.base_models:
+            return ""
+        if ask.prompt and failed is None:  # no replica has been asked, which would know a new prompt
+            await self._directory.catch_up()
         target = self._directory.resolve(ask.prompt, ask.routing_key) if ask.prompt else None
         base_model = ask.base_model if not ask.prompt else "" if target is None else target.base_model
-        if name not in METHODS or base_model not in self._cold_starts.base_models or self._is_live(ask):
+        if base_model not in self._cold_starts.base_models or self._is_live(ask):
             return ""
         if failed is None or failed.code() is grpc.StatusCode.UNAVAILABLE:
             return base_model

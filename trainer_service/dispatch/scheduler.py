@@ -115,9 +115,12 @@ def plan(
     models that have their own.
     """
     limits = limits or {}
-    lanes = _lanes(heads, workers, max_workers, max_jobs_per_worker, limits)
+    surplus = _surplus(workers, limits)
+    usable = [worker for worker in workers if worker.id not in surplus]
+    lanes = _lanes(heads, usable, max_workers, max_jobs_per_worker, limits)
     launches, stops = _move_workers(lanes, max_workers - len(workers), max_jobs_per_worker, limits)
     claims = [claim for state in lanes for claim in _fill(state, max_jobs_per_worker)]
+    stops += [worker.id for worker in workers if worker.id in surplus and worker.num_jobs == 0]
     needed = {head.base_model for head in heads}
     left = Counter(worker.base_model for worker in workers if worker.id not in stops) + Counter(launches)
     num_free = max_workers - left.total()
@@ -128,13 +131,22 @@ def plan(
             num_free -= 1
     for worker in sorted(workers, key=lambda worker: -worker.idle_seconds):
         is_idle = worker.ready and worker.num_jobs == 0 and worker.id not in stops
-        limit = limits.get(worker.base_model, NO_LIMITS)
-        is_over = limit.most is not None and left[worker.base_model] > limit.most
         is_long = worker.idle_seconds > idle_seconds and worker.base_model not in needed
-        if is_idle and (is_over or (is_long and left[worker.base_model] > limit.least)):
+        if is_idle and is_long and left[worker.base_model] > limits.get(worker.base_model, NO_LIMITS).least:
             stops.append(worker.id)
             left[worker.base_model] -= 1
     return Plan(tuple(claims), tuple(launches), tuple(dict.fromkeys(stops)))
+
+
+def _surplus(workers: Sequence[WorkerView], limits: Mapping[str, WorkerLimits]) -> set[str]:
+    """Ids of the workers that a base model has beyond its own limit: they take no jobs, and end once they have none."""
+    found = set[str]()
+    for base_model, limit in limits.items():
+        if limit.most is not None:
+            own = [worker for worker in workers if worker.base_model == base_model]
+            own.sort(key=lambda worker: (-worker.num_jobs, not worker.ready, worker.id))
+            found.update(worker.id for worker in own[limit.most :])
+    return found
 
 
 def _lanes(

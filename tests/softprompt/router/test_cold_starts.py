@@ -53,10 +53,10 @@ def bare(base_model: str) -> Any:
 
 async def test_the_first_calls_wait_for_the_replica_that_they_make_start(tiny_model_dir: Path, tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
-    publish(store, blob(tiny_model_dir, matrix(1), "tone"), "tone")
     listed = models_file(tmp_path / "models.json", tiny_llama={"least": 0, "most": 3})
-    async with running_router(tmp_path / "r", tmp_path / "store", models_file=listed) as router:
+    async with running_router(tmp_path / "r", tmp_path / "store", models_file=listed, poll_seconds=60) as router:
         assert await waiting(router, "tiny-llama") == 0, "the autoscaler sees the series before the first call"
+        publish(store, blob(tiny_model_dir, matrix(1), "tone"), "tone")  # it must know a prompt of just now
         calls = [
             asyncio.create_task(asyncio.wait_for(router.stub.Generate(request), 60))
             for request in (generate_request("hi", "tone"), bare("tiny-llama"), generate_request("hi"))
