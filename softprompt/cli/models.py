@@ -70,7 +70,7 @@ def fingerprint(
         raise InvalidInput.of("directory", f"can't write the fingerprint into {directory}: {error.strerror}") from error
 
 
-@app.command(epilog=example("kubectl kustomize k8s/overlays/ha | softprompt models manifests --file models.json"))
+@app.command(epilog=example("softprompt models manifests ha.yaml --file models.json > deployment.yaml"))
 def manifests(
     file: Annotated[Path, typer.Option(help="The models file (docs/models.md).")],
     overlay: Annotated[
