@@ -194,7 +194,7 @@ def _ray_group(item: Object, entry: ModelEntry, name: str) -> Object:
 
 
 def _label(selector: str) -> str:
-    """A label value that a Ray selector accepts; empty if every value but some will do."""
+    """A label value that a Ray selector accepts; empty if the selector only excludes values."""
     return "" if selector.startswith("!") else re.sub(r"^in\(([^,)]*).*$", r"\1", selector)
 
 

@@ -23,7 +23,7 @@ class RouterMetrics(Collector):
         self._links: Sequence[Link] = ()
         self._states: Mapping[tuple[str, str], int] = {}
         self.waiting: Callable[[], Mapping[str, int]] = dict
-        """The calls that wait for the first replica of a base model; one thread for scrapes calls it."""
+        """The calls that wait for the first replica, by base model. The thread of scrapes calls it."""
         self.attempts = Counter(
             f"{PREFIX}_attempts",
             "Calls passed on to a replica, by how it answered: OK with its first message.",

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from tests.k8s.faults.seeding import Faults, cluster, drop, env, head, policy_rule, remove, router_env, worker
+from tests.k8s.manifests import Manifests
+
+
+def _without_tls(manifests: Manifests) -> None:
+    router_env(manifests, "SOFTPROMPT_ROUTER_PLAINTEXT").update(value="true")
+    for name in ("CERTIFICATE_FILE", "KEY_FILE"):
+        drop(manifests.pod("router").main["env"], name=f"SOFTPROMPT_ROUTER_TLS_{name}")
+
 
 FAULTS: Faults = {
     "an HTTP route to a port that is not there": (
@@ -73,11 +81,7 @@ FAULTS: Faults = {
     "a router in the clear before replicas with TLS": (
         "ha",
         "router",
-        lambda m: (
-            router_env(m, "SOFTPROMPT_ROUTER_PLAINTEXT").update(value="true"),
-            drop(m.pod("router").main["env"], name="SOFTPROMPT_ROUTER_TLS_CERTIFICATE_FILE"),
-            drop(m.pod("router").main["env"], name="SOFTPROMPT_ROUTER_TLS_KEY_FILE"),
-        ),
+        _without_tls,
     ),
     "a router whose certificate is not mounted": (
         "ha",
