@@ -22,6 +22,7 @@ Object = dict[str, Any]
 BASE_MODEL_LABEL = "softprompt.io/base-model"
 CONFIG_MAP, DIRECTORY, FILE = "softprompt-models", "/etc/softprompt", "models.json"
 _GPU = "nvidia.com/gpu"
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _RAY_BYTES = 3 << 30
 """Memory of a Ray node beside its worker: Ray's processes, and its object store in /dev/shm."""
 
@@ -80,11 +81,11 @@ def _names(entries: Mapping[str, ModelEntry]) -> dict[str, str]:
     """The part of objects' names that stands for each model. Raises InvalidInput."""
     found = {id: re.sub("[^a-z0-9]+", "-", id).strip("-") for id in entries}
     for id, name in found.items():
-        if not name or len(name) > 40 or list(found.values()).count(name) > 1:
+        if not _LABEL.fullmatch(id) or len(name) > 40 or list(found.values()).count(name) > 1:
             raise InvalidInput.of(
                 "file",
-                f"the id {id!r} makes no name of objects: its letters and digits must differ from other ids, "
-                "and be 1 to 40",
+                f"the id {id!r} makes no name of objects: it must begin and end with a letter or digit, have at most 40 "
+                "characters, and differ from other ids in letters or digits",
             )
     return found
 
