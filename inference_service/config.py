@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import fields, replace
+from pathlib import Path
+from typing import Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from inference_service.engine.core.config import LENGTH_SETTING, EngineConfig, EngineSettings
 from inference_service.limits import RequestLimits
-from shared.config import ServerSettings, settings_config
+from shared.config import ConfigError, ServerSettings, settings_config
+from shared.model.models_file import ModelsFile
 from shared.model.options import ModelOptions
 from shared.names import NAME_PATTERN
 from shared.values.sampling import LIMITS, Sampling, SamplingLimits
@@ -27,6 +30,10 @@ class InferenceSettings(ServerSettings, ModelOptions, EngineSettings):
 
     model_config = settings_config("SOFTPROMPT_INFERENCE_")
 
+    models_file: Path | None = None
+    """JSON file of base models (docs/models.md). `base_model` may then be the id of one of them; its source, dtype and
+    weights override the settings.
+    """
     base_model: str = Field(min_length=1)
     """The frozen model that answers: a model directory or a hub id."""
     base_model_id: str = ""
@@ -87,6 +94,17 @@ class InferenceSettings(ServerSettings, ModelOptions, EngineSettings):
 
     Unset: 100, or 0 if the callers file has several tenants at start, since the metrics port has no authentication.
     """
+
+    def with_models_file(self) -> Self:
+        """These settings with what the models file says of the base model. Raises ConfigError."""
+        try:
+            entry = ModelsFile(self.models_file).entries.get(self.base_model)
+        except ConfigError as error:
+            raise ConfigError(f"SOFTPROMPT_INFERENCE_MODELS_FILE: {error}") from None
+        if entry is None:
+            return self
+        chosen = {"base_model": entry.source, "base_model_id": entry.id, "dtype": entry.dtype, "weights": entry.weights}
+        return self.model_copy(update={name: value for name, value in chosen.items() if value is not None})
 
     def num_prompt_labels(self, num_tenants: int) -> int:
         """`max_prompt_labels`, or the default for `num_tenants` if it is unset."""

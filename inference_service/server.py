@@ -131,6 +131,7 @@ def build(
 async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
     """Run until `stop` is set, then drain. Raises errors that prevent the start or end the service."""
     retract(settings)
+    settings = settings.with_models_file()
     metrics = CollectorRegistry()
     tracing = tracing_of("softprompt-inference", settings.otlp_endpoint)
     rpc = RpcServer(settings, [SERVICE_NAME], RpcMetrics(metrics), tracing=tracing)

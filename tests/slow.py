@@ -72,6 +72,7 @@ FILES = frozenset(
         "trainer_service/dispatch/test_replicas.py",
         "trainer_service/dispatch/test_storage_faults.py",
         "trainer_service/dispatch/test_supervisor.py",
+        "trainer_service/dispatch/test_worker_limits.py",
         "trainer_service/jobs/store/test_worker_slots.py",
         "trainer_service/jobs/test_transitions.py",
         "trainer_service/maintenance/test_retention_races.py",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from shared.config import ServerSettings, settings_config
+from shared.config import ConfigError, ServerSettings, settings_config
 from shared.model.base_model import pick_device
+from shared.model.models_file import ModelsFile
 from shared.process.user_cache import expanded
 from shared.store.maintenance import MaintenanceSettings
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
@@ -35,9 +37,14 @@ class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings, UploadLimits
 
     model_config = settings_config("SOFTPROMPT_TRAINER_")
 
-    base_models: CommaSeparated = Field(min_length=1)
+    models_file: Path | None = None
+    """JSON file of base models with their resources (docs/models.md). Its models are trained besides those of
+    base_models, and what it says of a model overrides the settings. Changed resources hold from the next worker on; new
+    models need a restart.
+    """
+    base_models: CommaSeparated = Field(default=(), validate_default=True)
     """Base models to train prompts for: directories or hub ids, comma-separated, each optionally as ID=...; the first
-    is the default.
+    is the default. Required without a models file.
     """
     max_proof_model_bytes: int = Field(default=1 << 30, ge=0)
     """Largest base model, in bytes of weights, for which this trainer makes golden records of an import without any: a
@@ -96,7 +103,9 @@ class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings, UploadLimits
 
     @field_validator("base_models")
     @classmethod
-    def _base_models_parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _base_models_parse(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not value and info.data.get("models_file") is None:
+            raise ValueError("must have at least 1 item, or SOFTPROMPT_TRAINER_MODELS_FILE must be set")
         ids = [BaseModelSource.parse(text).id for text in value]
         if len(set(ids)) != len(ids):
             raise ValueError(f"two base models have the same id: {', '.join(ids)}; write ID=directory")
@@ -142,8 +151,25 @@ class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings, UploadLimits
 
     @property
     def sources(self) -> tuple[BaseModelSource, ...]:
-        """The base models with their ids."""
-        return tuple(BaseModelSource.parse(text) for text in self.base_models)
+        """The base models with their ids, those of the setting before those of the models file."""
+        named = {source.id: source for source in map(BaseModelSource.parse, self.base_models)}
+        listed = {id: BaseModelSource.parse(f"{id}={entry.source}") for id, entry in self.models.entries.items()}
+        return tuple((named | listed).values())
+
+    @cached_property
+    def models(self) -> ModelsFile:
+        """The models file, read at the first use. Raises ConfigError if it can't be used."""
+        try:
+            found = ModelsFile(self.models_file)
+        except ConfigError as error:
+            raise ConfigError(f"SOFTPROMPT_TRAINER_MODELS_FILE: {error}") from None
+        kept = sum(entry.workers.least for entry in found.entries.values())
+        if kept > self.max_workers:
+            raise ConfigError(
+                f"SOFTPROMPT_TRAINER_MODELS_FILE: {self.models_file}: workers.least of all models is {kept} together, "
+                f"SOFTPROMPT_TRAINER_MAX_WORKERS is {self.max_workers}"
+            )
+        return found
 
     @property
     def resolved_store_url(self) -> str:

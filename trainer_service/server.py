@@ -167,6 +167,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
         ledger=ledger,
         pools=pools,
         tenants=rpc.guard.tenants,
+        models=settings.models,
     )
     outbox = Outbox(job_store.database, lambda: endpoints.current)
     if endpoints.is_configured:

@@ -10,4 +10,4 @@ from trainer_service.config import TrainerSettings
 def ray_pool(settings: TrainerSettings) -> RayPool:
     """A pool on the configured Ray cluster. Workers get only their own settings, none of the service's secrets."""
     base_models = {source.id: source.source for source in settings.sources}
-    return connect(settings.ray_address, base_models, WorkerSettings.of(settings))
+    return connect(settings.ray_address, base_models, WorkerSettings.of(settings), settings.models)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import nn
 
 from shared.errors import PreconditionFailed
 from shared.kernels import library, ops
+from shared.kernels.formats import Weights as Weights
 from shared.kernels.quantised_weight import QuantisedFormat, QuantisedWeight, fits, quantise
 from shared.kernels.serving_linear import Swap
 
 log = logging.getLogger(__name__)
 
-Weights = Literal["stored", "restored", "q8_0", "q4_1", "q4_0"]
 _SAMPLE = 64
 """Rows of a matrix that show whether it was dequantised, and from which format."""
 

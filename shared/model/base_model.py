@@ -68,6 +68,8 @@ def load(
     info = inspect(path, id=id or default_id(source))
     target = pick_device(options.device)
     chosen = pick_dtype(options.dtype, target)
+    if device_map is None and target.type != "cpu":
+        device_map = {"": target}  # straight to the GPU: the machine's memory need not hold the whole model
     model = load_weights(path, info.id, chosen, attention, device_map)
     if device_map is None and not getattr(model, "hf_device_map", None):
         model = model.to(target)

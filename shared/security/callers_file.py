@@ -20,10 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.caller import MAX_PRIORITY, Caller, CallerLimits, Role, Tenant
 from shared.config import ConfigError
+from shared.security.json_file import read_json
 from shared.security.tokens import find_hash
 from shared.security.watched_file import WatchedFile
 
@@ -192,18 +193,8 @@ class CallersFile:
         log.info("callers file reloaded", extra={"fields": {"callers": self._directory.num_callers}})
 
     def _read(self) -> Directory:
-        try:
-            content = _File.model_validate_json(self._file.read())
-            return Directory(content.callers, content.tenants)
-        except OSError as error:
-            raise ConfigError(f"{self._file.path}: {error.strerror}") from error
-        except ValidationError as error:
-            problems = [
-                f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors(include_input=False)
-            ]
-            raise ConfigError(
-                f"{self._file.path}: " + "; ".join(problems[:5])
-            ) from None  # pydantic's text may show a token
+        content = read_json(self._file, _File)
+        return Directory(content.callers, content.tenants)
 
 
 def _tenants(entries: Sequence[CallerEntry], tenants: Sequence[TenantEntry]) -> Mapping[str, Tenant]:

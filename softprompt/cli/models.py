@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -67,6 +68,38 @@ def fingerprint(
         typer.echo(fingerprints.ship(directory).fingerprint)
     except OSError as error:
         raise InvalidInput.of("directory", f"can't write the fingerprint into {directory}: {error.strerror}") from error
+
+
+@app.command(epilog=example("softprompt models manifests ha.yaml --file models.json > deployment.yaml"))
+def manifests(
+    file: Annotated[Path, typer.Option(help="The models file (docs/models.md).")],
+    overlay: Annotated[
+        Path, typer.Argument(metavar="[OVERLAY]", help="A rendered overlay; `-` reads standard input.")
+    ] = Path("-"),
+) -> None:
+    """Print an overlay's Kubernetes objects with one Deployment, autoscaler and group of Ray nodes for each base model
+    of a models file.
+    """
+    require("inference")
+    import yaml
+
+    from shared.config import ConfigError
+    from shared.errors import InvalidInput
+    from shared.model.models_file import ModelsFile
+    from softprompt.manifests import of_models
+
+    try:
+        entries, content = ModelsFile(file).entries, file.read_text()
+    except ConfigError as error:
+        raise InvalidInput.of("file", str(error)) from None
+    try:
+        text = sys.stdin.read() if str(overlay) == "-" else overlay.read_text()
+        objects = [item for item in yaml.safe_load_all(text) if item]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidInput.of("overlay", f"can't be read as YAML: {str(error).splitlines()[0]}") from None
+    if not all(isinstance(item, dict) and "kind" in item and "name" in item.get("metadata", {}) for item in objects):
+        raise InvalidInput.of("overlay", "must consist of Kubernetes objects: give what `kubectl kustomize` prints")
+    typer.echo(yaml.safe_dump_all(of_models(objects, entries, content), sort_keys=False), nl=False)
 
 
 def pull_with_progress(name: str, to: Path | None = None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,6 +29,9 @@ def router(
     plaintext: Annotated[
         bool, typer.Option("--plaintext", help="Serve other machines without TLS (with --host).")
     ] = False,
+    models_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Models file: calls wait for models that are scaled to zero.")
+    ] = None,
     default_base_model: Annotated[
         str | None, typer.Option(help="Base model of requests that name neither a prompt nor a base model.")
     ] = None,
@@ -47,6 +51,7 @@ def router(
         "HOST": host,
         "PORT": port,
         "PLAINTEXT": "true" if plaintext else None,
+        "MODELS_FILE": models_file,
         "DEFAULT_BASE_MODEL": default_base_model,
     }
     os.environ.update({_PREFIX + name: str(value) for name, value in chosen.items() if value is not None})

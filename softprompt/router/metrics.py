@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Count
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -22,6 +22,8 @@ class RouterMetrics(Collector):
     def __init__(self, registry: CollectorRegistry) -> None:
         self._links: Sequence[Link] = ()
         self._states: Mapping[tuple[str, str], int] = {}
+        self.waiting: Callable[[], Mapping[str, int]] = dict
+        """The calls that wait for the first replica, by base model. The thread of scrapes calls it."""
         self.attempts = Counter(
             f"{PREFIX}_attempts",
             "Calls passed on to a replica, by how it answered: OK with its first message.",
@@ -59,4 +61,9 @@ class RouterMetrics(Collector):
             replicas.add_metric(labels, number)
         for base_model, number in sorted(calls.items()):
             in_flight.add_metric([base_model], number)
-        yield from (replicas, in_flight)
+        waiting = GaugeMetricFamily(
+            f"{PREFIX}_waiting", "Calls that wait for the first replica of a base model.", labels=["base_model"]
+        )
+        for base_model, number in sorted(self.waiting().items()):
+            waiting.add_metric([base_model], number)
+        yield from (replicas, in_flight, waiting)

@@ -12,6 +12,8 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
+from shared.config import ConfigError
+from shared.model.models_file import ModelsFile
 from shared.process.call_pool import CallPool
 from shared.process.daemon_thread import close_within
 from shared.process.service import announce, retract
@@ -25,6 +27,7 @@ from softprompt.client.security import ClientSecurity
 from softprompt.router.metrics import RouterMetrics
 from softprompt.router.servicer import SERVICE_NAME, RouterServicer
 from softprompt.router.settings import RouterSettings
+from softprompt.routing.cold_starts import ColdStarts
 from softprompt.routing.routing import Routing
 from softprompt.routing.store import StoreDirectory
 
@@ -39,6 +42,10 @@ async def serve(settings: RouterSettings, stop: asyncio.Event, security: ClientS
     environment. Raises errors that prevent the start.
     """
     retract(settings)
+    try:
+        models = ModelsFile(settings.models_file)
+    except ConfigError as error:
+        raise ConfigError(f"SOFTPROMPT_ROUTER_MODELS_FILE: {error}") from None
     # A token of the environment is ignored: with it, callers without one would act as the router.
     security = replace(security or ClientSecurity.from_environment(), token="", token_file="")
     registry = CollectorRegistry()
@@ -56,7 +63,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event, security: ClientS
         metrics.ready.set(0)
 
     try:
-        await rpc.run_until(stop, _live(settings, security, registry, metrics, rpc, late, ready), leaving)
+        await rpc.run_until(stop, _live(settings, models, security, registry, metrics, rpc, late, ready), leaving)
     finally:
         await close_within(_FAREWELL_SECONDS, metrics_server.close, "metrics")
         await close_within(_FAREWELL_SECONDS, tracing.close, "tracing")
@@ -64,6 +71,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event, security: ClientS
 
 async def _live(
     settings: RouterSettings,
+    models: ModelsFile,
     security: ClientSecurity,
     registry: CollectorRegistry,
     metrics: RouterMetrics,
@@ -76,25 +84,48 @@ async def _live(
     registry.register(PoolCollector([pool]))
     store = await pool.open(lambda: open_store(settings.store_url, settings.store_timeout_seconds))
     directory = StoreDirectory(store, settings.poll_seconds, pool)
+    cold_starts = ColdStarts(partial(_longest_waits, settings, models), settings.max_waiting, rpc.draining.is_set)
+    metrics.waiting = cold_starts.waiting
     routing = Routing(
         directory,
         lambda address: open_replica_channel(address, security),
         settings.default_base_model,
         metrics.observe,
+        cold_starts,
     )
+    has_read = asyncio.Event()
+
+    def records_read() -> None:
+        has_read.set()
+        metrics.records_read(directory.revision, routing.links())
+
     late.add_generic_rpc_handlers((RouterServicer(routing, bool(security.certificate_file)).handler(),))
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(directory.run(lambda: metrics.records_read(directory.revision, routing.links())))
-            group.create_task(_open_for_calls(routing, metrics, rpc, ready))
+            group.create_task(directory.run(records_read))
+            await has_read.wait()
+            group.create_task(_open_for_calls(routing, bool(cold_starts.base_models), metrics, rpc, ready))
     finally:
         await routing.close()
 
 
-async def _open_for_calls(routing: Routing, metrics: RouterMetrics, rpc: RpcServer, ready: Callable[[], None]) -> None:
-    """Report SERVING once a replica is connected. It stays SERVING without replicas; calls then fail."""
+def _longest_waits(settings: RouterSettings, models: ModelsFile) -> dict[str, float]:
+    """The longest wait for a replica, by id, of the base models that are scaled to zero."""
+    return {
+        id: entry.replicas.launch_seconds or settings.wait_seconds
+        for id, entry in models.entries.items()
+        if entry.replicas.least == 0
+    }
+
+
+async def _open_for_calls(
+    routing: Routing, may_wait: bool, metrics: RouterMetrics, rpc: RpcServer, ready: Callable[[], None]
+) -> None:
+    """Report SERVING once a replica is connected, or at once if calls may wait for one. It stays SERVING without
+    replicas; calls then fail, or wait.
+    """
     log.info("waiting for a replica")
-    while all(link.rank for link in routing.links()):
+    while not may_wait and all(link.rank for link in routing.links()):
         await asyncio.sleep(_LOOK_SECONDS)
     await rpc.set_serving(True)
     metrics.ready.set(1)

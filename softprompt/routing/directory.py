@@ -28,6 +28,8 @@ class Target:
     """Resource name."""
     fingerprint: str
     """Of the base model that it was tuned for."""
+    base_model: str = ""
+    """Id of that base model where it was tuned."""
 
 
 class Directory(Protocol):

@@ -22,6 +22,7 @@ from shared.errors import InvalidInput, SoftPromptError, Unavailable
 from shared.rpc.errors import error_from_rpc
 from softprompt.routing.ask import ROUTED_KEY, Ask, Call, random_key, with_fields
 from softprompt.routing.choice import choose
+from softprompt.routing.cold_starts import METHODS, ColdStarts
 from softprompt.routing.directory import Directory, Target
 from softprompt.routing.links import STREAMING, Link, Links
 
@@ -58,9 +59,10 @@ class Routing:
         open_channel: Callable[[str], Any],
         default_model: str = "",
         observe: Callable[[str, str], None] = lambda base_model, code: None,
+        cold_starts: ColdStarts | None = None,
     ) -> None:
         self._directory, self._default_model, self._observe = directory, default_model, observe
-        self._links = Links(open_channel)
+        self._links, self._cold_starts = Links(open_channel), cold_starts or ColdStarts()
         self._models: set[str] = set()
         """Ids of all base models that replicas have had."""
 
@@ -89,16 +91,22 @@ class Routing:
             ask, request = self._asked(request)
         loop = asyncio.get_running_loop()
         deadline = None if given.timeout_seconds is None else loop.time() + given.timeout_seconds
-        tried, failed = set[Link](), None
-        for _ in range(MAX_ATTEMPTS):
+        tried, failed, began = set[Link](), None, loop.time()
+        while True:
             route = self._route(ask)
-            if (link := _best(route, tried)) is None:
+            link = _best(route, tried) if len(tried) < MAX_ATTEMPTS else None
+            if link is None and len(tried) < MAX_ATTEMPTS:
                 await self._directory.find_replicas()  # one that is new takes the place of one that is gone
                 route = self._route(ask)
                 if (link := _best(route, tried)) is None and _is_behind(failed):
                     link = _best(replace(route, links=self.links()), tried)
-                if link is None:
+            if link is None:
+                if not (base_model := await self._may_start(name, ask, failed)):
                     break
+                if not await self._cold_starts.wait(base_model, lambda: self._is_live(ask), began):
+                    raise Unavailable(f"no replica for {ask.prompt or base_model} has started yet")
+                tried, failed = set(), None
+                continue
             tried.add(link)
             remaining = None if deadline is None else max(0.0, deadline - loop.time())
             with link.used():
@@ -134,14 +142,14 @@ class Routing:
         await self._links.close()
 
     def base_models(self) -> list[str]:
-        """Ids of the base models of the live replicas, sorted."""
-        found = sorted({replica.base_model for replica in self._directory.replicas})
+        """Ids of the base models of the live replicas, and of those that start on demand, sorted."""
+        found = {replica.base_model for replica in self._directory.replicas}
         self._models.update(found)
-        return found
+        return sorted({*found, *self._cold_starts.base_models})
 
     def first_model(self) -> str:
         """The base model of a call that names none, if any one will do; empty if no replica is known."""
-        return self._default_model or next(iter(self.base_models()), "")
+        return self._default_model or min((replica.base_model for replica in self._directory.replicas), default="")
 
     def fingerprints(self) -> list[str]:
         """Fingerprints of the base models of the live replicas."""
@@ -187,6 +195,30 @@ class Routing:
         if ask.prompt:  # it has another base model, or has refused the version, as others may not have
             return code in _ELSEWHERE or code is grpc.StatusCode.FAILED_PRECONDITION
         return code in _ELSEWHERE or _is_other_model(error)
+
+    async def _may_start(self, name: str, ask: Ask, failed: grpc.aio.AioRpcError | None) -> str:
+        """Id of the base model for whose first replica the call may wait; empty if it may not.
+
+        If other base models have replicas, one of them has said that the caller may use the prompt: only then, the
+        refusal is about the base model.
+        """
+        if name not in METHODS or not self._cold_starts.base_models:
+            return ""
+        if ask.prompt and failed is None:  # no replica has been asked, which would know a new prompt
+            await self._directory.catch_up()
+        target = self._directory.resolve(ask.prompt, ask.routing_key) if ask.prompt else None
+        base_model = ask.base_model if not ask.prompt else "" if target is None else target.base_model
+        if base_model not in self._cold_starts.base_models or self._is_live(ask):
+            return ""
+        if failed is None or failed.code() is grpc.StatusCode.UNAVAILABLE:
+            return base_model
+        is_other = failed.code() is grpc.StatusCode.FAILED_PRECONDITION if ask.prompt else _is_other_model(failed)
+        return base_model if is_other else ""
+
+    def _is_live(self, ask: Ask) -> bool:
+        """Whether a replica that is connected has the base model of the call."""
+        route = self._route(ask)
+        return route.is_certain and any(link.rank == 0 for link in route.links)
 
     def _error(self, ask: Ask, failed: grpc.aio.AioRpcError | None) -> Exception:
         if failed is None:

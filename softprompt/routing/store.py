@@ -53,7 +53,7 @@ class StoreDirectory(Directory):
             record = self._store.index().resolve(PromptReference.parse(reference), routing_key)
         except (InvalidInput, NotFound):
             return None
-        return Target(record.name, record.summary.base_model_fingerprint)
+        return Target(record.name, record.summary.base_model_fingerprint, record.summary.base_model)
 
     def is_split(self, reference: str) -> bool:
         try:

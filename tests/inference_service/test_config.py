@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from inference_service.config import InferenceSettings
+from shared.config import ConfigError
 from shared.names import NAME_PATTERN
 
 
@@ -53,3 +56,23 @@ def test_the_engine_gets_its_knobs_and_enough_alternatives_for_the_golden_replay
 def test_a_replica_has_a_name_of_its_own() -> None:
     assert settings(replica="left").resolved_replica == "left"
     assert re.fullmatch(NAME_PATTERN, settings().resolved_replica)
+
+
+def test_a_base_model_may_be_named_by_its_id_in_the_models_file(tmp_path: Path) -> None:
+    path = tmp_path / "models.json"
+    listed = [{"id": "large", "source": "/models/x", "dtype": "bfloat16", "weights": "q8_0"}]
+    path.write_text(json.dumps({"models": listed}))
+    given = InferenceSettings(store_url="s", models_file=path, base_model="large", dtype="float32", max_running=3)
+    found = given.with_models_file()
+    assert (found.base_model, found.base_model_id, found.dtype, found.weights, found.max_running) == (
+        "/models/x",
+        "large",
+        "bfloat16",
+        "q8_0",
+        3,
+    )
+    other = given.model_copy(update={"base_model": "/models/other"})
+    assert other.with_models_file() == other
+    path.write_text('{"models": [{"id": "large", "source": "x", "workers": {"num_gpus": 1.5}}]}')
+    with pytest.raises(ConfigError, match=r"SOFTPROMPT_INFERENCE_MODELS_FILE: .*models\.0\.workers\.num_gpus: 1\.5"):
+        given.with_models_file()

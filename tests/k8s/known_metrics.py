@@ -14,6 +14,7 @@ from inference_service.servicer import SERVICE_NAME
 from shared.rpc.metrics import RpcMetrics
 from softprompt.gateway.app import OPERATIONS
 from softprompt.gateway.metrics import GatewayMetrics
+from softprompt.router.metrics import RouterMetrics
 from trainer_service.maintenance.storage_usage import StorageUsage
 from trainer_service.metrics import TrainerMetrics
 from trainer_service.server import SERVICE_NAMES
@@ -50,13 +51,13 @@ _NOT_METRICS = frozenset(
             "histogram_quantile",
             "absent",
         ),
-        *("predict_linear", "clamp_min", "clamp_max", "label_replace"),
+        *("predict_linear", "max_over_time", "clamp_min", "clamp_max", "label_replace"),
     }
 )
 TLS_EXPIRY, CALLERS_FILE = "softprompt_tls_certificate_expiry_timestamp_seconds", "softprompt_callers_file_current"
 """Exported where a service has a certificate, or a callers file: `test_dashboards` holds the names against the code."""
 
-_BY_PROMETHEUS = frozenset({"job", "namespace", "pod", "instance", "le"})
+_BY_PROMETHEUS = frozenset({"job", "namespace", "pod", "instance", "le", "softprompt_io_base_model"})
 _SUFFIXES = ("_total", "_bucket", "_sum", "_count", "_created")
 
 
@@ -71,6 +72,7 @@ def families() -> tuple[Metric, ...]:
     TrainerMetrics(registry, ["m"]).set_storage(StorageUsage(1, 1, 0, 0, 0))  # the first thing that a trainer measures
     EngineMetrics(registry, 10, lambda prefix_id: prefix_id)
     PromptMetrics(registry, lambda: None)
+    RouterMetrics(registry).waiting = lambda: {"m": 0}
     zeros: Any = Zeros()
     return (*registry.collect(), *StateCollector(lambda: zeros, zeros, lambda: zeros).collect())
 
@@ -102,7 +104,8 @@ def _collectors() -> list[Any]:
     TrainerMetrics(registry)
     EngineMetrics(registry, 10, lambda prefix_id: prefix_id)
     PromptMetrics(registry, lambda: None)
-    return list(registry._collector_to_names)
+    RouterMetrics(registry)
+    return [one for one in registry._collector_to_names if hasattr(one, "_labelnames")]
 
 
 def selector_problems(expression: str) -> Iterator[str]:

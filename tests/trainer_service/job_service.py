@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import NotFound
+from shared.model.models_file import ModelsFile
 from shared.store.local import LocalBackend
 from shared.store.store import PromptStore
 from tests.trainer_service.builders import effective_spec
@@ -86,6 +87,7 @@ class Service:
         self.trainers: list[ScriptedTrainer] = []
         self.config = FAST
         self.url = f"sqlite:///{directory / 'jobs.sqlite3'}"
+        self.models = ModelsFile()
         self.pool: Any = None
         self.prompt_store: Any = None
         self.manager: JobManager = None  # type: ignore[assignment]
@@ -105,6 +107,7 @@ class Service:
             self.pool,
             self.config,
             files=files_for(store, self.directory / "checkpoints"),
+            models=self.models,
         )
         await self.manager.start()
         return self.manager

@@ -26,6 +26,10 @@ class LocalWorker:
     def base_model(self) -> str:
         return self._base_model
 
+    @property
+    def is_closed(self) -> bool:
+        return self._lost is not None
+
     async def add(self, task: TrainingTask) -> None:
         self._check()
         self._worker.add(task)

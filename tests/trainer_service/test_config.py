@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,25 @@ def test_help_explains_every_setting() -> None:
     for name, field in TrainerSettings.model_fields.items():
         assert f"{PREFIX}{name.upper()}" in text
         assert field.description, f"{name} has no docstring"
+
+
+def test_the_models_file_adds_models_and_overrides_those_of_the_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "models.json"
+    listed = [{"id": "large", "source": "org/large", "workers": {"least": 2}}, {"id": "small", "source": "/mnt/small"}]
+    path.write_text(json.dumps({"models": listed}))
+    monkeypatch.setenv(f"{PREFIX}MODELS_FILE", str(path))
+    with pytest.raises(ConfigError, match=r"MODELS_FILE: .*least of all models is 2 .*MAX_WORKERS is 1"):
+        _ = load_settings(TrainerSettings).sources
+    monkeypatch.setenv(f"{PREFIX}MAX_WORKERS", "2")
+    both = (BaseModelSource("small", "/mnt/small"), BaseModelSource("large", "org/large"))
+    assert load_settings(TrainerSettings).sources == both
+    monkeypatch.delenv(f"{PREFIX}BASE_MODELS")
+    assert load_settings(TrainerSettings).sources == both[::-1]
+    path.write_text('{"models": [{"id": "a", "source": "x", "gpus": 1}]}')
+    with pytest.raises(ConfigError, match=r"SOFTPROMPT_TRAINER_MODELS_FILE: .*models\.0\.gpus"):
+        _ = load_settings(TrainerSettings).sources
+    monkeypatch.delenv(f"{PREFIX}MODELS_FILE")
+    with pytest.raises(ConfigError, match=r"SOFTPROMPT_TRAINER_BASE_MODELS: .*MODELS_FILE"):
+        load_settings(TrainerSettings)

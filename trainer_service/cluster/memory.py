@@ -23,10 +23,13 @@ def measure_memory() -> WorkerMemory:
 
 
 def _gpu(index: int) -> WorkerMemory:
-    """The peak memory of tensors. Memory that the allocator has reserved counts as free."""
-    free, _ = torch.cuda.mem_get_info(index)
+    """The peak memory of tensors. Memory that the allocator has reserved counts as free, and only the process's part of
+    the GPU exists.
+    """
+    free, total = torch.cuda.mem_get_info(index)
     used = torch.cuda.max_memory_allocated(index)
-    limit = free + torch.cuda.memory_reserved(index)
+    part = int(total * torch.cuda.get_per_process_memory_fraction(index))
+    limit = min(free + torch.cuda.memory_reserved(index), part)
     torch.cuda.reset_peak_memory_stats(index)
     return WorkerMemory(used, max(limit, used))
 

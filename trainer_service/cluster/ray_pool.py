@@ -11,11 +11,13 @@ import contextlib
 import importlib
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 from shared.errors import Unavailable
+from shared.model.models_file import ModelsFile, Workers
 from shared.process.call_pool import CallPool
 from shared.process.container_limits import cpu_quota, usable_cpus
 from trainer_service.cluster.draining import DrainingNodes
@@ -44,10 +46,19 @@ _NEEDS_LESS = "shorter examples or fewer virtual tokens need less memory, or giv
 
 
 class RayPool:
-    """A `WorkerPool`. `base_models` has the directory or hub id of each base model, by id; the same on every node."""
+    """A `WorkerPool`. `base_models` has the directory or hub id of each base model, by id; the same on every node. What
+    `models` says of a model overrides the settings.
+    """
 
-    def __init__(self, cluster: RayCluster, base_models: Mapping[str, str], settings: WorkerSettings) -> None:
+    def __init__(
+        self,
+        cluster: RayCluster,
+        base_models: Mapping[str, str],
+        settings: WorkerSettings,
+        models: ModelsFile | None = None,
+    ) -> None:
         self._cluster, self._base_models, self._settings = cluster, base_models, settings
+        self._models = models or ModelsFile()
         self._numbers = itertools.count(1)
         self._workers: set[RayWorker] = set()
         """The workers that are not closed."""
@@ -74,12 +85,7 @@ class RayPool:
         if base_model not in self._base_models:
             raise WorkerLost(f"this trainer no longer has the base model {base_model!r}", base_model_failed=True)
         spec = self._spec(base_model)
-        options: dict[str, Any] = {
-            "num_gpus": spec.num_gpus,
-            "num_cpus": 1 if spec.num_gpus else spec.num_threads or DEFAULT_NUM_THREADS,
-        }
-        if self._other_nodes:
-            options["label_selector"] = {_NODE_ID: f"!in({','.join(sorted(self._other_nodes))})"}
+        options = actor_options(spec, self._models.workers(base_model), self._other_nodes)
         remote: Any = ray_actor.WorkerActor  # Ray adds methods to the class that no type checker knows
         actor = remote.options(**options).remote(spec)
         worker = RayWorker(
@@ -111,14 +117,20 @@ class RayPool:
         await self._cluster.close()
 
     def _spec(self, base_model: str) -> WorkerSpec:
-        asked, has_gpu = self._settings.device, self._cluster.resources.get("GPU", 0) >= 1
-        on_gpu = asked == "cuda" or (asked == "auto" and has_gpu)
+        asked, has_gpu = self._settings.device, self._cluster.resources.get("GPU", 0) > 0
+        entry, wanted = self._models.entries.get(base_model), self._models.workers(base_model)
+        num_gpus = wanted.num_gpus
+        if num_gpus is None:
+            num_gpus = self._settings.gpus_per_worker if asked == "cuda" or (asked == "auto" and has_gpu) else 0
+        chosen = {"device": "cuda" if num_gpus else "cpu"}
+        if entry is not None and entry.dtype is not None:
+            chosen["dtype"] = entry.dtype
         return WorkerSpec(
             base_model,
             self._base_models[base_model],
-            self._settings.model_copy(update={"device": "cuda" if on_gpu else "cpu"}),
-            self._num_threads(),
-            num_gpus=self._settings.gpus_per_worker if on_gpu else 0,
+            self._settings.model_copy(update=chosen),
+            max(1, int(wanted.num_cpus)) if wanted.num_cpus else self._num_threads(),
+            num_gpus=num_gpus,
         )
 
     def _num_threads(self) -> int:
@@ -246,13 +258,38 @@ class RayWorker:
         )
 
 
-def connect(address: str, base_models: Mapping[str, str], settings: WorkerSettings) -> RayPool:
+def actor_options(spec: WorkerSpec, wanted: Workers, other_nodes: Collection[str] = ()) -> dict[str, Any]:
+    """Ray's options for a worker. `other_nodes`: ids of nodes on which it must not run."""
+    options: dict[str, Any] = {
+        "num_gpus": spec.num_gpus,
+        "num_cpus": wanted.num_cpus or (1 if spec.num_gpus else spec.num_threads or DEFAULT_NUM_THREADS),
+    }
+    selector = dict(wanted.ray_labels)
+    if other_nodes:
+        selector[_NODE_ID] = f"!in({','.join(sorted(other_nodes))})"
+    others = {
+        "memory": wanted.memory_bytes,
+        "accelerator_type": wanted.accelerator_type,
+        "resources": dict(wanted.ray_resources),
+        "label_selector": selector,
+    }
+    return options | {name: value for name, value in others.items() if value}
+
+
+def connect(
+    address: str, base_models: Mapping[str, str], settings: WorkerSettings, models: ModelsFile | None = None
+) -> RayPool:
     """A pool on the Ray cluster at `address`, such as ray-head:6379; if empty, on an embedded cluster."""
-    return RayPool(RayCluster(address, _embedded_cpus(settings)), base_models, settings)
+    wanted = [entry.workers.num_cpus or 0 for entry in (models or ModelsFile()).entries.values()]
+    return RayPool(RayCluster(address, _embedded_cpus(settings, max(wanted, default=0))), base_models, settings, models)
 
 
-def _embedded_cpus(settings: WorkerSettings) -> int | None:
-    """CPUs for an embedded Ray, which would count the machine's rather than the container's. None: no CPU limit."""
+def _embedded_cpus(settings: WorkerSettings, most_per_worker: float = 0) -> int | None:
+    """CPUs for an embedded Ray, which would count the machine's rather than the container's. None: no CPU limit.
+
+    `most_per_worker`: the most that the models file asks for a worker.
+    """
     if cpu_quota() is None:
         return None
-    return max(usable_cpus(), settings.max_workers * max(1, settings.cpus_per_worker))
+    per_worker = max(1, settings.cpus_per_worker, math.ceil(most_per_worker))
+    return max(usable_cpus(), settings.max_workers * per_worker)

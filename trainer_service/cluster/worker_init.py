@@ -7,6 +7,8 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 
+import torch
+
 from shared.model import base_model
 from shared.process.allocator import tune_allocator
 from shared.process.container_limits import usable_cpus
@@ -32,8 +34,10 @@ class WorkerSpec:
     settings: WorkerSettings
     num_threads: int = 0
     """Threads of torch on the CPU. 0: two, but no more than the worker's container allows."""
-    num_gpus: int = 0
-    """GPUs of the worker. With more than one, the model's layers are spread over them."""
+    num_gpus: float = 0
+    """GPUs of the worker. With more than one, the model's layers are spread over them; with a part of one, it uses no
+    more than that part of the memory.
+    """
 
 
 def software_version() -> str:
@@ -48,6 +52,8 @@ def load_trainer(spec: WorkerSpec) -> tuple[Cohort, dict[str, str]]:
     """
     tune_allocator()
     set_torch_threads(spec.num_threads or min(DEFAULT_NUM_THREADS, usable_cpus()))
+    if 0 < spec.num_gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(spec.num_gpus)
     device_map = "auto" if spec.num_gpus > 1 else None
     dtype = pick_training_dtype(spec.settings.dtype, base_model.pick_device(spec.settings.device))
     options = spec.settings.model_copy(update={"dtype": dtype})

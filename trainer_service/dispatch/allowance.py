@@ -5,10 +5,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from trainer_service.dispatch.leases import Leases
 from trainer_service.dispatch.scheduler import Plan, WorkerView
+from trainer_service.dispatch.worker_targets import NO_LIMITS, WorkerLimits
 from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.store import worker_slots
 
@@ -25,11 +28,31 @@ class Allowance:
         self._context, self._leases = context, leases
         self._valid_until = float("inf")
         self._lack, self._others_lack = _Lasting(), _Lasting()
+        self._elsewhere: Mapping[str, int] = {}
+        """Workers that other replicas have, by base model that has its own limits."""
+        self._granted: Mapping[str, int] | None = None
+        """Workers that this replica may have of these base models; None: not asked in this round."""
         self._yields = False
         """Whether it has more than its part while others lack workers: a worker that it stops is not replaced."""
 
+    def limits(self, configured: Mapping[str, WorkerLimits]) -> dict[str, WorkerLimits]:
+        """This replica's part of the base models' limits, which `plan_for` has to keep."""
+        found = {name: limit.beside(self._elsewhere.get(name, 0)) for name, limit in configured.items()}
+        if self._granted is not None:
+            granted = self._granted
+            found = {
+                name: limit if limit.most is None else replace(limit, most=granted.get(name, 0))
+                for name, limit in found.items()
+            }
+        return found
+
     async def plan(
-        self, plan_for: Callable[[Sequence[WorkerView], int], Plan], views: Sequence[WorkerView], num_workers: int
+        self,
+        plan_for: Callable[[Sequence[WorkerView], int], Plan],
+        views: Sequence[WorkerView],
+        num_workers: int,
+        limits: Mapping[str, WorkerLimits] | None = None,
+        num_of: Mapping[str, int] | None = None,
     ) -> Plan:
         """Calls `plan_for(workers, max_workers)` with this replica's part of the workers and returns the adjusted plan.
 
@@ -38,15 +61,28 @@ class Allowance:
         `_PATIENCE_TICKS`, the plan also stops one idle worker: a ready one without work, or one beyond this replica's
         equal part. It keeps a worker of its part that still loads: two replicas that both lack workers would otherwise
         stop each other's launches for ever.
+
+        `limits`: of base models that have their own, and `num_of` how many of the `num_workers` are theirs.
         """
-        context, most = self._context, self._context.config.max_workers
+        context, most, limits, num_of = self._context, self._context.config.max_workers, limits or {}, num_of or {}
+        self._granted = None
         best = plan_for(views, most)
         if not context.store.is_shared:
             return best
         wanted = min(most, max(num_workers, len(views) - len(best.stops) + len(best.launches)))
         wanted = min(wanted, num_workers) if self._yields else wanted
         asked_at = time.monotonic()
-        slots = await self._share(wanted)
+        launches = Counter(best.launches)
+        launches.subtract(view.base_model for view in views if view.id in best.stops)
+        of_views = Counter(view.base_model for view in views)
+        models = {
+            name: worker_slots.OfModel(
+                has := num_of.get(name, 0), max(has, of_views[name] + launches[name]), limit.most
+            )
+            for name, limit in limits.items()
+        }
+        slots = await self._share(wanted, num_workers, models)
+        self._elsewhere, self._granted = slots.elsewhere, slots.of_models
         self._valid_until = asked_at + context.config.lease_seconds
         self._lack.note(slots.granted < wanted)
         self._others_lack.note(slots.others_lack)
@@ -58,7 +94,13 @@ class Allowance:
         stops = [*decided.stops, *(view.id for view in surplus if view.num_jobs == 0)]
         if not decided.launches and others_wait:
             needed = {claim.worker_id for claim in decided.claims} | set(decided.stops)
-            idle = [view for view in kept if view.num_jobs == 0 and view.id not in needed]
+            here = self.limits(limits)
+            idle = [
+                view
+                for view in kept
+                if view.num_jobs == 0 and view.id not in needed
+                if of_views[view.base_model] > here.get(view.base_model, NO_LIMITS).least
+            ]
             stops += [view.id for view in idle if view.ready or slots.beyond_part][:1]
         return Plan(decided.claims, decided.launches, tuple(stops))
 
@@ -72,7 +114,9 @@ class Allowance:
         if self._context.store.is_shared:
             await self._context.database.call(worker_slots.release, self._context.store.database, self._context.owner)
 
-    async def _share(self, wanted: int) -> worker_slots.Slots:
+    async def _share(
+        self, wanted: int, num_workers: int, models: Mapping[str, worker_slots.OfModel]
+    ) -> worker_slots.Slots:
         context = self._context
         return await context.database.call(
             worker_slots.share,
@@ -82,6 +126,8 @@ class Allowance:
             max_workers=context.config.max_workers,
             lease_until=await self._leases.until(),
             beyond_part=self._lack.seconds > self._patience_seconds,
+            num_workers=num_workers,
+            models=models,
         )
 
     @property

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,6 +28,7 @@ from trainer_service.dispatch.leases import Leases
 from trainer_service.dispatch.scheduler import Claim, Plan, WorkerView, plan
 from trainer_service.dispatch.supervisor import WorkerSupervisor
 from trainer_service.dispatch.waiting_notes import WaitingNotes
+from trainer_service.dispatch.worker_targets import worker_limits
 from trainer_service.jobs import transitions
 from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.states import JobState
@@ -327,6 +329,8 @@ class Dispatcher:
             if not (supervisor.is_leaving or self._background.is_under_way(("end", supervisor.id)))
         ]
 
+        limits = worker_limits(context.models, self.may_launch)
+
         def plan_for(workers: Sequence[WorkerView], most: int) -> Plan:
             return plan(
                 heads,
@@ -334,9 +338,11 @@ class Dispatcher:
                 max_workers=most,
                 max_jobs_per_worker=config.max_jobs_per_worker,
                 idle_seconds=config.worker_idle_seconds,
+                limits=self._allowance.limits(limits),
             )
 
-        decided = await self._allowance.plan(plan_for, views, len(self._supervisors))
+        num_of = Counter(supervisor.base_model for supervisor in self._supervisors.values())
+        decided = await self._allowance.plan(plan_for, views, len(self._supervisors), limits, num_of)
         await self._end(
             [(self._supervisors[id], "idle") for id in decided.stops if id in self._supervisors], _END_SECONDS
         )

@@ -10,11 +10,13 @@ import bisect
 import heapq
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from trainer_service.dispatch.scheduler import Claim, WorkerView, plan, settling_seconds
+from trainer_service.dispatch.worker_targets import WorkerLimits
 from trainer_service.jobs.fair_queue import Ledger, QueueHead, Shares, in_order, queue_clock, share_of
 
 _MOST_WORK = 10_000
@@ -117,13 +119,15 @@ def starts(
     max_workers: int,
     max_jobs_per_worker: int,
     shares: Shares | None = None,
+    limits: Mapping[str, WorkerLimits] | None = None,
 ) -> dict[str, float]:
     """Estimated start of waiting jobs by id, in seconds since the epoch; jobs without an estimate are left out.
 
     `replicas`: the workers of each trainer replica; all replicas together have at most `max_workers`. `shares`: the
-    tenants' shares, not counting the jobs on workers now.
+    tenants' shares, not counting the jobs on workers now. `limits`: the workers of base models that have their own.
     """
-    return _Simulation(waiting, replicas, pace, now, max_workers, max_jobs_per_worker, shares or {}).play()
+    simulation = _Simulation(waiting, replicas, pace, now, max_workers, max_jobs_per_worker, shares or {}, limits or {})
+    return simulation.play()
 
 
 class _Key(NamedTuple):
@@ -144,6 +148,7 @@ class _Simulation:
         max_workers: int,
         max_jobs_per_worker: int,
         shares: Shares,
+        limits: Mapping[str, WorkerLimits],
     ) -> None:
         self._queues: dict[_Key, list[WaitingJob]] = {}
         """Jobs that may run now, in order."""
@@ -153,7 +158,7 @@ class _Simulation:
         running = [job for workers in self._replicas for worker in workers.values() for job in worker.jobs]
         self._ledger = Ledger(shares, [(job.tenant, job.since) for job in running])
         self._pace, self._now = pace, now
-        self._max_workers, self._max_jobs_per_worker = max_workers, max_jobs_per_worker
+        self._max_workers, self._max_jobs_per_worker, self._limits = max_workers, max_jobs_per_worker, limits
         self._starts: dict[str, float] = {}
         self._num_launched = 0
         self._work_left = _MOST_WORK
@@ -172,12 +177,16 @@ class _Simulation:
         """Plans for one replica and carries the plan out. Returns whether anything changed."""
         self._work_left -= 1 + len(workers) + len(self._queues)
         num_elsewhere = sum(map(len, self._replicas)) - len(workers)
+        elsewhere = Counter(
+            worker.base_model for other in self._replicas if other is not workers for worker in other.values()
+        )
         decided = plan(
             self._heads(),
             [worker.view(self._now) for worker in workers.values()],
             max_workers=max(len(workers), self._max_workers - num_elsewhere),
             max_jobs_per_worker=self._max_jobs_per_worker,
             idle_seconds=math.inf,
+            limits={name: limit.beside(elsewhere[name]) for name, limit in self._limits.items()},
         )
         for worker_id in decided.stops:
             del workers[worker_id]

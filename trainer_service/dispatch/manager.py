@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from shared.caller import Tenant, current_caller
 from shared.errors import InvalidInput, Unavailable
+from shared.model.models_file import ModelsFile
 from shared.process.daemon_thread import close_within
 from shared.store.store import PromptStore
 from shared.trace_context import current_traceparent
@@ -104,16 +105,19 @@ class JobManager:
         ledger: DatasetLedger | None = None,
         pools: TrainerPools | None = None,
         tenants: Callable[[], Mapping[str, Tenant]] = dict,
+        models: ModelsFile | None = None,
     ) -> None:
         """With a `ledger`, jobs may use only datasets of their own tenant; without one, all that `datasets` can read.
-        `tenants()` returns the current tenants of the callers file by name.
+        `tenants()` returns the current tenants of the callers file by name. `models`: limits of base models' workers.
         """
         self._ledger = ledger
         self._store, self._admission, self._pool, self._config = store, admission, pool, config
         self._prompt_store = prompt_store
         pools = pools or TrainerPools()
         preparation = Preparation(datasets, prompt_store, files, pools)
-        self._context = JobsContext(store, files, preparation, config, observer or SilentObserver(), pools=pools)
+        self._context = JobsContext(
+            store, files, preparation, config, observer or SilentObserver(), pools=pools, models=models or ModelsFile()
+        )
         self._publisher = Publisher(self._context, prompt_store)
         self._dispatcher = Dispatcher(self._context, pool, self._publisher, tenants)
         dispatcher = self._dispatcher

@@ -15,10 +15,11 @@ workers of its base model keep taking ordinary jobs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trainer_service.dispatch.worker_targets import Backlog, Lane, targets
+from trainer_service.dispatch.worker_targets import NO_LIMITS, Backlog, Lane, WorkerLimits, targets
 from trainer_service.jobs.fair_queue import QueueHead
 
 _LOADING_SHARE = 0.25
@@ -108,25 +109,52 @@ def plan(
     max_workers: int,
     max_jobs_per_worker: int,
     idle_seconds: float,
+    limits: Mapping[str, WorkerLimits] | None = None,
 ) -> Plan:
-    """Plans one round. The next call expects that this plan's claims and launches were carried out."""
-    lanes = _lanes(heads, workers, max_workers, max_jobs_per_worker)
-    launches, stops = _move_workers(lanes, max_workers - len(workers), max_jobs_per_worker)
+    """Plans one round. The next call expects that this plan's claims and launches were carried out. `limits`: of base
+    models that have their own.
+    """
+    limits = limits or {}
+    surplus = _surplus(workers, limits)
+    usable = [worker for worker in workers if worker.id not in surplus]
+    lanes = _lanes(heads, usable, max_workers, max_jobs_per_worker, limits)
+    launches, stops = _move_workers(lanes, max_workers - len(workers), max_jobs_per_worker, limits)
     claims = [claim for state in lanes for claim in _fill(state, max_jobs_per_worker)]
+    stops += [worker.id for worker in workers if worker.id in surplus and worker.num_jobs == 0]
     needed = {head.base_model for head in heads}
-    stops += [
-        worker.id
-        for worker in workers
-        if worker.ready
-        and worker.num_jobs == 0
-        and worker.idle_seconds > idle_seconds
-        and worker.base_model not in needed
-    ]
+    left = Counter(worker.base_model for worker in workers if worker.id not in stops) + Counter(launches)
+    num_free = max_workers - left.total()
+    for base_model, limit in limits.items():
+        for _ in range(max(0, min(limit.least - left[base_model], num_free))):
+            launches.append(base_model)
+            left[base_model] += 1
+            num_free -= 1
+    for worker in sorted(workers, key=lambda worker: -worker.idle_seconds):
+        is_idle = worker.ready and worker.num_jobs == 0 and worker.id not in stops
+        is_long = worker.idle_seconds > idle_seconds and worker.base_model not in needed
+        if is_idle and is_long and left[worker.base_model] > limits.get(worker.base_model, NO_LIMITS).least:
+            stops.append(worker.id)
+            left[worker.base_model] -= 1
     return Plan(tuple(claims), tuple(launches), tuple(dict.fromkeys(stops)))
 
 
+def _surplus(workers: Sequence[WorkerView], limits: Mapping[str, WorkerLimits]) -> set[str]:
+    """Ids of the workers that a base model has beyond its own limit: they take no jobs, and end once they have none."""
+    found = set[str]()
+    for base_model, limit in limits.items():
+        if limit.most is not None:
+            own = [worker for worker in workers if worker.base_model == base_model]
+            own.sort(key=lambda worker: (-worker.num_jobs, not worker.ready, worker.id))
+            found.update(worker.id for worker in own[limit.most :])
+    return found
+
+
 def _lanes(
-    heads: Sequence[QueueHead], workers: Sequence[WorkerView], max_workers: int, max_jobs_per_worker: int
+    heads: Sequence[QueueHead],
+    workers: Sequence[WorkerView],
+    max_workers: int,
+    max_jobs_per_worker: int,
+    limits: Mapping[str, WorkerLimits],
 ) -> list[_LaneState]:
     """The lanes with waiting jobs in the order in which they are served, then the lanes that have only workers."""
     backlogs = [backlog for head in heads for backlog in _backlogs(head)]
@@ -137,7 +165,7 @@ def _lanes(
     for worker in workers:
         by_lane.setdefault(Lane(worker.base_model, worker.exclusive), []).append(worker)
     most = {lane: _workers_for(lane, count, by_lane, max_jobs_per_worker) for lane, count in waiting.items()}
-    wanted = targets(backlogs, most, max_workers=max_workers, jobs_per_worker=max_jobs_per_worker)
+    wanted = targets(backlogs, most, max_workers=max_workers, jobs_per_worker=max_jobs_per_worker, limits=limits)
     for lane in [lane for lane in wanted if lane.exclusive]:
         _set_apart(lane, min(waiting[lane], wanted[lane] - len(by_lane.get(lane, []))), by_lane)
     order = [*wanted, *(lane for lane in by_lane if lane not in wanted)]
@@ -172,12 +200,17 @@ def _set_apart(lane: Lane, count: int, by_lane: dict[Lane, list[WorkerView]]) ->
         by_lane[ordinary] = [worker for worker in by_lane[ordinary] if worker.id not in chosen]
 
 
-def _move_workers(lanes: Sequence[_LaneState], num_free: int, max_jobs_per_worker: int) -> tuple[list[str], list[str]]:
+def _move_workers(
+    lanes: Sequence[_LaneState], num_free: int, max_jobs_per_worker: int, limits: Mapping[str, WorkerLimits]
+) -> tuple[list[str], list[str]]:
     """Returns base models to launch and workers to stop, and reserves the busy workers that are given up.
 
-    The lanes get one worker each in turn until no lane lacks any.
+    The lanes get one worker each in turn until no lane lacks any. A base model that has all the workers that it may
+    have gives up one of its other lane.
     """
     launches, stops = list[str](), list[str]()
+    num_of = Counter(worker.base_model for state in lanes for worker in state.workers)
+    least = {base_model: limit.least for base_model, limit in limits.items()}
     lacks = {state.lane: state.lack(max_jobs_per_worker) for state in lanes}
     got = dict.fromkeys(lacks, 0)
     while any(lacks.values()):
@@ -187,19 +220,33 @@ def _move_workers(lanes: Sequence[_LaneState], num_free: int, max_jobs_per_worke
             lacks[state.lane] -= 1
             is_large = len(state.workers) + got[state.lane] < _LARGE_LACK * state.target
             got[state.lane] += 1
-            if num_free > 0:
+            base_model = state.lane.base_model
+            most = limits.get(base_model, NO_LIMITS).most
+            is_full = most is not None and num_of[base_model] >= most
+            kept_free = sum(max(0, least[name] - num_of[name]) for name in least if name != base_model)
+            if num_free > kept_free and not is_full:
                 num_free -= 1
-                launches.append(state.lane.base_model)
-            elif (donor := _make_way(state, lanes, is_large)) is not None:
-                stops.append(donor)
-                launches.append(state.lane.base_model)
+                num_of[base_model] += 1
+                launches.append(base_model)
+                continue
+            reserved = Counter(other.lane.base_model for other in lanes for _ in other.reserved)
+            donors = [
+                other
+                for other in lanes
+                if (name := other.lane.base_model) == base_model
+                or (not is_full and num_of[name] - reserved[name] > least.get(name, 0))
+            ]
+            if (worker := _make_way(state, donors, is_large)) is not None and worker.num_jobs == 0:
+                num_of[base_model] += worker.base_model != base_model
+                stops.append(worker.id)
+                launches.append(base_model)
     return launches, stops
 
 
-def _make_way(receiver: _LaneState, lanes: Sequence[_LaneState], is_large: bool) -> str | None:
-    """Chooses a worker of another lane to replace and reserves it. Returns its id if it has no jobs, else None."""
+def _make_way(receiver: _LaneState, lanes: Sequence[_LaneState], is_large: bool) -> WorkerView | None:
+    """Chooses a worker of another lane to replace, and reserves it. It may still have jobs."""
     candidates = [
-        (worker.num_jobs, not worker.ready, worker.id, state)
+        (worker.num_jobs, not worker.ready, worker.id, worker, state)
         for state in lanes
         if state is not receiver and len(state.workers) - len(state.reserved) > state.target
         for worker in state.workers
@@ -208,9 +255,9 @@ def _make_way(receiver: _LaneState, lanes: Sequence[_LaneState], is_large: bool)
     ]
     if not candidates:
         return None
-    num_jobs, _, id, donor = min(candidates, key=lambda candidate: candidate[:3])
-    donor.reserved.add(id)
-    return id if num_jobs == 0 else None
+    *_, worker, donor = min(candidates, key=lambda candidate: candidate[:3])
+    donor.reserved.add(worker.id)
+    return worker
 
 
 def _fill(state: _LaneState, max_jobs_per_worker: int) -> Iterable[Claim]:

@@ -9,6 +9,7 @@ from typing import Protocol
 from trainer_service.dispatch import queue_snapshot
 from trainer_service.dispatch.estimate import BusyWorker, Pace, starts
 from trainer_service.dispatch.scheduler import WorkerView
+from trainer_service.dispatch.worker_targets import worker_limits
 from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.record import to_datetime
@@ -115,6 +116,7 @@ class StartTimes:
             max_workers=config.max_workers,
             max_jobs_per_worker=config.max_jobs_per_worker,
             shares=found.shares,
+            limits=worker_limits(context.models, self._may_launch),
         )
         self._starts = {job.id: estimated.get(job.id) for job in found.waiting}
         self._estimated_at = time.monotonic()

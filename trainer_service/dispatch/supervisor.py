@@ -160,7 +160,7 @@ class WorkerSupervisor:
             try:
                 self._context.observer.worker_launched(self.base_model)
                 self._enter(WorkerState.PENDING)
-                async with asyncio.timeout(self._context.config.launch_seconds):
+                async with asyncio.timeout(self._context.launch_seconds(self.base_model)):
                     self._handle = await self._pool.launch(self.base_model)
                 self._enter(WorkerState.STARTING)
                 await self._follow(self._handle)
@@ -230,7 +230,7 @@ class WorkerSupervisor:
             if report.ready and report.memory is not None:
                 self._capacity.observe(len(report.attempts), report.memory.used_bytes, report.memory.limit_bytes)
                 self._context.memory_use.observe(self.base_model, len(report.attempts), report.memory.used_bytes)
-            if not report.ready and time.monotonic() - started > config.launch_seconds:
+            if not report.ready and time.monotonic() - started > self._context.launch_seconds(self.base_model):
                 raise TimeoutError
             for job_id, attempt in await self._jobs.store(report.events):
                 await self.drop_attempt(job_id, attempt)

@@ -11,9 +11,11 @@ Exclusive jobs are treated as if they were for a separate base model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from shared.model.models_file import ModelsFile
 from trainer_service.jobs.fair_queue import QUANTUM_SECONDS
 
 AGE_FLOOR_SECONDS = 600.0
@@ -28,6 +30,34 @@ class Lane:
 
     base_model: str
     exclusive: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerLimits:
+    """The numbers of workers that a base model has."""
+
+    least: int = 0
+    """Workers that it keeps also without jobs."""
+    most: int | None = None
+    """None: only the limit of all base models together."""
+
+    def beside(self, elsewhere: int) -> WorkerLimits:
+        """The limits of one replica, if others have `elsewhere` workers of the base model."""
+        most = None if self.most is None else max(0, self.most - elsewhere)
+        return WorkerLimits(max(0, self.least - elsewhere), most)
+
+
+NO_LIMITS = WorkerLimits()
+
+
+def worker_limits(models: ModelsFile, may_launch: Callable[[str], bool]) -> dict[str, WorkerLimits]:
+    """The limits of the base models that have their own. One whose launches are paused keeps no workers."""
+    wanted = {name: entry.workers for name, entry in models.entries.items()}
+    return {
+        name: WorkerLimits(workers.least if may_launch(name) else 0, workers.most)
+        for name, workers in wanted.items()
+        if workers.least or workers.most is not None
+    }
 
 
 @dataclass(frozen=True)
@@ -56,24 +86,46 @@ class _Demand:
 
 
 def targets(
-    backlogs: Sequence[Backlog], most: Mapping[Lane, int], *, max_workers: int, jobs_per_worker: int
+    backlogs: Sequence[Backlog],
+    most: Mapping[Lane, int],
+    *,
+    max_workers: int,
+    jobs_per_worker: int,
+    limits: Mapping[str, WorkerLimits] | None = None,
 ) -> dict[Lane, int]:
     """Target number of workers by lane, in the order in which lanes are served; lanes without waiting jobs are left
-    out. `most`: the number of workers that a lane's jobs can fill.
+    out. `most`: the number of workers that a lane's jobs can fill. `limits`: of base models; the lanes of one share its
+    workers.
+
+    Workers that a base model keeps also without jobs are no others' to have: they count before the shares.
     """
+    limits = limits or {}
     demands = _demands(backlogs, most, jobs_per_worker)
     lanes = sorted(demands, key=lambda lane: (demands[lane].turn, not lane.exclusive, lane.base_model))
-    found = {lane: int(index < max_workers) for index, lane in enumerate(lanes)}
-    left = max_workers - sum(found.values())
-    while left > 0:
-        open_lanes = [lane for lane in lanes if found[lane] < demands[lane].most]
+    found, of_model = dict.fromkeys(lanes, 0), Counter[str]()
+    left = max_workers - sum(limit.least for limit in limits.values())
+
+    def has_room(lane: Lane) -> bool:
+        """Whether the lane's base model may have one more worker, and the workers that others keep leave one."""
+        limit, number = limits.get(lane.base_model, NO_LIMITS), of_model[lane.base_model]
+        return (limit.most is None or number < limit.most) and (left > 0 or number < limit.least)
+
+    def give(lane: Lane) -> None:
+        nonlocal left
+        left -= of_model[lane.base_model] >= limits.get(lane.base_model, NO_LIMITS).least
+        of_model[lane.base_model] += 1
+        found[lane] += 1
+
+    for lane in lanes:
+        if has_room(lane):
+            give(lane)
+    while True:
+        open_lanes = [lane for lane in lanes if found[lane] < demands[lane].most and has_room(lane)]
         if not open_lanes:
             break
         # The lane furthest below its share, by the highest-averages method of Sainte-Lague: each lane ends within one
         # worker of its share.
-        neediest = max(open_lanes, key=lambda lane: demands[lane].score / (found[lane] + 0.5))
-        found[neediest] += 1
-        left -= 1
+        give(max(open_lanes, key=lambda lane: demands[lane].score / (found[lane] + 0.5)))
     return found
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from shared.model.models_file import ModelsFile
 from shared.process.call_pool import CallPool
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
 from trainer_service.jobs.config import JobsConfig
@@ -113,6 +114,11 @@ class JobsContext:
     wake_dispatcher: asyncio.Event = field(default_factory=asyncio.Event)
     pools: TrainerPools = field(default_factory=TrainerPools)
     memory_use: MemoryUse = field(default_factory=MemoryUse)
+    models: ModelsFile = field(default_factory=ModelsFile)
+
+    def launch_seconds(self, base_model: str) -> float:
+        """Longest time from a worker's launch until its base model is loaded."""
+        return self.models.workers(base_model).launch_seconds or self.config.launch_seconds
 
     @property
     def database(self) -> CallPool:

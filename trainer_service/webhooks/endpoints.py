@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from shared.caller import matches
 from shared.config import ConfigError
 from shared.loopback import is_loopback
+from shared.security.json_file import read_json
 from shared.security.watched_file import WatchedFile
 from trainer_service.webhooks.events import EventType, WebhookEvent
 
@@ -144,12 +145,4 @@ class Endpoints:
 
 
 def _read(file: WatchedFile) -> tuple[Endpoint, ...]:
-    try:
-        return _File.model_validate_json(file.read()).endpoints
-    except OSError as error:
-        raise ConfigError(f"{file.path}: {error.strerror}") from error
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors(include_input=False)
-        ]
-        raise ConfigError(f"{file.path}: {'; '.join(problems[:5])}") from None  # pydantic's text may show a secret
+    return read_json(file, _File).endpoints

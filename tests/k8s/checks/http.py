@@ -48,7 +48,8 @@ def _settings(manifests: Manifests, pod: Pod) -> Iterator[str]:
         yield f"listens on {settings.port} and {settings.metrics_port}, the container's ports are {ports(pod.main)}"
     if settings.host != "0.0.0.0" or settings.log_format != "json":
         yield "listens on loopback only, or writes its log for people"
-    for name, address in (("trainer", settings.trainer), ("inference-headless", settings.inference)):
+    behind = "router" if settings.inference.startswith("router:") else "inference-headless"
+    for name, address in (("trainer", settings.trainer), (behind, settings.inference)):
         service = manifests.find("Service", name)
         port = address.rpartition(":")[2]
         if (

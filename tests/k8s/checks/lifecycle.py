@@ -46,7 +46,7 @@ def _rollout(pod: Pod, spec: Object, replicas: int) -> Iterator[str]:
         yield "a rollout waits for a GPU that no replica has"
     if unavailable != 1:
         yield f"a rollout takes {unavailable} replicas with their GPUs away at once"
-    if replicas < 2:
+    if replicas == 1:
         yield "a rollout takes the only replica away"
 
 

@@ -44,7 +44,8 @@ def _scaled(manifests: Manifests, scaled: Object) -> Iterator[str]:
     target = scaled["spec"]["scaleTargetRef"]
     if manifests.find(target["kind"], target["name"]) is None:
         yield f"ScaledObject: no {target['kind']} {target['name']}"
-    if not 1 <= scaled["spec"]["minReplicaCount"] <= scaled["spec"]["maxReplicaCount"]:
+    waits = all("softprompt_router_waiting" in trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"])
+    if not (0 if waits else 1) <= scaled["spec"]["minReplicaCount"] <= scaled["spec"]["maxReplicaCount"]:
         yield "ScaledObject: replicas go from more to fewer, or to none"
     for trigger in scaled["spec"]["triggers"]:
         yield from (

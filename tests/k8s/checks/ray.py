@@ -66,12 +66,14 @@ def _head(params: dict[str, str]) -> Iterator[str]:
 
 def _workers(group: Object, environment: dict[str, str]) -> Iterator[str]:
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    if limits.get("nvidia.com/gpu") != group["rayStartParams"].get("num-gpus"):
+    if limits.get("nvidia.com/gpu", "0") != group["rayStartParams"].get("num-gpus"):
         yield f"have {limits.get('nvidia.com/gpu')} GPUs, and tell Ray of {group['rayStartParams'].get('num-gpus')}"
-    if int(limits.get("nvidia.com/gpu", 0)) < int(environment.get("SOFTPROMPT_TRAINER_GPUS_PER_WORKER", "1")):
-        yield "have fewer GPUs than the trainer asks for a worker"
     if group["minReplicas"] != 0:
         yield "hold GPUs while no job trains"
+    if "SOFTPROMPT_TRAINER_MODELS_FILE" in environment:
+        return  # each base model has its own numbers (`base_models`)
+    if int(limits.get("nvidia.com/gpu", 0)) < int(environment.get("SOFTPROMPT_TRAINER_GPUS_PER_WORKER", "1")):
+        yield "have fewer GPUs than the trainer asks for a worker"
     wanted = environment.get("SOFTPROMPT_TRAINER_MAX_WORKERS")
     if group["maxReplicas"] < int(wanted or "1"):
         yield f"are at most {group['maxReplicas']}, the trainer would start {wanted}"
@@ -104,9 +106,8 @@ def _driver(pod: Pod, environment: dict[str, str]) -> Iterator[str]:
 
 
 def _node(manifests: Manifests, pod: Pod, trainer: Pod) -> Iterator[str]:
-    if not _LABELS.items() <= pod.labels.items() or pod.labels.get("app.kubernetes.io/name") != pod.name.removesuffix(
-        "-gpu"
-    ):
+    kind = "ray-worker" if pod.name.startswith("ray-worker-") else pod.name
+    if not _LABELS.items() <= pod.labels.items() or pod.labels.get("app.kubernetes.io/name") != kind:
         yield f"has the labels {pod.labels}"
     if pod.main["image"] != trainer.main["image"]:
         yield f"runs {pod.main['image']}, the trainer {trainer.main['image']}"

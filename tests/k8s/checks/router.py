@@ -28,12 +28,18 @@ def check(manifests: Manifests) -> Iterator[str]:
         yield from (f"router: {problem}" for problem in _router(manifests, manifests.pod("router")))
 
 
+def router_settings(manifests: Manifests) -> RouterSettings:
+    """Raises ConfigError."""
+    environment = manifests.environment(manifests.pod("router"))
+    own = {name: value for name, value in environment.items() if name.startswith("SOFTPROMPT_ROUTER_")}
+    with mock.patch.dict(os.environ, own, clear=True):
+        return load_settings(RouterSettings)
+
+
 def _router(manifests: Manifests, pod: Pod) -> Iterator[str]:
     environment = manifests.environment(pod)
-    own = {name: value for name, value in environment.items() if name.startswith("SOFTPROMPT_ROUTER_")}
     try:
-        with mock.patch.dict(os.environ, own, clear=True):
-            settings = load_settings(RouterSettings)
+        settings = router_settings(manifests)
     except ConfigError as error:
         yield str(error)
         return
@@ -48,6 +54,24 @@ def _router(manifests: Manifests, pod: Pod) -> Iterator[str]:
     has_tls = not getattr(replicas, "is_plaintext")  # noqa: B009
     if (environment.get("SOFTPROMPT_TLS") == "off") is has_tls:
         yield "calls the replicas with TLS where they have none, or without"
+    if has_tls:
+        yield from _calls_with_tls(manifests, environment)
+    if settings.is_plaintext is has_tls:
+        yield "speaks TLS with its callers where the replicas don't, or the other way round"
     pause = pod.main.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     if pod.spec.get("terminationGracePeriodSeconds", 30) < pause + settings.grace_seconds + MARGIN_SECONDS:
         yield "is killed before its grace time is over"
+
+
+def _calls_with_tls(manifests: Manifests, environment: dict[str, str]) -> Iterator[str]:
+    """Replicas are dialled by the pods' addresses, which no certificate names."""
+    certificate = manifests.find("Certificate", "inference-tls")
+    name = environment.get("SOFTPROMPT_TLS_SERVER_NAME")
+    if certificate is None or name not in certificate["spec"]["dnsNames"]:
+        yield f"expects certificates of {name}, which the replicas' do not name"
+    wanted = ["CA_FILE"]
+    if manifests.environment(manifests.pod("inference")).get("SOFTPROMPT_INFERENCE_TLS_CLIENT_CA_FILE"):
+        wanted += ["CERTIFICATE_FILE", "KEY_FILE"]
+    for variable in wanted:
+        if not environment.get(f"SOFTPROMPT_TLS_{variable}"):
+            yield f"has no SOFTPROMPT_TLS_{variable} to call replicas with TLS"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tests.k8s.checks.router import router_settings
 from tests.k8s.checks.settings import SERVICES, settings_of
 from tests.k8s.manifests import Manifests, Object
 
@@ -21,6 +22,14 @@ def check(manifests: Manifests) -> Iterator[str]:
                 yield from _protocol(service, plaintext)
                 if certificate is not None:
                     yield from _names(certificate["spec"], service["metadata"]["name"])
+    if manifests.find("Deployment", "router"):
+        settings = router_settings(manifests)
+        certificate = manifests.find("Certificate", "router-tls")
+        if not settings.is_plaintext and certificate is None:
+            yield "nothing issues a certificate for router"
+        yield from _protocol(manifests.get("Service", "router"), settings.is_plaintext)
+        if certificate is not None:
+            yield from _names(certificate["spec"], "router")
     for certificate in manifests.of("Certificate"):
         spec = certificate["spec"]
         if spec.get("isCA") and spec["privateKey"].get("rotationPolicy") != "Never":

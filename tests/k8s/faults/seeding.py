@@ -21,6 +21,12 @@ def env(manifests: Manifests, service: str) -> dict[str, str]:
     return manifests.get("ConfigMap", f"{service}-settings")["data"]
 
 
+def router_env(manifests: Manifests, name: str) -> dict[str, Any]:
+    """A variable of the router's container."""
+    found: dict[str, Any] = next(item for item in manifests.pod("router").main["env"] if item["name"] == name)
+    return found
+
+
 def rolling(manifests: Manifests) -> dict[str, Any]:
     return manifests.get("Deployment", "inference")["spec"]["strategy"]["rollingUpdate"]
 

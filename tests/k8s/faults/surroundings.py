@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.k8s.faults.seeding import Faults, cluster, drop, env, head, policy_rule, remove, worker
+from tests.k8s.faults.seeding import Faults, cluster, drop, env, head, policy_rule, remove, router_env, worker
+from tests.k8s.manifests import Manifests
+
+
+def _without_tls(manifests: Manifests) -> None:
+    router_env(manifests, "SOFTPROMPT_ROUTER_PLAINTEXT").update(value="true")
+    for name in ("CERTIFICATE_FILE", "KEY_FILE"):
+        drop(manifests.pod("router").main["env"], name=f"SOFTPROMPT_ROUTER_TLS_{name}")
+
 
 FAULTS: Faults = {
     "an HTTP route to a port that is not there": (
@@ -54,6 +62,47 @@ FAULTS: Faults = {
         "gpu-s3",
         "probes",
         lambda m: m.pod("router").main["readinessProbe"]["grpc"].update(port=50053),
+    ),
+    "a router that calls TLS in the clear": (
+        "ha",
+        "router",
+        lambda m: router_env(m, "SOFTPROMPT_TLS").update(value="off"),
+    ),
+    "a router that shows replicas no certificate": (
+        "ha",
+        "router",
+        lambda m: drop(m.pod("router").main["env"], name="SOFTPROMPT_TLS_CERTIFICATE_FILE"),
+    ),
+    "a router that expects replicas by their addresses": (
+        "ha",
+        "router",
+        lambda m: drop(m.pod("router").main["env"], name="SOFTPROMPT_TLS_SERVER_NAME"),
+    ),
+    "a router in the clear before replicas with TLS": (
+        "ha",
+        "router",
+        _without_tls,
+    ),
+    "a router whose certificate is not mounted": (
+        "ha",
+        "volumes",
+        lambda m: drop(m.pod("router").main["volumeMounts"], name="tls"),
+    ),
+    "a router without a certificate": ("ha", "references", lambda m: remove(m, "Certificate", "router-tls")),
+    "a certificate that doesn't name the router": (
+        "ha",
+        "tls",
+        lambda m: m.get("Certificate", "router-tls")["spec"]["dnsNames"].remove("router"),
+    ),
+    "a Gateway told to speak in the clear to the router's TLS": (
+        "ha",
+        "tls",
+        lambda m: m.get("Service", "router")["spec"]["ports"][0].update(appProtocol="kubernetes.io/h2c"),
+    ),
+    "a router's traces that can't leave": (
+        "ha",
+        "network",
+        lambda m: m.pod("router").labels.pop("softprompt.io/reaches-otlp"),
     ),
     "a route past the router": (
         "gpu-s3",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, MambaConfig, PreTrainedConfig, T5Config
 
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
-from shared.model import fingerprint
+from shared.model import base_model, fingerprint
 from shared.model.base_model import check_supported, default_id, inspect, load, pick_device, pick_dtype, resolve
 from shared.model.options import DType, ModelOptions
 from tests.tiny_models import FLOAT32, LLAMA_SHAPE, VOCAB_SIZE, save_tiny_llama, save_tiny_model
@@ -348,3 +348,21 @@ def test_length_dependent_positions_are_used_where_the_model_does_not_change_the
         ).info.max_positions
         == 512
     )
+
+
+def test_weights_go_straight_to_a_gpu(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU here, only what is asked of transformers can be seen."""
+    gpu, asked = torch.device("cuda"), list[Any]()
+
+    def load_weights(path: Path, name: str, dtype: Any, attention: Any, device_map: Any) -> Any:
+        asked.append(device_map)
+        model = torch.nn.Linear(1, 1)
+        model.hf_device_map = device_map
+        return model
+
+    monkeypatch.setattr(base_model, "load_weights", load_weights)
+    monkeypatch.setattr(base_model, "pick_device", lambda _: gpu)
+    loaded = load(tiny_model_dir, ModelOptions(dtype="float32"))
+    assert (asked, loaded.device) == ([{"": gpu}], gpu)
+    load(tiny_model_dir, ModelOptions(dtype="float32"), device_map="auto")
+    assert asked[1] == "auto"

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer_service.dispatch.scheduler import Claim, Plan, WorkerView, plan
+from trainer_service.dispatch.worker_targets import WorkerLimits
 from trainer_service.jobs.config import retry_delay_seconds
 from trainer_service.jobs.fair_queue import QueueHead
 
 LIMITS = {"max_workers": 2, "max_jobs_per_worker": 4, "idle_seconds": 10.0}
 
 
-def round_of(heads: list[QueueHead], workers: list[WorkerView], **changes: float) -> Plan:
+def round_of(heads: list[QueueHead], workers: list[WorkerView], **changes: object) -> Plan:
     return plan(heads, workers, **{**LIMITS, **changes})  # type: ignore[arg-type]
 
 
@@ -170,6 +171,49 @@ def test_a_worker_that_has_just_loaded_its_model_keeps_it_for_a_while() -> None:
     assert round_of(heads, [replace(new, ready_seconds=30.0)], max_workers=1) == Plan()
 
 
+def test_a_base_model_has_no_more_workers_than_its_own_limit() -> None:
+    heads = [QueueHead("a", 0.0, 100), QueueHead("b", 1.0, 100)]
+    limits = {"a": WorkerLimits(most=2), "b": WorkerLimits(most=9)}
+    decided = round_of(heads, [], max_workers=10, limits=limits)
+    assert Counter(decided.launches) == {"a": 2, "b": 8}, "what one may not have, the other gets"
+    workers = [worker("a1", "a", 4), worker("a2", "a", 4, ready=False)]
+    assert "a" not in round_of(heads, workers, max_workers=10, limits=limits).launches
+    over = [worker("a1", "a", 4), worker("a2", "a"), worker("a3", "a", 1)]
+    assert round_of([], over, max_workers=10, limits={"a": WorkerLimits(most=2)}).stops == ("a2",)
+    fewer = round_of(heads, over, max_workers=10, limits={"a": WorkerLimits(most=1)})
+    assert fewer.stops == ("a2",)
+    assert not [claim for claim in fewer.claims if claim.base_model == "a"], "the third works, and takes nothing new"
+
+
+def test_a_full_base_model_gives_one_of_its_own_workers_to_the_job_that_must_be_alone() -> None:
+    head, limits = QueueHead("a", 1.0, 1, exclusive=1), {"a": WorkerLimits(most=1)}
+    idle = worker("w", "a")
+    decided = round_of([head], [idle, worker("o", "b", ready_seconds=99.0)], max_workers=2, limits=limits)
+    assert (decided.stops, decided.launches) == (("w",), ("a",)), "not the other's, with which it would have two"
+    busy = replace(idle, num_jobs=1)
+    assert round_of([head, QueueHead("a", 2.0, 3)], [busy], max_workers=2, limits=limits) == Plan(), "it takes no more"
+
+
+def test_workers_are_kept_without_jobs_and_no_other_base_model_gets_them() -> None:
+    limits = {"a": WorkerLimits(least=2)}
+    assert round_of([], [], max_workers=3, limits=limits).launches == ("a", "a")
+    kept = [worker("w1", "a", idle_seconds=99.0), worker("w2", "a", idle_seconds=50.0)]
+    assert round_of([], kept, max_workers=3, limits=limits) == Plan()
+    assert round_of([], [*kept, worker("w3", "a", idle_seconds=20.0)], max_workers=3, limits=limits).stops == ("w1",)
+    many = [QueueHead("b", 0.0, 100), QueueHead("c", 0.0, 100)]
+    decided = round_of(many, kept, max_workers=3, limits=limits)
+    assert (decided.stops, decided.launches) == ((), ("b",))
+    started = round_of(many, [], max_workers=3, limits=limits).launches
+    assert Counter(started) == {"a": 2, "b": 1}
+    assert round_of([], [worker("o", "b", 1)], max_workers=1, limits=limits) == Plan(), "never more than all may be"
+
+
+def test_a_backlog_uses_the_workers_that_its_base_model_keeps() -> None:
+    heads = [QueueHead("b", 0.0, 1000), QueueHead("a", 50.0, 8)]
+    launches = round_of(heads, [], max_workers=10, limits={"a": WorkerLimits(least=3)}).launches
+    assert Counter(launches) == {"a": 3, "b": 7}
+
+
 heads = st.lists(
     st.builds(
         QueueHead,
@@ -198,9 +242,23 @@ unused = st.builds(
 views = st.lists(used | unused, max_size=5)
 
 
-@given(heads, views, st.integers(1, 6))
-def test_no_round_breaks_a_bound(heads: list[QueueHead], workers: list[WorkerView], max_workers: int) -> None:
-    decided = plan(heads, workers, max_workers=max_workers, max_jobs_per_worker=4, idle_seconds=10.0)
+limits = st.dictionaries(
+    st.sampled_from("abcd"),
+    st.tuples(st.integers(0, 2), st.none() | st.integers(2, 4)).map(lambda pair: WorkerLimits(*pair)),
+)
+
+
+@given(heads, views, st.integers(1, 6), limits)
+def test_no_round_breaks_a_bound(
+    heads: list[QueueHead], workers: list[WorkerView], max_workers: int, limits: dict[str, WorkerLimits]
+) -> None:
+    decided = plan(heads, workers, max_workers=max_workers, max_jobs_per_worker=4, idle_seconds=10.0, limits=limits)
+    before = Counter(worker.base_model for worker in workers)
+    after = before + Counter(decided.launches)
+    after.subtract(worker.base_model for worker in workers if worker.id in decided.stops)
+    for base_model, limit in limits.items():
+        assert limit.most is None or after[base_model] <= max(before[base_model], limit.most)
+        assert after[base_model] >= min(before[base_model], limit.least)
     by_id = {worker.id: worker for worker in workers}
     waiting = Counter[tuple[str, bool]]()
     for head in heads:
@@ -223,8 +281,11 @@ def test_no_round_breaks_a_bound(heads: list[QueueHead], workers: list[WorkerVie
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 100), st.booleans()), min_size=1, max_size=40),
     st.integers(1, 3),
+    st.dictionaries(st.sampled_from("abc"), st.integers(1, 2).map(lambda most: WorkerLimits(most=most))),
 )
-def test_every_job_gets_its_turn(jobs: list[tuple[str, float, bool]], max_workers: int) -> None:
+def test_every_job_gets_its_turn(
+    jobs: list[tuple[str, float, bool]], max_workers: int, limits: dict[str, WorkerLimits]
+) -> None:
     """Executes the plans; one job of each worker ends per round, and all end within a bounded number of rounds."""
     waiting = sorted(jobs, key=lambda job: job[1])
     running: dict[str, list[tuple[str, float, bool]]] = {}
@@ -252,7 +313,7 @@ def test_every_job_gets_its_turn(jobs: list[tuple[str, float, bool]], max_worker
             )
             for id, its in running.items()
         ]
-        decided = plan(heads, views, max_workers=max_workers, max_jobs_per_worker=2, idle_seconds=1.0)
+        decided = plan(heads, views, max_workers=max_workers, max_jobs_per_worker=2, idle_seconds=1.0, limits=limits)
         for id in decided.stops:
             del running[id]
         for claim in decided.claims:

@@ -8,8 +8,11 @@ launches no workers until it gets new ones.
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
@@ -17,6 +20,18 @@ from trainer_service.database.database import Database
 from trainer_service.database.schema import worker_slots
 
 _LOCK = "worker slots"
+
+
+@dataclass(frozen=True)
+class OfModel:
+    """What a replica has and wants of a base model that has its own limits."""
+
+    num_workers: int
+    """Its workers that have not ended."""
+    wanted: int
+    """The same with those that it would launch."""
+    most: int | None = None
+    """Limit of all replicas together."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +44,31 @@ class Slots:
     """Whether another replica wants more slots than it has."""
     beyond_part: bool = False
     """Whether `granted` is more than an equal part of the limit."""
+    of_models: Mapping[str, int] = field(default_factory=dict)
+    """Workers that this replica may have now, by base model that has its own limits."""
+    elsewhere: Mapping[str, int] = field(default_factory=dict)
+    """The same of all other replicas together."""
 
 
 def share(
-    database: Database, owner: str, wanted: int, *, max_workers: int, lease_until: float, beyond_part: bool
+    database: Database,
+    owner: str,
+    wanted: int,
+    *,
+    max_workers: int,
+    lease_until: float,
+    beyond_part: bool,
+    num_workers: int = 0,
+    models: Mapping[str, OfModel] | None = None,
 ) -> Slots:
     """Changes the owner's slots to `wanted`, as far as slots are free. The owner keeps the slots that it has and wants.
 
     `wanted` includes the owner's workers that have not ended. `max_workers` is the limit of all replicas together. New
     slots bring the owner up to an equal part of the limit, rounded up; with `beyond_part` also beyond it, if no other
     replica lacks the slots for its own part.
+
+    `models`: of each base model with its own limits. The owner gets as many workers as others leave, and reserves those
+    that it can launch beside its `num_workers`.
     """
     with database.write() as connection:
         database.lock(connection, _LOCK)
@@ -51,12 +81,20 @@ def share(
         if beyond_part:
             for_others = sum(min(row.lacking, max(0, part - row.slots)) for row in rows.values())
             granted = max(granted, min(wanted, kept + free - for_others))
-        values = {"slots": granted, "lacking": wanted - granted}
+        elsewhere = sum((Counter(json.loads(row.base_models)) for row in rows.values()), Counter[str]())
+        room, of_models, reserved = max(0, granted - num_workers), dict[str, int](), dict[str, int]()
+        for name, model in (models or {}).items():
+            free_of_model = granted if model.most is None else max(0, model.most - elsewhere[name])
+            of_models[name] = min(free_of_model, model.wanted, model.num_workers + room)
+            if number := max(of_models[name], model.num_workers):
+                reserved[name] = number
+        stored = json.dumps(reserved, sort_keys=True)
+        values = {"slots": granted, "lacking": wanted - granted, "base_models": stored}
         if own is None:
             connection.execute(insert(worker_slots).values(owner=owner, lease_until=lease_until, **values))
-        elif (own.slots, own.lacking) != (granted, wanted - granted):
+        elif (own.slots, own.lacking, own.base_models) != tuple(values.values()):
             connection.execute(update(worker_slots).where(worker_slots.c.owner == owner).values(**values))
-        return Slots(granted, any(row.lacking > 0 for row in rows.values()), granted > part)
+        return Slots(granted, any(row.lacking > 0 for row in rows.values()), granted > part, of_models, elsewhere)
 
 
 def renew(connection: Connection, owner: str, lease_until: float) -> None:

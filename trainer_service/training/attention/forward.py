@@ -54,6 +54,8 @@ class PackedForward:
     """All segments as one sequence without padding.
 
     `split`: apply the output head separately from the layers, so that large logits can be computed in parts.
+
+    The layers may be on several devices; states and logits are on the first one, where the embeddings are.
     """
 
     def __init__(self, base_model: BaseModel, *, split: bool = True) -> None:
@@ -78,7 +80,7 @@ class PackedForward:
             if self._split:
                 with only_at(packed.target_positions, self._last_mlp):
                     hidden: torch.Tensor = self._model.base_model(**inputs).last_hidden_state[0]
-                return hidden[packed.target_positions]
+                return hidden.index_select(0, packed.target_positions.to(hidden.device)).to(self._device)
             logits: torch.Tensor = self._model(**inputs, logits_to_keep=packed.target_positions).logits[0]
             return logits
 
@@ -89,7 +91,7 @@ class PackedForward:
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         if not self._split:
             return states
-        logits: torch.Tensor = self._model.get_output_embeddings()(states)
+        logits: torch.Tensor = self._model.get_output_embeddings()(states).to(self._device)
         if self._scaling is not None:
             logits = logits / self._scaling
         return logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap

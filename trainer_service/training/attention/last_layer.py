@@ -25,10 +25,11 @@ def only_at(positions: torch.Tensor, mlp: torch.nn.Module | None) -> Iterator[No
     forward, replaced = mlp.forward, vars(mlp).get("forward")
 
     def some(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        values = forward(hidden.index_select(1, positions), *args, **kwargs)
+        places = positions.to(hidden.device)
+        values = forward(hidden.index_select(1, places), *args, **kwargs)
         if not isinstance(values, torch.Tensor):  # a mixture of experts that also returns its router's choices
             return forward(hidden, *args, **kwargs)
-        return torch.zeros_like(hidden).index_copy(1, positions, values)
+        return torch.zeros_like(hidden).index_copy(1, places, values)
 
     mlp.forward = some
     try:

@@ -125,6 +125,7 @@ class Layout:
     """[tokens that the model computes] position of each in its own row"""
     given: tuple[Given, ...] = ()
     """In packed order. The model computes all other packed positions."""
+    _tiles: dict[torch.device, tuple[Tile, ...]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def num_tokens(self) -> int:
@@ -149,11 +150,19 @@ class Layout:
         pieces = [attended[end:start] for end, start in zip(ends, starts, strict=True)]
         return torch.cat(pieces) if self.given else attended
 
-    @cached_property
+    @property
     def tiles(self) -> tuple[Tile, ...]:
         """The tiles, which together contain every packed position once as a query."""
-        themselves = [_Cell(range(0), [span]) for span in self.shared if span]
-        return _tiles(themselves + _cells(self.shared, self.rows), self.num_tokens, self.positions.device)
+        return self.tiles_on(self.positions.device)
+
+    def tiles_on(self, device: torch.device) -> tuple[Tile, ...]:
+        """The tiles on a device; the layers of one model may be on several."""
+        found = self._tiles.get(device)
+        if found is None:
+            themselves = [_Cell(range(0), [span]) for span in self.shared if span]
+            found = _tiles(themselves + _cells(self.shared, self.rows), self.num_tokens, device)
+            self._tiles[device] = found
+        return found
 
     @cached_property
     def spans(self) -> Spans:

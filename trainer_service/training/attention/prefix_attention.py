@@ -90,8 +90,8 @@ def _with_given(
     nothing = [query.new_zeros(given.length, query.shape[0], query.shape[2]) for given in layout.given]
     return (
         layout.insert(query, nothing),
-        layout.insert(key, [given.keys[layer] for given in layout.given]),
-        layout.insert(value, [given.values[layer] for given in layout.given]),
+        layout.insert(key, [given.keys[layer].to(key.device) for given in layout.given]),
+        layout.insert(value, [given.values[layer].to(value.device) for given in layout.given]),
     )
 
 
@@ -134,7 +134,7 @@ class PrefixAttention(torch.autograd.Function):
         padded = _padded(query, groups, rule.scale), _padded(key), _padded(value)
         out = padded[2].new_empty(*padded[0].shape[:2], groups * value.shape[-1])
         kept = list[tuple[Block, torch.Tensor] | None]()
-        for tile in layout.tiles:
+        for tile in layout.tiles_on(query.device):
             block = Block(tile, groups, *padded)
             weights = block.scores(rule).softmax(-1)
             out.index_copy_(1, tile.index.flatten(), block.mix(weights))
@@ -151,7 +151,7 @@ class PrefixAttention(torch.autograd.Function):
         again = (_padded(query, groups, rule.scale), _padded(key), _padded(value)) if None in ctx.kept else None
         dq = grad.new_empty(*grad.shape[:2], groups * query.shape[-1])
         dk, dv = grad.new_zeros(*grad.shape[:2], key.shape[-1]), grad.new_zeros(*grad.shape[:2], value.shape[-1])
-        for tile, kept in zip(layout.tiles, ctx.kept, strict=True):
+        for tile, kept in zip(layout.tiles_on(query.device), ctx.kept, strict=True):
             slope = None
             if kept is not None:
                 block, weights = kept
