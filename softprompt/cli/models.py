@@ -79,9 +79,9 @@ def wait(
     parent directory may be mounted read-only. Ends with 5 after the time.
     """
     require("inference")
+    from softprompt.model_catalogue import models_dir
     from softprompt.model_folder import is_complete, wait_until_complete
     from softprompt.model_names import parse_models
-    from softprompt.models import models_dir
 
     wanted, parent = parse_models(names, local=False), to or models_dir()
     missing = [str(model) for model in wanted if not is_complete(parent / model.directory)]
@@ -143,7 +143,7 @@ def pull_with_progress(name: str, to: Path | None = None, *, server: str = "", t
     `softprompt.models.pull`.
     """
     from softprompt.display.transfer import transfer_display
-    from softprompt.models import models_dir
+    from softprompt.model_catalogue import models_dir
     from softprompt.models import pull as pull_model
 
     with transfer_display(stderr(), f"{name}: looking for the model") as show:

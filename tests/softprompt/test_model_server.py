@@ -1,4 +1,4 @@
-"""Base models from a file server, any web server over directories with manifests; and waiting for another's download."""
+"""Base models from a file server (any web server over directories with manifests); waiting for another download."""
 
 from __future__ import annotations
 
