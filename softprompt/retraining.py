@@ -2,8 +2,7 @@
 the same spec on the new model, and takes the alias over only if it beats the old version.
 
 The old version can't run beside the new model. The gate compares the new prompt with the held-out answers that the old
-version's job kept (docs/models.md says by which metrics). What can't be compared is refused, or trained without an
-alias.
+version's job kept (docs/models.md says by which metrics). What can't be compared is refused.
 """
 
 from __future__ import annotations
@@ -99,11 +98,11 @@ def aliased_versions(prompt: str, aliases: tuple[Alias, ...]) -> Iterator[Planne
         yield PlannedRetraining(version_name(prompt, number), tuple(ordered), ordered[0], notes=tuple(stay))
 
 
-def request_id(version: PromptVersion, model: BaseModelInfo, num_failed: int) -> str:
+def request_id(version: PromptVersion, model: BaseModelInfo, alias: str, num_failed: int) -> str:
     """The request id of the version's retraining, so that a repeated call finds the job of the first. `num_failed`:
     number of earlier jobs that failed or were cancelled, after which a new one is made.
     """
-    text = f"{version.name}\n{version.digest}\n{model.fingerprint}"
+    text = f"{version.name}\n{version.digest}\n{model.fingerprint}\n{alias}"
     return f"retrain-{hashlib.sha256(text.encode()).hexdigest()[:32]}-{num_failed}"
 
 

@@ -28,12 +28,10 @@ def retrain(
     prompt: Annotated[
         list[str] | None, typer.Option(help="Retrain only this prompt; may be repeated. Default: all with an alias.")
     ] = None,
-    uncompared: Annotated[
+    keep_aliases: Annotated[
         bool,
         typer.Option(
-            "--uncompared",
-            help="Train also what can't be compared with its old version; such a job must beat the bare model, and "
-            "moves no alias.",
+            "--keep-aliases", help="Move no alias: the jobs need not beat the old versions, only the bare model."
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and create no jobs.")] = False,
@@ -50,7 +48,7 @@ def retrain(
     if dry_run and yes:
         raise Failure("--dry-run and --yes exclude each other", EXIT_INVALID)
     with open_client(trainer) as client:
-        plan = client.plan_retraining(base_model, prompt or (), uncompared=uncompared)
+        plan = client.plan_retraining(base_model, prompt or (), keep_aliases=keep_aliases)
         if not as_json:
             _show(plan)
         num_new = sum(item.is_new for item in plan.prompts)
@@ -63,7 +61,7 @@ def retrain(
         for item in made:
             print_json(_described(item))
     if refused := sum(bool(item.refused) for item in made):
-        raise Failure(f"{counted(refused, 'prompt')} can't be retrained", EXIT_REFUSED, _hint(made, uncompared))
+        raise Failure(f"{counted(refused, 'prompt')} can't be retrained", EXIT_REFUSED, _hint(made))
 
 
 def _agrees(num_new: int, base_model: str) -> bool:
@@ -76,7 +74,7 @@ def _agrees(num_new: int, base_model: str) -> bool:
 
 
 def _show(plan: RetrainingPlan) -> None:
-    there = f"; {counted(plan.num_there, 'version')} that aliases name belong to it already" if plan.num_there else ""
+    there = f"; already on it: {counted(plan.num_there, 'aliased version')}" if plan.num_there else ""
     show(f"new base model {plan.base_model.id} ({plan.base_model.fingerprint[:19]}…){there}")
     if not plan.prompts:
         show("no other version has an alias: there is nothing to retrain")
@@ -148,8 +146,6 @@ def _described(item: PlannedRetraining) -> dict[str, object]:
     }
 
 
-def _hint(made: tuple[PlannedRetraining, ...], uncompared: bool) -> str:
+def _hint(made: tuple[PlannedRetraining, ...]) -> str:
     could = any("can't be compared" in item.refused for item in made)
-    return (
-        "--uncompared trains those that can't be compared, without moving an alias" if could and not uncompared else ""
-    )
+    return "--keep-aliases trains those that can't be compared, without moving an alias" if could else ""

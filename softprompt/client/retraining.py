@@ -46,14 +46,15 @@ class RetrainingMethods(TuningMethods, PromptMethods):
     """The part of AsyncClient that moves prompts to another base model."""
 
     async def plan_retraining(
-        self, base_model: str, prompts: Sequence[str] = (), *, uncompared: bool = False
+        self, base_model: str, prompts: Sequence[str] = (), *, keep_aliases: bool = False
     ) -> RetrainingPlan:
         """What `retrain` would do: a job for each version that an alias names, of all visible prompts or of `prompts`.
         Creates nothing.
 
         `base_model`: id or fingerprint of a base model of the trainer. Each job must beat the version that it replaces,
-        by the held-out answers that are kept of it; a version of which too few are kept is refused. With `uncompared`,
-        its job must beat the bare model instead and moves no alias. Raises NotFound for the base model or a prompt.
+        by the held-out answers that are kept of it; a version of which too few are kept is refused. With
+        `keep_aliases`, the jobs must beat the bare model instead and move no alias. Raises NotFound for the base model
+        or a prompt.
         """
         model = await self._new_model(base_model)
         chosen = [await self.get_prompt(name) for name in prompts] if prompts else await self.list_prompts()
@@ -62,7 +63,7 @@ class RetrainingMethods(TuningMethods, PromptMethods):
 
         async def planned(item: PlannedRetraining) -> PlannedRetraining | None:
             async with free:
-                return await self._planned(item, model, uncompared)
+                return await self._planned(item, model, keep_aliases)
 
         found = await asyncio.gather(*map(planned, items))
         made = tuple(item for item in found if item is not None)
@@ -95,7 +96,7 @@ class RetrainingMethods(TuningMethods, PromptMethods):
         raise NotFound("base model", base_model, f"the trainer's base models: {known}")
 
     async def _planned(
-        self, item: PlannedRetraining, model: BaseModelInfo, uncompared: bool
+        self, item: PlannedRetraining, model: BaseModelInfo, keep_aliases: bool
     ) -> PlannedRetraining | None:
         """The item with everything that is known of it; None if its version belongs to the new base model."""
         try:
@@ -103,30 +104,28 @@ class RetrainingMethods(TuningMethods, PromptMethods):
             item = replace(item, base_model=version.base_model.id if version.base_model is not None else "")
             if version.base_model is not None and version.base_model.fingerprint == model.fingerprint:
                 return None
-            return item if item.refused else await self._checked(item, version, model, uncompared)
+            if keep_aliases:
+                item = replace(item, alias="", notes=())
+            return item if item.refused else await self._checked(item, version, model)
         except _REFUSALS as error:
             gone = isinstance(error, NotFound) and error.kind == "dataset"
             return replace(item, refused=error.message, data_kept=False if gone else item.data_kept)
 
     async def _checked(
-        self, item: PlannedRetraining, version: PromptVersion, model: BaseModelInfo, uncompared: bool
+        self, item: PlannedRetraining, version: PromptVersion, model: BaseModelInfo
     ) -> PlannedRetraining:
         earlier = await self.list_jobs(prompt=item.prompt, annotations=annotations_of(version, model))
-        num_failed = count_failed(earlier)
+        earlier = [job for job in earlier if job.spec is not None and job.spec.publish.moved_alias == item.alias]
         standing = next((job for job in earlier if job.state not in (JobState.FAILED, JobState.CANCELLED)), None)
         if standing is not None:
             return replace(item, job=standing)
         job = await self._found_job(version.job)
         metric = metric_of(version, job)
-        report = await self._found_report(version.job)
-        num_comparable = comparable(metric, report)
-        item = replace(item, num_comparable=num_comparable, metric=metric.value.lower())
-        why = why_not_comparable(metric, num_comparable)
-        alias = "" if why and uncompared else item.alias
-        spec, notes = retraining_spec(version, job, model, alias)
-        if why and uncompared:
-            notes.append(f"not compared with the old version, so no alias moves: {why}")
-        item = replace(item, alias=alias, notes=(*item.notes, *notes))
+        num_comparable = comparable(metric, await self._found_report(version.job))
+        why = why_not_comparable(metric, num_comparable) if item.alias else ""
+        spec, notes = retraining_spec(version, job, model, item.alias)
+        notes = (*item.notes, *notes)
+        item = replace(item, num_comparable=num_comparable, metric=metric.value.lower(), notes=notes)
         try:
             check = await self.validate_job(spec)
         except NotFound as error:
@@ -139,9 +138,9 @@ class RetrainingMethods(TuningMethods, PromptMethods):
             data_kept=True,
             num_examples=None if statistics is None else statistics.num_train + statistics.num_validation,
             estimated_seconds=check.estimated_seconds,
-            refused=f"it can't be compared with the old version: {why}" if why and not uncompared else "",
+            refused=f"it can't be compared with the old version: {why}" if why else "",
             spec=spec,
-            request_id=request_id(version, model, num_failed),
+            request_id=request_id(version, model, item.alias, count_failed(earlier)),
         )
 
     async def _found_job(self, name: str) -> TuningJob | None:

@@ -125,16 +125,16 @@ async def test_what_cannot_be_compared_is_refused_or_moves_no_alias(upgrade: Upg
     await upgrade.train(replace(SPEC, prompt="texts", dataset=texts, hyperparameters=counting))
     refused = await upgrade("--prompt", "texts", "--yes")
     assert (refused.code, "token_accuracy counts tokens" in refused.out) == (4, True)
-    assert "--uncompared" in refused.err
-    (item,) = (await upgrade("--prompt", "texts", "--uncompared", "--yes", "--json")).json
+    assert "--keep-aliases" in refused.err
+    (item,) = (await upgrade("--prompt", "texts", "--keep-aliases", "--yes", "--json")).json
     assert (item["moved_alias"], item["refused"]) == ("", "")
     spec = (await upgrade.client.get_job(item["job"])).spec
     assert spec is not None
     assert spec.publish.alias == "-"
     assert spec.publish.gate is not None
     assert (spec.publish.gate.beat_bare_model, spec.publish.gate.beat_current) == (True, False)
-    (there,) = (await upgrade("--prompt", "texts", "--json")).json
-    assert there["job"] == item["job"], "it is not asked for again"
+    (there,) = (await upgrade("--prompt", "texts", "--keep-aliases", "--json")).json
+    assert there["job"] == item["job"], "it is not trained again"
 
 
 async def test_what_is_gone_or_divided_is_refused_and_the_rest_goes_on(upgrade: Upgrade) -> None:
@@ -166,7 +166,7 @@ async def test_a_version_whose_job_is_deleted_is_retrained_by_its_own_record(upg
     await upgrade.client.delete_job(job.name)
     (refused,) = (await upgrade("--json")).json
     assert "0 held-out answers are kept" in refused["refused"]
-    (item,) = (await upgrade.client.plan_retraining("new", uncompared=True)).prompts
+    (item,) = (await upgrade.client.plan_retraining("new", keep_aliases=True)).prompts
     assert item.spec is not None
     assert "its job is deleted" in item.notes[0]
     assert (item.spec.dataset, item.spec.labels, item.spec.validation_fraction) == (
