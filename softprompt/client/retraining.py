@@ -123,8 +123,8 @@ class RetrainingMethods(TuningMethods, PromptMethods):
         metric = metric_of(version, job)
         num_comparable = comparable(metric, await self._found_report(version.job))
         why = why_not_comparable(metric, num_comparable) if item.alias else ""
-        spec, notes = retraining_spec(version, job, model, item.alias)
-        notes = (*item.notes, *notes)
+        spec, changes = retraining_spec(version, job, model, item.alias)
+        notes = (*item.notes, *changes)
         item = replace(item, num_comparable=num_comparable, metric=metric.value.lower(), notes=notes)
         try:
             check = await self.validate_job(spec)

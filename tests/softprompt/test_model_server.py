@@ -55,13 +55,13 @@ class FileServer:
 def file_server(root: Path) -> Iterator[FileServer]:
     class Handler(SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
-            server.tokens.append(self.headers.get("Authorization", ""))
-            if server.elsewhere:
+            state.tokens.append(self.headers.get("Authorization", ""))
+            if state.elsewhere:
                 self.send_response(302)
-                self.send_header("Location", server.elsewhere + self.path)
+                self.send_header("Location", state.elsewhere + self.path)
                 self.end_headers()
                 return
-            if server.token and self.headers.get("Authorization") != f"Bearer {server.token}":
+            if state.token and self.headers.get("Authorization") != f"Bearer {state.token}":
                 self.send_error(403 if self.headers.get("Authorization") else 401)
                 return
             path = Path(self.translate_path(self.path))
@@ -70,14 +70,14 @@ def file_server(root: Path) -> Iterator[FileServer]:
                 return
             data, start = path.read_bytes(), 0
             if asked := self.headers.get("Range"):
-                server.ranges.append(asked)
+                state.ranges.append(asked)
                 start = int(asked.removeprefix("bytes=").removesuffix("-"))
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(data) - start))
             self.end_headers()
-            if server.breaks_after and path.name not in server.broken:
-                server.broken.add(path.name)
-                data = data[: server.breaks_after]
+            if state.breaks_after and path.name not in state.broken:
+                state.broken.add(path.name)
+                data = data[: state.breaks_after]
             self.wfile.write(data[start:])
 
         def log_message(self, *_: object) -> None: ...
@@ -86,9 +86,9 @@ def file_server(root: Path) -> Iterator[FileServer]:
     http.daemon_threads = True
     thread = threading.Thread(target=http.serve_forever, args=(0.01,))
     thread.start()
-    server = FileServer(f"http://127.0.0.1:{http.server_address[1]}", root)
+    state = FileServer(f"http://127.0.0.1:{http.server_address[1]}", root)
     try:
-        yield server
+        yield state
     finally:
         http.shutdown()
         thread.join()

@@ -2709,8 +2709,8 @@ class ModelAnswer(_message.Message):
     correct: _builtins.bool
     """Whether the answer equals the expected one. Unset: not generated."""
     num_targets: _builtins.int
-    """Target tokens of the expected answer; 0: unknown. The loss times their number is the whole answer's, which models
-    with other tokenizers share.
+    """Target tokens of the expected answer; 0: unknown. The loss times this number is the loss of the whole answer, which
+    can be compared between base models with different tokenizers.
     """
     def __init__(
         self,

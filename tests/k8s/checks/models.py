@@ -66,7 +66,7 @@ def _job(manifests: Manifests, spec: Object, pod: Pod) -> Iterator[str]:
         yield "gives up when the hub is away for some minutes"
     if "ttlSecondsAfterFinished" not in spec:
         yield "stays after its end, and can't be applied again with other models"
-    token = next((item for item in pod.main.get("env", []) if item["name"] == "HF_TOKEN"), {})
+    token: Object = next((item for item in pod.main.get("env", []) if item["name"] == "HF_TOKEN"), {})
     if not token.get("valueFrom", {}).get("secretKeyRef", {}).get("optional"):
         yield "has no token from a Secret that may be missing"
     for model in _parsed(environment.get("MODELS", "")):
