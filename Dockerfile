@@ -6,7 +6,7 @@
 #   PIP_FIND_LINKS   a folder of wheels that is mounted for the build, if there is one
 #
 # The optional secrets pip_conf and ca_bundle are pip's configuration and certificates during the build; no layer contains them.
-# The images contain no model: it is mounted, or downloaded by an init container (k8s/components/model-download).
+# The images contain no model: it is mounted, or downloaded by a Job (k8s/components/model-download).
 ARG BASE_IMAGE=debian:bookworm-slim
 
 FROM ${BASE_IMAGE} AS base

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from softprompt.client.stream import SyncGenerationStream as SyncGenerationStream
     from softprompt.client.sync_client import Client as Client
     from softprompt.data.prepare import PreparedData as PreparedData
+    from softprompt.retraining import PlannedRetraining as PlannedRetraining
+    from softprompt.retraining import RetrainingPlan as RetrainingPlan
     from softprompt.types.common import BaseModelInfo as BaseModelInfo
     from softprompt.types.common import Comparison as Comparison
     from softprompt.types.common import Guide as Guide
@@ -117,6 +119,7 @@ _MODULES = {
     "softprompt.client.stream": "GenerationStream SyncGenerationStream",
     "softprompt.client.sync_client": "Client",
     "softprompt.data.prepare": "PreparedData",
+    "softprompt.retraining": "PlannedRetraining RetrainingPlan",
     "softprompt.types.common": "BaseModelInfo Comparison Guide Message Sampling Template TemplateFormat",
     "softprompt.types.data": "Data Example",
     "softprompt.types.datasets": "DatasetStatistics StoredDataset UploadedDataset",

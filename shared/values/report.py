@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
 from shared.values.base_model import BaseModelInfo
+from shared.values.enums import Metric
 from shared.values.events import Evaluation
 from shared.values.hyperparameters import Init
 from shared.values.job import TuningJob
 
+MIN_EXAMPLES = 10
+"""With fewer held-out examples, nothing is decided (`trainer_service.training.comparison`)."""
 _STORED: dict[str, Any] = {"extra": "forbid", "ser_json_inf_nan": "constants"}
 
 
@@ -36,6 +40,16 @@ class ModelAnswer:
     """Nats per target token of the expected answer."""
     correct: bool | None = None
     """Whether the answer equals the expected one; None: not generated."""
+    num_targets: int = 0
+    """Target tokens of the expected answer; 0: unknown, as in reports of earlier releases."""
+
+    def is_comparable(self, metric: Metric) -> bool:
+        """Whether this metric of the answer can be compared with that of a model with another tokenizer: of losses, the
+        whole answer's; token accuracy never, because it counts the tokenizer's own tokens.
+        """
+        if metric is Metric.LOSS:
+            return self.num_targets > 0 and math.isfinite(self.loss)
+        return metric is not Metric.TOKEN_ACCURACY and self.text is not None
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def doctor(
 def _findings(data: Path, trainer: str | None, inference: str | None, gateway: str) -> Iterator[Finding]:
     from softprompt.cli.doctor_gateway import gateway_finding
     from softprompt.cli.up import DEFAULT_MODEL
-    from softprompt.models import models_dir
+    from softprompt.model_catalogue import models_dir
 
     yield from machine.installation()
     here = machine.has_services()

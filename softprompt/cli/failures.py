@@ -118,6 +118,8 @@ def _hint(error: Exception) -> str:
                 "is the service running? `softprompt up` starts both services on this machine; "
                 f"--trainer and --inference, or {TRAINER_VARIABLE} and {INFERENCE_VARIABLE}, set other addresses"
             )
+        case Unauthenticated() | PermissionDenied() if "source" in error.metadata:
+            return ""  # of a download, whose message says what to do
         case Unauthenticated():
             token = "SOFTPROMPT_TOKEN or SOFTPROMPT_TOKEN_FILE (--token-file)"
             return f"set {token}, or SOFTPROMPT_TLS_CERTIFICATE_FILE for a certificate"

@@ -27,6 +27,7 @@ from softprompt.cli import (
     jobs,
     models,
     prompts,
+    retrain,
     router,
     security,
     store,
@@ -45,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (init, up, gateway, router, tune, distill, generate, chat, doctor, info, demo, example):
+for module in (init, up, gateway, router, tune, retrain, distill, generate, chat, doctor, info, demo, example):
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="List, follow and cancel tuning jobs.")
 app.add_typer(datasets.app, name="datasets", help="Datasets that the trainer stores for you.")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from shared.text.counted import counted
 from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, open_client
 from softprompt.cli.output import print_json, show, stderr, table
 from softprompt.errors import SoftPromptError
 
 if TYPE_CHECKING:
+    from softprompt.client.sync_client import Client
     from softprompt.types.common import BaseModelInfo
+    from softprompt.types.prompts import ReplicaStatus
 
 T = TypeVar("T")
 _SERVICE_SECONDS = 5.0
+CATALOGUE, MACHINE, TRAINER, INFERENCE = "catalogue", "this machine", "trainer", "inference"
 
 
 @dataclass(frozen=True)
@@ -30,38 +34,73 @@ class ListedModel:
     detail: str
     """Path, origin or state."""
     fingerprint: str = ""
+    """Empty: unknown."""
     size_bytes: int = 0
+    agrees: bool | None = None
+    """Trainer and replicas: whether the other side has the same files. This machine: whether a service that has a model
+    of this name has the same files. None: nothing to compare with.
+    """
 
 
 def list_(as_json: JsonOption = False, trainer: TrainerOption = None, inference: InferenceOption = None) -> None:
-    """List base models that can be pulled, that are pulled, and that the services have. Works without any service."""
-    found = [*_catalogue(), *_pulled(), *_served(trainer, inference)]
+    """List base models that can be pulled, that are pulled, and that trainer and replicas have, and whether they agree:
+    a prompt is served only by replicas that have the very files that it was tuned on. Works without any service.
+    """
+    found = _compared([*_catalogue(), *_pulled(), *_served(trainer, inference)])
     if as_json:
         for model in found:
             print_json(model)
         return
-    made = table("MODEL", "WHERE", "BYTES", "FINGERPRINT", "DETAIL")
+    made = table("MODEL", "WHERE", "BYTES", "FINGERPRINT", "AGREES", "DETAIL")
     for model in found:
         size = str(model.size_bytes) if model.size_bytes else ""
-        made.add_row(model.name, model.where, size, model.fingerprint[:19], model.detail)
+        agrees = {True: "yes", False: "no", None: ""}[model.agrees]
+        made.add_row(model.name, model.where, size, model.fingerprint[:19], agrees, model.detail)
     show(made)
-    prints = {model.fingerprint for model in found if model.where in ("trainer", "inference") and model.fingerprint}
-    served = {model.fingerprint for model in found if model.where == "inference"}
-    if served and prints and not served & {model.fingerprint for model in found if model.where == "trainer"}:
-        stderr().print("the trainer has none of the replica's base models: its prompts can't be served", markup=False)
+    for sentence in _disagreements(found):
+        stderr().print(sentence, markup=False, soft_wrap=True)
+
+
+def _compared(found: list[ListedModel]) -> list[ListedModel]:
+    """The models with `agrees`, by fingerprint."""
+    prints = {
+        where: {model.fingerprint for model in found if model.where == where} - {""} for where in (TRAINER, INFERENCE)
+    }
+    others = {TRAINER: prints[INFERENCE], INFERENCE: prints[TRAINER]}
+    made = []
+    for model in found:
+        other = others.get(model.where, set())
+        if model.where == MACHINE:
+            other = {one.fingerprint for one in found if one.where in others and one.name == model.name} - {""}
+        agrees = model.fingerprint in other if model.fingerprint and other else None
+        made.append(replace(model, agrees=agrees))
+    return made
+
+
+def _disagreements(found: list[ListedModel]) -> Iterator[str]:
+    """Sentences on models that can't work together."""
+    served = [model for model in found if model.where == INFERENCE and model.agrees is not None]
+    if served and not any(model.agrees for model in served):
+        yield "the trainer has none of the replicas' base models: its prompts can't be served"
+    for model in found:
+        if model.where == TRAINER and model.agrees is False and any(one.name == model.name for one in served):
+            yield (
+                f"{model.name}: trainer and replicas have different files under this name; prompts that are tuned on "
+                "one are refused by the other"
+            )
 
 
 def _catalogue() -> list[ListedModel]:
-    from softprompt.models import CATALOGUE
+    from softprompt.model_catalogue import CATALOGUE as KNOWN
 
     return [
-        ListedModel(name, "catalogue", f"softprompt models pull {name}   ({model.hub_id})")
-        for name, model in sorted(CATALOGUE.items())
+        ListedModel(name, CATALOGUE, f"softprompt models pull {name}   ({model.hub_id})")
+        for name, model in sorted(KNOWN.items())
     ]
 
 
 def _pulled() -> list[ListedModel]:
-    from softprompt.models import ORIGIN_FILE, models_dir
+    from softprompt.model_catalogue import models_dir
 
     found = []
     with suppress(OSError):
@@ -70,23 +109,54 @@ def _pulled() -> list[ListedModel]:
                 continue
             origin = ""
             with suppress(OSError, ValueError, KeyError, TypeError):
-                read = json.loads((directory / ORIGIN_FILE).read_bytes())
-                origin = f", {read['hub_id']}@{read['commit'][:12]}"
-            found.append(
-                ListedModel(directory.name, "this machine", f"{directory}{origin}", size_bytes=_size(directory))
-            )
+                read = json.loads((directory / ".softprompt-origin.json").read_bytes())
+                origin = f", {read['hub_id']}@{read['commit'][:12]}".rstrip("@")
+            detail, size = f"{directory}{origin}", _size(directory)
+            found.append(ListedModel(directory.name, MACHINE, detail, _known_fingerprint(directory), size))
     return found
+
+
+def _known_fingerprint(directory: Path) -> str:
+    """Empty if it is not stored, or if this installation is the client alone. Hashes nothing."""
+    with suppress(ImportError, OSError, SoftPromptError):
+        from shared.model import fingerprint
+
+        if (known := fingerprint.known(directory)) is not None:
+            return known.fingerprint
+    return ""
 
 
 def _served(trainer: str | None, inference: str | None) -> list[ListedModel]:
     found: list[ListedModel] = []
+    replicas: list[ReplicaStatus] = []
     with open_client(trainer, inference, timeout_seconds=_SERVICE_SECONDS) as client:
         if (info := _asked(client.service_info)) is not None:
-            found += [_of_service(model, "trainer", client.trainer) for model in info.base_models]
-            found += [ListedModel(item.id, "trainer", item.reason) for item in info.unavailable_base_models]
-        if (serving := _asked(client.model_info)) is not None and serving.base_model is not None:
-            found.append(_of_service(serving.base_model, "inference", client.inference))
+            found += [_of_service(model, TRAINER, client.trainer) for model in info.base_models]
+            found += [ListedModel(item.id, TRAINER, item.reason) for item in info.unavailable_base_models]
+            replicas = _asked(lambda: _replicas(client)) or []
+        kinds: dict[tuple[str, str], list[str]] = {}
+        for replica in replicas:
+            kinds.setdefault((replica.base_model, replica.base_model_fingerprint), []).append(replica.id)
+        for (name, print_), ids in sorted(kinds.items()):
+            found.append(ListedModel(name, INFERENCE, f"{counted(len(ids), 'replica')}: {', '.join(ids)}", print_))
+        for serving in _asked(lambda: _answering(client)) or []:
+            if serving.fingerprint not in [print_ for _, print_ in kinds]:
+                found.append(_of_service(serving, INFERENCE, client.inference))
     return found
+
+
+def _replicas(client: Client) -> list[ReplicaStatus]:
+    """All live replicas, by their records in the prompt store. The status of every prompt lists them."""
+    prompts = client.list_prompts()
+    return list(client.prompt_status(prompts[0].name).replicas) if prompts else []
+
+
+def _answering(client: Client) -> list[BaseModelInfo]:
+    """The base model of the replica that answers; those of all base models behind a router."""
+    first = client.model_info()
+    others = [name for name in first.base_models if first.base_model is None or name != first.base_model.id]
+    found = [first, *(client.model_info(name) for name in others)]
+    return [info.base_model for info in found if info.base_model is not None]
 
 
 def _asked(question: Callable[[], T]) -> T | None:

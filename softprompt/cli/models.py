@@ -22,32 +22,102 @@ def models() -> None:
     """Base models on this machine."""
 
 
+NamesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME...",
+        help="Catalogued models, model directories or hub ids: [ID=]OWNER/MODEL[@COMMIT]. Commas separate several. "
+        "@sha256:FINGERPRINT requires certain files.",
+    ),
+]
+ToOption = Annotated[
+    Path | None, typer.Option(help="Parent directory. Default: $SOFTPROMPT_MODELS or the user's cache.")
+]
+
+
 @app.command(epilog=example("softprompt models pull smollm2-135m-instruct"))
 def pull(
-    names: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NAME...",
-            help="Catalogued models, model directories or hub ids: [ID=]OWNER/MODEL[@COMMIT]. Commas separate several.",
+    names: NamesArgument,
+    to: ToOption = None,
+    server: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="URL",
+            envvar="SOFTPROMPT_MODELS_FROM",
+            help="A file server's directory that has the models, each with its manifest, in place of the hub.",
         ),
-    ],
-    to: Annotated[
-        Path | None, typer.Option(help="Parent directory. Default: $SOFTPROMPT_MODELS or the user's cache.")
+    ] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Token for gated and private models. Default: $HF_TOKEN, for the hub only."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Download base models that are missing; print their directories. Each directory is named ID, or after the last
-    part of the name.
+    part of the name. HF_ENDPOINT names another hub, such as a mirror.
     """
     require("inference")
     from softprompt.model_names import parse_models
 
-    for model in parse_models(names):
-        path = pull_with_progress(str(model), to)
+    token = _token(token_file)
+    for model in parse_models(names, local=not server):
+        path = pull_with_progress(str(model), to, server=server, token=token)
         if as_json:
             print_json({"name": str(model), "path": str(path)})
         else:
             typer.echo(str(path))
+
+
+@app.command(epilog=example("softprompt models wait smollm2-135m-instruct --to /models"))
+def wait(
+    names: NamesArgument,
+    to: ToOption = None,
+    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Longest time to wait.")] = 3600,
+    as_json: JsonOption = False,
+) -> None:
+    """Wait until another process has pulled base models completely; print their directories. Writes nothing, so the
+    parent directory may be mounted read-only. Ends with 5 after the time.
+    """
+    require("inference")
+    from softprompt.model_catalogue import models_dir
+    from softprompt.model_folder import is_complete, wait_until_complete
+    from softprompt.model_names import parse_models
+
+    wanted, parent = parse_models(names, local=False), to or models_dir()
+    missing = [str(model) for model in wanted if not is_complete(parent / model.directory)]
+    if missing:
+        stderr().print(f"waiting for {', '.join(missing)} in {parent}", markup=False, soft_wrap=True)
+    for model, path in zip(wanted, wait_until_complete(wanted, parent, timeout), strict=True):
+        if as_json:
+            print_json({"name": str(model), "path": str(path)})
+        else:
+            typer.echo(str(path))
+
+
+@app.command(epilog=example("softprompt models manifest ./models/my-model"))
+def manifest(
+    directory: Annotated[Path, typer.Argument(help="A model directory with config.json and *.safetensors.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write the manifest of a model directory into it, with the digest of each file, for `models pull --from` of a
+    file server that serves its parent directory. Prints the fingerprint.
+    """
+    require("inference")
+    from shared.errors import InvalidInput
+    from softprompt.model_folder import origin_of
+    from softprompt.model_server import write_manifest
+
+    _check_directory(directory)
+    origin = origin_of(directory)
+    try:
+        made = write_manifest(directory, *((origin.hub_id, origin.commit) if origin is not None else ("", "")))
+    except OSError as error:
+        raise InvalidInput.of("directory", f"can't write the manifest into {directory}: {error.strerror}") from error
+    if as_json:
+        print_json(made.model_dump())
+    else:
+        typer.echo(made.fingerprint)
 
 
 app.command("list", epilog=example("softprompt models list"))(list_)
@@ -62,8 +132,7 @@ def fingerprint(
     from shared.errors import InvalidInput
     from shared.model import fingerprint as fingerprints
 
-    if not (directory / "config.json").is_file():
-        raise InvalidInput.of("directory", f"{directory} is not a model directory: it has no config.json")
+    _check_directory(directory)
     try:
         typer.echo(fingerprints.ship(directory).fingerprint)
     except OSError as error:
@@ -102,13 +171,44 @@ def manifests(
     typer.echo(yaml.safe_dump_all(of_models(objects, entries, content), sort_keys=False), nl=False)
 
 
-def pull_with_progress(name: str, to: Path | None = None) -> Path:
-    """The directory of a model. Downloads it if it is missing, with progress on stderr."""
+def pull_with_progress(name: str, to: Path | None = None, *, server: str = "", token: str = "") -> Path:
+    """The directory of a model. Downloads it if it is missing, with progress on stderr. `server` and `token`: as in
+    `softprompt.models.pull`.
+    """
     from softprompt.display.transfer import transfer_display
-    from softprompt.models import models_dir
+    from softprompt.model_catalogue import models_dir
     from softprompt.models import pull as pull_model
 
     with transfer_display(stderr(), f"{name}: looking for the model") as show:
         return pull_model(
-            name, to or models_dir(), lambda stage, done, total: show(f"{name}: {_STAGES[stage]}", done, total)
+            name,
+            to or models_dir(),
+            lambda stage, done, total: show(f"{name}: {_STAGES[stage]}", done, total),
+            server=server,
+            token=token,
         )
+
+
+def _check_directory(directory: Path) -> None:
+    from shared.errors import InvalidInput
+    from softprompt.model_folder import is_model
+
+    if not is_model(directory):
+        raise InvalidInput.of("directory", f"{directory} is not a model directory: it has no config.json")
+
+
+def _token(file: Path | None) -> str:
+    """The token in a file; empty without a file. Raises InvalidInput."""
+    from shared.errors import InvalidInput
+
+    if file is None:
+        return ""
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise InvalidInput.of(
+            "token-file", f"{file} can't be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise InvalidInput.of("token-file", f"{file} must contain one token and nothing else")
+    return token

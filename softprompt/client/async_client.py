@@ -8,13 +8,12 @@ from typing import Self
 from softprompt.client.arguments import checks_arguments
 from softprompt.client.connection import Connection
 from softprompt.client.generation import GenerationMethods
-from softprompt.client.prompts import PromptMethods
+from softprompt.client.retraining import RetrainingMethods
 from softprompt.client.security import ClientSecurity
-from softprompt.client.tuning import TuningMethods
 
 
 @checks_arguments
-class AsyncClient(TuningMethods, PromptMethods, GenerationMethods):
+class AsyncClient(RetrainingMethods, GenerationMethods):
     """Both services behind one object. Use it in one event loop, with `async with`.
 
     `trainer` and `inference` are addresses such as `host:port`, or `dns:///name:port` for calls to all addresses of a

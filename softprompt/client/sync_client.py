@@ -7,12 +7,11 @@ from typing import Self
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.generation import SyncGenerationMethods
 from softprompt.client.loop_thread import LoopThread
-from softprompt.client.prompts import SyncPromptMethods
+from softprompt.client.retraining import SyncRetrainingMethods
 from softprompt.client.security import ClientSecurity
-from softprompt.client.tuning import SyncTuningMethods
 
 
-class Client(SyncTuningMethods, SyncPromptMethods, SyncGenerationMethods):
+class Client(SyncRetrainingMethods, SyncGenerationMethods):
     """AsyncClient with blocking methods, which have its docstrings. May be used from several threads."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""An overlay as kustomize renders it, and the pods in it: those of Deployments, and those inside a RayCluster."""
+"""An overlay as kustomize renders it, and the pods in it: those of Jobs, of Deployments, and inside a RayCluster."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ class Manifests:
 
     @property
     def pods(self) -> list[Pod]:
-        found = [Pod(item, item["metadata"]["name"], item["spec"]["template"]) for item in self.of("Deployment")]
+        owners = (*self.of("Job"), *self.of("Deployment"))
+        found = [Pod(item, item["metadata"]["name"], item["spec"]["template"]) for item in owners]
         for cluster in self.of("RayCluster"):
             found.append(Pod(cluster, "ray-head", cluster["spec"]["headGroupSpec"]["template"]))
             found += [

@@ -45,7 +45,15 @@ def test_every_component_is_in_some_overlay() -> None:
 
 def test_the_base_needs_no_custom_resources() -> None:
     kinds = {item["kind"] for item in render("local-cpu").objects}
-    assert kinds == {"Namespace", "ServiceAccount", "Service", "Deployment", "PersistentVolumeClaim", "ConfigMap"}
+    assert kinds == {
+        "Namespace",
+        "ServiceAccount",
+        "Service",
+        "Deployment",
+        "PersistentVolumeClaim",
+        "ConfigMap",
+        "Job",
+    }
 
 
 def test_custom_resources_are_held_against_their_schemas() -> None:

@@ -56,6 +56,8 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         self.created_statistics: tuning_pb2.DatasetStatistics | None = None
         self.statuses: list[prompts_pb2.VersionStatus] = [prompts_pb2.VersionStatus(version="prompts/tone/versions/1")]
         """What GetPromptStatus answers, one after the other, the last one from then on."""
+        self.replicas: list[prompts_pb2.ReplicaStatus] = []
+        """All live replicas, with each of these answers."""
 
     def _maybe_fail(self) -> None:
         if self.fail_next:
@@ -154,7 +156,7 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
     async def GetPromptStatus(self, request: Any, context: Any) -> prompts_pb2.GetPromptStatusResponse:
         self._maybe_fail()
         return prompts_pb2.GetPromptStatusResponse(
-            versions=[self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]]
+            versions=[self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]], replicas=self.replicas
         )
 
     async def ListPromptVersions(self, request: Any, context: Any) -> prompts_pb2.ListPromptVersionsResponse:

@@ -1,4 +1,6 @@
-"""A small Hugging Face hub on loopback: one model with two commits, served as the hub's client asks for it."""
+"""A small Hugging Face hub on loopback: a model with two commits, and the same behind terms that one token's account
+has accepted. They are served as the hub's client asks for them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from contextlib import contextmanager
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-MODEL = "org/Tiny.Model"
+MODEL, GATED = "org/Tiny.Model", "org/Gated"
+GRANTED, STRANGER, EXPIRED = "hf_granted", "hf_stranger", "hf_expired"
+"""Tokens: of an account that may read the gated model, of one that may not, and of none."""
 FIRST, SECOND = "1" * 40, "2" * 40
 BRANCHES = {"main": SECOND, "v1": FIRST}
 
@@ -52,13 +56,17 @@ def hub_server() -> Iterator[Hub]:
             parts = path.strip("/").split("/")
             headers: dict[str, str] = {}
             body, status = b"{}", 404
-            if path.startswith(f"/api/models/{MODEL}"):
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            model = next((name for name in (MODEL, GATED) if f"/{name}" in path), "")
+            if token == EXPIRED:
+                status, headers["X-Error-Message"] = 401, "Invalid credentials in Authorization header"
+            elif path.startswith("/api/models/") and model:  # also of a gated model, which only its files are
                 revision = parts[5] if len(parts) > 5 else "main"
                 commit = BRANCHES.get(revision, revision)
                 if commit in (FIRST, SECOND):
                     siblings = [{"rfilename": name, "size": len(data)} for name, data in files_of(commit).items()]
                     body, status = (
-                        json.dumps({"id": MODEL, "sha": commit, "siblings": siblings, "tags": []}).encode(),
+                        json.dumps({"id": model, "sha": commit, "siblings": siblings, "tags": []}).encode(),
                         200,
                     )
                     if parts[4:5] == ["tree"]:
@@ -71,7 +79,9 @@ def hub_server() -> Iterator[Hub]:
                     headers["X-Error-Code"] = "RevisionNotFound"
             elif path.startswith("/api/models/"):
                 headers["X-Error-Code"] = "RepoNotFound"
-            elif path.startswith(f"/{MODEL}/resolve/"):
+            elif model == GATED and token != GRANTED:
+                status, headers["X-Error-Code"] = (403 if token else 401), "GatedRepo"
+            elif path.startswith(f"/{model}/resolve/"):
                 body, status = files_of(parts[3])[parts[4]], 200
                 headers = {"X-Repo-Commit": parts[3], "ETag": f'"{sha1(body).hexdigest()}"'}
             self.send_response(status)

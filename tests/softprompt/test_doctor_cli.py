@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prompttuning.v1 import generation_pb2, tuning_pb2
+from prompttuning.v1 import generation_pb2, prompts_pb2, tuning_pb2
 
 from shared.errors import NotFound
+from shared.model import fingerprint
 from softprompt.cli.doctor_gateway import gateway_finding
 from softprompt.cli.next_steps import after_start
 from softprompt.local import machine_checks
+from softprompt.model_catalogue import models_dir
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
 
@@ -168,6 +170,38 @@ def test_models_of_every_place_are_listed(cli: CliRunner, here: Services) -> Non
         ("tiny", "inference"),
     }
     assert "models pull smollm2-135m-instruct" in cli("models", "list").out
+
+
+def test_trainer_replicas_and_this_machine_are_compared_by_their_files(cli: CliRunner, here: Services) -> None:
+    """`tiny` is the same for all; `small` has other files at the replicas; nothing serves `large`."""
+    prints = {name: f"sha256:{name * 8}" for name in ("tiny", "small", "large", "other")}
+    here.inference.info.base_model.fingerprint = prints["tiny"]
+    here.trainer.info.ClearField("base_models")
+    for name in ("tiny", "small", "large"):
+        here.trainer.info.base_models.add(id=name, fingerprint=prints[name])
+    for id, name, files in (("a", "tiny", "tiny"), ("b", "tiny", "tiny"), ("c", "small", "other")):
+        here.trainer.replicas.append(
+            prompts_pb2.ReplicaStatus(id=id, base_model=name, base_model_fingerprint=prints[files])
+        )
+    directory = models_dir() / "tiny"
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    (directory / "weights.safetensors").write_bytes(b"123")
+    mine = fingerprint.ship(directory).fingerprint
+    listed = {(item["name"], item["where"]): item for item in cli("models", "list", "--json").json}
+    assert {key: item["agrees"] for key, item in listed.items() if item["agrees"] is not None} == {
+        ("tiny", "trainer"): True,
+        ("small", "trainer"): False,
+        ("large", "trainer"): False,
+        ("tiny", "inference"): True,
+        ("small", "inference"): False,
+        ("tiny", "this machine"): False,
+    }
+    assert listed["tiny", "inference"]["detail"] == "2 replicas: a, b"
+    assert listed["tiny", "this machine"]["fingerprint"] == mine
+    shown = cli("models", "list")
+    assert "small: trainer and replicas have different files" in shown.err
+    assert [line.split()[0] for line in shown.out.splitlines() if " no " in line] == ["tiny", "small", "large", "small"]
 
 
 def test_models_are_listed_without_services(cli: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,8 +14,20 @@ from pathlib import Path
 import pytest
 
 from shared.errors import InvalidInput
+from shared.model import fingerprint
 from softprompt.model_names import WantedModel, parse_models
-from tests.softprompt.hub_server import FIRST, MODEL, SECOND, Hub, files_of, hub_server
+from tests.softprompt.hub_server import (
+    EXPIRED,
+    FIRST,
+    GATED,
+    GRANTED,
+    MODEL,
+    SECOND,
+    STRANGER,
+    Hub,
+    files_of,
+    hub_server,
+)
 
 PULL = "from softprompt.cli.main import main; main()"
 
@@ -31,8 +43,8 @@ def models(tmp_path: Path) -> Path:
     return tmp_path / "volume"
 
 
-def begin(hub: Hub, models: Path, *names: str) -> subprocess.Popen[str]:
-    """The process as an init container runs it: nothing is kept but what is in the models directory."""
+def begin(hub: Hub, models: Path, *names: str, **variables: str) -> subprocess.Popen[str]:
+    """The process as a container runs it: nothing is kept but what is in the models directory."""
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.url,
@@ -40,13 +52,14 @@ def begin(hub: Hub, models: Path, *names: str) -> subprocess.Popen[str]:
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
         "SOFTPROMPT_MODELS": str(models),
+        **variables,
     }
     command = [sys.executable, "-c", PULL, "models", "pull", *names]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def pull(hub: Hub, models: Path, *names: str) -> tuple[int, str]:
-    done = begin(hub, models, *names)
+def pull(hub: Hub, models: Path, *names: str, **variables: str) -> tuple[int, str]:
+    done = begin(hub, models, *names, **variables)
     out, complaint = done.communicate(timeout=120)
     return done.returncode, out if done.returncode == 0 else " ".join(complaint.split())
 
@@ -65,7 +78,12 @@ def test_several_models_at_pinned_commits_land_in_the_models_directory(hub: Hub,
             "config.json",
             "model.safetensors",
             ".softprompt-origin.json",
+            ".softprompt-fingerprint.json",
         }
+        mark = fingerprint.known(models / name)
+        assert mark is not None, "services don't hash it again"
+        assert mark.shipped
+        assert not (models / name / fingerprint.FILE).stat().st_mode & 0o222
     asked = hub.requests.total()
     assert pull(hub, models, wanted)[0] == 0
     assert hub.requests.total() == asked, "a later start needs no network"
@@ -102,6 +120,32 @@ def test_what_is_not_there_is_named_and_leaves_nothing(hub: Hub, models: Path, n
     assert code != 0
     assert message in complaint
     assert not models.exists() or [path.name for path in models.iterdir() if not path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("token", "code", "message"),
+    [
+        ("", 4, "gated (401): accept its terms at http://127.0.0.1"),
+        (STRANGER, 4, "gated (403): accept its terms at http://127.0.0.1"),
+        (EXPIRED, 4, "the hub refuses the token (401)"),
+    ],
+)
+def test_a_gated_model_says_what_to_do(hub: Hub, models: Path, token: str, code: int, message: str) -> None:
+    found = pull(hub, models, GATED, HF_TOKEN=token)
+    assert found[0] == code
+    assert message in found[1]
+    assert "callers file" not in found[1]
+    assert ("give a token in HF_TOKEN or --token-file" in found[1]) == (not token)
+
+
+def test_a_token_opens_a_gated_model(hub: Hub, models: Path, tmp_path: Path) -> None:
+    assert pull(hub, models, f"{GATED}@{FIRST}", HF_TOKEN=GRANTED)[0] == 0
+    file = tmp_path / "token"
+    file.write_text(f"{GRANTED}\n")
+    assert pull(hub, models, f"again={GATED}", "--token-file", str(file), HF_TOKEN=STRANGER)[0] == 0
+    file.write_text("two words")
+    code, complaint = pull(hub, models, f"third={GATED}", "--token-file", str(file))
+    assert (code, "must contain one token" in complaint) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.report import HeldOutAnswer, HeldOutAnswers, ModelAnswer
 from shared.values.results import EncodingStatistics
 from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED, Comparison, Estimate
 from trainer_service.training.events import (
@@ -123,6 +124,7 @@ class ScriptedTrainer:
             estimate=Estimate(Metric.LOSS, loss, loss - 0.05, loss + 0.05, 20),
             num_judging=20,
             is_apart=True,
+            answers=_answers(task, loss),
         )
         self._leave(job_id)
         return [*events, Evaluated(job_id, attempt, step, metrics, True), Finished(job_id, attempt, result)]
@@ -130,6 +132,13 @@ class ScriptedTrainer:
     def _leave(self, job_id: str) -> int:
         del self._tasks[job_id]
         return self._steps.pop(job_id)
+
+
+def _answers(task: TrainingTask, loss: float) -> HeldOutAnswers:
+    """The loss of each example, whose answer has two target tokens."""
+    tuned = ModelAnswer(loss=loss, num_targets=2)
+    examples = (*task.train, *task.validation)
+    return HeldOutAnswers(tuple(HeldOutAnswer(one.line, one.input, one.output or "", tuned) for one in examples))
 
 
 def _compared(loss: float, other: float) -> Comparison:

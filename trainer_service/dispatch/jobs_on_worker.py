@@ -20,7 +20,8 @@ from trainer_service.jobs.model import EventPayload, Job, Note
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.store.files import FileKind, keep_what_is_worth
 from trainer_service.jobs.store.job_store import StaleAttempt
-from trainer_service.jobs.store.report_store import report_of, save_report
+from trainer_service.jobs.store.report_store import load_report, report_of, save_report
+from trainer_service.publish.predecessor import Predecessor
 from trainer_service.publish.publication import Publication, make_publication
 from trainer_service.training.events import (
     Checkpointed,
@@ -124,7 +125,7 @@ class JobsOnWorker:
         record = self._records[job_id]
         try:
             publication, encoded = await asyncio.to_thread(
-                _encoded_publication, record.job, trained, tracker.current_version
+                _encoded_publication, record.job, trained, tracker.current_version, await self._predecessor(tracker)
             )
         except (SoftPromptError, ValueError) as error:
             log.exception("a trained prompt can't be encoded as a version")
@@ -143,6 +144,14 @@ class JobsOnWorker:
         )
         self.forget(job_id, tracker)
         self._on_trained(after, publication)
+
+    async def _predecessor(self, tracker: AttemptProgress) -> Predecessor | None:
+        """What is kept of a current version of another base model; None for one that this job's worker measured."""
+        if tracker.foreign_job is None:
+            return None
+        database, id = self._context.store.database, tracker.foreign_job.removeprefix("tuningJobs/")
+        report = await self._context.database.retry(load_report, database, id) if id else None
+        return Predecessor(tracker.foreign_job, None if report is None else report.answers)
 
     async def _failed(self, job_id: str, tracker: AttemptProgress, event: Failed) -> None:
         out_of_memory = event.code == "OUT_OF_MEMORY"
@@ -218,6 +227,8 @@ class JobsOnWorker:
         self._context.wake_dispatcher.set()
 
 
-def _encoded_publication(job: Job, trained: TrainingResult, current_version: str) -> tuple[Publication, bytes]:
-    publication = make_publication(job, trained, current_version)
+def _encoded_publication(
+    job: Job, trained: TrainingResult, current_version: str, predecessor: Predecessor | None
+) -> tuple[Publication, bytes]:
+    publication = make_publication(job, trained, current_version, predecessor)
     return publication, publication.encode()

@@ -36,6 +36,8 @@ class AttemptProgress:
         self.statistics: EncodingStatistics | None = None
         self.current_version = ""
         """The version that the publication gate compares this attempt with."""
+        self.foreign_job: str | None = None
+        """As in TrainingTask."""
         self.is_dirty = False
         """Whether `progress` has changed since it was last returned for storing."""
         self._progress_seconds = progress_seconds

@@ -257,7 +257,7 @@ class WorkerSupervisor:
         with bind(job=job.id, prompt=job.spec.prompt):
             try:
                 task = replace(await self._prepare(job), tenant=job.tenant, weight=record.weight)
-                tracker.current_version = task.current_version
+                tracker.current_version, tracker.foreign_job = task.current_version, task.foreign_job
                 if self._handle is not None:
                     await self._handle.add(task)
             except WorkerLost as error:

@@ -6,6 +6,7 @@ Each part comes from another system and is read in the thread pool of that syste
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from shared.errors import NotFound, PreconditionFailed
@@ -29,6 +30,17 @@ class Datasets(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class CurrentVersion:
+    """The version that a job's alias names now; an empty `name` if it names none."""
+
+    name: str = ""
+    prefix: Prefix | None = None
+    """None if it belongs to another base model or its blob is gone."""
+    foreign_job: str | None = None
+    """As in TrainingTask."""
+
+
 class Preparation:
     """Collects the parts of training tasks."""
 
@@ -42,8 +54,8 @@ class Preparation:
         """
         pools = self._pools
         data = await pools.datasets.call(self._data, job)
-        current_version, current = (
-            await pools.prompt_store.call(self._current, job) if job.spec.publish.moved_alias else ("", None)
+        current = (
+            await pools.prompt_store.call(self._current, job) if job.spec.publish.moved_alias else CurrentVersion()
         )
         source: Prefix | None = None
         if job.effective.source_job:
@@ -56,8 +68,9 @@ class Preparation:
             spec=job.effective.training,
             data=data,
             source=source,
-            current=current,
-            current_version=current_version,
+            current=current.prefix,
+            current_version=current.name,
+            foreign_job=current.foreign_job,
             checkpoint=await pools.job_files.call(self._files.load, job.id, FileKind.CHECKPOINT),
             priority=job.spec.priority,
             traceparent=job.effective.traceparent,
@@ -97,14 +110,14 @@ class Preparation:
             )
         return blob.prefix
 
-    def _current(self, job: Job) -> tuple[str, Prefix | None]:
-        """The version that the alias names now, and its prompt if that was trained for the same base model."""
+    def _current(self, job: Job) -> CurrentVersion:
         version = self._prompt_store.refresh().current_version(job.spec.prompt, job.spec.publish.moved_alias)
         if version is None:
-            return "", None
+            return CurrentVersion()
         try:
             blob = decode_blob(self._prompt_store.fetch(version.digest))
         except NotFound:
-            return version.name, None
-        same = blob.manifest.base_model.fingerprint == job.effective.base_model.fingerprint
-        return version.name, blob.prefix if same else None
+            return CurrentVersion(version.name)
+        if blob.manifest.base_model.fingerprint == job.effective.base_model.fingerprint:
+            return CurrentVersion(version.name, blob.prefix)
+        return CurrentVersion(version.name, foreign_job=blob.manifest.job)

@@ -30,9 +30,13 @@ class Evidence:
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
     """Comparisons by rival (`jobs.comparisons.NAMES`)."""
     has_current: bool = False
-    """Whether the alias names a version. It is not measured if it belongs to another base model or its blob is gone."""
+    """Whether the alias names a version. It is not measured if its blob is gone, or if it belongs to another base model
+    and its job keeps nothing that could be compared (`publish.predecessor`).
+    """
     is_apart: bool = True
     """Whether the measuring examples took no part in choosing the checkpoint."""
+    why_unmeasured: str = ""
+    """Why the current version was not measured; empty if unknown."""
 
 
 def decide(gate: PublishGate | None, metric: Metric, evidence: Evidence) -> Decision:
@@ -79,5 +83,6 @@ def _minimum(metric: Metric, estimate: Estimate, bound: float) -> tuple[bool, st
 def _beaten(metric: Metric, evidence: Evidence, rival: str) -> tuple[bool, str]:
     comparison = evidence.comparisons.get(rival)
     if comparison is None:
-        return False, f"{metric.value.lower()} of {NAMES[rival]} was not measured"
+        why = f": {evidence.why_unmeasured}" if rival == CURRENT and evidence.why_unmeasured else ""
+        return False, f"{metric.value.lower()} of {NAMES[rival]} was not measured{why}"
     return comparison.beats, outcome_of(comparison, rival)

@@ -7,7 +7,7 @@ version.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
 from shared.prompt.blob import Manifest, encode_blob
@@ -17,6 +17,7 @@ from trainer_service.jobs.comparisons import as_json, records, search_note, verd
 from trainer_service.jobs.model import Job, Note
 from trainer_service.jobs.stored_json import from_json, to_json
 from trainer_service.publish.gate import Evidence, decide
+from trainer_service.publish.predecessor import Predecessor, compare_kept
 from trainer_service.training.comparison import CURRENT
 from trainer_service.training.events import TrainingResult, TriedCandidate
 from trainer_service.training.spec import TrainingSpec
@@ -44,13 +45,24 @@ class Publication:
         return cls(from_json(TuningResult, data[_LENGTH_BYTES:end]), data[end:])
 
 
-def make_publication(job: Job, trained: TrainingResult, current_version: str = "") -> Publication:
-    """Applies the gate and builds the version's blob. The prompt was compared with `current_version`.
+def make_publication(
+    job: Job, trained: TrainingResult, current_version: str = "", predecessor: Predecessor | None = None
+) -> Publication:
+    """Applies the gate and builds the version's blob. The prompt was compared with `current_version`, or is
+    compared here with what is kept of it (`predecessor`) because it belongs to another base model.
 
     Raises InvalidInput if the result can't be encoded as a version.
     """
-    evidence = Evidence(trained.estimate, trained.comparisons, bool(current_version), trained.is_apart)
-    decision = decide(job.spec.publish.gate, job.effective.training.hyperparameters.metric, evidence)
+    metric, why_unmeasured = job.effective.training.hyperparameters.metric, ""
+    if predecessor is not None:
+        found = compare_kept(metric, trained.answers, predecessor)
+        if isinstance(found, str):
+            why_unmeasured = found
+        else:
+            current = {metric.value.lower(): found.other}
+            trained = replace(trained, comparisons={**trained.comparisons, CURRENT: found}, current_metrics=current)
+    evidence = Evidence(trained.estimate, trained.comparisons, bool(current_version), trained.is_apart, why_unmeasured)
+    decision = decide(job.spec.publish.gate, metric, evidence)
     estimate = trained.estimate
     has_interval = estimate is not None and math.isfinite(estimate.low) and math.isfinite(estimate.high)
     result = TuningResult(

@@ -9,7 +9,9 @@ A difference has a 95 % interval over the examples, which are treated as a rando
   (Quenouille and Tukey; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11) times Student's t.
   Each replicate leaves the same example out for both models, so difficulty that both share cancels.
 
-The interval doesn't include the variation between training seeds.
+The interval doesn't include the variation between training seeds. With fewer than `MIN_EXAMPLES` examples nothing is
+decided: the interval would depend more on the assumed distribution than on the examples. From ten on, for differences
+that are as often positive as negative, at most 2.6 % of the intervals lie above 0 (simulated; the target is 2.5 %).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from shared.values.report import MIN_EXAMPLES as MIN_EXAMPLES
 from trainer_service.training.results import TEXT_METRICS, Results
 from trainer_service.training.spec import Metric
 
@@ -27,11 +30,6 @@ BARE, INSTRUCTED, FEW_SHOT, CURRENT = "bare_model", "instructed_model", "few_sho
 examples (`baselines`), and the alias's current version.
 """
 CONFIDENCE = 0.95
-MIN_EXAMPLES = 10
-"""With fewer held-out examples, nothing is decided: the interval would depend more on the assumed distribution than on
-the examples. From ten on, for differences that are as often positive as negative, at most 2.6 % of the intervals lie
-above 0 (simulated; the target is 2.5 %).
-"""
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 _SMALL_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """Student's t at 97.5 %, by degrees of freedom."""

@@ -65,6 +65,10 @@ class TrainingTask:
     """The alias's current version, evaluated on the same held-out data for the quality gate."""
     current_version: str = ""
     """Name of the alias's current version. Set even if that version can't be compared on this job's data."""
+    foreign_job: str | None = None
+    """Name of the job that trained `current_version` if that belongs to another base model (empty: no job did); else
+    None.
+    """
     checkpoint: bytes | None = None
     """The checkpoint to resume from."""
     priority: int = 0

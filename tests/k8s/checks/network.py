@@ -201,8 +201,10 @@ def _servers(manifests: Manifests, pod: Pod) -> Iterator[tuple[Peer, int]]:
     prefix = f"SOFTPROMPT_{pod.name.upper()}_"
     if environment.get(f"{prefix}STORE_URL", "").startswith("s3://"):
         yield at("the object store", environment.get("AWS_ENDPOINT", "https://s3.amazonaws.com"))
-    if pod.spec.get("initContainers"):
-        yield at("the model hub", "https://huggingface.co")
+    if pod.name == "model-download":
+        yield at("the model hub", environment.get("HF_ENDPOINT", "https://huggingface.co"))
+        if server := environment.get("SOFTPROMPT_MODELS_FROM"):
+            yield at("the file server", server)
     if issuer := environment.get(f"{prefix}OIDC_JWKS_URL"):
         yield at("the issuer of tokens", issuer)
     if pod.name.startswith("ray-worker"):

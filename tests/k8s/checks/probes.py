@@ -19,6 +19,8 @@ _SERVICE = {"startupProbe": READY, "livenessProbe": LIVE, "readinessProbe": READ
 
 def check(manifests: Manifests) -> Iterator[str]:
     for pod in manifests.pods:
+        if pod.owner["kind"] == "Job":
+            continue
         for kind, service in _SERVICE.items():
             probe = pod.main.get(kind)
             if probe is None:

@@ -12,6 +12,7 @@ MADE_BY_PEOPLE = {
     "softprompt-s3": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT"},
     "softprompt-postgres": {"url"},
     "softprompt-callers": {"callers.json"},
+    "softprompt-hub": {"token"},
 }
 """Secrets that docs/kubernetes.md tells people to make, and their keys (`test_docs` compares)."""
 

@@ -28,7 +28,8 @@ PREFIXES = {
 OTHER_VARIABLES = frozenset(
     {
         *("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT", "AWS_REGION", "AWS_SECRET_ACCESS_KEY"),
-        *("HF_HOME", "HF_HUB_OFFLINE", "MODELS", "POD_IP", "SOFTPROMPT_MODELS"),
+        *("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "MODELS", "POD_IP"),
+        *("SOFTPROMPT_MODELS", "SOFTPROMPT_MODELS_FROM"),
         *(f"SOFTPROMPT_TLS{name}" for name in ("", "_CA_FILE", "_CERTIFICATE_FILE", "_KEY_FILE", "_SERVER_NAME")),
         *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_worker_niceness"),
     }

@@ -84,7 +84,7 @@ def _access(manifests: Manifests) -> Iterator[str]:
             pod.name for pod in pods if pod.owner["kind"] != "Deployment" or pod.owner["spec"].get("replicas", 2) > 1
         ]
         claim = f"the claim {name} is {item['spec']['accessModes'][0]}"
-        if len(pods) > 1 and (apart or any(pod.owner["kind"] != "Deployment" for pod in pods)):
+        if len(pods) > 1 and (apart or any(pod.owner["kind"] not in ("Deployment", "Job") for pod in pods)):
             yield f"{claim} and mounted by pods on several nodes: {[pod.name for pod in pods]}"
         if many and len(pods) == 1:
             yield f"{claim} and mounted by several replicas of {many[0]}"

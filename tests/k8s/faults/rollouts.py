@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.k8s.faults.seeding import Faults, download, env, models, rolling, worker
+from tests.k8s.faults.seeding import Faults, download, env, models, models_mount, remove, rolling, wait, worker
 
 FAULTS: Faults = {
     "a rollout that needs a spare GPU": (
@@ -50,31 +50,79 @@ FAULTS: Faults = {
     "the hub's files in an emptyDir": (
         "gpu",
         "models",
-        lambda m: download(m, "trainer")["env"].remove({"name": "HF_HOME", "value": "/models/.huggingface"}),
+        lambda m: download(m)["env"].remove({"name": "HF_HOME", "value": "/models/.huggingface"}),
     ),
     "models downloaded beside the claim": (
         "gpu",
         "models",
-        lambda m: download(m, "trainer")["env"][0].update(value="/tmp/models"),
+        lambda m: download(m)["env"][0].update(value="/tmp/models"),
     ),
     "models that a service may write": (
         "gpu",
         "models",
-        lambda m: next(x for x in m.pod("inference").main["volumeMounts"] if x["name"] == "models").pop("readOnly"),
+        lambda m: models_mount(m.pod("inference").main).pop("readOnly"),
+    ),
+    "models that a waiting container may write": (
+        "gpu",
+        "models",
+        lambda m: models_mount(wait(m, "trainer")).pop("readOnly"),
     ),
     "models that Ray's workers may write": (
         "gpu",
         "models",
-        lambda m: next(
-            x for x in worker(m)["template"]["spec"]["containers"][0]["volumeMounts"] if x["name"] == "models"
-        ).pop("readOnly"),
+        lambda m: models_mount(worker(m)["template"]["spec"]["containers"][0]).pop("readOnly"),
     ),
-    "a download that can't write": (
+    "a download that can't write": ("gpu", "models", lambda m: models_mount(download(m)).update(readOnly=True)),
+    "a download in each pod, besides the Job": (
         "gpu",
         "models",
-        lambda m: next(x for x in download(m, "trainer")["volumeMounts"] if x["name"] == "models").update(
-            readOnly=True
-        ),
+        lambda m: wait(m, "trainer").update(command=["softprompt", "models", "pull", "$(MODELS)"]),
+    ),
+    "two downloads at once": (
+        "gpu",
+        "models",
+        lambda m: m.get("Job", "model-download")["spec"].update(parallelism=2),
+    ),
+    "a download that gives up at once": (
+        "local-cpu",
+        "models",
+        lambda m: m.get("Job", "model-download")["spec"].update(backoffLimit=0),
+    ),
+    "a Job that can't be applied again": (
+        "local-cpu",
+        "models",
+        lambda m: m.get("Job", "model-download")["spec"].pop("ttlSecondsAfterFinished"),
+    ),
+    "no Job": ("local-cpu", "models", lambda m: remove(m, "Job", "model-download")),
+    "a hub's token in plain text": (
+        "local-cpu",
+        "models",
+        lambda m: download(m)["env"].__setitem__(2, {"name": "HF_TOKEN", "value": "hf_token"}),
+    ),
+    "a hub's token that everyone needs": (
+        "local-cpu",
+        "models",
+        lambda m: download(m)["env"][2]["valueFrom"]["secretKeyRef"].pop("optional"),
+    ),
+    "a hub's token under a key that nobody makes": (
+        "local-cpu",
+        "references",
+        lambda m: download(m)["env"][2]["valueFrom"]["secretKeyRef"].update(key="hub-token"),
+    ),
+    "a download on another node than its claim": (
+        "local-cpu",
+        "volumes",
+        lambda m: m.pod("model-download").spec.pop("affinity"),
+    ),
+    "a download that can't reach the hub": (
+        "gpu",
+        "network",
+        lambda m: m.pod("model-download").labels.pop("softprompt.io/reaches-https"),
+    ),
+    "a mirror on a port that is shut": (
+        "gpu",
+        "network",
+        lambda m: models(m).update(HF_ENDPOINT="https://mirror.example.com:8443"),
     ),
     "a hub model at whatever commit is newest": (
         "local-cpu",
@@ -100,10 +148,24 @@ FAULTS: Faults = {
         "models",
         lambda m: models(m).update(MODELS="small=smollm2-135m-instruct"),
     ),
-    "only the trainer downloads": ("gpu", "models", lambda m: m.pod("inference").spec.pop("initContainers")),
+    "a service that starts before its models are complete": (
+        "gpu",
+        "models",
+        lambda m: m.pod("inference").spec.pop("initContainers"),
+    ),
+    "a service that waits for other models": (
+        "gpu",
+        "models",
+        lambda m: wait(m, "inference").setdefault("env", []).append({"name": "MODELS", "value": "other"}),
+    ),
+    "a service that waits in another image": (
+        "gpu",
+        "models",
+        lambda m: wait(m, "inference").update(image="softprompt-trainer:0.1.0"),
+    ),
     "the first model only": (
         "gpu",
         "models",
-        lambda m: download(m, "inference").update(command=["softprompt", "models", "pull", "$(MODEL)"]),
+        lambda m: download(m).update(command=["softprompt", "models", "pull", "$(MODEL)"]),
     ),
 }

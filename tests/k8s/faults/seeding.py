@@ -35,9 +35,18 @@ def models(manifests: Manifests) -> dict[str, str]:
     return manifests.get("ConfigMap", "model-download")["data"]
 
 
-def download(manifests: Manifests, service: str) -> dict[str, Any]:
-    """The init container."""
+def download(manifests: Manifests) -> dict[str, Any]:
+    """The Job's container."""
+    return manifests.pod("model-download").main
+
+
+def wait(manifests: Manifests, service: str) -> dict[str, Any]:
+    """The init container that waits for the models."""
     return manifests.pod(service).spec["initContainers"][0]
+
+
+def models_mount(container: dict[str, Any]) -> dict[str, Any]:
+    return next(mount for mount in container["volumeMounts"] if mount["name"] == "models")
 
 
 def remove(manifests: Manifests, kind: str, name: str) -> None:

@@ -251,11 +251,7 @@ FAULTS: Faults = {
     "an issuer of tokens out of reach": (
         "gpu",
         "network",
-        lambda m: (
-            env(m, "trainer").update(SOFTPROMPT_TRAINER_OIDC_JWKS_URL="https://login.example.com/keys"),
-            m.pod("trainer").labels.pop("softprompt.io/reaches-https"),
-            m.pod("trainer").spec.pop("initContainers"),
-        ),
+        lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_OIDC_JWKS_URL="https://login.example.com/keys"),
     ),
     "an issuer of tokens on a port that is shut": (
         "gpu-s3",

@@ -18,7 +18,7 @@ from shared.store.replicas import ReplicaDirectory
 from shared.values.results import TuningResult
 from shared.values.spec import PublishGate, PublishPolicy
 from tests.shared.prompt.blobs import base_model_info, manifest, soft_prompt
-from tests.trainer_service.builders import BASE_MODEL, spec
+from tests.trainer_service.builders import BASE_MODEL, effective_spec, spec
 from tests.trainer_service.job_service import Service
 from tests.waiting import until
 from trainer_service.jobs.model import Job, Note
@@ -63,6 +63,23 @@ async def test_a_current_version_that_cannot_be_compared_is_not_beaten(service: 
     assert (result.published, result.current_version) == (False, "prompts/tone/versions/1")
     assert "the current version was not measured" in result.gate_decision
     assert current(service) == [1]
+
+
+@pytest.mark.parametrize(("num_steps", "published"), [(20, True), (1, False)])
+async def test_a_current_version_of_another_base_model_is_compared_by_its_kept_answers(
+    service: Service, num_steps: int, published: bool
+) -> None:
+    manager = await service.start()
+    old = await manager.create(spec(num_steps=2))
+    await service.state(old.id, JobState.SUCCEEDED)
+    service.admission.base = effective_spec(base_model_info())
+    job = await manager.create(spec(num_steps=num_steps, publish=BEAT_CURRENT))
+    result = result_of(await service.state(job.id, JobState.SUCCEEDED))
+    assert (result.published, result.current_version) == (published, "prompts/tone/versions/1")
+    verb = "beats" if published else "does not beat"
+    assert f"loss {1 / num_steps:.4g} {verb} 0.5 of the current version" in result.gate_decision
+    assert result.current_metrics == {"loss": 0.5}
+    assert current(service) == [2 if published else 1]
 
 
 async def test_a_version_that_became_current_after_the_comparison_is_left_in_place(service: Service) -> None:

@@ -202,7 +202,7 @@ def _answer(
             correct = text == wanted
         elif text is not None:
             correct = text == reference.strip()
-        answers[name] = ModelAnswer(None if text is None else _cut(text), loss, correct)
+        answers[name] = ModelAnswer(None if text is None else _cut(text), loss, correct, results.num_targets[index])
     return HeldOutAnswer(example.line, _cut(_input_of(example)), _cut(reference), **answers)
 
 

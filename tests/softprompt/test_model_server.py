@@ -1,0 +1,265 @@
+"""Base models from a file server (any web server over directories with manifests); waiting for another download."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from shared.errors import (
+    DamagedBlob,
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    PreconditionFailed,
+    SoftPromptError,
+    Unauthenticated,
+)
+from shared.model import fingerprint
+from softprompt import model_server
+from softprompt.model_folder import Origin, is_complete, wait_until_complete
+from softprompt.model_names import parse_models
+from softprompt.model_server import MANIFEST, write_manifest
+from softprompt.models import pull
+from tests.softprompt.cli_runner import CliRunner
+from tests.softprompt.hub_server import FIRST, SECOND
+
+WEIGHTS = b"weights " * 40_000
+TOKEN = "of-the-team"
+
+
+@dataclass
+class FileServer:
+    """`url` serves `root`. It breaks off each answer after `breaks_after` bytes, once per file, if that is set."""
+
+    url: str
+    root: Path
+    token: str = ""
+    breaks_after: int = 0
+    broken: set[str] = field(default_factory=set)
+    ranges: list[str] = field(default_factory=list)
+    elsewhere: str = ""
+    """Set: everything is redirected to this server."""
+    tokens: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def file_server(root: Path) -> Iterator[FileServer]:
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            state.tokens.append(self.headers.get("Authorization", ""))
+            if state.elsewhere:
+                self.send_response(302)
+                self.send_header("Location", state.elsewhere + self.path)
+                self.end_headers()
+                return
+            if state.token and self.headers.get("Authorization") != f"Bearer {state.token}":
+                self.send_error(403 if self.headers.get("Authorization") else 401)
+                return
+            path = Path(self.translate_path(self.path))
+            if not path.is_file():
+                self.send_error(404)
+                return
+            data, start = path.read_bytes(), 0
+            if asked := self.headers.get("Range"):
+                state.ranges.append(asked)
+                start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(data) - start))
+            self.end_headers()
+            if state.breaks_after and path.name not in state.broken:
+                state.broken.add(path.name)
+                data = data[: state.breaks_after]
+            self.wfile.write(data[start:])
+
+        def log_message(self, *_: object) -> None: ...
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(root)))
+    http.daemon_threads = True
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+    thread.start()
+    state = FileServer(f"http://127.0.0.1:{http.server_address[1]}", root)
+    try:
+        yield state
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
+
+
+def make_model(directory: Path, hub_id: str = "") -> str:
+    """The fingerprint of a small model with its manifest."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    (directory / "tokenizer.json").write_text("{}")
+    (directory / "model.safetensors").write_bytes(WEIGHTS)
+    (directory / "notes.md").write_text("no part of the model")
+    return write_manifest(directory, hub_id, FIRST if hub_id else "").fingerprint
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[FileServer]:
+    with file_server(tmp_path / "served") as found:
+        yield found
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+def test_a_model_comes_complete_and_marked(server: FileServer, models: Path) -> None:
+    made = make_model(server.root / "small")
+    assert pull("mine=small", models, server=server.url) == models / "mine"
+    names = {path.name for path in (models / "mine").iterdir()}
+    assert names == {"config.json", "tokenizer.json", "model.safetensors", ".softprompt-origin.json", fingerprint.FILE}
+    mark = fingerprint.known(models / "mine")
+    assert mark is not None
+    assert (mark.shipped, mark.fingerprint) == (True, made)
+    asked = len(server.tokens)
+    assert pull("mine=small", models, server=server.url) == models / "mine"
+    assert len(server.tokens) == asked, "what is there is not asked for again"
+
+
+def test_a_broken_connection_is_continued(server: FileServer, models: Path) -> None:
+    make_model(server.root / "small")
+    server.breaks_after = 1000
+    pull("small", models, server=server.url)
+    assert (models / "small" / "model.safetensors").read_bytes() == WEIGHTS
+    assert "bytes=1000-" in server.ranges
+
+
+def test_pins_by_commit_and_by_fingerprint(server: FileServer, models: Path) -> None:
+    made = make_model(server.root / "tiny", "Org/Tiny")
+    assert pull(f"Org/Tiny@{FIRST}", models, server=server.url) == models / "tiny"
+    assert pull(f"tiny2=tiny@{made}", models, server=server.url) == models / "tiny2"
+    for name, message in (
+        (f"a=Org/Tiny@{SECOND}", f"not at {SECOND}"),
+        ("b=Other/Tiny", "has Org/Tiny and not Other/Tiny"),
+        (f"c=tiny@sha256:{'0' * 64}", f"has the fingerprint {made}"),
+        (f"tiny2=tiny@sha256:{'0' * 64}", f"has the fingerprint {made}"),
+    ):
+        with pytest.raises(PreconditionFailed, match=message):
+            pull(name, models, server=server.url)
+    assert sorted(path.name for path in models.iterdir() if not path.name.startswith(".")) == ["tiny", "tiny2"]
+
+
+def rewritten(server: FileServer, **changes: object) -> None:
+    path = server.root / "small" / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"fingerprint": "sha256:" + "0" * 64}, DamagedBlob),
+        ({"files": [{"name": "../x.json", "size": 1, "sha256": "0" * 64}]}, DamagedBlob),
+        ({"files": [{"name": ".softprompt-fingerprint.json", "size": 1, "sha256": "0" * 64}]}, DamagedBlob),
+        ({"files": [{"name": "run.py", "size": 1, "sha256": "0" * 64}]}, DamagedBlob),
+        ({"files": [{"name": "config.json", "size": 2, "sha256": "0" * 64}]}, DamagedBlob),
+        ({"files": [{"name": "model.safetensors", "size": 10, "sha256": "0" * 64}]}, DamagedBlob),
+        ({"files": [{"name": "gone.json", "size": 10, "sha256": "0" * 64}]}, NotFound),
+        ({"files": []}, DamagedBlob),
+        ({"format": 2}, DamagedBlob),
+    ],
+)
+def test_a_hostile_or_damaged_manifest_leaves_nothing(
+    server: FileServer, models: Path, changes: dict[str, object], kind: type[SoftPromptError]
+) -> None:
+    make_model(server.root / "small")
+    rewritten(server, **changes)
+    with pytest.raises(kind):
+        pull("small", models, server=server.url)
+    assert [path.name for path in models.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_model_without_manifest_says_how_to_write_one(server: FileServer, models: Path) -> None:
+    make_model(server.root / "small")
+    (server.root / "small" / MANIFEST).unlink()
+    with pytest.raises(NotFound, match="softprompt models manifest"):
+        pull("small", models, server=server.url)
+
+
+def test_tokens(server: FileServer, models: Path) -> None:
+    make_model(server.root / "small")
+    server.token = TOKEN
+    with pytest.raises(Unauthenticated, match="--token-file"):
+        pull("small", models, server=server.url)
+    with pytest.raises(PermissionDenied, match="403"):
+        pull("small", models, server=server.url, token="another")
+    pull("small", models, server=server.url, token=TOKEN)
+    with pytest.raises(InvalidInput, match="only to https"):
+        pull("more=small", models, server="http://files.example/models", token=TOKEN)
+
+
+def test_a_token_does_not_follow_a_redirect(server: FileServer, models: Path) -> None:
+    make_model(server.root / "small")
+    with file_server(server.root) as other:
+        server.elsewhere = other.url
+        pull("small", models, server=server.url, token=TOKEN)
+        assert set(server.tokens) == {f"Bearer {TOKEN}"}
+        assert set(other.tokens) == {""}
+
+
+@pytest.mark.parametrize("url", ["ftp://files", "file:///etc", "files.example", "https://"])
+def test_what_is_no_server(url: str, models: Path) -> None:
+    with pytest.raises(InvalidInput, match="URL of a file server"):
+        pull("small", models, server=url)
+
+
+def test_waiting_ends_when_the_mark_is_there(server: FileServer, models: Path) -> None:
+    make_model(server.root / "small", "Org/Small")
+    wanted = parse_models(["small", "tiny=small"], local=False)
+    with pytest.raises(DeadlineExceeded, match="small, tiny=small"):
+        wait_until_complete(wanted, models, 0)
+    for model in wanted:
+        pull(str(model), models, server=server.url)
+    assert wait_until_complete(wanted, models, 0) == [models / "small", models / "tiny"]
+    with pytest.raises(PreconditionFailed, match="has small and not Org/Small"):
+        wait_until_complete(parse_models(["Org/Small"]), models, 0)
+
+
+def test_what_is_cut_short_is_not_complete(models: Path) -> None:
+    make_model(models / "small")
+    fingerprint.ship(models / "small")
+    assert is_complete(models / "small")
+    (models / "small" / "model.safetensors").write_bytes(WEIGHTS[:-1])
+    assert not is_complete(models / "small")
+    (models / "small" / fingerprint.FILE).unlink()
+    assert not is_complete(models / "nothing")
+
+
+def test_an_earlier_download_is_marked_by_the_next_pull(server: FileServer, models: Path) -> None:
+    make_model(models / "small")
+    Origin("small", "", "").write(models / "small")
+    (models / "small" / fingerprint.FILE).unlink()
+    assert not is_complete(models / "small")
+    pull("small", models, server=server.url)
+    assert is_complete(models / "small")
+
+
+def test_from_the_command_line(
+    server: FileServer, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli = CliRunner(monkeypatch, capsys)
+    monkeypatch.setattr(model_server, "_ATTEMPTS", 1)
+    make_model(server.root / "small")
+    (server.root / "small" / MANIFEST).unlink()
+    written = cli("models", "manifest", str(server.root / "small"))
+    assert written.out.strip() == json.loads((server.root / "small" / MANIFEST).read_text())["fingerprint"]
+    monkeypatch.setenv("SOFTPROMPT_MODELS_FROM", server.url)
+    assert cli("models", "pull", "small,two=small", "--to", str(models)).out.split() == [
+        f"{models}/small",
+        f"{models}/two",
+    ]
+    waited = cli("models", "wait", "small", "three=small", "--to", str(models), "--timeout", "0")
+    assert (waited.code, "three=small" in waited.err) == (5, True)
+    assert cli("models", "wait", "small", "--to", str(models)).out == f"{models}/small\n"
