@@ -1,9 +1,9 @@
 """Counts who used what: a journal on this machine that survives kill -9, and its way to the prompt store.
 
-Each ended request is one line of a file, written before the metrics count it. Nothing is synced: a killed process loses
-no line, a machine that loses power may lose those of the last seconds. Every few seconds the file is closed and its sums
-are published as a segment (`shared.store.usage`). A process has a journal of its own; it also publishes what the
-journals of ended processes have left.
+Each ended request is one line of a file, written before the metrics count it. Nothing is synced: a killed process
+loses no line; a machine that loses power may lose those that the store does not have yet. Every few seconds the file is
+closed and its sums are published as a segment (`shared.store.usage`). A process has a journal of its own; it also
+publishes what the journals of ended processes have left.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -44,10 +45,11 @@ MAX_FILE_BYTES = 8 << 20
 MAX_JOURNAL_BYTES = 1 << 30
 """Of the files that wait for the store. Further records are lost and counted."""
 _CLOSE_SECONDS = 2.0
+_LIFE = re.compile("[0-9a-f]{32}")
 
 
 class UsageJournal:
-    """The files of one process, `<folder>/<life>/<number>`. `append` runs in the engine's thread, the rest in others."""
+    """The files of one process, `<folder>/<life>/<number>`. `append` runs in the engine's thread."""
 
     def __init__(self, folder: Path, base_model: str) -> None:
         """Raises ConfigError if the folder can't be used."""
@@ -58,8 +60,10 @@ class UsageJournal:
         self.num_lost = 0
         """Records that could not be written."""
         try:
-            self._life.mkdir(parents=True, mode=0o700)
-            self._held = _held(self._life)
+            unlocked = folder / f"new-{self._life.name}"  # no other process takes it before it is locked
+            unlocked.mkdir(parents=True, mode=0o700)
+            self._held = _held(unlocked)
+            unlocked.rename(self._life)
             self._file = self._open()
         except OSError as error:
             raise ConfigError(f"SOFTPROMPT_INFERENCE_USAGE_DIR: {folder}: {error.strerror}") from error
@@ -89,7 +93,7 @@ class UsageJournal:
             number = self._number
         self._publish(segments, self._life, below=number)
         for life in sorted(self._life.parent.iterdir()):
-            if life != self._life and (held := _held(life)) is not None:
+            if life != self._life and _LIFE.fullmatch(life.name) and (held := _held(life)) is not None:
                 try:
                     self._publish(segments, life)
                     life.rmdir()
@@ -104,7 +108,8 @@ class UsageJournal:
             os.close(self._file)
         if not self._size:
             (self._life / str(self._number)).unlink(missing_ok=True)
-        os.close(self._held or 0)
+        if self._held is not None:
+            os.close(self._held)
         for folder in (self._life, self._life.parent):
             try:
                 folder.rmdir()

@@ -56,7 +56,7 @@ class UsageRecord(BaseModel):
     """Its first second, since the epoch (UTC)."""
     tenant: Annotated[_Text, Field(min_length=1)]
     caller: _Text
-    prompt: _Text = ""
+    prompt: Annotated[_Text, Field(max_length=63)] = ""
     """Empty for the bare model."""
     version: Annotated[int, Field(ge=0, lt=1_000_000_000)] = 0
     base_model: _Text
@@ -146,6 +146,10 @@ class UsageSegments:
         """Its records; None if it is gone. Raises DamagedBlob."""
         data = self._backend.get(segment.key, MAX_USAGE_BYTES)
         return None if data is None else decode_segment(data)
+
+    def exists(self, segment: SegmentId) -> bool:
+        """Whether the store has it."""
+        return self._backend.head(segment.key) is not None
 
     def refuse(self, segment: SegmentId) -> None:
         """Keep a copy for the operator. Of one that is too large, only a note is kept."""

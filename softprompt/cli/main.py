@@ -33,6 +33,7 @@ from softprompt.cli import (
     tokens,
     tune,
     up,
+    usage,
     webhooks,
 )
 from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, report
@@ -45,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (init, up, gateway, router, tune, distill, generate, chat, doctor, info, demo, example):
+for module in (init, up, gateway, router, tune, distill, generate, chat, doctor, info, usage, demo, example):
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="List, follow and cancel tuning jobs.")
 app.add_typer(datasets.app, name="datasets", help="Datasets that the trainer stores for you.")
