@@ -6,6 +6,7 @@ Properties convert them to the configuration of each part.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from shared.config import ConfigError, ServerSettings, settings_config
 from shared.model.models_file import ModelsFile
 from shared.model.options import ModelOptions
 from shared.names import NAME_PATTERN
+from shared.process.user_cache import user_cache
 from shared.values.sampling import LIMITS, Sampling, SamplingLimits
 
 _EVERY_INTERFACE = ("0.0.0.0", "::", "[::]")
@@ -58,6 +60,13 @@ class InferenceSettings(ServerSettings, ModelOptions, EngineSettings):
     """
     heartbeat_seconds: float = Field(default=5.0, ge=0.1, le=3600)
     """Time between two heartbeats in the store."""
+    usage_dir: Path | None = None
+    """Directory for records of usage until the prompt store has them; replicas on one machine share it.
+
+    Empty: the user's cache directory. Keep it over restarts: what a killed replica has left there is published later.
+    """
+    usage_seconds: float = Field(default=10, ge=0.1, le=3600)
+    """Time between two publications of usage to the prompt store, and between two looks at budgets."""
     max_loaded_versions: int = Field(default=4096, ge=1)
     """Maximum number of loaded versions; the least recently used are dropped and load again on their next use."""
     start_versions: int = Field(default=64, ge=0)
@@ -118,6 +127,10 @@ class InferenceSettings(ServerSettings, ModelOptions, EngineSettings):
         if value > info.data.get("max_new_tokens", value):
             raise ValueError(f"must not be above max_new_tokens, which is {info.data['max_new_tokens']}")
         return value
+
+    def usage_folder(self, store_id: str) -> Path:
+        """The directory of usage for one store."""
+        return (self.usage_dir or user_cache() / "usage") / (re.sub(r"[^A-Za-z0-9-]", "-", store_id) or "store")
 
     @property
     def resolved_replica(self) -> str:

@@ -63,11 +63,12 @@ class Call:
     tenant: str = ""
     """The tenant that is charged; tenants share the engine by `weight`."""
     weight: float = 1.0
+    caller: str = ""
 
     @property
     def account(self) -> dict[str, Any]:
-        """The fields of an engine request for tenant, priority and deadline."""
-        return {"priority": self.priority, "deadline": self.deadline, "tenant": self.tenant, "weight": self.weight}
+        """The fields of an engine request for tenant, caller, priority and deadline."""
+        return {name: getattr(self, name) for name in ("priority", "deadline", "tenant", "weight", "caller")}
 
 
 @dataclass(frozen=True)

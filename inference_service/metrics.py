@@ -92,9 +92,14 @@ class EngineMetrics:
     """An engine observer that updates the series; called in the engine's thread."""
 
     def __init__(
-        self, registry: CollectorRegistry, max_prompt_labels: int, prompt_of: Callable[[str | None], str | None]
+        self,
+        registry: CollectorRegistry,
+        max_prompt_labels: int,
+        prompt_of: Callable[[str | None], str | None],
+        record: Callable[[FinishedRequest], None] = lambda request: None,
     ) -> None:
-        """`prompt_of` maps a prefix id of the engine to its prompt."""
+        """`prompt_of` maps a prefix id of the engine to its prompt. `record` gets each request before it is counted."""
+        self._record = record
         self._labels, self._prompt_of = PromptLabels(max_prompt_labels), prompt_of
 
         def histogram(name: str, about: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
@@ -125,6 +130,7 @@ class EngineMetrics:
         name = self._prompt_of(request.prefix_id)
         if not request.tenant:  # a golden replay is not a caller's request
             return
+        self._record(request)
         prompt, usage = self._labels.of(name), request.usage
         if request.is_score:
             self.scores.labels(prompt).inc()
@@ -237,3 +243,15 @@ class StateCollector(Collector):
             "Aliases that serve something else than the store says.",
             value=self._prompts.num_aliases_behind,
         )
+
+
+class UsageCollector(Collector):
+    """Records of usage that were lost."""
+
+    def __init__(self, num_lost: Callable[[], int]) -> None:
+        self._num_lost = num_lost
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the counter."""
+        about = "Records of usage that could not be written."
+        yield CounterMetricFamily(f"{PREFIX}_usage_records_lost", about, value=self._num_lost())

@@ -24,7 +24,7 @@ from inference_service.engine.engine import Engine, load_engine
 from inference_service.engine.guide.compiler import GuideCompiler
 from inference_service.generation import GenerationService
 from inference_service.guides import Guides
-from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector
+from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector, UsageCollector
 from inference_service.prompts.first_loads import StartLimits
 from inference_service.prompts.heartbeat import Heartbeat
 from inference_service.prompts.load_queue import VersionLoads
@@ -37,6 +37,7 @@ from inference_service.prompts.watcher import PromptWatcher
 from inference_service.requests import RequestReader
 from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
 from inference_service.token_texts import TokenTexts
+from inference_service.usage import ReplicaUsage, UsageJournal
 from shared.config import ConfigError
 from shared.errors import NotFound, PreconditionFailed, Unavailable
 from shared.model import fingerprint
@@ -76,16 +77,20 @@ def build(
     pools: StorePools | None = None,
     num_tenants: int = 1,
     address: str = "",
+    usage: ReplicaUsage | None = None,
 ) -> Replica:
     """Build a replica from a loaded model and an open store. Call it on the event loop.
 
-    `address`: where routers reach it.
+    `address`: where routers reach it. `usage`: None records none.
     """
     pools = pools or StorePools.of(settings.store_timeout_seconds)
     base, max_length = engine.base, engine.config.max_length
     num_labels = settings.num_prompt_labels(num_tenants)
     engine_metrics = EngineMetrics(
-        metrics, num_labels, lambda prefix_id: None if prefix_id is None else prompt_of_prefix(prefix_id)
+        metrics,
+        num_labels,
+        lambda prefix_id: None if prefix_id is None else prompt_of_prefix(prefix_id),
+        *(() if usage is None else (usage.record,)),
     )
     running = AsyncEngine(engine, engine_metrics)
     registry = PromptRegistry(PrefixUnloader(running), settings.max_loaded_versions)
@@ -124,7 +129,8 @@ def build(
         base_models=(base.info.id,),
     )
     reader = RequestReader(limits, base.info.vocab_size)
-    backend = Backend(service, reader, registry, model_info, texts, running.prefix_kv_bytes)
+    checks = () if usage is None else (usage.check,)
+    backend = Backend(service, reader, registry, model_info, texts, running.prefix_kv_bytes, *checks)
     return Replica(running, watcher, heartbeat, loads, backend)
 
 
@@ -163,9 +169,13 @@ async def _live(
     engine = await on_daemon_thread(lambda: _load(settings), "load-model")
     pools = StorePools.of(settings.store_timeout_seconds)
     store = await pools.watch.open(lambda: open_store(settings.store_url, settings.store_timeout_seconds))
-    replica = build(settings, engine, store, metrics, pools, len(rpc.guard.tenants()), address)
+    journal = UsageJournal(settings.usage_folder(store.id), engine.base.info.id)
+    metrics.register(UsageCollector(lambda: journal.num_lost))
+    usage = ReplicaUsage(journal, store.backend, pools.usage, settings.usage_seconds)
+    replica = build(settings, engine, store, metrics, pools, len(rpc.guard.tenants()), address, usage)
     replica.engine.start()
     try:
+        await usage.round()
         await replica.watcher.start()
         await replica.engine.top_logprobs(
             None, (0,), 1
@@ -176,6 +186,7 @@ async def _live(
         async with asyncio.TaskGroup() as group:
             group.create_task(replica.watcher.run())
             group.create_task(replica.heartbeat.run())
+            group.create_task(usage.run())
             group.create_task(servicer.margin.watch())
             group.create_task(_verify_model(settings))
             group.create_task(_watch_engine(replica.engine, rpc))
@@ -183,6 +194,7 @@ async def _live(
     finally:
         await replica.loads.close()
         await replica.engine.stop()
+        await usage.close()
         replica.backend.service.close()
         pools.close()
         store.close()

@@ -42,6 +42,8 @@ class Backend:
     texts: TokenTexts
     prefix_kv_bytes: Callable[[str], int]
     """Bytes of a loaded version's keys and values, by its prefix id in the engine."""
+    check_budget: Callable[[str], None] = lambda tenant: None
+    """Raises Overloaded if a hard budget of the tenant is used up."""
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -142,12 +144,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if remaining is not None:
             remaining -= self.margin.seconds(remaining)
         deadline = None if remaining is None else time.monotonic() + max(0.0, remaining)
-        tenant = current_caller().tenant
+        caller = current_caller()
+        tenant = caller.tenant
+        self._backend.check_budget(tenant.name)
         if not priority:
             priority = min(0, tenant.max_priority)
         if priority > tenant.max_priority:
             raise InvalidInput.of("priority", f"must be at most {tenant.max_priority} for {tenant.name}, is {priority}")
-        return Call(str(bound_fields().get("request_id", "")), priority, deadline, tenant.name, tenant.weight)
+        return Call(
+            str(bound_fields().get("request_id", "")), priority, deadline, tenant.name, tenant.weight, caller.name
+        )
 
     def _note_end(self, part: object, call: Call) -> None:
         if (

@@ -55,6 +55,29 @@ class CallerLimits:
     dataset_bytes_per_day: float | None = None
 
 
+@dataclass(frozen=True)
+class Budget:
+    """A tenant's limit of use in each hour, day or month (UTC)."""
+
+    name: str
+    of: str
+    """What is counted: a key of `BUDGETED`."""
+    limit: float
+    per: str = "month"
+    hard: bool = False
+    """Whether requests and jobs are refused when it is used up; otherwise metric, alert and webhook say so."""
+
+
+BUDGETED = {
+    "requests": "completions and scores that ended",
+    "tokens": "input and generated tokens",
+    "generated_tokens": "generated tokens",
+    "jobs": "ended tuning jobs",
+    "worker_seconds": "seconds of ended jobs on workers",
+    "stored_bytes": "bytes of the versions that jobs published",
+}
+"""What budgets count."""
+
 MAX_PRIORITY = 100
 """Priorities of jobs and requests are between -MAX_PRIORITY and MAX_PRIORITY."""
 
@@ -81,6 +104,8 @@ class Tenant:
     """Ended jobs are removed after this many days; 0: never; None: the service's setting."""
     unused_dataset_days: float | None = None
     """Datasets are removed after this many days without use; 0: never; None: the service's setting."""
+    budgets: tuple[Budget, ...] = ()
+    """The trainer's callers file sets them; replicas learn from the store which ones are used up."""
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,9 @@ if TYPE_CHECKING:
     from softprompt.types.spec import TaskKind as TaskKind
     from softprompt.types.spec import TooLong as TooLong
     from softprompt.types.spec import TuningSpec as TuningSpec
+    from softprompt.types.usage import BudgetStatus as BudgetStatus
+    from softprompt.types.usage import UsageDimension as UsageDimension
+    from softprompt.types.usage import UsageRow as UsageRow
 
 _MODULES = {
     "softprompt.client.async_client": "AsyncClient",
@@ -147,6 +150,7 @@ _MODULES = {
         "Distillation Hyperparameters Init InitMethod LearningRateSchedule Metric PrefixKind PublishGate PublishPolicy "
         "Reparameterisation TaskKind TooLong TuningSpec"
     ),
+    "softprompt.types.usage": "BudgetStatus UsageDimension UsageRow",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 __all__ = ["errors", *sorted(_HOME)]

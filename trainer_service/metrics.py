@@ -1,7 +1,8 @@
 """The trainer's Prometheus metrics, fed by the job manager's observer. The only module of this service that imports
 Prometheus.
 
-Labels are bounded: states, ids of this trainer's base models, reasons and error codes, never jobs or prompts. The loss
+Labels are bounded: states, ids of this trainer's base models, reasons, error codes, and budgets of the callers file,
+never jobs or prompts. The loss
 of a single job is in its progress.
 """
 
@@ -15,6 +16,7 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from shared.store.maintenance import MaintenanceReport
+from shared.values.usage import BudgetStatus
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerEnd, WorkerState
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState
@@ -147,6 +149,14 @@ class TrainerMetrics:
             registry=registry,
         )
         self.set_webhooks(0, 0)
+        self._usage_segments = counter("usage_segments", "Segments of usage that were folded or refused.", ("outcome",))
+        self.usage_folded(0, 0)
+        self._budgets = Gauge(
+            "softprompt_trainer_budget_used_ratio",
+            "Used part of each budget in the callers file, in its current period; hard budgets refuse from 1 on.",
+            ["tenant", "budget", "kind"],
+            registry=registry,
+        )
         for outcome in ("delivered", "failed", "dead"):
             self._webhook_attempts.labels(outcome)
         self._states = _LatestStates()
@@ -294,6 +304,18 @@ class TrainerMetrics:
         """Deliveries that wait, and dead letters, of all trainers on this database."""
         self._webhooks.labels("pending").set(pending)
         self._webhooks.labels("dead").set(dead)
+
+    def usage_folded(self, folded: int, refused: int) -> None:
+        """A round has added and refused segments of usage."""
+        self._usage_segments.labels("folded").inc(folded)
+        self._usage_segments.labels("refused").inc(refused)
+
+    def set_budgets(self, statuses: Sequence[BudgetStatus]) -> None:
+        """The state of all budgets in the callers file."""
+        self._budgets.clear()
+        for status in statuses:
+            kind = "hard" if status.is_hard else "soft"
+            self._budgets.labels(status.tenant, status.name, kind).set(status.used / status.limit)
 
     def publish_failed(self, job: Job) -> None:
         self._publish_failures.inc()

@@ -43,6 +43,8 @@ class TrainerPools:
     """Checks of new jobs against datasets and tokenizer, which can take minutes of processor time."""
     webhooks: CallPool = field(default_factory=lambda: CallPool("webhooks", max_threads=8))
     """HTTP requests to the endpoints of webhooks."""
+    usage: CallPool = field(default_factory=lambda: CallPool("usage", max_threads=2))
+    """Usage, in the prompt store and the job database."""
     job_database_health: CallPool = field(default_factory=lambda: _health("job_database"))
     prompt_store_health: CallPool = field(default_factory=lambda: _health("prompt_store"))
 
@@ -54,6 +56,9 @@ class TrainerPools:
             job_files=CallPool("job_files", max_threads=4, timeout_seconds=database_timeout_seconds),
             prompt_store=CallPool("prompt_store", max_threads=16, timeout_seconds=store_timeout_seconds),
             prompt_store_watch=CallPool("prompt_store_watch", max_threads=4, timeout_seconds=store_timeout_seconds),
+            usage=CallPool(
+                "usage", max_threads=2, timeout_seconds=2 * (store_timeout_seconds + database_timeout_seconds)
+            ),
         )
 
     @property

@@ -59,8 +59,13 @@ from trainer_service.proof import Prover
 from trainer_service.service_info import ServiceInfo, TuningLimits
 from trainer_service.servicers.prompts import PromptServicer
 from trainer_service.servicers.tuning import TuningServicer
+from trainer_service.usage.budgets import Budgets
+from trainer_service.usage.ledger import UsageLedger
+from trainer_service.usage.lists import UsageLists
+from trainer_service.usage.rounds import UsageRounds
 from trainer_service.webhooks.deliveries import Deliveries
 from trainer_service.webhooks.endpoints import Endpoints
+from trainer_service.webhooks.events import event_of_budget
 from trainer_service.webhooks.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -127,6 +132,7 @@ class Trainer:
     job_store: JobStore
     jobs: JobManager
     webhooks: Deliveries
+    usage: UsageRounds
 
 
 async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -> Trainer:
@@ -155,6 +161,9 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     admission = SpecAdmission(models, datasets, Sources(store, job_store), limits, pools, on_gpu=settings.expects_gpu)
     files = files_for(job_store, settings.checkpoints_dir)
     ledger, observer = DatasetLedger(job_store.database), JobAudit(metrics)
+    usage = UsageLedger(job_store.database)
+    job_store.on_move.append(usage.job_moved)
+    budgets = Budgets(usage)
     jobs = JobManager(
         job_store,
         admission,
@@ -168,10 +177,22 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
         pools=pools,
         tenants=rpc.guard.tenants,
         models=settings.models,
+        check_budgets=budgets.check,
     )
     outbox = Outbox(job_store.database, lambda: endpoints.current)
     if endpoints.is_configured:
-        job_store.on_move = outbox.job_moved
+        job_store.on_move.append(outbox.job_moved)
+    usage_rounds = UsageRounds(
+        usage,
+        budgets,
+        store.backend,
+        pools.usage,
+        rpc.guard.tenants,
+        metrics,
+        settings.usage_seconds,
+        settings.usage_days,
+        lambda statuses: outbox.add(map(event_of_budget, statuses)),
+    )
     webhooks = Deliveries(outbox, endpoints, store, pools, metrics, max_attempts=settings.webhook_attempts)
     info = ServiceInfo(models, limits, UploadLimits.of(settings))
     owned = TenantDatasets(datasets, ledger, settings.max_dataset_bytes_per_tenant)
@@ -179,7 +200,17 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     beat_seconds = settings.watch_heartbeat_seconds
     submission, reports = JobSubmission(owned, jobs), JobReports(job_store, pools)
     tuning = TuningServicer(
-        jobs, reports, submission, owned, info, webhooks, tokens, pools.requests, rpc.draining, beat_seconds
+        jobs,
+        reports,
+        submission,
+        owned,
+        info,
+        webhooks,
+        UsageLists(usage, budgets, rpc.guard.tenants, tokens, pools.usage),
+        tokens,
+        pools.requests,
+        rpc.draining,
+        beat_seconds,
     )
     prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.proof_seconds), pools)
     server = cast("grpc.aio.Server", front.services)
@@ -190,7 +221,9 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     rounds = Retention(job_store.database, files, ledger, datasets, settings)
     retention = RetentionRounds(rounds, rpc.guard.tenants, settings.retention_seconds, metrics.retained)
     storage = StorageMeter(settings.data_dir, datasets, files, job_store.database, metrics.set_storage)
-    return Trainer(settings, front, models, store, maintenance, retention, storage, job_store, jobs, webhooks)
+    return Trainer(
+        settings, front, models, store, maintenance, retention, storage, job_store, jobs, webhooks, usage_rounds
+    )
 
 
 async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolMaker) -> None:
@@ -236,6 +269,7 @@ async def _run(trainer: Trainer, port: int, metrics_port: int) -> None:
         group.create_task(trainer.retention.run(), name="retention")
         group.create_task(trainer.storage.run(), name="storage usage")
         group.create_task(trainer.webhooks.run(), name="webhooks")
+        group.create_task(trainer.usage.run(), name="usage")
         group.create_task(_report_health(trainer), name="health")
         group.create_task(_load_models(trainer.models), name="base models")
 

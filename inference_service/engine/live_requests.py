@@ -215,6 +215,7 @@ class LiveRequests:
                 inter_token_seconds=tuple(sequence.inter_token_seconds),
                 preemptions=sequence.num_preemptions,
                 is_score=sequence.is_score,
+                caller=sequence.caller,
             )
         )
 

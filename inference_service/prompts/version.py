@@ -119,6 +119,11 @@ def prompt_of_prefix(prefix_id: str) -> str:
     return prefix_id.split("/", 2)[1]
 
 
+def version_of_prefix(prefix_id: str) -> int:
+    """The version's number in a prefix id."""
+    return int(prefix_id.partition("#")[0].rpartition("/")[2])
+
+
 def publish_to_served_seconds(record: VersionRecord, served_at: datetime) -> float:
     """Seconds from publication to `served_at`; at least 0, since the clocks of two machines may differ."""
     return max(0.0, (served_at - parse_timestamp(record.created_at)).total_seconds())

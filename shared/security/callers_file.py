@@ -4,7 +4,8 @@ It is JSON, and reloaded when it changes:
 
 {"tenants": [{"name": "acme", "weight": 2, "max_priority": 10, "limits": {"active_jobs": 50},
               "dataset_roots": ["/data/acme"], "dataset_bytes": 200000000000, "ended_job_days": 30,
-              "unused_dataset_days": 7}],
+              "unused_dataset_days": 7,
+              "budgets": [{"name": "monthly-tokens", "of": "tokens", "limit": 1e9, "per": "month", "hard": true}]}],
  "callers": [{"name": "shop", "tenant": "acme", "roles": ["generator"], "prompts": ["support-*"],
               "token_sha256": ["<64 hex>"], "certificates": ["spiffe://cluster/ns/shop/sa/web"],
               "subjects": ["web@shop"], "groups": ["shop-team"],
@@ -18,11 +19,11 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from shared.caller import MAX_PRIORITY, Caller, CallerLimits, Role, Tenant
+from shared.caller import BUDGETED, MAX_PRIORITY, Budget, Caller, CallerLimits, Role, Tenant
 from shared.config import ConfigError
 from shared.security.json_file import read_json
 from shared.security.tokens import find_hash
@@ -59,6 +60,23 @@ class LimitsEntry(_Strict):
         return CallerLimits(**self.model_dump())
 
 
+class BudgetEntry(_Strict):
+    """A budget; `shared.caller.Budget` documents the fields."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    of: str
+    limit: _Positive
+    per: Literal["hour", "day", "month"] = "month"
+    hard: bool = False
+
+    @field_validator("of")
+    @classmethod
+    def _is_counted(cls, value: str) -> str:
+        if value not in BUDGETED:
+            raise ValueError(f"must be one of {', '.join(BUDGETED)}")
+        return value
+
+
 class TenantEntry(_Strict):
     """A group of callers; `shared.caller.Tenant` documents the fields."""
 
@@ -70,10 +88,19 @@ class TenantEntry(_Strict):
     dataset_bytes: Annotated[int, Field(ge=0, le=10**15)] | None = None
     ended_job_days: _Days | None = None
     unused_dataset_days: _Days | None = None
+    budgets: Annotated[tuple[BudgetEntry, ...], Field(max_length=20)] = ()
+
+    @field_validator("budgets")
+    @classmethod
+    def _names_differ(cls, value: tuple[BudgetEntry, ...]) -> tuple[BudgetEntry, ...]:
+        if len({budget.name for budget in value}) != len(value):
+            raise ValueError("two budgets have the same name")
+        return value
 
     def tenant(self) -> Tenant:
         """The entry as a domain object."""
-        return Tenant(**{**dict(self), "limits": self.limits.limits()})
+        budgets = tuple(Budget(**budget.model_dump()) for budget in self.budgets)
+        return Tenant(**{**dict(self), "limits": self.limits.limits(), "budgets": budgets})
 
 
 class CallerEntry(_Strict):

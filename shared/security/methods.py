@@ -215,6 +215,7 @@ RULES: Mapping[str, Rule] = {
     f"{_TUNING}ListWebhooks": Rule(_ADMINISTER),
     f"{_TUNING}TestWebhook": Rule(_ADMINISTER, True, _about("name", "webhook")),
     f"{_TUNING}RetryWebhook": Rule(_ADMINISTER, True, _about("name", "webhook"), idempotent=True),
+    f"{_TUNING}ListUsage": Rule(_READ),
     f"{_TUNING}GetServiceInfo": Rule(_READ),
     f"{_PROMPTS}ListPrompts": Rule(_READ),
     f"{_PROMPTS}GetPrompt": Rule(_READ, about=_about_prompt("name")),

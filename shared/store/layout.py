@@ -10,11 +10,15 @@ LOG = "log/"
 TRUNCATED = "truncated/"
 SNAPSHOTS = "snapshot/"
 REPLICAS = "replicas/"
+USAGE = "usage/"
+USAGE_REFUSED = "usage-refused/"
+BUDGETS_KEY = "budgets.json"
 
 MAX_COMMIT_BYTES = 1 << 20
 MAX_SNAPSHOT_BYTES = 512 << 20
 MAX_SMALL_BYTES = 1 << 16
 MAX_REPLICA_BYTES = 8 << 20
+MAX_USAGE_BYTES = 16 << 20
 
 
 def blob_key(digest: str) -> str:

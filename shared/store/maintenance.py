@@ -18,6 +18,7 @@ from shared.settings_part import SettingsPart
 from shared.store.follower import MAX_REPLAYED
 from shared.store.garbage import GRACE_SECONDS, expired_versions
 from shared.store.store import PromptStore
+from shared.store.usage import forget_refused
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,12 @@ def _sweep(
     report.leftovers_removed = store.backend.sweep()
 
 
+def _forget_usage(
+    store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]
+) -> None:
+    report.leftovers_removed += forget_refused(store.backend)
+
+
 _Step = Callable[[PromptStore, MaintenancePolicy, MaintenanceReport, Callable[[], bool]], None]
 _STEPS: dict[str, _Step] = {
     "retention": _expire_versions,
@@ -138,4 +145,5 @@ _STEPS: dict[str, _Step] = {
     "blobs": _collect_blobs,
     "replicas": _forget_replicas,
     "leftovers": _sweep,
+    "usage": _forget_usage,
 }

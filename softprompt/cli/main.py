@@ -34,6 +34,7 @@ from softprompt.cli import (
     tokens,
     tune,
     up,
+    usage,
     webhooks,
 )
 from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, report
@@ -46,7 +47,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (init, up, gateway, router, tune, retrain, distill, generate, chat, doctor, info, demo, example):
+modules = (
+    *(init, up, gateway, router, tune, retrain, distill, generate, chat),
+    *(doctor, info, usage, demo, example),
+)
+for module in modules:
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="List, follow and cancel tuning jobs.")
 app.add_typer(datasets.app, name="datasets", help="Datasets that the trainer stores for you.")

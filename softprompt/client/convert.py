@@ -5,6 +5,7 @@ examples.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from prompttuning.v1 import generation_pb2, tuning_pb2
@@ -18,11 +19,25 @@ from softprompt.types.common import Message, Template
 from softprompt.types.events import CheckpointStored, Evaluated, JobEvent, Note, ProgressMade, StateChanged
 from softprompt.types.generation import Input, TokenIds
 from softprompt.types.jobs import TuningJob, TuningProgress
+from softprompt.types.usage import UsageDimension, UsageQuery
 
 
 def is_remote(dataset: object) -> bool:
     """Whether this is a dataset name or a URI, which the trainer reads itself, and not a local file."""
     return is_uri(dataset) or (isinstance(dataset, str) and dataset.startswith("datasets/sha256-"))
+
+
+def usage_query(
+    by: Iterable[UsageDimension | str], start: datetime | None, end: datetime | None, tenant: str
+) -> UsageQuery:
+    """The request for usage. Raises InvalidInput for an unknown dimension."""
+    found = []
+    for name in by:
+        if str(name).upper() not in UsageDimension.__members__:
+            raise InvalidInput.of("by", f"{name!r} is not one of {', '.join(UsageDimension).lower()}")
+        found.append(UsageDimension[str(name).upper()])
+    times = [None if time is None else time.astimezone() for time in (start, end)]
+    return UsageQuery(times[0], times[1], tuple(found), tenant)
 
 
 @reader(JobEvent)

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from prompttuning.v1 import tuning_pb2
@@ -16,7 +17,7 @@ from shared.values.spec import is_uri
 from shared.wire.mirror import read, write
 from softprompt.client.clone import cloned_spec, continued_spec
 from softprompt.client.connection import Connection
-from softprompt.client.convert import is_remote
+from softprompt.client.convert import is_remote, usage_query
 from softprompt.client.datasets import COPY_SECONDS, DatasetMethods, OnUpload
 from softprompt.client.job_checks import check_before_upload, check_job
 from softprompt.client.job_following import JobFollowing
@@ -30,6 +31,7 @@ from softprompt.types.jobs import JobCheck, JobOrder, JobState, TuningJob
 from softprompt.types.report import JobReport
 from softprompt.types.service import ServiceInfo, Webhook
 from softprompt.types.spec import Dataset, Distillation, TuningSpec
+from softprompt.types.usage import BudgetStatus, UsageDimension, UsagePage, UsageQuery, UsageRow
 
 
 class TuningMethods(DatasetMethods, JobFollowing):
@@ -240,6 +242,33 @@ class TuningMethods(DatasetMethods, JobFollowing):
         response = await self._connection.trainer.call(self._connection.tuning.RetryWebhook, request)
         return int(response.num_deliveries)
 
+    async def list_usage(
+        self,
+        *by: UsageDimension | str,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        tenant: str = "",
+        limit: int | None = None,
+    ) -> list[UsageRow]:
+        """Usage in whole hours, by default of the last 30 days, summed by `by` (hour, tenant, caller, prompt, version,
+        base_model). Administrators see all tenants, others their own. Times without a zone are local.
+        """
+        query = usage_query(by, start, end, tenant)
+
+        async def page(page_size: int, token: str) -> tuple[Sequence[UsageRow], str]:
+            found = await self._usage_page(replace(query, page_token=token), page_size)
+            return found.usage, found.next_page_token
+
+        return await all_pages(page, limit)
+
+    async def list_budgets(self, tenant: str = "") -> list[BudgetStatus]:
+        """The budgets of all tenants for administrators, otherwise of the caller's own tenant."""
+        return list((await self._usage_page(UsageQuery(tenant=tenant), 1)).budgets)
+
+    async def _usage_page(self, query: UsageQuery, page_size: int) -> UsagePage:
+        request = write(query, tuning_pb2.ListUsageRequest(page_size=page_size))
+        return read(UsagePage, await self._connection.trainer.call(self._connection.tuning.ListUsage, request))
+
     async def service_info(self) -> ServiceInfo:
         """What the trainer can train, its limits and its defaults."""
         return read(
@@ -295,4 +324,6 @@ class SyncTuningMethods(SyncMethods):
     list_webhooks = blocking(TuningMethods.list_webhooks)
     test_webhook = blocking(TuningMethods.test_webhook)
     retry_webhook = blocking(TuningMethods.retry_webhook)
+    list_usage = blocking(TuningMethods.list_usage)
+    list_budgets = blocking(TuningMethods.list_budgets)
     service_info = blocking(TuningMethods.service_info)

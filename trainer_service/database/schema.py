@@ -197,3 +197,31 @@ store_cursors = Table(
     Column("store_id", String(100), nullable=False),
     Column("revision", BigInteger, nullable=False),
 )
+
+usage_hours = Table(
+    "usage_hours",
+    metadata,
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant", String(200), primary_key=True),
+    Column("caller", String(200), primary_key=True),
+    Column("prompt", PROMPT_NAME, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("base_model", String(200), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("virtual_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("generated_tokens", BigInteger, nullable=False),
+    Column("jobs", BigInteger, nullable=False),
+    Column("worker_seconds", Double, nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False),
+    Index("ix_usage_hours_tenant_hour", "tenant", "hour"),
+)
+
+usage_lives = Table(
+    "usage_lives",
+    metadata,
+    Column("life", String(32), primary_key=True),
+    Column("next_number", BigInteger, nullable=False),  # of the next segment to add; earlier ones were added
+    Column("update_time", Double, nullable=False),
+)

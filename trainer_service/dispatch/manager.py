@@ -106,10 +106,13 @@ class JobManager:
         pools: TrainerPools | None = None,
         tenants: Callable[[], Mapping[str, Tenant]] = dict,
         models: ModelsFile | None = None,
+        check_budgets: Callable[[Tenant], None] = lambda tenant: None,
     ) -> None:
         """With a `ledger`, jobs may use only datasets of their own tenant; without one, all that `datasets` can read.
         `tenants()` returns the current tenants of the callers file by name. `models`: limits of base models' workers.
+        `check_budgets` raises Overloaded for a tenant whose budget is used up; it may block.
         """
+        self._check_budgets = check_budgets
         self._ledger = ledger
         self._store, self._admission, self._pool, self._config = store, admission, pool, config
         self._prompt_store = prompt_store
@@ -158,7 +161,7 @@ class JobManager:
         """
         database = self._context.database
         if not spec.dataset:
-            _check_priority(spec, owner)
+            await self._check_owner(spec, owner)
             await self._admission.check_form(spec)
             await database.call(self._store.check_limits, owner.caller, owner.tenant.name, **self._limits_of(owner))
             return CheckedJob(None)
@@ -170,10 +173,15 @@ class JobManager:
         return CheckedJob(Job(id=new_job_id(), spec=spec, effective=effective, **names), seconds, memory_bytes)
 
     async def _admitted(self, spec: StoredSpec, owner: JobOwner) -> EffectiveSpec:
-        _check_priority(spec, owner)
+        await self._check_owner(spec, owner)
         if self._ledger is not None:
             await self._context.database.call(self._ledger.require, owner.tenant.name, spec.dataset_names)
         return await self._admission.check(spec)
+
+    async def _check_owner(self, spec: StoredSpec, owner: JobOwner) -> None:
+        _check_priority(spec, owner)
+        if owner.tenant.budgets:
+            await self._context.database.call(self._check_budgets, owner.tenant)
 
     def _limits_of(self, owner: JobOwner) -> dict[str, Any]:
         """The limits of a creation, as arguments of the job store."""

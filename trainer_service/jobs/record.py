@@ -43,6 +43,8 @@ class Record:
     """When the job was given to a worker; None while it is on none."""
     weight: float = 1.0
     """Weight of its tenant when it was claimed; not stored with the job."""
+    stored_bytes: int = 0
+    """Bytes of the version that it published, for its usage; set when it ends, and not stored with the job."""
 
     def with_job(self, **changes: Any) -> Record:
         """A copy with changed fields of the job."""

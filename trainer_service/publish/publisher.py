@@ -286,6 +286,7 @@ class Publisher:
     ) -> None:
         """Ends the job with its result. `left_alone`: why the version was published without moving the alias."""
         result, notes = outcome.result, notes_of(outcome.result)
+        stored_bytes = 0 if version is None else version.size_bytes
         if version is not None:
             decision = result.gate_decision
             if left_alone:
@@ -305,7 +306,7 @@ class Publisher:
             )
         after = await self._context.change(
             job.id,
-            lambda record: transitions.succeeded(record, result, time.time()),
+            lambda record: replace(transitions.succeeded(record, result, time.time()), stored_bytes=stored_bytes),
             attempt=job.attempt,
             payloads=notes,
         )

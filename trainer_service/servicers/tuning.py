@@ -15,6 +15,7 @@ from shared.errors import InvalidInput
 from shared.process.call_pool import CallPool
 from shared.security.page_tokens import ListScope, PageTokens
 from shared.values.datasets import UploadedDataset
+from shared.values.usage import UsageQuery
 from shared.violations import moved
 from shared.wire.events import write_event
 from shared.wire.mirror import fill, read_checked, write
@@ -32,6 +33,7 @@ from trainer_service.jobs.view import shown_job, shown_payload, shown_report
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
 from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_and_chunks, heartbeat, until_draining
+from trainer_service.usage.lists import UsageLists
 from trainer_service.webhooks.deliveries import Deliveries
 
 
@@ -48,13 +50,14 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         datasets: TenantDatasets,
         info: ServiceInfo,
         webhooks: Deliveries,
+        usage: UsageLists,
         tokens: PageTokens,
         requests: CallPool,
         draining: asyncio.Event,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._jobs, self._reports, self._submission = jobs, reports, submission
-        self._datasets, self._info, self._webhooks = datasets, info, webhooks
+        self._datasets, self._info, self._webhooks, self._usage = datasets, info, webhooks, usage
         self._tokens, self._requests, self._draining, self._heartbeat_seconds = (
             tokens,
             requests,
@@ -187,6 +190,10 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
 
     async def RetryWebhook(self, request: pb.RetryWebhookRequest, context: Any) -> pb.RetryWebhookResponse:
         return pb.RetryWebhookResponse(num_deliveries=await self._webhooks.retry(request.name))
+
+    async def ListUsage(self, request: pb.ListUsageRequest, context: Any) -> pb.ListUsageResponse:
+        page = await self._usage.page(read_checked(UsageQuery, request), page_size_of(request.page_size))
+        return write(page, pb.ListUsageResponse())
 
     async def GetServiceInfo(self, request: pb.GetServiceInfoRequest, context: Any) -> pb.GetServiceInfoResponse:
         info = write(self._info.shown(**vars(await self._jobs.counts())), pb.GetServiceInfoResponse())

@@ -18,6 +18,7 @@ from shared.prompt.manifest import utc_now
 from shared.store.commit import AliasMoved, Commit, VersionDeleted, VersionPublished
 from shared.store.index import StoreIndex
 from shared.store.replicas import ReplicaRecord
+from shared.values.usage import BudgetStatus
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.states import JobState
 
@@ -32,6 +33,7 @@ class EventType(StrEnum):
     VERSION_PUBLISHED = "version.published"
     ALIAS_MOVED = "alias.moved"
     REPLICA_REFUSED = "replica.refused"
+    BUDGET_USED_UP = "budget.used_up"
     TEST = "test"
 
 
@@ -118,6 +120,21 @@ def events_of_replica(record: ReplicaRecord, index: StoreIndex) -> Iterator[Webh
         }
         key = (record.id, record.started_at, name, refused.digest, refused.reason)
         yield WebhookEvent.of(EventType.REPLICA_REFUSED, key, _subject(refused.prompt), refused.prompt, utc_now(), data)
+
+
+def event_of_budget(status: BudgetStatus) -> WebhookEvent:
+    """One event for each period in which a budget is used up."""
+    data = {
+        "tenant": status.tenant,
+        "budget": status.name,
+        "of": status.of,
+        "limit": status.limit,
+        "per": status.per,
+        "hard": status.is_hard,
+        "resets_at": status.reset_time.isoformat().replace("+00:00", "Z") if status.reset_time else "",
+    }
+    key = (status.tenant, status.name, status.limit, data["resets_at"])
+    return WebhookEvent.of(EventType.BUDGET_USED_UP, key, f"tenants/{status.tenant}", "", utc_now(), data)
 
 
 def event_of_test(endpoint: str) -> WebhookEvent:

@@ -39,6 +39,8 @@ class GenerationRequest:
     tenant: str = ""
     """The request's tenant; tenants share the engine by weight. Empty: the service's own, such as a golden replay."""
     weight: float = 1.0
+    caller: str = ""
+    """Name of the caller, for statistics."""
     guide: CompiledGuide | None = None
     """The compiled `sampling.guide`."""
     group: str = ""
@@ -61,6 +63,7 @@ class ScoreRequest:
     deadline: float | None = None
     tenant: str = ""
     weight: float = 1.0
+    caller: str = ""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class RunningRequest:
     """The tenant that is charged; empty for the service itself (loads of versions, golden replays)."""
     weight: float = 1.0
     """The tenant's weight in fair sharing."""
+    caller: str = ""
     group: str = ""
     """The completions of one input have the same group."""
     is_load: bool = False
@@ -163,6 +164,7 @@ def sequence_of(request: Request, num_virtual: int, arrival: int, now: float) ->
         candidates=request.candidates if isinstance(request, ScoreRequest) else (),
         tenant=request.tenant,
         weight=request.weight,
+        caller="" if isinstance(request, PrefixLoad) else request.caller,
         group=request.group if isinstance(request, GenerationRequest) else "",
         is_load=isinstance(request, PrefixLoad),
     )

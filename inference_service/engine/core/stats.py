@@ -55,6 +55,7 @@ class FinishedRequest:
     inter_token_seconds: tuple[float, ...]
     preemptions: int
     is_score: bool = False
+    caller: str = ""
 
 
 @dataclass(frozen=True)

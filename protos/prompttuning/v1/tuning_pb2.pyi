@@ -206,6 +206,46 @@ METRIC_EXACT_MATCH: Metric.ValueType  # 7
 """Fraction of greedy answers that equal the target."""
 Global___Metric: _TypeAlias = Metric  # noqa: Y015
 
+class _UsageDimension:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageDimension.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USAGE_DIMENSION_UNSPECIFIED: _UsageDimension.ValueType  # 0
+    """Not allowed."""
+    USAGE_DIMENSION_HOUR: _UsageDimension.ValueType  # 1
+    """The hour (UTC) in which requests and jobs ended."""
+    USAGE_DIMENSION_TENANT: _UsageDimension.ValueType  # 2
+    """The caller's tenant."""
+    USAGE_DIMENSION_CALLER: _UsageDimension.ValueType  # 3
+    """The caller."""
+    USAGE_DIMENSION_PROMPT: _UsageDimension.ValueType  # 4
+    """The prompt."""
+    USAGE_DIMENSION_VERSION: _UsageDimension.ValueType  # 5
+    """The version's number."""
+    USAGE_DIMENSION_BASE_MODEL: _UsageDimension.ValueType  # 6
+    """The base model."""
+
+class UsageDimension(_UsageDimension, metaclass=_UsageDimensionEnumTypeWrapper):
+    """By what usage is summed."""
+
+USAGE_DIMENSION_UNSPECIFIED: UsageDimension.ValueType  # 0
+"""Not allowed."""
+USAGE_DIMENSION_HOUR: UsageDimension.ValueType  # 1
+"""The hour (UTC) in which requests and jobs ended."""
+USAGE_DIMENSION_TENANT: UsageDimension.ValueType  # 2
+"""The caller's tenant."""
+USAGE_DIMENSION_CALLER: UsageDimension.ValueType  # 3
+"""The caller."""
+USAGE_DIMENSION_PROMPT: UsageDimension.ValueType  # 4
+"""The prompt."""
+USAGE_DIMENSION_VERSION: UsageDimension.ValueType  # 5
+"""The version's number."""
+USAGE_DIMENSION_BASE_MODEL: UsageDimension.ValueType  # 6
+"""The base model."""
+Global___UsageDimension: _TypeAlias = UsageDimension  # noqa: Y015
+
 @_typing.final
 class Conversation(_message.Message):
     """A conversation."""
@@ -3258,6 +3298,216 @@ class RetryWebhookResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetryWebhookResponse: _TypeAlias = RetryWebhookResponse  # noqa: Y015
+
+@_typing.final
+class UsageRow(_message.Message):
+    """Sums of usage. Fields by which it was not summed are empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOUR_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    VIRTUAL_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    WORKER_SECONDS_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant."""
+    caller: _builtins.str
+    """The caller."""
+    prompt: _builtins.str
+    """The prompt; also empty for the bare model."""
+    version: _builtins.int
+    """The version's number; 0 for the bare model and for jobs that published none."""
+    base_model: _builtins.str
+    """The base model."""
+    requests: _builtins.int
+    """Completions and scores that ended, however they ended."""
+    input_tokens: _builtins.int
+    """Tokens of their inputs."""
+    virtual_tokens: _builtins.int
+    """Virtual tokens."""
+    cached_tokens: _builtins.int
+    """Input tokens whose keys and values were cached; part of `input_tokens`."""
+    generated_tokens: _builtins.int
+    """Generated tokens."""
+    jobs: _builtins.int
+    """Tuning jobs that ended."""
+    worker_seconds: _builtins.float
+    """Time of these jobs on workers, of all attempts."""
+    stored_bytes: _builtins.int
+    """Bytes of the versions that these jobs published."""
+    @_builtins.property
+    def hour(self) -> _timestamp_pb2.Timestamp:
+        """Begin of the hour."""
+
+    def __init__(
+        self,
+        *,
+        hour: _timestamp_pb2.Timestamp | None = ...,
+        tenant: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        version: _builtins.int = ...,
+        base_model: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        input_tokens: _builtins.int = ...,
+        virtual_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
+        jobs: _builtins.int = ...,
+        worker_seconds: _builtins.float = ...,
+        stored_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hour", b"hour"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "cached_tokens", b"cached_tokens", "caller", b"caller", "generated_tokens", b"generated_tokens", "hour", b"hour", "input_tokens", b"input_tokens", "jobs", b"jobs", "prompt", b"prompt", "requests", b"requests", "stored_bytes", b"stored_bytes", "tenant", b"tenant", "version", b"version", "virtual_tokens", b"virtual_tokens", "worker_seconds", b"worker_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageRow: _TypeAlias = UsageRow  # noqa: Y015
+
+@_typing.final
+class BudgetStatus(_message.Message):
+    """How much of a tenant's budget is used in its current period."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    OF_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    PER_FIELD_NUMBER: _builtins.int
+    IS_HARD_FIELD_NUMBER: _builtins.int
+    RESET_TIME_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant."""
+    name: _builtins.str
+    """The budget's name in the callers file."""
+    of: _builtins.str
+    """What it counts: requests, tokens, generated_tokens, jobs, worker_seconds or stored_bytes."""
+    limit: _builtins.float
+    """The most that may be used."""
+    used: _builtins.float
+    """What is used."""
+    per: _builtins.str
+    """hour, day or month (UTC)."""
+    is_hard: _builtins.bool
+    """Whether requests and jobs are refused with RESOURCE_EXHAUSTED when it is used up."""
+    @_builtins.property
+    def reset_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the current period."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        name: _builtins.str = ...,
+        of: _builtins.str = ...,
+        limit: _builtins.float = ...,
+        used: _builtins.float = ...,
+        per: _builtins.str = ...,
+        is_hard: _builtins.bool = ...,
+        reset_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reset_time", b"reset_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_hard", b"is_hard", "limit", b"limit", "name", b"name", "of", b"of", "per", b"per", "reset_time", b"reset_time", "tenant", b"tenant", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetStatus: _TypeAlias = BudgetStatus  # noqa: Y015
+
+@_typing.final
+class ListUsageRequest(_message.Message):
+    """Request of ListUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Only of this tenant. PERMISSION_DENIED for another one than the caller's, unless the caller is an administrator."""
+    page_size: _builtins.int
+    """At most 1000; 0 = 50."""
+    page_token: _builtins.str
+    """From the previous page. Opaque, and valid only for this caller and these fields."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Usage from the hour that contains this time; unset: of the last 30 days."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Usage to the hour that contains this time, or before that hour if the time is its begin; unset: now."""
+
+    @_builtins.property
+    def by(self) -> _containers.RepeatedScalarFieldContainer[Global___UsageDimension.ValueType]:
+        """One row for each combination of these, in this order; empty: one row."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        by: _abc.Iterable[Global___UsageDimension.ValueType] | None = ...,
+        tenant: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsageRequest: _TypeAlias = ListUsageRequest  # noqa: Y015
+
+@_typing.final
+class ListUsageResponse(_message.Message):
+    """Response of ListUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USAGE_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    BUDGETS_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def usage(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRow]:
+        """The sums, ordered by what they are summed by."""
+
+    @_builtins.property
+    def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___BudgetStatus]:
+        """On the first page: the budgets of the tenants that the caller may see."""
+
+    def __init__(
+        self,
+        *,
+        usage: _abc.Iterable[Global___UsageRow] | None = ...,
+        next_page_token: _builtins.str = ...,
+        budgets: _abc.Iterable[Global___BudgetStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "next_page_token", b"next_page_token", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsageResponse: _TypeAlias = ListUsageResponse  # noqa: Y015
 
 @_typing.final
 class GetServiceInfoRequest(_message.Message):

@@ -120,6 +120,11 @@ class TuningServiceStub:
                 request_serializer=prompttuning_dot_v1_dot_tuning__pb2.RetryWebhookRequest.SerializeToString,
                 response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.RetryWebhookResponse.FromString,
                 _registered_method=True)
+        self.ListUsage = channel.unary_unary(
+                '/prompttuning.v1.TuningService/ListUsage',
+                request_serializer=prompttuning_dot_v1_dot_tuning__pb2.ListUsageRequest.SerializeToString,
+                response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.ListUsageResponse.FromString,
+                _registered_method=True)
         self.GetServiceInfo = channel.unary_unary(
                 '/prompttuning.v1.TuningService/GetServiceInfo',
                 request_serializer=prompttuning_dot_v1_dot_tuning__pb2.GetServiceInfoRequest.SerializeToString,
@@ -256,6 +261,14 @@ class TuningServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUsage(self, request, context):
+        """Usage by generations and jobs in whole hours, and the state of budgets: of all tenants for administrators, of the
+        caller's own tenant for others. It includes what replicas have published, some seconds after each request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServiceInfo(self, request, context):
         """Base models, limits and defaults of this trainer.
         """
@@ -350,6 +363,11 @@ def add_TuningServiceServicer_to_server(servicer, server):
                     servicer.RetryWebhook,
                     request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.RetryWebhookRequest.FromString,
                     response_serializer=prompttuning_dot_v1_dot_tuning__pb2.RetryWebhookResponse.SerializeToString,
+            ),
+            'ListUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsage,
+                    request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.ListUsageRequest.FromString,
+                    response_serializer=prompttuning_dot_v1_dot_tuning__pb2.ListUsageResponse.SerializeToString,
             ),
             'GetServiceInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServiceInfo,
@@ -817,6 +835,33 @@ class TuningService:
             '/prompttuning.v1.TuningService/RetryWebhook',
             prompttuning_dot_v1_dot_tuning__pb2.RetryWebhookRequest.SerializeToString,
             prompttuning_dot_v1_dot_tuning__pb2.RetryWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prompttuning.v1.TuningService/ListUsage',
+            prompttuning_dot_v1_dot_tuning__pb2.ListUsageRequest.SerializeToString,
+            prompttuning_dot_v1_dot_tuning__pb2.ListUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -78,6 +78,10 @@ class TuningServiceStub:
     """Queues a delivery of the type "test" for one webhook. For administrators."""
     RetryWebhook: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.RetryWebhookRequest, _tuning_pb2.RetryWebhookResponse]
     """Repeats all dead and waiting deliveries of one webhook at once. For administrators."""
+    ListUsage: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.ListUsageRequest, _tuning_pb2.ListUsageResponse]
+    """Usage by generations and jobs in whole hours, and the state of budgets: of all tenants for administrators, of the
+    caller's own tenant for others. It includes what replicas have published, some seconds after each request.
+    """
     GetServiceInfo: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.GetServiceInfoRequest, _tuning_pb2.GetServiceInfoResponse]
     """Base models, limits and defaults of this trainer."""
 
@@ -131,6 +135,10 @@ class TuningServiceAsyncStub(TuningServiceStub):
     """Queues a delivery of the type "test" for one webhook. For administrators."""
     RetryWebhook: _aio.UnaryUnaryMultiCallable[_tuning_pb2.RetryWebhookRequest, _tuning_pb2.RetryWebhookResponse]  # type: ignore[assignment]
     """Repeats all dead and waiting deliveries of one webhook at once. For administrators."""
+    ListUsage: _aio.UnaryUnaryMultiCallable[_tuning_pb2.ListUsageRequest, _tuning_pb2.ListUsageResponse]  # type: ignore[assignment]
+    """Usage by generations and jobs in whole hours, and the state of budgets: of all tenants for administrators, of the
+    caller's own tenant for others. It includes what replicas have published, some seconds after each request.
+    """
     GetServiceInfo: _aio.UnaryUnaryMultiCallable[_tuning_pb2.GetServiceInfoRequest, _tuning_pb2.GetServiceInfoResponse]  # type: ignore[assignment]
     """Base models, limits and defaults of this trainer."""
 
@@ -283,6 +291,16 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.RetryWebhookResponse, _abc.Awaitable[_tuning_pb2.RetryWebhookResponse]]:
         """Repeats all dead and waiting deliveries of one webhook at once. For administrators."""
+
+    @_abc_1.abstractmethod
+    def ListUsage(
+        self,
+        request: _tuning_pb2.ListUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tuning_pb2.ListUsageResponse, _abc.Awaitable[_tuning_pb2.ListUsageResponse]]:
+        """Usage by generations and jobs in whole hours, and the state of budgets: of all tenants for administrators, of the
+        caller's own tenant for others. It includes what replicas have published, some seconds after each request.
+        """
 
     @_abc_1.abstractmethod
     def GetServiceInfo(

@@ -55,7 +55,7 @@ class Place:
         self.endpoints = Endpoints(file)
         self.outbox = Outbox(store.database, lambda: self.endpoints.current)
         self.observed = Observed()
-        store.on_move = self.outbox.job_moved
+        store.on_move.append(self.outbox.job_moved)
 
     def end(self, result: TuningResult | None = None, prompt: str = "tone") -> Job:
         """A job that ran and ended: with this result, or failed."""

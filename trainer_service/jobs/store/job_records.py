@@ -40,8 +40,8 @@ class JobRecords:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._ranks = listing.QueueRanks()
-        self.on_move: OnMove | None = None
-        """Called inside each transaction that changes a job, with the job before and after."""
+        self.on_move: list[OnMove] = []
+        """All called inside each transaction that changes a job, with the job before and after."""
 
     @classmethod
     def open(cls, url: str, timeout_seconds: float = STATEMENT_SECONDS) -> Self:
@@ -210,8 +210,8 @@ class JobRecords:
 
     def _write(self, connection: Connection, before: Record, after: Record, payloads: Sequence[EventPayload]) -> Record:
         stored = _store(connection, before, after, payloads)
-        if self.on_move is not None:
-            self.on_move(connection, before, stored)
+        for hook in self.on_move:
+            hook(connection, before, stored)
         return stored
 
     def _find_request(

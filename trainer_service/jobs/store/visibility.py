@@ -9,8 +9,9 @@ of that index. The range compares the column byte by byte (`schema.PROMPT_NAME`)
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from sqlalchemy import Connection, and_, false, func, or_, true
+from sqlalchemy import Column, Connection, and_, false, func, or_, true
 from sqlalchemy.sql import ColumnElement
 
 from trainer_service.database.schema import jobs
@@ -26,10 +27,15 @@ def sees_all(patterns: Sequence[str]) -> bool:
 
 def visible(patterns: Sequence[str], connection: Connection) -> ColumnElement[bool]:
     """A condition: a job's prompt matches one of the patterns. Without patterns, no job matches."""
+    return matching(jobs.c.prompt, patterns, connection)
+
+
+def matching(column: Column[Any], patterns: Sequence[str], connection: Connection) -> ColumnElement[bool]:
+    """A condition: the prompt in `column` matches one of the patterns. Without patterns, none matches."""
     if sees_all(patterns):
         return true()
     is_sqlite = connection.dialect.name == "sqlite"
-    return or_(false(), *(_matches(pattern, is_sqlite) for pattern in sorted(set(patterns))))
+    return or_(false(), *(_matches(column, pattern, is_sqlite) for pattern in sorted(set(patterns))))
 
 
 def in_states(states: Iterable[JobState], patterns: Sequence[str]) -> ColumnElement[bool]:
@@ -40,17 +46,15 @@ def in_states(states: Iterable[JobState], patterns: Sequence[str]) -> ColumnElem
     return column.in_(sorted(state.value for state in states))
 
 
-def _matches(pattern: str, is_sqlite: bool) -> ColumnElement[bool]:
+def _matches(column: Column[Any], pattern: str, is_sqlite: bool) -> ColumnElement[bool]:
     prefix, star, rest = pattern.partition(_ANY)
     if not star:
-        return jobs.c.prompt == pattern
+        return column == pattern
     conditions: list[ColumnElement[bool]] = [true()]
     if prefix:
-        conditions += [jobs.c.prompt >= prefix, jobs.c.prompt < _after(prefix)]
+        conditions += [column >= prefix, column < _after(prefix)]
     if rest.strip(_ANY):
-        conditions.append(
-            jobs.c.prompt.op("GLOB")(_glob(pattern)) if is_sqlite else jobs.c.prompt.like(_like(pattern), escape="\\")
-        )
+        conditions.append(column.op("GLOB")(_glob(pattern)) if is_sqlite else column.like(_like(pattern), escape="\\"))
     return and_(*conditions)
 
 

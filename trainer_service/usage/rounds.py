@@ -1,0 +1,134 @@
+"""Adds published segments to the database, and says which budgets are used up, every few seconds.
+
+All trainers may do this at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from sqlalchemy.exc import DataError
+
+from shared.caller import Tenant
+from shared.errors import DamagedBlob, SoftPromptError
+from shared.process.call_pool import CallPool
+from shared.store.base import ObjectBackend
+from shared.store.usage import HOUR_SECONDS, SegmentId, UsageSegments, write_used_up
+from shared.values.usage import BudgetStatus
+from trainer_service.usage.budgets import Budgets, used_up
+from trainer_service.usage.ledger import UsageLedger
+
+log = logging.getLogger(__name__)
+
+_REMOVE_SECONDS = 3600.0
+
+
+class UsageObserver(Protocol):
+    """Called on the event loop."""
+
+    def usage_folded(self, folded: int, refused: int) -> None:
+        """A round has added and refused segments."""
+
+    def set_budgets(self, statuses: Sequence[BudgetStatus]) -> None:
+        """The state of all budgets."""
+
+
+class UsageFolding:
+    """Adds segments. Blocks."""
+
+    def __init__(self, ledger: UsageLedger, backend: ObjectBackend) -> None:
+        self._ledger, self._segments = ledger, UsageSegments(backend)
+
+    def fold(self) -> tuple[int, int]:
+        """Adds all segments and removes them. Returns the numbers of added and refused ones. Raises Unavailable."""
+        folded = refused = 0
+        numbers = dict(self._ledger.next_numbers())
+        for segment in self._segments.list():
+            if segment.number < numbers.get(segment.life, 0):
+                self._segments.remove(segment)  # its trainer was killed before it removed it
+                continue
+            expected = SegmentId(segment.life, numbers.get(segment.life, 1))
+            if segment != expected and self._segments.exists(expected):
+                continue  # the list was read while it was published: the next round adds both
+            numbers[segment.life] = segment.number + 1
+            try:
+                records = self._segments.read(segment)
+            except DamagedBlob as error:
+                self._refuse(segment, error.message)
+                refused += 1
+                continue
+            if records is None:  # another trainer has it
+                continue
+            try:
+                folded += self._ledger.fold(segment, records)
+            except DataError as error:
+                self._refuse(segment, f"the database refuses it: {type(error.orig).__name__}")
+                refused += 1
+                continue
+            self._segments.remove(segment)
+        return folded, refused
+
+    def _refuse(self, segment: SegmentId, reason: str) -> None:
+        """Keeps the segment elsewhere, so that it delays no other, and counts it as added."""
+        log.error("a segment of usage is refused", extra={"fields": {"segment": segment.key, "why": reason}})
+        self._segments.refuse(segment)
+        self._ledger.fold(segment, ())
+        self._segments.remove(segment)
+
+
+class UsageRounds:
+    """Runs rounds until `run` is cancelled."""
+
+    def __init__(
+        self,
+        ledger: UsageLedger,
+        budgets: Budgets,
+        backend: ObjectBackend,
+        pool: CallPool,
+        tenants: Callable[[], Mapping[str, Tenant]],
+        observer: UsageObserver,
+        seconds: float,
+        keep_days: float,
+        on_used_up: Callable[[Sequence[BudgetStatus]], None] = lambda statuses: None,
+    ) -> None:
+        """`on_used_up` gets the used-up budgets of each round, in the pool's thread; `keep_days` 0: for ever."""
+        self._ledger, self._budgets, self._backend, self._pool = ledger, budgets, backend, pool
+        self._tenants, self._observer, self._on_used_up = tenants, observer, on_used_up
+        self._folding = UsageFolding(ledger, backend)
+        self._seconds, self._keep_days = seconds, keep_days
+
+    async def run(self) -> None:
+        """Does rounds until cancelled, despite failures."""
+        problem, removed_at = "", 0.0
+        while True:
+            try:
+                await self.round()
+                if self._keep_days and time.monotonic() - removed_at > _REMOVE_SECONDS:
+                    removed_at = time.monotonic()
+                    oldest = time.time() - self._keep_days * 86_400
+                    await self._pool.call(self._ledger.remove_before, int(oldest) // HOUR_SECONDS * HOUR_SECONDS)
+                problem = ""
+            except SoftPromptError as error:
+                if error.message != problem:
+                    log.warning("usage is not up to date: %s", error.message)
+                problem = error.message
+            except Exception:
+                log.exception("a round of usage failed with an unexpected error")
+            await asyncio.sleep(self._seconds * random.uniform(0.8, 1.2))
+
+    async def round(self) -> None:
+        """Does one round. Raises Unavailable."""
+        self._observer.usage_folded(*await self._pool.call(self._folding.fold))
+        tenants = tuple(self._tenants().values())
+        self._observer.set_budgets(await self._pool.call(self._judge, tenants))
+
+    def _judge(self, tenants: Sequence[Tenant]) -> tuple[BudgetStatus, ...]:
+        statuses = self._budgets.statuses(tenants)
+        write_used_up(self._backend, used_up(statuses))
+        self._on_used_up([status for status in statuses if status.is_used_up])
+        return statuses
