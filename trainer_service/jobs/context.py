@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from shared.process.call_pool import CallPool
+from trainer_service.cluster.interface import WorkerMemory
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.memory_use import MemoryUse
@@ -41,6 +42,9 @@ class JobsObserver(Protocol):
     def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None:
         """A worker changed its state. `before` is None for a new worker, `after` is None for one that ended."""
 
+    def worker_measured(self, base_model: str, worker: str, memory: WorkerMemory | None) -> None:
+        """A worker reported its memory; None: it has ended."""
+
     def worker_ended(self, base_model: str, reason: str) -> None:
         """`reason` is a `WorkerEnd`."""
 
@@ -61,6 +65,8 @@ class SilentObserver:
     def worker_launched(self, base_model: str) -> None: ...
 
     def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None: ...
+
+    def worker_measured(self, base_model: str, worker: str, memory: WorkerMemory | None) -> None: ...
 
     def worker_ended(self, base_model: str, reason: str) -> None: ...
 
