@@ -44,6 +44,8 @@ from trainer_service.datasets.upload import UploadLimits
 from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.job_audit import JobAudit
 from trainer_service.jobs.admission import SpecAdmission
+from trainer_service.jobs.memory_estimate import estimated_bytes
+from trainer_service.jobs.model import EffectiveSpec
 from trainer_service.jobs.reports import JobReports
 from trainer_service.jobs.sources import Sources
 from trainer_service.jobs.store.job_store import JobStore
@@ -155,6 +157,11 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     admission = SpecAdmission(models, datasets, Sources(store, job_store), limits, pools, on_gpu=settings.expects_gpu)
     files = files_for(job_store, settings.checkpoints_dir)
     ledger, observer = DatasetLedger(job_store.database), JobAudit(metrics)
+
+    def estimate_memory(spec: EffectiveSpec) -> int | None:
+        shape = models.get(spec.base_model.id).shape
+        return shape and estimated_bytes(shape, spec, on_gpu=settings.expects_gpu, dtype=settings.dtype)
+
     jobs = JobManager(
         job_store,
         admission,
@@ -167,6 +174,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
         ledger=ledger,
         pools=pools,
         tenants=rpc.guard.tenants,
+        estimate_memory=estimate_memory,
     )
     outbox = Outbox(job_store.database, lambda: endpoints.current)
     if endpoints.is_configured:

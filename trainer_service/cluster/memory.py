@@ -1,4 +1,4 @@
-"""Measures the memory that this worker's process uses, and could use, on its GPUs or its machine; and its GPUs' load."""
+"""Measures the memory that this worker's process uses and could use on its GPUs or its machine, and the GPUs' load."""
 
 from __future__ import annotations
 

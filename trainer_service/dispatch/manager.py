@@ -104,11 +104,13 @@ class JobManager:
         ledger: DatasetLedger | None = None,
         pools: TrainerPools | None = None,
         tenants: Callable[[], Mapping[str, Tenant]] = dict,
+        estimate_memory: Callable[[EffectiveSpec], int | None] = lambda spec: None,
     ) -> None:
         """With a `ledger`, jobs may use only datasets of their own tenant; without one, all that `datasets` can read.
-        `tenants()` returns the current tenants of the callers file by name.
+        `tenants()` returns the current tenants of the callers file by name. `estimate_memory` returns the bytes that a
+        worker needs for a job, or None if it can't be computed.
         """
-        self._ledger = ledger
+        self._ledger, self._estimate_memory = ledger, estimate_memory
         self._store, self._admission, self._pool, self._config = store, admission, pool, config
         self._prompt_store = prompt_store
         pools = pools or TrainerPools()
@@ -162,7 +164,7 @@ class JobManager:
         await database.call(self._store.check_limits, owner.caller, owner.tenant.name, **self._limits_of(owner))
         seconds = await database.call(training_seconds, self._store.database, effective)
         names = {"caller": owner.caller, "tenant": owner.tenant.name, "create_time": to_datetime(time.time())}
-        memory_bytes = self._context.memory_use.most_bytes(effective.base_model.id)
+        memory_bytes = self._estimate_memory(effective) or self._context.memory_use.most_bytes(effective.base_model.id)
         return CheckedJob(Job(id=new_job_id(), spec=spec, effective=effective, **names), seconds, memory_bytes)
 
     async def _admitted(self, spec: StoredSpec, owner: JobOwner) -> EffectiveSpec:
