@@ -2,8 +2,7 @@
 Prometheus.
 
 Labels are bounded: states, ids of this trainer's base models and live workers, reasons and error codes, never jobs or
-prompts. The loss
-of a single job is in its progress.
+prompts. The loss of a single job is in its progress.
 """
 
 from __future__ import annotations
