@@ -78,6 +78,21 @@ BUDGETED = {
 }
 """What budgets count."""
 
+
+STANDARD_CLASS = "standard"
+"""The class of prompts that no other class names."""
+
+
+@dataclass(frozen=True)
+class PromptClass:
+    """Prompts with a common objective for their requests, in metrics and alerts."""
+
+    prompts: tuple[str, ...] = ()
+    """Patterns of names, in the syntax of `fnmatch`."""
+    objective: float = 0.999
+    """Share of requests that should not fail by the service's fault."""
+
+
 MAX_PRIORITY = 100
 """Priorities of jobs and requests are between -MAX_PRIORITY and MAX_PRIORITY."""
 

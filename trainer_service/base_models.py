@@ -11,6 +11,7 @@ from typing import Any
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, SoftPromptError, Unavailable
 from shared.model import base_model, fingerprint
 from shared.model.base_model import BaseModelInfo, default_id
+from shared.model.shape import ModelShape
 from shared.process.user_cache import expanded
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class KnownBaseModel:
     info: BaseModelInfo
     tokenizer: Any
     path: Path
+    shape: ModelShape | None = None
+    """For estimates of memory; None: unknown."""
 
 
 class BaseModels:
@@ -100,7 +103,7 @@ class BaseModels:
             self._unavailable[source.id] = reason
             return
         else:
-            self._models[source.id] = KnownBaseModel(info, tokenizer, path)
+            self._models[source.id] = KnownBaseModel(info, tokenizer, path, ModelShape.read(path))
             log.info("base model available", extra={"fields": {"base_model": info.id, "fingerprint": info.fingerprint}})
         del self._unavailable[source.id]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from shared.security import audit
+from trainer_service.cluster.interface import WorkerMemory
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
 from trainer_service.jobs.context import JobsObserver
 from trainer_service.jobs.model import Job
@@ -48,6 +49,9 @@ class JobAudit:
 
     def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None:
         self._observer.worker_changed(base_model, before, after)
+
+    def worker_measured(self, base_model: str, worker: str, memory: WorkerMemory | None) -> None:
+        self._observer.worker_measured(base_model, worker, memory)
 
     def worker_ended(self, base_model: str, reason: str) -> None:
         self._observer.worker_ended(base_model, reason)

@@ -1,9 +1,8 @@
 """The trainer's Prometheus metrics, fed by the job manager's observer. The only module of this service that imports
 Prometheus.
 
-Labels are bounded: states, ids of this trainer's base models, reasons, error codes, and budgets of the callers file,
-never jobs or prompts. The loss
-of a single job is in its progress.
+Labels are bounded: states, ids of this trainer's base models and live workers, reasons, error codes, and budgets of the
+callers file, never jobs or prompts. The loss of a single job is in its progress.
 """
 
 from __future__ import annotations
@@ -11,12 +10,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from shared.store.maintenance import MaintenanceReport
 from shared.values.usage import BudgetStatus
+from trainer_service.cluster.interface import WorkerMemory
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerEnd, WorkerState
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState
@@ -72,6 +73,15 @@ class TrainerMetrics:
             ["base_model", "state"],
             registry=registry,
         )
+        self._measured = {
+            name: Gauge(f"softprompt_trainer_worker_{name}", about, ["base_model", "worker"], registry=registry)
+            for name, about in (
+                ("resident_bytes", "Memory of a worker's process on its machine."),
+                ("device_bytes", "Memory that a worker's process holds on its GPUs."),
+                ("device_busy_ratio", "Share of the recent time in which a worker's busiest GPU computed."),
+            )
+        }
+        """Series of live workers only: each goes with its worker."""
         self._base_models = Gauge(
             "softprompt_trainer_base_models",
             "1 for the current state of a base model: available, unavailable (files missing or damaged) or refused.",
@@ -253,6 +263,15 @@ class TrainerMetrics:
             self._workers.labels(base_model, before.value).dec()
         if after is not None:
             self._workers.labels(base_model, after.value).inc()
+
+    def worker_measured(self, base_model: str, worker: str, memory: WorkerMemory | None) -> None:
+        values = (None,) * 3 if memory is None else (memory.resident_bytes, memory.device_bytes, memory.device_busy)
+        for gauge, value in zip(self._measured.values(), values, strict=True):
+            if value is not None:
+                gauge.labels(base_model, worker).set(value)
+            elif memory is None:
+                with suppress(KeyError):
+                    gauge.remove(base_model, worker)
 
     def worker_ended(self, base_model: str, reason: str) -> None:
         self._workers_ended.labels(base_model, reason).inc()

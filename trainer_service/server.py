@@ -44,6 +44,8 @@ from trainer_service.datasets.upload import UploadLimits
 from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.job_audit import JobAudit
 from trainer_service.jobs.admission import SpecAdmission
+from trainer_service.jobs.memory_estimate import estimated_bytes
+from trainer_service.jobs.model import EffectiveSpec
 from trainer_service.jobs.reports import JobReports
 from trainer_service.jobs.sources import Sources
 from trainer_service.jobs.store.job_store import JobStore
@@ -164,6 +166,11 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     usage = UsageLedger(job_store.database)
     job_store.on_move.append(usage.job_moved)
     budgets = Budgets(usage)
+
+    def estimate_memory(spec: EffectiveSpec) -> int | None:
+        shape = models.get(spec.base_model.id).shape
+        return shape and estimated_bytes(shape, spec, on_gpu=settings.expects_gpu, dtype=settings.dtype)
+
     jobs = JobManager(
         job_store,
         admission,
@@ -178,6 +185,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
         tenants=rpc.guard.tenants,
         models=settings.models,
         check_budgets=budgets.check,
+        estimate_memory=estimate_memory,
     )
     outbox = Outbox(job_store.database, lambda: endpoints.current)
     if endpoints.is_configured:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -20,10 +20,11 @@ from shared.config import Access, RpcSettings, ServerSettings
 from shared.errors import PermissionDenied, SoftPromptError, Unimplemented
 from shared.log import bound_fields
 from shared.rpc.errors import status_of
+from shared.rpc.tenant_metrics import OTHER, ObjectiveCollector, TenantLabels
 from shared.security import audit
 from shared.security.authenticator import Authenticator, Credentials
 from shared.security.callers_file import CallersFile
-from shared.security.methods import RULES, Rule
+from shared.security.methods import RULES, Rule, prompt_of
 from shared.security.oidc import OidcConfig, OidcVerifier
 from shared.security.quotas import Charges, Quotas
 
@@ -82,11 +83,21 @@ class Guard:
         """Tenants of the current callers file by name; empty without one. Call it in the event loop's thread."""
         return self._authenticator.tenants
 
+    def labels_of(self, caller: Caller | None, prompt: str) -> TenantLabels | None:
+        """Labels of a call in the metrics. `caller` None: it was not identified. `prompt`: a reference, or empty.
+
+        None for a router, which doesn't know tenants.
+        """
+        name = OTHER if caller is None else caller.tenant.name
+        return TenantLabels(name if name in self.tenants() else OTHER, self._authenticator.class_of(prompt_of(prompt)))
+
     @asynccontextmanager
-    async def admitted(self, method: str, context: Any) -> AsyncIterator[Admission]:
+    async def admitted(
+        self, method: str, context: Any, identified: Callable[[Caller], object] = lambda caller: None
+    ) -> AsyncIterator[Admission]:
         """Admit a call for the `async with` block. Raises Unauthenticated, PermissionDenied or Overloaded.
 
-        Refused calls are audited, too.
+        `identified` gets the caller before its permissions and limits are checked. Refused calls are audited, too.
         """
         access = self._access.get(method.split("/")[1])
         if access is not None:
@@ -96,6 +107,7 @@ class Guard:
         caller, about, result = Caller("unknown", frozenset()), dict[str, str](), "OK"
         try:
             caller = await self._authenticator.identify(_credentials(context))
+            identified(caller)
             if rule is None or not caller.has_role(*rule.roles):
                 raise PermissionDenied(
                     f"{caller.name} may not call {method.rpartition('/')[2]}{_wanted(rule)}", caller=caller.name
@@ -129,8 +141,14 @@ class Guard:
 class PassingGuard(Guard):
     """Admits every call without a check. A router uses it, because replicas check the calls that it passes on."""
 
+    def labels_of(self, caller: Caller | None, prompt: str) -> TenantLabels | None:
+        """None: only replicas know tenants."""
+        return None
+
     @asynccontextmanager
-    async def admitted(self, method: str, context: Any) -> AsyncIterator[Admission]:
+    async def admitted(
+        self, method: str, context: Any, identified: Callable[[Caller], object] = lambda caller: None
+    ) -> AsyncIterator[Admission]:
         """As `Guard.admitted`; refuses only what the settings turn off."""
         access = self._access.get(method.split("/")[1])
         yield (
@@ -156,7 +174,10 @@ def guard_of(settings: RpcSettings, metrics: CollectorRegistry | None = None) ->
             settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url, settings.oidc_groups_claim
         )
         oidc = OidcVerifier(config)
-    return Guard(Authenticator(callers, oidc), settings.health_access, settings.reflection_access)
+    authenticator = Authenticator(callers, oidc)
+    if metrics is not None:
+        metrics.register(ObjectiveCollector(lambda: authenticator.classes))
+    return Guard(authenticator, settings.health_access, settings.reflection_access)
 
 
 def _wanted(rule: Rule | None) -> str:

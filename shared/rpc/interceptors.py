@@ -25,12 +25,14 @@ from grpc_status import rpc_status
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode
 
 from shared import log as logs
+from shared.caller import Caller
 from shared.errors import Overloaded, SoftPromptError
 from shared.rpc.calls import CallCounter
 from shared.rpc.errors import status_of
 from shared.rpc.guard import Admission, Guard
 from shared.rpc.messages import END, check_readable, first_of, heard_out, reader_of
 from shared.rpc.metrics import RpcMetrics
+from shared.rpc.tenant_metrics import TenantLabels, outcome_of_code
 from shared.trace_context import parent_of, trace_id_of
 from shared.tracing import Tracing
 
@@ -83,7 +85,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return None
         kind, behaviour = _kind_of(handler)
         method = handler_call_details.method
-        call = _Call(self._metrics, self._calls, self._tracing, method, kind, method in self._endless)
+        call = _Call(self._metrics, self._calls, self._guard, self._tracing, method, kind, method in self._endless)
 
         async def respond(requests: Any, context: Any) -> Any:
             with call.observed(context) as outcome:
@@ -91,11 +93,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     # Closed here because the garbage collector would keep the generator and its objects alive longer.
                     async with aclosing(aiter(requests)) as messages:
                         if not handler.request_streaming:
-                            async with self._guard.admitted(method, context) as outcome.admission:
+                            async with self._guard.admitted(method, context, outcome.identified) as outcome.admission:
                                 return await answer(await outcome.received_one(messages), context, outcome)
                         async with (
                             heard_out(messages),
-                            self._guard.admitted(method, context) as outcome.admission,
+                            self._guard.admitted(method, context, outcome.identified) as outcome.admission,
                             aclosing(outcome.received_stream(messages)) as request,
                         ):
                             return await answer(request, context, outcome)
@@ -146,10 +148,17 @@ class _Call:
     """Observes the calls of one method: metrics, span, log line."""
 
     def __init__(
-        self, metrics: RpcMetrics, calls: CallCounter, tracing: Tracing, method: str, kind: str, endless: bool
+        self,
+        metrics: RpcMetrics,
+        calls: CallCounter,
+        guard: Guard,
+        tracing: Tracing,
+        method: str,
+        kind: str,
+        endless: bool,
     ) -> None:
         _, self.service, self.name = method.split("/")
-        self._metrics, self._calls, self._tracing = metrics, calls, tracing
+        self._metrics, self._calls, self._guard, self._tracing = metrics, calls, guard, tracing
         self._labels = (kind, self.service, self.name)
         self.is_quiet = self.service in _QUIET_SERVICES
         self._waited_for = not endless and not self.is_quiet
@@ -158,7 +167,7 @@ class _Call:
     @contextmanager
     def observed(self, context: Any) -> Any:
         """Observe one call inside the `with` block, which may set the status code of the yielded outcome."""
-        outcome = _Outcome(self._metrics, self._labels)
+        outcome = _Outcome(self._metrics, self._labels, self._guard, context)
         labels, metrics = self._labels, self._metrics
         begun = time.perf_counter()
         metrics.started.labels(*labels).inc()
@@ -177,6 +186,10 @@ class _Call:
                 metrics.handled.labels(*labels, outcome.code).inc()
                 exemplar = {"trace_id": trace_id_of(span)} if span.is_recording() else None
                 metrics.seconds.labels(*labels).observe(seconds, exemplar)
+                if self._waited_for:  # a watch says nothing about latency
+                    first = outcome.answered_at if labels[0] in ("server_stream", "bidi_stream") else None
+                    until_first = None if first is None else first - begun
+                    metrics.tenants.observe(outcome.labels, outcome_of_code(outcome.code), seconds, until_first)
                 self._report(outcome, span, seconds, context)
 
     def _counted(self) -> AbstractContextManager[None]:
@@ -220,9 +233,13 @@ def _ids(request_id: str, span: Span) -> dict[str, object]:
 class _Outcome:
     """State of one call: its status code, its admission, and counters of its messages."""
 
-    def __init__(self, metrics: RpcMetrics, labels: tuple[str, str, str]) -> None:
+    def __init__(self, metrics: RpcMetrics, labels: tuple[str, str, str], guard: Guard, context: Any) -> None:
         self.code = "OK"
         self.admission: Admission | None = None
+        self.answered_at: float | None = None
+        """Time of the first response, on the clock of `perf_counter`."""
+        self._guard, self._context = guard, context
+        self._caller: Caller | None = None
         self._refused: dict[str, str] = {}
         self._received = metrics.received.labels(*labels)
         self._sent = metrics.sent.labels(*labels)
@@ -232,9 +249,22 @@ class _Outcome:
         """The caller and what the call is about, as far as known, for log and span."""
         return {"caller": self.admission.caller.name, **self.admission.about} if self.admission else self._refused
 
+    @property
+    def labels(self) -> TenantLabels:
+        """The call's tenant and prompt class: by the guard, or behind a router what a service answered."""
+        prompt = self.admission.about.get("prompt", "") if self.admission else ""
+        known = self._guard.labels_of(self._caller, prompt)
+        return TenantLabels.read(self._context.trailing_metadata()) if known is None else known
+
+    def identified(self, caller: Caller) -> None:
+        """Note the caller. The answer names its tenant, which a router or a gateway counts by."""
+        self._caller = caller
+        self._context.set_trailing_metadata(self.labels.metadata)
+
     def sent_one(self, response: Any) -> Any:
         """Count and charge a response, and return it."""
         self._sent.inc()
+        self.answered_at = self.answered_at or time.perf_counter()
         if self.admission is not None:
             self.admission.sent(response)
         return response
@@ -255,6 +285,8 @@ class _Outcome:
         check_readable(request)
         if self.admission is not None:
             self.admission.received(request)
+            if self._caller is not None and self.admission.about.get("prompt"):
+                self._context.set_trailing_metadata(self.labels.metadata)
         return request
 
     async def abort(self, error: Exception, context: Any) -> None:
@@ -276,6 +308,8 @@ class _Outcome:
         answer: Any = rpc_status.to_status(status)  # a named tuple; the stubs don't know that
         if isinstance(error, SoftPromptError) and "caller" in error.metadata:
             self._refused = {"caller": error.metadata["caller"]}
+        if self._caller is not None:
+            answer = answer._replace(trailing_metadata=(*answer.trailing_metadata, *self.labels.metadata))
         if isinstance(error, Overloaded):
             answer = answer._replace(trailing_metadata=(*answer.trailing_metadata, (PUSHBACK_KEY, _pushback(error))))
         await context.abort_with_status(answer)

@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 from shared.process.call_pool import CallPool
 from shared.rpc.errors import CODES
 from shared.rpc.ports import check_port
+from shared.rpc.tenant_metrics import TenantMetrics
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -50,10 +51,12 @@ _MAX_SHARE, _MAX_REST_SECONDS = 0.2, 1.0
 
 
 class RpcMetrics:
-    """Metrics of every method: calls started, handled (by code) and in flight, messages, handling seconds."""
+    """Metrics of every method: calls started, handled (by code) and in flight, messages, handling seconds; and those of
+    tenants.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
+        self.registry, self.tenants = registry, TenantMetrics(registry)
         self.started = Counter("grpc_server_started", "RPCs started.", _LABELS, registry=registry)
         self.handled = Counter(
             "grpc_server_handled", "RPCs completed, by status code.", [*_LABELS, "grpc_code"], registry=registry

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from shared.caller import EVERYBODY, Caller, Tenant
+from shared.caller import EVERYBODY, STANDARD_CLASS, Caller, PromptClass, Tenant, matches
 from shared.errors import PermissionDenied, Unauthenticated
 from shared.security.callers_file import CallersFile
 from shared.security.failures import FailureLimiter
@@ -70,6 +70,16 @@ class Authenticator:
     def tenants(self) -> Mapping[str, Tenant]:
         """Tenants of the current callers file by name; empty without a callers file."""
         return {} if self._callers is None else self._callers.directory.tenants
+
+    @property
+    def classes(self) -> Mapping[str, PromptClass]:
+        """Prompt classes by name, in the callers file's order, always with the standard one."""
+        given = {} if self._callers is None else self._callers.directory.classes
+        return {**given, STANDARD_CLASS: given.get(STANDARD_CLASS, PromptClass())}
+
+    def class_of(self, prompt: str) -> str:
+        """Name of the first class with a pattern that matches the prompt, else the standard one."""
+        return next((name for name, found in self.classes.items() if matches(found.prompts, prompt)), STANDARD_CLASS)
 
     async def identify(self, credentials: Credentials) -> Caller:
         """The caller with these credentials.

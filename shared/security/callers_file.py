@@ -9,7 +9,8 @@ It is JSON, and reloaded when it changes:
  "callers": [{"name": "shop", "tenant": "acme", "roles": ["generator"], "prompts": ["support-*"],
               "token_sha256": ["<64 hex>"], "certificates": ["spiffe://cluster/ns/shop/sa/web"],
               "subjects": ["web@shop"], "groups": ["shop-team"],
-              "limits": {"requests_per_second": 20, "tokens_per_second": 2000, "concurrent_calls": 16}}]}
+              "limits": {"requests_per_second": 20, "tokens_per_second": 2000, "concurrent_calls": 16}}],
+ "prompt_classes": [{"name": "interactive", "prompts": ["support-*"], "objective": 0.9995}]}
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from shared.caller import BUDGETED, MAX_PRIORITY, Budget, Caller, CallerLimits, Role, Tenant
+from shared.caller import BUDGETED, MAX_PRIORITY, Budget, Caller, CallerLimits, PromptClass, Role, Tenant
 from shared.config import ConfigError
 from shared.security.json_file import read_json
 from shared.security.tokens import find_hash
@@ -123,17 +124,43 @@ class CallerEntry(_Strict):
         return Caller(name, frozenset(self.roles), self.prompts, self.limits.limits(), identified_by, tenant)
 
 
+class PromptClassEntry(_Strict):
+    """Prompts with a common objective; `shared.caller.PromptClass` documents the fields."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+    prompts: Annotated[tuple[_Pattern, ...], Field(min_length=1)]
+    objective: Annotated[float, Field(ge=0.5, le=0.99999, allow_inf_nan=False)] = PromptClass().objective
+
+    def prompt_class(self) -> PromptClass:
+        """The entry as a domain object."""
+        return PromptClass(self.prompts, self.objective)
+
+
 class _File(_Strict):
     callers: tuple[CallerEntry, ...]
     tenants: tuple[TenantEntry, ...] = ()
+    prompt_classes: Annotated[tuple[PromptClassEntry, ...], Field(max_length=8)] = ()
 
 
 class Directory:
     """Finds callers by their credentials."""
 
-    def __init__(self, entries: Sequence[CallerEntry], tenants: Sequence[TenantEntry] = ()) -> None:
-        """Raises ConfigError if two callers have the same name or credential, or a caller names an unknown tenant."""
+    def __init__(
+        self,
+        entries: Sequence[CallerEntry],
+        tenants: Sequence[TenantEntry] = (),
+        classes: Sequence[PromptClassEntry] = (),
+    ) -> None:
+        """Raises ConfigError if two callers have the same name or credential, a caller names an unknown tenant, or two
+        prompt classes have the same name.
+        """
+        self.classes = {entry.name: entry.prompt_class() for entry in classes}
+        """Prompt classes by name, in the file's order."""
+        if len(self.classes) != len(classes):
+            raise ConfigError("two prompt classes have the same name")
         self._tenants = _tenants(entries, tenants)
+        self.tenants: Mapping[str, Tenant] = {tenant.name: tenant for tenant in self._tenants.values()}
+        """All tenants by name, including those that callers without a tenant form."""
         self._by_token = _index(entries, "token_sha256")
         self._by_certificate = _index(entries, "certificates")
         self._by_subject = _index(entries, "subjects")
@@ -166,11 +193,6 @@ class Directory:
             if entry := self._by_group.get(group):
                 return self._caller(entry, "oidc", subject)
         return None
-
-    @property
-    def tenants(self) -> Mapping[str, Tenant]:
-        """All tenants by name, including those that callers without a tenant form."""
-        return {tenant.name: tenant for tenant in self._tenants.values()}
 
     def _caller(self, entry: CallerEntry, identified_by: str, subject: str = "") -> Caller:
         return entry.caller(identified_by, self._tenants[entry.name], subject)
@@ -221,7 +243,7 @@ class CallersFile:
 
     def _read(self) -> Directory:
         content = read_json(self._file, _File)
-        return Directory(content.callers, content.tenants)
+        return Directory(content.callers, content.tenants, content.prompt_classes)
 
 
 def _tenants(entries: Sequence[CallerEntry], tenants: Sequence[TenantEntry]) -> Mapping[str, Tenant]:

@@ -85,7 +85,7 @@ def show_check(found: JobCheck, *, as_json: bool) -> None:
     seconds = found.estimated_seconds
     unknown, memory = "unknown before the first job", found.estimated_memory_bytes
     show(f"{'estimated time':<27}{unknown if seconds is None else clock_text(seconds)}")
-    show(f"{'memory of a worker':<27}{unknown if memory is None else f'{memory / (1 << 30):.1f} GiB, as measured'}")
+    show(f"{'memory of a worker':<27}{unknown if memory is None else f'about {memory / (1 << 30):.1f} GiB'}")
 
 
 def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = False) -> TuningJob:

@@ -14,20 +14,50 @@ from softprompt.client.security import TokenSource
 
 Metadata = tuple[tuple[str, str], ...]
 
+
+class LatestAnswer:
+    """Trailing metadata of the latest call in a block of `carrying`."""
+
+    def __init__(self) -> None:
+        self._metadata: Any = None
+        self._call: Any = None
+
+    def began(self, call: Any) -> None:
+        """Note a call of gRPC."""
+        self._call = call
+
+    def ended(self, metadata: Any) -> None:
+        """Note the trailing metadata of a call that has no object of gRPC."""
+        self._metadata, self._call = metadata, None
+
+    async def metadata(self) -> Any:
+        """The metadata; None if there was no call, or it has not ended."""
+        return await self._call.trailing_metadata() if self._call is not None and self._call.done() else self._metadata
+
+
 _carried: ContextVar[Metadata | None] = ContextVar("softprompt_call_metadata", default=None)
+_latest: ContextVar[LatestAnswer | None] = ContextVar("softprompt_call_answer", default=None)
 
 
 @contextmanager
-def carrying(metadata: Metadata) -> Iterator[None]:
+def carrying(metadata: Metadata, latest: LatestAnswer | None = None) -> Iterator[None]:
     """Send this metadata with every call that begins in the block, instead of the client's own token.
 
-    A program that calls on behalf of others, such as the gateway, passes on their tokens in this way.
+    A program that calls on behalf of others, such as the gateway, passes on their tokens in this way. `latest` notes
+    what the services answer.
     """
-    token = _carried.set(metadata)
+    token, latest_token = _carried.set(metadata), _latest.set(latest)
     try:
         yield
     finally:
         _carried.reset(token)
+        _latest.reset(latest_token)
+
+
+def note_answer(metadata: Any) -> None:
+    """Note the trailing metadata of a call that began in a block of `carrying`."""
+    if (latest := _latest.get()) is not None:
+        latest.ended(metadata)
 
 
 def metadata_of(tokens: TokenSource) -> Metadata:
@@ -69,6 +99,9 @@ class CallingChannel:
 
     def _carrying(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(request: Any, *, metadata: Sequence[tuple[str, str]] = (), **options: Any) -> Any:
-            return method(request, metadata=(*metadata, *metadata_of(self._tokens)), **options)
+            made = method(request, metadata=(*metadata, *metadata_of(self._tokens)), **options)
+            if (latest := _latest.get()) is not None:
+                latest.began(made)
+            return made
 
         return call

@@ -13,7 +13,7 @@ import grpc
 
 from shared.errors import InvalidInput, Overloaded, SoftPromptError, Unavailable
 from shared.rpc.errors import error_from_rpc
-from softprompt.client.calls import metadata_of
+from softprompt.client.calls import metadata_of, note_answer
 from softprompt.client.channel import open_replica_channel
 from softprompt.client.security import ClientSecurity, TokenSource
 from softprompt.extras import advice, missing_packages
@@ -84,7 +84,7 @@ class RoutedChannel:
         self, method: str, serializer: Callable[[Any], bytes] | None, request: Any, seconds: float | None
     ) -> Call:
         data = serializer(request) if serializer else request
-        return Call(method.rpartition("/")[2], data, metadata_of(self._tokens), seconds)
+        return Call(method.rpartition("/")[2], data, metadata_of(self._tokens), seconds, note_answer)
 
     @staticmethod
     async def _unary(routing: Routing, call: Call) -> bytes:

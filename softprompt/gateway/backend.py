@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from shared.errors import Unauthenticated
 from softprompt.client.async_client import AsyncClient
-from softprompt.client.calls import carrying
+from softprompt.client.calls import LatestAnswer, carrying
 from softprompt.client.security import ClientSecurity
 from softprompt.gateway.errors import no_such_model
 from softprompt.gateway.settings import GatewaySettings
@@ -51,8 +51,8 @@ class Backend:
         self._trainer_read_at = 0.0
 
     @contextmanager
-    def acting_for(self, authorization: list[str], request_id: str) -> Iterator[None]:
-        """Calls in the block carry the caller's token and the request's id.
+    def acting_for(self, authorization: list[str], request_id: str, latest: LatestAnswer) -> Iterator[None]:
+        """Calls in the block carry the caller's token and the request's id. `latest` notes what the services answer.
 
         `authorization`: the values of the request's headers. Raises Unauthenticated for anything but one bearer token
         or none; without one if the gateway has a certificate, which the services would take for the caller's.
@@ -66,7 +66,7 @@ class Backend:
             metadata += (("authorization", f"Bearer {token}"),)
         elif self._has_certificate:
             raise Unauthenticated("no credentials: send `Authorization: Bearer TOKEN`")
-        with carrying(metadata):
+        with carrying(metadata, latest):
             yield
 
     async def model_info(self, base_model: str = "") -> ModelInfo:

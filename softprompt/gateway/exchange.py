@@ -17,8 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared import log as logs
 from shared.errors import Unauthenticated
 from shared.loopback import is_loopback
+from shared.rpc.tenant_metrics import TenantLabels, outcome_of_status
 from shared.trace_context import parent_of, trace_id_of
 from shared.tracing import Tracing
+from softprompt.client.calls import LatestAnswer
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.errors import ApiError, api_error
 from softprompt.gateway.metrics import DISCONNECTED, GatewayMetrics
@@ -56,26 +58,28 @@ class Exchange:
         state["request_id"], state["operation"] = request_id, _OTHER
         parent = parent_of(*(headers.get(name, "")[:_MAX_TRACE_CHARS] for name in ("traceparent", "tracestate")))
         attributes = {"http.request.method": scope["method"]}
-        response = _Response(send, request_id)
+        response, latest = _Response(send, request_id), LatestAnswer()
         with (
             self._metrics.in_flight.track_inprogress(),
             self._tracing.span("HTTP request", parent, SpanKind.SERVER, attributes) as span,
             logs.bind(request_id=request_id, **({"trace_id": found} if (found := trace_id_of(span)) else {})),
         ):
             try:
-                await self._handle(scope, headers, receive, response, request_id)
+                await self._handle(scope, headers, receive, response, latest)
             finally:
                 span.update_name(state["operation"])
                 span.set_attribute("http.response.status_code", response.status)
                 self._report(scope, state["operation"], response)
+                if state["operation"] != _OTHER:
+                    await self._count(response, latest)
 
     async def _handle(
-        self, scope: Scope, headers: Headers, receive: Receive, response: _Response, request_id: str
+        self, scope: Scope, headers: Headers, receive: Receive, response: _Response, latest: LatestAnswer
     ) -> None:
         try:
             _check_size(scope)
             self._check_origin(scope["method"], headers)
-            with self._backend.acting_for(headers.getlist("authorization"), request_id):
+            with self._backend.acting_for(headers.getlist("authorization"), response.request_id, latest):
                 await _until_disconnected(self._app, scope, receive, response)
         except (ApiError, Unauthenticated) as error:
             await api_error(error).response()(scope, receive, response)
@@ -93,6 +97,13 @@ class Exchange:
         site, origin = headers.get("sec-fetch-site", ""), headers.get("origin", "")
         if site in ("cross-site", "same-site") or (not site and origin and origin.partition("://")[2] != host):
             raise ApiError(403, "pages of other sites may not call this gateway", code="cross_origin")
+
+    async def _count(self, response: _Response, latest: LatestAnswer) -> None:
+        """Count the request for the tenant that a service named."""
+        labels = TenantLabels.read(await latest.metadata())
+        first = response.started - response.begun if response.started is not None and response.is_streamed else None
+        seconds = time.perf_counter() - response.begun
+        self._metrics.tenants.observe(labels, outcome_of_status(response.status), seconds, first)
 
     def _report(self, scope: Scope, operation: str, response: _Response) -> None:
         metrics, ended = self._metrics, time.perf_counter()
@@ -116,16 +127,17 @@ class _Response:
     """`send` of one request: adds headers, and notes status and times."""
 
     def __init__(self, send: Send, request_id: str) -> None:
-        self._send, self._id = send, request_id.encode()
+        self._send, self.request_id = send, request_id
         self.begun = time.perf_counter()
         self.started: float | None = None
-        self.status = DISCONNECTED
+        self.status, self.is_streamed = DISCONNECTED, False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started, self.status = time.perf_counter(), message["status"]
-            added = [(b"x-request-id", self._id), (b"x-content-type-options", b"nosniff")]
+            added = [(b"x-request-id", self.request_id.encode()), (b"x-content-type-options", b"nosniff")]
             message = {**message, "headers": [*message.get("headers", ()), *added]}
+        self.is_streamed = self.is_streamed or bool(message.get("more_body"))
         await self._send(message)
 
 

@@ -1,4 +1,4 @@
-"""Metrics of the gateway. Labels are bounded: operations of the API, statuses, never callers or models."""
+"""Metrics of the gateway. Labels are bounded: operations of the API, statuses, tenants, never callers or models."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+
+from shared.rpc.tenant_metrics import TenantMetrics
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -23,10 +25,13 @@ FAULTS = ("500", "503", "504")
 
 
 class GatewayMetrics:
-    """Requests by operation: handled (by status), in flight, seconds until the first byte and until the end."""
+    """Requests by operation: handled (by status), in flight, seconds until the first byte and until the end.
+
+    `tenants`: the series by tenant.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
+        self.registry, self.tenants = registry, TenantMetrics(registry)
         self.handled = Counter(
             "softprompt_gateway_requests",
             "Requests by status; 499: the client left.",

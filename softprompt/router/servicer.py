@@ -11,6 +11,7 @@ from prompttuning.v1 import generation_pb2
 
 from shared.errors import Unauthenticated
 from shared.log import bound_fields
+from shared.rpc.tenant_metrics import TenantLabels
 from shared.trace_context import trace_headers
 from softprompt.routing.ask import ROUTED_KEY, Call
 from softprompt.routing.links import STREAMING
@@ -68,9 +69,15 @@ class RouterServicer:
             raise Unauthenticated("no credentials: send the metadata `authorization: Bearer TOKEN`")
         request_id = str(bound_fields().get("request_id", ""))
         metadata = (*tokens, ("x-request-id", request_id), *trace_headers().items())
-        return Call(name, request, metadata, context.time_remaining())
+        return Call(name, request, metadata, context.time_remaining(), lambda found: _name_tenant(found, context))
 
 
 async def _abort(error: grpc.aio.AioRpcError, context: Any) -> None:
     """End the call with the replica's status and details, by raising gRPC's exception for it."""
+    _name_tenant(error.trailing_metadata(), context)
     await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+
+
+def _name_tenant(metadata: Any, context: Any) -> None:
+    """Answer with the tenant and prompt class that the replica named, which the router's metrics have, too."""
+    context.set_trailing_metadata(TenantLabels.read(metadata).metadata)

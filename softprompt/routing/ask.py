@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from prompttuning.v1 import generation_pb2
@@ -21,6 +22,8 @@ class Call:
     request: bytes
     metadata: Sequence[tuple[str, str]] = ()
     timeout_seconds: float | None = None
+    ended: Callable[[Any], object] = lambda metadata: None
+    """Gets the trailing metadata of a replica's complete answer."""
 
 
 @dataclass(frozen=True)

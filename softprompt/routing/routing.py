@@ -125,6 +125,8 @@ class Routing:
                             await self._directory.catch_up()
                         continue
                     self._observe(link.replica.base_model, "OK")
+                    if name != STREAMING:
+                        given.ended(await call.trailing_metadata())
                     if first is not None:
                         yield first
                     try:
@@ -132,6 +134,7 @@ class Routing:
                             yield message
                     except grpc.aio.AioRpcError as error:
                         raise _explained(error, "the replica ended during the answer") from error
+                    given.ended(await call.trailing_metadata())
                     return
                 finally:
                     call.cancel()

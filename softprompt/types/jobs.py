@@ -75,6 +75,6 @@ class JobCheck:
     estimated_seconds: float | None
     """Time on a worker, by the speed of earlier jobs of the base model; None without such jobs."""
     estimated_memory_bytes: int | None = None
-    """Memory of a worker, the base model included: the largest that the trainer has measured since its start while a
-    worker trained jobs of the base model; None before the first.
+    """Memory of a worker that trains only this job, the base model included: of its GPUs together, or else of its
+    process. None for a distillation before the trainer's first job of the base model.
     """

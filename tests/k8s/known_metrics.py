@@ -11,7 +11,9 @@ from prometheus_client import CollectorRegistry, Metric
 
 from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector
 from inference_service.servicer import SERVICE_NAME
+from shared.caller import STANDARD_CLASS, PromptClass
 from shared.rpc.metrics import RpcMetrics
+from shared.rpc.tenant_metrics import ObjectiveCollector
 from softprompt.gateway.app import OPERATIONS
 from softprompt.gateway.metrics import GatewayMetrics
 from softprompt.router.metrics import RouterMetrics
@@ -68,13 +70,16 @@ def families() -> tuple[Metric, ...]:
     """
     registry = CollectorRegistry()
     RpcMetrics(registry).expect((*SERVICE_NAMES, SERVICE_NAME))
-    GatewayMetrics(registry).expect(OPERATIONS)
+    gateway = CollectorRegistry()  # each process has the series of tenants
+    GatewayMetrics(gateway).expect(OPERATIONS)
     TrainerMetrics(registry, ["m"]).set_storage(StorageUsage(1, 1, 0, 0, 0))  # the first thing that a trainer measures
     EngineMetrics(registry, 10, lambda prefix_id: prefix_id)
     PromptMetrics(registry, lambda: None)
     RouterMetrics(registry).waiting = lambda: {"m": 0}
     zeros: Any = Zeros()
-    return (*registry.collect(), *StateCollector(lambda: zeros, zeros, lambda: zeros).collect())
+    objectives = ObjectiveCollector(lambda: {STANDARD_CLASS: PromptClass()})
+    state = StateCollector(lambda: zeros, zeros, lambda: zeros)
+    return (*registry.collect(), *gateway.collect(), *objectives.collect(), *state.collect())
 
 
 class Zeros:
@@ -100,12 +105,14 @@ def label_names() -> dict[str, frozenset[str]]:
 def _collectors() -> list[Any]:
     registry = CollectorRegistry()
     RpcMetrics(registry)
-    GatewayMetrics(registry)
+    gateway = CollectorRegistry()
+    GatewayMetrics(gateway)
     TrainerMetrics(registry)
     EngineMetrics(registry, 10, lambda prefix_id: prefix_id)
     PromptMetrics(registry, lambda: None)
     RouterMetrics(registry)
-    return [one for one in registry._collector_to_names if hasattr(one, "_labelnames")]
+    found = (*registry._collector_to_names, *gateway._collector_to_names)
+    return [one for one in found if hasattr(one, "_labelnames")]
 
 
 def selector_problems(expression: str) -> Iterator[str]:

@@ -25,7 +25,9 @@ async def test_a_check_answers_with_choices_statistics_and_time(training: Runnin
     async with AsyncClient(f"127.0.0.1:{training.port}") as client:
         spec = TuningSpec("tone", EXAMPLES, hyperparameters=Hyperparameters(num_steps=2, num_virtual_tokens=2))
         found = await client.validate_job(spec)
-        assert (found.job.name, found.estimated_seconds, found.estimated_memory_bytes) == ("", None, None)
+        assert (found.job.name, found.estimated_seconds) == ("", None)
+        assert found.estimated_memory_bytes is not None
+        assert 400 << 20 < found.estimated_memory_bytes < 1 << 30  # before the first job, mostly the process itself
         assert found.job.effective_spec is not None
         chosen = found.job.effective_spec.hyperparameters
         assert chosen is not None
@@ -37,8 +39,7 @@ async def test_a_check_answers_with_choices_statistics_and_time(training: Runnin
         again = await client.validate_job(spec)
         assert again.estimated_seconds is not None
         assert 0 < again.estimated_seconds < 60
-        assert again.estimated_memory_bytes is not None
-        assert 10 << 20 < again.estimated_memory_bytes < 64 << 30
+        assert again.estimated_memory_bytes == found.estimated_memory_bytes
         assert len(await client.list_jobs()) == 1
 
 

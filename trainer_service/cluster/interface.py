@@ -35,6 +35,12 @@ class WorkerMemory:
     """Memory of this worker: the peak since the last measurement on a GPU, the current use on a CPU."""
     limit_bytes: int
     """The most that the worker could use now: used plus free memory."""
+    resident_bytes: int = 0
+    """Memory of the process on its machine."""
+    device_bytes: int | None = None
+    """Memory that the process holds on its GPUs; None without GPUs."""
+    device_busy: float | None = None
+    """Share of the recent time in which its busiest GPU computed, as NVML has it; None: unknown."""
 
 
 @dataclass(frozen=True)

@@ -107,12 +107,14 @@ class JobManager:
         tenants: Callable[[], Mapping[str, Tenant]] = dict,
         models: ModelsFile | None = None,
         check_budgets: Callable[[Tenant], None] = lambda tenant: None,
+        estimate_memory: Callable[[EffectiveSpec], int | None] = lambda spec: None,
     ) -> None:
         """With a `ledger`, jobs may use only datasets of their own tenant; without one, all that `datasets` can read.
         `tenants()` returns the current tenants of the callers file by name. `models`: limits of base models' workers.
-        `check_budgets` raises Overloaded for a tenant whose budget is used up; it may block.
+        `check_budgets` raises Overloaded for a tenant whose budget is used up; it may block. `estimate_memory` returns
+        the bytes that a worker needs for a job, or None if it can't be computed.
         """
-        self._check_budgets = check_budgets
+        self._check_budgets, self._estimate_memory = check_budgets, estimate_memory
         self._ledger = ledger
         self._store, self._admission, self._pool, self._config = store, admission, pool, config
         self._prompt_store = prompt_store
@@ -169,7 +171,7 @@ class JobManager:
         await database.call(self._store.check_limits, owner.caller, owner.tenant.name, **self._limits_of(owner))
         seconds = await database.call(training_seconds, self._store.database, effective)
         names = {"caller": owner.caller, "tenant": owner.tenant.name, "create_time": to_datetime(time.time())}
-        memory_bytes = self._context.memory_use.most_bytes(effective.base_model.id)
+        memory_bytes = self._estimate_memory(effective) or self._context.memory_use.most_bytes(effective.base_model.id)
         return CheckedJob(Job(id=new_job_id(), spec=spec, effective=effective, **names), seconds, memory_bytes)
 
     async def _admitted(self, spec: StoredSpec, owner: JobOwner) -> EffectiveSpec:

@@ -205,6 +205,7 @@ class WorkerSupervisor:
         observer, was_ready = self._context.observer, self.was_ready
         if not planned and not was_ready:
             observer.launch_failed(self.base_model, failure)
+        observer.worker_measured(self.base_model, self.id, None)
         observer.worker_ended(self.base_model, reason if planned else WorkerEnd.LOST if was_ready else WorkerEnd.FAILED)
         observer.worker_changed(self.base_model, self._state, None)
         self._on_end(self)
@@ -230,6 +231,7 @@ class WorkerSupervisor:
             if report.ready and report.memory is not None:
                 self._capacity.observe(len(report.attempts), report.memory.used_bytes, report.memory.limit_bytes)
                 self._context.memory_use.observe(self.base_model, len(report.attempts), report.memory.used_bytes)
+                self._context.observer.worker_measured(self.base_model, self.id, report.memory)
             if not report.ready and time.monotonic() - started > self._context.launch_seconds(self.base_model):
                 raise TimeoutError
             for job_id, attempt in await self._jobs.store(report.events):

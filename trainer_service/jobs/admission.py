@@ -18,13 +18,13 @@ from shared.text.template import InputEncoder, Template, TemplateFormat, default
 from shared.values.spec import Distillation, PublishGate
 from shared.violations import Violations, moved
 from trainer_service.base_models import BaseModels, KnownBaseModel
-from trainer_service.jobs.model import EffectiveSpec, StoredSpec, utc_now
+from trainer_service.jobs.model import EffectiveSpec, SampledLengths, StoredSpec, utc_now
 from trainer_service.jobs.sources import Source, Sources, names_job
 from trainer_service.pools import TrainerPools
 from trainer_service.service_info import TuningLimits
 from trainer_service.training.comparison import MIN_EXAMPLES
 from trainer_service.training.data.dataset_facts import DatasetFacts
-from trainer_service.training.data.encoding import encode_dataset
+from trainer_service.training.data.encoding import EncodedDataset, encode_dataset
 from trainer_service.training.data.places import DATASET, VALIDATION, in_dataset, in_message
 from trainer_service.training.data.split import check_split
 from trainer_service.training.distillation.texts import check_lengths, check_roles, with_text_init
@@ -228,7 +228,7 @@ class SpecAdmission:
                 f"{training.max_positions} positions"
             )
             raise InvalidInput.of("spec.hyperparameters.num_virtual_tokens", text)
-        _check_sample(examples, encoder, training, model.info.max_positions)
+        lengths = _check_sample(examples, encoder, training, model.info.max_positions)
         return EffectiveSpec(
             base_model=model.info,
             training=training,
@@ -239,6 +239,7 @@ class SpecAdmission:
             max_runtime_seconds=spec.max_runtime_seconds or self._limits.max_runtime_seconds,
             num_train=examples.num_train,
             num_validation=examples.num_validation,
+            lengths=lengths,
             repetition=None if examples.distillation is not None else examples.repetition,
         )
 
@@ -267,18 +268,20 @@ def _distilled(
     )
 
 
-def _check_sample(examples: _Examples, encoder: InputEncoder, training: TrainingSpec, model_positions: int) -> None:
-    """Raises InvalidInput with the lines of sampled examples that the template refuses or, with `TooLong.REFUSE`, that
-    are too long.
+def _check_sample(
+    examples: _Examples, encoder: InputEncoder, training: TrainingSpec, model_positions: int
+) -> SampledLengths | None:
+    """The lengths of the sampled training examples; None for a distillation.
 
-    Of very long examples only some are checked, the longest first; the worker checks all.
+    Raises InvalidInput with the lines of sampled examples that the template refuses or, with `TooLong.REFUSE`, that are
+    too long. Of very long examples only some are checked, the longest first; the worker checks all.
     """
-    violations = Violations()
+    violations, lengths = Violations(), None
     if training.distillation is not None:
         text, *questions = examples.samples[DATASET]
         with moved(in_dataset(DATASET)):
             check_lengths(encoder, text.input, questions, training, model_positions)
-        return
+        return None
     for which, sample in examples.samples.items():
         checked, num_chars = list[Example](), 0
         for example in sorted(sample, key=_num_chars, reverse=True):
@@ -288,8 +291,18 @@ def _check_sample(examples: _Examples, encoder: InputEncoder, training: Training
             checked.append(example)
         checked.sort(key=lambda example: example.line)
         with violations.collected(), moved(in_dataset(which)):
-            encode_dataset(checked, encoder, training, training.max_positions)
+            encoded = encode_dataset(checked, encoder, training, training.max_positions)
+            if which == DATASET and len(encoded):
+                lengths = _lengths(encoded)
     violations.raise_if_any()
+    return lengths
+
+
+def _lengths(encoded: EncodedDataset) -> SampledLengths:
+    whole = encoded.input_lengths + encoded.target_lengths
+    return SampledLengths(
+        longest=int(whole.max()), mean=float(whole.mean()), mean_target=float(encoded.target_lengths.mean())
+    )
 
 
 def _num_chars(example: Example) -> int:

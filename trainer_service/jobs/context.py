@@ -15,6 +15,7 @@ from typing import Protocol
 
 from shared.model.models_file import ModelsFile
 from shared.process.call_pool import CallPool
+from trainer_service.cluster.interface import WorkerMemory
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.memory_use import MemoryUse
@@ -42,6 +43,9 @@ class JobsObserver(Protocol):
     def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None:
         """A worker changed its state. `before` is None for a new worker, `after` is None for one that ended."""
 
+    def worker_measured(self, base_model: str, worker: str, memory: WorkerMemory | None) -> None:
+        """A worker reported its memory; None: it has ended."""
+
     def worker_ended(self, base_model: str, reason: str) -> None:
         """`reason` is a `WorkerEnd`."""
 
@@ -62,6 +66,8 @@ class SilentObserver:
     def worker_launched(self, base_model: str) -> None: ...
 
     def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None: ...
+
+    def worker_measured(self, base_model: str, worker: str, memory: WorkerMemory | None) -> None: ...
 
     def worker_ended(self, base_model: str, reason: str) -> None: ...
 

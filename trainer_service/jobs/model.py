@@ -60,6 +60,14 @@ class StoredSpec(TuningSpec):
         return tuple(sorted({self.dataset, self.validation_dataset} - {""}))
 
 
+class SampledLengths(_Frozen):
+    """Lengths of the examples that were tokenized when a job was created, in tokens without the virtual ones."""
+
+    longest: int
+    mean: float
+    mean_target: float
+
+
 class EffectiveSpec(_Frozen):
     """The spec with all defaults filled in. `Admission.check` makes it when the job is created; it never changes."""
 
@@ -79,6 +87,8 @@ class EffectiveSpec(_Frozen):
     max_runtime_seconds: float = Field(gt=0)
     num_train: int = 0
     num_validation: int = 0
+    lengths: SampledLengths | None = None
+    """None for a distillation, and for jobs of earlier releases."""
     repetition: Repetition | None = None
     """Repeated examples of the training dataset; None if they were not counted."""
     traceparent: str = ""

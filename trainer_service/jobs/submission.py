@@ -40,7 +40,7 @@ class CheckedJob:
     training_seconds: float | None = None
     """Estimated time on a worker; None if nothing is known about such jobs."""
     memory_bytes: int | None = None
-    """Largest memory of a worker that trained such jobs; None before the first."""
+    """Estimated memory of a worker that trains it alone; None if nothing is known."""
 
 
 class JobSubmission:

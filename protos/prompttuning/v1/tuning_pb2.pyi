@@ -2113,19 +2113,21 @@ Global___CreateTuningJobResponse: _TypeAlias = CreateTuningJobResponse  # noqa: 
 
 @_typing.final
 class TuningEstimate(_message.Message):
-    """What a job would probably take, from earlier jobs of its base model."""
+    """What a job would probably take."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DURATION_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
-    """Memory of a worker, including the base model: the largest that this replica of the trainer has measured since its
-    start while a worker trained. Left out before the first job.
+    """Memory of a worker that trains only this job, including the base model: of its GPUs together, or else of its process.
+    Computed from the model's files, the batch, the lengths of the examples and the kind. For a distillation, and for a
+    model whose files don't have what is needed: the largest that this replica of the trainer has measured since its
+    start while a worker trained; left out before the first job.
     """
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
-        """Time on a worker, without waiting for one. Left out if no earlier job of this base model is known."""
+        """Time on a worker, without waiting for one, from earlier jobs of its base model. Left out if no earlier job of this base model is known."""
 
     def __init__(
         self,

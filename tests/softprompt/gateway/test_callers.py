@@ -20,6 +20,7 @@ from shared.security.tokens import hash_token, new_token
 from tests.inference_service.replica import blob, matrix, publish
 from tests.softprompt.gateway.running import World, world
 from tests.softprompt.gateway.test_fine_tuning import EXAMPLES, lines
+from tests.waiting import wait_until
 
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
 NAMES = ("admin", "shop", "tuner", "rival", "slow")
@@ -168,3 +169,19 @@ def test_request_ids_and_traces_reach_the_services(guarded: World) -> None:
     assert [(one["request_id"], one["trace_id"], one["caller"]) for one in calls] == [
         ("from-the-caller", trace, "shop")
     ]
+
+
+def test_requests_are_counted_for_the_tenant_that_the_service_names(guarded: World) -> None:
+    def counted(outcome: str) -> float:
+        text = httpx.get(f"http://127.0.0.1:{guarded.gateway.metrics_port}/metrics").text
+        wanted = f'softprompt_tenant_requests_total{{outcome="{outcome}",prompt_class="standard",tenant="shop"}} '
+        return float(next((line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(wanted)), 0))
+
+    before = counted("ok"), counted("invalid")
+    with by(guarded, "shop") as shop:
+        chat(shop)
+        for _ in chat(shop, stream=True):
+            pass
+        with pytest.raises(openai.NotFoundError):
+            chat(shop, model="rival-tone")
+    wait_until(lambda: (counted("ok"), counted("invalid")) == (before[0] + 2, before[1] + 1))

@@ -44,7 +44,7 @@ def test_from_a_file_to_an_answer(page: Page, services: World, tmp_path: Path) -
     page.get_by_label("Steps").fill("20")
     page.get_by_label("Name of the prompt").focus()
     expect(page.get_by_text("to train on")).to_be_visible()
-    expect(page.get_by_text(re.compile("GiB of memory, as earlier jobs had|Memory unknown until"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"About [\d.]+ GiB of memory"))).to_be_visible()
     page.get_by_text("What is chosen for you").click()
     expect(page.get_by_role("row", name="num steps 20", exact=True)).to_be_visible()
     page.get_by_role("button", name="Start tuning").click()

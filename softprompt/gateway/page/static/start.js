@@ -115,7 +115,7 @@ function estimate({ job, estimated_seconds: seconds, estimated_memory_bytes: byt
   const told = Object.entries(chosen).filter(([, value]) => value !== null && (typeof value !== "object" || value.method));
   return [
     h("p", {}, h("strong", {}, seconds === null ? "Time unknown: no job has been measured yet." : `About ${span(seconds)} of training.`), " ",
-      h("strong", {}, bytes === null ? "Memory unknown until the first job has run." : `Up to ${(bytes / 2 ** 30).toFixed(1)} GiB of memory, as earlier jobs had.`), data ? ` ${dataLine(data)}` : ""),
+      h("strong", {}, bytes === null ? "Memory unknown until the first job has run." : `About ${(bytes / 2 ** 30).toFixed(1)} GiB of memory.`), data ? ` ${dataLine(data)}` : ""),
     h("details", {}, h("summary", {}, "What is chosen for you"), table(["Setting", "Value"], told.map(([key, value]) => [key.replaceAll("_", " "), text(value)]))),
   ];
 }
