@@ -52,7 +52,6 @@ class LoopThread:
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
         self.stopped = False
-        self._closing = set[asyncio.Task[None]]()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine and return its result. Raises RuntimeError after `stop` and in the loop's own thread."""
@@ -82,8 +81,8 @@ class LoopThread:
                 yield element
         finally:
             if threading.current_thread() is self._thread:  # garbage collection, which runs in any thread, has ended it
-                self._closing.add(task := self._loop.create_task(_close(generator, steps)))
-                task.add_done_callback(self._closing.discard)
+                for step in steps:
+                    step.cancel()  # nothing refers to the generator any more: the loop closes it
             elif not self.stopped:
                 self.run(_close(generator, steps))
 
