@@ -12,9 +12,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     wanted = name.casefold()
     if wanted in names:
         return names[wanted]
-    if found := difflib.get_close_matches(wanted, names, 1):
-        return names[found[0]]
     longer = [item for item in names if len(wanted) > 2 and item.startswith(wanted)]
+    if found := difflib.get_close_matches(wanted, longer or names, 1):
+        return names[found[0]]
     return names[longer[0]] if len(longer) == 1 else ""
 
 

@@ -101,7 +101,11 @@ class Distillation:
 
 @dataclass(frozen=True)
 class TuningSpec:
-    """What to train. Only `prompt` and `dataset` are required; the service chooses and reports the rest."""
+    """What to train. Only `prompt` and `dataset` are required; the service chooses and reports the rest.
+
+    The Python client also takes a mapping in place of this class and of each class that its fields have:
+    `hyperparameters={"num_steps": 100}`.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 

@@ -14,15 +14,17 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shared.errors import InvalidInput
+from shared.errors import FieldViolation, InvalidInput
+from softprompt.close_names import did_you_mean
 from softprompt.data.values import shown, type_name
 
 C = TypeVar("C", bound=type)
+T = TypeVar("T")
 _CHECKED_ELSEWHERE = frozenset({"self", "input", "dataset"})
 
 
@@ -113,9 +115,49 @@ def _as(value: Any, hint: Any, name: str) -> Any:
         if not isinstance(value, str) or value not in [str(one.value) for one in origin]:
             raise _wrong(name, f"one of {', '.join(str(one.value) for one in origin)}", value)
         return origin(value)
-    elif isinstance(origin, type) and is_dataclass(origin) and not isinstance(value, origin):
-        raise _wrong(name, f"a value of type {origin.__name__}", value)
+    elif isinstance(origin, type) and is_dataclass(origin):
+        if isinstance(value, Mapping):
+            return built(origin, value, name)
+        if not isinstance(value, origin):
+            raise _wrong(name, f"a value of type {origin.__name__}", value)
+        return _completed(value, name)
     return value
+
+
+def built(kind: type[T], content: Mapping[Any, Any], name: str) -> T:
+    """A dataclass with the fields of a mapping. Raises InvalidInput naming the field that is unknown or missing."""
+    known = [item.name for item in fields(typing.cast(Any, kind)) if item.init]
+    wrong = [
+        (shown(key) if not isinstance(key, str) else key, f"is not a field of {kind.__name__}{_meant(key, known)}")
+        for key in content
+        if key not in known
+    ]
+    wrong += [
+        (item.name, "is missing")
+        for item in fields(typing.cast(Any, kind))
+        if item.name not in content and item.default is item.default_factory is MISSING
+    ]
+    if wrong:
+        raise InvalidInput([FieldViolation(f"{name}.{field}", text) for field, text in wrong])
+    return _completed(kind(**content), name)
+
+
+def _meant(key: Any, known: Sequence[str]) -> str:
+    return did_you_mean(key, known) if isinstance(key, str) else ""
+
+
+def _completed(value: T, name: str) -> T:
+    """The dataclass with dataclasses in place of the mappings that its fields have."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(type(value))
+    for field in fields(typing.cast(Any, value)):
+        content, below = getattr(value, field.name), f"{name}.{field.name}"
+        kind = next((one for one in _options(hints[field.name]) if isinstance(one, type) and is_dataclass(one)), None)
+        if kind is not None and isinstance(content, Mapping):
+            found[field.name] = built(kind, content, below)
+        elif kind is not None and isinstance(content, kind):
+            found[field.name] = _completed(content, below)
+    return typing.cast(T, replace(typing.cast(Any, value), **found)) if found else value
 
 
 def _is_list(value: Any) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from shared.errors import InvalidInput, PreconditionFailed
+from softprompt.client.arguments import checked
 from softprompt.types.jobs import TuningJob
 from softprompt.types.spec import Hyperparameters, Init, InitMethod, TuningSpec
 
@@ -26,7 +27,7 @@ def cloned_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
     elif made.get("validation_fraction") is not None:
         made["validation_dataset"] = None
     if made.get("hyperparameters") is not None:
-        made["hyperparameters"] = _merged(job.spec.hyperparameters, made["hyperparameters"])
+        made["hyperparameters"] = _merged(job.spec.hyperparameters, _hyperparameters(made))
     return replace(job.spec, **made)
 
 
@@ -37,12 +38,17 @@ def continued_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
     source = job.result.version if job.result is not None and job.result.version else job.name
     if source == job.name and not job.best_prompt_kept:
         raise PreconditionFailed(f"{job.name} is {job.state} and has no prompt to start from", state=job.state.value)
-    asked = changes.get("hyperparameters") or Hyperparameters()
+    asked = _hyperparameters(changes)
     start = Hyperparameters(init=Init(InitMethod.FROM_PROMPT, source=source))
     spec = cloned_spec(job, {**changes, "hyperparameters": _merged(asked, start)})
     if asked.num_virtual_tokens is None:  # the source's length
         return replace(spec, hyperparameters=replace(spec.hyperparameters, num_virtual_tokens=None))
     return spec
+
+
+def _hyperparameters(changes: Mapping[str, Any]) -> Hyperparameters:
+    given = changes.get("hyperparameters")
+    return Hyperparameters() if given is None else checked(given, Hyperparameters, "hyperparameters")
 
 
 def _merged(old: Hyperparameters, new: Hyperparameters) -> Hyperparameters:

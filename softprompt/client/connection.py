@@ -150,8 +150,11 @@ class Peer:
             return Unavailable(
                 f"{self.name} can't be reached at {self.endpoint}{through}: {found.message}{advice}", **about
             )
-        if isinstance(found, DeadlineExceeded) and not said_by_service and (through := self._through_proxy()):
-            return DeadlineExceeded(f"{found.message} (asked{through})", proxy=through)
+        if isinstance(found, DeadlineExceeded) and not said_by_service:
+            message = found.message.replace("Deadline Exceeded", f"{self.name} did not answer in time")  # gRPC's text
+            if through := self._through_proxy():
+                return DeadlineExceeded(f"{message} (asked{through})", proxy=through)
+            return DeadlineExceeded(message)
         return found
 
     def _through_proxy(self) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from prompttuning.v1 import tuning_pb2
 
 from shared.errors import NotFound, PermissionDenied, Unimplemented
+from shared.values.location import Location
+from shared.violations import moved
 from shared.wire.mirror import fill, read
 from softprompt.client.connection import Connection
 from softprompt.client.paging import all_pages
@@ -81,7 +83,7 @@ class DatasetMethods:
                 if on_progress is not None:
                     on_progress(num_sent, source.size_bytes)
 
-        with prepared.named(DATASET):
+        with moved(_of_dataset), prepared.named(DATASET):
             response = await self._connection.trainer.call(
                 self._connection.tuning.UploadDataset, parts(), timeout_seconds
             )
@@ -139,3 +141,8 @@ class DatasetMethods:
         ):
             return None
         return UploadedDataset(found.name, found.num_examples, found.task, tuple(labels) or found.labels)
+
+
+def _of_dataset(place: Location) -> Location:
+    """The size of an upload as its caller knows it: that of the data."""
+    return Location((DATASET,)) if place.path == ("header", "size_bytes") else place

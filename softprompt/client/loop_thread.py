@@ -80,7 +80,10 @@ class LoopThread:
                     return
                 yield element
         finally:
-            if not self.stopped:
+            if threading.current_thread() is self._thread:  # garbage collection, which runs in any thread, has ended it
+                for step in steps:
+                    step.cancel()  # nothing refers to the generator any more: the loop closes it
+            elif not self.stopped:
                 self.run(_close(generator, steps))
 
     def stop(self) -> None:

@@ -15,6 +15,7 @@ from prompttuning.v1 import tuning_pb2
 from shared.errors import DeadlineExceeded, NotFound, PermissionDenied, Unavailable, Unimplemented
 from shared.values.spec import is_uri
 from shared.wire.mirror import read, write
+from softprompt.client.arguments import built
 from softprompt.client.clone import cloned_spec, continued_spec
 from softprompt.client.connection import Connection
 from softprompt.client.convert import is_remote, usage_query
@@ -151,12 +152,13 @@ class TuningMethods(DatasetMethods, JobFollowing):
         `document`: the text, or the path of a file as pathlib.Path. `questions`: inputs without answers, or the path of
         a file; the base model writes those that are missing to `num_questions`. `fields`: other fields of TuningSpec.
         """
-        spec = TuningSpec(
-            prompt,
-            await asyncio.to_thread(distillation_examples, document, questions),
+        content = dict(
+            prompt=prompt,
+            dataset=await asyncio.to_thread(distillation_examples, document, questions),
             distillation=Distillation(num_questions, max_answer_tokens),
             **fields,
         )
+        spec = built(TuningSpec, content, "spec")
         return await self.tune(spec, on_event=on_event, progress=progress)
 
     async def list_jobs(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.json_format import ParseDict
 from prompttuning.v1 import generation_pb2
@@ -81,6 +83,39 @@ async def test_what_the_service_finds_wrong_is_named_by_its_place_with_the_calle
         await client.create_job(
             TuningSpec("tone", DATASET, validation_dataset=[Example("a", output="b"), Example("c", output="d")])
         )
+
+
+async def test_the_size_of_an_upload_is_that_of_the_data(client: AsyncClient, trainer: FakeTrainer) -> None:
+    trainer.fail_next = [InvalidInput.of("header.size_bytes", "9 bytes; at most 8 are allowed")]
+    with pytest.raises(InvalidInput, match=r"^dataset: 9 bytes; at most 8 are allowed"):
+        await client.upload_dataset([Example("a", output="b")])
+
+
+async def test_dataclasses_may_be_mappings(client: AsyncClient, trainer: FakeTrainer) -> None:
+    chosen = {"num_steps": np.int64(3), "init": {"text": "be kind"}}
+    made = {"prompt": "tone", "dataset": DATASET, "hyperparameters": chosen, "template": {"text": "{input}"}}
+    await client.create_job(TuningSpec(**made))  # type: ignore[arg-type]
+    await client.create_job(made)  # type: ignore[arg-type]
+    await client.clone_job(JOB, hyperparameters={"num_steps": 3})
+    specs = trainer.specs
+    assert [spec.hyperparameters.num_steps for spec in specs] == [3, 3, 3]
+    assert specs[0].hyperparameters.init.text == specs[1].hyperparameters.init.text == "be kind"
+    assert specs[0].template.text == "{input}"
+    for wrong, said in (
+        ({"steps": 3}, "spec.hyperparameters.steps: is not a field of Hyperparameters; do you mean 'num_steps'"),
+        ({5: 3}, "spec.hyperparameters.5: is not a field"),
+        ({"init": {"txt": ""}}, "spec.hyperparameters.init.txt: is not a field of Init; do you mean 'text'"),
+    ):
+        with pytest.raises(InvalidInput, match=re.escape(said)):
+            await client.create_job({**made, "hyperparameters": wrong})  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=r"spec\.dataset: is missing"):
+        await client.create_job({"prompt": "tone"})  # type: ignore[arg-type]
+    for change in ({"hyperparameters": {"steps": 3}}, {"hyperparameters": 3}):
+        for again in (client.clone_job, client.continue_job):
+            with pytest.raises(InvalidInput, match="hyperparameters"):
+                await again(JOB, **change)
+    with pytest.raises(InvalidInput, match=r"spec\.colour: is not a field of TuningSpec"):
+        await client.distill("a text", "tone", colour="red")
 
 
 async def test_a_job_with_data_that_is_there_uploads_nothing(client: AsyncClient, trainer: FakeTrainer) -> None:
@@ -279,7 +314,7 @@ async def test_a_cancelled_reader_cancels_the_stream(client: AsyncClient, infere
 
 async def test_a_deadline_ends_a_stream(client: AsyncClient, inference: FakeInference) -> None:
     inference.endless = True
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded, match="did not answer in time"):
         async for _ in client.stream("hi", timeout_seconds=0.3):
             pass
 

@@ -52,3 +52,24 @@ def test_the_end_of_a_call_may_come_after_its_loop_is_closed() -> None:
     assert loop.call_soon_threadsafe(print).cancelled()
     with pytest.raises(RuntimeError, match="the client is closed"):
         thread.run(running())
+
+
+def test_an_iterator_that_garbage_collection_ends_in_the_loops_thread_is_closed() -> None:
+    closed = threading.Event()
+
+    async def endless() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    async def collect(held: list[Any]) -> None:
+        held.clear()
+
+    loop = LoopThread("test")
+    held: list[Any] = [loop.iterate(endless())]
+    assert next(held[0]) == 1
+    loop.run(collect(held))  # a warning of an ignored exception is an error
+    assert closed.wait(10)
+    loop.stop()

@@ -58,6 +58,7 @@ def test_near_names_are_found() -> None:
     assert nearest("suport-tone", ["support-tone", "other"]) == "support-tone"
     assert nearest("SUPPORT-TONE", ["support-tone"]) == "support-tone"
     assert nearest("sup", ["support-tone"]) == "support-tone"
+    assert nearest("stop", ["top_p", "stop_sequences", "stop_token_ids"]) == "", "two may be meant, and top_p is none"
     assert did_you_mean("xyz", ["support-tone"]) == did_you_mean("", ["a"]) == ""
 
 

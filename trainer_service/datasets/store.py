@@ -293,7 +293,9 @@ class DatasetStore:
     def check_announcement(self, size_bytes: int, digest: str) -> None:
         """Raises InvalidInput naming `header.size_bytes` or `header.digest` if an announced value is not valid."""
         if not 0 <= size_bytes <= self._limits.max_dataset_bytes:
-            raise InvalidInput.of("header.size_bytes", f"{size_bytes} is not in 0 to {self._limits.max_dataset_bytes}")
+            raise InvalidInput.of(
+                "header.size_bytes", f"{size_bytes} bytes; at most {self._limits.max_dataset_bytes} are allowed"
+            )
         if digest and not _DIGEST.fullmatch(digest):
             raise InvalidInput.of("header.digest", "must be sha256: and 64 lower-case hexadecimal digits")
 

@@ -49,8 +49,11 @@ async def uploaded(request: Request, backend: Backend) -> AsyncIterator[Data]:
             path = Path(directory, name[-_NAME_CHARS:])
             seconds = settings.body_seconds + settings.max_file_bytes / SLOWEST_BYTES_PER_SECOND
             with await asyncio.to_thread(path.open, "wb") as file:
-                async for chunk in bounded_stream(request, settings.max_file_bytes, seconds):
-                    await asyncio.to_thread(file.write, chunk)
+                try:
+                    async for chunk in bounded_stream(request, settings.max_file_bytes, seconds):
+                        await asyncio.to_thread(file.write, chunk)
+                except ApiError as error:
+                    raise _too_large(settings.max_file_bytes, "") if error.status == 413 else error from None
             await asyncio.to_thread(_check_size, path, settings.max_file_bytes)
             columns = {column: query.get(column, "") for column in _COLUMNS}
             yield Data(path, drop_extra=query.get("drop_extra") == "true", **columns)
@@ -71,7 +74,12 @@ def _check_size(path: Path, limit: int) -> None:
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise bad_value("file", f"the sheet is damaged: {error}") from None
     if num_bytes > limit:
-        raise ApiError(413, f"the file has more than {limit} bytes when unpacked", code="request_too_large")
+        raise _too_large(limit, " when unpacked")
+
+
+def _too_large(limit: int, when: str) -> ApiError:
+    text = f"the file has more than {limit / 2**20:.4g} MiB{when}; a part of its rows is enough to tune a prompt"
+    return ApiError(413, text, code="request_too_large")
 
 
 @dataclass(frozen=True)

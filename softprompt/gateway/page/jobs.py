@@ -135,6 +135,9 @@ async def continue_job(request: Request, backend: Backend) -> Response:
     body = await read_model(request, Corrections)
     client = backend.client
     report = await client.job_report(_job(request))
+    if report.job.spec is not None and report.job.spec.distillation is not None:
+        message = "the job's examples were written from a text: change the text, and distill it again"
+        raise ApiError(400, message, code="failed_precondition")
     lineage = report.lineage
     if lineage is None or not lineage.dataset.startswith("datasets/"):
         raise ApiError(400, "the job's data is not stored here", code="failed_precondition")

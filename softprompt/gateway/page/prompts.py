@@ -13,6 +13,7 @@ from shared.errors import SoftPromptError
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
+from softprompt.gateway.errors import api_error
 from softprompt.gateway.page.answers import json_response
 from softprompt.types.prompts import AliasTarget
 
@@ -71,7 +72,7 @@ async def status(request: Request, backend: Backend) -> Response:
         try:
             return {"info": await call, "error": ""}
         except SoftPromptError as error:
-            return {"info": None, "error": error.message}
+            return {"info": None, "error": api_error(error).message}
 
     trainer, inference = await asyncio.gather(
         answer(backend.client.service_info()), answer(backend.client.model_info())

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -49,5 +50,5 @@ def page(browser: Browser, services: World) -> Iterator[Page]:
 
 
 def is_fault(message: ConsoleMessage) -> bool:
-    """Chromium reports each answered 404 as an error, also where the page explains it."""
-    return message.type == "error" and "status of 404" not in message.text
+    """Chromium reports each refused request as an error, also where the page explains it."""
+    return message.type == "error" and not re.search(r"status of (400|404|413)", message.text)

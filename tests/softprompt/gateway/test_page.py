@@ -80,6 +80,8 @@ def test_an_alias_moves_and_moves_back(page: Page, services: World) -> None:
     page.get_by_label("Its part of the requests").fill("25")
     page.get_by_role("button", name="Set", exact=True).click()
     expect(page.get_by_text("2 (75 %), 1 (25 %)")).to_be_visible()
+    expect(page.get_by_label("Its part of the requests")).to_have_value("25")
+    expect(page.locator("output")).to_have_text("25 %")
     page.get_by_role("button", name="Roll back to 1").click()
     expect(page.get_by_text("Requests for tone get version 1.")).to_be_visible()
 
@@ -104,6 +106,10 @@ def test_what_a_user_wrote_is_text(page: Page, services: World, tmp_path: Path) 
 
 
 def test_errors_say_what_to_do(page: Page, services: World, tmp_path: Path) -> None:
+    page.get_by_label("Examples").set_input_files(
+        {"name": "a.xlsx", "mimeType": "", "buffer": b"PK\x03\x04 no archive"}
+    )
+    expect(page.locator("main .bad")).to_contain_text("a.xlsx can't be used: file: the sheet is damaged")
     path = tmp_path / "broken.jsonl"
     path.write_text('{"input": "a", "output": "b"}\n{"input": "a"\n')
     page.get_by_label("Examples").set_input_files(path)

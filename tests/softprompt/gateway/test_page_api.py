@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import zipfile
 from typing import Any
 
@@ -173,6 +174,26 @@ def test_a_correction_holds_for_every_example_of_its_input_and_the_rest_stays_he
     assert {row["output"] for row in train if row["input"].strip() == shown[line]["input"].strip()} == {"better"}
     assert left == [rows[number - 1] for number in sorted(held_out - same)]
     assert len(train) == len(rows) - len(left)
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_sent(services: World) -> None:
+    head = "POST /api/preview?filename=a.csv HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 300000000\r\n"
+    with socket.create_connection(("127.0.0.1", services.gateway.port), timeout=30) as connection:
+        connection.sendall(f"{head}Connection: close\r\n\r\n".encode())
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"the file has more than 256 MiB; a part of its rows is enough" in answer
+
+
+def test_a_distilled_prompt_is_not_corrected(services: World, http: httpx.Client) -> None:
+    short: Any = {"num_steps": 2}
+    with Client(f"127.0.0.1:{services.trainer.port}", f"127.0.0.1:{services.replica.port}") as client:
+        job = client.distill("Be kind. " * 9, "studied", num_questions=12, max_answer_tokens=4, hyperparameters=short)
+    id = job.name.partition("/")[2]
+    line = http.get(f"/api/jobs/{id}/report").json()["answers"][0]["line"]
+    refused = http.post(f"/api/jobs/{id}/continue", json={"examples": [{"line": line, "text": "better"}]})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "failed_precondition")
+    assert "distill it again" in refused.text
 
 
 def test_actions_that_do_not_exist_are_unknown(http: httpx.Client) -> None:

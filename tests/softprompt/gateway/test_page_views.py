@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.softprompt.gateway.browser import NEEDS_CHROMIUM
 from tests.softprompt.gateway.running import World
@@ -172,6 +172,67 @@ def test_jobs_are_compared(page: Page, services: World, jobs: list[str]) -> None
     losses = page.get_by_role("row").filter(has=page.get_by_text("loss", exact=True)).locator("td").all_inner_texts()
     assert all(float(loss) > 0 for loss in losses[1:])
     assert len(losses) == 3
+
+
+def test_many_jobs_are_compared_also_while_they_run(
+    page: Page, services: World, http: httpx.Client, jobs: list[str]
+) -> None:
+    running = started(http, "long", 50_000)
+    try:
+        page.goto(f"{services.url}/#/job/{running}")
+        expect(page.locator("svg.curve[role=img] .s1").first).to_be_attached()
+        page.goto(f"{services.url}/#/compare?{'&'.join(f'job={job}' for job in [*jobs, *jobs, running])}")
+        expect(page.locator(".legend li")).to_have_count(5)
+        expect(page.locator("svg.curve[role=img] circle.dashed").first).to_be_attached()
+    finally:
+        http.post(f"/api/jobs/{running}/cancel")
+
+
+def test_a_job_view_says_that_it_has_lost_its_connection(page: Page, services: World, http: httpx.Client) -> None:
+    job = started(http, "long", 50_000)
+    lost = 'data: {"error": {"message": "the trainer is restarting."}}\n\n'
+    try:
+        page.route("**/events*", lambda route: route.fulfill(body=lost, content_type="text/event-stream"))
+        page.goto(f"{services.url}/#/job/{job}")
+        trouble = page.get_by_text("This view is not up to date: the trainer is restarting.")
+        expect(trouble).to_be_visible()
+        page.unroute("**/events*")
+        expect(page.locator("svg.curve[role=img]")).to_be_visible()
+        expect(trouble).to_be_hidden()
+    finally:
+        http.post(f"/api/jobs/{job}/cancel")
+
+
+def test_answers_that_were_not_written_are_losses_with_an_explanation(
+    page: Page, services: World, jobs: list[str]
+) -> None:
+    hint = page.get_by_text("for this example no text was generated, to limit the cost")
+    opened(page, services, "job", jobs)
+    expect(hint).to_be_hidden()
+
+    def without_a_text(route: Route) -> None:
+        report = route.fetch().json()
+        report["answers"][0]["bare"] |= {"text": None, "loss": 1.5}
+        route.fulfill(json=report)
+
+    page.route("**/report", without_a_text)
+    page.reload()
+    expect(page.get_by_role("cell", name="loss 1.500", exact=True)).to_be_visible()
+    expect(hint).to_be_visible()
+
+
+def test_a_distilled_prompt_offers_no_corrections(
+    page: Page, services: World, http: httpx.Client, jobs: list[str]
+) -> None:
+    def distilled(route: Route) -> None:
+        report = route.fetch().json()
+        report["job"]["spec"]["distillation"] = {"num_questions": 12, "max_answer_tokens": None}
+        route.fulfill(json=report)
+
+    page.route("**/report", distilled)
+    opened(page, services, "job", jobs)
+    expect(page.get_by_text("Correct", exact=True)).to_have_count(0)
+    expect(page.get_by_role("button", name="Continue training")).to_have_count(0)
 
 
 def test_a_canary_and_a_rollback_by_keyboard(page: Page, services: World) -> None:

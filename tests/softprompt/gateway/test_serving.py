@@ -78,6 +78,9 @@ async def test_a_gateway_without_its_services_says_so_and_is_not_ready(tmp_path:
             assert response.status_code in (503, 504)
             assert "127.0.0.1:1" not in response.text
             assert response.status_code == 504 or response.headers["retry-after"] == "1"
+        status = await client.get("/api/status")
+        assert (status.status_code, "127.0.0.1" in status.text) == (200, False)
+        assert all(service["error"] for service in status.json().values())
     assert not ready.exists()
     stop.set()
     await asyncio.wait_for(done, 20)

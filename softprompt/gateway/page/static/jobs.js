@@ -1,6 +1,7 @@
 // Jobs: the list, one job with its live curve, and several jobs beside each other.
 import { call, counted, curve, dataLine, doing, events, get, h, id, number, post, replace, span, table, time } from "./lib.js";
 
+const MAX_COMPARED = 8; // each has its own line: four colours, whole and dashed
 const FINAL = ["SUCCEEDED", "FAILED", "CANCELLED"];
 /** The end of an id, which is random; its beginning is the time, so jobs of one second share it. */
 const short = (name) => id(name).slice(-8);
@@ -12,16 +13,16 @@ export async function jobs(main, { signal }) {
   const button = h("button", { type: "button", disabled: true, onclick: () => { location.hash = `#/compare?${[...picked].map((one) => `job=${one}`).join("&")}`; } }, "Compare");
   replace(main, h("h1", {}, "Jobs"),
     table(["", "Prompt", "State", "Progress", "Created", ""], found.map((one) => [
-      h("input", { type: "checkbox", "aria-label": `choose ${short(one.name)}`, onchange: (event) => { event.target.checked ? picked.add(id(one.name)) : picked.delete(id(one.name)); button.disabled = picked.size < 2; } }),
+      h("input", { type: "checkbox", "aria-label": `choose ${short(one.name)}`, onchange: (event) => { event.target.checked ? picked.add(id(one.name)) : picked.delete(id(one.name)); button.disabled = picked.size < 2 || picked.size > MAX_COMPARED; } }),
       one.spec?.prompt ?? "", state(one.state), one.progress ? `${one.progress.step} of ${one.progress.num_steps}` : "", time(one.create_time),
-      h("a", { href: `#/job/${id(one.name)}` }, "Open")]), "No jobs yet."), button);
+      h("a", { href: `#/job/${id(one.name)}` }, "Open")]), "No jobs yet."), found.length > 1 ? h("p", { className: "hint" }, `Choose two to ${MAX_COMPARED} jobs to compare.`) : null, button);
 }
 
 export async function job(main, { rest: [name], signal }) {
   let now = await get(`/api/jobs/${name}`, signal);
   const steps = [], heldOut = [], notes = [];
-  const head = h("div"), picture = h("div"), body = h("div", { "aria-live": "polite" });
-  replace(main, h("h1", {}, `Job ${name.slice(-8)} for ${now.spec?.prompt ?? ""}`), head, picture, body);
+  const head = h("div"), trouble = h("p", { className: "bad", role: "status" }), picture = h("div"), body = h("div", { "aria-live": "polite" });
+  replace(main, h("h1", {}, `Job ${name.slice(-8)} for ${now.spec?.prompt ?? ""}`), head, trouble, picture, body);
 
   // the new state comes with the events: an answer that they overtook would show an old one
   const act = (action) => h("button", { type: "button", hidden: true, onclick: doing(() => post(`/api/jobs/${name}/${action}`)) }, action[0].toUpperCase() + action.slice(1));
@@ -52,6 +53,7 @@ export async function job(main, { rest: [name], signal }) {
       try {
         for await (const one of events(await call(`/api/jobs/${name}/events?after=${after}`, { signal }))) {
           after = one.number;
+          trouble.textContent = "";
           if (one.kind === "ProgressMade") { if (one.progress.step && !one.progress.num_models) steps.push([one.progress.step, one.progress.train_loss]); now = { ...now, progress: one.progress }; }
           if (one.kind === "Evaluated") heldOut.push([one.step, one.metrics.loss]);
           if (one.kind === "Note") notes.push(one.text);
@@ -59,9 +61,12 @@ export async function job(main, { rest: [name], signal }) {
           soon(draw);
         }
         now = await get(`/api/jobs/${name}`, signal);
+        trouble.textContent = "";
         draw();
         if (FINAL.includes(now.state)) return answers(body, name, signal);
-      } catch { /* a lost connection; the events go on after the last number */ }
+      } catch (error) { // the events go on after the last number
+        if (!signal.aborted) trouble.textContent = `This view is not up to date: ${error.message} It tries again each second.`;
+      }
       await new Promise((done) => setTimeout(done, 1000));
     }
   })();
@@ -95,6 +100,7 @@ async function answers(body, name, signal) {
   found.sort((a, b) => (b.tuned?.loss ?? 0) - base(b) - ((a.tuned?.loss ?? 0) - base(a)));
   const labels = report.confusion.length > 0; // of free texts, few good ones equal the expected one
   const cell = (answer) => h("td", { className: `text ${!labels ? "" : answer?.correct === true ? "good" : answer?.correct === false ? "bad" : ""}` }, answer ? (answer.text ?? `loss ${number(answer.loss)}`) : "");
+  const distilled = report.job.spec?.distillation; // its examples come from a text and are not stored
   const corrected = new Map();
   const go = h("button", { type: "button", className: "main", disabled: true, onclick: doing(async () => {
     const examples = [...corrected].map(([line, text]) => ({ line, text }));
@@ -110,25 +116,17 @@ async function answers(body, name, signal) {
   const unwritten = found.some((one) => shown.some(([key]) => one[key] && one[key].text === null));
   body.append(h("h2", {}, `${counted(found.length, "held-out answer")}, those that became worse first`),
     unwritten ? h("p", { className: "hint" }, "“loss” and a number: for this example no text was generated, to limit the cost. It measures how unlikely the expected answer is; lower is better.") : null,
-    table(["Input", "Expected", ...shown.map(([, title]) => title)], found.slice(0, 200).map((one) => [h("td", { className: "text" }, one.input), h("td", { className: "text" }, one.reference, correct(one)), ...shown.map(([key]) => cell(one[key]))])), go);
+    table(["Input", "Expected", ...shown.map(([, title]) => title)], found.slice(0, 200).map((one) => [h("td", { className: "text" }, one.input), h("td", { className: "text" }, one.reference, distilled ? null : correct(one)), ...shown.map(([key]) => cell(one[key]))])), distilled ? "" : go);
 }
 
 export async function compare(main, { query, signal }) {
-  const names = query.getAll("job").slice(0, 4);
-  const all = await Promise.all(names.map((name) => get(`/api/jobs/${name}`, signal)));
-  const series = all.map((one) => ({ name: short(one.name), points: [] }));
-  const picture = h("div");
+  const reports = await Promise.all(query.getAll("job").slice(0, MAX_COMPARED).map((name) => get(`/api/jobs/${name}/report`, signal)));
+  const all = reports.map((one) => one.job);
+  const series = reports.map((one) => ({ name: short(one.job.name), points: one.evaluations.map((at) => [at.step, at.metrics.loss]) }));
   const flat = (one) => one.effective_spec?.hyperparameters ?? {};
   const keys = [...new Set(all.flatMap((one) => Object.keys(flat(one))))].filter((key) => new Set(all.map((one) => JSON.stringify(flat(one)[key]))).size > 1);
-  replace(main, h("h1", {}, "Compare jobs"), picture, h("h2", {}, "Hyperparameters that differ"),
+  replace(main, h("h1", {}, "Compare jobs"), curve(series, { y: "held-out loss" }), h("h2", {}, "Hyperparameters that differ"),
     table(["", ...all.map((one) => short(one.name))], keys.map((key) => [key.replaceAll("_", " "), ...all.map((one) => JSON.stringify(flat(one)[key]) ?? "")]), "None."),
     h("h2", {}, "Results"),
     table(["", ...all.map((one) => short(one.name))], [...new Set(all.flatMap((one) => Object.keys(one.result?.metrics ?? {})))].map((key) => [key, ...all.map((one) => number(one.result?.metrics?.[key]))])));
-  const draw = () => replace(picture, curve(series, { y: "held-out loss" }));
-  draw();
-  await Promise.all(all.filter((one) => FINAL.includes(one.state)).map(async (one) => {
-    for await (const event of events(await call(`/api/jobs/${id(one.name)}/events`, { signal }))) {
-      if (event.kind === "Evaluated") { series[all.indexOf(one)].points.push([event.step, event.metrics.loss]); soon(draw); }
-    }
-  }));
 }

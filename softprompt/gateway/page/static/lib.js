@@ -132,6 +132,7 @@ function s(tag, props, ...children) {
   return node;
 }
 
+const look = (index) => `s${index % 4}${index < 4 ? "" : " dashed"}`;
 /** A line chart. `series`: [{name, points: [[x, y], ...]}]; points that are not finite are left out. */
 export function curve(series, { x = "step", y = "loss" } = {}) {
   const known = series.map((one) => ({ ...one, points: one.points.filter(([a, b]) => Number.isFinite(a) && Number.isFinite(b)) }));
@@ -149,12 +150,12 @@ export function curve(series, { x = "step", y = "loss" } = {}) {
     s("text", { x: left - 6, y: py(value) + 4, "text-anchor": "end" }, number(value, 2))]);
   parts.push(s("text", { x: w - 8, y: t - 6, "text-anchor": "end" }, `${x} ${number(x1)}`));
   known.forEach((one, index) => {
-    const style = `s${index % 4}`;
+    const style = look(index);
     if (one.points.length > 1) parts.push(s("polyline", { class: `line ${style}`, points: one.points.map(([a, b]) => `${px(a)},${py(b)}`).join(" ") }));
     if (one.points.length < 40) parts.push(...one.points.map(([a, b]) => s("circle", { class: style, cx: px(a), cy: py(b), r: 3 })));
   });
   const last = known.filter((one) => one.points.length).map((one) => `${one.name} ${number(one.points.at(-1)[1])}`);
   const picture = s("svg", { class: "curve", viewBox: `0 0 ${w} ${t}`, role: "img", "aria-label": `${y} by ${x}. Last values: ${last.join(", ")}` }, ...parts);
-  const legend = known.map((one, index) => h("li", {}, s("svg", { class: "curve", viewBox: "0 0 16 12", "aria-hidden": "true" }, s("circle", { class: `s${index % 4}`, cx: 8, cy: 6, r: 5 })), `${one.name}`));
+  const legend = known.map((one, index) => h("li", {}, s("svg", { class: "curve", viewBox: "0 0 16 12", "aria-hidden": "true" }, s("circle", { class: look(index), cx: 8, cy: 6, r: 5 })), `${one.name}`));
   return h("figure", {}, picture, h("ul", { className: "legend" }, legend));
 }

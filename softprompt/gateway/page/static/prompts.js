@@ -36,17 +36,20 @@ export async function prompt(main, { rest: [name], signal }) {
         return [version, one.kind.toLowerCase(), time(one.create_time), number(one.metrics.loss), h("td", {}, places(version)), one.job ? h("a", { href: `#/job/${id(one.job)}` }, "Verdict and answers") : "imported",
           version === current && alias.targets.length === 1 ? "current" : h("button", { type: "button", onclick: move([{ version, weight: 1 }]) }, version < Math.max(...targets.map((one) => one.version)) ? `Roll back to ${version}` : `Use ${version}`)];
       })),
-      canary(versions.map((one) => versionOf(one.name)), current, move));
+      canary(versions.map((one) => versionOf(one.name)), targets, move));
   }
   await draw();
 }
 
-function canary(versions, current, move) {
+/** `targets`: where the default goes now, the largest part first. */
+function canary(versions, targets, move) {
+  const [current, second] = targets.map((one) => one.version);
+  const whole = targets.reduce((sum, one) => sum + one.weight, 0), now = second ? Math.round((100 * targets[1].weight) / whole) : 10;
   const others = versions.filter((one) => one !== current).sort((a, b) => b - a);
   if (!current || !others.length) return null;
-  const which = h("select", {}, others.map((one) => h("option", { value: one }, one)));
-  const part = h("input", { type: "range", min: 0, max: 100, step: 5, value: 10, oninput: () => { shown.value = `${part.value} %`; } });
-  const shown = h("output", {}, "10 %");
+  const which = h("select", {}, others.map((one) => h("option", { value: one, selected: one === second }, one)));
+  const part = h("input", { type: "range", min: 0, max: 100, step: 5, value: now, oninput: () => { shown.value = `${part.value} %`; } });
+  const shown = h("output", {}, `${part.value} %`);
   return h("section", { className: "panel" }, h("h2", {}, "Canary"), h("div", { className: "row" }, field("Version", which), field("Its part of the requests", part, shown),
     h("button", { type: "button", onclick: (event) => move([{ version: current, weight: 100 - Number(part.value) }, { version: Number(which.value), weight: Number(part.value) }])(event) }, "Set")));
 }

@@ -1,5 +1,5 @@
 // From a file to a job: drop it, see how it is read, correct the columns, start.
-import { counted, call, dataLine, doing, field, h, id, number, replace, span, table, tell } from "./lib.js";
+import { counted, call, dataLine, doing, field, h, id, number, replace, span, table } from "./lib.js";
 
 const ROLES = [["input", "Input"], ["output", "Output"], ["label", "Label"], ["messages", "Conversation"]];
 
@@ -41,8 +41,7 @@ export async function start(main) {
       if (changed) found.querySelector(`[name=${changed}]`).focus();
     } catch (error) {
       if (mine !== asked) return;
-      replace(found);
-      tell(error.message);
+      replace(found, h("p", { className: "bad" }, `${file.name} can't be used: ${error.message}`)); // it stays until the next file
     }
   }
 
