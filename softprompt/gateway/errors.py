@@ -168,7 +168,8 @@ def _of_validation(error: ValidationError) -> ApiError:
     if first["type"] == "missing":
         return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
-    return ApiError(400, f"{param or 'the body'}: {first['msg']}", param=param or None, code=code)
+    text = first["msg"].replace(" after validation", "")
+    return ApiError(400, f"{param or 'the body'}: {text}", param=param or None, code=code)
 
 
 def unknown_field(param: str) -> ApiError:
