@@ -33,7 +33,7 @@ def input_file(path: str | Path, field: str) -> Path | bytes:
         if found == STANDARD_INPUT:  # Windows has no such file
             return _read_pipe(found, field)
         hint = "for a file of this name write ./-; for standard input write /dev/stdin" if str(path) == "-" else ""
-        raise NotFound(f"{field} file", str(path), hint) from None
+        raise NotFound(field if field == "file" else f"{field} file", str(path), hint) from None
     except (OSError, ValueError) as error:
         raise InvalidInput.of(
             field, f"can't read {str(path)!r}: {getattr(error, 'strerror', None) or error}"

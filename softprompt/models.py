@@ -24,6 +24,7 @@ from filelock import lock_descriptor
 
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
 from shared.model import fingerprint, hub
+from softprompt.close_names import did_you_mean
 from softprompt.hub_download import HUB_FILES, Progress, download, watching_size
 from softprompt.model_catalogue import CATALOGUE as CATALOGUE
 from softprompt.model_catalogue import CataloguedModel as CataloguedModel
@@ -91,7 +92,8 @@ def _uncatalogued(name: str) -> Path:
         raise NotFound(
             "base model",
             name,
-            f"it is not in the catalogue ({known}), not a model directory, and not a hub id that can be reached",
+            f"it is not in the catalogue ({known}), not a model directory, and not a hub id that can be reached"
+            + did_you_mean(name, CATALOGUE),
         ) from error
 
 

@@ -60,7 +60,11 @@ class Parameter:
 
     def range_text(self, high: float) -> str:
         """The range for an error message."""
-        return f"{'above' if self.above_low else 'at least'} {self.low:.15g} and at most {high:.15g}"
+        return f"{'above' if self.above_low else 'at least'} {_shown(self.low)} and at most {_shown(high)}"
+
+
+def _shown(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:.15g}"
 
 
 def _parameter(default: Any, help: str, low: float = 0.0, high: float = _INT32_MAX, **more: Any) -> Any:
@@ -144,7 +148,7 @@ class Sampling:
         for name, bounds in PARAMETERS.items():
             value, high = getattr(self, name), highs.get(name, bounds.high)
             if isinstance(value, int | float) and not bounds.contains(value, high):
-                violations.add(f"{path}.{name}", f"must be {bounds.range_text(high)}, is {value:.15g}")
+                violations.add(f"{path}.{name}", f"must be {bounds.range_text(high)}, is {_shown(value)}")
         if self.min_new_tokens and self.min_new_tokens > (most := self.max_new_tokens or limits.max_new_tokens):
             text = f"must be from 0 to max_new_tokens ({most}), is {self.min_new_tokens}"
             violations.add(f"{path}.min_new_tokens", text)
@@ -208,7 +212,7 @@ class Sampling:
         for token, bias in list((self.logit_bias or {}).items())[: limits.max_listed_token_ids]:
             if not bounds.contains(bias, bounds.high):
                 violations.add(
-                    f"{path}.logit_bias[{token}]", f"must be {bounds.range_text(bounds.high)}, is {bias:.15g}"
+                    f"{path}.logit_bias[{token}]", f"must be {bounds.range_text(bounds.high)}, is {_shown(bias)}"
                 )
         if self.allowed_token_ids and set(self.allowed_token_ids) <= set(self.forbidden_token_ids):
             violations.add(f"{path}.forbidden_token_ids", "must not contain all of allowed_token_ids")

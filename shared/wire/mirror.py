@@ -123,6 +123,13 @@ def _put(put: Putter, message: Message, content: Any, path: str, name: str) -> N
         raise InvalidInput.of(_below(path, name), f"{content!r:.80} does not fit: {error}") from error
 
 
+def _append(elements: Any, element: Any, path: str) -> None:
+    try:
+        elements.append(element)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput.of(path, f"{element!r:.80} does not fit: {error}") from error
+
+
 @cache
 def _putters(kind: Any, message_type: Any) -> tuple[tuple[str, Putter], ...]:
     descriptors = message_type.DESCRIPTOR.fields_by_name
@@ -148,7 +155,9 @@ def _putter(descriptor: Descriptor) -> Putter:
     def list_put(message: Any, content: Any, path: str) -> None:
         if isinstance(content, str):
             raise TypeError("a list is expected, not one text")
-        getattr(message, name).extend(content)
+        elements = getattr(message, name)
+        for index, element in enumerate(content):
+            _append(elements, element, f"{_below(path, name)}[{index}]")
 
     def time_put(message: Any, content: Any, path: str) -> None:
         if content.tzinfo is None:

@@ -4,6 +4,11 @@ torch.
 
 from __future__ import annotations
 
-from softprompt.cli.main import main
+import sys
+
+try:
+    from softprompt.cli.main import main
+except KeyboardInterrupt:  # while the modules load, which can take seconds on a busy machine
+    sys.exit(130)
 
 __all__ = ["main"]

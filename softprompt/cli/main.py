@@ -37,10 +37,12 @@ from softprompt.cli import (
     usage,
     webhooks,
 )
+from softprompt.cli.commands import Commands
 from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, report
 from softprompt.cli.text_input import readable_argument
 
 app = typer.Typer(
+    cls=Commands,
     help="Tune soft prompts on a frozen language model, publish them, and stream answers from them.",
     epilog=EXIT_CODES_HELP,
     no_args_is_help=True,
@@ -53,14 +55,18 @@ modules = (
 )
 for module in modules:
     module.register(app)
-app.add_typer(jobs.app, name="jobs", help="List, follow and cancel tuning jobs.")
-app.add_typer(datasets.app, name="datasets", help="Datasets that the trainer stores for you.")
-app.add_typer(data_files.app, name="data", help="Check, preview and convert files of examples.")
-app.add_typer(prompts.app, name="prompts", help="Published prompts, their versions and aliases.")
-app.add_typer(models.app, name="models", help="Base models on this machine.")
-app.add_typer(store.app, name="store", help="Copy and check prompt stores.")
-app.add_typer(tokens.app, name="tokens", help="Bearer tokens for a service's callers file.")
-app.add_typer(webhooks.app, name="webhooks", help="Webhooks of the trainer and their deliveries, for operators.")
+_GROUPS = (
+    (jobs.app, "jobs", "List, follow and cancel tuning jobs."),
+    (datasets.app, "datasets", "Datasets that the trainer stores for you."),
+    (data_files.app, "data", "Check, preview and convert files of examples."),
+    (prompts.app, "prompts", "Published prompts, their versions and aliases."),
+    (models.app, "models", "Base models on this machine."),
+    (store.app, "store", "Copy and check prompt stores."),
+    (tokens.app, "tokens", "Bearer tokens for a service's callers file."),
+    (webhooks.app, "webhooks", "Webhooks of the trainer and their deliveries, for operators."),
+)
+for group, name, text in _GROUPS:
+    app.add_typer(group, name=name, help=text, cls=Commands)
 app.callback()(security.options)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli import fleet, interchange, promote
+from softprompt.cli.commands import Commands
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, table
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 alias_app = typer.Typer(no_args_is_help=True)
-app.add_typer(alias_app, name="alias", help="Aliases: names of versions that can be moved.")
+app.add_typer(alias_app, name="alias", help="Aliases: names of versions that can be moved.", cls=Commands)
 fleet.register(app)
 interchange.register(app)
 promote.register(app)

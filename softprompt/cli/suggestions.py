@@ -1,11 +1,17 @@
-"""Did-you-mean for names that do not exist: prompts, versions, aliases, base models. Asks the services, briefly."""
+"""Did-you-mean for names that do not exist: files, prompts, versions, aliases, and what the trainer lists. Asks the
+services, briefly.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.errors import InvalidInput, NotFound, SoftPromptError
+from softprompt.cli.job_names import PREFIX
 from softprompt.cli.options import last_addresses
 from softprompt.close_names import nearest
 
@@ -19,26 +25,30 @@ _MODEL_FIELDS = ("base_model", "spec.base_model")
 def suggestion(error: Exception) -> str:
     """A sentence that names what is probably meant; empty if nothing is close, or the services can't be asked."""
     wanted = _wanted(error)
-    addresses = last_addresses()
-    if wanted is None or addresses is None:
+    if wanted is None:
+        return ""
+    kind, name = wanted
+    if kind.endswith("file"):
+        return _sentence(_file(Path(name)))
+    if (addresses := last_addresses()) is None:
         return ""
     from softprompt.cli.security import chosen_security
     from softprompt.client.sync_client import Client
 
-    kind, name = wanted
     with (
         suppress(SoftPromptError, OSError, TimeoutError),
         Client(*addresses, timeout_seconds=_SECONDS, security=chosen_security()) as client,
     ):
-        if kind == "base model":
-            return _sentence(nearest(name, _base_models(client)))
-        return _sentence(_reference(client, name, kind))
+        if (known := _LISTED.get(kind)) is not None:
+            return _sentence(nearest(name, known(client)))
+        if kind in ("prompt", "version", "alias"):
+            return _sentence(_reference(client, name))
     return ""
 
 
 def _wanted(error: Exception) -> tuple[str, str] | None:
     """Kind and name of what does not exist."""
-    if isinstance(error, NotFound) and error.kind in ("prompt", "version", "alias", "base model"):
+    if isinstance(error, NotFound):
         return error.kind, error.name
     if isinstance(error, InvalidInput):
         for violation in error.violations:
@@ -51,7 +61,7 @@ def _sentence(found: str) -> str:
     return f"do you mean {found!r}?" if found else ""
 
 
-def _reference(client: Client, name: str, kind: str) -> str:
+def _reference(client: Client, name: str) -> str:
     """The nearest `name`, `name@alias` or `name@version` that exists."""
     known = _aliases(client)
     prompt, _, rest = name.removeprefix("prompts/").partition("/" if "/" in name.removeprefix("prompts/") else "@")
@@ -78,5 +88,18 @@ def _aliases(client: Client) -> dict[str, list[str]]:
     return found
 
 
-def _base_models(client: Client) -> list[str]:
-    return [model.id for model in client.service_info().base_models]
+def _file(path: Path) -> str:
+    """The nearest file of the same directory."""
+    with suppress(OSError):
+        near = nearest(path.name, os.listdir(path.parent))
+        return str(path.with_name(near)) if near else ""
+    return ""
+
+
+_LISTED: Mapping[str, Callable[[Client], list[str]]] = {
+    "base model": lambda client: [model.id for model in client.service_info().base_models],
+    "dataset": lambda client: [dataset.name for dataset in client.list_datasets()],
+    "tuning job": lambda client: [job.name.removeprefix(PREFIX) for job in client.list_jobs(limit=1000)],
+    "webhook": lambda client: [webhook.name for webhook in client.list_webhooks()],
+}
+"""Names that the trainer lists, by their kind."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import json
 from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.requests import Request
 
-from softprompt.gateway.errors import ApiError
+from softprompt.gateway.errors import ApiError, bad_value
 from softprompt.gateway.settings import GatewaySettings
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -67,11 +68,24 @@ def _too_large(max_bytes: int) -> ApiError:
     return ApiError(413, f"the body has more than {max_bytes} bytes", code="request_too_large")
 
 
+def _fields_once(fields: list[tuple[str, Any]]) -> None:
+    """Raises ApiError if an object has two fields of one name."""
+    names = set[str]()
+    for name, _ in fields:
+        if name in names:
+            raise bad_value(name[:80], "comes twice in one object")
+        names.add(name)
+
+
 def _parsed(content: bytes) -> Any:
-    """The JSON value. NaN, infinities, lone surrogates, bytes that are not UTF-8 and deep nesting are refused."""
+    """The JSON value. NaN, infinities, lone surrogates, bytes that are not UTF-8, deep nesting, and fields that come
+    twice are refused.
+    """
     if content.startswith(codecs.BOM_UTF8):
         raise ApiError(400, "the body begins with a byte order mark; JSON is sent without it", code="invalid_json")
     try:
-        return from_json(content, allow_inf_nan=False, cache_strings="none")
+        value = from_json(content, allow_inf_nan=False, cache_strings="none")
+        json.loads(content, object_pairs_hook=_fields_once)  # from_json takes the last of equal names
+        return value
     except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {str(error)[:200]}", code="invalid_json") from None

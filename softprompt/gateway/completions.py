@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -19,6 +20,8 @@ from softprompt.gateway.fields import GenerationFields, renaming, sampling_of, t
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
 from softprompt.types.common import Template, TemplateFormat
 from softprompt.types.generation import (
+    Completion,
+    FinishReason,
     GenerationEnd,
     GenerationStart,
     Input,
@@ -53,9 +56,16 @@ class CompletionRequest(GenerationFields):
     """What to continue."""
 
     prompt: Prompts
-    max_tokens: int | None = Field(default=None, ge=1)
-    logprobs: int | None = Field(default=None, ge=0)
     echo: bool | None = None
+    max_tokens: int | None = Field(default=None, ge=0)
+    logprobs: int | None = Field(default=None, ge=0)
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _zero_only_echoes(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value == 0 and (not info.data.get("echo") or info.data.get("stream")):
+            raise ValueError("can be 0 only with echo: true and without stream")
+        return value
 
 
 _rename = renaming(
@@ -80,10 +90,11 @@ async def create_completion(request: Request, backend: Backend) -> Response:
         param = "prompt" if len(body.prompt) > most else "n"
         raise bad_value(param, f"asks for {count} answers; at most {most} are allowed in one request")
     reference = await backend.reference(body.model)
+    only_echoes = body.max_tokens == 0
     sampling = sampling_of(
         body,
-        max_new_tokens=body.max_tokens,
-        num_logprobs=body.logprobs,
+        max_new_tokens=1 if only_echoes else body.max_tokens,
+        num_logprobs=0 if only_echoes else body.logprobs,
         num_input_logprobs=body.logprobs if body.echo else None,
         echo=body.echo,
         n=body.n,
@@ -108,6 +119,8 @@ async def create_completion(request: Request, backend: Backend) -> Response:
         return EventStream(events, streams.cancel, _rename, body.model)
     answers = await all_answers(backend.client, asks)
     whole = [(answer.start, completion) for answer in answers for completion in answer.completions]
+    if only_echoes:
+        whole = [(start, _only_echo(completion)) for start, completion in whole]
     choices = [
         _choice(
             index,
@@ -121,6 +134,14 @@ async def create_completion(request: Request, backend: Backend) -> Response:
     return JSONResponse(
         {**head, **await results.about(backend, answers[0].start, body.model), "choices": choices, "usage": used}
     )
+
+
+def _only_echo(completion: Completion) -> Completion:
+    """Without the one token that the engine writes at least."""
+    output = completion.output
+    text = output.text.removesuffix("".join(one.text for one in output.logprobs))
+    end = replace(completion.end, output_tokens=0, finish_reason=FinishReason.LENGTH)
+    return Completion(replace(output, text=text, logprobs=()), end)
 
 
 def _input(prompt: str | list[int]) -> Input:

@@ -103,6 +103,8 @@ def api_error(error: BaseException, rename: Rename = lambda field: field, model:
         return ApiError(error.status_code, str(error.detail), code=code, headers=error.headers)
     if isinstance(error, ValidationError):
         return _of_validation(error)
+    if isinstance(error, TimeoutError):
+        error = errors.DeadlineExceeded(str(error))
     if isinstance(error, errors.SoftPromptError) and type(error) in _STATUSES:
         return _of_service(error, rename, model)
     log.error("unexpected error in the gateway", exc_info=error)
@@ -135,6 +137,8 @@ def _of_service(error: errors.SoftPromptError, rename: Rename, model: str) -> Ap
         ):
             log.warning("a service can't be reached: %s", error.message)
             message, headers = "a service that this request needs can't be reached now; try again", _retry_after()
+        case errors.DeadlineExceeded():
+            message, headers = "a service did not answer in time; try again", _retry_after()
         case errors.Unavailable() | errors.Cancelled():
             headers = _retry_after()
         case errors.Unauthenticated():
@@ -168,7 +172,8 @@ def _of_validation(error: ValidationError) -> ApiError:
     if first["type"] == "missing":
         return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
-    return ApiError(400, f"{param or 'the body'}: {first['msg']}", param=param or None, code=code)
+    text = first["msg"].replace(" after validation", "")
+    return ApiError(400, f"{param or 'the body'}: {text}", param=param or None, code=code)
 
 
 def unknown_field(param: str) -> ApiError:

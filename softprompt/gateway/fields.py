@@ -74,9 +74,11 @@ def message_of(role: str, content: Sequence[TextPart]) -> Message:
 
 def _as_ids(value: Any) -> Any:
     """JSON's keys are texts."""
-    if isinstance(value, dict) and all(isinstance(key, str) and _TOKEN_ID.fullmatch(key) for key in value):
-        return {int(key): bias for key, bias in value.items()}
-    return value
+    if not isinstance(value, dict):
+        return value
+    if other := next((key for key in value if not _TOKEN_ID.fullmatch(key)), None):
+        raise PydanticCustomError("token_id", "Keys should be token ids, not {key}", {"key": repr(other[:40])})
+    return {int(key): bias for key, bias in value.items()}
 
 
 LogitBias = Annotated[dict[int, float], BeforeValidator(_as_ids, json_schema_input_type=dict[str, float])]

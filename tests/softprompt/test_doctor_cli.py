@@ -20,6 +20,9 @@ from softprompt.local import machine_checks
 from softprompt.model_catalogue import models_dir
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
+from tests.softprompt.fakes import succeeded_job
+
+ID = "01m8jtk34bqn8n6qwc8jx78ehs"
 
 
 @pytest.fixture
@@ -233,6 +236,28 @@ def test_a_misspelt_name_is_answered_with_the_one_that_is_meant(
     done = cli("generate", "hi", *arguments)
     assert done.code == 3
     assert f"hint: do you mean {meant!r}?" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("prompts", "rollback"), "Did you mean 'alias set'?"),
+        (("prompts", "lst"), "Did you mean 'list'?"),
+        (("train", "x"), "Did you mean 'tune'?"),
+        (("jobs", "rm"), "Did you mean 'delete'?"),
+        (("prompts", "alias", "delete"), "Did you mean 'remove'?"),
+        (("jobs", "show", f"{ID[:-1]}x"), f"hint: do you mean {ID!r}?"),
+        (("tune", "data.jsnl", "--prompt", "x"), "hint: do you mean 'data.jsonl'?"),
+        (("generate", "--file", "dat.jsonl"), "file 'dat.jsonl' does not exist\nhint: do you mean 'data.jsonl'?"),
+    ],
+)
+def test_every_name_has_a_suggestion(
+    cli: CliRunner, here: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: Any, meant: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data.jsonl").write_text("{}")
+    here.trainer.jobs = {f"tuningJobs/{ID}": succeeded_job()}
+    assert meant in cli(*arguments).err
 
 
 def test_a_name_that_resembles_none_gets_no_suggestion(cli: CliRunner, here: Services) -> None:

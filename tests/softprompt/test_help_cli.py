@@ -53,3 +53,17 @@ def test_help_shows_every_word_that_is_written(path: Any, cli: CliRunner, monkey
     for item in (command, *command.params):
         written = " ".join((getattr(item, "help", None) or "").split())
         assert written in shown, f"{written!r} is not in the help"
+
+
+def test_ctrl_c_while_the_modules_load_ends_the_command_in_silence() -> None:
+    code = """
+import sys
+class CtrlC:
+    def find_spec(name, *rest):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, CtrlC)
+import softprompt.cli
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")

@@ -187,6 +187,18 @@ def test_echo_puts_the_input_and_its_log_probabilities_first(client: OpenAI) -> 
         assert all(value is not None and value < 0 for value in logprobs.token_logprobs[1:])
         assert logprobs.text_offset[:4] == [0, 1, 2, 3]
     assert echoed.usage == plain.usage
+    scored = client.completions.create(**{**parameters, "max_tokens": 0}, echo=True)
+    assert [choice.text for choice in scored.choices] == ["hello", "hello", "abc", "abc"]
+    for whole, choice in zip(echoed.choices, scored.choices, strict=True):
+        assert choice.finish_reason == "length"
+        assert whole.logprobs is not None
+        assert choice.logprobs is not None
+        assert choice.logprobs.token_logprobs == (whole.logprobs.token_logprobs or [])[: len(choice.text)]
+    assert scored.usage is not None
+    assert scored.usage.completion_tokens == 0
+    for more in ({}, {"echo": True, "stream": True}):
+        with pytest.raises(openai.BadRequestError, match="can be 0 only with echo"):
+            client.completions.create(**{**parameters, "max_tokens": 0, **more})
     streamed = ["", "", "", ""]
     tokens: list[list[str]] = [[], [], [], []]
     for chunk in client.completions.create(**parameters, echo=True, stream=True):

@@ -90,6 +90,7 @@ def test_every_parameter_of_the_client_is_offered_or_refused_with_the_reason(
         ({"presence_penalty": 3}, "presence_penalty", "invalid_value"),
         ({"seed": -1}, "seed", "invalid_value"),
         ({"seed": 1 << 70}, "seed", "invalid_value"),
+        ({"logit_bias": {str(1 << 70): 1}}, "logit_bias", "invalid_value"),
         ({"n": 0}, "n", "invalid_value"),
         ({"n": 1000}, "n", "invalid_value"),
         ({"n": True}, "n", "invalid_type"),
@@ -157,6 +158,18 @@ def test_a_body_that_is_not_json_or_too_large(http: httpx.Client, content: bytes
 
 def test_errors_say_what_to_change(http: httpx.Client) -> None:
     headers = {"content-type": "application/json"}
+    twice = http.post("/v1/chat/completions", content=b'{"model": "tone", "x": [{"n": 1, "n": 2}]}', headers=headers)
+    assert twice.json()["error"]["message"] == "n: comes twice in one object"
+    for change, text in (
+        ({"logit_bias": {"-1": 1}}, "logit_bias: Keys should be token ids, not '-1'"),
+        ({"seed": -1}, f"seed: must be at least 0 and at most {(1 << 63) - 1}, is -1"),
+        ({"messages": []}, "messages: List should have at least 1 item, not 0"),
+    ):
+        assert post(http, "chat/completions", {**CHAT, **change})[1]["message"] == text
+    for prompt in ([5, 1 << 70], [5, -(1 << 40)]):
+        error = post(http, "completions", {"model": "tone", "prompt": prompt})[1]
+        assert error["param"] == "prompt[1]"
+        assert error["message"].startswith(f"prompt[1]: {prompt[1]} does not fit")
     with_mark = http.post("/v1/chat/completions", content=b'\xef\xbb\xbf{"model": "tone"}', headers=headers)
     assert "byte order mark" in with_mark.json()["error"]["message"]
     status, error = post(http, "chat/completions", {**CHAT, "messages": [{"role": "user", "content": None}]})

@@ -21,6 +21,7 @@ from tests.inference_service.replica import until
 from tests.shared.security.pki import Authority
 from tests.softprompt.gateway.running import World, running_gateway
 from tests.softprompt.gateway.test_attacks import LONG
+from tests.tcp_proxy import tcp_proxy
 
 
 async def test_metrics_health_and_readiness(services: World) -> None:
@@ -84,6 +85,40 @@ async def test_a_gateway_without_its_services_says_so_and_is_not_ready(tmp_path:
     assert not ready.exists()
     stop.set()
     await asyncio.wait_for(done, 20)
+
+
+async def test_a_service_that_hangs_or_restarts_is_answered_for_in_time(
+    services: World, slow: None, tmp_path: Path
+) -> None:
+    with tcp_proxy(services.replica.port) as replica, tcp_proxy(services.trainer.port) as trainer:
+        limits = {"call_seconds": 0.7, "generation_seconds": 2}
+        async with (
+            running_gateway(tmp_path, trainer.port, replica.port, **limits) as gateway,
+            httpx.AsyncClient(base_url=gateway.url, timeout=30) as client,
+        ):
+            paths = "/v1/files", "/v1/fine_tuning/jobs", "/v1/models"
+            assert {(await client.get(path)).status_code for path in paths} == {200}
+            for fail, status, code in (
+                (lambda: replica.hang(), 504, "timeout"),
+                (lambda: replica.cut(reset=True), 503, "service_unavailable"),
+            ):
+                async with client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as response:
+                    lines = response.aiter_lines()
+                    await anext(lines)
+                    fail()
+                    rest = [line async for line in lines if line.startswith("data: ")]
+                error = json.loads(rest[-1].removeprefix("data: "))["error"]
+                assert (error["type"], error["code"]) == ("server_error", code), error
+                if status == 504:
+                    trainer.hang()
+                    for path in paths:
+                        refused = await client.get(path)
+                        assert refused.status_code == status
+                        assert refused.headers["retry-after"] == "1"
+                        assert refused.json()["error"]["message"] == "a service did not answer in time; try again"
+                    trainer.resume()
+                    replica.resume()
+                assert {(await client.get(path)).status_code for path in paths} == {200}
 
 
 @pytest.mark.parametrize("stream", [False, True])
