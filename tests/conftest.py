@@ -20,8 +20,10 @@ set_native_defaults()
 from tests.slow import is_slow  # noqa: E402
 from tests.tiny_models import save_tiny_llama  # noqa: E402 - it imports torch
 
-TOGETHER = ("tests/trainer_service/cluster/", "tests/packaging/")
-"""Folders whose tests share what takes long to make: a Ray; a wheel and its environments. The longest is first."""
+TOGETHER = ("tests/trainer_service/cluster/", "tests/packaging/", "tests/k8s/test_alerts")
+"""Beginnings of the paths of tests that share what takes long to make (a Ray; a wheel and its environments) or note the
+alerts that fired. The longest is first.
+"""
 
 
 def pytest_configure() -> None:
@@ -32,14 +34,14 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of several processes (`pytest -n`) one has all tests of a folder in `TOGETHER`; elsewhere a file's tests stay
+    """Of several processes (`pytest -n`) one has all tests of each entry of `TOGETHER`; elsewhere a file's tests stay
     together, with their fixtures.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            shared = [folder for folder in TOGETHER if nodeid.startswith(folder)]
+            shared = [start for start in TOGETHER if nodeid.startswith(start)]
             return shared[0] if shared else nodeid.partition("::")[0]
 
     return Scheduling(config, log)
@@ -51,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if is_slow(item):
             item.add_marker(pytest.mark.slow)
     if hasattr(config, "workerinput"):  # what takes longest begins first
-        items.sort(key=lambda item: [not item.nodeid.startswith(folder) for folder in TOGETHER])
+        items.sort(key=lambda item: [not item.nodeid.startswith(start) for start in TOGETHER])
 
 
 @pytest.fixture(scope="session")

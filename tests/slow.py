@@ -27,7 +27,7 @@ FILES = frozenset(
         "shared/model/test_hub_hangs.py",
         "shared/process/test_compute_thread.py",
         "shared/process/test_container_limits.py",
-        "shared/prompt/test_blob.py",
+        "shared/prompt/test_damaged_blobs.py",
         "shared/security/test_walk_through.py",
         "shared/store/test_crashes.py",
         "shared/store/test_maintenance.py",
@@ -84,6 +84,7 @@ FILES = frozenset(
         "trainer_service/training/test_budget.py",
         "trainer_service/training/test_cohort.py",
         "trainer_service/training/test_cohort_failures.py",
+        "trainer_service/training/test_job_options.py",
         "trainer_service/webhooks/test_deliveries.py",
         "trainer_service/webhooks/test_webhook_calls.py",
     }

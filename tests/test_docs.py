@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,12 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _PATH = re.compile(
     r"`((?:shared|trainer_service|inference_service|softprompt|tests|benchmarks|k8s|docs|protos|examples)/[\w./-]*)`"
 )
+_TEST = re.compile(r"`((?:[\w/]+/)?test_\w+\.py)`")
+_OLD_WORDS = re.compile(
+    r"\b(insists?|likewise|nobody|somebody|whoever|errands?|told|lets? go|so many|grows? old|stands? in for|outlook)\b",
+    re.IGNORECASE,
+)
+"""Words of an English that this project has left behind (CONTRIBUTING.md shows what to write in their place)."""
 PRODUCT = ("shared", "trainer_service", "inference_service", "softprompt")
 PACKAGES = [path for top in PRODUCT for path in (ROOT / top).rglob("__init__.py")]
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
@@ -62,6 +69,28 @@ def test_links_lead_somewhere(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_paths_exist(page: str) -> None:
     assert [path for path in _PATH.findall(_FENCE.sub("", text_of(page))) if not exists(path)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_exist(page: str) -> None:
+    tests = [path.as_posix() for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in _TEST.findall(text_of(page)) if not any(test.endswith(f"/{name}") for test in tests)] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CONTRIBUTING.md"])
+def test_pages_are_in_plain_words(page: str) -> None:
+    assert _OLD_WORDS.findall(_FENCE.sub("", text_of(page))) == []
+
+
+def test_docstrings_and_comments_are_in_plain_words() -> None:
+    found = []
+    for path in (path for top in PRODUCT for path in (ROOT / top).rglob("*.py")):
+        with path.open("rb") as file:
+            for token in tokenize.tokenize(file.readline):
+                prose = token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.string[:3] == '"""')
+                if prose and (words := _OLD_WORDS.findall(token.string)):
+                    found.append(f"{path.relative_to(ROOT)}:{token.start[0]}: {', '.join(words)}")
+    assert found == []
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -2,7 +2,7 @@
 
 `server` is the process, `servicers` the gRPC handlers. A job goes from `jobs` (submission, admission) through
 `dispatch` to a worker of `cluster`, which runs `training`, and its result through `publish` to the prompt store.
-`datasets` has the examples, `database` the SQL tables, `webhooks` tell other programs, `maintenance` cleans up. The
+`datasets` has the examples, `database` the SQL tables, `webhooks` notifies other programs, `maintenance` cleans up. The
 service's own process never holds a model's weights: only its workers do, and a short-lived process for imports
 (`proof`).
 """

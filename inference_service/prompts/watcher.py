@@ -81,11 +81,6 @@ class PromptWatcher:
         self._busy = 0
         self._was_away = False
 
-    @property
-    def store_unavailable(self) -> bool:
-        """Whether the store is unavailable."""
-        return bool(self._watcher.problem)
-
     async def start(self) -> None:
         """Wait for the store, then load the first versions within the limits.
 

@@ -1,6 +1,6 @@
 """Linear layers for serving on a CPU, with weights in the layout of a matrix kernel, and the choice of the fastest.
 
-The fastest kernel differs between processors, and no capability flag tells which it is, so it is measured. Each layer
+The fastest kernel differs between processors, and no capability flag predicts it, so it is measured. Each layer
 maps `[..., in]` to `[..., out]` in the same dtype. `weight` has the dtype and shape of the original, `[out, in]`,
 because some models read them, but not its content.
 """

@@ -186,9 +186,7 @@ def check_supported(config: Any) -> None:
 
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
-        raise PreconditionFailed(
-            f"{kind} is an encoder-decoder model: soft prompts here stand in front of a decoder-only model's input"
-        )
+        raise PreconditionFailed(f"{kind} is an encoder-decoder model: soft prompts need a decoder-only model")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise PreconditionFailed(f"{kind} is not a causal language model that this transformers release knows")
     if getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_is_stateful", False):

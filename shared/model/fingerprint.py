@@ -62,7 +62,7 @@ class Fingerprint(PydanticModel):
     """Whether it was made by `ship`. Until it is verified, only the sizes of files are compared."""
 
     def is_of(self, stamps: Stamps) -> bool:
-        """Whether the fingerprint is of these files, as far as their stamps tell."""
+        """Whether the fingerprint belongs to these files, judged by their stamps."""
         return self.is_proven_of(stamps) or (self.shipped and _sizes(self.stamps) == _sizes(stamps))
 
     def is_proven_of(self, stamps: Stamps) -> bool:

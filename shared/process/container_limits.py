@@ -1,7 +1,7 @@
 """Limits on processors and memory from the control groups of this process (Linux, cgroup v1, v2 and hybrid).
 
 The limits of all ancestors apply too, so each value is the smallest one from the process's group up to the root of the
-mounted hierarchy. /proc/self/mountinfo tells where the hierarchy is mounted and which group is its root (a container
+mounted hierarchy. /proc/self/mountinfo shows where the hierarchy is mounted and which group is its root (a container
 sees only a part of the host's hierarchy); see cgroups(7) and cgroup_namespaces(7). Files that can't be read count as
 no limit.
 """

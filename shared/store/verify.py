@@ -43,7 +43,7 @@ class Finding:
 
     @property
     def is_problem(self) -> bool:
-        """Whether it remains to be mended."""
+        """Whether it remains to be repaired."""
         return not self.is_note and not self.repaired
 
 
@@ -182,7 +182,7 @@ def _orphans(backend: ObjectBackend, index: StoreIndex, grace_seconds: float) ->
 
 
 def _repaired(backend: ObjectBackend, findings: list[Finding], grace_seconds: float) -> list[Finding]:
-    """The findings, marked where the repair has mended them."""
+    """The findings, marked as repaired where they were."""
     store = PromptStore(backend)
     removed = set(store.collect_unreferenced_blobs(grace_seconds))
     snapshots = {finding.subject for finding in findings if finding.kind == "snapshot"}
@@ -190,5 +190,5 @@ def _repaired(backend: ObjectBackend, findings: list[Finding], grace_seconds: fl
         backend.delete(key)
     if snapshots:
         store.write_snapshot()
-    mended = removed | snapshots
-    return [replace(finding, repaired=True) if finding.subject in mended else finding for finding in findings]
+    subjects = removed | snapshots
+    return [replace(finding, repaired=True) if finding.subject in subjects else finding for finding in findings]

@@ -119,10 +119,10 @@ class RoutedChannel:
                 overloaded = isinstance(found, Overloaded) and self._retry_overloaded
                 if pause_seconds is None or not (isinstance(found, Unavailable) or overloaded):
                     raise
-                told = found.retry_after_seconds if isinstance(found, Overloaded) else 0.0
-                if told > _PAUSES_SECONDS[-1]:
+                asked_pause = found.retry_after_seconds if isinstance(found, Overloaded) else 0.0
+                if asked_pause > _PAUSES_SECONDS[-1]:
                     raise
-                await asyncio.sleep(max(told, random.uniform(0, pause_seconds)))
+                await asyncio.sleep(max(asked_pause, random.uniform(0, pause_seconds)))
         raise AssertionError
 
     async def _routing(self) -> Routing:

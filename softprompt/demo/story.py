@@ -33,7 +33,7 @@ LINE_SECONDS = 15.0
 
 @dataclass
 class Story:
-    """`tell` runs all steps against running services, which it does not stop."""
+    """The steps of the demo. They use running services, and do not stop them."""
 
     console: Console
     plan: DemoPlan

@@ -6,13 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
-import sqlite3
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,61 +21,17 @@ from shared.store.layout import blob_key
 from softprompt.gateway.server import serve as serve_gateway
 from softprompt.gateway.settings import GatewaySettings
 from tests.inference_service.replica import blob, matrix, publish, refusal
-from tests.k8s.alert_faults import SEEN, maker
+from tests.k8s.alert_jobs import ended, job_that, scripted
 from tests.k8s.exposition import ONLY_UP
-from tests.k8s.test_rules import ALERTS
 from tests.shared.security.pki import Authority
 from tests.tiny_models import save_tiny_llama
-from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused
-from tests.trainer_service.local_pool import LocalPool
-from tests.trainer_service.requests import create_job, first_step, inline
-from tests.trainer_service.scripted import ScriptedTrainer
+from tests.trainer_service.conftest import refused
+from tests.trainer_service.requests import create_job
 from tests.trainer_service.test_server import free_port
-from tests.trainer_service.webhooks.receiver import receiver
-from tests.waiting import until
-from trainer_service import server
-from trainer_service.maintenance import storage_usage
-from trainer_service.webhooks import deliveries
-
-DISK_BYTES = 64 << 20
-
-
-@pytest.fixture(autouse=True)
-def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "CHECK_SECONDS", 0.02)
-    monkeypatch.setattr(storage_usage, "MEASURE_SECONDS", 0.02)
-
-
-@pytest.fixture
-def faults(tiny_model_dir: Path, tmp_path: Path) -> Any:
-    """As `alert_faults.maker`."""
-    return maker(tiny_model_dir, tmp_path)
-
-
-def scripted(load: Callable[[str], Any] = lambda id: (ScriptedTrainer(64), {})) -> LocalPool:
-    return LocalPool(load, close_seconds=1.0)
-
-
-def used_bytes(disk: Path) -> int:
-    """Of all its files but the filler."""
-    filler = disk / "filler"
-    filler.unlink(missing_ok=True)
-    return shutil.disk_usage(disk).used
-
-
-def job_that(wish: str, **fields: Any) -> dict[str, Any]:
-    examples = [pb.Example(input=f"{wish} {n}", output="yes") for n in range(20)]
-    fields.setdefault("hyperparameters", pb.Hyperparameters(num_steps=4, num_virtual_tokens=4))
-    return {"dataset": inline(examples), **fields}
 
 
 def asked(model: str) -> dict[str, Any]:
     return {"model": model, "prompt": "hello", "max_tokens": 4}
-
-
-async def ended(trainer: RunningTrainer, job: pb.TuningJob) -> Any:
-    watch = trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=job.name))
-    return [response.event async for response in watch][-1].state_changed
 
 
 async def test_nothing_fires_while_all_is_well(faults: Any, tiny_model_dir: Path) -> None:
@@ -280,177 +230,3 @@ async def test_a_version_for_another_base_model_is_everyday(faults: Any, tmp_pat
         await fault.replica.state("prompts/tone/versions/1", "QUARANTINED")
         await fault.until("softprompt_inference_version_load_failures_total", 1, reason="base_model")
         assert await fault.fires(30) == set()
-
-
-async def test_no_worker_comes(faults: Any) -> None:
-    """The pool never places a worker: it is pending, and not a worker that is there."""
-    async with faults(NoWorkers(), trainer={}) as fault:
-        await create_job(fault.trainer)
-        await fault.until("softprompt_trainer_workers", 1, base_model="tiny", state="pending")
-        await fault.until("softprompt_trainer_oldest_queued_seconds", 0.01, base_model="tiny")
-        assert await fault.fires(30, fault.queue_grows_older) == {"SoftpromptJobsWaitWithoutWorkers"}
-
-
-async def test_no_worker_comes_within_the_time_for_a_launch(faults: Any) -> None:
-    async with faults(NoWorkers(), trainer={"launch_seconds": 0.05}) as fault:
-        await create_job(fault.trainer)
-        failures = "softprompt_trainer_launch_failures_total"
-        await fault.until(failures, 1, reason="no_place")
-
-        async def minute() -> None:
-            await fault.until(failures, 2, reason="no_place")
-
-        assert await fault.fires(50, minute) == {"SoftpromptJobsWaitWithoutWorkers", "SoftpromptWorkersDontStart"}
-
-
-async def test_workers_that_can_t_load_their_model(faults: Any) -> None:
-    def fail(base_model: str) -> Any:
-        raise RuntimeError("the weights are damaged")
-
-    async with faults(scripted(fail), trainer={}) as fault:
-        await create_job(fault.trainer)
-        failures = "softprompt_trainer_launch_failures_total"
-        await fault.until(failures, 1, reason="lost")
-
-        async def minute() -> None:
-            await fault.until(failures, 2, reason="lost")
-
-        assert await fault.fires(10, minute) == {"SoftpromptWorkersDontStart"}
-
-
-async def test_a_base_model_that_is_missing(faults: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
-    both = (f"tiny={tiny_model_dir}", f"late={tmp_path / 'late'}")
-    async with faults(scripted(), trainer={"base_models": both}) as fault:
-        await fault.until("softprompt_trainer_base_models", 1, base_model="late", state="unavailable")
-        assert await fault.fires(30) == {"SoftpromptBaseModelUnavailable"}
-
-
-async def test_a_job_that_waits_for_hours_behind_another(faults: Any) -> None:
-    async with faults(scripted(), trainer={"max_jobs_per_worker": 1}) as fault:
-        running = await create_job(fault.trainer, **job_that("forever"))
-        await fault.until("softprompt_trainer_workers", 1, state="ready")
-        await fault.until("softprompt_trainer_jobs", 1, state="RUNNING")
-        await create_job(fault.trainer, **job_that("plain"))
-        await fault.until("softprompt_trainer_oldest_queued_seconds", 0.01)
-        assert await fault.fires(300, fault.queue_grows_older) == {"SoftpromptQueueOld"}
-        await fault.trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=running.name))
-
-
-async def test_jobs_that_the_service_fails(faults: Any) -> None:
-    async with faults(scripted(), trainer={}) as fault:
-        job = await create_job(fault.trainer, **job_that("huge"))
-        assert (await ended(fault.trainer, job)).error.code == "OUT_OF_MEMORY"
-        assert await fault.fires(5) == {"SoftpromptJobsFail"}
-
-
-async def test_jobs_that_fail_by_their_data_concern_only_their_callers(faults: Any) -> None:
-    async with faults(scripted(), trainer={}) as fault:
-        job = await create_job(fault.trainer, **job_that("nan"))
-        assert (await ended(fault.trainer, job)).error.code == "NAN_LOSS"
-        assert await fault.fires(30) == set()
-
-
-async def test_workers_that_die(faults: Any) -> None:
-    pool = scripted()
-    async with faults(pool, trainer={}) as fault:
-        job = await create_job(fault.trainer, **job_that("forever"))
-
-        async def kill_one() -> None:
-            lost = "softprompt_trainer_workers_ended_total"
-            await fault.until("softprompt_trainer_workers", 1, state="ready")
-            num_killed = len(pool.workers)
-            pool.workers[-1].kill()
-            await fault.until(lost, num_killed, reason="lost")
-
-        await kill_one()
-        assert await fault.fires(8, kill_one) == {"SoftpromptWorkersDie"}
-        await fault.trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=job.name))
-
-
-async def test_a_prompt_store_that_is_away(faults: Any) -> None:
-    async with faults(scripted(), trainer={}) as fault:
-        store: Path = fault.trainer.settings.data_dir / "prompts"
-        steps = pb.Hyperparameters(num_steps=500, num_virtual_tokens=4)
-        job = await create_job(fault.trainer, **job_that("plain", hyperparameters=steps))
-        await first_step(fault.trainer.tuning, job.name)
-        store.rename(store.with_name("away"))
-        await fault.until("softprompt_trainer_publish_failures_total", 1)
-
-        async def minute() -> None:
-            await fault.until("softprompt_trainer_publish_failures_total", 2)
-
-        found = await fault.fires(35, minute)
-        assert found == {"SoftpromptPublishFails", "SoftpromptTrainerStoreUnreachable"}
-        shutil.rmtree(store, ignore_errors=True)
-        store.with_name("away").rename(store)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MB of the test's own, where the trainer of `faults` has its data."""
-    if os.geteuid():
-        pytest.skip("only root can mount a file system")
-    disk = tmp_path / "data"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)], check=True)
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-async def test_a_disk_that_fills_up_and_is_full(faults: Any, small_disk: Path) -> None:
-    async with faults(scripted(), trainer={}) as fault:
-        for part, alerts in (
-            (0.7, {"SoftpromptDataDiskFillsUp"}),
-            (0.95, {"SoftpromptDataDiskFillsUp", "SoftpromptDataDiskFull"}),
-        ):
-            (small_disk / "filler").write_bytes(bytes(int(part * DISK_BYTES) - used_bytes(small_disk)))
-            await fault.until("softprompt_trainer_disk_bytes", 1, kind="free")
-            limit = (1.02 - part) * DISK_BYTES
-            await until(partial(fault.below, "softprompt_trainer_disk_bytes", limit, kind="free"))
-            assert await fault.fires(90) == alerts
-
-
-async def test_a_job_database_that_has_grown_large(faults: Any) -> None:
-    async with faults(scripted(), trainer={}) as fault:
-        (database,) = fault.trainer.settings.data_dir.glob("*.sqlite3")
-        os.truncate(database, 21_000_000_000)  # a hole: no disk is used
-        await fault.until("softprompt_trainer_stored_bytes", 20e9, what="database")
-        assert await fault.fires(90) == {"SoftpromptJobDatabaseLarge"}
-
-
-async def test_old_things_that_can_t_be_removed(faults: Any) -> None:
-    async with faults(scripted(), trainer={"retention_seconds": 0.02, "database_timeout_seconds": 1}) as fault:
-        (database,) = fault.trainer.settings.data_dir.glob("*.sqlite3")
-        other = sqlite3.connect(database, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")  # a backup that hangs: the service reads on, and writes nothing
-        failed = "softprompt_trainer_retention_rounds_total"
-        await fault.until(failed, 1, outcome="failed")
-
-        async def minute() -> None:
-            await fault.until(failed, 1 + await fault.value(failed, outcome="failed"), outcome="failed")
-
-        assert await fault.fires(140, minute) == {"SoftpromptRetentionFails"}
-        other.close()
-
-
-async def test_a_webhook_that_refuses_its_events(faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deliveries, "LOOK_SECONDS", 0.02)
-    with receiver() as heard:
-        heard.answer = lambda event: 500
-        file = heard.write_file(tmp_path / "webhooks.json")
-        async with faults(scripted(), trainer={"webhooks_file": file, "webhook_attempts": 1}) as fault:
-            dead = "softprompt_trainer_webhook_attempts_total"
-
-            async def minute() -> None:
-                before = await fault.value(dead, outcome="dead")
-                await fault.trainer.tuning.TestWebhook(pb.TestWebhookRequest(name="here"))
-                await fault.until(dead, 1 + before, outcome="dead")
-
-            await minute()
-            assert await fault.fires(60, minute) == {"SoftpromptWebhooksGivenUp"}
-
-
-def test_every_alert_was_seen_firing() -> None:
-    """Runs last: of this module's tests, each alert has one that provokes it."""
-    seen = SEEN if os.geteuid() == 0 else SEEN | {"SoftpromptDataDiskFillsUp", "SoftpromptDataDiskFull"}
-    assert ALERTS.keys() <= seen or not SEEN, f"no fault provokes {sorted(ALERTS.keys() - seen)}"

@@ -28,7 +28,7 @@ class JobSpans:
             "train", parent_of(task.traceparent), SpanKind.INTERNAL, attributes
         )
 
-    def tell(self, events: Iterable[TrainingEvent]) -> None:
+    def record(self, events: Iterable[TrainingEvent]) -> None:
         """End the spans of jobs that ended."""
         for event in events:
             if (

@@ -289,7 +289,7 @@ class Worker:
             if isinstance(event, (Finished, Failed, Stopped)) and self._attempts.get(event.job_id) == event.attempt:
                 del self._attempts[event.job_id]
                 self._datasets.forget(event.job_id)
-        self._spans.tell(events)
+        self._spans.record(events)
         self._outbox.put(events)
 
 

@@ -111,8 +111,8 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         after = request.after_revision if request.HasField("after_revision") else None
         changes = self._prompts.watch(after, request.name_prefix, request.store_id)
         revision, store_id = after, request.store_id
-        async with aclosing(until_draining(changes, self._draining, self._heartbeat_seconds)) as told:
-            async for change in told:
+        async with aclosing(until_draining(changes, self._draining, self._heartbeat_seconds)) as changes_until_drain:
+            async for change in changes_until_drain:
                 if isinstance(change, Beat):
                     if revision is not None:  # before the first snapshot there is no revision to go on from
                         beat = heartbeat(self._heartbeat_seconds)

@@ -37,7 +37,7 @@ class Beat:
 BEAT = Beat()
 HEARTBEAT_SECONDS = 20.0
 _FIRST_BEAT_SECONDS = 1.0
-"""A watch that has nothing to tell at its beginning says soon that it is alive, and how often it will."""
+"""A watch without news sends its first heartbeat early, so that clients learn the interval."""
 
 
 async def until_draining(

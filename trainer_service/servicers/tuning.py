@@ -150,8 +150,8 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
     ) -> AsyncIterator[pb.WatchTuningJobResponse]:
         last = event_number_of(request.after)
         events = self._jobs.watch(job_id_of(request.name), last)
-        async with aclosing(until_draining(events, self._draining, self._heartbeat_seconds)) as told:
-            async for event in told:
+        async with aclosing(until_draining(events, self._draining, self._heartbeat_seconds)) as events_until_drain:
+            async for event in events_until_drain:
                 if isinstance(event, Beat):
                     yield pb.WatchTuningJobResponse(
                         event=pb.TuningEvent(number=last, heartbeat=heartbeat(self._heartbeat_seconds))

@@ -10,7 +10,7 @@
  * `inference_service/engine/run/token_choice.py` computes the same in torch.
  *
  * A position in the order is found by division into buckets of equal width, as in a radix selection: the amounts of the
- * buckets tell which one contains it, and then only that bucket is divided. */
+ * buckets show which one contains it, and then only that bucket is divided. */
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>

@@ -1,6 +1,6 @@
 /* Vector arithmetic for processors with AVX-512, AVX2 or NEON: the only file that all kernels include.
  *
- * A vector holds LANES numbers, one register of the instruction set that the compiler is told to use; GCC's operators
+ * A vector holds LANES numbers, one register of the instruction set that the compiler targets; GCC's operators
  * on vectors do the rest. `a * b + c` is one fused operation everywhere (-ffp-contract=fast), so a sum in a fixed order
  * has the same bits on every processor. bfloat16 is the upper half of a float32, so widening is a shift. */
 #pragma once

@@ -7,46 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_service.engine.core.integrity import IntegrityError
-from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import FinishReason
 from inference_service.engine.core.running_request import RunningRequest
-from inference_service.engine.kv.rows import BLOCK_TOKENS, RowPool
-from inference_service.engine.scheduler import Scheduler
-from shared.values.sampling import SamplingParams
-
-
-def sequence(
-    arrival: int,
-    num_input: int,
-    *,
-    priority: int = 0,
-    num_virtual: int = 0,
-    candidates: tuple[tuple[int, ...], ...] = (),
-) -> RunningRequest:
-    return RunningRequest(
-        request_id=f"s{arrival}",
-        tokens=[1000 * arrival + i for i in range(num_input)],
-        num_input=num_input,
-        sampling=SamplingParams(),
-        seed=0,
-        prefix_id="p" if num_virtual else None,
-        num_virtual=num_virtual,
-        priority=priority,
-        arrival=arrival,
-        candidates=candidates,
-    )
-
-
-def scheduler(num_rows: int = 4, max_blocks: int = 64, budget: int = 16, max_length: int = 512) -> Scheduler:
-    return Scheduler(RowPool(num_rows, max_blocks, max_length), budget)
-
-
-def complete(subject: Scheduler, plan: StepPlan) -> None:
-    subject.complete(plan)
-    for chunk in plan.chunks:
-        if chunk.samples:
-            chunk.sequence.tokens.append(7)
-    subject.check_integrity()
+from inference_service.engine.kv.rows import BLOCK_TOKENS
+from tests.inference_service.engine.scheduling import complete, scheduler, sequence
 
 
 def test_decodes_go_first_and_a_long_input_comes_in_chunks() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
+
 from shared.text.template import Template
 from tests.trainer_service.training.models import build
 from trainer_service.jobs.stored_json import from_plain
 from trainer_service.training.cohort import Cohort
-from trainer_service.training.events import StepDone, TrainingEvent, TrainingTask
+from trainer_service.training.events import Finished, StepDone, TrainingEvent, TrainingTask
 from trainer_service.training.recipe.defaults import fill
 from trainer_service.training.spec import Example, Hyperparameters, TaskKind, TrainingSpec
 
@@ -71,3 +73,9 @@ def of(events: Sequence[TrainingEvent], kind: type[E], job_id: str = "job") -> l
 def losses(events: Sequence[TrainingEvent], job_id: str = "job") -> list[float]:
     """The loss of each step."""
     return [event.loss for event in of(events, StepDone, job_id)]
+
+
+def matrix(events: list[TrainingEvent], job_id: str = "job") -> torch.Tensor:
+    """The numbers of the job's prefix; for a soft prompt, its matrix."""
+    tensors = of(events, Finished, job_id)[0].result.prefix.tensors()
+    return next(iter(tensors.values())) if len(tensors) == 1 else torch.cat([one.flatten() for one in tensors.values()])

@@ -10,10 +10,8 @@ import pytest
 import torch
 
 from shared.errors import AlreadyExists
-from shared.prompt.prefix import Prefix
-from shared.prompt.soft_prompt import SoftPrompt
 from tests.trainer_service.training.models import build
-from tests.trainer_service.training.tasks import classification, generation, losses, of, run, task
+from tests.trainer_service.training.tasks import classification, generation, losses, matrix, of, run, task
 from trainer_service.training import passes
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.compute import backward
@@ -26,18 +24,11 @@ from trainer_service.training.events import (
     StepDone,
     Stopped,
     TrainingEvent,
-    TrainingTask,
 )
 from trainer_service.training.recipe.selection import slack
-from trainer_service.training.spec import Example, InitMethod, Metric, Reparameterisation
+from trainer_service.training.spec import Example, Metric
 
 BASE = build()
-
-
-def _matrix(events: list[TrainingEvent], job_id: str = "job") -> torch.Tensor:
-    """The numbers of the job's prefix; for a soft prompt, its matrix."""
-    tensors = of(events, Finished, job_id)[0].result.prefix.tensors()
-    return next(iter(tensors.values())) if len(tensors) == 1 else torch.cat([one.flatten() for one in tensors.values()])
 
 
 def _varied() -> list[Any]:
@@ -67,7 +58,7 @@ def test_a_job_follows_the_same_trajectory_in_a_cohort_as_alone() -> None:
         alone = run(Cohort(BASE), one)
         assert len(losses(alone, one.job_id)) == 20
         assert losses(together, one.job_id) == pytest.approx(losses(alone, one.job_id), rel=1e-3)
-        torch.testing.assert_close(_matrix(together, one.job_id), _matrix(alone, one.job_id), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(matrix(together, one.job_id), matrix(alone, one.job_id), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("settings", [{}, {"search": True}])
@@ -97,7 +88,7 @@ def test_a_step_in_pieces_is_the_same_step(settings: dict[str, Any]) -> None:
     assert [event.num_examples for event in of(pieces, StepDone)] == [
         event.num_examples for event in of(whole, StepDone)
     ]
-    torch.testing.assert_close(_matrix(pieces), _matrix(whole), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(matrix(pieces), matrix(whole), rtol=1e-2, atol=1e-3)
 
 
 def test_a_huge_batch_of_one_job_makes_no_step_of_the_others_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +136,7 @@ def test_a_job_that_stops_within_a_step_goes_on_with_that_step() -> None:
     stopped = of(cohort.step(), Stopped)[0]
     assert stopped.step == 1
     torch.testing.assert_close(
-        _matrix(run(Cohort(BASE, token_budget=128), replace(one, checkpoint=stopped.data))), _matrix(whole)
+        matrix(run(Cohort(BASE, token_budget=128), replace(one, checkpoint=stopped.data))), matrix(whole)
     )
 
 
@@ -207,7 +198,7 @@ def test_resuming_from_any_checkpoint_continues_the_same_trajectory_exactly(sett
         resumed = run(Cohort(BASE), replace(one, checkpoint=by_step[step].data, attempt=2))
         assert resumed[0] == replace(of(whole, Started)[0], attempt=2, step=step)
         assert losses(resumed) == losses(whole)[step:]
-        torch.testing.assert_close(_matrix(resumed), _matrix(whole), rtol=0, atol=0)
+        torch.testing.assert_close(matrix(resumed), matrix(whole), rtol=0, atol=0)
         assert resumed[-1].result.metrics == whole[-1].result.metrics  # type: ignore[attr-defined]
         assert resumed[-1].result.best_step == whole[-1].result.best_step  # type: ignore[attr-defined]
 
@@ -229,8 +220,8 @@ def test_a_checkpoint_of_another_job_or_a_damaged_one_means_starting_again(caplo
 
 def test_the_same_seed_repeats_and_another_differs() -> None:
     first, again, other = (run(Cohort(BASE), task(seed=seed, init={"method": "SAMPLE_VOCAB"})) for seed in (5, 5, 6))
-    assert torch.equal(_matrix(first), _matrix(again))
-    assert not torch.equal(_matrix(first), _matrix(other))
+    assert torch.equal(matrix(first), matrix(again))
+    assert not torch.equal(matrix(first), matrix(other))
 
 
 def test_stopping_takes_effect_at_the_next_step_and_keeps_everything() -> None:
@@ -274,128 +265,3 @@ def test_a_job_joins_a_running_cohort_and_is_not_taken_twice() -> None:
     events = run(cohort, task("second"))
     assert of(events, Finished, "first")
     assert of(events, Finished, "second")
-
-
-def test_from_prompt_starts_at_the_source_and_labels_at_the_label_words() -> None:
-    source = of(run(Cohort(BASE), task()), Finished)[0].result.prefix
-    init = {"method": "FROM_PROMPT", "source_version": "prompts/p/versions/1"}
-    moved = _matrix(run(Cohort(BASE), replace(task(init=init, num_steps=1, learning_rate=1e-6), source=source)))
-    torch.testing.assert_close(moved, source.input(torch.float32).embeddings, rtol=0, atol=1e-5)
-    labelled = task(train=classification(), init={"method": "LABELS"}, num_steps=1, learning_rate=1e-6)
-    ids = BASE.tokenizer(" good", add_special_tokens=False)["input_ids"]
-    torch.testing.assert_close(_matrix(run(Cohort(BASE), labelled))[:5], BASE.embedding_table[ids], rtol=0, atol=1e-5)
-
-
-def _from(source: Prefix, **hyperparameters: Any) -> TrainingTask:
-    init = {"method": "FROM_PROMPT", "source_version": "prompts/p/versions/1"}
-    return replace(
-        task(init=init, validation=generation(6, 50), evaluation_interval_steps=5, **hyperparameters), source=source
-    )
-
-
-@pytest.mark.parametrize("reparameterisation", ["NONE", "RESIDUAL"])
-def test_a_training_that_only_worsens_its_source_publishes_the_source(reparameterisation: str) -> None:
-    source = of(run(Cohort(BASE), task(num_steps=40, learning_rate=0.03)), Finished)[0].result.prefix
-    worse = _from(source, learning_rate=9.0, reparameterisation=reparameterisation)
-    events = run(Cohort(BASE, checkpoint_interval_seconds=0), worse)
-    evaluated = of(events, Evaluated)
-    assert [(event.step, event.is_best) for event in evaluated] == [
-        (0, True),
-        (5, False),
-        (10, False),
-        (15, False),
-        (20, False),
-    ]
-    result = of(events, Finished)[0].result
-    assert result.best_step == 0
-    torch.testing.assert_close(
-        result.prefix.tensors()["prompt_embeddings"], source.input(torch.float32).embeddings, rtol=0, atol=0
-    )
-    assert result.metrics == pytest.approx(evaluated[0].metrics)
-    resumed = run(Cohort(BASE), replace(worse, checkpoint=of(events, Checkpointed)[7].data))
-    assert of(resumed, Finished)[0].result.best_step == 0
-    assert of(resumed, Evaluated)[0].step > 0, "what was evaluated is not evaluated again"
-
-
-def test_a_training_that_improves_its_source_publishes_the_improvement() -> None:
-    source = SoftPrompt(BASE.embedding_table[:6].clone())
-    result = of(run(Cohort(BASE), _from(source, learning_rate=0.03)), Finished)[0].result
-    assert result.best_step > 0
-
-
-def test_residual_reparameterisation_is_folded_into_a_plain_matrix() -> None:
-    events = run(Cohort(BASE), task(reparameterisation=Reparameterisation.RESIDUAL, learning_rate=0.02))
-    assert _matrix(events).shape == (6, 64)
-    assert losses(events)[-1] < losses(events)[0]
-
-
-def test_early_stop_ends_after_evaluations_without_improvement() -> None:
-    one = task(
-        validation=generation(6, 50),
-        num_steps=400,
-        learning_rate=3.0,
-        evaluation_interval_steps=1,
-        early_stop_patience=3,
-    )
-    result = of(run(Cohort(BASE), one), Finished)[0].result
-    assert result.num_steps == result.best_step + 3
-
-
-def test_a_search_keeps_one_candidate_and_survives_those_that_explode() -> None:
-    one = task(train=classification(), validation=classification(9, 60), num_steps=24, learning_rate=1.0, search=True)
-    events = run(Cohort(BASE), one)
-    result = of(events, Finished)[0].result
-    assert [event.num_examples for event in of(events, StepDone)][::4] == [24, 12, 8, 4, 4, 4]
-    assert result.init is not None
-    assert result.init.method in (InitMethod.TEXT, InitMethod.LABELS)
-    assert result.learning_rate in (0.4, 1.0, 3.0)
-
-
-def test_a_generation_metric_decides_the_best_checkpoint() -> None:
-    one = task(validation=generation(3, 50), num_steps=10, metric="CHRF", evaluation_interval_steps=5)
-    events = run(Cohort(BASE), one)
-    assert all(0 <= event.metrics["chrf"] <= 100 for event in of(events, Evaluated))
-    assert "chrf" in of(events, Finished)[0].result.bare_metrics
-
-
-def test_classes_count_as_they_are_weighed() -> None:
-    rare = tuple(Example(line=i + 1, input=f"review {i}", label="bad" if i == 5 else "good") for i in range(8))
-    weighed = {}
-    options: dict[str, dict[str, Any]] = {
-        "plain": {},
-        "balanced": {"balance_classes": True},
-        "weighted": {"class_weights": {"bad": 3.0}},
-    }
-    for name, option in options.items():
-        one = task(train=rare, num_steps=1, batch_size=8, **option)
-        weighed[name] = losses(run(Cohort(BASE), one))[0]
-    by_label = []
-    for label in ("good", "bad"):
-        some = tuple(example for example in rare if example.label == label)
-        one = task(train=some, num_steps=1, batch_size=len(some))
-        by_label.append(losses(run(Cohort(BASE), one))[0])
-    good, bad = by_label
-    weights = {"plain": (7.0, 1.0), "balanced": (4.0, 4.0), "weighted": (7.0, 3.0)}
-    for name, (w_good, w_bad) in weights.items():
-        assert weighed[name] == pytest.approx((w_good * good + w_bad * bad) / (w_good + w_bad), rel=1e-4)
-
-
-def test_a_rare_class_weighs_as_much_alone_in_its_batch() -> None:
-    """Each batch divided by its own weights would give a class that is alone in it the weight of any other."""
-    rare = tuple(Example(line=i + 1, input=f"review {i}", label="bad" if i == 5 else "good") for i in range(8))
-    settings: dict[str, Any] = {
-        "num_steps": 8,
-        "batch_size": 1,
-        "learning_rate": 1e-9,
-        "schedule": "CONSTANT",
-        "warmup_steps": 0,
-    }
-    options: list[dict[str, Any]] = [{}, {"balance_classes": True}]
-    plain, balanced = (losses(run(Cohort(BASE), task(train=rare, **settings, **option))) for option in options)
-    ratios = sorted(weighed / unweighed for weighed, unweighed in zip(balanced, plain, strict=True))
-    assert ratios == pytest.approx([8 / (2 * 7)] * 7 + [8 / 2], rel=1e-3)
-
-
-def test_held_out_examples_that_stand_in_the_training_data_are_counted() -> None:
-    events = run(Cohort(BASE), task(train=generation(12), validation=generation(6, 9), num_steps=2))
-    assert of(events, Started)[0].statistics.num_overlapping == 3

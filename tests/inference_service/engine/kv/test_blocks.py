@@ -14,7 +14,7 @@ from inference_service.engine.core.request import FinishReason
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.kv.blocks import BlockPool, ClearBlocks, CopyBlock, SetTable, WritePrefix
 from inference_service.engine.scheduler import Scheduler
-from tests.inference_service.engine.test_scheduler import complete, sequence
+from tests.inference_service.engine.scheduling import complete, sequence
 
 BLOCK = 8
 
