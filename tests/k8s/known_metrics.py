@@ -51,6 +51,7 @@ _NOT_METRICS = frozenset(
             "deriv",
             "histogram_quantile",
             "absent",
+            "sum_over_time",
         ),
         *("predict_linear", "clamp_min", "clamp_max", "label_replace"),
     }
