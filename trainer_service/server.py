@@ -169,7 +169,9 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
 
     def estimate_memory(spec: EffectiveSpec) -> int | None:
         shape = models.get(spec.base_model.id).shape
-        return shape and estimated_bytes(shape, spec, on_gpu=settings.expects_gpu, dtype=settings.dtype)
+        if shape is None:
+            return None
+        return estimated_bytes(shape, spec, on_gpu=settings.expects_gpu, dtype=settings.dtype)
 
     jobs = JobManager(
         job_store,

@@ -52,6 +52,7 @@ _NOT_METRICS = frozenset(
             "deriv",
             "histogram_quantile",
             "absent",
+            "sum_over_time",
         ),
         *("predict_linear", "max_over_time", "clamp_min", "clamp_max", "label_replace"),
     }

@@ -49,7 +49,7 @@ async def test_no_worker_comes_within_the_time_for_a_launch(faults: Any) -> None
         async def minute() -> None:
             await fault.until(failures, 2, reason="no_place")
 
-        assert await fault.fires(50, minute) == {"SoftpromptJobsWaitWithoutWorkers", "SoftpromptWorkersDontStart"}
+        assert await fault.fires(90, minute) == {"SoftpromptJobsWaitWithoutWorkers", "SoftpromptWorkersDontStart"}
 
 
 async def test_workers_that_can_t_load_their_model(faults: Any) -> None:

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shared.rpc.metrics import serve_metrics
 from shared.values.results import TuningError, TuningResult
 from tests.trainer_service.builders import effective_spec
+from trainer_service.cluster.interface import WorkerMemory
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
 from trainer_service.jobs.model import Job, StoredSpec
 from trainer_service.jobs.states import JobState
@@ -118,3 +119,15 @@ def test_training_is_counted() -> None:
         "softprompt_trainer_store_reachable": 1,
     }
     assert {name: found.get(name) for name in expected} == expected
+
+
+def test_a_worker_s_memory_is_exported_as_long_as_it_lives() -> None:
+    registry = CollectorRegistry()
+    metrics = TrainerMetrics(registry, ["m"])
+    metrics.worker_measured("m", "w-1", WorkerMemory(1, 2, 300))
+    metrics.worker_measured("m", "w-2", WorkerMemory(1, 2, 400, 500, 0.75))
+    series = {name: value for name, value in scrape(registry).items() if name.startswith("softprompt_trainer_worker_")}
+    assert sorted(series.values()) == [0.75, 300, 400, 500]
+    for worker in ("w-1", "w-2", "w-3"):
+        metrics.worker_measured("m", worker, None)
+    assert not [name for name in scrape(registry) if name.startswith("softprompt_trainer_worker_")]

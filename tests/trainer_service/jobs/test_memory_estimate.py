@@ -20,7 +20,7 @@ from trainer_service.training.spec import Hyperparameters, PrefixKind, TaskKind,
 
 TEMPLATE = Template(text="In: {input}\nOut:")
 FACTOR = 1.3
-"""Measured on five shapes of two models: the estimate was between 0.91 and 1.02 of the peak."""
+"""Measured on seven shapes of two models: the estimate was between 0.91 and 1.03 of the peak."""
 
 TRAIN = """
 import json, sys
@@ -60,7 +60,7 @@ def spec_for(path: Path, lengths: SampledLengths, **chosen: object) -> Effective
 
 def check(path: Path, repeats: int, **chosen: object) -> None:
     spec = spec_for(path, SampledLengths(longest=1, mean=1, mean_target=4), **chosen)
-    given = {"path": str(path), "spec": spec.training.model_dump(mode="json"), "repeats": repeats, "examples": 12}
+    given = {"path": str(path), "spec": spec.training.model_dump(mode="json"), "repeats": repeats, "examples": 6}
     done = subprocess.run(
         [sys.executable, "-c", TRAIN], input=json.dumps(given), capture_output=True, text=True, timeout=300
     )
@@ -80,7 +80,7 @@ def test_the_peak_of_a_tiny_model_is_mostly_the_process(tiny_model_dir: Path) ->
 
 @pytest.mark.model
 def test_the_peak_of_a_real_model_grows_with_its_weights_and_the_batch(real_model_dir: Path) -> None:
-    check(real_model_dir, 3, num_virtual_tokens=30, batch_size=8)
+    check(real_model_dir, 3, num_virtual_tokens=30, batch_size=6)
 
 
 @pytest.mark.model
@@ -105,10 +105,9 @@ def test_more_of_anything_that_takes_memory_is_estimated_as_more(real_model_dir:
     assert bytes_of(kind=PrefixKind.PREFIX) > least
     assert bytes_of(on_gpu=False) > least + (430 << 20)
     quantised = replace(shape, is_quantised=True, file_bytes=shape.file_bytes // 3)
-    assert estimated_bytes(quantised, spec_for(real_model_dir, lengths), on_gpu=True) is not None
-    assert estimated_bytes(quantised, spec_for(real_model_dir, lengths), on_gpu=True) < estimated_bytes(  # type: ignore[operator]
-        shape, spec_for(real_model_dir, lengths), on_gpu=True
-    )
+    smaller = estimated_bytes(quantised, spec_for(real_model_dir, lengths), on_gpu=True)
+    assert smaller is not None
+    assert smaller < bytes_of(num_virtual_tokens=10)
 
 
 def test_nothing_is_estimated_without_lengths_or_a_readable_model(tiny_model_dir: Path, tmp_path: Path) -> None:
