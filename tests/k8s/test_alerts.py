@@ -24,6 +24,7 @@ from shared.errors import Unavailable
 from shared.security.tokens import hash_token, new_token
 from shared.store import open_store
 from shared.store.layout import blob_key
+from shared.store.usage import COUNTS, HOUR_SECONDS, SegmentId, UsageRecord, UsageSegments, encode_segment
 from softprompt.gateway.server import serve as serve_gateway
 from softprompt.gateway.settings import GatewaySettings
 from tests.inference_service.replica import blob, matrix, publish, refusal
@@ -425,6 +426,25 @@ async def test_old_things_that_can_t_be_removed(faults: Any) -> None:
 
         assert await fault.fires(140, minute) == {"SoftpromptRetentionFails"}
         other.close()
+
+
+async def test_a_tenant_that_uses_up_its_budget(faults: Any, tmp_path: Path) -> None:
+    budget = {"name": "one", "of": "requests", "limit": 1}
+    callers = {"tenants": [{"name": "shop", "budgets": [budget]}], "callers": []}
+    (tmp_path / "callers.json").write_text(json.dumps(callers))
+    store = tmp_path / "prompts"
+    asked = {"callers_file": str(tmp_path / "callers.json"), "store_url": str(store), "usage_seconds": 0.1}
+    async with faults(scripted(), trainer=asked) as fault:
+        hour = int(time.time()) // HOUR_SECONDS * HOUR_SECONDS
+        counts = dict.fromkeys(COUNTS, 1)
+        used = UsageRecord(hour=hour, tenant="shop", caller="app", base_model="tiny", **counts)
+        UsageSegments(open_store(str(store)).backend).publish(SegmentId("0" * 32, 1), encode_segment([used]))
+        await fault.until("softprompt_trainer_budget_used_ratio", 1, budget="one")
+
+        async def minute() -> None:
+            return None
+
+        assert await fault.fires(5, minute) == {"SoftpromptBudgetUsedUp"}
 
 
 async def test_a_webhook_that_refuses_its_events(faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
