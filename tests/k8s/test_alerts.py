@@ -436,7 +436,7 @@ async def test_a_tenant_that_uses_up_its_budget(faults: Any, tmp_path: Path) -> 
     asked = {"callers_file": str(tmp_path / "callers.json"), "store_url": str(store), "usage_seconds": 0.1}
     async with faults(scripted(), trainer=asked) as fault:
         hour = int(time.time()) // HOUR_SECONDS * HOUR_SECONDS
-        counts = dict.fromkeys(COUNTS, 1)
+        counts: dict[str, Any] = dict.fromkeys(COUNTS, 1)
         used = UsageRecord(hour=hour, tenant="shop", caller="app", base_model="tiny", **counts)
         UsageSegments(open_store(str(store)).backend).publish(SegmentId("0" * 32, 1), encode_segment([used]))
         await fault.until("softprompt_trainer_budget_used_ratio", 1, budget="one")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prompttuning.v1 import tuning_pb2 as pb
@@ -94,7 +94,7 @@ async def test_usage_and_budgets(settings: TrainerSettings, tmp_path: Path) -> N
         error = await refused(listed(trainer, OPERATOR, "caller", "caller"))
         assert isinstance(error, InvalidInput)
         assert error.violations[0].field == "by"
-        unknown = pb.ListUsageRequest(by=[99])
+        unknown = pb.ListUsageRequest(by=[cast("Any", 99)])
         assert isinstance(await refused(trainer.tuning.ListUsage(unknown, **by(OPERATOR))), InvalidInput)
         times = pb.ListUsageRequest()
         times.start_time.FromSeconds(253_402_300_799)
