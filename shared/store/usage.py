@@ -137,7 +137,7 @@ class UsageSegments:
         """Write a segment. One that exists was written by an earlier attempt, with the same content."""
         self._backend.create(segment.key, data)
 
-    def list(self) -> list[SegmentId]:
+    def all(self) -> list[SegmentId]:
         """All segments, those of one life in order. Other objects are ignored."""
         found = (_SEGMENT.fullmatch(info.key) for info in self._backend.list(USAGE))
         return sorted(SegmentId(match[1], int(match[2])) for match in found if match)

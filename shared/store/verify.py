@@ -20,6 +20,7 @@ from shared.store.layout import (
     LOG,
     MAX_SNAPSHOT_BYTES,
     SNAPSHOTS,
+    USAGE_REFUSED,
     blob_key,
     digest_in,
     revision_in,
@@ -34,7 +35,7 @@ class Finding:
     """One thing that is not as it should be. A note is no problem, for example a blob that no version names yet."""
 
     kind: str
-    """log, snapshot, alias, blob, manifest or orphan."""
+    """log, snapshot, alias, blob, manifest, orphan or usage."""
     subject: str
     """The version, alias or object."""
     text: str
@@ -89,6 +90,10 @@ def verify_store(
     for prompt in index.prompts.values():
         findings += _aliases(prompt, bad)
     blobs = backend.list(BLOBS)
+    findings += [
+        Finding("usage", info.key, "a trainer could not add this usage; its log says why", is_note=True)
+        for info in backend.list(USAGE_REFUSED)
+    ]
     findings += _orphans(backend, index, grace_seconds)
     if repair and log_is_sound:
         findings = _repaired(backend, findings, grace_seconds)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 import pytest
 from prompttuning.v1 import tuning_pb2 as pb
 
+from shared.store import open_store
+from shared.store.usage import COUNTS, HOUR_SECONDS, SegmentId, UsageRecord, UsageSegments, encode_segment
 from tests.k8s.alert_jobs import ended, job_that, scripted
 from tests.trainer_service.conftest import NoWorkers
 from tests.trainer_service.requests import create_job, first_step
@@ -197,3 +201,22 @@ async def test_a_webhook_that_refuses_its_events(faults: Any, tmp_path: Path, mo
 
             await minute()
             assert await fault.fires(60, minute) == {"SoftpromptWebhooksGivenUp"}
+
+
+async def test_a_tenant_that_uses_up_its_budget(faults: Any, tmp_path: Path) -> None:
+    budget = {"name": "one", "of": "requests", "limit": 1}
+    callers = {"tenants": [{"name": "shop", "budgets": [budget]}], "callers": []}
+    (tmp_path / "callers.json").write_text(json.dumps(callers))
+    store = tmp_path / "prompts"
+    asked = {"callers_file": str(tmp_path / "callers.json"), "store_url": str(store), "usage_seconds": 0.1}
+    async with faults(scripted(), trainer=asked) as fault:
+        hour = int(time.time()) // HOUR_SECONDS * HOUR_SECONDS
+        counts: dict[str, Any] = dict.fromkeys(COUNTS, 1)
+        used = UsageRecord(hour=hour, tenant="shop", caller="app", base_model="tiny", **counts)
+        UsageSegments(open_store(str(store)).backend).publish(SegmentId("0" * 32, 1), encode_segment([used]))
+        await fault.until("softprompt_trainer_budget_used_ratio", 1, budget="one")
+
+        async def minute() -> None:
+            return None
+
+        assert await fault.fires(5, minute) == {"SoftpromptBudgetUsedUp"}

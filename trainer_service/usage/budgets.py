@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from shared.caller import Budget, Tenant
 from shared.store.usage import UsedUp
@@ -31,7 +32,7 @@ class Budgets:
     def _status(self, tenant: Tenant, budget: Budget) -> BudgetStatus:
         start, end = period(budget.per, datetime.fromtimestamp(self._clock(), UTC))
         used = self._ledger.used(tenant.name, budget, int(start.timestamp()), int(end.timestamp()))
-        about = {"of": budget.of, "limit": budget.limit, "per": budget.per}
+        about: dict[str, Any] = {"of": budget.of, "limit": budget.limit, "per": budget.per}
         return BudgetStatus(tenant.name, budget.name, used=used, is_hard=budget.hard, reset_time=end, **about)
 
 

@@ -90,10 +90,10 @@ class UsageLedger:
 
     def used(self, tenant: str, budget: Budget, first_hour: int, end_hour: int) -> float:
         """What the tenant has used of what the budget counts."""
-        total = sum(func.coalesce(func.sum(rows.c[name]), 0) for name in _BUDGETED.get(budget.of, (budget.of,)))
-        query = select(total).where(rows.c.tenant == tenant, rows.c.hour >= first_hour, rows.c.hour < end_hour)
+        total = [func.sum(rows.c[name]) for name in _BUDGETED.get(budget.of, (budget.of,))]
+        query = select(*total).where(rows.c.tenant == tenant, rows.c.hour >= first_hour, rows.c.hour < end_hour)
         with self._database.read() as connection:
-            return float(connection.scalar(query) or 0)
+            return float(sum(number or 0 for number in connection.execute(query).one()))
 
     def remove_before(self, hour: int) -> int:
         """Removes older rows, and journals that ended long ago. Returns the number of rows."""
@@ -108,8 +108,8 @@ class UsageLedger:
 
 
 def _row(row: Mapping[Any, Any], by: Sequence[UsageDimension]) -> UsageRow:
-    about = {dimension.value.lower(): row[_COLUMNS[dimension].name] for dimension in by}
+    about: dict[str, Any] = {dimension.value.lower(): row[_COLUMNS[dimension].name] for dimension in by}
     if "hour" in about:
         about["hour"] = to_datetime(about["hour"])
-    sums = {name: float(row[name]) if name == "worker_seconds" else int(row[name]) for name in _SUMS}
+    sums: dict[str, Any] = {name: float(row[name]) if name == "worker_seconds" else int(row[name]) for name in _SUMS}
     return UsageRow(**about, **sums)

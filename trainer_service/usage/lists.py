@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from shared.caller import Caller, Role, Tenant, current_caller
 from shared.errors import InvalidInput, PermissionDenied
 from shared.process.call_pool import CallPool
-from shared.security.page_tokens import ListScope, PageTokens
+from shared.security.page_tokens import Json, ListScope, PageTokens
 from shared.store.usage import HOUR_SECONDS
 from shared.values.usage import UsageDimension, UsageFilter, UsagePage, UsageQuery, UsageRow
 from trainer_service.usage.budgets import Budgets
@@ -39,7 +39,7 @@ class UsageLists:
         filter = _filter(query, caller)
         start = query.start_time.isoformat() if query.start_time else ""
         end = query.end_time.isoformat() if query.end_time else ""
-        asked = {"by": [*map(str, filter.by)], "tenant": query.tenant, "start": start, "end": end}
+        asked: dict[str, Json] = {"by": [*map(str, filter.by)], "tenant": query.tenant, "start": start, "end": end}
         scope = ListScope("ListUsage", caller, asked)
         cursor = self._tokens.open(query.page_token, scope)
         after = json.loads(cursor) if cursor else ()

@@ -41,14 +41,14 @@ class UsageObserver(Protocol):
 class UsageFolding:
     """Adds segments. Blocks."""
 
-    def __init__(self, ledger: UsageLedger, backend: ObjectBackend) -> None:
-        self._ledger, self._segments = ledger, UsageSegments(backend)
+    def __init__(self, ledger: UsageLedger, segments: UsageSegments) -> None:
+        self._ledger, self._segments = ledger, segments
 
     def fold(self) -> tuple[int, int]:
         """Adds all segments and removes them. Returns the numbers of added and refused ones. Raises Unavailable."""
         folded = refused = 0
         numbers = dict(self._ledger.next_numbers())
-        for segment in self._segments.list():
+        for segment in self._segments.all():
             if segment.number < numbers.get(segment.life, 0):
                 self._segments.remove(segment)  # its trainer was killed before it removed it
                 continue
@@ -99,7 +99,7 @@ class UsageRounds:
         """`on_used_up` gets the used-up budgets of each round, in the pool's thread; `keep_days` 0: for ever."""
         self._ledger, self._budgets, self._backend, self._pool = ledger, budgets, backend, pool
         self._tenants, self._observer, self._on_used_up = tenants, observer, on_used_up
-        self._folding = UsageFolding(ledger, backend)
+        self._folding = UsageFolding(ledger, UsageSegments(backend))
         self._seconds, self._keep_days = seconds, keep_days
 
     async def run(self) -> None:

@@ -1,0 +1,167 @@
+"""Segments are added exactly once, whatever dies between the steps, and bad ones stop nothing."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from shared.caller import Budget, Tenant
+from shared.errors import Overloaded
+from shared.store.layout import USAGE, USAGE_REFUSED
+from shared.store.memory import MemoryBackend
+from shared.store.usage import (
+    HOUR_SECONDS,
+    SegmentId,
+    UsageRecord,
+    UsageSegments,
+    encode_segment,
+    read_used_up,
+    write_used_up,
+)
+from shared.values.usage import UsageDimension, UsageFilter, UsageRow
+from trainer_service.database.database import Database
+from trainer_service.usage.budgets import Budgets, used_up
+from trainer_service.usage.ledger import UsageLedger
+from trainer_service.usage.rounds import UsageFolding
+
+HOUR = int(time.time()) // HOUR_SECONDS * HOUR_SECONDS
+LIFE = "0" * 31 + "1"
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class DyingSegments(UsageSegments):
+    """Dies instead of removing a folded segment."""
+
+    def remove(self, segment: SegmentId) -> None:
+        raise Killed
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[UsageLedger]:
+    url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres").create_database(f"test_{uuid.uuid4().hex}")
+    database = Database(url)
+    yield UsageLedger(database)
+    database.close()
+
+
+def record(**changes: Any) -> UsageRecord:
+    values = {"hour": HOUR, "tenant": "shop", "caller": "app", "prompt": "tone", "version": 1, "base_model": "tiny"}
+    counts = {"requests": 1, "input_tokens": 10, "virtual_tokens": 4, "cached_tokens": 3, "generated_tokens": 5}
+    return UsageRecord(**{**values, **counts, **changes})
+
+
+def rows_of(ledger: UsageLedger, *by: UsageDimension, **filter: Any) -> list[UsageRow]:
+    return ledger.list(UsageFilter(HOUR, HOUR + HOUR_SECONDS, by, **filter), 100)
+
+
+def publish(backend: MemoryBackend, number: int, *records: UsageRecord, life: str = LIFE) -> SegmentId:
+    segment = SegmentId(life, number)
+    UsageSegments(backend).publish(segment, encode_segment(records))
+    return segment
+
+
+def test_a_segment_counts_once_whatever_dies(ledger: UsageLedger) -> None:
+    backend = MemoryBackend()
+    folding = UsageFolding(ledger, UsageSegments(backend))
+    publish(backend, 1, record(), record(), record(caller="other"))
+    dying = UsageFolding(ledger, DyingSegments(backend))
+    with pytest.raises(Killed):  # after the transaction, before the removal
+        dying.fold()
+    assert len(backend.list(USAGE)) == 1
+    assert folding.fold() == (0, 0)
+    assert backend.list(USAGE) == []
+    publish(backend, 1, record(), record(), record(caller="other"))  # its replica died before it removed its file
+    publish(backend, 2, record())
+    assert folding.fold() == (1, 0)
+    (total,) = rows_of(ledger)
+    assert (total.requests, total.input_tokens, total.generated_tokens) == (4, 40, 20)
+    by_caller = rows_of(ledger, UsageDimension.CALLER)
+    assert [(row.caller, row.requests) for row in by_caller] == [("app", 3), ("other", 1)]
+    assert not ledger.fold(SegmentId(LIFE, 1), [record()])
+
+
+def test_a_list_that_was_read_during_a_publication_loses_no_segment(ledger: UsageLedger) -> None:
+    backend = MemoryBackend()
+    listed = publish(backend, 2, record())
+    publish(backend, 1, record())
+
+    class Partial(UsageSegments):
+        def all(self) -> list[SegmentId]:
+            return [listed]
+
+    assert UsageFolding(ledger, Partial(backend)).fold() == (0, 0)
+    assert UsageFolding(ledger, UsageSegments(backend)).fold() == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"not json",
+        b'{"hour": 1}',
+        record().model_dump_json().replace('"requests":1', '"requests":-1').encode(),
+        record().model_dump_json().replace('"requests":1', f'"requests":{2**63}').encode(),
+        record().model_dump_json().replace('"requests":1', '"requests":NaN').encode(),
+        record().model_dump_json().replace('"shop"', '"a\\u0000b"').encode(),
+        record().model_dump_json().replace('"shop"', '"\\ud800"').encode(),
+        record().model_dump_json().replace('"app"', f'"{"x" * 201}"').encode(),
+        record().model_dump_json().replace(str(HOUR), str(HOUR + 10 * 86_400)).encode(),
+        record().model_dump_json().replace(str(HOUR), str(HOUR + 1)).encode(),
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
+)
+def test_a_bad_segment_is_set_aside_and_stops_nothing(line: bytes, tmp_path: Any) -> None:
+    database, backend = Database(f"sqlite:///{tmp_path / 'jobs.sqlite3'}"), MemoryBackend()
+    ledger = UsageLedger(database)
+    backend.create(SegmentId(LIFE, 1).key, encode_segment([record()]) + line + b"\n")
+    publish(backend, 1, record(), life="f" * 32)
+    assert UsageFolding(ledger, UsageSegments(backend)).fold() == (1, 1)
+    assert [row.requests for row in rows_of(ledger)] == [1]
+    assert [info.key for info in backend.list(USAGE_REFUSED)] == [f"{USAGE_REFUSED}{LIFE}-000000001.jsonl"]
+    assert UsageFolding(ledger, UsageSegments(backend)).fold() == (0, 0)
+    database.close()
+
+
+def test_an_oversized_segment_is_set_aside(ledger: UsageLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.store.usage.MAX_USAGE_BYTES", 100)
+    backend = MemoryBackend()
+    publish(backend, 1, record())
+    assert UsageFolding(ledger, UsageSegments(backend)).fold() == (0, 1)
+    assert len(backend.list(USAGE_REFUSED)) == 1
+
+
+def test_callers_see_only_prompts_that_they_may_use(ledger: UsageLedger) -> None:
+    ledger.fold(SegmentId(LIFE, 1), [record(), record(prompt="secret"), record(prompt=""), record(tenant="bank")])
+    assert [row.prompt for row in rows_of(ledger, UsageDimension.PROMPT, tenant="shop", visible_to=("to*",))] == [
+        "tone"
+    ]
+    assert [row.tenant for row in rows_of(ledger, UsageDimension.TENANT)] == ["bank", "shop"]
+    by = (UsageDimension.PROMPT, UsageDimension.HOUR)
+    filter = UsageFilter(HOUR, HOUR + 1, by)
+    (first,) = ledger.list(filter, 1)
+    rest = ledger.list(filter, 10, [first.prompt, HOUR])
+    assert [first.prompt, *(row.prompt for row in rest)] == ["", "secret", "tone"]
+
+
+def test_a_hard_budget_is_used_up_until_it_resets(ledger: UsageLedger) -> None:
+    soft, hard = Budget("soft", "requests", 1), Budget("hard", "tokens", 15, "day", hard=True)
+    tenant, budgets, backend = Tenant("shop", budgets=(soft, hard)), Budgets(ledger), MemoryBackend()
+    ledger.fold(SegmentId(LIFE, 1), [record(generated_tokens=4)])
+    budgets.check(tenant)
+    ledger.fold(SegmentId(LIFE, 2), [record(requests=0, input_tokens=0, generated_tokens=1)])
+    with pytest.raises(Overloaded, match="'hard' is used up; it resets at") as raised:
+        budgets.check(tenant)
+    assert 0 < raised.value.retry_after_seconds <= 86_400
+    write_used_up(backend, used_up(budgets.statuses([tenant, Tenant("bank", budgets=(hard,))])))
+    assert {name: found.budget for name, found in read_used_up(backend).items()} == {"shop": "hard"}
+    budgets_tomorrow = Budgets(ledger, lambda: time.time() + 86_400)
+    budgets_tomorrow.check(tenant)
