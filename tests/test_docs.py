@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import tokenize
 from pathlib import Path
@@ -117,3 +118,28 @@ def test_the_docstring_of_a_package_names_modules_that_exist(package: str) -> No
     places = [Path(package), Path(package).parent, Path(package.split("/")[0]), Path(), Path("protos")]
     names = [name.replace(".", "/") for name in re.findall(r"`([a-z_]\w*(?:\.\w+)*)`", docstring) if name.islower()]
     assert not [name for name in names if not any(exists(f"{place}/{name}") for place in places)]
+
+
+def test_the_table_of_examples_has_the_measured_figures() -> None:
+    """Of the README, from the results of `softprompt example`."""
+    measured = json.loads(text_of("benchmarks/results/examples.json")).values()
+    rows = [
+        line
+        for line in text_of("README.md").splitlines()
+        if " held out) | " in line or re.search(r" \+ \d+\) \| ", line)
+    ]
+    found = {tuple(re.findall(r"\d+(?:\.\d+)?", re.sub(r"0 to 100 ", "", row))) for row in rows}
+    assert found == {
+        (
+            str(one["num_train"]),
+            str(one["num_held_out"]),
+            *(
+                f"{value * (1 if one['metric'] == 'chrf' else 100):.1f}"
+                for value in (
+                    *(rival["value"] for rival in one["rivals"]),
+                    *map(one["tuned"].get, ("value", "low", "high")),
+                )
+            ),
+        )
+        for one in measured
+    }

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared.text.counted import counted
 from softprompt.cli.data import (
     LabelsOption,
     label_set,
@@ -70,7 +71,8 @@ def list_(
     show(made if found else "no datasets")
     if found:
         shown = f"the largest {len(found)} of " if len(found) < len(stored) else ""
-        show(f"{shown}{len(stored)} datasets, {sum(dataset.size_bytes for dataset in stored)} bytes together")
+        together = sum(dataset.size_bytes for dataset in stored)
+        show(f"{shown}{counted(len(stored), 'dataset')}, {together} bytes together")
 
 
 @app.command("show", epilog=example(f"softprompt datasets show sha256-{'ab' * 32}"))

@@ -26,9 +26,9 @@ def after_start(endpoints: Mapping[str, str]) -> list[str]:
     """Three commands for a second terminal. `endpoints` by variable; those that are not the default are exported."""
     changed = {name: address for name, address in endpoints.items() if address != _DEFAULTS.get(name)}
     exports = [f"export {name}={shlex.quote(address)}" for name, address in changed.items()]
-    return [
-        *exports,
-        f"softprompt init {FILE}                            # a file of examples to change",
-        f"softprompt tune {FILE} --prompt {PROMPT}        # train and publish",
-        f"softprompt chat {PROMPT}                                 # ask it",
-    ]
+    steps = (
+        (f"softprompt init {FILE}", "a file of examples to change"),
+        (f"softprompt tune {FILE} --prompt {PROMPT}", "train and publish"),
+        (f"softprompt chat {PROMPT}", "ask it"),
+    )
+    return [*exports, *(f"{command:<58}# {about}" for command, about in steps)]

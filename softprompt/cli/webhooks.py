@@ -59,7 +59,7 @@ def retry(name: NameArgument, as_json: JsonOption = False, trainer: TrainerOptio
     if as_json:
         print_json({"num_deliveries": repeated})
     else:
-        show(f"{repeated} deliveries are repeated")
+        show("1 delivery is repeated" if repeated == 1 else f"{repeated} deliveries are repeated")
 
 
 def _show_failed(failed: list[tuple[Webhook, DeadLetter]]) -> None:

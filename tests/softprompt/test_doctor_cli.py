@@ -273,6 +273,7 @@ def test_misspelt_commands_and_options_are_suggested(cli: CliRunner) -> None:
 def test_three_commands_follow_a_start() -> None:
     usual = {"SOFTPROMPT_TRAINER": "127.0.0.1:50051", "SOFTPROMPT_INFERENCE": "127.0.0.1:50052"}
     assert [line.split()[1] for line in after_start(usual)] == ["init", "tune", "chat"]
+    assert {line.index("#") for line in after_start(usual)} == {58}
     other = after_start({**usual, "SOFTPROMPT_TRAINER": "127.0.0.1:7"})
     assert other[0] == "export SOFTPROMPT_TRAINER=127.0.0.1:7"
     assert len(other) == 4
