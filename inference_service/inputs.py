@@ -12,12 +12,12 @@ from typing import TypeVar
 
 from inference_service.limits import MAX_SHOWN_VIOLATIONS
 from shared.errors import FieldViolation, InvalidInput
+from shared.location import Location
 from shared.names import PromptReference
 from shared.process.call_pool import CallPool
 from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template
 from shared.text.truncation import fit_messages, fit_text
 from shared.values.generation import TokenIds
-from shared.values.location import Location
 
 Encoded = TypeVar("Encoded")
 _MAX_WAIT_SECONDS = 600.0

@@ -20,11 +20,11 @@ from inference_service.limits import (
     RequestLimits,
 )
 from shared.errors import InvalidInput
+from shared.location import Location
 from shared.names import PromptReference
 from shared.text.template import ROLES
 from shared.values.enums import TemplateFormat
 from shared.values.generation import GenerationInput, TokenIds
-from shared.values.location import Location
 from shared.values.message import Message
 from shared.values.sampling import Sampling
 from shared.values.template import Template

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from shared.values.location import Location, Move
+from shared.location import Location, Move
 
 
 class SoftPromptError(Exception):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from shared.errors import FieldViolation, InvalidInput, SoftPromptError
-from shared.values.location import Location, Move
+from shared.location import Location, Move
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InvalidInput
-from shared.values.location import Location
+from shared.location import Location
 from shared.violations import moved
 from softprompt.data.examples import ExampleReader
 from softprompt.data.files import file_rows

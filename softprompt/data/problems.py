@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from shared.errors import FieldViolation, InvalidInput
-from shared.values.location import Location
+from shared.location import Location
 
 _PLACES_SHOWN = 3
 _KINDS_SHOWN = 5

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.values.location import Location
+from shared.location import Location
 from softprompt.data.problems import Unusable
 
 MAX_BYTES = 4 << 30

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 from shared.errors import InvalidInput
+from shared.location import Location
 from shared.process.call_pool import CallPool
-from shared.values.location import Location
 from trainer_service.training.data.places import DATASET
 
 _HEADERS = ({"input", "output"}, {"input", "label"})

@@ -9,9 +9,9 @@ from typing import Protocol
 
 from shared.caller import Tenant
 from shared.errors import InvalidInput
+from shared.location import Location
 from shared.values.enums import TooLong
 from shared.values.example import Example
-from shared.values.location import Location
 from shared.values.spec import TuningSpec, is_uri
 from shared.violations import moved
 from trainer_service.datasets.tenant_datasets import TenantDatasets

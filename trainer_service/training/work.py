@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.prompt.prefix import PrefixInput
 from trainer_service.training.attention.packing import Row
-from trainer_service.training.distillation.targets import TeacherTargets
+from trainer_service.training.teacher_targets import TeacherTargets
 from trainer_service.training.trainee import Trainee
 
 

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import DamagedBlob, DeadlineExceeded, InvalidInput, NotFound, Unavailable
+from shared.location import Location
 from shared.text.template import Message
-from shared.values.location import Location
 from shared.violations import moved
 from trainer_service.datasets import chunks as chunks_module
 from trainer_service.datasets.roots import DatasetRoots

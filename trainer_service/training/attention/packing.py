@@ -23,7 +23,7 @@ import torch
 
 from shared.kernels.ops import Spans
 from shared.prompt.prefix import PrefixInput
-from trainer_service.training.distillation.targets import TeacherTargets
+from trainer_service.training.teacher_targets import TeacherTargets
 
 PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
 ITEM_TOKENS = 64

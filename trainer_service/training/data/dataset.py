@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, NoReturn
 
 from shared.errors import FieldViolation, InvalidInput
-from shared.values.location import Location
+from shared.location import Location
 from shared.values.message import Message
 from trainer_service.training.data.encoding import EncodedDataset, encode_dataset
 from trainer_service.training.data.example_lines import stored_example

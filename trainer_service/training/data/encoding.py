@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import FieldViolation, InvalidInput
+from shared.location import Location
 from shared.text.template import InputEncoder
 from shared.text.truncation import fit_messages, fit_text
-from shared.values.location import Location
 from shared.values.results import EncodingStatistics
 from shared.violations import moved
 from trainer_service.training.data.example_lines import Selection
@@ -25,7 +25,7 @@ from trainer_service.training.data.token_rows import MAX_REPORTED, OnProgress, T
 from trainer_service.training.spec import Example, TaskKind, TooLong, TrainingSpec
 
 if TYPE_CHECKING:
-    from trainer_service.training.distillation.targets import TeacherTargets
+    from trainer_service.training.teacher_targets import TeacherTargets
 
 _FEW = 3
 """Up to this many examples that are too long are reported without a summary."""

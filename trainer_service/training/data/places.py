@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from shared.values.location import Location, Move
+from shared.location import Location, Move
 
 DATASET, VALIDATION = "dataset", "validation dataset"
 

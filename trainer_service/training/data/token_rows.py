@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import FieldViolation, InvalidInput
+from shared.location import Location
 from shared.text.template import InputEncoder
-from shared.values.location import Location
 from trainer_service.training.data.example_lines import ExampleLines
 from trainer_service.training.spec import Example
 

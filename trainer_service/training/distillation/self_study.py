@@ -23,9 +23,9 @@ from trainer_service.training.data.encoding import EncodedDataset, EncodedExampl
 from trainer_service.training.data.places import DATASET, in_dataset
 from trainer_service.training.distillation.continuations import Continuations, common_beginning
 from trainer_service.training.distillation.requests import question_of, request_for
-from trainer_service.training.distillation.targets import TeacherTargets
 from trainer_service.training.distillation.texts import QUESTION_TOKENS, TeacherEncoder, check_lengths, texts_of
 from trainer_service.training.spec import Example, TrainingSpec
+from trainer_service.training.teacher_targets import TeacherTargets
 from trainer_service.training.work import CallWork, RowScore, ScoreWork, Work
 
 MAX_BATCH, MAX_BATCH_TOKENS = 16, 8192

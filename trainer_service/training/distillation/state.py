@@ -9,7 +9,7 @@ import torch
 
 from shared.errors import DamagedBlob
 from trainer_service.training.distillation.self_study import SelfStudy, StudiedRow
-from trainer_service.training.distillation.targets import TeacherTargets
+from trainer_service.training.teacher_targets import TeacherTargets
 
 _PREFIX = "study."
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from shared.errors import FieldViolation, InvalidInput
+from shared.location import Location
 from shared.text.template import InputEncoder, Message, TemplateFormat
-from shared.values.location import Location
 from shared.values.spec import (
     DEFAULT_ANSWER_TOKENS,
     DEFAULT_QUESTIONS,

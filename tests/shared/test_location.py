@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import FieldViolation, InvalidInput
-from shared.values.location import Location
+from shared.location import Location
 from shared.violations import moved
 
 NAMES = st.text("abz_0", min_size=1, max_size=5)

@@ -12,9 +12,9 @@ from tests.trainer_service.training.tasks import task
 from trainer_service.training.attention.forward import PlainForward, choose_forward
 from trainer_service.training.attention.packing import Row, Segment
 from trainer_service.training.compute import backward, score
-from trainer_service.training.distillation.targets import TOP, top_divergence, top_targets
 from trainer_service.training.recipe.leaves import new_leaves
 from trainer_service.training.spec import Init, InitMethod
+from trainer_service.training.teacher_targets import TOP, top_divergence, top_targets
 from trainer_service.training.trainee import Candidate, Trainee
 from trainer_service.training.work import ScoreWork, TrainPart
 
