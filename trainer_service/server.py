@@ -168,10 +168,14 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     budgets = Budgets(usage)
 
     def estimate_memory(spec: EffectiveSpec) -> int | None:
-        shape = models.get(spec.base_model.id).shape
+        shape, entry = models.get(spec.base_model.id).shape, settings.models.entries.get(spec.base_model.id)
         if shape is None:
             return None
-        return estimated_bytes(shape, spec, on_gpu=settings.expects_gpu, dtype=settings.dtype)
+        on_gpu, dtype = settings.expects_gpu, settings.dtype
+        if entry is not None:
+            on_gpu = on_gpu if entry.workers.num_gpus is None else entry.workers.num_gpus > 0
+            dtype = entry.dtype or dtype
+        return estimated_bytes(shape, spec, on_gpu=on_gpu, dtype=dtype)
 
     jobs = JobManager(
         job_store,
