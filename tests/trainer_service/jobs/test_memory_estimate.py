@@ -92,7 +92,7 @@ def test_more_of_anything_that_takes_memory_is_estimated_as_more(real_model_dir:
 
     def bytes_of(lengths: SampledLengths = lengths, *, on_gpu: bool = True, **chosen: object) -> int:
         given: dict[str, object] = {"num_virtual_tokens": 20, "batch_size": 8, **chosen}
-        found = estimated_bytes(shape, spec_for(real_model_dir, lengths, **given), on_gpu=on_gpu)  # type: ignore[arg-type]
+        found = estimated_bytes(shape, spec_for(real_model_dir, lengths, **given), on_gpu=on_gpu)
         assert found is not None
         return found
 
