@@ -148,6 +148,8 @@ def _putter(descriptor: Descriptor) -> Putter:
     def list_put(message: Any, content: Any, path: str) -> None:
         if isinstance(content, str):
             raise TypeError("a list is expected, not one text")
+        if descriptor.enum_type is not None:
+            content = [enum_number(descriptor.enum_type, value) for value in content]
         getattr(message, name).extend(content)
 
     def time_put(message: Any, content: Any, path: str) -> None:
