@@ -155,6 +155,8 @@ def _putter(descriptor: Descriptor) -> Putter:
     def list_put(message: Any, content: Any, path: str) -> None:
         if isinstance(content, str):
             raise TypeError("a list is expected, not one text")
+        if descriptor.enum_type is not None:
+            content = [enum_number(descriptor.enum_type, value) for value in content]
         elements = getattr(message, name)
         for index, element in enumerate(content):
             _append(elements, element, f"{_below(path, name)}[{index}]")

@@ -62,7 +62,7 @@ def usage(
     columns = ["base_model" if name == "model" else name for name in names]
     first, last = _time("--from", start), _time("--to", end)
     with open_client(trainer) as client:
-        found = client.list_usage(*columns, start=first, end=last, tenant=tenant)
+        found = client.list_usage(columns, start=first, end=last, tenant=tenant)
         budgets = [] if as_csv or as_json else client.list_budgets(tenant)
     if as_csv:
         _print_csv(found, columns)

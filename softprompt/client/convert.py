@@ -32,7 +32,7 @@ def usage_query(
 ) -> UsageQuery:
     """The request for usage. Raises InvalidInput for an unknown dimension."""
     found = []
-    for name in by:
+    for name in [by] if isinstance(by, str) else by:
         if str(name).upper() not in UsageDimension.__members__:
             raise InvalidInput.of("by", f"{name!r} is not one of {', '.join(UsageDimension).lower()}")
         found.append(UsageDimension[str(name).upper()])

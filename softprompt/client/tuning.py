@@ -246,7 +246,8 @@ class TuningMethods(DatasetMethods, JobFollowing):
 
     async def list_usage(
         self,
-        *by: UsageDimension | str,
+        by: Sequence[UsageDimension | str] = (),
+        *,
         start: datetime | None = None,
         end: datetime | None = None,
         tenant: str = "",

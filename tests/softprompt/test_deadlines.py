@@ -83,6 +83,7 @@ async def everything(client: AsyncClient, directory: Path) -> AsyncIterator[Any]
     yield client.list_webhooks()
     yield client.test_webhook("ci")
     yield client.retry_webhook("ci")
+    yield client.list_usage(["tenant"])
     yield client.list_prompts()
     yield client.get_prompt("tone")
     yield client.list_versions("tone")

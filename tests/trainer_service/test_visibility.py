@@ -212,6 +212,7 @@ async def test_what_another_tenant_has_is_as_if_it_did_not_exist(pair: Pair) -> 
     assert everything == asked | for_administrators | {
         "UploadDataset",
         "ListDatasets",
+        "ListUsage",
         "GetServiceInfo",
         "WatchPrompts",
     }

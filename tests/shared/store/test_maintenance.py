@@ -97,7 +97,7 @@ def test_a_step_that_fails_leaves_the_others_to_be_done() -> None:
     assert report.failures == {"log": "the store does not answer"}
     assert (report.versions_deleted, report.blobs_removed) == (2, 2)
     faulty.unavailable = True
-    assert set(maintain(store, AT_ONCE).failures) == {"retention", "log", "blobs", "replicas", "leftovers"}
+    assert set(maintain(store, AT_ONCE).failures) == {"retention", "log", "blobs", "replicas", "leftovers", "usage"}
 
 
 def test_it_stops_on_request(local_store: PromptStore) -> None:

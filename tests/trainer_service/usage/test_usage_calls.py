@@ -16,6 +16,8 @@ from shared.store import open_store
 from shared.store.usage import SegmentId, UsageSegments, encode_segment, read_used_up
 from shared.values.usage import UsageRow
 from softprompt.cli import usage as command
+from softprompt.client.async_client import AsyncClient
+from softprompt.client.security import ClientSecurity
 from softprompt.client.sync_client import Client
 from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import tuning_spec
@@ -84,6 +86,9 @@ async def test_usage_and_budgets(settings: TrainerSettings, tmp_path: Path) -> N
         assert [row.tenant for row in (await listed(trainer, BANK, "tenant")).usage] == ["bank"]
         assert isinstance(await refused(listed(trainer, BANK, tenant="shop")), PermissionDenied)
 
+        async with AsyncClient(f"127.0.0.1:{trainer.port}", security=ClientSecurity(token=SHOP)) as client:
+            (mine,) = await client.list_usage(["tenant"], start=datetime(2026, 1, 1, tzinfo=UTC))
+            assert (mine.tenant, mine.jobs) == ("shop", 1)
         token, names = "", []
         while True:
             page = await listed(trainer, OPERATOR, "caller", "hour", page_size=1, page_token=token)
@@ -105,7 +110,7 @@ def test_csv_has_all_columns_and_no_formulas(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [UsageRow(hour=datetime(2030, 1, 31, 12, tzinfo=UTC), caller='=cmd|"x",', requests=2, worker_seconds=1.5)]
-    monkeypatch.setattr(Client, "list_usage", lambda self, *by, **options: rows)
+    monkeypatch.setattr(Client, "list_usage", lambda self, by, **options: rows)
     command.usage(start="2030-01-31", end=None, by=["hour", "caller"], as_csv=True)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split(",")[:4] == ["hour", "caller", "requests", "input_tokens"]
