@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 8 << 20
 """A file is closed at this size, also while the store is unavailable."""
-MAX_JOURNAL_BYTES = 1 << 30
+MAX_JOURNAL_BYTES = 256 << 20
 """Of the files that wait for the store. Further records are lost and counted."""
 _CLOSE_SECONDS = 2.0
 _LIFE = re.compile("[0-9a-f]{32}")
@@ -204,8 +204,8 @@ class ReplicaUsage:
         self._journal.close()
 
     def _exchange(self) -> None:
-        self._used_up = read_used_up(self._backend)
         self._journal.publish(self._segments)
+        self._used_up = read_used_up(self._backend)  # last: if it is damaged, usage must still arrive
 
 
 def _whole(data: bytes) -> Iterator[UsageRecord]:

@@ -194,7 +194,7 @@ def write_used_up(backend: ObjectBackend, tenants: Mapping[str, UsedUp]) -> None
     try:
         before = backend.get(BUDGETS_KEY, MAX_SMALL_BYTES * 64)
     except DamagedBlob:
-        before = None
+        before = b""
     if before != data and (tenants or before is not None):
         backend.put(BUDGETS_KEY, data)
 

@@ -9,7 +9,7 @@ from typing import Any
 from prompttuning.v1 import tuning_pb2
 
 from shared.errors import NotFound, PermissionDenied, Unimplemented
-from shared.values.location import Location
+from shared.location import Location
 from shared.violations import moved
 from shared.wire.mirror import fill, read
 from softprompt.client.connection import Connection
