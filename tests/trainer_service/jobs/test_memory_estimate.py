@@ -20,7 +20,7 @@ from trainer_service.training.spec import Hyperparameters, PrefixKind, TaskKind,
 
 TEMPLATE = Template(text="In: {input}\nOut:")
 FACTOR = 1.3
-"""Measured on seven shapes of two models: the estimate was between 0.91 and 1.03 of the peak."""
+"""Seen: estimates of 0.93 times the peak for the tiny model, and 1.03 times for SmolLM2-135M."""
 
 TRAIN = """
 import json, sys
