@@ -14,13 +14,12 @@ if TYPE_CHECKING:
     from softprompt.client.async_client import AsyncClient as AsyncClient
     from softprompt.client.chat import AsyncChat as AsyncChat
     from softprompt.client.chat import Chat as Chat
+    from softprompt.client.retraining_plan import PlannedRetraining as PlannedRetraining
+    from softprompt.client.retraining_plan import RetrainingPlan as RetrainingPlan
     from softprompt.client.security import ClientSecurity as ClientSecurity
     from softprompt.client.stream import GenerationStream as GenerationStream
     from softprompt.client.stream import SyncGenerationStream as SyncGenerationStream
     from softprompt.client.sync_client import Client as Client
-    from softprompt.data.prepare import PreparedData as PreparedData
-    from softprompt.retraining import PlannedRetraining as PlannedRetraining
-    from softprompt.retraining import RetrainingPlan as RetrainingPlan
     from softprompt.types.common import BaseModelInfo as BaseModelInfo
     from softprompt.types.common import Comparison as Comparison
     from softprompt.types.common import Guide as Guide
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from softprompt.types.common import TemplateFormat as TemplateFormat
     from softprompt.types.data import Data as Data
     from softprompt.types.data import Example as Example
+    from softprompt.types.data import PreparedData as PreparedData
     from softprompt.types.datasets import DatasetStatistics as DatasetStatistics
     from softprompt.types.datasets import StoredDataset as StoredDataset
     from softprompt.types.datasets import UploadedDataset as UploadedDataset
@@ -121,10 +121,9 @@ _MODULES = {
     "softprompt.client.security": "ClientSecurity",
     "softprompt.client.stream": "GenerationStream SyncGenerationStream",
     "softprompt.client.sync_client": "Client",
-    "softprompt.data.prepare": "PreparedData",
-    "softprompt.retraining": "PlannedRetraining RetrainingPlan",
+    "softprompt.client.retraining_plan": "PlannedRetraining RetrainingPlan",
     "softprompt.types.common": "BaseModelInfo Comparison Guide Message Sampling Template TemplateFormat",
-    "softprompt.types.data": "Data Example",
+    "softprompt.types.data": "Data Example PreparedData",
     "softprompt.types.datasets": "DatasetStatistics StoredDataset UploadedDataset",
     "softprompt.types.events": "CheckpointStored Evaluated JobEvent Note ProgressMade StateChanged",
     "softprompt.types.generation": (

@@ -18,7 +18,7 @@ from softprompt.cli.output import stderr
 from softprompt.types.data import Data
 
 if TYPE_CHECKING:
-    from softprompt.data.prepare import PreparedData
+    from softprompt.types.data import PreparedData
     from softprompt.types.datasets import DatasetStatistics
 
 PANEL = "Data"

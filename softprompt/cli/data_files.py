@@ -120,8 +120,8 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Write the examples in another format: with the columns input and output, input and label, or messages."""
-    from softprompt.data.prepare import PreparedData
     from softprompt.data.writing import STANDARD_OUTPUT, check_output, format_of, write_rows
+    from softprompt.types.data import PreparedData
 
     check_output(to, overwrite)
     chosen = format_of(to, format)

@@ -86,8 +86,7 @@ def _changes(
     from dataclasses import replace
 
     from softprompt.cli.data import read_examples
-    from softprompt.data.prepare import VALIDATION_DATASET
-    from softprompt.types.data import Data
+    from softprompt.types.data import VALIDATION_DATASET, Data
 
     changes: dict[str, Any] = {}
     if data is not None:

@@ -14,7 +14,7 @@ from softprompt.cli.output import print_json, show, stderr, table
 from softprompt.display.status import clock_text
 
 if TYPE_CHECKING:
-    from softprompt.retraining import PlannedRetraining, RetrainingPlan
+    from softprompt.client.retraining_plan import PlannedRetraining, RetrainingPlan
 
 
 def register(app: typer.Typer) -> None:

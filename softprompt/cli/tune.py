@@ -29,9 +29,8 @@ from softprompt.cli.job_options import (
 )
 from softprompt.cli.options import JsonOption, TrainerOption, example
 from softprompt.cli.sampling import parse_sampling
-from softprompt.data.prepare import VALIDATION_DATASET
 from softprompt.types.common import Sampling, Template
-from softprompt.types.data import Data
+from softprompt.types.data import VALIDATION_DATASET, Data
 from softprompt.types.spec import Hyperparameters, PublishGate, PublishPolicy, TaskKind, TooLong, TuningSpec
 
 DATA = PANEL

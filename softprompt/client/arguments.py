@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 from shared.errors import FieldViolation, InvalidInput
 from softprompt.close_names import did_you_mean
-from softprompt.data.values import shown, type_name
+from softprompt.data.values import shown
+from softprompt.types.type_names import type_name
 
 C = TypeVar("C", bound=type)
 T = TypeVar("T")

@@ -15,7 +15,8 @@ from shared.wire.mirror import fill, read
 from softprompt.client.connection import Connection
 from softprompt.client.paging import all_pages
 from softprompt.client.upload_source import UploadSource
-from softprompt.data.prepare import DATASET, PreparedData, checked_labels, prepare
+from softprompt.data.prepare import checked_labels, prepare
+from softprompt.types.data import DATASET, PreparedData
 from softprompt.types.datasets import StoredDataset, UploadedDataset
 from softprompt.types.spec import Dataset
 

@@ -18,9 +18,7 @@ from shared.errors import (
 )
 from shared.values.base_model import BaseModelInfo
 from softprompt.client.prompts import PromptMethods, SyncPromptMethods
-from softprompt.client.sync_methods import blocking
-from softprompt.client.tuning import SyncTuningMethods, TuningMethods
-from softprompt.retraining import (
+from softprompt.client.retraining_plan import (
     PlannedRetraining,
     RetrainingPlan,
     aliased_versions,
@@ -32,6 +30,8 @@ from softprompt.retraining import (
     retraining_spec,
     why_not_comparable,
 )
+from softprompt.client.sync_methods import blocking
+from softprompt.client.tuning import SyncTuningMethods, TuningMethods
 from softprompt.types.jobs import JobState, TuningJob
 from softprompt.types.prompts import Prompt, PromptVersion
 from softprompt.types.report import JobReport

@@ -26,7 +26,8 @@ from softprompt.client.paging import all_pages
 from softprompt.client.sync_methods import SyncMethods, blocking
 from softprompt.client.verdict import first_verdict
 from softprompt.data.distillation import Text, distillation_examples
-from softprompt.data.prepare import DATASET, VALIDATION_DATASET, checked_labels, prepare
+from softprompt.data.prepare import checked_labels, prepare
+from softprompt.types.data import DATASET, VALIDATION_DATASET
 from softprompt.types.events import JobEvent
 from softprompt.types.jobs import JobCheck, JobOrder, JobState, TuningJob
 from softprompt.types.report import JobReport

@@ -11,9 +11,10 @@ from softprompt.close_names import did_you_mean
 from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, only_column
 from softprompt.data.problems import Unusable
 from softprompt.data.python_rows import python_rows
-from softprompt.data.values import is_missing, text_of, type_name
+from softprompt.data.values import is_missing, text_of
 from softprompt.types.data import Example
 from softprompt.types.generation import Input
+from softprompt.types.type_names import type_name
 
 
 def input_column(columns: Sequence[str], wanted: str = "") -> str:

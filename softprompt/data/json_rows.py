@@ -9,7 +9,7 @@ from typing import Any
 from softprompt.data.layout import CHAT_NAMES
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Row
-from softprompt.data.values import type_name
+from softprompt.types.type_names import type_name
 
 _SPACE = " \t\r\n\ufeff"
 

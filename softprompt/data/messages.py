@@ -8,7 +8,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from softprompt.data.problems import Unusable
-from softprompt.data.values import is_missing, shown, text_of, type_name
+from softprompt.data.values import is_missing, shown, text_of
+from softprompt.types.type_names import type_name
 
 _ROLES = {
     "system": "system",

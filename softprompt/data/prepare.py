@@ -8,50 +8,22 @@ import json
 import os
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 from shared.errors import InvalidInput
 from shared.location import Location
-from shared.violations import moved
 from softprompt.data.examples import ExampleReader
 from softprompt.data.files import file_rows
 from softprompt.data.layout import NotUnderstood
 from softprompt.data.problems import Problems, Unusable
 from softprompt.data.python_rows import python_rows
 from softprompt.data.rows import MAX_BYTES, Row, Rows
-from softprompt.data.values import shown, text_of, type_name
-from softprompt.types.data import Data, Examples
+from softprompt.data.values import shown, text_of
+from softprompt.types.data import DATASET, Data, Examples, PreparedData
+from softprompt.types.type_names import type_name
 
-DATASET, VALIDATION_DATASET = "dataset", "validation dataset"
 _SAMPLE_CELLS = 6
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """Examples in the form that the services accept. Can be used wherever a dataset can."""
-
-    content: Path | bytes
-    """JSON lines: the path of the caller's file if it has this form already, else bytes."""
-    num_examples: int
-    name: str = ""
-    """Name of the file; empty for Python values."""
-    format: str = ""
-    report: tuple[str, ...] = ()
-    """What was changed or dropped, as sentences."""
-    places: Sequence[Location] | None = field(default=None, repr=False)
-    """The place in the caller's data of each line of `content`; None: the same line."""
-    which: str = DATASET
-
-    def named(self, which: str) -> AbstractContextManager[None]:
-        """A block in which a service's InvalidInput names places of the caller's data, not lines of `content`."""
-        return moved(lambda place: self._place(place) if place.row and place.source == which else place)
-
-    def _place(self, line: Location) -> Location:
-        known = self.places[line.row - 1] if self.places is not None and line.row <= len(self.places) else line
-        return replace(known, source=self.which, path=line.path)
 
 
 def prepare(

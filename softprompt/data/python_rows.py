@@ -8,8 +8,9 @@ from typing import Any
 from shared.errors import InvalidInput
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Row, Rows
-from softprompt.data.values import shown, type_name
+from softprompt.data.values import shown
 from softprompt.types.data import Example
+from softprompt.types.type_names import type_name
 
 
 def python_rows(source: Any, which: str) -> Rows:

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from softprompt.data.problems import Unusable
+from softprompt.types.type_names import type_name
 
 
 def is_missing(value: Any) -> bool:
@@ -46,19 +47,6 @@ def text_of(value: Any, part: str) -> str:
     if isinstance(value, date | time):
         return value.isoformat()
     raise Unusable(f"must be text, not {type_name(value)}{_advice(value)}", part, f"{part} type {type(value).__name__}")
-
-
-def type_name(value: object) -> str:
-    """The name of a value's type in error texts."""
-    names: dict[type, str] = {
-        dict: "an object",
-        list: "a list",
-        tuple: "a tuple",
-        bytes: "bytes",
-        type(None): "nothing",
-    }
-    names |= {str: "text", bool: "a boolean", int: "a number", float: "a number"}
-    return names.get(type(value)) or f"a value of type {type(value).__name__}"
 
 
 def shown(value: object, most: int = 40) -> str:

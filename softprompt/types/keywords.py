@@ -10,7 +10,7 @@ from shared.errors import FieldViolation, InvalidInput
 from shared.values.guide import Guide
 from shared.values.sampling import PARAMETERS, Sampling
 from softprompt.close_names import did_you_mean
-from softprompt.data.values import type_name
+from softprompt.types.type_names import type_name
 
 
 class SamplingKeywords(TypedDict, total=False):

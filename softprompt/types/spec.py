@@ -17,8 +17,7 @@ from shared.values.spec import Distillation as Distillation
 from shared.values.spec import PublishGate as PublishGate
 from shared.values.spec import PublishPolicy as PublishPolicy
 from shared.values.spec import TuningSpec as TuningSpec
-from softprompt.data.prepare import PreparedData
-from softprompt.types.data import Data, Examples
+from softprompt.types.data import Data, Examples, PreparedData
 
 Dataset = str | PathLike[str] | Examples | Data | PreparedData
 """Data as `Data.source` accepts it, a dataset name ("datasets/sha256-..."), or a URI that the trainer reads

@@ -11,8 +11,8 @@ import pytest
 
 from shared.values.results import TuningResult
 from softprompt import AsyncClient
+from softprompt.client.retraining_plan import aliased_versions, why_not_comparable
 from softprompt.errors import JobFailed
-from softprompt.retraining import aliased_versions, why_not_comparable
 from softprompt.types.jobs import JobState
 from softprompt.types.prompts import Alias, AliasTarget
 from softprompt.types.spec import Hyperparameters, Init, InitMethod, Metric, PublishPolicy, TuningSpec

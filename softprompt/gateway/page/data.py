@@ -18,7 +18,7 @@ from shared.errors import InvalidInput
 from softprompt.client.datasets import SLOWEST_BYTES_PER_SECOND
 from softprompt.data.files import file_rows
 from softprompt.data.layout import Layouts
-from softprompt.data.prepare import DATASET, prepare
+from softprompt.data.prepare import prepare
 from softprompt.data.problems import Unusable, UnusableData
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import bounded_stream, settings_of
@@ -26,7 +26,7 @@ from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value
 from softprompt.gateway.page.answers import json_response
 from softprompt.gateway.uploads import COMPRESSED, ZIP, file_name, upload_slot
-from softprompt.types.data import Data
+from softprompt.types.data import DATASET, Data
 
 _PREVIEW_ROWS = 8
 _NAME_CHARS = 60

@@ -16,8 +16,9 @@ from pyarrow import parquet
 
 from shared.errors import InvalidInput, NotFound
 from softprompt import Data
-from softprompt.data.prepare import PreparedData, prepare
+from softprompt.data.prepare import prepare
 from softprompt.data.problems import UnusableData
+from softprompt.types.data import PreparedData
 
 ROWS = [("Wie heißt das?", "So, und so"), ('Say "hi"', "two\nlines"), ("7", "x")]
 WANTED = [{"input": question, "output": answer} for question, answer in ROWS]
