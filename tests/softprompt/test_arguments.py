@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from shared.errors import InvalidInput, SoftPromptError
-from softprompt import AsyncClient, JobState, Message, TuningSpec
+from softprompt import AsyncClient, BaseModelInfo, JobState, Message, RetrainingPlan, TuningSpec
 from softprompt.client.arguments import checked
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import JOB
@@ -31,6 +31,8 @@ USUAL: dict[str, Any] = {
     "version": "prompts/tone/versions/2",
     "alias": "default",
     "target": 1,
+    "base_model": "tiny",
+    "plan": RetrainingPlan(BaseModelInfo("tiny", "", "", "", 8, 8, 2, 64), None, ()),
 }
 
 
