@@ -41,7 +41,7 @@ class ModelAnswer:
     correct: bool | None = None
     """Whether the answer equals the expected one; None: not generated."""
     num_targets: int = field(default=0, metadata={"internal": True})
-    """Target tokens of the expected answer, to compare models with other tokenizers; 0: unknown, as outside the trainer."""
+    """Target tokens of the expected answer, to compare models with other tokenizers; 0: unknown, as in the client."""
 
     def is_comparable(self, metric: Metric) -> bool:
         """Whether this metric of the answer can be compared with that of a model with another tokenizer: of losses, the
