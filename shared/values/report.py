@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -40,15 +40,15 @@ class ModelAnswer:
     """Nats per target token of the expected answer."""
     correct: bool | None = None
     """Whether the answer equals the expected one; None: not generated."""
-    num_targets: int = 0
-    """Target tokens of the expected answer; 0: unknown, as in reports of earlier releases."""
+    num_targets: int = field(default=0, metadata={"internal": True})
+    """Target tokens of the expected answer, to compare models with other tokenizers; 0: unknown, as in the client."""
 
     def is_comparable(self, metric: Metric) -> bool:
         """Whether this metric of the answer can be compared with that of a model with another tokenizer: of losses, the
         whole answer's; token accuracy never, because it counts the tokenizer's own tokens.
         """
         if metric is Metric.LOSS:
-            return self.num_targets > 0 and math.isfinite(self.loss)
+            return math.isfinite(self.loss)
         return metric is not Metric.TOKEN_ACCURACY and self.text is not None
 
 

@@ -19,6 +19,7 @@ from softprompt.types.common import Message, Template
 from softprompt.types.events import CheckpointStored, Evaluated, JobEvent, Note, ProgressMade, StateChanged
 from softprompt.types.generation import Input, TokenIds
 from softprompt.types.jobs import TuningJob, TuningProgress
+from softprompt.types.type_names import type_name
 from softprompt.types.usage import UsageDimension, UsageQuery
 
 
@@ -36,8 +37,17 @@ def usage_query(
         if str(name).upper() not in UsageDimension.__members__:
             raise InvalidInput.of("by", f"{name!r} is not one of {', '.join(UsageDimension).lower()}")
         found.append(UsageDimension[str(name).upper()])
-    times = [None if time is None else time.astimezone() for time in (start, end)]
+    times = [_with_zone(time, name) for name, time in (("start", start), ("end", end))]
     return UsageQuery(times[0], times[1], tuple(found), tenant)
+
+
+def _with_zone(time: datetime | None, name: str) -> datetime | None:
+    if time is not None and not isinstance(time, datetime):
+        raise InvalidInput.of(name, f"a datetime is expected, not {type_name(time)}")
+    try:
+        return None if time is None else time.astimezone()
+    except (OverflowError, ValueError, OSError) as error:
+        raise InvalidInput.of(name, f"{time} can't be converted: {error}") from None
 
 
 @reader(JobEvent)

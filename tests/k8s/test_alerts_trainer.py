@@ -205,7 +205,8 @@ async def test_a_webhook_that_refuses_its_events(faults: Any, tmp_path: Path, mo
 
 async def test_a_tenant_that_uses_up_its_budget(faults: Any, tmp_path: Path) -> None:
     budget = {"name": "one", "of": "requests", "limit": 1}
-    callers = {"tenants": [{"name": "shop", "budgets": [budget]}], "callers": []}
+    callers = {"tenants": [{"name": "shop", "budgets": [budget]}]}
+    callers["callers"] = [{"name": "app", "tenant": "shop", "roles": ["generator"], "token_sha256": ["a" * 64]}]
     (tmp_path / "callers.json").write_text(json.dumps(callers))
     store = tmp_path / "prompts"
     asked = {"callers_file": str(tmp_path / "callers.json"), "store_url": str(store), "usage_seconds": 0.1}

@@ -40,6 +40,7 @@ WITH_DATETIME = (
     "shared.store.garbage",
     "shared.store.memory",
     "shared.store.replicas",
+    "shared.store.usage",
     "shared.store.verify",
     "trainer_service.jobs.model",
 )

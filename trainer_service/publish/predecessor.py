@@ -42,8 +42,8 @@ def compare_kept(metric: Metric, ours: HeldOutAnswers, predecessor: Predecessor)
         for answer in ours.answers
         if answer.tuned is not None
         and (theirs := kept.get(_example(answer))) is not None
-        and answer.tuned.is_comparable(metric)
-        and theirs.is_comparable(metric)
+        and _is_usable(answer.tuned, metric)
+        and _is_usable(theirs, metric)
     ]
     references = [reference for reference, _, _ in pairs]
     tokens = [max(1, own.num_targets) for _, own, _ in pairs]
@@ -53,6 +53,10 @@ def compare_kept(metric: Metric, ours: HeldOutAnswers, predecessor: Predecessor)
         f"it belongs to another base model, and {predecessor.job} keeps no answers to these held-out examples that "
         f"could be compared by {metric.value.lower()}"
     )
+
+
+def _is_usable(answer: ModelAnswer, metric: Metric) -> bool:
+    return answer.is_comparable(metric) and (metric is not Metric.LOSS or answer.num_targets > 0)
 
 
 def _example(answer: HeldOutAnswer) -> tuple[int, str, str]:

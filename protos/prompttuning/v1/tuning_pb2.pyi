@@ -2743,28 +2743,22 @@ class ModelAnswer(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     CORRECT_FIELD_NUMBER: _builtins.int
-    NUM_TARGETS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The answer: the chosen label, or the greedily generated text. Unset: not generated."""
     loss: _builtins.float
     """Loss of the expected answer, in nats per target token; lower is better."""
     correct: _builtins.bool
     """Whether the answer equals the expected one. Unset: not generated."""
-    num_targets: _builtins.int
-    """Target tokens of the expected answer; 0: unknown. The loss times this number is the loss of the whole answer, which
-    can be compared between base models with different tokenizers.
-    """
     def __init__(
         self,
         *,
         text: _builtins.str | None = ...,
         loss: _builtins.float = ...,
         correct: _builtins.bool | None = ...,
-        num_targets: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_correct", b"_correct", "_text", b"_text", "correct", b"correct", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_correct", b"_correct", "_text", b"_text", "correct", b"correct", "loss", b"loss", "num_targets", b"num_targets", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_correct", b"_correct", "_text", b"_text", "correct", b"correct", "loss", b"loss", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__correct: _TypeAlias = _typing.Literal["correct"]  # noqa: Y015
     _WhichOneofArgType__correct: _TypeAlias = _typing.Literal["_correct", b"_correct"]  # noqa: Y015
