@@ -48,7 +48,7 @@ def download(hub_id: str, revision: str, made: Path, progress: Progress, token: 
                 revision=info.sha,
                 local_dir=made,
                 allow_patterns=HUB_FILES,
-                ignore_patterns=["*/*"],
+                ignore_patterns=["*/*", ".*"],  # a mark of completion must be ours
                 token=token or None,
             )
     # The hub's client passes on the errors of its HTTP library, which differs between releases.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,6 +127,8 @@ def _scaled_object(item: Object, entry: ModelEntry, name: str, overlay: _Overlay
     most = replicas.most or max(1, replicas.least)
     spec["scaleTargetRef"]["name"] = f"inference-{name}"
     spec["minReplicaCount"], spec["maxReplicaCount"] = replicas.least, most
+    if replicas.least == 0:  # a replica that still loads is not scaled away
+        spec["cooldownPeriod"] = max(spec["cooldownPeriod"], math.ceil(replicas.launch_seconds or 0) + 60)
     if "fallback" in spec:
         spec["fallback"]["replicas"] = max(1, replicas.least)
     for trigger in spec["triggers"]:
@@ -186,11 +189,14 @@ def _ray_group(item: Object, entry: ModelEntry, name: str) -> Object:
         num_cpus = str(math.ceil(workers.num_cpus * per_node))
         main["resources"]["requests"]["cpu"] = main["resources"]["limits"]["cpu"] = num_cpus
     _place(pod, main, workers.model_copy(update={"num_gpus": None, "num_cpus": None}), _RAY_BYTES, per_node)
-    resources = {key: str(math.ceil(amount * per_node)) for key, amount in workers.ray_resources.items()}
+    resources = {key: math.ceil(amount * per_node) for key, amount in workers.ray_resources.items()}
     if workers.accelerator_type:
-        resources[f"accelerator_type:{workers.accelerator_type}"] = "1"
+        resources[f"accelerator_type:{workers.accelerator_type}"] = 1
     labels = {key: label for key, value in workers.ray_labels.items() if (label := _label(value))}
-    made.update({key: value for key, value in (("resources", resources), ("labels", labels)) if value})
+    if resources:  # a string in a shell's command; beside num-gpus, KubeRay refuses the group's own `resources`
+        params["resources"] = json.dumps(json.dumps(resources))
+    if labels:
+        made["labels"] = labels
     return made
 
 

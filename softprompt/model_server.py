@@ -76,8 +76,14 @@ def write_manifest(directory: Path, hub_id: str, commit: str) -> ModelManifest:
 
 def check_server(url: str, token: str) -> None:
     """Raises InvalidInput for an address that is no URL of a file server, or that a token would reach in plain text."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_right = parts.scheme in ("http", "https") and parts.port != 0
+    except ValueError:
+        raise InvalidInput.of("from", "is no URL: its host or port can't be read") from None
+    if parts.username is not None or parts.password is not None:  # not quoted: it may be a secret
+        raise InvalidInput.of("from", "must have no user and password; give a token with --token-file")
+    if not is_right or not parts.hostname:
         raise InvalidInput.of("from", f"{url!r} must be the http:// or https:// URL of a file server's directory")
     if token and parts.scheme == "http" and not is_loopback(parts.hostname):
         raise InvalidInput.of("from", f"{url!r} has no TLS: a token is sent only to https://")
@@ -164,6 +170,8 @@ def _opened(url: str, token: str, offset: int = 0) -> Iterator[Any]:
         raise Unavailable(f"{url}: the server answers {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         raise Unavailable(f"{url}: the server does not answer: {error.reason}") from error
+    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        raise Unavailable(f"{url}: the server's answer broke off: {error}") from error
 
 
 def _sha256(path: Path) -> str:

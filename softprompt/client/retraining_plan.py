@@ -151,7 +151,8 @@ def metric_of(version: PromptVersion, job: TuningJob | None) -> Metric:
     if effective is not None and effective.hyperparameters.metric is not None:
         return effective.hyperparameters.metric
     recorded = version.recipe.get("hyperparameters")
-    return Metric(recorded["metric"] if isinstance(recorded, Mapping) else Metric.LOSS)
+    known = recorded.get("metric") if isinstance(recorded, Mapping) else None
+    return Metric(known) if known in list(Metric) else Metric.LOSS  # an imported version may record anything
 
 
 def comparable(metric: Metric, report: JobReport | None) -> int:

@@ -93,7 +93,8 @@ def test_each_model_has_its_own_nodes_resources_and_limits(tmp_path: Path) -> No
     groups = {group["groupName"]: group for group in manifests.of("RayCluster")[0]["spec"]["workerGroupSpecs"]}
     shared = groups["large-v1-x"]
     assert (shared["maxReplicas"], shared["rayStartParams"]["num-gpus"]) == (3, "1"), "two workers on each node"
-    assert shared["resources"] == {"nvme": "2", "accelerator_type:H100": "1"}
+    assert "resources" not in shared, "KubeRay refuses it beside num-gpus in rayStartParams"
+    assert json.loads(json.loads(shared["rayStartParams"]["resources"])) == {"nvme": 2, "accelerator_type:H100": 1}
     assert shared["labels"] == {"zone": "a"}
     assert shared["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"] == f"{(16 + 3) * 1024}Mi"
     assert groups["on-cpu"]["rayStartParams"]["num-gpus"] == "0"
@@ -158,7 +159,8 @@ FAULTS: dict[str, Fault] = {
     "a trainer without the file": lambda m: m.pod("trainer").spec["volumes"].pop(),
     "a router of another file": lambda m: m.pod("router").main["env"].pop(),
     "a gateway past the router": lambda m: m.pod("gateway").main["env"].pop(),
-    "Ray nodes without the GPU's type": lambda m: group(m).pop("resources"),
+    "Ray nodes without the GPU's type": lambda m: group(m)["rayStartParams"].pop("resources"),
+    "resources that KubeRay refuses": lambda m: group(m).update(resources={"nvme": "2"}),
     "Ray nodes without the label": lambda m: group(m).pop("labels"),
     "Ray nodes with too little memory": lambda m: group(m)["template"]["spec"]["containers"][0]["resources"][
         "limits"

@@ -27,7 +27,7 @@ from shared.model import fingerprint
 from softprompt import model_server
 from softprompt.model_folder import Origin, is_complete, wait_until_complete
 from softprompt.model_names import parse_models
-from softprompt.model_server import MANIFEST, write_manifest
+from softprompt.model_server import MANIFEST, check_server, write_manifest
 from softprompt.models import pull
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.hub_server import FIRST, SECOND
@@ -263,3 +263,11 @@ def test_from_the_command_line(
     waited = cli("models", "wait", "small", "three=small", "--to", str(models), "--timeout", "0")
     assert (waited.code, "three=small" in waited.err) == (5, True)
     assert cli("models", "wait", "small", "--to", str(models)).out == f"{models}/small\n"
+
+
+@pytest.mark.parametrize("url", ["http://h:abc", "http://[bad", "https://user:secret@host/models", "ftp://host"])
+def test_an_address_that_is_no_file_server_is_refused_and_quotes_no_secret(url: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        check_server(url, "")
+    assert refused.value.violations[0].field == "from"
+    assert "secret" not in str(refused.value)

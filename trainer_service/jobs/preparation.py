@@ -120,4 +120,4 @@ class Preparation:
             return CurrentVersion(version.name)
         if blob.manifest.base_model.fingerprint == job.effective.base_model.fingerprint:
             return CurrentVersion(version.name, blob.prefix)
-        return CurrentVersion(version.name, foreign_job=blob.manifest.job)
+        return CurrentVersion(version.name, foreign_job=version.job)  # of the store; a manifest may claim any job

@@ -4,6 +4,7 @@ and resources, an autoscaler that starts it at the first request, and Ray nodes 
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -136,8 +137,10 @@ def _reads_it(manifests: Manifests, pod: Pod) -> Iterator[str]:
 
 def _fits(group: Object, entry: ModelEntry) -> bool:
     wanted, pod = entry.workers, group["template"]["spec"]
-    limits, resources = pod["containers"][0]["resources"]["limits"], group.get("resources", {})
+    limits, params = pod["containers"][0]["resources"]["limits"], group["rayStartParams"]
+    resources = json.loads(json.loads(params.get("resources", '"{}"')))
     has = [
+        "resources" not in group,  # KubeRay refuses it beside num-gpus in rayStartParams
         float(limits.get("nvidia.com/gpu", 0)) >= (wanted.num_gpus or 0),
         bytes_of(limits["memory"]) > (wanted.memory_bytes or 0),
         float(limits["cpu"]) >= (wanted.num_cpus or 0),
