@@ -204,8 +204,10 @@ class ReplicaUsage:
         self._journal.close()
 
     def _exchange(self) -> None:
-        self._journal.publish(self._segments)
-        self._used_up = read_used_up(self._backend)  # last: if it is damaged, usage must still arrive
+        try:
+            self._journal.publish(self._segments)
+        finally:  # neither failure prevents the other
+            self._used_up = read_used_up(self._backend)
 
 
 def _whole(data: bytes) -> Iterator[UsageRecord]:

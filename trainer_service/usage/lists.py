@@ -47,7 +47,8 @@ class UsageLists:
         token = ""
         if len(found) > page_size:
             token = self._tokens.seal(json.dumps(_key(found[page_size - 1], filter), ensure_ascii=False), scope)
-        shown = [self._tenants().get(filter.tenant) or caller.tenant] if filter.tenant else self._tenants().values()
+        tenants = {caller.tenant.name: caller.tenant, **self._tenants()} if filter.tenant else self._tenants()
+        shown = [tenant for name, tenant in tenants.items() if filter.tenant in (None, name)]
         if caller.is_limited_to_prompts or query.page_token:
             shown = []  # a budget counts prompts that such a caller may not see
         budgets = await self._pool.call(self._budgets.statuses, tuple(shown))
@@ -55,8 +56,11 @@ class UsageLists:
 
 
 def _filter(query: UsageQuery, caller: Caller) -> UsageFilter:
-    now = datetime.now(UTC)
-    start, end = query.start_time or (query.end_time or now) - timedelta(days=_DEFAULT_DAYS), query.end_time or now
+    end = query.end_time or datetime.now(UTC)
+    try:
+        start = query.start_time or end - timedelta(days=_DEFAULT_DAYS)
+    except OverflowError:
+        raise InvalidInput.of("end_time", "is too early: give start_time, too") from None
     if start > end:
         raise InvalidInput.of("start_time", "must not be after end_time")
     if None in query.by or len(set(query.by)) != len(query.by):
