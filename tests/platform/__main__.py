@@ -31,6 +31,7 @@ def main() -> int:
         directory.mkdir(parents=True, exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SOFTPROMPT_")}
         environment["CHECKOUT"] = str(ROOT)
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # the page's commands are ours
         with subprocess.Popen(["bash", "-c", script()], cwd=directory, env=environment, start_new_session=True) as walk:
             try:
                 return walk.wait()
