@@ -2,7 +2,7 @@
 
 Each ended request is one line of a file, written before the metrics count it. Nothing is synced: a killed process
 loses no line; a machine that loses power may lose those that the store does not have yet. Every few seconds the file is
-closed and its sums are published as a segment (`shared.store.usage`). A process has a journal of its own; it also
+closed and its sums are published as a segment (`shared.store.usage`). Each process has its own journal; it also
 publishes what the journals of ended processes have left.
 """
 

@@ -65,7 +65,7 @@ class Budget:
     limit: float
     per: str = "month"
     hard: bool = False
-    """Whether requests and jobs are refused when it is used up; otherwise metric, alert and webhook say so."""
+    """Whether requests and jobs are refused when it is used up. A soft budget only raises metric, alert and webhook."""
 
 
 BUDGETED = {

@@ -79,7 +79,7 @@ class _Overlay:
 
 
 def _names(entries: Mapping[str, ModelEntry]) -> dict[str, str]:
-    """The part of objects' names that stands for each model. Raises InvalidInput."""
+    """What the objects of each model have in their names. Raises InvalidInput."""
     found = {id: re.sub("[^a-z0-9]+", "-", id).strip("-") for id in entries}
     for id, name in found.items():
         if not _LABEL.fullmatch(id) or len(name) > 40 or list(found.values()).count(name) > 1:

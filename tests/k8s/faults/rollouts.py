@@ -104,7 +104,7 @@ FAULTS: Faults = {
         "models",
         lambda m: download(m)["env"][2]["valueFrom"]["secretKeyRef"].pop("optional"),
     ),
-    "a hub's token under a key that nobody makes": (
+    "a hub's token under a key that does not exist": (
         "local-cpu",
         "references",
         lambda m: download(m)["env"][2]["valueFrom"]["secretKeyRef"].update(key="hub-token"),

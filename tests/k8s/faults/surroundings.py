@@ -94,7 +94,7 @@ FAULTS: Faults = {
         "tls",
         lambda m: m.get("Certificate", "router-tls")["spec"]["dnsNames"].remove("router"),
     ),
-    "a Gateway told to speak in the clear to the router's TLS": (
+    "a Gateway that speaks in the clear to the router's TLS": (
         "ha",
         "tls",
         lambda m: m.get("Service", "router")["spec"]["ports"][0].update(appProtocol="kubernetes.io/h2c"),
@@ -142,7 +142,7 @@ FAULTS: Faults = {
         lambda m: m.get("Certificate", "softprompt-ca")["spec"]["privateKey"].pop("rotationPolicy"),
     ),
     "TLS without a certificate": ("ha", "tls", lambda m: remove(m, "Certificate", "inference-tls")),
-    "a Gateway told to speak in the clear to TLS": (
+    "a Gateway that speaks in the clear to TLS": (
         "ha",
         "tls",
         lambda m: m.get("Service", "inference-headless")["spec"]["ports"][0].update(appProtocol="kubernetes.io/h2c"),
