@@ -17,7 +17,7 @@ import torch
 
 RESAMPLES, INTERVAL = 2000, 0.95
 OURS = "ours"
-_SETTING = ("model", "dtype", "format", "set", "size")
+_SETTING = ("model", "dtype", "format", "set", "num_test", "size")
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
 
 def table(runs: Sequence[dict[str, Any]]) -> list[str]:
     """One line per model, dataset, size and contestant: the mean over the seeds, its interval, costs, and the seeds."""
-    names = ("model", "format", "set", "size", "contestant")
+    names = ("model", "format", "set", "size", "num_test", "contestant")
     lines = []
     for key in dict.fromkeys(
         tuple(run[name] for name in names) for run in sorted(runs, key=lambda run: tuple(run[n] for n in names[:4]))
@@ -61,9 +61,9 @@ def differences(runs: Sequence[dict[str, Any]]) -> list[str]:
             for setting in dict.fromkeys(_setting(run) for run in runs if run["contestant"] == name):
                 if not (pairs := _pairs(runs, name, rival, setting)):
                     continue
-                others = by_size.setdefault((name, rival, *setting[:3], setting[4]), [])
+                others = by_size.setdefault((name, rival, *setting[:3], setting[-1]), [])
                 others.append(drawn := _means(pairs, stream=len(others)))
-                where = f"{setting[3]} {setting[4]}, {len(pairs)} seeds, {len(pairs[0])} test rows"
+                where = f"{setting[3]} {setting[-1]}, {len(pairs)} seeds, {len(pairs[0])} test rows"
                 mean = statistics.mean(map(statistics.mean, pairs))
                 lines.append(f"{name} - {rival} on {where}: {_shown(drawn, mean)}")
     for (name, rival, *_, size), of_sets in by_size.items():
@@ -93,13 +93,12 @@ def _pairs(runs: Sequence[dict[str, Any]], name: str, rival: str, setting: tuple
     for ours in runs:
         for theirs in runs:
             # The untuned model has the same answers for every size and seed.
-            fixed = theirs["size"] == 0 and _setting(theirs)[:4] == setting[:4]
+            fixed = theirs["size"] == 0 and _setting(theirs)[:-1] == setting[:-1]
             same = fixed or (_setting(theirs) == setting and theirs["seed"] == ours["seed"])
             if ours["contestant"] == name and theirs["contestant"] == rival and _setting(ours) == setting and same:
-                marks = zip(ours["right"], theirs["right"], strict=False)
+                marks = zip(ours["right"], theirs["right"], strict=True)
                 found[ours["seed"]] = [int(one) - int(other) for one, other in marks]
-    shortest = min(map(len, found.values()), default=0)
-    return [marks[:shortest] for marks in found.values()]
+    return list(found.values())
 
 
 def _shown(drawn: torch.Tensor, mean: float) -> str:
