@@ -28,7 +28,7 @@ def main() -> None:
 
 def table(runs: Sequence[dict[str, Any]]) -> list[str]:
     """One line per model, dataset, size and contestant: the mean over the seeds, its interval, costs, and the seeds."""
-    names = ("model", "format", "set", "size", "num_test", "contestant")
+    names = ("model", "format", "set", "size", "contestant", "num_test")
     lines = []
     for key in dict.fromkeys(
         tuple(run[name] for name in names) for run in sorted(runs, key=lambda run: tuple(run[n] for n in names[:4]))
@@ -36,7 +36,7 @@ def table(runs: Sequence[dict[str, Any]]) -> list[str]:
         some = [run for run in runs if tuple(run[name] for name in names) == key]
         low, high = interval([[int(mark) for mark in run["right"]] for run in some])
         mean = statistics.mean(run["value"] for run in some)
-        text = f"{'  '.join(str(part) for part in key)}: {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        text = f"{'  '.join(str(part) for part in key[:-1])}: {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
         text += f", loss {statistics.mean(run['loss'] for run in some):.3f}"
         if all("parameters" in run for run in some):
             text += f", {some[0]['parameters']:,} parameters, {some[0]['bytes'] / 1e6:.2f} MB"
