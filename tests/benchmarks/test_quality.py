@@ -141,7 +141,7 @@ def test_differences_are_paired_by_seed_and_row() -> None:
     torch.manual_seed(0)
     right = [int(mark) for mark in torch.bernoulli(torch.full((400,), 0.6))]
     better = [mark or int(index % 10 == 0) for index, mark in enumerate(right)]
-    common = {"model": "m", "dtype": "d", "format": "CHAT", "num_test": 400, "size": 64, "loss": 1.0}
+    common: dict[str, Any] = {"model": "m", "dtype": "d", "format": "CHAT", "num_test": 400, "size": 64, "loss": 1.0}
     runs = [
         common | {"set": name, "seed": seed, "contestant": contestant, "right": "".join(map(str, marks))}
         for name in ("a", "b")
@@ -149,8 +149,8 @@ def test_differences_are_paired_by_seed_and_row() -> None:
         for contestant, marks in (("ours", better), ("LoRA", right))
     ]
     runs.append(runs[1] | {"contestant": "bare", "size": 0, "seed": 0})
-    fewer = {"contestant": "IA3", "num_test": 200, "right": runs[1]["right"][:200]}
-    runs.append(runs[1] | fewer)  # another draw of test rows
+    another_draw = {"contestant": "IA3", "num_test": 200, "right": runs[1]["right"][:200]}
+    runs.append(runs[1] | another_draw)
     lines = differences(runs)
     gained = sum(better) - sum(right)
     assert lines[0].startswith(f"ours - LoRA on a 64, 2 seeds, 400 test rows: {gained / 4:+.1f} points [")
