@@ -67,7 +67,8 @@ class Model:
         llama.llama_model_free(self._model)
 
     def _next(self, places: list[tuple[int, int]], tokens: list[int], wanted: set[int]) -> list[int]:
-        self._tokens.token[0 : len(tokens)] = tokens
+        for index, token in enumerate(tokens):
+            self._tokens.token[index] = token
         self._decode(self._tokens, places, wanted)
         found = []
         for index in sorted(wanted):
