@@ -30,6 +30,13 @@ def main() -> None:
     parser.add_argument(
         "--vllm-python", type=Path, help="an interpreter with vLLM's CPU build; by default vLLM is left out"
     )
+    parser.add_argument(
+        "--llama-cpp",
+        nargs=2,
+        type=Path,
+        metavar=("PYTHON", "GGUF"),
+        help="an interpreter with llama-cpp-python, and the model's GGUF file; by default llama.cpp is left out",
+    )
     names = [case.name for case in CASES]
     parser.add_argument(
         "--cases", nargs="*", choices=names, default=names, metavar="CASE", help=f"some of: {', '.join(names)}"
@@ -51,16 +58,14 @@ def main() -> None:
 
 async def measure(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        field = Field(arguments.model, arguments.vllm_python, arguments.many_prompts, Path(directory))
+        field = Field(
+            arguments.model, arguments.vllm_python, arguments.llama_cpp, arguments.many_prompts, Path(directory)
+        )
         try:
             for case in CASES:
                 if case.name in arguments.cases:
                     found = await run(case, field, max(1, arguments.rounds))
-                    found["vllm"] = (
-                        "not measured: no interpreter was given (--vllm-python)"
-                        if arguments.vllm_python is None
-                        else "measured"
-                    )
+                    found["peers"] = field.about_peers()
                     if case.name == "many-prompts":
                         found["num_prompts"] = arguments.many_prompts
                     results["cases"][case.name] = found

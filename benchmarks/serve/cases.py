@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -40,9 +41,8 @@ def _throughput(count: int) -> Callable[[Field, Note], Awaitable[None]]:
     async def measure(field: Field, note: Note) -> None:
         engine = await field.engine()
         note("engine, tokens/s", await engine.tokens_per_second(field.workload, "few-", count))
-        vllm = await field.vllm()
-        if vllm is not None:
-            note("vllm, tokens/s", vllm.tokens_per_second(count))
+        for name, peer in (await field.peers()).items():
+            note(f"{name}, tokens/s", peer.tokens_per_second(count))
         if count == 16:
             note("transformers, tokens/s", (await field.transformers()).tokens_per_second(count))
 
@@ -53,19 +53,18 @@ async def _ttft(field: Field, note: Note) -> None:
     """Measures each contestant's pairs separately and alternates the order within a pair, because the second contestant
     starts with cold caches.
     """
-    engine, vllm = await field.engine(), await field.vllm()
+    engine, peers = await field.engine(), await field.peers()
     for pair in range(-1, TTFT_PAIRS):  # the first round is a warm-up
         for virtual in (pair % 2 == 0, pair % 2 != 0):
             prompt, name = ("few-0", "with a soft prompt") if virtual else (None, "without")
             seconds = await engine.first_token_seconds(field.workload.inputs[pair], prompt)
             if pair >= 0:
                 note(f"engine {name}, s", seconds)
-    for pair in range(-1, TTFT_PAIRS if vllm is not None else -1):
+    for (name, peer), pair in itertools.product(peers.items(), range(-1, TTFT_PAIRS)):
         for virtual in (pair % 2 == 0, pair % 2 != 0):
-            assert vllm is not None
-            seconds = vllm.first_token_seconds(virtual=virtual)
+            seconds = peer.first_token_seconds(virtual=virtual)
             if pair >= 0:
-                note(f"vllm {'with a soft prompt' if virtual else 'without'}, s", seconds)
+                note(f"{name} {'with a soft prompt' if virtual else 'without'}, s", seconds)
 
 
 async def _grpc(field: Field, note: Note) -> None:
@@ -166,12 +165,21 @@ def _long(num_input: int, count: int) -> Callable[[Field, Note], Awaitable[None]
         inputs = [tuple(tokens[i * num_input : (i + 1) * num_input]) for i in range(count)]
         long = Workload(field.workload.prompts, inputs)
         note("engine, tokens/s", await engine.tokens_per_second(long, "few-", count))
-        vllm = await field.vllm()
-        if vllm is not None:
-            note("vllm, tokens/s", vllm.tokens_per_second(count, inputs))
+        for name, peer in (await field.peers()).items():
+            note(f"{name}, tokens/s", peer.tokens_per_second(count, inputs))
         note("transformers, tokens/s", (await field.transformers()).tokens_per_second(count, inputs))
 
     return measure
+
+
+async def _restored(field: Field, note: Note) -> None:
+    """Our blocks of 4 bits and llama.cpp's, from the same file."""
+    engine, restored, llama = await field.engine(), await field.restored(), await field.llama_cpp()
+    for count in (1, 16):
+        note(f"{count}: bfloat16, tokens/s", await engine.tokens_per_second(field.workload, "few-", count))
+        note(f"{count}: engine, tokens/s", await restored.tokens_per_second(field.workload, "few-", count))
+        if llama is not None:
+            note(f"{count}: llama.cpp, tokens/s", llama.tokens_per_second(count))
 
 
 async def _arrivals(field: Field, note: Note) -> None:
@@ -196,27 +204,41 @@ async def _neighbours(field: Field, note: Note) -> None:
 
 
 _OVER_VLLM = "engine over vLLM"
+_OVER_LLAMA = "engine over llama.cpp"
 _OVER_GREEDY = Goal("sampled over greedy", "engine, tokens/s", "engine, greedy, tokens/s", 0.95)
 _OVER_PEERS = (
     Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
+    Goal(_OVER_LLAMA, "engine, tokens/s", "llama.cpp, tokens/s", 2.5),
     Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 2.5),
 )
 CASES = (
-    Case("batch-1", "one request", _throughput(1), (Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 1.0),)),
+    Case(
+        "batch-1",
+        "one request",
+        _throughput(1),
+        (
+            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 1.5),
+            Goal(_OVER_LLAMA, "engine, tokens/s", "llama.cpp, tokens/s", 1.0),
+        ),
+    ),
     Case(
         "batch-16",
         "16 requests at once",
         _throughput(16),
         (
-            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 1.5),
-            Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 3.0),
+            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
+            Goal(_OVER_LLAMA, "engine, tokens/s", "llama.cpp, tokens/s", 2.5),
+            Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 2.5),
         ),
     ),
     Case(
         "batch-32",
         "32 requests at once",
         _throughput(32),
-        (Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 1.5),),
+        (
+            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
+            Goal(_OVER_LLAMA, "engine, tokens/s", "llama.cpp, tokens/s", 2.5),
+        ),
     ),
     Case(
         "ttft",
@@ -277,6 +299,17 @@ CASES = (
         "4 requests at once with inputs of 2,048 tokens",
         _long(2048, 4),
         _OVER_PEERS,
+    ),
+    Case(
+        "restored",
+        "1 and 16 requests with the weights in the 4-bit blocks of the model's GGUF file",
+        _restored,
+        (
+            Goal("1 request, engine over llama.cpp", "1: engine, tokens/s", "1: llama.cpp, tokens/s", 1.0),
+            Goal("16 requests, engine over llama.cpp", "16: engine, tokens/s", "16: llama.cpp, tokens/s", 2.0),
+            Goal("1 request, blocks over bfloat16", "1: engine, tokens/s", "1: bfloat16, tokens/s", 1.0),
+            Goal("16 requests, blocks over bfloat16", "16: engine, tokens/s", "16: bfloat16, tokens/s", 1.0),
+        ),
     ),
     Case(
         "arrivals",

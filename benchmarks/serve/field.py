@@ -13,10 +13,22 @@ MAX_REQUESTS = 64
 
 
 class Field:
-    def __init__(self, model: Path, vllm_python: Path | None, num_many: int, directory: Path) -> None:
+    """`llama_cpp` is an interpreter with llama-cpp-python, and the GGUF file that the model came from."""
+
+    def __init__(
+        self,
+        model: Path,
+        vllm_python: Path | None,
+        llama_cpp: tuple[Path, Path] | None,
+        num_many: int,
+        directory: Path,
+    ) -> None:
         self._model, self._vllm_python, self._num_many, self._directory = model, vllm_python, num_many, directory
+        self._llama_cpp_files = llama_cpp
         self._engine: EngineContestant | None = None
+        self._restored: EngineContestant | None = None
         self._vllm: PeerProcess | None = None
+        self._llama_cpp: PeerProcess | None = None
         self._transformers: PeerProcess | None = None
         self._replica: ReplicaContestant | None = None
         self._many: Workload | None = None
@@ -33,6 +45,34 @@ class Field:
             self.prefix_load_seconds = await self._engine.load(self.workload, "few-")
             await self._engine.tokens_per_second(self.workload, "few-", 4)
         return self._engine
+
+    async def restored(self) -> EngineContestant:
+        """A second engine, which keeps the weights in the blocks of the GGUF file that they came from."""
+        if self._restored is None:
+            await self.engine()
+            self._restored = EngineContestant("restored")
+            await self._restored.start(self._model)
+            await self._restored.load(self.workload, "few-")
+            await self._restored.tokens_per_second(self.workload, "few-", 4)
+        return self._restored
+
+    async def peers(self) -> dict[str, PeerProcess]:
+        """Those that were given and decode greedily: vLLM and llama.cpp."""
+        found = {"vllm": await self.vllm(), "llama.cpp": await self.llama_cpp()}
+        return {name: peer for name, peer in found.items() if peer is not None}
+
+    def about_peers(self) -> dict[str, str]:
+        """What is known of each, to be kept with the figures."""
+        return {
+            "vllm": "measured" if self._vllm else "not measured",
+            "llama.cpp": self._llama_cpp.about if self._llama_cpp else "not measured",
+        }
+
+    async def llama_cpp(self) -> PeerProcess | None:
+        if self._llama_cpp is None and self._llama_cpp_files is not None:
+            table = (await self.engine()).table
+            self._llama_cpp = PeerProcess.llama_cpp(*self._llama_cpp_files, self.workload, table, self._directory)
+        return self._llama_cpp
 
     async def vllm(self) -> PeerProcess | None:
         if self._vllm is None and self._vllm_python is not None:
@@ -68,8 +108,9 @@ class Field:
     async def close(self) -> None:
         if self._replica is not None:
             await self._replica.stop()
-        for peer in (self._vllm, self._transformers):
+        for peer in (self._vllm, self._llama_cpp, self._transformers):
             if peer is not None:
                 peer.close()
-        if self._engine is not None:
-            await self._engine.stop()
+        for engine in (self._engine, self._restored):
+            if engine is not None:
+                await engine.stop()

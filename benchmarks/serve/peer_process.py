@@ -44,7 +44,7 @@ class PeerProcess:
             env=environment,
             start_new_session=True,
         )
-        self._answer()
+        self.about = str(self._answer().get("about", ""))
         self._signal(signal.SIGSTOP)
 
     @classmethod
@@ -53,6 +53,14 @@ class PeerProcess:
         return cls(
             "vLLM", [str(python), str(Path(__file__).with_name("vllm_peer.py"))], model, workload, table, directory
         )
+
+    @classmethod
+    def llama_cpp(
+        cls, python: Path, gguf: Path, workload: Workload, table: torch.Tensor, directory: Path
+    ) -> PeerProcess:
+        """Starts llama.cpp under an interpreter with llama-cpp-python; `gguf` is the file that the model came from."""
+        script = Path(__file__).with_name("llama_cpp_peer.py")
+        return cls("llama.cpp", [str(python), str(script)], gguf, workload, table, directory)
 
     @classmethod
     def transformers(cls, model: Path, workload: Workload, table: torch.Tensor, directory: Path) -> PeerProcess:
