@@ -16,7 +16,7 @@ Only templates produce control tokens; in an input, a message or a target, their
 from __future__ import annotations
 
 import json
-import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -32,7 +32,6 @@ from shared.values.template import INPUT_FIELD as INPUT_FIELD
 from shared.values.template import Template as Template
 
 ROLES = ("system", "user", "assistant")
-_CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 _ANSWER = "\U0010fffe"
 """Placeholder for the answer, to find out how a chat template writes one."""
 
@@ -234,8 +233,8 @@ def render_chat(
 ) -> str:
     """The turns rendered by the model's chat template, with the template's date and arguments."""
     source = tokenizer.get_chat_template()
-    if template.date:
-        source = _dated(source, datetime.fromisoformat(template.date))
+    if template.date and "strftime_now" in source:
+        source = _clock(datetime.fromisoformat(template.date)) + source
     rendered: str = tokenizer.apply_chat_template(
         [dict(turn) for turn in turns],
         chat_template=source,
@@ -246,9 +245,16 @@ def render_chat(
     return rendered
 
 
-def _dated(source: str, day: datetime) -> str:
-    """The chat template with calls of `strftime_now`, transformers' clock, replaced by their results for that day."""
-    return _CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"])), source)
+def _clock(day: datetime) -> str:
+    """A Jinja macro that takes the place of `strftime_now`, transformers' clock, and always gives this day."""
+    codes = [flag + code for code in f"{string.ascii_letters}%" for flag in ("%-", "%")]
+    table = json.dumps({code: day.strftime(code) for code in codes})
+    return (
+        "{% macro strftime_now(format) %}{% set found = namespace(text=format) %}{% for code, text in "
+        + table
+        + ".items() %}{% set found.text = found.text.replace(code, text) %}{% endfor %}{{ found.text }}{% endmacro %}"
+        "{{ '' }}"  # the line break after a block is removed, and this one may be the template's own
+    )
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

@@ -133,10 +133,15 @@ def test_what_the_chat_template_writes_before_an_answer_is_kept() -> None:
     assert spaced.decode(encoder.encode_input("x") + encoder.encode_target("y")) == "[x] y<end>"
 
 
-def test_a_template_renders_the_same_tomorrow() -> None:
-    tokenizer = chat_tokenizer("{{ strftime_now('%d %b %Y') }}|{{ messages[0].content }}{% if loud %}!{% endif %}")
+@pytest.mark.parametrize("clock", ["strftime_now('%d %b %Y')", "strftime_now ( form )", "today('%d %b %Y')"])
+def test_a_template_renders_the_same_tomorrow(clock: str) -> None:
+    tokenizer = chat_tokenizer(
+        "\n{% set form = '%d %b %Y' %}{% set today = strftime_now %}{{ "
+        + clock
+        + " }}|{{ messages[0].content }}{% if loud %}!{% endif %}"
+    )
     template = pinned(Template(format=TemplateFormat.CHAT, arguments={"loud": True}), tokenizer, date(2024, 2, 3))
-    assert tokenizer.decode(InputEncoder(tokenizer, template).encode_input("x")) == "03 Feb 2024|x!"
+    assert tokenizer.decode(InputEncoder(tokenizer, template).encode_input("x")) == "\n03 Feb 2024|x!"
     assert TypeAdapter(Template).validate_json(TypeAdapter(Template).dump_json(template)) == template
 
 

@@ -40,6 +40,7 @@ SCALARS: list[tuple[Any, str]] = [
     (datetime.date(2026, 1, 2), "2026-01-02"),
     (pd.Timestamp("2026-01-02"), "2026-01-02T00:00:00"),
     ("\ud83d\ude00", "\U0001f600"),
+    (np.datetime64("2026-01-02T03:04:05.000000000"), "2026-01-02T03:04:05"),
 ]
 
 
@@ -48,13 +49,29 @@ def test_scalars_become_text(value: Any, text: str) -> None:
     assert examples_of(prepare([{"input": "a", "output": value}])) == [{"input": "a", "output": text}]
 
 
+def test_arrays_in_conversations_are_lists() -> None:
+    """pandas reads the lists of a Parquet file as arrays."""
+    question, answer = {"role": "user", "content": "a", "tool_calls": np.array([])}, {"role": "assistant", "content": "b"}
+    rows = [{"messages": np.array([question, answer], dtype=object)}]
+    assert examples_of(prepare(rows)) == [{"messages": [{"role": "user", "content": "a"}, answer]}]
+    with pytest.raises(InvalidInput, match=r"messages\[1\]\.weight: must be 0 or 1"):
+        prepare([{"messages": [question, {**answer, "weight": np.array([1, 0])}]}])
+
+
 class Hostile:
     def __repr__(self) -> str:
         raise RuntimeError("no")
 
 
+class Raising:
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("no")
+
+
 UNUSABLE: list[tuple[Any, str]] = [
     (None, "is missing"),
+    (np.datetime64("NaT"), "is missing"),
+    (np.timedelta64(5, "ns"), "must be text"),
     (float("nan"), "is missing"),
     (np.float64("nan"), "is missing"),
     (pd.NA, "is missing"),
@@ -89,6 +106,7 @@ ITEMS: list[tuple[Any, str]] = [
     (("a", "b"), "not a tuple"),
     ({1: "a"}, "its keys must be text, not 1"),
     ({}, "has nothing"),
+    ({"input": Raising(), "output": "a"}, "can't be read: RuntimeError: no"),
     (Example("a"), "needs an input and an output"),
     (Example(input=3, output=b"x"), "not bytes"),  # type: ignore[arg-type]
     (Example("a", "b", "c"), "say which is the"),
