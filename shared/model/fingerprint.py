@@ -36,7 +36,7 @@ _MAX_HASHINGS = 3
 
 Stamps = dict[str, tuple[int, ...]]
 """Size in bytes, modification and change time in ns, and inode of each file, by name."""
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "vocab.json",
@@ -163,14 +163,14 @@ def _hash_files(path: Path, stamps: Stamps, hashed_at_ns: int) -> Fingerprint:
 
 
 def _weights(path: Path) -> list[Path]:
-    found = sorted(path.glob("*.safetensors"))
+    found = sorted(file for file in path.glob("*.safetensors") if not file.is_dir())
     if not found:
         raise NotFound("base model", path.name, "the directory has no *.safetensors weights")
     return found
 
 
 def _tokenizer(path: Path) -> list[Path]:
-    return [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
+    return [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
 
 
 def _read(cache: Path, *, private: bool) -> Fingerprint | None:

@@ -16,8 +16,8 @@ _DIGITS = re.compile(r"\d+")
 def close_labels(counts: Mapping[str, int]) -> list[str]:
     """A note on rare labels that are close to a frequent one, with their counts; empty if there are none.
 
-    Labels are close if they differ in case, space or Unicode form only, or in a few letters but not in the first one or in a digit:
-    "2 stars" and "3 stars" are different labels, and so are "complete" and "incomplete".
+    Labels are close if they differ in case, space or Unicode form only, or in a few letters but not in the first one or
+    in a digit: "2 stars" and "3 stars" are different labels, and so are "complete" and "incomplete".
     """
     if len(counts) > MAX_LABELS:
         return []

@@ -51,7 +51,10 @@ def test_scalars_become_text(value: Any, text: str) -> None:
 
 def test_arrays_in_conversations_are_lists() -> None:
     """pandas reads the lists of a Parquet file as arrays."""
-    question, answer = {"role": "user", "content": "a", "tool_calls": np.array([])}, {"role": "assistant", "content": "b"}
+    question, answer = (
+        {"role": "user", "content": "a", "tool_calls": np.array([])},
+        {"role": "assistant", "content": "b"},
+    )
     rows = [{"messages": np.array([question, answer], dtype=object)}]
     assert examples_of(prepare(rows)) == [{"messages": [{"role": "user", "content": "a"}, answer]}]
     with pytest.raises(InvalidInput, match=r"messages\[1\]\.weight: must be 0 or 1"):
