@@ -93,8 +93,10 @@ def load_tokenizer(source: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # each kind of tokenizer raises its own errors
-        files = [name for name in fingerprint.TOKENIZER_FILES if (path / name).is_file()]
-        found = f"can't be loaded here: {first_line(error)}" if files else "is missing: copy its files to the model's"
+        is_there = any(file for name in ("tokenizer.json", "*.model", "vocab*") for file in path.glob(name))
+        found = (
+            f"can't be loaded here: {first_line(error)}" if is_there else "is missing: copy its files to the model's"
+        )
         raise PreconditionFailed(f"the tokenizer of base model {default_id(source)!r} {found}") from error
 
 

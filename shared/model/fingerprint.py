@@ -36,7 +36,7 @@ _MAX_HASHINGS = 3
 
 Stamps = dict[str, tuple[int, ...]]
 """Size in bytes, modification and change time in ns, and inode of each file, by name."""
-TOKENIZER_FILES = (
+_TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "vocab.json",
@@ -170,7 +170,7 @@ def _weights(path: Path) -> list[Path]:
 
 
 def _tokenizer(path: Path) -> list[Path]:
-    return [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
+    return [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
 
 
 def _read(cache: Path, *, private: bool) -> Fingerprint | None:
