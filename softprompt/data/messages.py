@@ -43,7 +43,7 @@ class Turns:
         if isinstance(value, str):  # a cell of a CSV or XLSX file
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise Unusable("must be a list of turns, in a table as JSON", part) from None
         if hasattr(value, "tolist"):  # pandas reads lists of Parquet as arrays
             value = value.tolist()

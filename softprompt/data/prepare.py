@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, SoftPromptError
 from shared.location import Location
 from softprompt.data.examples import ExampleReader
 from softprompt.data.files import file_rows
@@ -37,7 +37,12 @@ def prepare(
         return data
     data = data if isinstance(data, Data) else Data(data)
     source = data.source
-    rows = file_rows(source, data, which) if isinstance(source, str | os.PathLike) else python_rows(source, which)
+    try:
+        rows = file_rows(source, data, which) if isinstance(source, str | os.PathLike) else python_rows(source, which)
+    except SoftPromptError:
+        raise
+    except Exception as error:  # a caller's object may raise anything
+        raise InvalidInput.of(which, f"can't be read: {type(error).__name__}: {error}") from error
     return _Preparation(rows, data, labels, which).run()
 
 

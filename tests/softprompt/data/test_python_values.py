@@ -8,6 +8,7 @@ import datetime
 import decimal
 import enum
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from shared.errors import InvalidInput
 from softprompt import Data, Example, Message
@@ -204,3 +206,16 @@ def test_anything_is_read_or_refused(rows: list[dict[str, Any]]) -> None:
         assert all(violation.field.startswith("dataset") for violation in error.violations)  # noqa: PT017 (either outcome is fine)
     else:
         assert len(examples_of(prepared)) == prepared.num_examples
+
+
+def test_a_table_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
+    table = pyarrow.table([["a"], ["b"], ["c"]], names=["input", "output", "output"])
+    parquet.write_table(table, tmp_path / "twice.parquet")
+    for source in (table, tmp_path / "twice.parquet"):
+        with pytest.raises(InvalidInput, match="names a column twice: input, output, output"):
+            prepare(source)
+
+
+def test_a_source_that_raises_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="dataset: can't be read: RuntimeError: no"):
+        prepare(Raising())  # type: ignore[arg-type]
