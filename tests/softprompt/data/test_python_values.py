@@ -218,4 +218,4 @@ def test_a_table_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_source_that_raises_is_refused() -> None:
     with pytest.raises(InvalidInput, match="dataset: can't be read: RuntimeError: no"):
-        prepare(Raising())  # type: ignore[arg-type]
+        prepare(Raising())
