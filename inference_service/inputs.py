@@ -92,6 +92,9 @@ class InputPreparer:
             ids, prefix = tuple(encoded), encoder.template.target_prefix
         if not ids or _is_empty(content, encoder.template):
             raise InvalidInput.of(field_of(content), "must not be empty")
+        if (last := max(ids)) >= self._vocab_size:  # a tokenizer may have tokens that were added after the model
+            text = f"its token id {last} is not among the base model's {self._vocab_size}: leave that token out"
+            raise InvalidInput.of(field_of(content), text)
         return PreparedInput(ids, prefix)
 
     async def run(self, size_bytes: int, encode: Callable[[], Encoded]) -> Encoded:

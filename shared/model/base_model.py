@@ -43,10 +43,14 @@ class BaseModel:
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
-        """Every token id that ends a generation: the tokenizer's and those of the generation config."""
+        """Every token id that ends a generation: the tokenizer's and those of the generation config.
+
+        Values that are not ids of the vocabulary, such as -1, are ignored.
+        """
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         ids = configured if isinstance(configured, list) else [configured]
-        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+        known = range(self.info.vocab_size)
+        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if isinstance(i, int) and i in known)
 
 
 def load(
@@ -70,18 +74,30 @@ def load(
     chosen = pick_dtype(options.dtype, target)
     if device_map is None and target.type != "cpu":
         device_map = {"": target}  # straight to the GPU: the machine's memory need not hold the whole model
+    tokenizer = load_tokenizer(path)  # fails sooner than the weights
     model = load_weights(path, info.id, chosen, attention, device_map)
     if device_map is None and not getattr(model, "hf_device_map", None):
         model = model.to(target)
     model.eval().requires_grad_(False)
-    return BaseModel(info=info, model=model, tokenizer=load_tokenizer(path), device=target, dtype=chosen)
+    return BaseModel(info=info, model=model, tokenizer=tokenizer, device=target, dtype=chosen)
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The transformers tokenizer of a model directory or hub id. Raises like `resolve`."""
+    """The transformers tokenizer of a model directory or hub id.
+
+    Raises like `resolve`, and PreconditionFailed for a tokenizer that is missing, broken, or has code of its own.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(resolve(source))
+    path = resolve(source)
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # each kind of tokenizer raises its own errors
+        is_there = any(file for name in ("tokenizer.json", "*.model", "vocab*") for file in path.glob(name))
+        found = (
+            f"can't be loaded here: {first_line(error)}" if is_there else "is missing: copy its files to the model's"
+        )
+        raise PreconditionFailed(f"the tokenizer of base model {default_id(source)!r} {found}") from error
 
 
 def resolve(source: str | Path) -> Path:
@@ -131,7 +147,7 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
     path = resolve(source)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # each architecture's config raises its own errors
         raise Unavailable(
             f"base model {default_id(path)!r} has a config.json that can't be read: {first_line(error)}"
         ) from error
@@ -141,7 +157,7 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
     if absent := [
         name
         for name in ("hidden_size", "vocab_size", "num_hidden_layers")
-        if not isinstance(getattr(text, name, None), int)
+        if not isinstance(size := getattr(text, name, None), int) or size < 1
     ]:
         raise PreconditionFailed(
             f"{config.model_type} has no {absent[0]} for its text: a soft prompt is a matrix of that width"

@@ -163,7 +163,7 @@ def _hash_files(path: Path, stamps: Stamps, hashed_at_ns: int) -> Fingerprint:
 
 
 def _weights(path: Path) -> list[Path]:
-    found = sorted(path.glob("*.safetensors"))
+    found = sorted(file for file in path.glob("*.safetensors") if not file.is_dir())
     if not found:
         raise NotFound("base model", path.name, "the directory has no *.safetensors weights")
     return found

@@ -6,6 +6,7 @@ Errors say what to do. Missing weights are an error, never replaced by random nu
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def check_files(path: Path, name: str) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted(file for file in path.glob("*.safetensors") if not file.is_dir())
     if not files and (pickled := sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])):
         raise NotFound(
             "base model",
@@ -64,7 +65,10 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
 
     quantisation = _quantisation(path)
     quantised = str(quantisation.get("quant_method", "unknown method"))
-    if quantisation and not AutoHfQuantizer.supports_quant_method(quantisation):
+    is_known = not quantisation
+    with suppress(ValueError):  # no method is named
+        is_known = is_known or AutoHfQuantizer.supports_quant_method(quantisation)
+    if not is_known:
         raise PreconditionFailed(
             f"{name} is quantised ({quantised}) and can't be loaded here: transformers does not know the method"
         )
@@ -82,7 +86,10 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
         raise Unavailable(f"base model {name!r} has weights that can't be read: {first_line(error)}") from error
     except Exception as error:
         what = f"{name} is quantised ({quantised}) and" if quantisation else name
-        raise PreconditionFailed(f"{what} can't be loaded here: {type(error).__name__}: {first_line(error)}") from error
+        why = f"{type(error).__name__}: {first_line(error)}"
+        if "ignore_mismatched_sizes" in why:  # advice that only a program can follow
+            why = "its weights have other shapes than its config.json says"
+        raise PreconditionFailed(f"{what} can't be loaded here: {why}") from error
     if missing := sorted(report.get("missing_keys") or ()):
         raise PreconditionFailed(
             f"{name} lacks {len(missing)} of the weights that its config.json asks for, the first is {missing[0]}"
@@ -96,7 +103,7 @@ def _shards(path: Path, name: str) -> set[str]:
     if not index.is_file():
         return set()
     try:
-        return set(json.loads(index.read_text())["weight_map"].values())
+        return set(map(str, json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unavailable(f"base model {name!r} has a {INDEX} that can't be read: {first_line(error)}") from error
 

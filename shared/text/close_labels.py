@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Mapping
 
 MAX_LABELS = 200
@@ -15,8 +16,8 @@ _DIGITS = re.compile(r"\d+")
 def close_labels(counts: Mapping[str, int]) -> list[str]:
     """A note on rare labels that are close to a frequent one, with their counts; empty if there are none.
 
-    Labels are close if they differ in case or space only, or in a few letters but not in the first one or in a digit:
-    "2 stars" and "3 stars" are different labels, and so are "complete" and "incomplete".
+    Labels are close if they differ in case, space or Unicode form only, or in a few letters but not in the first one or
+    in a digit: "2 stars" and "3 stars" are different labels, and so are "complete" and "incomplete".
     """
     if len(counts) > MAX_LABELS:
         return []
@@ -37,7 +38,7 @@ def close_labels(counts: Mapping[str, int]) -> list[str]:
 
 
 def _is_close(one: str, other: str) -> bool:
-    one, other = " ".join(one.casefold().split()), " ".join(other.casefold().split())
+    one, other = (" ".join(unicodedata.normalize("NFKC", label).casefold().split()) for label in (one, other))
     if one == other:
         return True
     if min(len(one), len(other)) < _MIN_CHARS or one[0] != other[0]:

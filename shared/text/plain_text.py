@@ -30,7 +30,10 @@ class PlainText:
 
     def quote(self, text: str) -> str:
         """The text with stand-ins for strings that spell control tokens. `ids` resolves them after rendering."""
-        return self._quoted.sub(lambda match: _ESCAPE + self._stand_in[match[0]], text)
+        quoted = self._quoted.sub(self._replacement, text)
+        if self._normalizer is None or not self._control_strings.search(self._normalizer.normalize_str(quoted)):
+            return quoted
+        return self._quoted.sub(self._replacement, self._normalizer.normalize_str(text))
 
     def ids(self, quoted: str, *, continues: bool = False) -> list[int]:
         """Token ids without BOS. `continues`: the text follows another, so the tokenizer must not add a space."""
@@ -55,6 +58,9 @@ class PlainText:
         """The first string in a template's text that spells a control token, or an empty string."""
         match = self._control_strings.search(text) if self._control else None
         return match[0] if match else ""
+
+    def _replacement(self, match: re.Match[str]) -> str:
+        return _ESCAPE + self._stand_in[match[0]]
 
     def _parts(self, quoted: str) -> Iterator[tuple[str, bool]]:
         """Yields (text, whether it spells a control token and must not become one). No text is empty."""
@@ -97,12 +103,23 @@ class PlainText:
         template = getattr(self._tokenizer, "chat_template", None) or ""
         source = "".join(template.values()) if isinstance(template, dict) else str(template)
         special = set(self._tokenizer.all_special_tokens)
-        return {
-            token.content: id
+        tokens = {
+            id: token
             for id, token in self._tokenizer.added_tokens_decoder.items()
             if token.content
             and (token.special or token.content in special or (token.content.strip() and token.content in source))
         }
+        found = {token.content: id for id, token in tokens.items()}
+        if self._normalizer is not None:  # a token that is found in normalized text is itself normalized
+            normal = {id: self._normalizer.normalize_str(token.content) for id, token in tokens.items()}
+            found = {text: id for id, text in normal.items() if tokens[id].normalized and text} | found
+        return found
+
+    @cached_property
+    def _normalizer(self) -> Any:
+        """The tokenizer's normalizer if some tokens are found in normalized text, such as one in lower case."""
+        normalized = any(token.normalized for token in self._tokenizer.added_tokens_decoder.values())
+        return getattr(getattr(self._tokenizer, "backend_tokenizer", None), "normalizer", None) if normalized else None
 
     @cached_property
     def _control_strings(self) -> re.Pattern[str]:

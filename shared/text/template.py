@@ -16,7 +16,7 @@ Only templates produce control tokens; in an input, a message or a target, their
 from __future__ import annotations
 
 import json
-import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -32,7 +32,7 @@ from shared.values.template import INPUT_FIELD as INPUT_FIELD
 from shared.values.template import Template as Template
 
 ROLES = ("system", "user", "assistant")
-_CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
+_MAX_RENDERINGS = 8
 _ANSWER = "\U0010fffe"
 """Placeholder for the answer, to find out how a chat template writes one."""
 
@@ -123,7 +123,7 @@ class InputEncoder:
         return self._text.control_id(self.template.end)
 
     def _encode_turns(self, turns: list[dict[str, str]], *, with_system: bool = True) -> list[int]:
-        system = [_turn("system", self.template.system)] if with_system and self.template.system else []
+        system = _system_turns(self.template) if with_system else []
         try:
             rendered = self._render([*system, *turns])
         except (
@@ -202,18 +202,23 @@ def conversation_text(messages: Sequence[Message]) -> str:
 def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Template:
     """The template of a new prompt, with all values fixed that rendering would otherwise take from the day or the code.
 
-    Finds out from the chat template how it ends an answer and which text precedes one.
+    Finds out from the chat template how it ends an answer and which text precedes one. Raises InvalidInput for a chat
+    template that is random.
     """
     template = replace(template, format=template.format or TemplateFormat.TEXT, rendering=2, lead="", end="")
     if template.format is not TemplateFormat.CHAT:
         return template
     template = dated(template, today)
     try:
-        turns = [_turn("user", "x")]
+        turns = [*_system_turns(template), _turn("user", "x")]
         question = render_chat(tokenizer, template, turns, add_generation_prompt=True)
         whole = render_chat(tokenizer, template, [*turns, _turn("assistant", _ANSWER)], add_generation_prompt=False)
     except Exception:  # a chat template that can't write such a conversation; the tokenizer's own end holds
         return template
+    again = {render_chat(tokenizer, template, turns, add_generation_prompt=True) for _ in range(_MAX_RENDERINGS)}
+    if again != {question}:
+        text = "the model's chat template renders the same messages differently each time; use TEXT"
+        raise InvalidInput.of("template.format", text)
     before, found, after = whole.partition(_ANSWER)
     if not found:
         return template
@@ -234,8 +239,8 @@ def render_chat(
 ) -> str:
     """The turns rendered by the model's chat template, with the template's date and arguments."""
     source = tokenizer.get_chat_template()
-    if template.date:
-        source = _dated(source, datetime.fromisoformat(template.date))
+    if template.date and "strftime_now" in source:
+        source = _clock(datetime.fromisoformat(template.date)) + source
     rendered: str = tokenizer.apply_chat_template(
         [dict(turn) for turn in turns],
         chat_template=source,
@@ -246,9 +251,20 @@ def render_chat(
     return rendered
 
 
-def _dated(source: str, day: datetime) -> str:
-    """The chat template with calls of `strftime_now`, transformers' clock, replaced by their results for that day."""
-    return _CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"])), source)
+def _clock(day: datetime) -> str:
+    """A Jinja macro that takes the place of `strftime_now`, transformers' clock, and always gives this day."""
+    codes = [flag + code for code in f"{string.ascii_letters}%" for flag in ("%-", "%")]
+    table = json.dumps({code: day.strftime(code) for code in codes})
+    return (
+        "{% macro strftime_now(format) %}{% set found = namespace(text=format) %}{% for code, text in "
+        + table
+        + ".items() %}{% set found.text = found.text.replace(code, text) %}{% endfor %}{{ found.text }}{% endmacro %}"
+        "{{ '' }}"  # the line break after a block is removed, and this one may be the template's own
+    )
+
+
+def _system_turns(template: Template) -> list[dict[str, str]]:
+    return [_turn("system", template.system)] if template.system else []
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

@@ -19,7 +19,8 @@ _CHARS_PER_TOKEN = 8
 def fit_text(encoder: InputEncoder, text: str, room: int) -> list[int]:
     """Ids of the text, or of its longest ending that takes at most `room` tokens.
 
-    The result is longer than `room` only if the template alone is. Raises InvalidInput like the encoder.
+    The result is longer than `room` only if the template with the last character is. Raises InvalidInput like the
+    encoder.
     """
     return _fit(encoder.encode_input, text, room)
 
@@ -59,4 +60,4 @@ def _fit(encode: Callable[[str], list[int]], text: str, room: int) -> list[int]:
         length *= 2
     text = text[-length:]
     cut = bisect_left(range(len(text)), True, key=lambda begin: len(encode(text[begin:])) <= room)
-    return encode(text[cut:])
+    return encode(text[min(cut, len(text) - 1) :])

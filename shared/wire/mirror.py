@@ -7,6 +7,7 @@ every dataclass fits its message.
 
 from __future__ import annotations
 
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Container, Mapping
@@ -120,7 +121,7 @@ def _put(put: Putter, message: Message, content: Any, path: str, name: str) -> N
     try:
         put(message, content, path)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise InvalidInput.of(_below(path, name), f"{content!r:.80} does not fit: {error}") from error
+        raise InvalidInput.of(_below(path, name), f"{reprlib.repr(content)} does not fit: {error}") from error
 
 
 def _append(elements: Any, element: Any, path: str) -> None:

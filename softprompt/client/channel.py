@@ -11,9 +11,10 @@ from typing import Any
 
 import grpc
 
+from shared.process.proxies import grpc_proxy
 from shared.security.methods import RULES
 from softprompt.client.calls import CallingChannel
-from softprompt.client.security import ClientSecurity, TokenSource, is_local
+from softprompt.client.security import ClientSecurity, TokenSource, hosts_of, is_local
 
 RETRIED_METHODS = tuple(path.strip("/").split("/") for path, rule in RULES.items() if rule.repeatable)
 """Service and method of each."""
@@ -89,7 +90,7 @@ def _open(
             5_000,
         ),  # finds new replicas behind a headless service within seconds
     ]
-    if is_local(endpoint):
+    if is_local(endpoint) or not any(map(grpc_proxy, hosts_of(endpoint))):  # gRPC itself does not know `no_proxy=*`
         options.append(("grpc.enable_http_proxy", 0))
     if security.server_name:
         options.append(("grpc.ssl_target_name_override", security.server_name))

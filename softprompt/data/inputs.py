@@ -38,7 +38,7 @@ def input_of(row: Mapping[str, Any], column: str) -> Input:
     if isinstance(value, str) and column.strip().lower() in CHAT_NAMES:
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Unusable("must be a list of turns, in a table as JSON", column) from None
     if value is not None and hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1:
         value = value.tolist()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import fields, is_dataclass
+from numbers import Real
 from typing import Any
 
 from softprompt.data.problems import Unusable
@@ -42,7 +43,7 @@ class Turns:
         if isinstance(value, str):  # a cell of a CSV or XLSX file
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise Unusable("must be a list of turns, in a table as JSON", part) from None
         if hasattr(value, "tolist"):  # pandas reads lists of Parquet as arrays
             value = value.tolist()
@@ -64,7 +65,7 @@ class Turns:
         extra = {
             key
             for key, value in turn.items()
-            if key not in _KNOWN and not is_missing(value) and value not in ([], {}, "")
+            if key not in _KNOWN and not (is_missing(value) or (isinstance(value, Sized) and not len(value)))
         }
         if called := extra & {"tool_calls", "function_call"}:
             raise Unusable(f"has {', '.join(sorted(called))}: tool calls can't be learned", part, "tool calls")
@@ -102,7 +103,7 @@ def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Ma
         return turns
     for index in range(len(turns) - 1, -1, -1):
         weight = turns[index].get("weight")
-        if not is_missing(weight) and weight not in (0, 1):
+        if not is_missing(weight) and not (isinstance(weight, Real) and weight in (0, 1)):
             raise Unusable(f"must be 0 or 1, not {shown(weight)}", f"{part}[{index}].weight", "weight")
         role = turns[index].get("role", turns[index].get("from"))
         if (

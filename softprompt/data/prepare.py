@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, SoftPromptError
 from shared.location import Location
 from softprompt.data.examples import ExampleReader
 from softprompt.data.files import file_rows
@@ -37,7 +37,12 @@ def prepare(
         return data
     data = data if isinstance(data, Data) else Data(data)
     source = data.source
-    rows = file_rows(source, data, which) if isinstance(source, str | os.PathLike) else python_rows(source, which)
+    try:
+        rows = file_rows(source, data, which) if isinstance(source, str | os.PathLike) else python_rows(source, which)
+    except SoftPromptError:
+        raise
+    except Exception as error:  # a caller's object may raise anything
+        raise InvalidInput.of(which, f"can't be read: {type(error).__name__}: {error}") from error
     return _Preparation(rows, data, labels, which).run()
 
 
@@ -77,7 +82,7 @@ class _Preparation:
         self._problems = Problems(rows.name, which)
         self._numbers: array[int] = array("Q")
         self._content = bytearray()
-        self._is_verbatim = True
+        self._is_verbatim = rows.verbatim is not None
 
     def run(self) -> PreparedData:
         with closing(self._rows.items):
@@ -103,8 +108,13 @@ class _Preparation:
     def _add(self, row: Row) -> None:
         if isinstance(row.fields, Unusable):
             raise row.fields
-        example = self._reader.read(row.fields)
-        self._is_verbatim &= example == row.fields
+        try:
+            example = self._reader.read(row.fields)
+            self._is_verbatim = self._is_verbatim and example == row.fields
+        except Unusable:
+            raise
+        except Exception as error:  # a caller's objects may raise anything
+            raise Unusable(f"can't be read: {type(error).__name__}: {error}") from error
         if example is None or self._problems:
             return
         if self._numbers and self._numbers[-1] == row.number:
@@ -116,8 +126,9 @@ class _Preparation:
 
     def _add_problem(self, row: Row, error: Unusable) -> None:
         if isinstance(error, NotUnderstood) and isinstance(row.fields, Mapping):
-            sample = ", ".join(f"{name}={shown(value, 30)}" for name, value in list(row.fields.items())[:_SAMPLE_CELLS])
-            error = NotUnderstood(f"{error.reason}; it is {sample}", error.part, error.kind)
+            cells = list(row.fields.items())[:_SAMPLE_CELLS]
+            sample = ", ".join(f"{name}={shown(value, 30)}" for name, value in cells).encode(errors="backslashreplace")
+            error = NotUnderstood(f"{error.reason}; it is {sample.decode()}", error.part, error.kind)
         self._problems.add(self._rows.place(row.number), error)
 
     def _check(self) -> None:

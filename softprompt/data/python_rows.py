@@ -29,6 +29,9 @@ def python_rows(source: Any, which: str) -> Rows:
     if hasattr(source, "collect_schema") and hasattr(source, "collect"):
         raise InvalidInput.of(which, "is a lazy frame: call its collect() first")
     if hasattr(source, "to_batches") and hasattr(source, "column_names"):  # pyarrow
+        names = list(source.column_names)
+        if len(set(names)) < len(names):  # its rows would have the last one alone
+            raise InvalidInput.of(which, f"names a column twice: {', '.join(names)}")
         return Rows(
             _items((row for batch in source.to_batches() for row in batch.to_pylist()), which), format="Arrow table"
         )

@@ -121,7 +121,12 @@ def parquet_rows(file: BinaryIO, name: str, which: str) -> Rows:
     def items() -> Generator[Row]:
         number = 0
         try:
-            for batch in ParquetFile(file).iter_batches(_BATCH_ROWS):
+            opened = ParquetFile(file)
+            names = opened.schema_arrow.names
+            if len(set(names)) < len(names):
+                yield Row(1, Unusable(f"the file names a column twice: {', '.join(names)}"))
+                return
+            for batch in opened.iter_batches(_BATCH_ROWS):
                 for fields in batch.to_pylist():
                     number += 1
                     yield Row(number, fields)

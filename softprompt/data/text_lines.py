@@ -36,13 +36,15 @@ class TextLines:
         self.is_binary = b"\0" in head and "16" not in self.encoding and "32" not in self.encoding
         self.undecodable: list[tuple[int, str]] = []
         try:
-            codecs.lookup(self.encoding)
-        except LookupError:
+            # newline=None: also the line ends of Windows and of the first Macs
+            self._text = io.TextIOWrapper(buffered, self.encoding, errors="surrogateescape", newline=None)
+        except (
+            LookupError,
+            ValueError,
+        ):  # an unknown name, one of no text such as base64, or one with a null character
             raise InvalidInput.of(
                 "encoding", f"{encoding!r} is not a known encoding; examples are cp1252 and utf-16"
             ) from None
-        # newline=None: also the line ends of Windows and of the first Macs
-        self._text = io.TextIOWrapper(buffered, self.encoding, errors="surrogateescape", newline=None)
         self.rest = self._lines()
         """An iterator over the remaining lines."""
 

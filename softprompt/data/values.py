@@ -18,7 +18,11 @@ def is_missing(value: Any) -> bool:
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     value = _plain(value)
-    return (isinstance(value, float) and math.isnan(value)) or (isinstance(value, Decimal) and value.is_nan())
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, Decimal) and value.is_nan())
+    )
 
 
 def text_of(value: Any, part: str) -> str:
@@ -62,7 +66,10 @@ def _plain(value: Any) -> Any:
     """numpy's scalars and zero-dimensional arrays as Python values; other values unchanged."""
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         # float32(0.1) means 0.1 and not 0.10000000149011612, which `item` would give
-        return float(str(value)) if type(value).__name__ in ("float16", "float32") else value.item()
+        plain = float(str(value)) if type(value).__name__ in ("float16", "float32") else value.item()
+        if value.dtype.kind in "mM" and isinstance(plain, int):  # `item` gives times in nanoseconds as integers
+            plain = value.astype("datetime64[us]").item() if value.dtype.kind == "M" else value
+        return plain
     return value
 
 

@@ -139,7 +139,8 @@ async def create_completion(request: Request, backend: Backend) -> Response:
 def _only_echo(completion: Completion) -> Completion:
     """Without the one token that the engine writes at least."""
     output = completion.output
-    text = output.text.removesuffix("".join(one.text for one in output.logprobs))
+    is_shown = completion.end.finish_reason is FinishReason.LENGTH  # the token of an end is in no text
+    text = output.text.removesuffix("".join(one.text for one in output.logprobs)) if is_shown else output.text
     end = replace(completion.end, output_tokens=0, finish_reason=FinishReason.LENGTH)
     return Completion(replace(output, text=text, logprobs=()), end)
 

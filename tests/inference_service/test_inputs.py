@@ -63,6 +63,14 @@ async def test_only_the_first_wrong_ids_are_listed() -> None:
     assert caught.value.violations[15].field == "input.token_ids.ids[15]"
 
 
+async def test_a_token_that_the_model_lacks_is_refused_and_not_looked_up() -> None:
+    """Tokens are added to tokenizers without resizing the model, and many are not special."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<image>"])
+    with pytest.raises(InvalidInput, match=rf"input.text: its token id {VOCAB_SIZE} is not among"):
+        await InputPreparer(VOCAB_SIZE, 50).prepare(InputRequest("see <image>"), encoder(tokenizer=tokenizer), 0)
+
+
 async def test_a_conversation_is_the_input_of_a_text_template() -> None:
     request = InputRequest((Message(role="user", content="hi"),))
     prepared = await InputPreparer(VOCAB_SIZE, 100).prepare(request, encoder(), 0)

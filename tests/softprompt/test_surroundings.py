@@ -107,6 +107,9 @@ async def test_a_proxy_that_never_answers_is_named_too(monkeypatch: pytest.Monke
         ("10.0.0.0/8", "10.1.2.3", True),
         ("10.0.0.0/8", "11.1.2.3", False),
         ("fd00::/8", "[fd00::1]", True),
+        ("*", "trainer.example.com", True),
+        ("*.example.com", "trainer.example.com", True),
+        ("*.example.com", "trainer.example.org", False),
     ],
 )
 def test_exceptions_are_read_as_grpc_reads_them(exceptions: str, host: str, is_direct: bool) -> None:
@@ -126,6 +129,22 @@ def test_http_libraries_and_children_reach_loopback_directly() -> None:
     everything = {"http_proxy": "http://proxy", "no_proxy": "*"}
     reach_loopback_directly(everything)
     assert everything["no_proxy"] == "*"
+    assert grpc_proxy("trainer.example.com", everything) == ""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"grpc_proxy": "http://proxy"},
+        {"https_proxy": "http://proxy", "no_grpc_proxy": "example.com"},
+        {"https_proxy": "http://proxy", "no_proxy": "*"},
+        {"https_proxy": "http://proxy", "NO_PROXY": "*"},
+    ],
+)
+def test_grpc_in_children_reaches_loopback_directly(environment: dict[str, str]) -> None:
+    reach_loopback_directly(environment)
+    read_by_grpc = environment.get("no_grpc_proxy") or environment["no_proxy"]
+    assert {"localhost", "127.0.0.1", "::1"} <= set(read_by_grpc.split(","))
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])

@@ -32,7 +32,9 @@ def outcome_of(comparison: Comparison, rival: str) -> str:
     if comparison.num_examples < MIN_EXAMPLES:
         few = f"{comparison.num_examples} held-out examples are too few to tell; at least {MIN_EXAMPLES} are needed"
         return head.format("is not known to beat") + f": {few}"
-    by = f"{'better' if comparison.difference >= 0 else 'worse'} by {abs(comparison.difference):.3g}"
+    by = f"{'better' if comparison.difference > 0 else 'worse'} by {abs(comparison.difference):.3g}"
+    if not comparison.difference or math.isnan(comparison.difference):
+        by = "can't be compared" if comparison.difference else "no difference"
     numbers = f"{by} ({interval(comparison.low, comparison.high)}, {comparison.num_examples} held-out examples)"
     if comparison.beats:
         return head.format("beats") + f": {numbers}"

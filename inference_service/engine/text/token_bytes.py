@@ -57,7 +57,7 @@ def byte_table(tokenizer: Any) -> ByteTable | None:
         if piece is None or index in special:
             pieces.append(b"")
         else:
-            pieces.append(piece.encode() if index in added else rules.bytes_of(piece))
+            pieces.append(piece.encode() if rules.byte_level and index in added else rules.bytes_of(piece))
     return ByteTable(tuple(pieces), rules.stripped_spaces)
 
 

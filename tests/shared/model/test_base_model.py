@@ -280,6 +280,57 @@ def test_pickled_weights_are_refused_in_a_sentence(model_dir: Path) -> None:
         load(model_dir)
 
 
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "is missing"), (b"{", "can't be loaded here"), (b"[]", "can't be loaded here")]
+)
+def test_a_model_without_a_tokenizer_is_refused_by_name_before_its_weights_are_read(
+    model_dir: Path, content: bytes | None, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_model, "load_weights", None)
+    for file in model_dir.glob("token*"):
+        file.unlink()
+    if content is not None:
+        (model_dir / "tokenizer.json").write_bytes(content)
+    with pytest.raises(PreconditionFailed, match=f"the tokenizer of base model '{model_dir.name.lower()}' {why}"):
+        base_model.load(model_dir)
+
+
+def test_the_code_of_a_tokenizer_is_never_run(model_dir: Path) -> None:
+    path = model_dir / "tokenizer_config.json"
+    own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    (model_dir / "own.py").write_text("raise SystemExit")
+    with pytest.raises(PreconditionFailed, match="the tokenizer of base model"):
+        base_model.load_tokenizer(model_dir)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error", "why"),
+    [
+        ("config.json", {"num_hidden_layers": "2"}, Unavailable, "config.json that can't be read"),
+        ("config.json", {"num_attention_heads": 0}, Unavailable, "config.json that can't be read"),
+        ("config.json", {"num_hidden_layers": 0}, PreconditionFailed, "no num_hidden_layers"),
+        ("config.json", {"hidden_size": 48}, PreconditionFailed, "other shapes than its config.json says"),
+        ("config.json", {"quantization_config": {"bits": 4}}, PreconditionFailed, "does not know the method"),
+        ("model.safetensors.index.json", {"weight_map": {"a": 1, "b": "x"}}, Unavailable, "2 weight files are missing"),
+    ],
+)
+def test_damaged_descriptions_are_refused_in_a_sentence(
+    model_dir: Path, file: str, content: dict[str, Any], error: type[Exception], why: str
+) -> None:
+    path = model_dir / file
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **content}))
+    with pytest.raises(error, match=why):
+        base_model.load(model_dir)
+
+
+@pytest.mark.parametrize("ids", [-1, 999_999, [2, -1], [[2]], {"a": 1}, 2.5, ["2"]], ids=str)
+def test_ends_that_are_no_tokens_are_ignored(model_dir: Path, ids: Any) -> None:
+    path = model_dir / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": ids}))
+    assert base_model.load(model_dir).stop_token_ids <= {1, 2}
+
+
 def test_shards_load_and_a_missing_one_is_named(tmp_path: Path) -> None:
     directory = save_tiny_llama(tmp_path / "whole")
     model = load(directory, FLOAT32).model

@@ -25,7 +25,9 @@ def test_other_labels_are_no_misspellings(rare: str, frequent: str) -> None:
     assert close_labels({frequent: 100, rare: 2}) == []
 
 
-@pytest.mark.parametrize(("rare", "frequent"), [("yes", "Yes"), ("two  words", "Two words"), ("refnud", "refund")])
+@pytest.mark.parametrize(
+    ("rare", "frequent"), [("yes", "Yes"), ("two  words", "Two words"), ("refnud", "refund"), ("café", "cafe\u0301")]
+)
 def test_case_space_and_swapped_letters_are(rare: str, frequent: str) -> None:
     assert close_labels({frequent: 100, rare: 2})
     assert not close_labels({frequent: 100, rare: 60}), "both are frequent"

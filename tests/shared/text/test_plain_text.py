@@ -99,6 +99,37 @@ def test_what_the_chat_template_refuses_is_named(template: Template, roles: tupl
     assert refused.value.violations[0].field == field
 
 
+@pytest.mark.parametrize(
+    ("normalizer", "written", "typed"),
+    [
+        (normalizers.Lowercase(), "<|end|>", "<|END|>"),
+        (normalizers.Lowercase(), "<|END|>", "<|end|>"),
+        (normalizers.NFKC(), "<|end|>", "\uff1c|end|\uff1e"),
+    ],
+)
+def test_a_control_token_is_not_forged_through_the_normalizer(normalizer: Any, written: str, typed: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    tokenizer.add_tokens([AddedToken(written, special=True, normalized=True)], special_tokens=True)
+    text = PlainText(tokenizer)
+    assert tokenizer.convert_tokens_to_ids(written) in tokenizer(typed)["input_ids"]
+    assert not text.control_ids & set(text.ids(text.quote(f"a {typed} b")))
+    assert tokenizer.decode(text.ids(text.quote("a b"))) == "a b"
+
+
+def test_a_random_chat_template_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"template\.format: .* differently each time"):
+        pinned(CHAT, chat_tokenizer("{{ range(1000) | random }}{{ messages[0].content }}"))
+
+
+def test_the_end_of_an_answer_is_also_found_where_a_system_message_is_needed() -> None:
+    tokenizer = chat_tokenizer(
+        "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}<pad>{% endfor %}"
+    )
+    assert pinned(Template(format=TemplateFormat.CHAT, system="S"), tokenizer).end == "<pad>"
+
+
 def test_an_answer_ends_as_the_chat_template_ends_turns() -> None:
     """Gemma and Phi-3 end a turn with a token that is not the tokenizer's end of sequence."""
     tokenizer = chat_tokenizer(
@@ -133,10 +164,15 @@ def test_what_the_chat_template_writes_before_an_answer_is_kept() -> None:
     assert spaced.decode(encoder.encode_input("x") + encoder.encode_target("y")) == "[x] y<end>"
 
 
-def test_a_template_renders_the_same_tomorrow() -> None:
-    tokenizer = chat_tokenizer("{{ strftime_now('%d %b %Y') }}|{{ messages[0].content }}{% if loud %}!{% endif %}")
+@pytest.mark.parametrize("clock", ["strftime_now('%d %b %Y')", "strftime_now ( form )", "today('%d %b %Y')"])
+def test_a_template_renders_the_same_tomorrow(clock: str) -> None:
+    tokenizer = chat_tokenizer(
+        "\n{% set form = '%d %b %Y' %}{% set today = strftime_now %}{{ "
+        + clock
+        + " }}|{{ messages[0].content }}{% if loud %}!{% endif %}"
+    )
     template = pinned(Template(format=TemplateFormat.CHAT, arguments={"loud": True}), tokenizer, date(2024, 2, 3))
-    assert tokenizer.decode(InputEncoder(tokenizer, template).encode_input("x")) == "03 Feb 2024|x!"
+    assert tokenizer.decode(InputEncoder(tokenizer, template).encode_input("x")) == "\n03 Feb 2024|x!"
     assert TypeAdapter(Template).validate_json(TypeAdapter(Template).dump_json(template)) == template
 
 

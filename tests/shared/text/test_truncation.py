@@ -44,6 +44,15 @@ def test_a_text_keeps_its_end_and_its_template(room: int) -> None:
     assert kept == f"Say: {whole[-(room - 10) :]}\nNow:"
 
 
+@pytest.mark.parametrize("room", [4, 11, 12])
+def test_where_only_the_template_fits_no_empty_input_is_made(room: int) -> None:
+    """Such a text is too long; a chat template might also refuse an empty content."""
+    encoder = chat(
+        template=CHAT_TEMPLATE + "{% if not messages[-1].content %}{{ raise_exception('empty') }}{% endif %}"
+    )
+    assert len(fit_text(encoder, "hello", room)) == len(encoder.encode_input("o")) > room
+
+
 def test_what_fits_is_left_as_it_is() -> None:
     encoder = chat(system="S")
     assert fit_text(encoder, "hello", 100) == encoder.encode_input("hello")

@@ -131,6 +131,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "quote.csv": ('text,label\n"a,b\nc,d\n', 'line 2: has a quote (") that is never closed'),
     "cells.csv": ("text,label\na, b,c\n", "line 2: has 3 cells, the header 2"),
     "twice.csv": ("text,text\na,b\n", "names a column twice"),
+    "deep.csv": ("messages\n" + "[" * 100_000 + "\n", "must be a list of turns"),
     "keys.jsonl": (
         '{"input": "a", "input": "b", "output": "c"}\n{"input": "a", "output": "c"}\n',
         "'input' is there twice",
@@ -168,8 +169,9 @@ def test_a_directory_names_its_files_and_what_is_not_there_is_not_found(tmp_path
 def test_an_encoding_can_be_named(tmp_path: Path) -> None:
     path = written(tmp_path / "latin.csv", "text,label\nschön,a\n".encode("cp1252"))
     assert examples_of(prepare(Data(path, encoding="cp1252"))) == [{"input": "schön", "label": "a"}]
-    with pytest.raises(InvalidInput, match="'klingon' is not a known encoding"):
-        prepare(Data(path, encoding="klingon"))
+    for encoding in ("klingon", "rot13", "base64", "utf\0"):
+        with pytest.raises(InvalidInput, match="is not a known encoding"):
+            prepare(Data(path, encoding=encoding))
 
 
 def test_many_mistakes_make_one_message(tmp_path: Path) -> None:

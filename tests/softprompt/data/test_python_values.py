@@ -8,6 +8,7 @@ import datetime
 import decimal
 import enum
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from shared.errors import InvalidInput
 from softprompt import Data, Example, Message
@@ -40,6 +42,7 @@ SCALARS: list[tuple[Any, str]] = [
     (datetime.date(2026, 1, 2), "2026-01-02"),
     (pd.Timestamp("2026-01-02"), "2026-01-02T00:00:00"),
     ("\ud83d\ude00", "\U0001f600"),
+    (np.datetime64("2026-01-02T03:04:05.000000000"), "2026-01-02T03:04:05"),
 ]
 
 
@@ -48,13 +51,32 @@ def test_scalars_become_text(value: Any, text: str) -> None:
     assert examples_of(prepare([{"input": "a", "output": value}])) == [{"input": "a", "output": text}]
 
 
+def test_arrays_in_conversations_are_lists() -> None:
+    """pandas reads the lists of a Parquet file as arrays."""
+    question, answer = (
+        {"role": "user", "content": "a", "tool_calls": np.array([])},
+        {"role": "assistant", "content": "b"},
+    )
+    rows = [{"messages": np.array([question, answer], dtype=object)}]
+    assert examples_of(prepare(rows)) == [{"messages": [{"role": "user", "content": "a"}, answer]}]
+    with pytest.raises(InvalidInput, match=r"messages\[1\]\.weight: must be 0 or 1"):
+        prepare([{"messages": [question, {**answer, "weight": np.array([1, 0])}]}])
+
+
 class Hostile:
     def __repr__(self) -> str:
         raise RuntimeError("no")
 
 
+class Raising:
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("no")
+
+
 UNUSABLE: list[tuple[Any, str]] = [
     (None, "is missing"),
+    (np.datetime64("NaT"), "is missing"),
+    (np.timedelta64(5, "ns"), "must be text"),
     (float("nan"), "is missing"),
     (np.float64("nan"), "is missing"),
     (pd.NA, "is missing"),
@@ -89,6 +111,7 @@ ITEMS: list[tuple[Any, str]] = [
     (("a", "b"), "not a tuple"),
     ({1: "a"}, "its keys must be text, not 1"),
     ({}, "has nothing"),
+    ({"input": Raising(), "output": "a"}, "can't be read: RuntimeError: no"),
     (Example("a"), "needs an input and an output"),
     (Example(input=3, output=b"x"), "not bytes"),  # type: ignore[arg-type]
     (Example("a", "b", "c"), "say which is the"),
@@ -183,3 +206,16 @@ def test_anything_is_read_or_refused(rows: list[dict[str, Any]]) -> None:
         assert all(violation.field.startswith("dataset") for violation in error.violations)  # noqa: PT017 (either outcome is fine)
     else:
         assert len(examples_of(prepared)) == prepared.num_examples
+
+
+def test_a_table_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
+    table = pyarrow.table([["a"], ["b"], ["c"]], names=["input", "output", "output"])
+    parquet.write_table(table, tmp_path / "twice.parquet")
+    for source in (table, tmp_path / "twice.parquet"):
+        with pytest.raises(InvalidInput, match="names a column twice: input, output, output"):
+            prepare(source)
+
+
+def test_a_source_that_raises_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="dataset: can't be read: RuntimeError: no"):
+        prepare(Raising())

@@ -196,6 +196,9 @@ def test_echo_puts_the_input_and_its_log_probabilities_first(client: OpenAI) -> 
         assert choice.logprobs.token_logprobs == (whole.logprobs.token_logprobs or [])[: len(choice.text)]
     assert scored.usage is not None
     assert scored.usage.completion_tokens == 0
+    typed = {**parameters, "prompt": "hello<end>", "max_tokens": 0, "n": 1, "logit_bias": {"1": 100}}
+    [choice] = client.completions.create(**typed, echo=True).choices
+    assert choice.text == "hello<end>", "the text of the input, although the engine's next token is <end>"
     for more in ({}, {"echo": True, "stream": True}):
         with pytest.raises(openai.BadRequestError, match="can be 0 only with echo"):
             client.completions.create(**{**parameters, "max_tokens": 0, **more})

@@ -140,3 +140,14 @@ def test_a_verdict_says_what_the_prompt_beats_and_what_not() -> None:
         "1 held-out example is too few to tell whether the prompt is better than the bare model (loss 1 against 2): "
         "at least 10 are needed"
     )
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (1.0, "does not beat 1 of the bare model: no difference ("),
+        (float("nan"), "of the bare model: can't be compared ("),
+    ],
+)
+def test_equal_and_missing_numbers_are_neither_better_nor_worse(other: float, said: str) -> None:
+    assert said in verdict({BARE: evidence(other=other).comparisons[BARE]})

@@ -25,22 +25,26 @@ def split_validation(
 
     Examples with the same input stay on one side, so that held-out inputs are new. If a few inputs have so many
     examples that no choice of whole inputs is near `fraction` of the rows, rows are held out instead: an input may then
-    be on both sides (see `count_overlap`), but equal examples never are. Raises InvalidInput.
+    be on both sides (see `count_overlap`), but equal examples never are. A label keeps an
+    example to train on, unless nothing could be held out then. Raises InvalidInput.
     """
     if not 0 <= fraction < 1:
         raise InvalidInput.of("spec.validation_fraction", f"must be at least 0 and below 1, not {fraction}")
     if fraction == 0:
         return _part(examples, range(len(examples))), _part(examples, ())
     wanted = num_held(len(examples), fraction)
-    inputs, rows = array("q"), array("q")
+    inputs, rows, labels, known = array("q"), array("q"), array("q"), dict[str | None, int]()
     for example in examples:
         inputs.append(_number(input_digest(example)))
         rows.append(_number(example_digest(example)))
+        labels.append(known.setdefault(example.label, len(known)))
     held = _whole_groups(inputs, wanted, seed)
     if abs(len(held) - wanted) > max(TOLERANCE * wanted, TOLERATED_ROWS) or len(held) == len(examples):
         held = _whole_groups(rows, wanted, seed)
     if len(held) == len(examples):
         raise _all_the_same(len(examples))
+    trained = {labels[index] for index in range(len(examples)) if index not in held}
+    held = {index for index in held if labels[index] in trained} or held
     train = array("q", (index for index in range(len(examples)) if index not in held))
     return _part(examples, train), _part(examples, array("q", sorted(held)))
 

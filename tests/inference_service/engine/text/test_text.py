@@ -41,6 +41,14 @@ def fallback_tokenizer() -> Any:
 FALLBACK = fallback_tokenizer()
 
 
+def test_added_tokens_of_spaces_are_spaces() -> None:
+    """Gemma's runs of spaces are added tokens, which its decoder converts as it does all others."""
+    tokenizer = fallback_tokenizer()
+    tokenizer.add_tokens(["▁▁", "<i>"])
+    ids = tokenizer.convert_tokens_to_ids(["a", "▁▁", "b", "<i>"])
+    assert DetokenizerFactory(tokenizer)().push(ids) == tokenizer.decode(ids) == "a  b<i>"
+
+
 def test_byte_level_tokenizers_take_the_exact_way() -> None:
     assert isinstance(DetokenizerFactory(BYTES)(), ByteDetokenizer)
     assert isinstance(DetokenizerFactory(FALLBACK)(), ByteDetokenizer)

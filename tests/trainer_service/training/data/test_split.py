@@ -44,6 +44,20 @@ def test_rows_that_are_the_same_stay_on_one_side() -> None:
     assert count_overlap(train, held) == len(held), "and the flattering inputs are told"
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_label_keeps_an_example_to_train_on(seed: int) -> None:
+    labels = ["common"] * 8 + ["rare", "rarer"]
+    examples = tuple(Example(line=line, input=f"{line}", label=label) for line, label in enumerate(labels, start=1))
+    train, held = split_validation(examples, 0.3, seed)
+    assert {example.label for example in train} == set(labels)
+    assert 1 <= len(held) <= 3
+
+
+def test_where_only_whole_labels_can_be_held_out_one_is() -> None:
+    examples = tuple(Example(line=line, input=f"{line % 2}", label=f"{line % 2}") for line in range(1, 41))
+    assert len(split_validation(examples, FRACTION, 0)[1]) == 20
+
+
 def test_examples_that_are_all_the_same_are_said_to_be() -> None:
     same = tuple(Example(line=line, input="Write a slogan.", output="Tea!") for line in range(1, 1001))
     with pytest.raises(InvalidInput, match="all 1000 examples are the same, so none can be held out"):
