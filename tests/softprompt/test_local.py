@@ -228,7 +228,7 @@ def test_up_fails_when_a_service_dies(stand_ins: Path, monkeypatch: pytest.Monke
         (stand_ins / "may-die").touch()
         _, errors = up.communicate(timeout=60)
     assert up.returncode == 1
-    assert "inference ended with exit code 4" in errors
+    assert "inference service ended with exit code 4" in errors
 
 
 def test_a_child_whose_parent_is_gone_does_not_start(tmp_path: Path) -> None:
