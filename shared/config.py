@@ -16,6 +16,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.close_names import did_you_mean
 from shared.loopback import is_loopback
 from shared.settings_part import SettingsPart as SettingsPart
 
@@ -160,7 +161,7 @@ def load_settings(cls: type[SettingsType]) -> SettingsType:
     prefix = str(cls.model_config.get("env_prefix", ""))
     known = {f"{prefix}{name}".upper(): name for name in cls.model_fields}
     problems = [
-        f"{variable} is not a setting; known are {', '.join(sorted(known))}"
+        f"{variable} is not a setting{did_you_mean(variable, known) or '; --help of the service lists them'}"
         for variable in os.environ
         if prefix and variable.upper().startswith(prefix.upper()) and variable.upper() not in known
     ]

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
+from shared.close_names import did_you_mean
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
 from shared.model import fingerprint, hub
-from softprompt.close_names import did_you_mean
 from softprompt.hub_download import HUB_FILES, Progress, download, watching_size
 from softprompt.model_catalogue import CATALOGUE as CATALOGUE
 from softprompt.model_catalogue import CataloguedModel as CataloguedModel

@@ -13,9 +13,9 @@ from shared.store.local import LocalBackend
 from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
 
-_OBJECT_SCHEMES = {"s3", "gs", "az", "abfs", "abfss"}
+OBJECT_SCHEMES = {"s3", "gs", "az", "abfs", "abfss"}
 REQUEST_SECONDS = 30.0
-_RULE = (
+RULE = (
     "must be a directory, file://DIRECTORY, memory://, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
 )
 
@@ -50,7 +50,7 @@ def existing_backend(url: str) -> ObjectBackend:
 def open_backend(url: str, timeout_seconds: float = REQUEST_SECONDS) -> ObjectBackend:
     """The backend for a URL; each `memory://` is new and empty. Raises as `open_store`."""
     if not url.strip():
-        raise InvalidInput.of("store", _RULE)
+        raise InvalidInput.of("store", RULE)
     scheme, separator, _ = url.partition("://")
     if not separator:
         return LocalBackend(expanded(url))
@@ -63,8 +63,8 @@ def open_backend(url: str, timeout_seconds: float = REQUEST_SECONDS) -> ObjectBa
                 "store", f"{url[:200]!r}: file:// needs an absolute path on this machine, as in file:///var/lib/prompts"
             )
         return LocalBackend(Path(unquote(parts.path)))
-    if scheme in _OBJECT_SCHEMES:
+    if scheme in OBJECT_SCHEMES:
         from shared.store.object import ObjectStoreBackend
 
         return ObjectStoreBackend.open(url, timeout_seconds)
-    raise InvalidInput.of("store", f"{url[:200]!r} {_RULE}")
+    raise InvalidInput.of("store", f"{url[:200]!r} {RULE}")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared.close_names import did_you_mean
 from shared.values.sampling import Sampling
 from softprompt.cli.failures import EXIT_INVALID, Failure, report
 from softprompt.cli.generate import REFERENCE_HELP, RoutingOption
 from softprompt.cli.options import InferenceOption, example, open_client
 from softprompt.cli.output import stderr
 from softprompt.cli.sampling import with_sampling_options
-from softprompt.close_names import did_you_mean
 
 if TYPE_CHECKING:
     from softprompt.client.chat import Chat

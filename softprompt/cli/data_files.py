@@ -166,7 +166,7 @@ def _show_report(found: Any) -> None:
     if found.contradiction:
         show(f"{'':<11}contradicting, for example: {' and '.join(found.contradiction)}")
     if not found.finds_similar and found.num_examples:
-        show(f"{'':<11}similar inputs were not looked for: numpy is missing, or there are too many examples")
+        show(f"{'':<11}similar inputs were not looked for: numpy is missing, or there is too much text")
     for sentence in (*repetition.label_notes, *found.notes):
         show(f"{'note':<11}{sentence}")
 

@@ -85,28 +85,34 @@ def _findings(data: Path, trainer: str | None, inference: str | None, gateway: s
 
 def _services(trainer: str | None, inference: str | None, here: bool) -> Iterator[Finding]:
     with open_client(trainer, inference, timeout_seconds=_SERVICE_SECONDS) as client:
-        info, tuning = _asked("trainer", client.trainer, client.service_info, TRAINER_VARIABLE)
-        model, serving = _asked("inference", client.inference, client.model_info, INFERENCE_VARIABLE)
+        info, tuning = _asked("trainer", client.trainer, client.service_info, TRAINER_VARIABLE, here)
+        model, serving = _asked("inference", client.inference, client.model_info, INFERENCE_VARIABLE, here)
         yield from tuning
         yield from serving
-        if here:
-            yield from machine.port("trainer", client.trainer, info is not None, "--trainer-port")
-            yield from machine.port("inference service", client.inference, model is not None, "--inference-port")
     yield from _agreement(info, model)
 
 
-def _asked(name: str, address: str, question: Callable[[], T], variable: str) -> tuple[T | None, list[Finding]]:
-    """The answer, and what it says about the service: reachable, version, clock."""
-    from softprompt.errors import DeadlineExceeded, SoftPromptError, Unavailable
+def _asked(
+    name: str, address: str, question: Callable[[], T], variable: str, here: bool
+) -> tuple[T | None, list[Finding]]:
+    """The answer, and what it says about the service: reachable, version, clock. The port if it could start `here`."""
+    from softprompt.errors import DeadlineExceeded, InvalidInput, SoftPromptError, Unavailable
 
     before = time.time()
     try:
         found = question()
     except SoftPromptError as error:
-        fix = f"softprompt up starts it here; {variable} and --{name} set another address"
-        if not isinstance(error, Unavailable | DeadlineExceeded):
-            fix = "check the address, TLS and the token"
-        return None, [Finding(name, str(error), True, fix)]
+        ports = list(machine.port(name, address)) if here else []
+        match error:
+            case Unavailable():
+                fix = f"softprompt up starts it here; {variable} and --{name} set another address"
+            case DeadlineExceeded():
+                fix = "its log shows whether it still starts; otherwise end it and start it again"
+            case InvalidInput():
+                fix, ports = f"--{name} HOST:PORT of the right service; ss -ltnp names the program at each port", []
+            case _:
+                fix = "check the address, TLS and the token"
+        return None, [Finding(name, str(error).removeprefix(f"{name}: "), True, fix), *ports]
     trip, middle = time.time() - before, (before + time.time()) / 2
     theirs, ours = getattr(found, "software_version", ""), version("softprompt")
     fix = f"pip install softprompt=={theirs}, or upgrade the service" if theirs != ours else ""

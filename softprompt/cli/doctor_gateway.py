@@ -10,6 +10,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
+from softprompt.endpoints import GATEWAY_VARIABLE
 from softprompt.extras import missing_packages
 from softprompt.local.machine_checks import Finding
 
@@ -23,6 +24,9 @@ def gateway_finding(url: str) -> Finding:
     page and the HTTP API need it.
     """
     url = url.rstrip("/").removesuffix("/v1")
+    if not url.startswith(("http://", "https://")):
+        fix = f"--gateway http://HOST:PORT, or {GATEWAY_VARIABLE}"
+        return Finding("gateway", f"{url[:200]!r} does not begin with http:// or https://", True, fix)
     try:
         title, theirs = _described(url)
     except (OSError, http.client.HTTPException, LookupError, TypeError, ValueError) as error:
@@ -48,8 +52,6 @@ def _opened(url: str) -> Any:
 
 def _described(url: str) -> tuple[str, str]:
     """Title and version of the HTTP API. Raises OSError, HTTPException, LookupError, TypeError or ValueError."""
-    if not url.startswith(("http://", "https://")):
-        raise ValueError("an address begins with http:// or https://")
     with _opened(f"{url}/openapi.json") as response:
         info = json.loads(response.read(_MAX_BYTES))["info"]
     return str(info["title"]), str(info["version"])

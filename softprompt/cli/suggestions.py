@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shared.close_names import nearest
 from shared.errors import InvalidInput, NotFound, SoftPromptError
 from softprompt.cli.job_names import PREFIX
 from softprompt.cli.options import last_addresses
-from softprompt.close_names import nearest
 
 if TYPE_CHECKING:
     from softprompt.client.sync_client import Client

@@ -30,6 +30,7 @@ from softprompt.endpoints import (
 if TYPE_CHECKING:
     from softprompt.local.services import LocalServices
 
+_LEAST_BYTES = 1 << 20
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _VARIABLES = {"trainer": TRAINER_VARIABLE, "inference": INFERENCE_VARIABLE, "gateway": "OPENAI_BASE_URL"}
 _COLOURS = {"trainer": "cyan", "inference": "magenta", "gateway": "green"}
@@ -110,8 +111,8 @@ def _check_data(data: Path) -> None:
     """Raises Failure if the services could not write there, before they start."""
     try:
         data.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=data):
-            pass
+        with tempfile.TemporaryFile(dir=data) as file:
+            file.write(bytes(_LEAST_BYTES))  # a full disk still takes an empty file
     except OSError as error:
         reason = "it is not a directory" if data.exists() and not data.is_dir() else error.strerror or str(error)
         raise Failure(f"--data: can't write to {str(data)!r}: {reason}", EXIT_INVALID) from None

@@ -19,8 +19,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shared.close_names import did_you_mean
 from shared.errors import FieldViolation, InvalidInput
-from softprompt.close_names import did_you_mean
 from softprompt.data.values import shown
 from softprompt.types.type_names import type_name
 

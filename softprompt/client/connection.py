@@ -4,6 +4,7 @@ errors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ class Peer:
             through = self._through_proxy()
             about = {"endpoint": self.endpoint} | ({"proxy": through} if through else {})
             return Unavailable(
-                f"{self.name} can't be reached at {self.endpoint}{through}: {found.message}{advice}", **about
+                f"{self.name} can't be reached at {self.endpoint}{through}: {_reason(found.message)}{advice}", **about
             )
         if isinstance(found, DeadlineExceeded) and not said_by_service:
             message = found.message.replace("Deadline Exceeded", f"{self.name} did not answer in time")  # gRPC's text
@@ -168,6 +169,11 @@ class Peer:
 def _said_by_service(error: grpc.aio.AioRpcError) -> bool:
     """Whether the service itself, and not gRPC or a gateway, said this."""
     return _RICH_STATUS_KEY in dict(cast("Iterable[tuple[str, object]]", error.trailing_metadata() or ()))
+
+
+def _reason(message: str) -> str:
+    """gRPC's message about a connection that failed, without its names for the steps: "Connection refused"."""
+    return re.sub(r"^.*last error: ([A-Z_]+: )?(\S+: )?(Failed to connect to remote host: )?", "", message)
 
 
 def _advice(message: str, security: ClientSecurity, uses_tls: bool) -> str:

@@ -58,7 +58,7 @@ class DataReport:
     targets: Lengths | None
     repetition: Repetition
     finds_similar: bool
-    """False where near-duplicates are only those with the same words, because numpy is missing or there are many."""
+    """False where near-duplicates are only those with the same words: numpy is missing, or there is too much text."""
     contradiction: tuple[str, str] | None
     """Places of two examples with one input and two labels."""
     num_problems: int

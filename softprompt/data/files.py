@@ -105,7 +105,8 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
     if lines.is_binary:
         lines.release()
         raise InvalidInput.of(
-            which, f"{path.name!r} has an unknown binary format: give CSV, TSV, XLSX, Parquet, JSON or JSON lines"
+            which,
+            f"{path.name!r} has NUL bytes, as binary formats have: give CSV, TSV, XLSX, Parquet, JSON or JSON lines",
         )
     begin, first, second = _beginning(lines)
     suffix = Path(name).suffix
@@ -118,7 +119,7 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
             if not compressed and lines.encoding == "utf-8":
                 rows.verbatim = path
         else:
-            items, rows.format = _deferred(lambda: json_document("\n".join(every))), "JSON"
+            items, rows.format = _deferred(lambda: json_document("\n".join(every), rows)), "JSON"
         rows.items = _noting(items, rows, lines, None)
     else:
         rows.has_columns = True

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from shared.close_names import did_you_mean
 from shared.errors import InvalidInput
-from softprompt.close_names import did_you_mean
 from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, only_column
 from softprompt.data.problems import Unusable
 from softprompt.data.python_rows import python_rows

@@ -8,7 +8,7 @@ from typing import Any
 
 from softprompt.data.layout import CHAT_NAMES
 from softprompt.data.problems import Unusable
-from softprompt.data.rows import Row
+from softprompt.data.rows import Row, Rows
 from softprompt.types.type_names import type_name
 
 _SPACE = " \t\r\n\ufeff"
@@ -27,14 +27,18 @@ def json_lines(lines: Iterable[str]) -> Generator[Row]:
                 yield Row(number, _fields(value))
 
 
-def json_document(text: str) -> Generator[Row]:
-    """Rows of an array, or of objects one after the other. Each has the number of its first line."""
-    position, line, done = _skip(text, 0), 1, 0
+def json_document(text: str, rows: Rows) -> Generator[Row]:
+    """Rows of an array, or of objects one after the other. Each has the number of its first line or, where lines can't
+    tell rows apart, its own number; `rows.unit` says which.
+    """
+    position, line, done, count = _skip(text, 0), 1, 0, 0
     is_array = text[position : position + 1] == "["
+    counts_items = is_array and "\n" not in text.strip()
+    rows.unit = "item" if counts_items else "line"
     if is_array:
         position = _skip(text, position + 1)
     while position < len(text) and not (is_array and text[position] == "]"):
-        line += text.count("\n", done, position)
+        line, count = line + text.count("\n", done, position), count + 1
         done = position
         try:
             value, position = _DECODER.raw_decode(text, position)
@@ -45,9 +49,10 @@ def json_document(text: str) -> Generator[Row]:
             return
         position = _skip(text, position)
         if not is_array and position >= len(text) and (inner := _unwrapped(value)) is not None:
+            rows.unit = "item"
             yield from (Row(number, _fields(item)) for number, item in enumerate(inner, start=1))
             return
-        yield Row(line, _fields(value))
+        yield Row(count if counts_items else line, _fields(value))
         if is_array:
             if position >= len(text):
                 yield Row(line, Unusable("the file ends inside the array: it is cut off", kind="json"))

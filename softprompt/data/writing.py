@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from shared.close_names import did_you_mean
 from shared.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
-from softprompt.close_names import did_you_mean
 from softprompt.data.problems import Unusable
 from softprompt.data.values import is_missing, text_of
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.close_names import did_you_mean
 from shared.errors import NotFound
-from softprompt.close_names import did_you_mean
 from softprompt.report.words import ANSWERS, RIVALS
 from softprompt.types.spec import Hyperparameters, Init, Metric, TuningSpec
 

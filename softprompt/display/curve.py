@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.close_names import did_you_mean
 from shared.errors import InvalidInput, PreconditionFailed
-from softprompt.close_names import did_you_mean
 
 if TYPE_CHECKING:
     from softprompt.types.history import JobHistory

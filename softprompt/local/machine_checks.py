@@ -5,7 +5,6 @@ Each check returns findings and raises nothing. It uses only what the light inst
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import socket
@@ -23,6 +22,7 @@ from shared.process.user_cache import expanded
 from softprompt.extras import missing_packages
 
 GIB = 1 << 30
+_OTHER_DIRECTORY = "choose another directory, or change its owner"
 MIN_MEMORY_BYTES, MIN_DISK_BYTES, MIN_SHARED_MEMORY_BYTES = 2 * GIB, 2 * GIB, 512 << 20
 """For both services with the smallest catalogued model. Ray keeps its objects in /dev/shm."""
 
@@ -54,7 +54,12 @@ def has_services() -> bool:
 
 
 def memory() -> Iterator[Finding]:
-    """Free memory and processors, within the container's limits."""
+    """Free memory and processors, within the limits of the container and of the shell."""
+    from resource import RLIM_INFINITY, RLIMIT_AS, getrlimit  # Windows has none
+
+    if (limit := getrlimit(RLIMIT_AS)[0]) != RLIM_INFINITY:
+        text = f"ulimit -v allows each process {limit / GIB:.1f} GiB of addresses; torch and Ray reserve many"
+        yield Finding("address space", text, True, "ulimit -v unlimited, in the shell that starts the services")
     available = _available_bytes()
     if available is None:
         return
@@ -73,8 +78,8 @@ def disk(data: Path, models: Path) -> Iterator[Finding]:
         existing = _existing(path)
         free = shutil.disk_usage(existing).free
         text = f"{free / GIB:.1f} GiB free for {path}"
-        if not os.access(existing, os.W_OK):
-            yield Finding(name, f"{existing} is not writable", True, "choose another directory, or change its owner")
+        if reason := _not_writable(path):
+            yield Finding(name, reason, True, _OTHER_DIRECTORY)
         elif free < MIN_DISK_BYTES:
             yield Finding(name, text, True, f"free {MIN_DISK_BYTES // GIB} GiB, or choose another directory")
         else:
@@ -117,34 +122,35 @@ def model(name: str, models: Path) -> Iterator[Finding]:
 
 def store(url: str) -> Iterator[Finding]:
     """The prompt store: a directory that can be written, or the package that an object store needs."""
+    from shared.store.open import OBJECT_SCHEMES, RULE  # needs what services need
+
     scheme, separator, _ = url.partition("://")
-    if separator and scheme not in ("file", "memory"):
+    if separator and scheme not in {"file", "memory", *OBJECT_SCHEMES}:
+        yield Finding("store", f"{url[:200]!r} has an unknown scheme", True, f"the store {RULE}")
+        return
+    if separator and scheme in OBJECT_SCHEMES:
         missing = missing_packages("object-store")
         fix = "pip install 'softprompt[object-store]'"
         found = f"{scheme}://... needs {', '.join(missing)}" if missing else f"{scheme}://..., asked by the services"
         yield Finding("store", found, bool(missing), fix if missing else "")
         return
     path = expanded(url.removeprefix("file://"))
-    if not path.exists():
-        yield Finding("store", f"{path} will be created")
-    elif not path.is_dir() or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        yield Finding(
-            "store", f"{path} is not a writable directory", True, "choose another directory, or change its owner"
-        )
+    if reason := _not_writable(path):
+        yield Finding("store", reason, True, _OTHER_DIRECTORY)
     else:
-        yield Finding("store", str(path))
+        yield Finding("store", str(path) if path.exists() else f"{path} will be created")
 
 
-def port(name: str, address: str, answers: bool, option: str) -> Iterator[Finding]:
-    """Whether a service of this machine answers at its port, or could be started there."""
+def port(name: str, address: str) -> Iterator[Finding]:
+    """Whether a service that does not answer could be started at its port on this machine."""
     host, _, number = address.rpartition(":")
-    if answers or host.strip("[]") not in ("127.0.0.1", "localhost", "::1") or not number.isdecimal():
+    if host.strip("[]") not in ("127.0.0.1", "localhost", "::1") or not number.isdecimal():
         return
     with suppress(OSError), socket.create_connection((host.strip("[]"), int(number)), timeout=1):
-        fix = f"end the program there (ss -ltnp 'sport = :{number}'), or choose another port with {option}"
-        yield Finding(f"port {number}", f"another program than the {name} uses it", True, fix)
+        fix = f"end it (ss -ltnp 'sport = :{number}' names it), or choose another port: softprompt up --{name}-port"
+        yield Finding(f"port {number}", "in use by another program, or by a service that hangs", True, fix)
         return
-    yield Finding(f"port {number}", f"free for the {name}")
+    yield Finding(f"port {number}", "free")
 
 
 def _available_bytes() -> int | None:
@@ -155,6 +161,16 @@ def _available_bytes() -> int | None:
         left = memory_left_bytes()
         return available if left is None else min(available, left)
     return None
+
+
+def _not_writable(path: Path) -> str:
+    """Why files can't be written there; empty if they can, also where the directory must be created first."""
+    existing = _existing(path)
+    try:
+        with tempfile.TemporaryFile(dir=existing):  # root passes os.access on any file system
+            return ""
+    except OSError as error:
+        return f"can't write to {existing}: {error.strerror}"
 
 
 def _existing(path: Path) -> Path:

@@ -76,7 +76,9 @@ class ServiceProcess:
                         raise await self._failure()
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
-            raise ServiceFailed(f"the {self.name} is not ready after {timeout_seconds:g} s:\n{self._words()}") from None
+            raise ServiceFailed(
+                f"the {self._noun} is not ready after {timeout_seconds:g} s:\n{self._words()}"
+            ) from None
         content = json.loads(self._ready_file.read_bytes())
         return Ready(content["port"], content["metrics_port"], content["pid"])
 
@@ -107,9 +109,13 @@ class ServiceProcess:
         await self._finish_log()
 
     @property
+    def _noun(self) -> str:
+        return "inference service" if self.name == "inference" else self.name
+
+    @property
     def _started(self) -> asyncio.subprocess.Process:
         if self._process is None:
-            raise RuntimeError(f"the {self.name} has not been started")
+            raise RuntimeError(f"the {self._noun} has not been started")
         return self._process
 
     async def _exit(self) -> None:
@@ -127,8 +133,8 @@ class ServiceProcess:
     async def _failure(self) -> ServiceFailed:
         await self._finish_log()
         if sentence := self._sentence():
-            return ServiceFailed(f"the {self.name} ended: {sentence}")
-        return ServiceFailed(f"the {self.name} ended with exit code {self._started.returncode}:\n{self._words()}")
+            return ServiceFailed(f"the {self._noun} ended: {sentence}")
+        return ServiceFailed(f"the {self._noun} ended with exit code {self._started.returncode}:\n{self._words()}")
 
     def _sentence(self) -> str:
         """The error that it printed; empty if it printed none."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypedDict
 
+from shared.close_names import did_you_mean
 from shared.errors import FieldViolation, InvalidInput
 from shared.values.guide import Guide
 from shared.values.sampling import PARAMETERS, Sampling
-from softprompt.close_names import did_you_mean
 from softprompt.types.type_names import type_name
 
 

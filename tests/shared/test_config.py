@@ -80,7 +80,7 @@ def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     text = str(caught.value)
     assert "SOFTPROMPT_EXAMPLE_PORT='eighty'" in text
     assert "SOFTPROMPT_EXAMPLE_STORE" in text
-    assert "SOFTPROMPT_EXAMPLE_STROE is not a setting" in text
+    assert "SOFTPROMPT_EXAMPLE_STROE is not a setting; do you mean 'SOFTPROMPT_EXAMPLE_STORE'?" in text
 
 
 def test_secrets_of_bad_values_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,14 +71,24 @@ def test_services_that_do_not_answer_are_problems_with_a_way_out(
         monkeypatch.setattr("softprompt.cli.doctor._SERVICE_SECONDS", 0.5)
         code, found = findings(cli)
         assert code == 1
-        assert "softprompt up" in found["inference"]["fix"]
         assert found["trainer"]["is_problem"]
         taken = found[f"port {other.getsockname()[1]}"]
         assert taken["is_problem"]
         assert "--trainer-port" in taken["fix"]
         assert not found["port 9"]["is_problem"]
+        monkeypatch.setattr("softprompt.cli.doctor._SERVICE_SECONDS", 5.0)  # for a busy machine
+        monkeypatch.setenv("SOFTPROMPT_TRAINER", "127.0.0.1:9")
         lines = cli("doctor").out.splitlines()
+        assert any(line.split("  (")[0].endswith("reached at 127.0.0.1:9: Connection refused") for line in lines)
         assert any(re.search(r"inference .*\(to fix it: softprompt up", line) for line in lines)
+
+
+def test_swapped_addresses_blame_no_port(cli: CliRunner, here: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTPROMPT_TRAINER", here.inference_endpoint)
+    monkeypatch.setenv("SOFTPROMPT_INFERENCE", here.trainer_endpoint)
+    _, found = findings(cli)
+    assert found["trainer"]["text"].endswith("are the addresses of trainer and inference swapped?")
+    assert not [subject for subject in found if subject.startswith("port")]
 
 
 @pytest.mark.parametrize("url", ["http://nowhere.invalid", "127.0.0.1:8000", "ftp://127.0.0.1"])
@@ -126,6 +136,8 @@ def test_what_this_machine_lacks_is_a_problem(monkeypatch: pytest.MonkeyPatch, t
         *list(machine_checks.disk(tmp_path / "new/data", tmp_path))[:3],
         *machine_checks.model("half", tmp_path),
         *machine_checks.store(str(file)),
+        *machine_checks.store(str(file / "below")),
+        *machine_checks.store("ftp://somewhere"),
     ]
     assert all(item.is_problem and item.fix for item in wrong), wrong
     (missing,) = machine_checks.model("none", tmp_path)

@@ -94,7 +94,7 @@ async def test_a_service_that_crashes_at_start_is_reported_with_its_last_lines(
     services: LocalServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_INFERENCE", "crash")
-    with pytest.raises(ServiceFailed, match="inference ended with exit code 3:\n  no such model"):
+    with pytest.raises(ServiceFailed, match="the inference service ended with exit code 3:\n  no such model"):
         await services.__aenter__()
     assert services.alive() == []
 
@@ -105,7 +105,8 @@ async def test_the_reason_of_a_service_that_can_not_start_is_one_sentence(
     monkeypatch.setenv("STAND_IN_INFERENCE", "refuse")
     with pytest.raises(ServiceFailed) as failed:
         await services.__aenter__()
-    assert str(failed.value) == "the inference ended: cannot listen on 127.0.0.1:1: another program uses this port"
+    reason = "cannot listen on 127.0.0.1:1: another program uses this port"
+    assert str(failed.value) == f"the inference service ended: {reason}"
     assert services.alive() == []
 
 
@@ -227,7 +228,7 @@ def test_up_fails_when_a_service_dies(stand_ins: Path, monkeypatch: pytest.Monke
         (stand_ins / "may-die").touch()
         _, errors = up.communicate(timeout=60)
     assert up.returncode == 1
-    assert "inference ended with exit code 4" in errors
+    assert "inference service ended with exit code 4" in errors
 
 
 def test_a_child_whose_parent_is_gone_does_not_start(tmp_path: Path) -> None:

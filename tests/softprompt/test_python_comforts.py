@@ -16,9 +16,9 @@ import pytest
 from prompttuning.v1 import tuning_pb2
 
 import softprompt
+from shared.close_names import did_you_mean, nearest
 from shared.errors import InvalidInput, NotFound, Overloaded, PreconditionFailed
 from softprompt import AsyncClient, Client, Example, Message, Sampling, SamplingKeywords
-from softprompt.close_names import did_you_mean, nearest
 from softprompt.types.keywords import sampling_with
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import JOB

@@ -126,7 +126,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
         '{"input": ' + "9" * 5000 + '}\n{"input": "a", "output": "b"}\n',
         "line 1: has a number with too many digits",
     ),
-    "noise": (bytes(range(256)) * 4, "has an unknown binary format"),
+    "noise": (bytes(range(256)) * 4, "has NUL bytes, as binary formats have"),
     "latin.csv": ("text,label\nschön,a\n".encode("latin-1"), "line 2: is not UTF-8: byte 0xf6 at character 4"),
     "quote.csv": ('text,label\n"a,b\nc,d\n', 'line 2: has a quote (") that is never closed'),
     "cells.csv": ("text,label\na, b,c\n", "line 2: has 3 cells, the header 2"),

@@ -203,6 +203,25 @@ def test_a_job_view_says_that_it_has_lost_its_connection(page: Page, services: W
         http.post(f"/api/jobs/{job}/cancel")
 
 
+def test_a_job_view_says_that_the_trainer_is_silent(page: Page, services: World, http: httpx.Client) -> None:
+    job = started(http, "long", 50_000)
+    try:
+        page.clock.install()
+        page.goto(f"{services.url}/#/job/{job}")
+        expect(page.locator("svg.curve[role=img]")).to_be_visible()
+        http.post(f"/api/jobs/{job}/pause")
+        expect(page.get_by_role("button", name="Resume")).to_be_visible()  # no events from now on
+        page.route(f"**/api/jobs/{job}", lambda route: route.fulfill(status=404, body="no answer"))
+        page.clock.run_for(30_000)
+        trouble = page.get_by_text("No answer from the trainer for")
+        expect(trouble).to_be_visible()
+        page.unroute(f"**/api/jobs/{job}")
+        page.clock.run_for(6_000)
+        expect(trouble).to_be_hidden()
+    finally:
+        http.post(f"/api/jobs/{job}/cancel")
+
+
 def test_answers_that_were_not_written_are_losses_with_an_explanation(
     page: Page, services: World, jobs: list[str]
 ) -> None:

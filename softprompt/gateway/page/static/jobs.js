@@ -2,6 +2,7 @@
 import { call, counted, curve, dataLine, doing, events, get, h, id, number, post, replace, span, table, time } from "./lib.js";
 
 const MAX_COMPARED = 8; // each has its own line: four colours, whole and dashed
+const QUIET_SECONDS = 20; // then the trainer is asked whether it still answers: a step may take longer
 const FINAL = ["SUCCEEDED", "FAILED", "CANCELLED"];
 /** The end of an id, which is random; its beginning is the time, so jobs of one second share it. */
 const short = (name) => id(name).slice(-8);
@@ -27,13 +28,13 @@ export async function job(main, { rest: [name], signal }) {
   // the new state comes with the events: an answer that they overtook would show an old one
   const act = (action) => h("button", { type: "button", hidden: true, onclick: doing(() => post(`/api/jobs/${name}/${action}`)) }, action[0].toUpperCase() + action.slice(1));
   const [pause, resume, cancel] = ["pause", "resume", "cancel"].map(act);
-  const stand = h("span", { className: "row" }), below = h("div");
-  replace(head, h("p", { className: "row" }, stand, pause, resume, cancel), below); // the buttons stay, because a new one would not have the focus
+  const status = h("span", { className: "row" }), below = h("div");
+  replace(head, h("p", { className: "row" }, status, pause, resume, cancel), below); // the buttons stay, because a new one would not have the focus
   function draw() {
     const { progress, result, error } = now;
     const over = FINAL.includes(now.state);
     const left = progress?.estimated_end_time && !over ? (new Date(progress.estimated_end_time) - Date.now()) / 1000 : null;
-    replace(stand, state(now.state),
+    replace(status, state(now.state),
       now.state === "QUEUED" && now.queue_position ? h("span", {}, `${now.queue_position} ahead in the queue`) : null,
       progress?.num_models && !over ? h("span", {}, progress.num_measured < progress.num_models ? `evaluating: ${progress.num_measured} of ${progress.num_models} models measured` : "evaluating: writing answers") : null,
       left > 0 ? h("span", {}, `about ${span(left)} left`) : null);
@@ -47,12 +48,26 @@ export async function job(main, { rest: [name], signal }) {
       now.dataset_statistics ? h("p", { className: "hint" }, dataLine(now.dataset_statistics, true)) : null);
   }
   draw();
+  let heard = Date.now();
+  const quiet = setInterval(async () => {
+    if (signal.aborted) clearInterval(quiet);
+    const seconds = Math.round((Date.now() - heard) / 1000);
+    if (signal.aborted || seconds < QUIET_SECONDS) return;
+    try {
+      await get(`/api/jobs/${name}`, AbortSignal.any([signal, AbortSignal.timeout(5000)]));
+      heard = Date.now();
+      trouble.textContent = "";
+    } catch {
+      trouble.textContent = `No answer from the trainer for ${span(seconds)}. The page asks again every 5 seconds.`;
+    }
+  }, 5000);
   (async () => {
     let after = 0;
     while (!signal.aborted) {
       try {
         for await (const one of events(await call(`/api/jobs/${name}/events?after=${after}`, { signal }))) {
           after = one.number;
+          heard = Date.now();
           trouble.textContent = "";
           if (one.kind === "ProgressMade") { if (one.progress.step && !one.progress.num_models) steps.push([one.progress.step, one.progress.train_loss]); now = { ...now, progress: one.progress }; }
           if (one.kind === "Evaluated") heldOut.push([one.step, one.metrics.loss]);
@@ -63,7 +78,10 @@ export async function job(main, { rest: [name], signal }) {
         now = await get(`/api/jobs/${name}`, signal);
         trouble.textContent = "";
         draw();
-        if (FINAL.includes(now.state)) return answers(body, name, signal);
+        if (FINAL.includes(now.state)) {
+          clearInterval(quiet);
+          return answers(body, name, signal);
+        }
       } catch (error) { // the events go on after the last number
         if (!signal.aborted) trouble.textContent = `This view is not up to date: ${error.message} It tries again each second.`;
       }

@@ -78,7 +78,7 @@ export async function* events(response) {
 }
 
 let hiding;
-export function tell(text) {
+export function showMessage(text) {
   const place = document.getElementById("message");
   place.textContent = text;
   place.hidden = !text;
@@ -91,7 +91,7 @@ export const doing = (action) => async (event) => {
   event.preventDefault();
   const button = event.submitter ?? event.currentTarget;
   button.disabled = true;
-  try { await action(event); } catch (error) { if (error.name !== "AbortError") tell(error.message); } finally { button.disabled = false; }
+  try { await action(event); } catch (error) { if (error.name !== "AbortError") showMessage(error.message); } finally { button.disabled = false; }
 };
 
 export const id = (name) => name.split("/")[1];

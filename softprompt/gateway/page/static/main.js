@@ -1,5 +1,5 @@
 // The address after # chooses the view. A view gets its element, its arguments and a signal that ends with it.
-import { h, hasToken, replace, setToken, tell } from "./lib.js";
+import { h, hasToken, replace, setToken, showMessage } from "./lib.js";
 import { start } from "./start.js";
 import { compare, job, jobs } from "./jobs.js";
 import { play } from "./play.js";
@@ -20,7 +20,7 @@ async function show() {
     if (here === name || here === `${name}s`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  tell("");
+  showMessage("");
   const view = VIEWS[name] ?? start;
   const signal = leaving.signal;
   replace(main, h("p", { className: "hint" }, "Loading ..."));

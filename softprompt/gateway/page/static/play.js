@@ -1,5 +1,5 @@
 // The playground: one input, two models beside each other, streamed; and the same call for other programs.
-import { call, counted, doing, events, field, get, h, hasToken, replace, tell } from "./lib.js";
+import { call, counted, doing, events, field, get, h, hasToken, replace, showMessage } from "./lib.js";
 
 export async function play(main, { query, signal }) {
   const models = (await get("/v1/models", signal)).data.map((one) => one.id);
@@ -53,5 +53,5 @@ function snippets(body, base) {
     Node: `const response = await fetch("${at}/v1/chat/completions", {\n  method: "POST",\n  headers: { "Content-Type": "application/json"${secret ? ", Authorization: `Bearer ${process.env.SOFTPROMPT_TOKEN}`" : ""} },\n  body: JSON.stringify(${json}),\n});\nconsole.log((await response.json()).choices[0].message.content);`,
   };
   return [h("h2", {}, "The same call elsewhere"), Object.entries(all).map(([name, code]) => h("details", {}, h("summary", {}, name), h("pre", { tabIndex: 0 }, code),
-    h("button", { type: "button", onclick: doing(async () => { await navigator.clipboard.writeText(code); tell("Copied."); }) }, `Copy ${name}`)))];
+    h("button", { type: "button", onclick: doing(async () => { await navigator.clipboard.writeText(code); showMessage("Copied."); }) }, `Copy ${name}`)))];
 }

@@ -111,10 +111,10 @@ export async function start(main) {
 function estimate({ job, estimated_seconds: seconds, estimated_memory_bytes: bytes }) {
   const data = job.dataset_statistics, chosen = job.effective_spec?.hyperparameters ?? {};
   const text = (value) => (typeof value === "number" ? number(value, 4) : value?.method ?? String(value)).toLowerCase().replaceAll("_", " ");
-  const told = Object.entries(chosen).filter(([, value]) => value !== null && (typeof value !== "object" || value.method));
+  const settings = Object.entries(chosen).filter(([, value]) => value !== null && (typeof value !== "object" || value.method));
   return [
     h("p", {}, h("strong", {}, seconds === null ? "Time unknown: no job has been measured yet." : `About ${span(seconds)} of training.`), " ",
       h("strong", {}, bytes === null ? "Memory unknown until the first job has run." : `About ${(bytes / 2 ** 30).toFixed(1)} GiB of memory.`), data ? ` ${dataLine(data)}` : ""),
-    h("details", {}, h("summary", {}, "What is chosen for you"), table(["Setting", "Value"], told.map(([key, value]) => [key.replaceAll("_", " "), text(value)]))),
+    h("details", {}, h("summary", {}, "What is chosen for you"), table(["Setting", "Value"], settings.map(([key, value]) => [key.replaceAll("_", " "), text(value)]))),
   ];
 }
