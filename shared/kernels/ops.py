@@ -147,11 +147,18 @@ def rms_norm_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, s
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """`silu(gate) * up`, all of one shape and dtype."""
-    gate, up = _checked(gate), _checked(up, gate.dtype)
+    """`silu(gate) * up`, all of one shape and dtype. Two parts of one product `[1, tokens, ...]` are not copied."""
+    _check(gate)
+    _check(up, gate.dtype)
     _same(up.shape, gate.shape)
-    y = torch.empty_like(gate)
-    _library().swiglu(gate.data_ptr(), up.data_ptr(), y.data_ptr(), gate.numel(), *_mode(gate))
+    width = stride = gate.shape[-1]
+    if gate.dim() == 3 and len(gate) == gate.stride(2) == 1 and gate.stride() == up.stride():
+        stride = gate.stride(1)
+    else:
+        gate, up = gate.contiguous(), up.contiguous()
+    y = gate.new_empty(gate.shape)
+    pointers = (gate.data_ptr(), up.data_ptr(), y.data_ptr())
+    _library().swiglu(*pointers, gate.numel() // width, width, stride, *_mode(gate))
     return y
 
 

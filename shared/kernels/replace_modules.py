@@ -29,10 +29,10 @@ def speed_up_serving(
     kernel: LinearKernel = "auto",
     weights: Weights = "stored",
 ) -> None:
-    """Replaces linear layers of `dtype`, RMS norms, SwiGLU and rotary embeddings in place; the results carry no gradient.
+    """Replaces linear layers of `dtype`, RMS norms, SwiGLU and rotary embeddings in place.
 
-    `kernel` names the matrix product, `auto` measures; `weights` is the format of the layers' weights. Raises
-    PreconditionFailed if the named one is not available.
+    The results carry no gradient. `kernel` names the matrix product, `auto` measures; `weights` is the format of the
+    layers' weights. Raises PreconditionFailed if the named one is not available.
     """
     on_cpu = device.type == "cpu"
     swap = quantising(weights, device, dtype, choose_linear(dtype, kernel) if on_cpu else None)
