@@ -140,13 +140,13 @@ class Layout:
         """
         if not self.given:
             return computed
-        pieces = computed.split(self._parts[::2], dim=1)  # not slices: the gradient of each would be of full size
+        pieces = torch.split(computed, self._parts[::2], dim=1)  # a slice would have a gradient of full size
         between = zip(pieces, (tensor.transpose(0, 1) for tensor in given), strict=False)
         return torch.cat([*chain.from_iterable(between), pieces[-1]], dim=1)
 
     def drop(self, attended: torch.Tensor) -> torch.Tensor:
         """The rows of `attended` `[packed positions, ...]` at the positions that the model computes."""
-        return torch.cat(attended.split(self._parts)[::2]) if self.given else attended
+        return torch.cat(torch.split(attended, self._parts)[::2]) if self.given else attended
 
     @property
     def _parts(self) -> list[int]:
