@@ -94,7 +94,7 @@ class Scheduler:
         if self.num_preemptions == preempted_before:
             chunks += self._admit(queues, parts, first, now)
         kept = [chunk for chunk in chunks if chunk.sequence.row == chunk.row]
-        kept.sort(key=lambda chunk: (chunk.num_positions > 1, bool(chunk.branch_lengths), chunk.row))
+        kept.sort(key=lambda chunk: (bool(chunk.branch_lengths), chunk.num_positions, chunk.row))
         return StepPlan(tuple(kept), tuple(self._ops))
 
     def complete(self, plan: StepPlan) -> None:

@@ -16,6 +16,8 @@ from shared.kernels import ops
 from shared.kernels.prove import Replacement
 from shared.kernels.training_linear import backward_product, forward_product
 
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
 
 class FrozenGatedMLP(torch.autograd.Function):
     """x `[..., width]`, gate and up `[inner, width]`, down `[width, inner]` -> like x. The weights get no gradient."""
@@ -38,13 +40,24 @@ def faster_mlp(module: nn.Module) -> Replacement | None:
 
     None if the compiled kernels are not available.
     """
-    linears: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    linears: list[Any] = [getattr(module, name, None) for name in _PROJECTIONS]
     if not all(type(linear) is nn.Linear and _is_frozen_matrix(linear) for linear in linears):
         return None
     weights: list[torch.Tensor] = [linear.weight.detach() for linear in linears]
     if not ops.takes(weights[0], weights[0].shape[0]):
         return None
     return Replacement([partial(_forward, weights)], weights[0].shape[1], weights[0].dtype)
+
+
+def faster_activation(module: nn.Module) -> Replacement | None:
+    """The same for serving: the module's own layers, of any kind, with one pass between them instead of two."""
+    layers: list[Any] = [getattr(module, name, None) for name in _PROJECTIONS]
+    if not all(isinstance(layer, nn.Module) and hasattr(layer, "in_features") for layer in layers):
+        return None
+    gate, up, down = layers
+    if not ops.takes(torch.empty(0, dtype=gate.weight.dtype), down.in_features):
+        return None
+    return Replacement([lambda x: down(ops.swiglu(gate(x), up(x)))], gate.in_features, gate.weight.dtype)
 
 
 def _is_frozen_matrix(linear: nn.Linear) -> bool:

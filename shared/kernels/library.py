@@ -63,7 +63,7 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "choose_tokens": (_INT, (ctypes.POINTER(Draw), ctypes.POINTER(_SIZE), _SIZE, _SIZE, _INT)),
     "rms_norm": (None, (*(_POINTER,) * 4, _SIZE, _SIZE, _FLOAT, *_MODE)),
     "rms_norm_backward": (None, (*(_POINTER,) * 5, _SIZE, _SIZE, *_MODE)),
-    "swiglu": (None, (*(_POINTER,) * 3, _SIZE, *_MODE)),
+    "swiglu": (None, (*(_POINTER,) * 3, *(_SIZE,) * 3, *_MODE)),
     "swiglu_backward": (None, (*(_POINTER,) * 4, _SIZE, *_MODE)),
     "rotate": (None, (_POINTER, _SIZE, _SIZE, *(_POINTER,) * 3, *(_SIZE,) * 3, _INT, *_MODE)),
 }

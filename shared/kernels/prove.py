@@ -34,8 +34,7 @@ def proven(module: nn.Module, replacement: Replacement) -> Function | None:
     """
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor(_PROBE_SIZES)[:, None]
-    device = next(module.parameters()).device
-    probe = (torch.randn(1, len(sizes), replacement.width, generator=generator) * sizes).to(device, replacement.dtype)
+    probe = (torch.randn(1, len(sizes), replacement.width, generator=generator) * sizes).to(replacement.dtype)
     tolerance = _FLOAT32_TOLERANCE if replacement.dtype == torch.float32 else _HALF_TOLERANCE
     nearest: Function | None = None
     try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from shared.kernels.gated_mlp import faster_mlp
+from shared.kernels.gated_mlp import faster_activation, faster_mlp
 from shared.kernels.joined_projections import replace_linears
 from shared.kernels.norm import faster_norm
 from shared.kernels.prove import Replacement, proven
@@ -29,10 +29,10 @@ def speed_up_serving(
     kernel: LinearKernel = "auto",
     weights: Weights = "stored",
 ) -> None:
-    """Replaces linear layers of `dtype` and RMS norms in place; the results carry no gradient.
+    """Replaces linear layers of `dtype`, RMS norms, SwiGLU and rotary embeddings in place.
 
-    `kernel` names the matrix product, `auto` measures; `weights` is the format of the layers' weights. Raises
-    PreconditionFailed if the named one is not available.
+    The results carry no gradient. `kernel` names the matrix product, `auto` measures; `weights` is the format of the
+    layers' weights. Raises PreconditionFailed if the named one is not available.
     """
     on_cpu = device.type == "cpu"
     swap = quantising(weights, device, dtype, choose_linear(dtype, kernel) if on_cpu else None)
@@ -40,7 +40,8 @@ def speed_up_serving(
         return
     if swap is not None:
         replace_linears(model, dtype, swap)
-    replace(model, (faster_norm,))
+    replace(model, (faster_norm, faster_activation))
+    replace_rotary(model)
 
 
 def speed_up_training(model: nn.Module, device: torch.device) -> list[nn.Module]:

@@ -1,5 +1,5 @@
-"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864) by the compiled kernels, for training: one pass over
-queries and keys instead of five.
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864) by the compiled kernels: one pass over queries and
+keys instead of five.
 
 transformers' attention modules call a function of their own file for it. Where that function rotates halves, the usual
 way, a module gets a copy of its `forward` that finds ours under the same name.

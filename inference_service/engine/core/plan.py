@@ -67,9 +67,9 @@ class Chunk:
 class StepPlan:
     """Operations on the cache, then one forward pass over all chunks.
 
-    `ops` are applied in order. Chunks of one position come first, by row; chunks with several branches come last. The
-    type of an op is known only to the pool that plans it and the runner that applies it; each has the `row` that it
-    changes.
+    `ops` are applied in order. Chunks of one position come first, by row, then longer ones by length; chunks with
+    several branches come last. The type of an op is known only to the pool that plans it and the runner that applies
+    it; each has the `row` that it changes.
     """
 
     chunks: tuple[Chunk, ...]

@@ -8,6 +8,7 @@ knows nothing of scheduling, sampling or the model.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -110,22 +111,29 @@ class StepLayout:
     num_decodes: int
     """Number of decode tokens, which come first; `groups` covers them."""
     rows: torch.Tensor
-    """Row of each token before the first branch, `[causal tokens]`, decodes first."""
+    """Row of each token before the first long segment or branch, `[tokens]`, decodes first."""
     positions: torch.Tensor
     """Position of each of these tokens in its row."""
 
 
 MAX_PADDING = 2.0
 """A decode group ends where padding to its longest row would read more than this multiple of its slots."""
+LONG_WITH_AMX = 64
+"""On a processor with AMX, SDPA attends for segments of this many queries or more: it multiplies in bfloat16 tiles, our
+kernel in float32. Measured on a Xeon (SmolLM2's heads): SDPA takes 1.4 of our kernel's time at 16 queries after 1,024,
+1.0 at 32, and 0.8 to 0.35 from 64 on. Without AMX it takes 2.4 times as long (`benchmarks/results/avx512`). The rule
+depends on the processor and the chunk, so it is the same at each start."""
 
 
 def lay_out(chunks: Sequence[Chunk], device: torch.device) -> StepLayout:
     """Build the layout of a step.
 
-    `chunks` must be in the order of `StepPlan`: those of one position first, by row, and those with branches last.
+    `chunks` must be in the order of `StepPlan`: those of one position first, by row, then by length, and those with
+    branches last.
     """
     singles = [chunk for chunk in chunks if chunk.num_positions == 1]
-    causal = list(takewhile(lambda chunk: not chunk.branch_lengths, chunks))
+    most = LONG_WITH_AMX if ops.has_amx() else sys.maxsize
+    causal = list(takewhile(lambda chunk: not chunk.branch_lengths and chunk.num_positions < most, chunks))
     rows = torch.tensor(
         [chunk.row for chunk in causal for _ in range(chunk.num_positions)], dtype=torch.long, device=device
     )
@@ -208,11 +216,12 @@ class CachedAttention:
             keys[segment.row, :, segment.start : segment.end] = key[0, :, part]
             values[segment.row, :, segment.start : segment.end] = value[0, :, part]
             mask = segment.mask(window, query.dtype)
+            seen = slice(max(0, segment.start + 1 - window) if window else 0, segment.end)
             attended = attend(
                 query[:, :, part],
-                keys[row, :, : segment.end],
-                values[row, :, : segment.end],
-                attn_mask=mask,
+                keys[row, :, seen],
+                values[row, :, seen],
+                attn_mask=None if mask is None else mask[..., seen],
                 is_causal=mask is None,
                 scale=scaling,
                 enable_gqa=heads != kv_heads,

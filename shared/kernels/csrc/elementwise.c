@@ -44,13 +44,16 @@ void rms_norm_backward(const void *dy, const void *x, const float *weight, const
 
 INLINE vec sigmoid(vec x) { return 1 / (1 + exp2_vector(x * -(float)M_LOG2E)); }
 
-/* SwiGLU (Shazeer 2020): y = silu(gate) * up, each of `count` numbers, a multiple of 16. */
-void swiglu(const void *gate, const void *up, void *y, int64_t count, int half, int threads) {
+/* SwiGLU (Shazeer 2020): y [rows][width] = silu(gate) * up, whose rows are `stride` numbers apart; width is a multiple
+ * of 16. */
+void swiglu(const void *gate, const void *up, void *y, int64_t rows, int64_t width, int64_t stride, int half,
+            int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t at = 0; at < count; at += LANES) {
-    vec x = load(gate, at, half);
-    store(y, at, x * sigmoid(x) * load(up, at, half), half);
-  }
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t at = 0; at < width; at += LANES) {
+      vec x = load(gate, row * stride + at, half);
+      store(y, row * width + at, x * sigmoid(x) * load(up, row * stride + at, half), half);
+    }
 }
 
 /* Overwrites dy with the gradient of `up`. */

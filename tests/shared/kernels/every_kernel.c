@@ -34,7 +34,7 @@ int packed_attention(const PackedAttention *, const Heads *, const Heads *, cons
 int choose_tokens(const Draw *, int64_t *, int64_t, int64_t, int);
 void rms_norm(const void *, const float *, void *, float *, int64_t, int64_t, float, int, int);
 void rms_norm_backward(const void *, const void *, const float *, const float *, void *, int64_t, int64_t, int, int);
-void swiglu(const void *, const void *, void *, int64_t, int, int);
+void swiglu(const void *, const void *, void *, int64_t, int64_t, int64_t, int, int);
 void swiglu_backward(const void *, const void *, void *, void *, int64_t, int, int);
 void rotate(const void *, int64_t, int64_t, const void *, const void *, void *, int64_t, int64_t, int64_t, int, int,
             int);
@@ -91,7 +91,7 @@ static void elementwise(int half) {
   print("near_rms_norm", half, y, ROWS * WIDTH, half);
   rms_norm_backward(dy, x, weight, scales, dx, ROWS, WIDTH, half, THREADS);
   print("near_rms_norm_backward", half, dx, ROWS * WIDTH, half);
-  x = made(half, 120), swiglu(x, other, y, ROWS * WIDTH, half, THREADS);
+  x = made(half, 120), swiglu(x, other, y, ROWS, WIDTH, WIDTH, half, THREADS);
   print("swiglu", half, y, ROWS * WIDTH, half);
   swiglu_backward(x, other, dy, dx, ROWS * WIDTH, half, THREADS);
   print("swiglu_backward_gate", half, dx, ROWS * WIDTH, half);

@@ -69,6 +69,13 @@ def test_a_gate_may_be_as_large_as_it_likes() -> None:
     torch.testing.assert_close(dup, F.silu(gate), rtol=1e-6, atol=1e-30)
 
 
+def test_swiglu_of_the_halves_of_one_product() -> None:
+    both = torch.randn(1, 5, 64)
+    gate, up = both.split(32, -1)
+    torch.testing.assert_close(ops.swiglu(gate, up), F.silu(gate) * up)
+    torch.testing.assert_close(ops.swiglu(gate, up.contiguous()), F.silu(gate) * up)
+
+
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat([-second, first], -1) * sin

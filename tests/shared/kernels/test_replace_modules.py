@@ -13,6 +13,7 @@ from shared.kernels.gated_mlp import faster_mlp
 from shared.kernels.norm import faster_norm
 from shared.kernels.prove import Replacement
 from shared.kernels.replace_modules import replace, restore, speed_up_serving, speed_up_training
+from shared.kernels.serving_linear import LinearKernel
 from tests.trainer_service.training.models import build
 
 
@@ -28,6 +29,21 @@ def test_gated_mlps_of_silu_are_replaced(architecture: str, expected: int) -> No
         before = model(input_ids=ids).logits
         assert len(replace(model, [faster_mlp])) == expected
         torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(library.load() is None, reason="no compiled kernels on this machine")
+@pytest.mark.parametrize("linear_kernel", ["torch", "onednn"])
+@pytest.mark.parametrize(("architecture", "expected"), [("llama", 2), ("gemma2", 0)])
+def test_serving_replaces_gates_and_rotations(architecture: str, expected: int, linear_kernel: LinearKernel) -> None:
+    model = build(architecture).model
+    ids = torch.tensor([[5, 9, 40, 7]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        speed_up_serving(model, torch.device("cpu"), torch.float32, linear_kernel)
+        torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-4, atol=1e-5)
+    replaced = [type(module).__name__ for module in model.modules() if "forward" in vars(module)]
+    assert len([name for name in replaced if name.endswith("MLP")]) == expected
+    assert any(name.endswith("Attention") for name in replaced)
 
 
 def test_without_kernels_no_mlp_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import torch
 
@@ -137,18 +138,24 @@ class Layout:
 
         `given`: what goes to each of `self.given`, `[num_virtual_tokens, heads, width]`.
         """
-        pieces, end, taken = list[torch.Tensor](), 0, 0
-        for place, tensor in zip(self.given, given, strict=True):
-            pieces += [computed[:, taken : taken + place.start - end], tensor.transpose(0, 1)]
-            taken, end = taken + place.start - end, place.start + place.length
-        return torch.cat([*pieces, computed[:, taken:]], dim=1) if pieces else computed
+        if not self.given:
+            return computed
+        pieces = torch.split(computed, self._parts[::2], dim=1)  # a slice would have a gradient of full size
+        between = zip(pieces, (tensor.transpose(0, 1) for tensor in given), strict=False)
+        return torch.cat([*chain.from_iterable(between), pieces[-1]], dim=1)
 
     def drop(self, attended: torch.Tensor) -> torch.Tensor:
         """The rows of `attended` `[packed positions, ...]` at the positions that the model computes."""
-        ends = [0, *(given.start + given.length for given in self.given)]
-        starts = [*(given.start for given in self.given), len(attended)]
-        pieces = [attended[end:start] for end, start in zip(ends, starts, strict=True)]
-        return torch.cat(pieces) if self.given else attended
+        return torch.cat(torch.split(attended, self._parts)[::2]) if self.given else attended
+
+    @property
+    def _parts(self) -> list[int]:
+        """Lengths in packed order: of what the model computes, of what is given, and so on in turn."""
+        parts, end = list[int](), 0
+        for given in self.given:
+            parts += [given.start - end, given.length]
+            end = given.start + given.length
+        return [*parts, self.num_tokens - end]
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
