@@ -96,6 +96,12 @@ def known(path: Path) -> Fingerprint | None:
     return None
 
 
+def shipped(path: Path) -> Fingerprint | None:
+    """The fingerprint that `ship` has written, if the files have the sizes that it was made of. Raises as `known`."""
+    found, stamps = _read(path / FILE, private=False), _stamps(path)
+    return found if found is not None and found.shipped and found.is_of(stamps) else None
+
+
 def ship(path: Path) -> Fingerprint:
     """Hash the files and write the fingerprint, read-only, beside them, to be copied with them. Raises OSError."""
     fresh = _hashed(path).model_copy(update={"shipped": True})
