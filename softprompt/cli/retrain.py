@@ -77,7 +77,7 @@ def retrain(
 
 
 def _lacks_replicas(plan: RetrainingPlan) -> str:
-    """What happens if aliases move to versions that no live replica serves; empty if there is one, or no alias moves."""
+    """What happens to aliases that move to versions without a live replica; empty if there is one, or none moves."""
     if plan.num_replicas != 0 or not any(item.alias and not item.refused for item in plan.prompts):
         return ""
     return f"no live replica has {plan.base_model.id}: an alias that moves to a version of it will not be served"

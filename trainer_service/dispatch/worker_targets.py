@@ -41,10 +41,14 @@ class WorkerLimits:
     most: int | None = None
     """None: only the limit of all base models together."""
 
-    def beside(self, elsewhere: int) -> WorkerLimits:
-        """The limits of one replica, if others have `elsewhere` workers of the base model."""
+    def beside(self, elsewhere: int, ahead: int, own: int) -> WorkerLimits:
+        """The limits of one replica with `own` workers of the base model, if others have or will have `elsewhere`.
+
+        `ahead`: workers that run on replicas ahead of this one. It stops none of the kept ones for those of replicas
+        behind it, which do the same, nor for reserved ones, which may never run.
+        """
         most = None if self.most is None else max(0, self.most - elsewhere)
-        return WorkerLimits(max(0, self.least - elsewhere), most)
+        return WorkerLimits(max(0, self.least - elsewhere, min(own, self.least - ahead)), most)
 
 
 NO_LIMITS = WorkerLimits()
