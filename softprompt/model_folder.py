@@ -98,7 +98,7 @@ def check_whole(directory: Path) -> None:
     for file in directory.glob("*.json"):
         try:
             json.loads(file.read_bytes())
-        except ValueError:
+        except (ValueError, RecursionError):
             problem = problem or f"{file.name} is no JSON"
     if not any(directory.glob("*.safetensors")):
         problem = problem or "it has no *.safetensors weights"

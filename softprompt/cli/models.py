@@ -62,7 +62,11 @@ def pull(
 
     token = _token(token_file)
     for model in parse_models(names, local=not server):
-        path = pull_with_progress(str(model), to, server=server, token=token)
+        try:
+            path = pull_with_progress(str(model), to, server=server, token=token)
+        except KeyboardInterrupt:
+            stderr().print(f"interrupted: {model} is not downloaded, and nothing of it is kept", markup=False)
+            raise
         if as_json:
             print_json({"name": str(model), "path": str(path)})
         else:

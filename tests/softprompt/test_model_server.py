@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from shared.errors import (
     PreconditionFailed,
     SoftPromptError,
     Unauthenticated,
+    Unavailable,
 )
 from shared.model import fingerprint
 from softprompt import model_server
@@ -35,6 +37,7 @@ from tests.softprompt.hub_server import FIRST, SECOND
 _HEADER = b'{"a":{"dtype":"U8","shape":[320000],"data_offsets":[0,320000]}}'
 WEIGHTS = len(_HEADER).to_bytes(8, "little") + _HEADER + b"weights " * 40_000
 TOKEN = "of-the-team"
+EMPTY = hashlib.sha256(b"{}").hexdigest()
 
 
 @dataclass
@@ -169,6 +172,9 @@ def rewritten(server: FileServer, **changes: object) -> None:
         ({"files": [{"name": "model.safetensors", "size": 10, "sha256": "0" * 64}]}, DamagedBlob),
         ({"files": [{"name": "gone.json", "size": 10, "sha256": "0" * 64}]}, NotFound),
         ({"files": []}, DamagedBlob),
+        ({"files": [{"name": name, "size": 2, "sha256": EMPTY} for name in ("a.json", "A.json")]}, DamagedBlob),
+        ({"files": [{"name": "config.json", "size": 2, "sha256": EMPTY}]}, DamagedBlob),
+        ({"files": [{"name": "model.safetensors", "size": 10**18, "sha256": "0" * 64}]}, PreconditionFailed),
         ({"format": 2}, DamagedBlob),
     ],
 )
@@ -180,6 +186,46 @@ def test_a_hostile_or_damaged_manifest_leaves_nothing(
     with pytest.raises(kind):
         pull("small", models, server=server.url)
     assert [path.name for path in models.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_config_that_is_no_object_is_named(server: FileServer, models: Path) -> None:
+    make_model(server.root / "small")
+    (server.root / "small" / "config.json").write_text("[]")
+    digest = {"size": 2, "sha256": hashlib.sha256(b"[]").hexdigest()}
+    listed = json.loads((server.root / "small" / MANIFEST).read_text())["files"]
+    rewritten(server, files=[{**file, **digest} if file["name"] == "config.json" else file for file in listed])
+    with pytest.raises(SoftPromptError, match=r"config\.json that is no JSON object"):
+        pull("small", models, server=server.url)
+
+
+def test_a_redirect_stays_with_the_web(server: FileServer, models: Path) -> None:
+    server.elsewhere = "ftp://127.0.0.1:1"
+    with pytest.raises(Unavailable, match="redirects to another protocol: ftp:"):
+        pull("small", models, server=server.url)
+
+
+def test_a_manifest_that_comes_byte_by_byte_is_given_up(
+    server: FileServer, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(server.root / "small")
+    monkeypatch.setattr(model_server, "_MANIFEST_SECONDS", -1.0)
+    with pytest.raises(Unavailable, match="not complete after"):
+        pull("small", models, server=server.url)
+
+
+def test_an_interrupted_pull_says_so_and_keeps_nothing(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(server: str, directory: str, made: Path, *_: object) -> None:
+        made.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("softprompt.models.download_from", interrupted)
+    cli = CliRunner(monkeypatch, capsys)
+    found = cli("models", "pull", "small", "--from", "http://127.0.0.1:1", "--to", str(models))
+    assert (found.code, found.out) == (130, "")
+    assert "interrupted: small is not downloaded, and nothing of it is kept" in found.err
+    assert [path.name for path in models.iterdir()] == [".small.lock"]
 
 
 def test_a_model_without_manifest_says_how_to_write_one(server: FileServer, models: Path) -> None:
