@@ -127,15 +127,13 @@ class Routing:
                             await self._directory.catch_up()
                         continue
                     if name != STREAMING:
-                        self._observe(link.replica.base_model, "OK")
                         given.ended(await call.trailing_metadata())
-                        yield first
-                        return
-                    code = grpc.StatusCode.CANCELLED
+                    code = grpc.StatusCode.CANCELLED if name == STREAMING else grpc.StatusCode.OK
                     try:
-                        while first is not None and first is not grpc.aio.EOF:
+                        if first is not None:
                             yield first
-                            first = await call.read()
+                        while name == STREAMING and (message := await call.read()) is not grpc.aio.EOF:
+                            yield message
                         code = grpc.StatusCode.OK
                     except grpc.aio.AioRpcError as error:
                         code = error.code()
