@@ -175,8 +175,9 @@ def manifests(
         raise InvalidInput.of("overlay", f"{source} can't be read as YAML: {where}") from None
     for number, document in enumerate(documents, 1):
         if document is not None and (problem := why_no_object(document)):
+            wrong = f"document {number} of {source} {problem}"
             raise InvalidInput.of(
-                "overlay", f"document {number} of {source} {problem}: give what `kubectl kustomize OVERLAY` prints"
+                "overlay", f"must consist of Kubernetes objects, as `kubectl kustomize OVERLAY` prints: {wrong}"
             )
     objects = [document for document in documents if document is not None]
     typer.echo(yaml.safe_dump_all(of_models(objects, entries, content), sort_keys=False), nl=False)
