@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shared.errors import NotFound, PermissionDenied, SoftPromptError, Unauthenticated, Unavailable
+from shared.errors import NotFound, PermissionDenied, PreconditionFailed, SoftPromptError, Unauthenticated, Unavailable
 from shared.model import hub
 
 Progress = Callable[[str, int, int], None]
@@ -42,7 +43,9 @@ def download(hub_id: str, revision: str, made: Path, progress: Progress, token: 
         weights = [
             file for file in info.siblings if Path(file.rfilename).match("*.safetensors") and "/" not in file.rfilename
         ]
-        with watching_size(made, sum(file.size or 0 for file in weights), progress):
+        total = sum(file.size or 0 for file in weights)
+        check_space(made, total)
+        with watching_size(made, total, progress):
             snapshot_download(
                 hub_id,
                 revision=info.sha,
@@ -53,6 +56,8 @@ def download(hub_id: str, revision: str, made: Path, progress: Progress, token: 
             )
     # The hub's client passes on the errors of its HTTP library, which differs between releases.
     except Exception as error:
+        if isinstance(error, SoftPromptError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise _explained(error, hub_id, revision, token) from error
     finally:
         if bars:
@@ -93,6 +98,13 @@ def _explained(error: Exception, hub_id: str, revision: str, token: str) -> Soft
     return Unavailable(
         f"base model {hub_id!r} can't be downloaded from the hub: {type(error).__name__}: {str(error)[:300]}"
     )
+
+
+def check_space(folder: Path, total: int) -> None:
+    """Raises PreconditionFailed if `total` bytes do not fit on the disk of the folder, which need not exist."""
+    free = shutil.disk_usage(folder.parent).free
+    if total > free:
+        raise PreconditionFailed(f"the download has {total} bytes, and the disk of {folder.parent} has {free} free")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from shared.errors import InvalidInput
@@ -34,20 +35,47 @@ def of_models(objects: Sequence[Object], entries: Mapping[str, ModelEntry], cont
     Raises InvalidInput if the overlay lacks what a model needs.
     """
     overlay = _Overlay(objects)
-    overlay.check(entries)
+    with _reading(overlay.inference):
+        overlay.check(entries)
+        config_map = _config_map(overlay, content)
     names = _names(entries)
     found = list[Object]()
     for item in objects:
         kind, name = item["kind"], item["metadata"]["name"]
-        if (kind, name) in _COPIES:
-            found += [_COPIES[kind, name](item, entry, names[id], overlay) for id, entry in entries.items()]
-        elif kind == "RayCluster":
-            found.append(_ray_cluster(item, entries, names))
-        elif kind == "Deployment" and name in ("trainer", "router", "gateway"):
-            found.append(_reader(item, overlay, entries, content))
-        else:
-            found.append(item)
-    return [*found, _config_map(overlay, content)]
+        with _reading(item):
+            if (kind, name) in _COPIES:
+                found += [_COPIES[kind, name](item, entry, names[id], overlay) for id, entry in entries.items()]
+            elif kind == "RayCluster":
+                found.append(_ray_cluster(item, entries, names))
+            elif kind == "Deployment" and name in ("trainer", "router", "gateway"):
+                found.append(_reader(item, overlay, entries, content))
+            else:
+                found.append(item)
+    return [*found, config_map]
+
+
+def why_no_object(document: object) -> str:
+    """Why a YAML document is no Kubernetes object with a kind and a name; empty if it is one."""
+    if not isinstance(document, dict):
+        return f"is a {'list' if isinstance(document, list) else 'scalar'}"
+    if not isinstance(document.get("kind"), str):
+        return "has no kind"
+    metadata = document.get("metadata")
+    return "" if isinstance(metadata, dict) and isinstance(metadata.get("name"), str) else "has no metadata with a name"
+
+
+@contextmanager
+def _reading(item: Object | None) -> Iterator[None]:
+    """Names the object if it lacks a part that the overlays of this project have."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        assert item is not None
+        lacks = (
+            f"{error.args[0]} is missing" if isinstance(error, KeyError) else "a part is missing or has another type"
+        )
+        what = f"{item['kind']} {item['metadata']['name']}"
+        raise InvalidInput.of("overlay", f"{what}: {lacks}; give what `kubectl kustomize OVERLAY` prints") from error
 
 
 class _Overlay:

@@ -13,12 +13,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
+from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed, Unavailable
 from shared.model import fingerprint
+from shared.model.model_files import check_files
 from softprompt.model_names import WantedModel
 
 ORIGIN_FILE = ".softprompt-origin.json"
 """File that names the model and its commit; not in a directory of a catalogued model."""
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "tekken.json")
 _POLL_SECONDS = 1.0
 
 
@@ -57,10 +59,12 @@ def is_model(directory: Path) -> bool:
 
 def is_there(wanted: WantedModel, directory: Path) -> bool:
     """Whether the model is in the directory. Raises PreconditionFailed if it has another model, revision or
-    fingerprint.
+    fingerprint, or only a part of a model.
     """
     if not is_model(directory):
         return False
+    if not is_complete(directory):
+        check_whole(directory)
     origin = origin_of(directory)
     if origin is not None and origin.hub_id != wanted.name:
         raise PreconditionFailed(
@@ -82,9 +86,35 @@ def check_fingerprint(wanted: WantedModel, directory: Path) -> None:
         raise PreconditionFailed(f"{wanted.name} in {directory} has the fingerprint {found}, not {wanted.fingerprint}")
 
 
+def check_whole(directory: Path) -> None:
+    """Raises PreconditionFailed if a directory lacks files of a model or has one that is cut short, as a copy that was
+    interrupted does. Reads no weights but their headers.
+    """
+    problem = ""
+    try:
+        check_files(directory, directory.name)
+    except (NotFound, Unavailable) as error:
+        problem = error.message
+    for file in directory.glob("*.json"):
+        try:
+            json.loads(file.read_bytes())
+        except (ValueError, RecursionError):
+            problem = problem or f"{file.name} is no JSON"
+    if not any(directory.glob("*.safetensors")):
+        problem = problem or "it has no *.safetensors weights"
+    if not any(file for pattern in _TOKENIZERS for file in directory.glob(pattern)):
+        problem = problem or "it has no tokenizer"
+    if problem:
+        raise PreconditionFailed(
+            f"{directory} has no complete model: {problem}; copy it again, or remove it and pull again"
+        )
+
+
 def mark_complete(directory: Path) -> None:
-    """Write the mark if it is missing. Does nothing for a directory without weights or that can't be written."""
-    if not (directory / fingerprint.FILE).exists() and os.access(directory, os.W_OK):
+    """Write the mark if it is missing, or if the files have other sizes than those that it was made of. Does nothing
+    for a directory without weights or that can't be written.
+    """
+    if not is_complete(directory) and os.access(directory, os.W_OK):
         with suppress(NotFound):
             fingerprint.ship(directory)
 
@@ -92,7 +122,7 @@ def mark_complete(directory: Path) -> None:
 def is_complete(directory: Path) -> bool:
     """Whether the mark is there and the files have the sizes that it was made of."""
     with suppress(NotFound, OSError):
-        return fingerprint.known(directory) is not None
+        return fingerprint.shipped(directory) is not None
     return False
 
 

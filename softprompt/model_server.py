@@ -21,16 +21,17 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel as PydanticModel
-from pydantic import ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from shared.errors import DamagedBlob, InvalidInput, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from shared.loopback import is_loopback
 from shared.model import fingerprint
-from softprompt.hub_download import HUB_FILES, Progress, watching_size
+from softprompt.hub_download import HUB_FILES, Progress, check_space, watching_size
 
 MANIFEST = "softprompt-manifest.json"
 _MAX_MANIFEST_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30.0
+_MANIFEST_SECONDS = 60.0
 _ATTEMPTS = 5
 """Connections for one file. Each continues where the last one broke."""
 _CHUNK_BYTES = 1 << 20
@@ -58,6 +59,13 @@ class ModelManifest(_Frozen):
     """Empty: not from a hub."""
     commit: str = ""
     files: tuple[ListedFile, ...] = Field(min_length=1, max_length=10_000)
+
+    @field_validator("files")
+    @classmethod
+    def _names_differ(cls, value: tuple[ListedFile, ...]) -> tuple[ListedFile, ...]:
+        if len({file.name.lower() for file in value}) < len(value):  # some file systems ignore case
+            raise ValueError("two files have the same name")
+        return value
 
 
 def write_manifest(directory: Path, hub_id: str, commit: str) -> ModelManifest:
@@ -98,7 +106,7 @@ def download_from(server: str, directory: str, made: Path, progress: Progress, t
     base = f"{server.rstrip('/')}/{quote(directory)}"
     try:
         with _opened(f"{base}/{MANIFEST}", token) as answer:
-            text = answer.read(_MAX_MANIFEST_BYTES + 1)
+            text = _read_within(answer, _MAX_MANIFEST_BYTES + 1, _MANIFEST_SECONDS)
     except NotFound as error:
         raise NotFound(
             "base model", directory, f"{base}/{MANIFEST} is missing: `softprompt models manifest`"
@@ -109,11 +117,25 @@ def download_from(server: str, directory: str, made: Path, progress: Progress, t
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise DamagedBlob(f"{base}/{MANIFEST} is not a manifest of a model: {where}: {first['msg']}") from error
+    total = sum(file.size for file in manifest.files)
+    check_space(made, total)
     made.mkdir()
-    with watching_size(made, sum(file.size for file in manifest.files), progress):
+    with watching_size(made, total, progress):
         for file in manifest.files:
             _fetch(f"{base}/{quote(file.name)}", file, made / file.name, token)
+    if not ((made / "config.json").is_file() and any(made.glob("*.safetensors"))):
+        raise DamagedBlob(f"{base}/{MANIFEST} lists no config.json or no *.safetensors")
     return manifest
+
+
+def _read_within(answer: Any, most_bytes: int, seconds: float) -> bytes:
+    """The body, or its first `most_bytes`. The time limit of a connection holds for each packet alone."""
+    text, deadline = b"", time.monotonic() + seconds
+    while len(text) < most_bytes and (part := answer.read1(most_bytes - len(text))):
+        text += part
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it is not complete after {seconds:g} s")
+    return text
 
 
 def _fetch(url: str, file: ListedFile, path: Path, token: str) -> None:
@@ -148,6 +170,18 @@ def _continue(url: str, file: ListedFile, path: Path, token: str) -> None:
         raise Unavailable("the connection ended early")
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect to another protocol, and none from https:// to http://."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if urlsplit(newurl).scheme not in ("https", req.type):
+            raise urllib.error.URLError(f"it redirects to another protocol: {newurl[:200]}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
+
+
 @contextmanager
 def _opened(url: str, token: str, offset: int = 0) -> Iterator[Any]:
     """The answer of the server. Errors are in our words."""
@@ -155,7 +189,7 @@ def _opened(url: str, token: str, offset: int = 0) -> Iterator[Any]:
     if token:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
+        with _OPENER.open(request, timeout=_TIMEOUT_SECONDS) as answer:
             yield answer
     except urllib.error.HTTPError as error:
         error.close()
@@ -167,7 +201,8 @@ def _opened(url: str, token: str, offset: int = 0) -> Iterator[Any]:
                 raise Unauthenticated(f"{url}: {text} (401)", source="server") from error
             case 403:
                 raise PermissionDenied(f"{url}: the server forbids the download (403)", source="server") from error
-        raise Unavailable(f"{url}: the server answers {error.code} {error.reason}") from error
+        reason = " ".join(str(error.reason).split())[:200]
+        raise Unavailable(f"{url}: the server answers {error.code} {reason}") from error
     except urllib.error.URLError as error:
         raise Unavailable(f"{url}: the server does not answer: {error.reason}") from error
     except (http.client.HTTPException, ConnectionError, TimeoutError) as error:

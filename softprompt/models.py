@@ -29,7 +29,15 @@ from softprompt.hub_download import HUB_FILES, Progress, download, watching_size
 from softprompt.model_catalogue import CATALOGUE as CATALOGUE
 from softprompt.model_catalogue import CataloguedModel as CataloguedModel
 from softprompt.model_catalogue import models_dir as models_dir
-from softprompt.model_folder import Origin, check_fingerprint, is_there, mark_complete, sync, sync_directory
+from softprompt.model_folder import (
+    Origin,
+    check_fingerprint,
+    check_whole,
+    is_there,
+    mark_complete,
+    sync,
+    sync_directory,
+)
 from softprompt.model_names import WantedModel
 from softprompt.model_server import download_from
 
@@ -61,6 +69,8 @@ def pull(name: str, destination: Path, progress: Progress | None = None, *, serv
                 if not is_there(wanted, target):
                     return _build(wanted, target, lock, progress, server, token)
         mark_complete(target)
+        if wanted.fingerprint:
+            fingerprint.verify(target)  # until then, the mark was believed by the sizes of the files
         return target
     except OSError as error:
         raise PreconditionFailed(f"can't store {name} in {destination}: {error.strerror or error}") from error
@@ -77,9 +87,11 @@ def _in_hubs_cache(wanted: WantedModel) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(wanted.name, allow_patterns=HUB_FILES, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError, OSError):
+        found = Path(snapshot_download(wanted.name, allow_patterns=HUB_FILES, local_files_only=True))
+        check_whole(found)  # a download that was interrupted has a directory there, too
+    except (HFValidationError, LocalEntryNotFoundError, OSError, PreconditionFailed):
         return None
+    return found
 
 
 def _uncatalogued(name: str) -> Path:

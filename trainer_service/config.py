@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from pydantic_settings import NoDecode
 
 from shared.config import ConfigError, ServerSettings, settings_config
 from shared.model.base_model import pick_device
-from shared.model.models_file import ModelsFile
+from shared.model.models_file import ModelEntry, ModelsFile
 from shared.process.user_cache import expanded
 from shared.store.maintenance import MaintenanceSettings
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
@@ -164,16 +165,18 @@ class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings, UploadLimits
     def models(self) -> ModelsFile:
         """The models file, read at the first use. Raises ConfigError if it can't be used."""
         try:
-            found = ModelsFile(self.models_file)
+            return ModelsFile(self.models_file, self._check_models)
         except ConfigError as error:
             raise ConfigError(f"SOFTPROMPT_TRAINER_MODELS_FILE: {error}") from None
-        kept = sum(entry.workers.least for entry in found.entries.values())
-        if kept > self.max_workers:
+
+    def _check_models(self, entries: Mapping[str, ModelEntry]) -> None:
+        kept = {id: entry.workers.least for id, entry in entries.items() if entry.workers.least}
+        if sum(kept.values()) > self.max_workers:
+            named = ", ".join(f"{id} {least}" for id, least in kept.items())
             raise ConfigError(
-                f"SOFTPROMPT_TRAINER_MODELS_FILE: {self.models_file}: workers.least of all models is {kept} together, "
+                f"{self.models_file}: workers.least of all models is {sum(kept.values())} together ({named}), "
                 f"SOFTPROMPT_TRAINER_MAX_WORKERS is {self.max_workers}"
             )
-        return found
 
     @property
     def resolved_store_url(self) -> str:

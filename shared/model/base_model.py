@@ -17,8 +17,9 @@ import torch
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.kernels import library
 from shared.model import fingerprint, hub
+from shared.model.model_files import check_files, first_line
 from shared.model.options import DEFAULTS, Device, DType, ModelOptions
-from shared.model.weights import check_files, first_line, load_weights
+from shared.model.weights import load_weights
 from shared.process.user_cache import expanded
 from shared.values.base_model import BaseModelInfo as BaseModelInfo
 

@@ -74,7 +74,8 @@ class Fingerprint(PydanticModel):
 def of(path: Path) -> Fingerprint:
     """The fingerprint of a model directory, from a cache or by hashing.
 
-    Raises NotFound for a directory without weights, Unavailable if its files are being written.
+    Raises NotFound for a directory without weights, Unavailable if its files are being written or its config.json is no
+    JSON object.
     """
     if (cached := known(path)) is not None:
         return cached
@@ -94,6 +95,12 @@ def known(path: Path) -> Fingerprint | None:
         if (found := _read(cache, private=cache == elsewhere)) is not None and found.is_of(stamps):
             return found
     return None
+
+
+def shipped(path: Path) -> Fingerprint | None:
+    """The fingerprint that `ship` has written, if the files have the sizes that it was made of. Raises as `known`."""
+    found, stamps = _read(path / FILE, private=False), _stamps(path)
+    return found if found is not None and found.shipped and found.is_of(stamps) else None
 
 
 def ship(path: Path) -> Fingerprint:
@@ -149,11 +156,13 @@ def _now_ns() -> int:
 
 
 def _hash_files(path: Path, stamps: Stamps, hashed_at_ns: int) -> Fingerprint:
-    config = {
-        key: value
-        for key, value in json.loads((path / "config.json").read_bytes()).items()
-        if key not in _VOLATILE_CONFIG_KEYS
-    }
+    try:
+        given = json.loads((path / "config.json").read_bytes())
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise Unavailable(f"base model {path.name!r} has a config.json that is no JSON object")
+    config = {key: value for key, value in given.items() if key not in _VOLATILE_CONFIG_KEYS}
     tokenizer_digest = _digest_of({file.name: _hash_file(file) for file in _tokenizer(path)})
     weights = {file.name: _hash_file(file) for file in _weights(path)}
     fingerprint = _digest_of({"config": config, "tokenizer": tokenizer_digest, "weights": weights})

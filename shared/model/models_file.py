@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -185,12 +185,17 @@ class ModelsFile:
     If the file becomes invalid or is deleted, the previous content stays in force and the error is logged. Thread-safe.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        """Raises ConfigError if the file is invalid at the start."""
+    def __init__(
+        self, path: Path | None = None, check: Callable[[Mapping[str, ModelEntry]], None] = lambda entries: None
+    ) -> None:
+        """`check` raises ConfigError for a content that this process can't use. Raises ConfigError if the file is
+        invalid at the start.
+        """
+        self._check = check
         self._file = None if path is None else WatchedFile(path)
         self._lock = threading.Lock()
         self._looked = time.monotonic()
-        self._entries: Mapping[str, ModelEntry] = {} if self._file is None else _read(self._file)
+        self._entries: Mapping[str, ModelEntry] = {} if self._file is None else self._read(self._file)
 
     @property
     def entries(self) -> Mapping[str, ModelEntry]:
@@ -211,12 +216,13 @@ class ModelsFile:
         if not file.changed():
             return
         try:
-            self._entries = _read(file)
+            self._entries = self._read(file)
         except ConfigError as error:
             log.error("the models file is invalid; keeping the previous one: %s", error)
             return
         log.info("models file reloaded", extra={"fields": {"models": len(self._entries)}})
 
-
-def _read(file: WatchedFile) -> Mapping[str, ModelEntry]:
-    return {entry.id: entry for entry in read_json(file, _File).models}
+    def _read(self, file: WatchedFile) -> Mapping[str, ModelEntry]:
+        entries = {entry.id: entry for entry in read_json(file, _File).models}
+        self._check(entries)
+        return entries

@@ -13,8 +13,9 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import DamagedBlob, InvalidInput
 from shared.prompt.manifest import Timestamp, parse_timestamp, utc_now
@@ -33,6 +34,14 @@ FORGET_SECONDS = 24 * 3600.0
 _RECORD = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
+def _check_time(text: str) -> str:
+    parse_timestamp(text)  # a date such as 2026-02-30 has the right form
+    return text
+
+
+_Time = Annotated[Timestamp, AfterValidator(_check_time)]
+
+
 class LoadedVersion(BaseModel):
     """A version that a replica serves. `publish_to_served_seconds` compares the clocks of trainer and replica."""
 
@@ -40,7 +49,7 @@ class LoadedVersion(BaseModel):
     prompt: Name
     version: VersionNumber
     digest: str = Field(max_length=100)
-    loaded_at: Timestamp
+    loaded_at: _Time
     publish_to_served_seconds: float | None = None
 
 
@@ -68,8 +77,8 @@ class ReplicaRecord(BaseModel):
     waiting: int = Field(default=0, ge=0)
     """Number of requests that wait for a place."""
     revision: int = Field(default=0, ge=0)
-    started_at: Timestamp
-    updated_at: Timestamp = Field(default_factory=utc_now)
+    started_at: _Time
+    updated_at: _Time = Field(default_factory=utc_now)
     heartbeat_seconds: float = Field(default=5.0, gt=0, le=86_400)
     """Interval between heartbeats."""
     loaded: tuple[LoadedVersion, ...] = ()
@@ -139,11 +148,15 @@ class ReplicaDirectory:
 
     def _read(self, key: str) -> ReplicaRecord | None:
         try:
-            data = self._backend.get(key, MAX_REPLICA_BYTES)
-            return None if data is None else ReplicaRecord.model_validate_json(data)
+            if (data := self._backend.get(key, MAX_REPLICA_BYTES)) is None:
+                return None
+            record = ReplicaRecord.model_validate_json(data)
+            if replica_key(record.id) == key:  # else a copy, which would count as a change of the original
+                return record
         except (ValidationError, DamagedBlob):
-            log.warning("%s is not a readable replica record", key)
-            return None
+            pass
+        log.warning("%s is not a readable replica record", key)
+        return None
 
 
 def _is_live(record: ReplicaRecord, seen: _Seen, now: float, utc: datetime) -> bool:

@@ -62,7 +62,11 @@ def pull(
 
     token = _token(token_file)
     for model in parse_models(names, local=not server):
-        path = pull_with_progress(str(model), to, server=server, token=token)
+        try:
+            path = pull_with_progress(str(model), to, server=server, token=token)
+        except KeyboardInterrupt:
+            stderr().print(f"interrupted: {model} is not downloaded, and nothing of it is kept", markup=False)
+            raise
         if as_json:
             print_json({"name": str(model), "path": str(path)})
         else:
@@ -155,19 +159,27 @@ def manifests(
     from shared.config import ConfigError
     from shared.errors import InvalidInput
     from shared.model.models_file import ModelsFile
-    from softprompt.manifests import of_models
+    from softprompt.manifests import of_models, why_no_object
 
     try:
         entries, content = ModelsFile(file).entries, file.read_text()
     except ConfigError as error:
         raise InvalidInput.of("file", str(error)) from None
+    source = "standard input" if str(overlay) == "-" else str(overlay)
     try:
         text = sys.stdin.read() if str(overlay) == "-" else overlay.read_text()
-        objects = [item for item in yaml.safe_load_all(text) if item]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInput.of("overlay", f"can't be read as YAML: {str(error).splitlines()[0]}") from None
-    if not all(isinstance(item, dict) and "kind" in item and "name" in item.get("metadata", {}) for item in objects):
-        raise InvalidInput.of("overlay", "must consist of Kubernetes objects: give what `kubectl kustomize` prints")
+        documents = list(yaml.safe_load_all(text))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else str(error).splitlines()[0]
+        raise InvalidInput.of("overlay", f"{source} can't be read as YAML: {where}") from None
+    for number, document in enumerate(documents, 1):
+        if document is not None and (problem := why_no_object(document)):
+            wrong = f"document {number} of {source} {problem}"
+            raise InvalidInput.of(
+                "overlay", f"must consist of Kubernetes objects, as `kubectl kustomize OVERLAY` prints: {wrong}"
+            )
+    objects = [document for document in documents if document is not None]
     typer.echo(yaml.safe_dump_all(of_models(objects, entries, content), sort_keys=False), nl=False)
 
 

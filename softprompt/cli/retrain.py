@@ -34,6 +34,10 @@ def retrain(
             "--keep-aliases", help="Move no alias: the jobs need not beat the old versions, only the bare model."
         ),
     ] = False,
+    unserved: Annotated[
+        bool,
+        typer.Option("--unserved", help="End with 0 also if no live replica has the new base model: one comes later."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and create no jobs.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: JsonOption = False,
@@ -43,7 +47,7 @@ def retrain(
 
     First shows a plan. A job moves its alias only if the new prompt beats the old version. Without a terminal and
     --yes, only the plan is shown. A second call continues an interrupted one: no prompt is trained twice. Ends with 4
-    if a prompt can't be retrained.
+    if a prompt can't be retrained, or if an alias can move to a version that no live replica serves.
     """
     if dry_run and yes:
         raise Failure("--dry-run and --yes exclude each other", EXIT_INVALID)
@@ -51,6 +55,8 @@ def retrain(
         plan = client.plan_retraining(base_model, prompt or (), keep_aliases=keep_aliases)
         if not as_json:
             _show(plan)
+        if lacks := _lacks_replicas(plan):
+            stderr().print(lacks, style="yellow", markup=False)
         num_new = sum(item.is_new for item in plan.prompts)
         made = plan.prompts
         if num_new and (yes or (not dry_run and _agrees(num_new, plan.base_model.id))):
@@ -59,9 +65,22 @@ def retrain(
                 _show_created(plan.prompts, made)
     if as_json:
         for item in made:
-            print_json(_described(item))
+            print_json({**_described(item), "num_replicas": plan.num_replicas})
     if refused := sum(bool(item.refused) for item in made):
         raise Failure(f"{counted(refused, 'prompt')} can't be retrained", EXIT_REFUSED, _hint(made))
+    if lacks and not unserved and made is not plan.prompts:
+        raise Failure(
+            f"the jobs are created, but no live replica has {plan.base_model.id}",
+            EXIT_REFUSED,
+            "start a replica of it; --unserved accepts that there is none yet",
+        )
+
+
+def _lacks_replicas(plan: RetrainingPlan) -> str:
+    """What happens to aliases that move to versions without a live replica; empty if there is one, or none moves."""
+    if plan.num_replicas != 0 or not any(item.alias and not item.refused for item in plan.prompts):
+        return ""
+    return f"no live replica has {plan.base_model.id}: an alias that moves to a version of it will not be served"
 
 
 def _agrees(num_new: int, base_model: str) -> bool:
@@ -96,12 +115,6 @@ def _show(plan: RetrainingPlan) -> None:
     for item in plan.prompts:
         for note in item.notes:
             show(f"{item.prompt}: {note}")
-    if plan.num_replicas == 0:
-        stderr().print(
-            f"no live replica has {plan.base_model.id}: an alias that moves to a version of it will not be served",
-            style="yellow",
-            markup=False,
-        )
 
 
 def _compared_by(item: PlannedRetraining) -> str:

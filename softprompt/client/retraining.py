@@ -24,7 +24,6 @@ from softprompt.client.retraining_plan import (
     aliased_versions,
     annotations_of,
     comparable,
-    count_failed,
     metric_of,
     request_id,
     retraining_spec,
@@ -140,7 +139,7 @@ class RetrainingMethods(TuningMethods, PromptMethods):
             estimated_seconds=check.estimated_seconds,
             refused=f"it can't be compared with the old version: {why}" if why else "",
             spec=spec,
-            request_id=request_id(version, model, item.alias, count_failed(earlier)),
+            request_id=request_id(version, model, item.alias, earlier),
         )
 
     async def _found_job(self, name: str) -> TuningJob | None:

@@ -8,7 +8,7 @@ version's job kept (docs/models.md says by which metrics). What can't be compare
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from shared.values.base_model import BaseModelInfo
 from shared.values.report import MIN_EXAMPLES
 from shared.values.spec import NO_ALIAS
 from softprompt.client.clone import cloned_spec
-from softprompt.types.jobs import JobState, TuningJob
+from softprompt.types.jobs import TuningJob
 from softprompt.types.prompts import Alias, PromptVersion
 from softprompt.types.report import JobReport
 from softprompt.types.spec import Hyperparameters, InitMethod, Metric, PublishGate, PublishPolicy, TaskKind, TuningSpec
@@ -98,22 +98,18 @@ def aliased_versions(prompt: str, aliases: tuple[Alias, ...]) -> Iterator[Planne
         yield PlannedRetraining(version_name(prompt, number), tuple(ordered), ordered[0], notes=tuple(stay))
 
 
-def request_id(version: PromptVersion, model: BaseModelInfo, alias: str, num_failed: int) -> str:
-    """The request id of the version's retraining, so that a repeated call finds the job of the first. `num_failed`:
-    number of earlier jobs that failed or were cancelled, after which a new one is made.
+def request_id(version: PromptVersion, model: BaseModelInfo, alias: str, earlier: Sequence[TuningJob]) -> str:
+    """The request id of the version's retraining, so that a repeated call finds the job of the first. `earlier`: jobs
+    that failed or were cancelled, after which a new one is made. Their names are part of the request id: a job that
+    still exists is one of them, so its request id can't be made again, also after others were deleted.
     """
-    text = f"{version.name}\n{version.digest}\n{model.fingerprint}\n{alias}"
-    return f"retrain-{hashlib.sha256(text.encode()).hexdigest()[:32]}-{num_failed}"
+    text = "\n".join((version.name, version.digest, model.fingerprint, alias, *sorted(job.name for job in earlier)))
+    return f"retrain-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def annotations_of(version: PromptVersion, model: BaseModelInfo) -> dict[str, str]:
     """By which the job is found again."""
     return {RETRAINED_FROM: version.name, RETRAINED_FOR: model.fingerprint}
-
-
-def count_failed(jobs: list[TuningJob]) -> int:
-    """Number of jobs that ended without a result."""
-    return sum(job.state in (JobState.FAILED, JobState.CANCELLED) for job in jobs)
 
 
 def retraining_spec(

@@ -84,7 +84,12 @@ async def _live(
     registry.register(PoolCollector([pool]))
     store = await pool.open(lambda: open_store(settings.store_url, settings.store_timeout_seconds))
     directory = StoreDirectory(store, settings.poll_seconds, pool)
-    cold_starts = ColdStarts(partial(_longest_waits, settings, models), settings.max_waiting, rpc.draining.is_set)
+    cold_starts = ColdStarts(
+        partial(_longest_waits, settings, models),
+        settings.max_waiting,
+        rpc.draining.is_set,
+        settings.max_waiting_bytes,
+    )
     metrics.waiting = cold_starts.waiting
     routing = Routing(
         directory,

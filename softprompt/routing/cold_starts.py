@@ -1,7 +1,7 @@
 """Calls that wait for a base model's first replica, because the model is scaled to zero while nothing asks for it.
 
 The number of waiting calls is what the autoscaler sees, so a call makes the replica start that it waits for. Both the
-wait and the number of calls are bounded.
+wait and the number and size of the calls are bounded.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ class ColdStarts:
         longest: Callable[[], Mapping[str, float]] = dict,
         max_waiting: int = 0,
         is_leaving: Callable[[], bool] = lambda: False,
+        max_waiting_bytes: int = 0,
     ) -> None:
         """`longest()`: the longest wait in seconds, by id, for each base model that starts on demand. `is_leaving()`:
         whether this process is to end, and so holds no more calls.
         """
         self._longest, self._max_waiting, self._is_leaving = longest, max_waiting, is_leaving
+        self._max_waiting_bytes, self._waiting_bytes = max_waiting_bytes, 0
         self._waiting = Counter[str]()
 
     @property
@@ -43,12 +45,13 @@ class ColdStarts:
         """The number of waiting calls of each of them."""
         return {base_model: self._waiting[base_model] for base_model in self._longest()}
 
-    async def wait(self, base_model: str, has_replica: Callable[[], bool], began: float) -> bool:
-        """Wait until `has_replica()`. Returns False if the longest wait, counted from `began` in the loop's time, is
-        over. Raises Overloaded if too many calls wait.
+    async def wait(self, base_model: str, num_bytes: int, has_replica: Callable[[], bool], began: float) -> bool:
+        """Wait until `has_replica()`, with a request of `num_bytes`. Returns False if the longest wait, counted from
+        `began` in the loop's time, is over. Raises Overloaded if too many calls wait, or with too many bytes; one that
+        would wait alone may have any size.
         """
         loop = asyncio.get_running_loop()
-        with self._counted(base_model):
+        with self._counted(base_model, num_bytes):
             while loop.time() - began < self._longest().get(base_model, 0) and not self._is_leaving():
                 if has_replica():
                     return True
@@ -56,13 +59,16 @@ class ColdStarts:
         return False
 
     @contextmanager
-    def _counted(self, base_model: str) -> Iterator[None]:
-        if self._waiting.total() >= self._max_waiting:
-            raise Overloaded(
-                f"{self._max_waiting} calls wait for replicas to start", retry_after_seconds=_RETRY_SECONDS
-            )
+    def _counted(self, base_model: str, num_bytes: int) -> Iterator[None]:
+        number = self._waiting.total()
+        too_large = number > 0 and self._waiting_bytes + num_bytes > self._max_waiting_bytes
+        if too_large or number >= self._max_waiting:
+            held = f" with {self._waiting_bytes} bytes" if too_large else ""
+            raise Overloaded(f"{number} calls{held} wait for replicas to start", retry_after_seconds=_RETRY_SECONDS)
         self._waiting[base_model] += 1
+        self._waiting_bytes += num_bytes
         try:
             yield
         finally:
             self._waiting[base_model] -= 1
+            self._waiting_bytes -= num_bytes

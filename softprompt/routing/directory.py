@@ -45,6 +45,9 @@ class Directory(Protocol):
     def is_split(self, reference: str) -> bool:
         """Whether the reference is an alias of several versions."""
 
+    def base_model_of(self, fingerprint: str) -> str:
+        """Id of the base model with this fingerprint, by the prompts that were tuned for it; empty if unknown."""
+
     async def catch_up(self) -> None:
         """Read the newest prompts now. Limited in time; never raises."""
 

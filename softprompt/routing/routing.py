@@ -27,6 +27,7 @@ from softprompt.routing.directory import Directory, Target
 from softprompt.routing.links import STREAMING, Link, Links
 
 MAX_ATTEMPTS = 4
+_FINGERPRINT = "sha256:"
 _RICH_STATUS_KEY = "grpc-status-details-bin"
 _ELSEWHERE = frozenset(
     {
@@ -63,12 +64,13 @@ class Routing:
     ) -> None:
         self._directory, self._default_model, self._observe = directory, default_model, observe
         self._links, self._cold_starts = Links(open_channel), cold_starts or ColdStarts()
-        self._models: set[str] = set()
-        """Ids of all base models that replicas have had."""
+        self._models: dict[str, str] = {}
+        """Ids of all base models that replicas have had, by fingerprint."""
 
     def links(self) -> list[Link]:
         """The links to all replicas, after the directory's newest state. New ones begin to connect."""
         links = self._links.to(self._directory.replicas)
+        self._models.update({link.replica.fingerprint: link.replica.base_model for link in links})
         for link in links:
             _ = link.rank
         return links
@@ -103,7 +105,7 @@ class Routing:
             if link is None:
                 if not (base_model := await self._may_start(name, ask, failed)):
                     break
-                if not await self._cold_starts.wait(base_model, lambda: self._is_live(ask), began):
+                if not await self._cold_starts.wait(base_model, len(request), lambda: self._is_live(ask), began):
                     raise Unavailable(f"no replica for {ask.prompt or base_model} has started yet")
                 tried, failed = set(), None
                 continue
@@ -124,16 +126,20 @@ class Routing:
                         if not route.is_certain:
                             await self._directory.catch_up()
                         continue
-                    self._observe(link.replica.base_model, "OK")
                     if name != STREAMING:
                         given.ended(await call.trailing_metadata())
-                    if first is not None:
-                        yield first
+                    code = grpc.StatusCode.CANCELLED if name == STREAMING else grpc.StatusCode.OK
                     try:
+                        if first is not None:
+                            yield first
                         while name == STREAMING and (message := await call.read()) is not grpc.aio.EOF:
                             yield message
+                        code = grpc.StatusCode.OK
                     except grpc.aio.AioRpcError as error:
+                        code = error.code()
                         raise _explained(error, "the replica ended during the answer") from error
+                    finally:
+                        self._observe(link.replica.base_model, code.name)
                     given.ended(await call.trailing_metadata())
                     return
                 finally:
@@ -146,9 +152,7 @@ class Routing:
 
     def base_models(self) -> list[str]:
         """Ids of the base models of the live replicas, and of those that start on demand, sorted."""
-        found = {replica.base_model for replica in self._directory.replicas}
-        self._models.update(found)
-        return sorted({*found, *self._cold_starts.base_models})
+        return sorted({*(replica.base_model for replica in self._directory.replicas), *self._cold_starts.base_models})
 
     def first_model(self) -> str:
         """The base model of a call that names none, if any one will do; empty if no replica is known."""
@@ -210,7 +214,7 @@ class Routing:
         if ask.prompt and failed is None:  # no replica has been asked, which would know a new prompt
             await self._directory.catch_up()
         target = self._directory.resolve(ask.prompt, ask.routing_key) if ask.prompt else None
-        base_model = ask.base_model if not ask.prompt else "" if target is None else target.base_model
+        base_model = self._id_of(ask.base_model) if not ask.prompt else "" if target is None else target.base_model
         if base_model not in self._cold_starts.base_models or self._is_live(ask):
             return ""
         if failed is None or failed.code() is grpc.StatusCode.UNAVAILABLE:
@@ -218,12 +222,22 @@ class Routing:
         is_other = failed.code() is grpc.StatusCode.FAILED_PRECONDITION if ask.prompt else _is_other_model(failed)
         return base_model if is_other else ""
 
+    def _id_of(self, base_model: str) -> str:
+        """The id of a base model that may be given by its fingerprint; empty for an unknown fingerprint."""
+        if not base_model.startswith(_FINGERPRINT):
+            return base_model
+        return self._models.get(base_model) or self._directory.base_model_of(base_model)
+
     def _is_live(self, ask: Ask) -> bool:
         """Whether a replica that is connected has the base model of the call."""
         route = self._route(ask)
         return route.is_certain and any(link.rank == 0 for link in route.links)
 
     def _error(self, ask: Ask, failed: grpc.aio.AioRpcError | None) -> Exception:
+        is_unknown = not self._id_of(ask.base_model) and (failed is None or _is_other_model(failed))
+        if ask.base_model and is_unknown and self._cold_starts.base_models:
+            asked = f"no live replica has the base model {ask.base_model[:80]}"
+            return Unavailable(f"{asked}; if it is scaled to zero, a call that names its id starts one")
         if failed is None:
             return Unavailable("no replica is known yet; a replica is known after its first heartbeat")
         code = failed.code()
@@ -232,7 +246,7 @@ class Routing:
         if code is grpc.StatusCode.FAILED_PRECONDITION and lacks:
             # A replica of another base model said so, and thereby that the caller may use the prompt.
             return Unavailable(f"no live replica has the base model of {ask.prompt}")
-        if _is_other_model(failed) and ask.base_model in self._models:
+        if _is_other_model(failed) and ask.base_model in {*self._models, *self._models.values()}:
             return Unavailable(f"no live replica has the base model {ask.base_model}")
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return Unavailable("no replica answers at the addresses of the replicas' records")

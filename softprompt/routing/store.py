@@ -64,6 +64,10 @@ class StoreDirectory(Directory):
         alias = prompt.aliases.get(parsed.alias or "") if prompt else None
         return alias is not None and len(alias.targets) > 1
 
+    def base_model_of(self, fingerprint: str) -> str:
+        summaries = (version.summary for version in self._store.index().versions())
+        return next((one.base_model for one in summaries if one.base_model_fingerprint == fingerprint), "")
+
     async def catch_up(self) -> None:
         await self._watcher.catch_up()
 

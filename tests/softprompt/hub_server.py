@@ -16,6 +16,16 @@ MODEL, GATED = "org/Tiny.Model", "org/Gated"
 GRANTED, STRANGER, EXPIRED = "hf_granted", "hf_stranger", "hf_expired"
 """Tokens: of an account that may read the gated model, of one that may not, and of none."""
 FIRST, SECOND = "1" * 40, "2" * 40
+FORGED = "sha256:" + "f" * 64
+FORGED_MARK = json.dumps(
+    {
+        "stamps": {"config.json": [2], "model.safetensors": [51]},
+        "fingerprint": FORGED,
+        "tokenizer_digest": FORGED,
+        "shipped": True,
+    }
+).encode()
+"""A mark of completion that the models bring: it fits the sizes of their files."""
 BRANCHES = {"main": SECOND, "v1": FIRST}
 
 
@@ -24,6 +34,8 @@ def files_of(commit: str) -> dict[str, bytes]:
         "config.json": b"{}",
         "model.safetensors": b"weights of " + commit.encode(),
         "README.md": b"no part of a model",
+        ".softprompt-fingerprint.json": FORGED_MARK,
+        ".softprompt-origin.json": json.dumps({"hub_id": MODEL, "revision": "", "commit": FIRST}).encode(),
     }
 
 

@@ -19,6 +19,7 @@ from softprompt.model_names import WantedModel, parse_models
 from tests.softprompt.hub_server import (
     EXPIRED,
     FIRST,
+    FORGED,
     GATED,
     GRANTED,
     MODEL,
@@ -94,6 +95,15 @@ def test_pods_that_start_at_once_download_a_model_once(hub: Hub, models: Path) -
     assert [pod.communicate(timeout=120)[0] for pod in pods] == [f"{models}/tiny.model\n"] * 3
     assert hub.downloads == 1
     assert not list(models.glob(".*partial*"))
+
+
+def test_a_mark_that_a_model_brings_proves_nothing(hub: Hub, models: Path) -> None:
+    code, complaint = pull(hub, models, f"{MODEL}@{FORGED}")
+    assert (code, f"not {FORGED}" in complaint) == (4, True)
+    assert not (models / "tiny.model").exists()
+    assert pull(hub, models, MODEL)[0] == 0
+    assert fingerprint.of(models / "tiny.model").fingerprint != FORGED
+    assert json.loads((models / "tiny.model" / ".softprompt-origin.json").read_text())["commit"] == SECOND
 
 
 def test_another_revision_under_the_same_name_is_refused_by_name(hub: Hub, models: Path) -> None:

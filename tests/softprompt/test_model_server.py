@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,7 @@ from shared.errors import (
     PreconditionFailed,
     SoftPromptError,
     Unauthenticated,
+    Unavailable,
 )
 from shared.model import fingerprint
 from softprompt import model_server
@@ -32,8 +34,10 @@ from softprompt.models import pull
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.hub_server import FIRST, SECOND
 
-WEIGHTS = b"weights " * 40_000
+_HEADER = b'{"a":{"dtype":"U8","shape":[320000],"data_offsets":[0,320000]}}'
+WEIGHTS = len(_HEADER).to_bytes(8, "little") + _HEADER + b"weights " * 40_000
 TOKEN = "of-the-team"
+EMPTY = hashlib.sha256(b"{}").hexdigest()
 
 
 @dataclass
@@ -168,6 +172,9 @@ def rewritten(server: FileServer, **changes: object) -> None:
         ({"files": [{"name": "model.safetensors", "size": 10, "sha256": "0" * 64}]}, DamagedBlob),
         ({"files": [{"name": "gone.json", "size": 10, "sha256": "0" * 64}]}, NotFound),
         ({"files": []}, DamagedBlob),
+        ({"files": [{"name": name, "size": 2, "sha256": EMPTY} for name in ("a.json", "A.json")]}, DamagedBlob),
+        ({"files": [{"name": "config.json", "size": 2, "sha256": EMPTY}]}, DamagedBlob),
+        ({"files": [{"name": "model.safetensors", "size": 10**18, "sha256": "0" * 64}]}, PreconditionFailed),
         ({"format": 2}, DamagedBlob),
     ],
 )
@@ -179,6 +186,46 @@ def test_a_hostile_or_damaged_manifest_leaves_nothing(
     with pytest.raises(kind):
         pull("small", models, server=server.url)
     assert [path.name for path in models.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_config_that_is_no_object_is_named(server: FileServer, models: Path) -> None:
+    make_model(server.root / "small")
+    (server.root / "small" / "config.json").write_text("[]")
+    digest = {"size": 2, "sha256": hashlib.sha256(b"[]").hexdigest()}
+    listed = json.loads((server.root / "small" / MANIFEST).read_text())["files"]
+    rewritten(server, files=[{**file, **digest} if file["name"] == "config.json" else file for file in listed])
+    with pytest.raises(SoftPromptError, match=r"config\.json that is no JSON object"):
+        pull("small", models, server=server.url)
+
+
+def test_a_redirect_stays_with_the_web(server: FileServer, models: Path) -> None:
+    server.elsewhere = "ftp://127.0.0.1:1"
+    with pytest.raises(Unavailable, match="redirects to another protocol: ftp:"):
+        pull("small", models, server=server.url)
+
+
+def test_a_manifest_that_comes_byte_by_byte_is_given_up(
+    server: FileServer, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(server.root / "small")
+    monkeypatch.setattr(model_server, "_MANIFEST_SECONDS", -1.0)
+    with pytest.raises(Unavailable, match="not complete after"):
+        pull("small", models, server=server.url)
+
+
+def test_an_interrupted_pull_says_so_and_keeps_nothing(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(server: str, directory: str, made: Path, *_: object) -> None:
+        made.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("softprompt.models.download_from", interrupted)
+    cli = CliRunner(monkeypatch, capsys)
+    found = cli("models", "pull", "small", "--from", "http://127.0.0.1:1", "--to", str(models))
+    assert (found.code, found.out) == (130, "")
+    assert "interrupted: small is not downloaded, and nothing of it is kept" in found.err
+    assert [path.name for path in models.iterdir()] == [".small.lock"]
 
 
 def test_a_model_without_manifest_says_how_to_write_one(server: FileServer, models: Path) -> None:
@@ -244,6 +291,61 @@ def test_an_earlier_download_is_marked_by_the_next_pull(server: FileServer, mode
     assert not is_complete(models / "small")
     pull("small", models, server=server.url)
     assert is_complete(models / "small")
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def to_shards(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model: cut_short(model / "model.safetensors"), "cut short"),
+        (lambda model: (model / "model.safetensors").unlink(), "no [*].safetensors"),
+        (lambda model: (model / "model.safetensors").write_bytes(b""), "empty"),
+        (to_shards, "model-00002-of-00002.safetensors"),
+        (lambda model: (model / "tokenizer.json").unlink(), "no tokenizer"),
+        (lambda model: cut_short(model / "tokenizer.json"), "tokenizer.json is no JSON"),
+        (lambda model: cut_short(model / "config.json"), "config.json is no JSON"),
+    ],
+)
+@pytest.mark.parametrize("mark", ["none", "stale", "cache"])
+def test_a_part_of_a_model_is_refused_and_not_marked(
+    models: Path, spoil: Callable[[Path], object], message: str, mark: str
+) -> None:
+    make_model(models / "small")  # leaves the fingerprint's cache, which is no mark
+    if mark == "stale":
+        fingerprint.ship(models / "small")
+    elif mark == "none":
+        (models / "small" / fingerprint.FILE).unlink()
+    spoil(models / "small")
+    with pytest.raises(PreconditionFailed, match=f"no complete model: .*{message}"):
+        pull("Org/Small", models)
+    assert not is_complete(models / "small")
+
+
+def test_a_model_that_was_changed_is_marked_again(models: Path) -> None:
+    make_model(models / "small")
+    before = fingerprint.ship(models / "small").fingerprint
+    (models / "small" / "tokenizer.json").write_text('{"new": 1}')
+    assert not is_complete(models / "small")
+    pull("Org/Small", models)
+    assert is_complete(models / "small")
+    assert fingerprint.of(models / "small").fingerprint != before
+
+
+def test_a_pinned_model_is_hashed_though_its_mark_fits_by_sizes(models: Path) -> None:
+    made = make_model(models / "small")
+    fingerprint.ship(models / "small")
+    (models / "small" / "model.safetensors").write_bytes(WEIGHTS[:-1] + b"?")
+    with pytest.raises(PreconditionFailed, match="not those"):
+        pull(f"Org/Small@{made}", models)
 
 
 def test_from_the_command_line(

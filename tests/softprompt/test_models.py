@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
+from shared.errors import DamagedBlob, InvalidInput, NotFound, PreconditionFailed, Unavailable
+from shared.model.models_file import ModelEntry
 from softprompt import models
 from softprompt.hub_download import Progress
+from softprompt.manifests import of_models, why_no_object
 from softprompt.models import CATALOGUE, CataloguedModel, models_dir, pull
+from tests.softprompt.cli_runner import CliRunner
 
 NAME = "smollm2-135m-instruct"
 
@@ -45,7 +48,9 @@ class Sources:
     def convert(self, gguf: Path, made: Path, lock: int, progress: Progress) -> None:
         assert gguf.read_bytes() == b"GGUF weights"
         made.mkdir()
-        (made / "config.json").write_text("{}")
+        for name in ("config.json", "tokenizer.json"):
+            (made / name).write_text("{}")
+        (made / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
         if self.conversion_error:
             raise self.conversion_error
 
@@ -195,6 +200,56 @@ def test_models_dir_follows_the_environment(tmp_path: Path, monkeypatch: pytest.
     assert models_dir() == tmp_path / "xdg/softprompt/models"
     monkeypatch.setenv("SOFTPROMPT_MODELS", "~/mine")
     assert models_dir() == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ("kind: A\nmetadata: {name: a}\n---\n---\n[4]", "document 3 of {file} is a list"),
+        ("a: b\n c: :", "{file} can't be read as YAML: line 2"),
+        ("[" * 1500, "{file} can't be read as YAML"),
+        ("", "has no Deployment inference"),
+        ("kind: Deployment\nmetadata: {name: inference, namespace: a}", "Deployment inference: spec is missing"),
+    ],
+)
+def test_an_overlay_that_is_none(
+    overlay: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "models.json").write_text('{"models": [{"id": "a", "source": "/models/a"}]}')
+    file = tmp_path / "rendered.yaml"
+    file.write_text(overlay)
+    found = CliRunner(monkeypatch, capsys)("models", "manifests", str(file), "--file", str(tmp_path / "models.json"))
+    assert (found.code, found.out) == (2, "")
+    assert message.format(file=file) in " ".join(found.err.split())
+
+
+@pytest.mark.parametrize(
+    ("document", "why"),
+    [
+        (0, "is a scalar"),
+        ("four", "is a scalar"),
+        ({"metadata": {"name": "a"}}, "has no kind"),
+        ({"kind": ["Pod"], "metadata": {"name": "a"}}, "has no kind"),
+        ({"kind": "Pod"}, "has no metadata with a name"),
+        *(({"kind": "Pod", "metadata": one}, "has no metadata with a name") for one in (None, "name", {}, {"name": 1})),
+        ({"kind": "Pod", "metadata": {"name": "a"}}, ""),
+    ],
+)
+def test_what_is_no_kubernetes_object(document: object, why: str) -> None:
+    assert why_no_object(document) == why
+
+
+@pytest.mark.parametrize(
+    "spec", [None, 3, {"template": {"spec": {"containers": []}}}, {"template": {"spec": {"containers": [[]]}}}]
+)
+def test_a_deployment_that_lacks_parts_is_named(spec: object) -> None:
+    deployment = {"kind": "Deployment", "metadata": {"name": "inference", "namespace": "a"}, "spec": spec}
+    with pytest.raises(InvalidInput, match="Deployment inference: a part is missing"):
+        of_models([deployment], {"a": ModelEntry(id="a", source="/models/a")}, "")
 
 
 def test_importing_needs_no_torch() -> None:

@@ -84,7 +84,10 @@ async def test_from_the_plan_to_the_gate(upgrade: Upgrade) -> None:
     assert "train, and move default if it is better" in asked.out
     assert len(await upgrade.client.list_jobs()) == 1, "a plan creates nothing"
 
-    (created,) = (await upgrade("--yes", "--json")).json
+    run = await upgrade("--yes", "--json")
+    assert (run.code, "no live replica has new" in run.err, "--unserved" in run.err) == (4, True, True)
+    (created,) = run.json
+    assert created["num_replicas"] == 0
     result = await upgrade.result(created["job"])
     comparison = next(one for one in result.comparisons if one.rival == "current_version")
     assert (comparison.metric, comparison.num_examples) == ("accuracy", 24)
@@ -117,6 +120,14 @@ async def test_an_interrupted_call_is_continued_and_a_cancelled_job_made_again(u
     (later,) = (await client.plan_retraining("new")).prompts
     assert later.is_new
     assert later.request_id != item.request_id
+    (second,) = await client.retrain(replace(plan, prompts=(replace(endless, request_id=later.request_id),)))
+    assert second.job is not None
+    await client.cancel_job(second.job.name)
+    with pytest.raises(JobFailed):
+        await client.wait_for_job(second.job.name)
+    await client.delete_job(jobs[0].name)
+    (third,) = await client.retrain(await client.plan_retraining("new"))
+    assert (third.refused, third.job and third.job.name != second.job.name) == ("", True), "it is no old job"
 
 
 async def test_what_cannot_be_compared_is_refused_or_moves_no_alias(upgrade: Upgrade) -> None:

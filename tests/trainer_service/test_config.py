@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,10 +115,11 @@ def test_help_explains_every_setting() -> None:
 
 
 def test_the_models_file_adds_models_and_overrides_those_of_the_setting(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "models.json"
-    listed = [{"id": "large", "source": "org/large", "workers": {"least": 2}}, {"id": "small", "source": "/mnt/small"}]
+    kept: dict[str, Any] = {"id": "large", "source": "org/large", "workers": {"least": 2}}
+    listed = [kept, {"id": "small", "source": "/mnt/small"}]
     path.write_text(json.dumps({"models": listed}))
     monkeypatch.setenv(f"{PREFIX}MODELS_FILE", str(path))
     with pytest.raises(ConfigError, match=r"MODELS_FILE: .*least of all models is 2 .*MAX_WORKERS is 1"):
@@ -126,6 +129,11 @@ def test_the_models_file_adds_models_and_overrides_those_of_the_setting(
     assert load_settings(TrainerSettings).sources == both
     monkeypatch.delenv(f"{PREFIX}BASE_MODELS")
     assert load_settings(TrainerSettings).sources == both[::-1]
+    found, now = load_settings(TrainerSettings).models, time.monotonic()
+    path.write_text(json.dumps({"models": [{**kept, "workers": {"least": 3}}]}))
+    monkeypatch.setattr(time, "monotonic", lambda: now + 5)
+    assert found.workers("large").least == 2, "a reload is checked like the start"
+    assert "least of all models is 3 together (large 3)" in caplog.text
     path.write_text('{"models": [{"id": "a", "source": "x", "gpus": 1}]}')
     with pytest.raises(ConfigError, match=r"SOFTPROMPT_TRAINER_MODELS_FILE: .*models\.0\.gpus"):
         _ = load_settings(TrainerSettings).sources

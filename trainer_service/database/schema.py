@@ -166,7 +166,7 @@ worker_slots = Table(
     Column("owner", String(120), primary_key=True),
     Column("slots", Integer, nullable=False),
     Column("lacking", Integer, nullable=False),  # slots that the owner wants in addition
-    Column("base_models", Text, nullable=False, server_default="{}"),  # JSON: slots by base model that has own limits
+    Column("base_models", Text, nullable=False, server_default="{}"),  # JSON: of base models that have own limits
     Column("lease_until", Double, nullable=False),
 )
 

@@ -29,7 +29,10 @@ class Allowance:
         self._valid_until = float("inf")
         self._lack, self._others_lack = _Lasting(), _Lasting()
         self._elsewhere: Mapping[str, int] = {}
-        """Workers that other replicas have, by base model that has its own limits."""
+        """Workers that other replicas have or will have, by base model that has its own limits."""
+        self._ahead: Mapping[str, int] = {}
+        """Workers of the replicas ahead of this one (`worker_slots.Slots`)."""
+        self._own: Mapping[str, int] = {}
         self._granted: Mapping[str, int] | None = None
         """Workers that this replica may have of these base models; None: not asked in this round."""
         self._yields = False
@@ -37,7 +40,10 @@ class Allowance:
 
     def limits(self, configured: Mapping[str, WorkerLimits]) -> dict[str, WorkerLimits]:
         """This replica's part of the base models' limits, which `plan_for` has to keep."""
-        found = {name: limit.beside(self._elsewhere.get(name, 0)) for name, limit in configured.items()}
+        found = {
+            name: limit.beside(self._elsewhere.get(name, 0), self._ahead.get(name, 0), self._own.get(name, 0))
+            for name, limit in configured.items()
+        }
         if self._granted is not None:
             granted = self._granted
             found = {
@@ -65,7 +71,7 @@ class Allowance:
         `limits`: of base models that have their own, and `num_of` how many of the `num_workers` are theirs.
         """
         context, most, limits, num_of = self._context, self._context.config.max_workers, limits or {}, num_of or {}
-        self._granted = None
+        self._granted, self._own = None, num_of
         best = plan_for(views, most)
         if not context.store.is_shared:
             return best
@@ -82,7 +88,7 @@ class Allowance:
             for name, limit in limits.items()
         }
         slots = await self._share(wanted, num_workers, models)
-        self._elsewhere, self._granted = slots.elsewhere, slots.of_models
+        self._elsewhere, self._ahead, self._granted = slots.elsewhere, slots.ahead, slots.of_models
         self._valid_until = asked_at + context.config.lease_seconds
         self._lack.note(slots.granted < wanted)
         self._others_lack.note(slots.others_lack)

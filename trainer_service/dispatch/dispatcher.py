@@ -329,7 +329,8 @@ class Dispatcher:
             if not (supervisor.is_leaving or self._background.is_under_way(("end", supervisor.id)))
         ]
 
-        limits = worker_limits(context.models, self.may_launch)
+        waiting = {head.base_model for head in heads}
+        limits = worker_limits(context.models, self.may_launch, config.max_workers, waiting)
 
         def plan_for(workers: Sequence[WorkerView], most: int) -> Plan:
             return plan(
@@ -388,6 +389,6 @@ class Dispatcher:
                 reason, is_models_fault = loss.reason, loss.base_model_failed or loss.out_of_memory
             if self._launches.failed(supervisor.base_model, reason, is_models_fault=is_models_fault):
                 self._broken.add(supervisor.base_model)
-            if supervisor.wrong_software:
-                add_notes = partial(self._waiting_notes.add, supervisor.base_model, supervisor.wrong_software)
+            if not is_models_fault:
+                add_notes = partial(self._waiting_notes.add, supervisor.base_model, supervisor.why_not_started)
                 self._background.begin(("note", supervisor.base_model), add_notes)

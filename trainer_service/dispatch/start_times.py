@@ -116,7 +116,9 @@ class StartTimes:
             max_workers=config.max_workers,
             max_jobs_per_worker=config.max_jobs_per_worker,
             shares=found.shares,
-            limits=worker_limits(context.models, self._may_launch),
+            limits=worker_limits(
+                context.models, self._may_launch, config.max_workers, {job.base_model for job in found.waiting}
+            ),
         )
         self._starts = {job.id: estimated.get(job.id) for job in found.waiting}
         self._estimated_at = time.monotonic()

@@ -66,8 +66,8 @@ class WorkerSupervisor:
         self.is_leaving = False
         """Whether its node is about to go: its jobs are to leave it, and it gets no more."""
         self._abandoned = False
-        self.wrong_software = ""
-        """Why its node can't be used, if the node runs other software than the trainer."""
+        self.why_not_started = ""
+        """Why its launch failed; in words for those whose jobs wait for it."""
         self._launched_at = time.monotonic()
         self._task = asyncio.create_task(self._run(), name=f"follow {id}")
 
@@ -168,16 +168,25 @@ class WorkerSupervisor:
                 reason = self._ended_because
             except WorkerLost as error:
                 reason, out_of_memory, self.loss = error.reason, error.out_of_memory, error
-                self.wrong_software = error.reason if isinstance(error, WrongSoftware) else ""
+                wrong_software = isinstance(error, WrongSoftware)
+                where = "started on a node where it can't be used" if wrong_software else "did not start"
+                self.why_not_started = f"a worker {where}: {reason}"
                 failure = LaunchFailure.REFUSED if self._handle is None else LaunchFailure.LOST
                 failure = LaunchFailure.OUT_OF_MEMORY if out_of_memory else failure
-                failure = LaunchFailure.SOFTWARE if self.wrong_software else failure
+                failure = LaunchFailure.SOFTWARE if wrong_software else failure
             except TimeoutError:
                 reason = "it did not start or answer in time"
                 failure = LaunchFailure.NO_PLACE if self._handle is None else LaunchFailure.TIMEOUT
+                seconds = self._context.launch_seconds(self.base_model)
+                self.why_not_started = (
+                    f"no node had the processors, GPUs, memory and labels that its worker needs for {seconds:g} s"
+                    if self._handle is None
+                    else f"a worker did not load its base model within {seconds:g} s"
+                )
             except Exception as error:
                 log.exception("following a worker failed with an unexpected error")
                 reason = f"{type(error).__name__} in the trainer"
+                self.why_not_started = f"a worker did not start: {reason}"
             if not self._abandoned:
                 await asyncio.shield(self._finish(reason, out_of_memory, failure))
 

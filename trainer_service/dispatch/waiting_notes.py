@@ -1,4 +1,4 @@
-"""Adds a note to waiting jobs, once each, that says why no worker can be started for them."""
+"""Adds a note to waiting jobs, once each, that says why their worker has not started."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WaitingNotes:
         for job_id in await context.database.retry(context.store.waiting, base_model, _MOST):
             if job_id not in noted:
                 noted.add(job_id)
-                note = Note(text=f"waiting: a worker started on a node where it can't be used: {reason[:300]}")
+                note = Note(text=f"waiting: {reason[:400]}; the trainer tries again")
                 await context.change(job_id, lambda record: record, payloads=[note])
 
     def forget(self, base_model: str) -> None:

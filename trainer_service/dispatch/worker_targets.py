@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from shared.model.models_file import ModelsFile
 from trainer_service.jobs.fair_queue import QUANTUM_SECONDS
@@ -41,23 +41,38 @@ class WorkerLimits:
     most: int | None = None
     """None: only the limit of all base models together."""
 
-    def beside(self, elsewhere: int) -> WorkerLimits:
-        """The limits of one replica, if others have `elsewhere` workers of the base model."""
+    def beside(self, elsewhere: int, ahead: int = 0, own: int = 0) -> WorkerLimits:
+        """The limits of one replica with `own` workers of the base model, if others have or will have `elsewhere`.
+
+        `ahead`: workers that run on replicas ahead of this one. It stops none of the kept ones for those of replicas
+        behind it, which do the same, nor for reserved ones, which may never run.
+        """
         most = None if self.most is None else max(0, self.most - elsewhere)
-        return WorkerLimits(max(0, self.least - elsewhere), most)
+        return WorkerLimits(max(0, self.least - elsewhere, min(own, self.least - ahead)), most)
 
 
 NO_LIMITS = WorkerLimits()
 
 
-def worker_limits(models: ModelsFile, may_launch: Callable[[str], bool]) -> dict[str, WorkerLimits]:
-    """The limits of the base models that have their own. One whose launches are paused keeps no workers."""
+def worker_limits(
+    models: ModelsFile, may_launch: Callable[[str], bool], max_workers: int, waiting: Collection[str]
+) -> dict[str, WorkerLimits]:
+    """The limits of the base models that have their own. One whose launches are paused keeps no workers.
+
+    `waiting`: base models with waiting jobs. If one of them keeps no workers, all others together keep one less than
+    `max_workers`: its jobs would never start.
+    """
     wanted = {name: entry.workers for name, entry in models.entries.items()}
-    return {
+    found = {
         name: WorkerLimits(workers.least if may_launch(name) else 0, workers.most)
         for name, workers in wanted.items()
         if workers.least or workers.most is not None
     }
+    others_wait = any(found.get(name, NO_LIMITS).least == 0 for name in waiting)
+    for _ in range(sum(limit.least for limit in found.values()) - max_workers + others_wait):
+        largest = max(found, key=lambda name: found[name].least)
+        found[largest] = replace(found[largest], least=found[largest].least - 1)
+    return found
 
 
 @dataclass(frozen=True)

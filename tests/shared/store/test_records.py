@@ -137,7 +137,10 @@ def test_heartbeats(store: PromptStore, backend: ObjectBackend) -> None:
     ReplicaDirectory(store.backend).put(ReplicaRecord(id="inference-0", revision=6, started_at=TIME))
     ReplicaDirectory(store.backend).put(record)
     ReplicaDirectory(store.backend).put(ReplicaRecord(id="crashed", started_at=TIME, updated_at=TIME))
-    backend.put(replica_key("garbled"), b"{")
+    for garbled in (b"{", b"null", b"[" * 100_000, b'{"id": "garbled", "started_at": "2026-02-30T00:00:00Z"}'):
+        backend.put(replica_key("garbled"), garbled)
+        assert store.list_replicas() == [record]
+    backend.put(replica_key("copy"), record.model_dump_json().encode())
     assert store.list_replicas() == [record]
     ReplicaDirectory(store.backend).remove("inference-0")
     assert store.list_replicas() == []

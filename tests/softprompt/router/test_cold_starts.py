@@ -18,6 +18,7 @@ from shared.store import open_store
 from softprompt.client.security import ClientSecurity
 from softprompt.router.server import serve
 from softprompt.router.settings import RouterSettings
+from softprompt.routing.cold_starts import ColdStarts
 from tests.inference_service.replica import blob, generate_request, matrix, publish, refusal, running_replica
 from tests.softprompt.router.running import Router, running_router
 from tests.softprompt.router.test_router import metric
@@ -118,6 +119,48 @@ async def test_a_wait_ends_at_its_bound_and_a_call_at_its_deadline(tiny_model_di
         await until(slow_waits)
         router.stop.set()
         assert isinstance(await last, Unavailable), "a router that ends holds no calls"
+
+
+async def test_waiting_calls_hold_a_bounded_number_of_bytes() -> None:
+    cold_starts = ColdStarts(lambda: {"m": 60.0}, max_waiting=10, max_waiting_bytes=100)
+
+    def wait(num_bytes: int) -> asyncio.Task[bool]:
+        began = asyncio.get_running_loop().time()
+        return asyncio.create_task(cold_starts.wait("m", num_bytes, lambda: False, began))
+
+    first, second = wait(200), wait(1)  # one alone may have any size, which the size of messages limits
+    with pytest.raises(Overloaded, match="1 calls with 200 bytes wait"):
+        await second
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    tasks = [wait(60), wait(40), wait(1)]
+    with pytest.raises(Overloaded, match="2 calls with 100 bytes wait"):
+        await tasks[2]
+    assert cold_starts.waiting() == {"m": 2}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert cold_starts.waiting() == {"m": 0}
+
+
+async def test_a_fingerprint_wakes_the_base_model_that_prompts_were_tuned_for(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    made = blob(tiny_model_dir, matrix(1), "tone")
+    publish(open_store(str(tmp_path / "store")), made, "tone")
+    known = open_store(str(tmp_path / "store")).refresh().prompts["tone"].version(1).summary.base_model_fingerprint
+    listed = models_file(tmp_path / "models.json", tiny_llama={"least": 0, "launch_seconds": 60})
+    async with running_router(tmp_path / "r", tmp_path / "store", models_file=listed) as router:
+        unknown = await refusal(router.stub.Generate(bare("sha256:" + "0" * 64)))
+        assert isinstance(unknown, Unavailable)
+        assert "if it is scaled to zero, a call that names its id starts one" in unknown.message
+        waits = router.stub.Generate(bare(known))
+
+        async def it_waits() -> bool:
+            return await waiting(router, "tiny-llama") == 1
+
+        await until(it_waits)
+        waits.cancel()
 
 
 async def test_only_a_caller_who_may_use_the_prompt_makes_a_replica_start(

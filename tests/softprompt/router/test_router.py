@@ -231,6 +231,16 @@ async def test_cancellations_reach_the_replica_and_a_drain_lets_streams_finish(
         return await running() == 0
 
     await until(is_idle)
+
+    async def is_counted() -> bool:
+        labels = {"base_model": "tiny-llama", "grpc_code": "CANCELLED"}
+        return await metric(router, "softprompt_router_attempts_total", **labels) == 1
+
+    await until(is_counted)
+    labels = {"base_model": "tiny-llama", "grpc_code": "OK"}
+    before = await metric(router, "softprompt_router_attempts_total", **labels)
+    await router.stub.Generate(generate_request("hi", "llama-tone"))
+    assert await metric(router, "softprompt_router_attempts_total", **labels) == before + 1
     last = router.stub.GenerateStream(stream_request("hi", "llama-tone", max_new_tokens=60, ignore_eos=True))
     await last.read()
     router.stop.set()

@@ -55,11 +55,14 @@ class Replica:
         self._allowance = Allowance(cast(Any, context), cast(Any, SimpleNamespace(until=until)))
         self.name, self.loading, self.num_stopped = name, dict[str, str](), 0
         self.num_launched = 0
+        self.idle_seconds = 0.0
+        """Set: its workers have loaded, and had no job for so long."""
 
     async def round(self) -> None:
         """What the dispatcher does with the plan."""
         views = [
-            WorkerView(id, base_model, num_jobs=0, ready=False, fresh=True) for id, base_model in self.loading.items()
+            WorkerView(id, base_model, 0, ready=self.idle_seconds > 0, idle_seconds=self.idle_seconds, fresh=True)
+            for id, base_model in self.loading.items()
         ]
 
         def plan_for(workers: Sequence[WorkerView], most: int) -> Plan:
@@ -122,3 +125,30 @@ async def test_the_limits_of_a_base_model_hold_for_all_replicas_together(
     for replica in replicas:
         replica.heads = []
     assert (await rounds(20))["kept"] == 1
+
+
+@pytest.mark.parametrize("later", "ac")
+async def test_a_kept_worker_survives_the_start_of_another_replica(database: Database, later: str) -> None:
+    limits = {"kept": WorkerLimits(least=1)}
+    keeper = Replica(database, "b", heads=[], limits=limits)
+    for _ in range(3):
+        await keeper.round()
+    keeper.idle_seconds = 3600.0
+    await keeper.round()
+    other = Replica(database, later, heads=[], limits=limits)
+    for _ in range(3):  # its first round plans a worker of its own, before it has read of the other one
+        await other.round()
+        await keeper.round()
+    assert (keeper.num_of, keeper.num_stopped, other.num_launched) == ({"kept": 1}, 0, 0)
+
+
+async def test_of_two_kept_workers_one_stays(database: Database) -> None:
+    limits = {"kept": WorkerLimits(least=1)}
+    pair = [Replica(database, name, heads=[], limits=limits) for name in "ab"]
+    for number, replica in enumerate(pair):
+        replica.loading, replica.idle_seconds = {f"worker-{number}": "kept"}, 3600.0
+    for _ in range(5):
+        for replica in pair:
+            await replica.round()
+            assert sum(one.num_of["kept"] for one in pair) >= 1
+    assert [one.num_of["kept"] for one in pair] == [1, 0]

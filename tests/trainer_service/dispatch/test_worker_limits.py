@@ -13,6 +13,7 @@ from shared.model.models_file import ModelsFile
 from tests.trainer_service.builders import BASE_MODEL, effective_spec, spec
 from tests.trainer_service.job_service import Service
 from tests.waiting import until
+from trainer_service.jobs.model import Note
 from trainer_service.jobs.states import JobState
 
 
@@ -73,7 +74,27 @@ async def test_a_launch_takes_no_longer_than_its_base_model_may(service: Service
 
     service.models = models_file(tmp_path / "models.json", quick={"launch_seconds": 0.05})
     await service.start(NeverThere(), max_workers=2, launch_seconds=60)
-    for base_model in ("quick", "slow"):
-        await create(service, base_model, base_model)
+    quick, _ = [await create(service, base_model, base_model) for base_model in ("quick", "slow")]
     await until(lambda: launched["quick"] >= 3)
     assert launched["slow"] == 1
+
+    def notes() -> list[str]:
+        found = [event.payload for event in service.store.events(quick, 0)]
+        return [payload.text for payload in found if isinstance(payload, Note)]
+
+    await until(lambda: bool(notes()))
+    assert "no node had the processors, GPUs, memory and labels" in notes()[0]
+    assert len(notes()) == 1, "once, however often the launch fails"
+
+
+async def test_workers_that_are_kept_leave_one_place_to_other_base_models(service: Service, tmp_path: Path) -> None:
+    service.models = models_file(tmp_path / "models.json", kept={"least": 2})
+    await service.start(max_workers=2, max_jobs_per_worker=1, worker_idle_seconds=0.1)
+    await until(lambda: workers_of(service) == {"kept": 2})
+    other = await create(service, "other", "other")
+    await service.state(other, JobState.RUNNING)
+    assert workers_of(service) == {"kept": 1, "other": 1}
+    for trainer in service.trainers:
+        trainer.finish_forever()
+    await service.state(other, JobState.SUCCEEDED)
+    await until(lambda: workers_of(service) == {"kept": 2})

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
@@ -48,6 +49,8 @@ class Slots:
     """Workers that this replica may have now, by base model that has its own limits."""
     elsewhere: Mapping[str, int] = field(default_factory=dict)
     """The same of all other replicas together."""
+    ahead: Mapping[str, int] = field(default_factory=dict)
+    """Workers that have not ended of the replicas whose names sort before this one's."""
 
 
 def share(
@@ -81,20 +84,28 @@ def share(
         if beyond_part:
             for_others = sum(min(row.lacking, max(0, part - row.slots)) for row in rows.values())
             granted = max(granted, min(wanted, kept + free - for_others))
-        elsewhere = sum((Counter(json.loads(row.base_models)) for row in rows.values()), Counter[str]())
+        elsewhere = _sum_of("reserved", rows.values())
+        ahead = _sum_of("running", (row for row in rows.values() if row.owner < owner))
         room, of_models, reserved = max(0, granted - num_workers), dict[str, int](), dict[str, int]()
         for name, model in (models or {}).items():
             free_of_model = granted if model.most is None else max(0, model.most - elsewhere[name])
             of_models[name] = min(free_of_model, model.wanted, model.num_workers + room)
             if number := max(of_models[name], model.num_workers):
                 reserved[name] = number
-        stored = json.dumps(reserved, sort_keys=True)
+        running = {name: model.num_workers for name, model in (models or {}).items() if model.num_workers}
+        stored = json.dumps({"reserved": reserved, "running": running}, sort_keys=True)
         values = {"slots": granted, "lacking": wanted - granted, "base_models": stored}
         if own is None:
             connection.execute(insert(worker_slots).values(owner=owner, lease_until=lease_until, **values))
         elif (own.slots, own.lacking, own.base_models) != tuple(values.values()):
             connection.execute(update(worker_slots).where(worker_slots.c.owner == owner).values(**values))
-        return Slots(granted, any(row.lacking > 0 for row in rows.values()), granted > part, of_models, elsewhere)
+        others_lack = any(row.lacking > 0 for row in rows.values())
+        return Slots(granted, others_lack, granted > part, of_models, elsewhere, ahead)
+
+
+def _sum_of(kind: str, rows: Iterable[Any]) -> Counter[str]:
+    """Workers by base model. A reserved one may not have been launched, and so serves nothing yet."""
+    return sum((Counter[str](json.loads(row.base_models).get(kind, {})) for row in rows), Counter[str]())
 
 
 def renew(connection: Connection, owner: str, lease_until: float) -> None:
