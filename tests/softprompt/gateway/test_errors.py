@@ -13,6 +13,9 @@ from openai.types.chat import completion_create_params as chat_parameters
 from openai.types.fine_tuning import job_create_params as job_parameters
 from openai.types.responses import response_create_params as response_parameters
 
+from shared.errors import Overloaded
+from shared.store.usage import UsedUp
+from softprompt.gateway.errors import api_error
 from softprompt.gateway.refused import REFUSED_FIELDS
 from tests.softprompt.gateway.running import World
 
@@ -223,3 +226,25 @@ def test_pages_of_other_sites_and_other_host_names_are_refused(http: httpx.Clien
     ):
         response = http.post("/v1/chat/completions", json={**CHAT, "max_tokens": 1}, headers=headers)
         assert response.status_code == status, headers
+
+
+@pytest.mark.parametrize(("is_budget", "num_calls"), [(True, 1), (False, 3)])
+def test_clients_do_not_try_again_when_a_budget_is_used_up(is_budget: bool, num_calls: int) -> None:
+    calls = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        calls.append(request)
+        limit = Overloaded("full", retry_after_seconds=0.01)
+        answer = api_error(UsedUp(budget="monthly", resets_at=4e9).error(3.9e9) if is_budget else limit).response()
+        return httpx.Response(answer.status_code, headers=answer.headers.items(), content=bytes(answer.body))
+
+    with (
+        httpx.Client(transport=httpx.MockTransport(refuse)) as http,
+        OpenAI(api_key="x", base_url="http://gateway/v1", http_client=http, max_retries=2) as client,
+        pytest.raises(openai.RateLimitError) as caught,
+    ):
+        client.models.list()
+    assert len(calls) == num_calls
+    kind = ("insufficient_quota", "insufficient_quota") if is_budget else ("rate_limit_error", "rate_limit_exceeded")
+    assert (caught.value.type, caught.value.code) == kind
+    assert ("retry-after" in caught.value.response.headers) is not is_budget
