@@ -150,7 +150,7 @@ class UsageRounds:
     async def round(self) -> None:
         """Does one round. Budgets are judged even if segments can't be added. Raises Unavailable."""
         try:
-            folded = await self._pool.call(self._folding.fold)
+            folded = await self._pool.call(self._folding.fold, min(_FOLD_SECONDS, self._pool.timeout_seconds / 2))
             self._observer.usage_folded(folded.added, folded.refused, folded.failed)
         finally:
             tenants = tuple(self._tenants().values())

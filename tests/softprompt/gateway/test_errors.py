@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any, get_type_hints
+from unittest.mock import AsyncMock
 
 import httpx
 import openai
@@ -13,10 +15,11 @@ from openai.types.chat import completion_create_params as chat_parameters
 from openai.types.fine_tuning import job_create_params as job_parameters
 from openai.types.responses import response_create_params as response_parameters
 
-from shared.errors import Overloaded
+from shared.errors import Overloaded, Unavailable
 from shared.store.usage import UsedUp
 from softprompt.gateway.errors import api_error
 from softprompt.gateway.refused import REFUSED_FIELDS
+from softprompt.gateway.streaming import EventStream
 from tests.softprompt.gateway.running import World
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
@@ -248,3 +251,15 @@ def test_clients_do_not_try_again_when_a_budget_is_used_up(is_budget: bool, num_
     kind = ("insufficient_quota", "insufficient_quota") if is_budget else ("rate_limit_error", "rate_limit_exceeded")
     assert (caught.value.type, caught.value.code) == kind
     assert ("retry-after" in caught.value.response.headers) is not is_budget
+
+
+async def test_a_stream_that_breaks_is_noted_for_the_metrics() -> None:
+    async def events() -> AsyncGenerator[bytes]:
+        yield b"data: 1\n\n"
+        raise Unavailable("the replica ended during the answer")
+
+    sent, scope = list[Any](), {"state": dict[str, Any]()}
+    stream = EventStream(events(), lambda: None, lambda field: field)
+    await stream(scope, AsyncMock(), AsyncMock(side_effect=sent.append))
+    assert sent[0]["status"] == 200
+    assert scope["state"]["failed"] == 503
