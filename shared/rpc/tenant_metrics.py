@@ -90,8 +90,9 @@ class TenantMetrics:
             self.first_message.labels(labels.tenant, labels.prompt_class).observe(first_message)
 
     def _bounded(self, labels: TenantLabels) -> TenantLabels:
-        """The labels, or the class of other tenants if there are too many. New series begin with 0 for each outcome, because
-        Prometheus sees no increase in a series whose first value is 1.
+        """The labels, or the class of other tenants if there are too many.
+
+        New series begin with 0 for each outcome: Prometheus sees no increase in a series whose first value is 1.
         """
         if labels not in self._known:
             if len(self._known) >= _MAX_PAIRS and labels.tenant != OTHER:

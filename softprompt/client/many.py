@@ -51,7 +51,7 @@ async def in_order(inputs: Iterable[T], call: Callable[[T], Awaitable[R]], concu
 
 async def patient(call: Callable[[], Awaitable[R]]) -> R:
     """The result of a call that is repeated while the service is overloaded, each time after the pause that it asks
-    for. Raises Overloaded after several attempts, or at once if the service asks for a long pause or a budget is used up.
+    for. Raises Overloaded after several attempts, or at once if the pause is long or a budget is used up.
     """
     for _ in range(_ATTEMPTS - 1):
         try:

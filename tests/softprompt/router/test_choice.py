@@ -63,5 +63,6 @@ def test_fields_are_added_to_a_request_without_changing_the_rest() -> None:
 @pytest.mark.parametrize(("about", "goes_on"), [({"budget": "monthly"}, False), ({"caller": "app"}, True)])
 def test_no_other_replica_is_asked_when_a_budget_is_used_up(about: dict[str, str], goes_on: bool) -> None:
     status: Any = rpc_status.to_status(status_of(Overloaded("used up", 5.0, **about)))
-    error = grpc.aio.AioRpcError(status.code, grpc.aio.Metadata(), grpc.aio.Metadata(*status.trailing_metadata))
+    trailers = grpc.aio.Metadata(*status.trailing_metadata)
+    error = grpc.aio.AioRpcError(status.code, grpc.aio.Metadata(), trailers, details=status.details)
     assert Routing(Mock(), Mock())._may_go_on(error, Ask.of(b""), Mock()) is goes_on
