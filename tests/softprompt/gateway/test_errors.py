@@ -241,8 +241,8 @@ def test_clients_do_not_try_again_when_a_budget_is_used_up(is_budget: bool, num_
         answer = api_error(UsedUp(budget="monthly", resets_at=4e9).error(3.9e9) if is_budget else limit).response()
         return httpx.Response(answer.status_code, headers=answer.headers.items(), content=bytes(answer.body))
 
+    http: Any = httpx.Client(transport=httpx.MockTransport(refuse))
     with (
-        httpx.Client(transport=httpx.MockTransport(refuse)) as http,
         OpenAI(api_key="x", base_url="http://gateway/v1", http_client=http, max_retries=2) as client,
         pytest.raises(openai.RateLimitError) as caught,
     ):
