@@ -143,7 +143,7 @@ class EngineMetrics:
         for seconds in request.inter_token_seconds:
             self.inter_token.observe(seconds)
         for kind, count in (
-            ("input", usage.input_tokens),
+            ("input", usage.read_tokens),
             ("virtual", usage.virtual_tokens),
             ("cached", usage.cached_tokens),
             ("generated", usage.generated_tokens),

@@ -76,6 +76,7 @@ class UsageJournal:
                 if self._closed_bytes + self._size > MAX_JOURNAL_BYTES:
                     raise OSError("the journal is full: the prompt store does not take its segments")
                 if os.write(self._file, line) != len(line):
+                    os.ftruncate(self._file, self._size)  # else the next record would begin within this one
                     raise OSError("the disk is full")
                 self._size += len(line)
                 if self._size >= MAX_FILE_BYTES:
@@ -151,7 +152,7 @@ class UsageJournal:
             version=0 if prefix is None else version_of_prefix(prefix),
             base_model=self._base_model,
             requests=1,
-            input_tokens=usage.input_tokens,
+            input_tokens=usage.read_tokens,
             virtual_tokens=usage.virtual_tokens,
             cached_tokens=usage.cached_tokens,
             generated_tokens=usage.generated_tokens,

@@ -107,6 +107,11 @@ class Overloaded(SoftPromptError):
         super().__init__(message, **metadata)
         self.retry_after_seconds = retry_after_seconds
 
+    @property
+    def is_of_budget(self) -> bool:
+        """Whether a tenant's budget is used up: then all replicas refuse, and no soon retry succeeds."""
+        return "budget" in self.metadata
+
 
 class Unavailable(SoftPromptError):
     """A required store, database or worker is unavailable. Nothing was changed; the same call may succeed later."""

@@ -159,8 +159,8 @@ class TrainerMetrics:
             registry=registry,
         )
         self.set_webhooks(0, 0)
-        self._usage_segments = counter("usage_segments", "Segments of usage that were folded or refused.", ("outcome",))
-        self.usage_folded(0, 0)
+        self._usage_segments = counter("usage_segments", "Segments of usage, by outcome.", ("outcome",))
+        self.usage_folded(0, 0, 0)
         self._budgets = Gauge(
             "softprompt_trainer_budget_used_ratio",
             "Used part of each budget in the callers file, in its current period; hard budgets refuse from 1 on.",
@@ -324,10 +324,11 @@ class TrainerMetrics:
         self._webhooks.labels("pending").set(pending)
         self._webhooks.labels("dead").set(dead)
 
-    def usage_folded(self, folded: int, refused: int) -> None:
-        """A round has added and refused segments of usage."""
+    def usage_folded(self, folded: int, refused: int, failed: int) -> None:
+        """A round has added and refused segments of usage, and could not read or remove others."""
         self._usage_segments.labels("folded").inc(folded)
         self._usage_segments.labels("refused").inc(refused)
+        self._usage_segments.labels("failed").inc(failed)
 
     def set_budgets(self, statuses: Sequence[BudgetStatus]) -> None:
         """The state of all budgets in the callers file."""

@@ -198,7 +198,7 @@ class LiveRequests:
         times, totals = timing(sequence, now), self.totals
         self.totals = replace(
             totals,
-            input_tokens=totals.input_tokens + sequence.num_input,
+            input_tokens=totals.input_tokens + sequence.usage.read_tokens,
             virtual_tokens=totals.virtual_tokens + sequence.num_virtual,
             cached_tokens=totals.cached_tokens + sequence.cached_tokens,
         )

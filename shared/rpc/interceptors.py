@@ -316,6 +316,6 @@ class _Outcome:
 
 
 def _pushback(error: Overloaded) -> str:
-    """Milliseconds until gRPC's automatic retry; -1 disables it if the wait is long (gRFC A6)."""
+    """Milliseconds until gRPC's automatic retry; -1 (gRFC A6) if the wait is long or a budget is used up."""
     seconds = error.retry_after_seconds
-    return str(int(1000 * seconds)) if seconds <= _MAX_PUSHBACK_SECONDS else "-1"
+    return "-1" if error.is_of_budget or seconds > _MAX_PUSHBACK_SECONDS else str(int(1000 * seconds))

@@ -23,7 +23,7 @@ OUTCOMES = ("ok", "invalid", "refused", "timeout", "cancelled", "fault")
 """invalid: the caller's mistake; refused: limits and full queues; timeout: the caller's deadline; fault: the service's.
 """
 _MAX_PAIRS = 256
-"""Tenants times classes with series of their own in one process."""
+"""Tenants times classes with series of their own in one process; as many classes of further tenants have one."""
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _LABELS = ["tenant", "prompt_class"]
 _OUTCOME_BY_CODE = {
@@ -90,11 +90,14 @@ class TenantMetrics:
             self.first_message.labels(labels.tenant, labels.prompt_class).observe(first_message)
 
     def _bounded(self, labels: TenantLabels) -> TenantLabels:
-        """The labels, or the default ones if there are too many. New series begin with 0 for each outcome, because
-        Prometheus sees no increase in a series whose first value is 1.
+        """The labels, or the class of other tenants if there are too many.
+
+        New series begin with 0 for each outcome: Prometheus sees no increase in a series whose first value is 1.
         """
         if labels not in self._known:
-            if len(self._known) >= _MAX_PAIRS:
+            if len(self._known) >= _MAX_PAIRS and labels.tenant != OTHER:
+                return self._bounded(TenantLabels(OTHER, labels.prompt_class))
+            if len(self._known) >= 2 * _MAX_PAIRS:
                 return TenantLabels()
             self._known.add(labels)
             for outcome in OUTCOMES:

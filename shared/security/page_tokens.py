@@ -21,7 +21,8 @@ from shared.caller import Caller
 from shared.errors import InvalidInput
 
 KEY_BYTES = 64
-MAX_TOKEN_CHARS = 1024
+MAX_TOKEN_CHARS = 4096
+"""More than the largest key of a usage record (2,000 bytes of names) in base64."""
 
 Json: TypeAlias = str | int | bool | list["Json"] | dict[str, "Json"] | None
 

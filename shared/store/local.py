@@ -19,6 +19,7 @@ from pathlib import Path
 
 from shared.errors import InvalidInput, PreconditionFailed, Unavailable
 from shared.store.base import ObjectInfo, check_key, check_size
+from shared.store.layout import USAGE
 
 _MARKER = ".softprompt-store"
 _TEMPORARY = "tmp"
@@ -102,13 +103,19 @@ class LocalBackend:
                 self._check_available()
 
     def sweep(self) -> int:
-        """Remove temporary files of killed writers; does nothing on a read-only mount."""
+        """Remove temporary files of killed writers and empty folders of journals; not on a read-only mount."""
         oldest, num_removed = time.time() - _STALE_TEMPORARY_SECONDS, 0
         with contextlib.suppress(OSError):
             for entry in os.scandir(self._root / _TEMPORARY):
                 with contextlib.suppress(FileNotFoundError):  # removed by its writer or another process
                     if entry.stat(follow_symlinks=False).st_mtime < oldest:
                         os.unlink(entry.path)
+                        num_removed += 1
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(self._root / USAGE):
+                with contextlib.suppress(OSError):  # not empty, or not a folder
+                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                        os.rmdir(entry.path)  # a journal that publishes just now does it again
                         num_removed += 1
         return num_removed
 

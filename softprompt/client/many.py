@@ -51,13 +51,13 @@ async def in_order(inputs: Iterable[T], call: Callable[[T], Awaitable[R]], concu
 
 async def patient(call: Callable[[], Awaitable[R]]) -> R:
     """The result of a call that is repeated while the service is overloaded, each time after the pause that it asks
-    for. Raises Overloaded after several attempts, or at once if the service asks for a long pause.
+    for. Raises Overloaded after several attempts, or at once if the pause is long or a budget is used up.
     """
     for _ in range(_ATTEMPTS - 1):
         try:
             return await call()
         except Overloaded as error:
-            if error.retry_after_seconds > _LONGEST_PAUSE_SECONDS:
+            if error.is_of_budget or error.retry_after_seconds > _LONGEST_PAUSE_SECONDS:
                 raise
             await asyncio.sleep(error.retry_after_seconds)
     return await call()

@@ -116,7 +116,7 @@ class RoutedChannel:
                 return await begin(routing)
             except (grpc.aio.AioRpcError, Unavailable) as error:
                 found = error_from_rpc(error) if isinstance(error, grpc.aio.AioRpcError) else error
-                overloaded = isinstance(found, Overloaded) and self._retry_overloaded
+                overloaded = isinstance(found, Overloaded) and not found.is_of_budget and self._retry_overloaded
                 if pause_seconds is None or not (isinstance(found, Unavailable) or overloaded):
                     raise
                 asked_pause = found.retry_after_seconds if isinstance(found, Overloaded) else 0.0

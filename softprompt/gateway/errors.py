@@ -130,6 +130,9 @@ def _of_service(error: errors.SoftPromptError, rename: Rename, model: str) -> Ap
             if error.kind == "dataset":
                 name = error.name.replace("datasets/sha256-", "file-", 1)
                 message = f"No such file: {name!r}"
+        case errors.Overloaded() if error.is_of_budget:
+            kind = code = "insufficient_quota"
+            headers = {"x-should-retry": "false"}  # OpenAI's clients would try a 429 again
         case errors.Overloaded():
             headers = _retry_after(error.retry_after_seconds)
         case errors.Unavailable() | errors.DeadlineExceeded() if (

@@ -71,7 +71,7 @@ class Exchange:
                 span.set_attribute("http.response.status_code", response.status)
                 self._report(scope, state["operation"], response)
                 if state["operation"] != _OTHER:
-                    await self._count(response, latest)
+                    await self._count(response, latest, state.get("failed", response.status))
 
     async def _handle(
         self, scope: Scope, headers: Headers, receive: Receive, response: _Response, latest: LatestAnswer
@@ -98,12 +98,12 @@ class Exchange:
         if site in ("cross-site", "same-site") or (not site and origin and origin.partition("://")[2] != host):
             raise ApiError(403, "pages of other sites may not call this gateway", code="cross_origin")
 
-    async def _count(self, response: _Response, latest: LatestAnswer) -> None:
-        """Count the request for the tenant that a service named."""
+    async def _count(self, response: _Response, latest: LatestAnswer, status: int) -> None:
+        """Count the request for the tenant that a service named. `status`: also of an error within a stream."""
         labels = TenantLabels.read(await latest.metadata())
         first = response.started - response.begun if response.started is not None and response.is_streamed else None
         seconds = time.perf_counter() - response.begun
-        self._metrics.tenants.observe(labels, outcome_of_status(response.status), seconds, first)
+        self._metrics.tenants.observe(labels, outcome_of_status(status), seconds, first)
 
     def _report(self, scope: Scope, operation: str, response: _Response) -> None:
         metrics, ended = self._metrics, time.perf_counter()

@@ -55,7 +55,8 @@ class EventStream(Response):
                     async for chunk in events:
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 except Exception as error:
-                    last = event(api_error(error, self._rename, self._model).body)
+                    failed = api_error(error, self._rename, self._model)
+                    last, scope["state"]["failed"] = event(failed.body), failed.status
                     await send({"type": "http.response.body", "body": last, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:

@@ -198,6 +198,8 @@ class Routing:
     def _may_go_on(self, error: grpc.aio.AioRpcError, ask: Ask, link: Link) -> bool:
         """Whether another replica may answer what this one refused."""
         code = error.code()
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "budget" in error_from_rpc(error).metadata:
+            return False  # all replicas refuse
         link.is_wrong = link.is_wrong or code is grpc.StatusCode.UNIMPLEMENTED or is_loop(error)
         if ask.prompt:  # it has another base model, or has refused the version, as others may not have
             return code in _ELSEWHERE or code is grpc.StatusCode.FAILED_PRECONDITION

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from inference_service.engine.core.request import FinishReason, Usage
+from inference_service.engine.core.request import FinishReason, ScoreRequest, Usage
+from inference_service.engine.core.running_request import sequence_of
 from inference_service.engine.core.stats import FinishedRequest
 from inference_service.usage import UsageJournal
 from shared.config import ConfigError
@@ -96,6 +98,32 @@ def test_a_damaged_line_loses_only_itself(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes() + b"\0" * 50 + b"\n" + b'{"hour": 17')
     journal.publish(UsageSegments(backend))
     assert [record.requests for record in published(backend)] == [1]
+
+
+def test_a_record_that_does_not_fit_on_the_disk_loses_only_itself(tmp_path: Path) -> None:
+    backend, journal = MemoryBackend(), UsageJournal(tmp_path, "tiny")
+    journal.append(request())
+    (file,) = tmp_path.rglob("1")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 50, hard))
+    try:
+        journal.append(request())  # the system writes the first 50 bytes
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert journal.num_lost == 1
+    journal.append(request())
+    journal.publish(UsageSegments(backend))
+    assert [record.requests for record in published(backend)] == [2]
+
+
+def test_the_candidates_of_a_score_count_as_input(tmp_path: Path) -> None:
+    backend, journal = MemoryBackend(), UsageJournal(tmp_path, "tiny")
+    score = ScoreRequest("1", (1, 2, 3), candidates=((4, 5), (6,)))
+    usage = sequence_of(score, num_virtual=0, arrival=1, now=0.0).usage
+    assert usage.input_tokens == 3  # what the answer shows
+    journal.append(request(usage=usage, is_score=True))
+    journal.publish(UsageSegments(backend))
+    assert [record.input_tokens for record in published(backend)] == [6]
 
 
 def test_names_of_callers_that_can_not_be_stored_are_replaced_and_nothing_raises(tmp_path: Path) -> None:

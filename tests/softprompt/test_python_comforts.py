@@ -136,9 +136,10 @@ async def test_an_overloaded_service_is_asked_again() -> None:
         return "done"
 
     assert [item async for item in in_order([1], lambda _: patient(call), 1)] == ["done"]
-    left.append(Overloaded("quota", 3600))
-    with pytest.raises(Overloaded):
-        await patient(call)
+    for final in (Overloaded("quota", 3600), Overloaded("used up", 0.001, budget="monthly")):
+        left.append(final)
+        with pytest.raises(Overloaded):
+            await patient(call)
 
 
 def test_a_conversation_keeps_its_turns(client: Client, services: Services) -> None:

@@ -10,12 +10,13 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from sqlalchemy.exc import DataError
 
 from shared.caller import Tenant
-from shared.errors import DamagedBlob, SoftPromptError
+from shared.errors import DamagedBlob, SoftPromptError, Unavailable
 from shared.process.call_pool import CallPool
 from shared.store.base import ObjectBackend
 from shared.store.usage import HOUR_SECONDS, SegmentId, UsageSegments, write_used_up
@@ -26,16 +27,30 @@ from trainer_service.usage.ledger import UsageLedger
 log = logging.getLogger(__name__)
 
 _REMOVE_SECONDS = 3600.0
+_FOLD_SECONDS = 20.0
+"""A round ends after this time, so that a long backlog doesn't delay the judgement of budgets."""
 
 
 class UsageObserver(Protocol):
     """Called on the event loop."""
 
-    def usage_folded(self, folded: int, refused: int) -> None:
-        """A round has added and refused segments."""
+    def usage_folded(self, folded: int, refused: int, failed: int) -> None:
+        """A round has added and refused segments, and could not read or remove others."""
 
     def set_budgets(self, statuses: Sequence[BudgetStatus]) -> None:
         """The state of all budgets."""
+
+
+@dataclass
+class Folded:
+    """What a round did with the segments."""
+
+    added: int = 0
+    refused: int = 0
+    failed: int = 0
+    """Segments that the store could not read or remove; the next round tries them again."""
+    problem: str = ""
+    """The first failure."""
 
 
 class UsageFolding:
@@ -44,41 +59,52 @@ class UsageFolding:
     def __init__(self, ledger: UsageLedger, segments: UsageSegments) -> None:
         self._ledger, self._segments = ledger, segments
 
-    def fold(self) -> tuple[int, int]:
-        """Adds all segments and removes them. Returns the numbers of added and refused ones. Raises Unavailable."""
-        folded = refused = 0
-        numbers = dict(self._ledger.next_numbers())
-        for segment in self._segments.all():
-            if segment.number < numbers.get(segment.life, 0):
-                self._segments.remove(segment)  # its trainer was killed before it removed it
-                continue
-            expected = SegmentId(segment.life, numbers.get(segment.life, 1))
-            if segment != expected and self._segments.exists(expected):
-                continue  # the list was read while it was published: the next round adds both
-            numbers[segment.life] = segment.number + 1
-            try:
-                records = self._segments.read(segment)
-            except DamagedBlob as error:
-                self._refuse(segment, error.message)
-                refused += 1
-                continue
-            if records is None:  # another trainer has it
-                continue
-            try:
-                folded += self._ledger.fold(segment, records)
-            except DataError as error:
-                self._refuse(segment, f"the database refuses it: {type(error.orig).__name__}")
-                refused += 1
-                continue
-            self._segments.remove(segment)
-        return folded, refused
+    def fold(self, seconds: float = _FOLD_SECONDS) -> Folded:
+        """Adds the segments that fit into this time, and removes them. One that fails delays only its own journal.
 
-    def _refuse(self, segment: SegmentId, reason: str) -> None:
+        Raises Unavailable if the store can't list them or the database is unavailable at the start.
+        """
+        folded, blocked, end = Folded(), set[str](), time.monotonic() + seconds
+        numbers, salt = dict(self._ledger.next_numbers()), random.random()
+        # The journals' order is random, so that slow failures don't use up each round before the others' turn.
+        for segment in sorted(self._segments.all(), key=lambda segment: (hash((salt, segment.life)), segment)):
+            if segment.life in blocked:
+                continue
+            try:
+                self._fold(segment, numbers, folded)
+            except SoftPromptError as error:
+                if segment.number >= numbers.get(segment.life, 1):
+                    blocked.add(segment.life)  # once a later one is added, this one counts as added
+                folded.failed += 1
+                folded.problem = folded.problem or f"{segment.key}: {error.message}"
+            if time.monotonic() > end:
+                break
+        return folded
+
+    def _fold(self, segment: SegmentId, numbers: dict[str, int], folded: Folded) -> None:
+        if segment.number < numbers.get(segment.life, 0):
+            self._segments.remove(segment)  # its trainer was killed before it removed it
+            return
+        expected = SegmentId(segment.life, numbers.get(segment.life, 1))
+        if segment != expected and self._segments.exists(expected):
+            return  # the list was read while it was published: the next round adds both
+        try:
+            records = self._segments.read(segment)
+            if records is not None:  # else another trainer has it
+                folded.added += self._ledger.fold(segment, records)
+        except DamagedBlob as error:
+            folded.refused += self._refuse(segment, error.message)
+        except DataError as error:
+            folded.refused += self._refuse(segment, f"the database refuses it: {type(error.orig).__name__}")
+        numbers[segment.life] = segment.number + 1
+        self._segments.remove(segment)
+
+    def _refuse(self, segment: SegmentId, reason: str) -> bool:
         """Keeps the segment elsewhere, so that it delays no other, and counts it as added."""
         log.error("a segment of usage is refused", extra={"fields": {"segment": segment.key, "why": reason}})
         self._segments.refuse(segment)
         self._ledger.fold(segment, ())
-        self._segments.remove(segment)
+        return True
 
 
 class UsageRounds:
@@ -122,10 +148,15 @@ class UsageRounds:
             await asyncio.sleep(self._seconds * random.uniform(0.8, 1.2))
 
     async def round(self) -> None:
-        """Does one round. Raises Unavailable."""
-        self._observer.usage_folded(*await self._pool.call(self._folding.fold))
-        tenants = tuple(self._tenants().values())
-        self._observer.set_budgets(await self._pool.call(self._judge, tenants))
+        """Does one round. Budgets are judged even if segments can't be added. Raises Unavailable."""
+        try:
+            folded = await self._pool.call(self._folding.fold, min(_FOLD_SECONDS, self._pool.timeout_seconds / 2))
+            self._observer.usage_folded(folded.added, folded.refused, folded.failed)
+        finally:
+            tenants = tuple(self._tenants().values())
+            self._observer.set_budgets(await self._pool.call(self._judge, tenants))
+        if folded.problem:
+            raise Unavailable(folded.problem)
 
     def _judge(self, tenants: Sequence[Tenant]) -> tuple[BudgetStatus, ...]:
         statuses = self._budgets.statuses(tenants)

@@ -119,6 +119,13 @@ class Usage:
     cached_tokens: int
     """Input tokens whose keys and values an earlier request had left (virtual tokens are not counted)."""
     generated_tokens: int
+    candidate_tokens: int = 0
+    """Tokens of a score's candidates; not part of the input tokens."""
+
+    @property
+    def read_tokens(self) -> int:
+        """What metrics and budgets count as input: a candidate is read like the input before it."""
+        return self.input_tokens + self.candidate_tokens
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,8 @@ class RunningRequest:
     @property
     def usage(self) -> Usage:
         """Token counts so far."""
-        return Usage(self.num_input, self.num_virtual, self.cached_tokens, self.num_generated)
+        candidates = sum(map(len, self.candidates))
+        return Usage(self.num_input, self.num_virtual, self.cached_tokens, self.num_generated, candidates)
 
 
 def sequence_of(request: Request, num_virtual: int, arrival: int, now: float) -> RunningRequest:

@@ -145,6 +145,12 @@ def test_the_number_of_series_is_bounded() -> None:
     assert sum(sample.value for sample in samples) == 1000
     labels = {"tenant": "other", "prompt_class": "standard", "outcome": "ok"}
     assert registry.get_sample_value("softprompt_tenant_requests_total", labels) == 745
+    metrics.observe(TenantLabels("one-more", "batch"), "ok", 0.1, None)
+    labels["prompt_class"] = "batch"
+    assert registry.get_sample_value("softprompt_tenant_requests_total", labels) == 1
+    for number in range(1000):
+        metrics.observe(TenantLabels("one-more", f"class-{number}"), "ok", 0.1, None)
+    assert len(metrics._known) == 512
 
 
 @pytest.mark.parametrize(

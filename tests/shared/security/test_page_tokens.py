@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,12 @@ def test_every_replica_opens_what_one_of_them_sealed() -> None:
         SCOPE, filter=dict(reversed(list(SCOPE.filter.items()))), caller=replace(CALLER, prompts=("tone", "support-*"))
     )
     assert PageTokens(KEY).open(token, reordered) == "support-tone"
+
+
+def test_a_usage_record_with_the_longest_names_has_a_token() -> None:
+    names = ["\U00020000" * 200, "\U00020000" * 200, "p" * 63, '\\"' * 166]  # 2,000 bytes
+    cursor = json.dumps([1_900_000_000, 999_999_999, *names], ensure_ascii=False)
+    assert PageTokens(KEY).open(PageTokens(KEY).seal(cursor, SCOPE), SCOPE) == cursor
 
 
 def test_the_end_of_a_list_is_an_empty_token() -> None:

@@ -12,6 +12,7 @@ from shared.errors import NotFound, PreconditionFailed, Unavailable
 from shared.store import PromptStore, open_store
 from shared.store.layout import blob_key, log_key
 from shared.store.local import LocalBackend
+from shared.store.usage import SegmentId
 from tests.shared.prompt.blobs import make_blob
 
 PROMPT = "support-tone"
@@ -32,6 +33,21 @@ def test_a_volume_that_goes_away_is_unavailable_and_not_empty(tmp_path: Path, lo
     root.rmdir()
     (tmp_path / "elsewhere").rename(root)
     assert local_store.publish(PROMPT, make_blob(seed=1), job="job-1").version == 2
+
+
+def test_empty_folders_of_ended_journals_are_removed(tmp_path: Path) -> None:
+    backend = LocalBackend(tmp_path)
+    keys = [SegmentId(digit * 32, 1).key for digit in "123"]
+    for key in keys:
+        backend.create(key, b"")
+    for key in keys[:2]:
+        backend.delete(key)
+    for folder in (tmp_path / keys[0], tmp_path / keys[2]):
+        os.utime(folder.parent, (0, 0))
+    assert backend.sweep() == 1
+    assert sorted(path.name[0] for path in (tmp_path / "usage").iterdir()) == ["2", "3"]
+    assert backend.create(keys[0], b"")
+    assert len(backend.list("usage/")) == 2
 
 
 def test_a_message_names_no_path(tmp_path: Path, local_store: PromptStore) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any, get_type_hints
+from unittest.mock import AsyncMock
 
 import httpx
 import openai
@@ -13,7 +15,11 @@ from openai.types.chat import completion_create_params as chat_parameters
 from openai.types.fine_tuning import job_create_params as job_parameters
 from openai.types.responses import response_create_params as response_parameters
 
+from shared.errors import Overloaded, Unavailable
+from shared.store.usage import UsedUp
+from softprompt.gateway.errors import api_error
 from softprompt.gateway.refused import REFUSED_FIELDS
+from softprompt.gateway.streaming import EventStream
 from tests.softprompt.gateway.running import World
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
@@ -223,3 +229,37 @@ def test_pages_of_other_sites_and_other_host_names_are_refused(http: httpx.Clien
     ):
         response = http.post("/v1/chat/completions", json={**CHAT, "max_tokens": 1}, headers=headers)
         assert response.status_code == status, headers
+
+
+@pytest.mark.parametrize(("is_budget", "num_calls"), [(True, 1), (False, 3)])
+def test_clients_do_not_try_again_when_a_budget_is_used_up(is_budget: bool, num_calls: int) -> None:
+    calls = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        calls.append(request)
+        limit = Overloaded("full", retry_after_seconds=0.01)
+        answer = api_error(UsedUp(budget="monthly", resets_at=4e9).error(3.9e9) if is_budget else limit).response()
+        return httpx.Response(answer.status_code, headers=answer.headers.items(), content=bytes(answer.body))
+
+    http: Any = httpx.Client(transport=httpx.MockTransport(refuse))
+    with (
+        OpenAI(api_key="x", base_url="http://gateway/v1", http_client=http, max_retries=2) as client,
+        pytest.raises(openai.RateLimitError) as caught,
+    ):
+        client.models.list()
+    assert len(calls) == num_calls
+    kind = ("insufficient_quota", "insufficient_quota") if is_budget else ("rate_limit_error", "rate_limit_exceeded")
+    assert (caught.value.type, caught.value.code) == kind
+    assert ("retry-after" in caught.value.response.headers) is not is_budget
+
+
+async def test_a_stream_that_breaks_is_noted_for_the_metrics() -> None:
+    async def events() -> AsyncGenerator[bytes]:
+        yield b"data: 1\n\n"
+        raise Unavailable("the replica ended during the answer")
+
+    sent, scope = list[Any](), {"state": dict[str, Any]()}
+    stream = EventStream(events(), lambda: None, lambda field: field)
+    await stream(scope, AsyncMock(), AsyncMock(side_effect=sent.append))
+    assert sent[0]["status"] == 200
+    assert scope["state"]["failed"] == 503

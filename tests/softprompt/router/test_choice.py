@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
+from unittest.mock import Mock
 
+import grpc
 import pytest
+from grpc_status import rpc_status
 
+from shared.errors import Overloaded
+from shared.rpc.errors import status_of
 from softprompt.routing.ask import Ask, with_fields
 from softprompt.routing.choice import LOAD_FACTOR, choose
+from softprompt.routing.routing import Routing
 from tests.inference_service.replica import generate_request
 
 
@@ -51,3 +58,11 @@ def test_fields_are_added_to_a_request_without_changing_the_rest() -> None:
     assert type(request).FromString(added) == request
     assert Ask.of(added) == Ask("tone@canary", "k", "")
     assert Ask.of(b"\xff\xff") == Ask()
+
+
+@pytest.mark.parametrize(("about", "goes_on"), [({"budget": "monthly"}, False), ({"caller": "app"}, True)])
+def test_no_other_replica_is_asked_when_a_budget_is_used_up(about: dict[str, str], goes_on: bool) -> None:
+    status: Any = rpc_status.to_status(status_of(Overloaded("used up", 5.0, **about)))
+    trailers = grpc.aio.Metadata(*status.trailing_metadata)
+    error = grpc.aio.AioRpcError(status.code, grpc.aio.Metadata(), trailers, details=status.details)
+    assert Routing(Mock(), Mock())._may_go_on(error, Ask.of(b""), Mock()) is goes_on

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from shared.caller import Budget, Tenant
-from shared.errors import Overloaded
+from shared.errors import Overloaded, Unavailable
+from shared.process.call_pool import CallPool
+from shared.store.base import ObjectInfo
 from shared.store.layout import USAGE, USAGE_REFUSED
 from shared.store.memory import MemoryBackend
 from shared.store.usage import (
@@ -22,11 +24,11 @@ from shared.store.usage import (
     read_used_up,
     write_used_up,
 )
-from shared.values.usage import UsageDimension, UsageFilter, UsageRow
+from shared.values.usage import BudgetStatus, UsageDimension, UsageFilter, UsageRow
 from trainer_service.database.database import Database
 from trainer_service.usage.budgets import Budgets, used_up
 from trainer_service.usage.ledger import UsageLedger
-from trainer_service.usage.rounds import UsageFolding
+from trainer_service.usage.rounds import Folded, UsageFolding, UsageRounds
 
 HOUR = int(time.time()) // HOUR_SECONDS * HOUR_SECONDS
 LIFE = "0" * 31 + "1"
@@ -77,11 +79,11 @@ def test_a_segment_counts_once_whatever_dies(ledger: UsageLedger) -> None:
     with pytest.raises(Killed):  # after the transaction, before the removal
         dying.fold()
     assert len(backend.list(USAGE)) == 1
-    assert folding.fold() == (0, 0)
+    assert folding.fold() == Folded(0, 0)
     assert backend.list(USAGE) == []
     publish(backend, 1, record(), record(), record(caller="other"))  # its replica died before it removed its file
     publish(backend, 2, record())
-    assert folding.fold() == (1, 0)
+    assert folding.fold() == Folded(1, 0)
     (total,) = rows_of(ledger)
     assert (total.requests, total.input_tokens, total.generated_tokens) == (4, 40, 20)
     by_caller = rows_of(ledger, UsageDimension.CALLER)
@@ -98,8 +100,8 @@ def test_a_list_that_was_read_during_a_publication_loses_no_segment(ledger: Usag
         def all(self) -> list[SegmentId]:
             return [listed]
 
-    assert UsageFolding(ledger, Partial(backend)).fold() == (0, 0)
-    assert UsageFolding(ledger, UsageSegments(backend)).fold() == (2, 0)
+    assert UsageFolding(ledger, Partial(backend)).fold() == Folded(0, 0)
+    assert UsageFolding(ledger, UsageSegments(backend)).fold() == Folded(2, 0)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +126,92 @@ def test_a_bad_segment_is_set_aside_and_stops_nothing(line: bytes, tmp_path: Any
     ledger = UsageLedger(database)
     backend.create(SegmentId(LIFE, 1).key, encode_segment([record()]) + line + b"\n")
     publish(backend, 1, record(), life="f" * 32)
-    assert UsageFolding(ledger, UsageSegments(backend)).fold() == (1, 1)
+    assert UsageFolding(ledger, UsageSegments(backend)).fold() == Folded(1, 1)
     assert [row.requests for row in rows_of(ledger)] == [1]
     assert [info.key for info in backend.list(USAGE_REFUSED)] == [f"{USAGE_REFUSED}{LIFE}-000000001.jsonl"]
-    assert UsageFolding(ledger, UsageSegments(backend)).fold() == (0, 0)
+    assert UsageFolding(ledger, UsageSegments(backend)).fold() == Folded(0, 0)
+    database.close()
+
+
+class Broken(MemoryBackend):
+    """Can't read, remove or list what is named."""
+
+    def __init__(self, unreadable: str = "-", unremovable: str = "-", unlisted: str = "-") -> None:
+        super().__init__()
+        self.unreadable, self.unremovable, self.unlisted = unreadable, unremovable, unlisted
+
+    def get(self, key: str, max_bytes: int) -> bytes | None:
+        if self.unreadable in key:
+            raise Unavailable("Permission denied")
+        return super().get(key, max_bytes)
+
+    def delete(self, key: str) -> None:
+        if self.unremovable in key:
+            raise Unavailable("Permission denied")
+        super().delete(key)
+
+    def list(self, folder: str) -> list[ObjectInfo]:
+        if folder.startswith(self.unlisted):
+            raise Unavailable("Permission denied")
+        return super().list(folder)
+
+
+def test_an_unreadable_segment_delays_only_its_own_journal(ledger: UsageLedger) -> None:
+    backend = Broken(unreadable=f"{LIFE}/000000001")
+    folding = UsageFolding(ledger, UsageSegments(backend))
+    for life in (LIFE, "f" * 32):
+        publish(backend, 1, record(), life=life)
+        publish(backend, 2, record(), life=life)
+    folded = folding.fold()
+    assert (folded.added, folded.refused, folded.failed) == (2, 0, 1)
+    assert folded.problem == f"usage/{LIFE}/000000001.jsonl: Permission denied"
+    backend.unreadable = "-"
+    assert folding.fold() == Folded(2)
+    assert rows_of(ledger)[0].requests == 4
+
+
+def test_a_segment_that_can_not_be_removed_counts_once_and_delays_nothing(ledger: UsageLedger) -> None:
+    backend = Broken(unremovable=f"{LIFE}/000000001")
+    folding = UsageFolding(ledger, UsageSegments(backend))
+    publish(backend, 1, record())
+    publish(backend, 2, record())
+    assert [folding.fold().failed for _ in range(2)] == [1, 1]
+    assert rows_of(ledger)[0].requests == 2
+    assert len(backend.list(USAGE)) == 1
+
+
+def test_a_long_backlog_takes_several_rounds(ledger: UsageLedger) -> None:
+    backend = MemoryBackend()
+    folding = UsageFolding(ledger, UsageSegments(backend))
+    for number in (1, 2, 3):
+        publish(backend, number, record())
+    assert [folding.fold(seconds=0).added for _ in range(4)] == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("broken", [{"unreadable": LIFE}, {"unlisted": USAGE}])
+async def test_budgets_are_judged_while_segments_can_not_be_added(tmp_path: Any, broken: dict[str, str]) -> None:
+    class Observer:
+        failed = 0
+        statuses: Sequence[BudgetStatus] = ()
+
+        def usage_folded(self, folded: int, refused: int, failed: int) -> None:
+            self.failed += failed
+
+        def set_budgets(self, statuses: Sequence[BudgetStatus]) -> None:
+            self.statuses = statuses
+
+    database, backend, observer = Database(f"sqlite:///{tmp_path / 'jobs.sqlite3'}"), Broken(**broken), Observer()
+    ledger, pool = UsageLedger(database), CallPool("usage")
+    publish(backend, 1, record())
+    ledger.fold(SegmentId("f" * 32, 1), [record()])
+    tenant = Tenant("shop", budgets=(Budget("hard", "requests", 1, hard=True),))
+    rounds = UsageRounds(ledger, Budgets(ledger), backend, pool, lambda: {"shop": tenant}, observer, 1.0, 0.0)
+    with pytest.raises(Unavailable, match="Permission denied"):
+        await rounds.round()
+    assert observer.failed == ("unreadable" in broken)
+    assert [status.is_used_up for status in observer.statuses] == [True]
+    assert read_used_up(backend).keys() == {"shop"}
+    pool.close()
     database.close()
 
 
@@ -135,7 +219,7 @@ def test_an_oversized_segment_is_set_aside(ledger: UsageLedger, monkeypatch: pyt
     monkeypatch.setattr("shared.store.usage.MAX_USAGE_BYTES", 100)
     backend = MemoryBackend()
     publish(backend, 1, record())
-    assert UsageFolding(ledger, UsageSegments(backend)).fold() == (0, 1)
+    assert UsageFolding(ledger, UsageSegments(backend)).fold() == Folded(0, 1)
     assert len(backend.list(USAGE_REFUSED)) == 1
 
 
