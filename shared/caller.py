@@ -72,7 +72,7 @@ BUDGETED = {
     "requests": "completions and scores that ended",
     "tokens": "input and generated tokens",
     "generated_tokens": "generated tokens",
-    "jobs": "ended tuning jobs",
+    "jobs": "tuning jobs, from their creation",
     "worker_seconds": "seconds of ended jobs on workers",
     "stored_bytes": "bytes of the versions that jobs published",
 }

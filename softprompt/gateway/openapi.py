@@ -23,7 +23,7 @@ _REFUSALS = {
     "415": "The body is not JSON, or not a form.",
     "421": "The host name is not this gateway's.",
     "431": "The head is too large.",
-    "429": "A limit is reached; `Retry-After` says when to try again.",
+    "429": "A limit is reached: `Retry-After` says when to try again; or a budget is used up: `insufficient_quota`.",
     "500": "An internal error.",
     "501": "The service is too old for this.",
     "503": "A service is not available; `Retry-After` says when to try again.",

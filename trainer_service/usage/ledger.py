@@ -17,9 +17,11 @@ from shared.caller import EVERY_PROMPT, Budget
 from shared.store.usage import COUNTS, HOUR_SECONDS, SegmentId, UsageRecord
 from shared.values.usage import UsageDimension, UsageFilter, UsageRow
 from trainer_service.database.database import Database
+from trainer_service.database.schema import jobs
 from trainer_service.database.schema import usage_hours as rows
 from trainer_service.database.schema import usage_lives as lives
 from trainer_service.jobs.record import Record, to_datetime
+from trainer_service.jobs.store.conditions import UNENDED
 from trainer_service.jobs.store.visibility import matching
 
 _SUMS = (*COUNTS, "jobs", "worker_seconds", "stored_bytes")
@@ -89,11 +91,15 @@ class UsageLedger:
         return [_row(row, filter.by) for row in found if row["requests"] is not None]
 
     def used(self, tenant: str, budget: Budget, first_hour: int, end_hour: int) -> float:
-        """What the tenant has used of what the budget counts."""
+        """What the tenant has used of what the budget counts. Jobs count from their creation."""
         total = [func.sum(rows.c[name]) for name in _BUDGETED.get(budget.of, (budget.of,))]
         query = select(*total).where(rows.c.tenant == tenant, rows.c.hour >= first_hour, rows.c.hour < end_hour)
         with self._database.read() as connection:
-            return float(sum(number or 0 for number in connection.execute(query).one()))
+            found = float(sum(number or 0 for number in connection.execute(query).one()))
+            if budget.of == "jobs":
+                live = select(func.count()).where(jobs.c.tenant == tenant, jobs.c.state.in_(UNENDED))
+                found += connection.scalar(live) or 0
+            return found
 
     def remove_before(self, hour: int) -> int:
         """Removes older rows, and journals that ended long ago. Returns the number of rows."""

@@ -3328,7 +3328,7 @@ class UsageRow(_message.Message):
     requests: _builtins.int
     """Completions and scores that ended, however they ended."""
     input_tokens: _builtins.int
-    """Tokens of their inputs."""
+    """Tokens of their inputs, and of the candidates of scores."""
     virtual_tokens: _builtins.int
     """Virtual tokens."""
     cached_tokens: _builtins.int

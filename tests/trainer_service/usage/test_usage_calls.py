@@ -66,17 +66,17 @@ async def test_usage_and_budgets(settings: TrainerSettings, tmp_path: Path) -> N
         )
         first = pb.CreateTuningJobRequest(spec=spec, request_id="first")
         job = (await trainer.tuning.CreateTuningJob(first, **by(SHOP))).job
-
-        async def used_up() -> bool:
-            return "shop" in read_used_up(backend)
-
-        await until(used_up)
         error = await refused(trainer.tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=spec), **by(SHOP)))
         assert isinstance(error, Overloaded)
         assert "budget 'one-job' is used up; it resets at" in str(error)
         assert 0 < error.retry_after_seconds <= 86_400
         assert (await trainer.tuning.CreateTuningJob(first, **by(SHOP))).job.name == job.name
 
+        async def ended() -> bool:
+            (row,) = (await listed(trainer, SHOP, "tenant")).usage
+            return bool(row.jobs) and "shop" in read_used_up(backend)
+
+        await until(ended)
         shown = await listed(trainer, SHOP, "tenant")
         (row,) = shown.usage
         assert (row.tenant, row.requests, row.jobs) == ("shop", 2, 1)
