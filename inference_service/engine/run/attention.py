@@ -120,9 +120,10 @@ MAX_PADDING = 2.0
 """A decode group ends where padding to its longest row would read more than this multiple of its slots."""
 LONG_WITH_AMX = 64
 """On a processor with AMX, SDPA attends for segments of this many queries or more: it multiplies in bfloat16 tiles, our
-kernel in float32. Measured on a Xeon (SmolLM2's heads): SDPA takes 1.4 of our kernel's time at 16 queries after 1,024,
-1.0 at 32, and 0.8 to 0.35 from 64 on. Without AMX it takes 2.4 times as long (`benchmarks/results/avx512`). The rule
-depends on the processor and the chunk, so it is the same at each start."""
+kernel in float32. Measured on a Xeon (SmolLM2's heads, 0 to 1,792 tokens before, one thread of a busy machine): SDPA
+takes 1.4 of our kernel's time at 16 queries, 0.9 to 1.4 at 32, 0.5 to 1.1 at 64 and 0.35 to 0.85 at 256. Without AMX it
+takes 2.4 times as long (`benchmarks/results/avx512`). The rule depends on the processor and the chunk,
+so it is the same at each start."""
 
 
 def lay_out(chunks: Sequence[Chunk], device: torch.device) -> StepLayout:
