@@ -116,7 +116,8 @@ def download_from(server: str, directory: str, made: Path, progress: Progress, t
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise DamagedBlob(f"{base}/{MANIFEST} is not a manifest of a model: {where}: {first['msg']}") from error
+        why = first["msg"].removeprefix("Value error, ")
+        raise DamagedBlob(f"{base}/{MANIFEST} is not a manifest of a model: {where}: {why}") from error
     total = sum(file.size for file in manifest.files)
     check_space(made, total)
     made.mkdir()

@@ -175,7 +175,7 @@ def _of_validation(error: ValidationError) -> ApiError:
     if first["type"] == "missing":
         return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
-    text = first["msg"].replace(" after validation", "")
+    text = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
     return ApiError(400, f"{param or 'the body'}: {text}", param=param or None, code=code)
 
 

@@ -125,6 +125,7 @@ def test_a_bad_value_is_refused_with_its_name(
     }  # fmt: skip
     status, error = post(http, "chat/completions", body)
     assert (status, error["param"], error["code"]) == (400, param, code), error["message"]
+    assert "Value error" not in error["message"], "a word of pydantic's"
 
 
 @pytest.mark.parametrize(
