@@ -93,7 +93,7 @@ class InputPreparer:
         if not ids or _is_empty(content, encoder.template):
             raise InvalidInput.of(field_of(content), "must not be empty")
         if (last := max(ids)) >= self._vocab_size:  # a tokenizer may have tokens that were added after the model
-            text = f"its token id {last} is not among the base model's {self._vocab_size}: leave that token out"
+            text = f"has the token id {last}, but the base model has {self._vocab_size} tokens: leave that token out"
             raise InvalidInput.of(field_of(content), text)
         return PreparedInput(ids, prefix)
 

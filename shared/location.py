@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 _NUMBER = r"(?:0|[1-9]\d{0,11})"
-_ROW = re.compile(rf"(?:(?P<source>\S.*?) )?(?P<unit>line|row) (?P<row>{_NUMBER})(?: (?P<path>\S+))?")
+_ROW = re.compile(rf"(?:(?P<source>\S.*?) )?(?P<unit>line|row|item) (?P<row>{_NUMBER})(?: (?P<path>\S+))?")
 _PATH = re.compile(rf"(?:[^.\[\]\s]+|\[{_NUMBER}\])(?:\.[^.\[\]\s]+|\[{_NUMBER}\])*")
 _PART = re.compile(r"\[\d+\]|[^.\[\]]+")
 
@@ -27,7 +27,7 @@ class Location:
     row: int = 0
     """From 1; 0: in no row."""
     unit: str = "line"
-    """What a row is called: "line", "row", or empty for an item of a list, which is shown by its index."""
+    """What a row is called: "line", "row", "item", or empty for an item of a list, which is shown by its index."""
 
     @classmethod
     def parse(cls, text: str) -> Location:

@@ -99,7 +99,9 @@ def check_whole(directory: Path) -> None:
         try:
             json.loads(file.read_bytes())
         except (ValueError, RecursionError):
-            problem = problem or f"{file.name} is no JSON"
+            problem = problem or f"{file.name} is not valid JSON"
+        except OSError as error:
+            problem = problem or f"{file.name} can't be read: {error.strerror}"
     if not any(directory.glob("*.safetensors")):
         problem = problem or "it has no *.safetensors weights"
     if not any(file for pattern in _TOKENIZERS for file in directory.glob(pattern)):

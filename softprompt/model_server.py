@@ -176,7 +176,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if urlsplit(newurl).scheme not in ("https", req.type):
-            raise urllib.error.URLError(f"it redirects to another protocol: {newurl[:200]}")
+            raise urllib.error.URLError(f"a redirect to another protocol is refused: {newurl[:200]}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

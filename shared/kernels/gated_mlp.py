@@ -54,6 +54,8 @@ def faster_activation(module: nn.Module) -> Replacement | None:
     layers: list[Any] = [getattr(module, name, None) for name in _PROJECTIONS]
     if not all(isinstance(layer, nn.Module) and hasattr(layer, "in_features") for layer in layers):
         return None
+    if not isinstance(getattr(layers[0], "weight", None), torch.Tensor):  # quantised layers may keep it elsewhere
+        return None
     gate, up, down = layers
     if not ops.takes(torch.empty(0, dtype=gate.weight.dtype), down.in_features):
         return None

@@ -95,9 +95,7 @@ def load_tokenizer(source: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # each kind of tokenizer raises its own errors
         is_there = any(file for name in ("tokenizer.json", "*.model", "vocab*") for file in path.glob(name))
-        found = (
-            f"can't be loaded here: {first_line(error)}" if is_there else "is missing: copy its files to the model's"
-        )
+        found = f"can't be loaded here: {first_line(error)}" if is_there else "is missing: copy its files there"
         raise PreconditionFailed(f"the tokenizer of base model {default_id(source)!r} {found}") from error
 
 

@@ -161,7 +161,7 @@ def _hash_files(path: Path, stamps: Stamps, hashed_at_ns: int) -> Fingerprint:
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
-        raise Unavailable(f"base model {path.name!r} has a config.json that is no JSON object")
+        raise Unavailable(f"base model {path.name!r} has a config.json that is not a JSON object")
     config = {key: value for key, value in given.items() if key not in _VOLATILE_CONFIG_KEYS}
     tokenizer_digest = _digest_of({file.name: _hash_file(file) for file in _tokenizer(path)})
     weights = {file.name: _hash_file(file) for file in _weights(path)}

@@ -31,7 +31,11 @@ class PlainText:
     def quote(self, text: str) -> str:
         """The text with stand-ins for strings that spell control tokens. `ids` resolves them after rendering."""
         quoted = self._quoted.sub(self._replacement, text)
-        if self._normalizer is None or not self._control_strings.search(self._normalizer.normalize_str(quoted)):
+        if (
+            not self._control
+            or self._normalizer is None
+            or not self._control_strings.search(self._normalizer.normalize_str(quoted))
+        ):
             return quoted
         return self._quoted.sub(self._replacement, self._normalizer.normalize_str(text))
 

@@ -107,7 +107,7 @@ def _asked(
             case Unavailable():
                 fix = f"softprompt up starts it here; {variable} and --{name} set another address"
             case DeadlineExceeded():
-                fix = "its log shows whether it still starts; otherwise end it and start it again"
+                fix = "its log shows whether it is still starting; if not, restart it"
             case InvalidInput():
                 fix, ports = f"--{name} HOST:PORT of the right service; ss -ltnp names the program at each port", []
             case _:

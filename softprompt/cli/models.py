@@ -65,7 +65,7 @@ def pull(
         try:
             path = pull_with_progress(str(model), to, server=server, token=token)
         except KeyboardInterrupt:
-            stderr().print(f"interrupted: {model} is not downloaded, and nothing of it is kept", markup=False)
+            stderr().print(f"interrupted: {model} is not ready; pull it again", markup=False)
             raise
         if as_json:
             print_json({"name": str(model), "path": str(path)})

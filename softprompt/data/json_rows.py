@@ -40,28 +40,29 @@ def json_document(text: str, rows: Rows) -> Generator[Row]:
     while position < len(text) and not (is_array and text[position] == "]"):
         line, count = line + text.count("\n", done, position), count + 1
         done = position
+        number = count if counts_items else line
         try:
             value, position = _DECODER.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            if isinstance(error, json.JSONDecodeError):
-                line = error.lineno
-            yield Row(line, Unusable(f"{_explained(error)}; what follows is not read", kind="json"))
+            if not counts_items and isinstance(error, json.JSONDecodeError):
+                number = error.lineno
+            yield Row(number, Unusable(f"{_explained(error)}; what follows is not read", kind="json"))
             return
         position = _skip(text, position)
         if not is_array and position >= len(text) and (inner := _unwrapped(value)) is not None:
             rows.unit = "item"
             yield from (Row(number, _fields(item)) for number, item in enumerate(inner, start=1))
             return
-        yield Row(count if counts_items else line, _fields(value))
+        yield Row(number, _fields(value))
         if is_array:
             if position >= len(text):
-                yield Row(line, Unusable("the file ends inside the array: it is cut off", kind="json"))
+                yield Row(number, Unusable("the file ends inside the array: it is cut off", kind="json"))
                 return
             if text[position] == ",":
                 position = _skip(text, position + 1)
             elif text[position] != "]":
                 yield Row(
-                    line,
+                    number,
                     Unusable(
                         "is not JSON: a comma is missing after this object; what follows is not read", kind="json"
                     ),

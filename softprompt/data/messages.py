@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sized
 from dataclasses import fields, is_dataclass
-from numbers import Real
 from typing import Any
 
 from softprompt.data.problems import Unusable
@@ -103,7 +102,7 @@ def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Ma
         return turns
     for index in range(len(turns) - 1, -1, -1):
         weight = turns[index].get("weight")
-        if not is_missing(weight) and not (isinstance(weight, Real) and weight in (0, 1)):
+        if not is_missing(weight) and (isinstance(weight, Sized) or weight not in (0, 1)):
             raise Unusable(f"must be 0 or 1, not {shown(weight)}", f"{part}[{index}].weight", "weight")
         role = turns[index].get("role", turns[index].get("from"))
         if (

@@ -58,7 +58,7 @@ def memory() -> Iterator[Finding]:
     from resource import RLIM_INFINITY, RLIMIT_AS, getrlimit  # Windows has none
 
     if (limit := getrlimit(RLIMIT_AS)[0]) != RLIM_INFINITY:
-        text = f"ulimit -v allows each process {limit / GIB:.1f} GiB of addresses; torch and Ray reserve many"
+        text = f"ulimit -v limits each process to {limit / GIB:.1f} GiB of address space; torch and Ray reserve a lot"
         yield Finding("address space", text, True, "ulimit -v unlimited, in the shell that starts the services")
     available = _available_bytes()
     if available is None:

@@ -63,8 +63,9 @@ class ColdStarts:
         number = self._waiting.total()
         too_large = number > 0 and self._waiting_bytes + num_bytes > self._max_waiting_bytes
         if too_large or number >= self._max_waiting:
-            held = f" with {self._waiting_bytes} bytes" if too_large else ""
-            raise Overloaded(f"{number} calls{held} wait for replicas to start", retry_after_seconds=_RETRY_SECONDS)
+            held = f", which hold {self._waiting_bytes} bytes" if too_large else ""
+            text = f"too many calls wait for replicas to start: {number}{held}"
+            raise Overloaded(text, retry_after_seconds=_RETRY_SECONDS)
         self._waiting[base_model] += 1
         self._waiting_bytes += num_bytes
         try:

@@ -67,7 +67,7 @@ async def test_a_token_that_the_model_lacks_is_refused_and_not_looked_up() -> No
     """Tokens are added to tokenizers without resizing the model, and many are not special."""
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<image>"])
-    with pytest.raises(InvalidInput, match=rf"input.text: its token id {VOCAB_SIZE} is not among"):
+    with pytest.raises(InvalidInput, match=rf"input.text: has the token id {VOCAB_SIZE}, but"):
         await InputPreparer(VOCAB_SIZE, 50).prepare(InputRequest("see <image>"), encoder(tokenizer=tokenizer), 0)
 
 

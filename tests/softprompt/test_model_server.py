@@ -194,13 +194,13 @@ def test_a_config_that_is_no_object_is_named(server: FileServer, models: Path) -
     digest = {"size": 2, "sha256": hashlib.sha256(b"[]").hexdigest()}
     listed = json.loads((server.root / "small" / MANIFEST).read_text())["files"]
     rewritten(server, files=[{**file, **digest} if file["name"] == "config.json" else file for file in listed])
-    with pytest.raises(SoftPromptError, match=r"config\.json that is no JSON object"):
+    with pytest.raises(SoftPromptError, match=r"config\.json that is not a JSON object"):
         pull("small", models, server=server.url)
 
 
 def test_a_redirect_stays_with_the_web(server: FileServer, models: Path) -> None:
     server.elsewhere = "ftp://127.0.0.1:1"
-    with pytest.raises(Unavailable, match="redirects to another protocol: ftp:"):
+    with pytest.raises(Unavailable, match="redirect to another protocol is refused: ftp:"):
         pull("small", models, server=server.url)
 
 
@@ -224,7 +224,7 @@ def test_an_interrupted_pull_says_so_and_keeps_nothing(
     cli = CliRunner(monkeypatch, capsys)
     found = cli("models", "pull", "small", "--from", "http://127.0.0.1:1", "--to", str(models))
     assert (found.code, found.out) == (130, "")
-    assert "interrupted: small is not downloaded, and nothing of it is kept" in found.err
+    assert "interrupted: small is not ready; pull it again" in found.err
     assert [path.name for path in models.iterdir()] == [".small.lock"]
 
 
@@ -311,8 +311,8 @@ def to_shards(directory: Path) -> None:
         (lambda model: (model / "model.safetensors").write_bytes(b""), "empty"),
         (to_shards, "model-00002-of-00002.safetensors"),
         (lambda model: (model / "tokenizer.json").unlink(), "no tokenizer"),
-        (lambda model: cut_short(model / "tokenizer.json"), "tokenizer.json is no JSON"),
-        (lambda model: cut_short(model / "config.json"), "config.json is no JSON"),
+        (lambda model: cut_short(model / "tokenizer.json"), "tokenizer.json is not valid JSON"),
+        (lambda model: cut_short(model / "config.json"), "config.json is not valid JSON"),
     ],
 )
 @pytest.mark.parametrize("mark", ["none", "stale", "cache"])

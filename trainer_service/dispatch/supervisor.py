@@ -179,9 +179,10 @@ class WorkerSupervisor:
                 failure = LaunchFailure.NO_PLACE if self._handle is None else LaunchFailure.TIMEOUT
                 seconds = self._context.launch_seconds(self.base_model)
                 self.why_not_started = (
-                    f"no node had the processors, GPUs, memory and labels that its worker needs for {seconds:g} s"
+                    f"for {seconds:g} s, no node had the processors, GPUs, memory and labels that its worker needs, "
+                    "or the worker's process did not start"
                     if self._handle is None
-                    else f"a worker did not load its base model within {seconds:g} s"
+                    else "a worker did not answer while it loaded its base model"
                 )
             except Exception as error:
                 log.exception("following a worker failed with an unexpected error")

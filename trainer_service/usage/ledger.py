@@ -91,14 +91,14 @@ class UsageLedger:
         return [_row(row, filter.by) for row in found if row["requests"] is not None]
 
     def used(self, tenant: str, budget: Budget, first_hour: int, end_hour: int) -> float:
-        """What the tenant has used of what the budget counts. Jobs count from their creation."""
+        """What the tenant has used of what the budget counts. Unended jobs count in the period of their creation."""
         total = [func.sum(rows.c[name]) for name in _BUDGETED.get(budget.of, (budget.of,))]
         query = select(*total).where(rows.c.tenant == tenant, rows.c.hour >= first_hour, rows.c.hour < end_hour)
         with self._database.read() as connection:
             found = float(sum(number or 0 for number in connection.execute(query).one()))
             if budget.of == "jobs":
                 live = select(func.count()).where(jobs.c.tenant == tenant, jobs.c.state.in_(UNENDED))
-                found += connection.scalar(live) or 0
+                found += connection.scalar(live.where(jobs.c.create_time >= first_hour)) or 0
             return found
 
     def remove_before(self, hour: int) -> int:

@@ -16,7 +16,7 @@ from typing import Protocol
 from sqlalchemy.exc import DataError
 
 from shared.caller import Tenant
-from shared.errors import DamagedBlob, SoftPromptError, Unavailable
+from shared.errors import DamagedBlob, SoftPromptError
 from shared.process.call_pool import CallPool
 from shared.store.base import ObjectBackend
 from shared.store.usage import HOUR_SECONDS, SegmentId, UsageSegments, write_used_up
@@ -76,7 +76,7 @@ class UsageFolding:
                 if segment.number >= numbers.get(segment.life, 1):
                     blocked.add(segment.life)  # once a later one is added, this one counts as added
                 folded.failed += 1
-                folded.problem = folded.problem or f"{segment.key}: {error.message}"
+                folded.problem = min(filter(None, (folded.problem, f"{segment.key}: {error.message}")))
             if time.monotonic() > end:
                 break
         return folded
@@ -133,12 +133,14 @@ class UsageRounds:
         problem, removed_at = "", 0.0
         while True:
             try:
-                await self.round()
+                found = await self.round()
+                if found and found != problem:
+                    log.warning("usage is not up to date: %s", found)
                 if self._keep_days and time.monotonic() - removed_at > _REMOVE_SECONDS:
                     removed_at = time.monotonic()
                     oldest = time.time() - self._keep_days * 86_400
                     await self._pool.call(self._ledger.remove_before, int(oldest) // HOUR_SECONDS * HOUR_SECONDS)
-                problem = ""
+                problem = found
             except SoftPromptError as error:
                 if error.message != problem:
                     log.warning("usage is not up to date: %s", error.message)
@@ -147,16 +149,15 @@ class UsageRounds:
                 log.exception("a round of usage failed with an unexpected error")
             await asyncio.sleep(self._seconds * random.uniform(0.8, 1.2))
 
-    async def round(self) -> None:
-        """Does one round. Budgets are judged even if segments can't be added. Raises Unavailable."""
+    async def round(self) -> str:
+        """Does one round; says why a segment could not be added. Budgets are judged in any case. Raises Unavailable."""
         try:
             folded = await self._pool.call(self._folding.fold, min(_FOLD_SECONDS, self._pool.timeout_seconds / 2))
             self._observer.usage_folded(folded.added, folded.refused, folded.failed)
         finally:
             tenants = tuple(self._tenants().values())
             self._observer.set_budgets(await self._pool.call(self._judge, tenants))
-        if folded.problem:
-            raise Unavailable(folded.problem)
+        return folded.problem
 
     def _judge(self, tenants: Sequence[Tenant]) -> tuple[BudgetStatus, ...]:
         statuses = self._budgets.statuses(tenants)

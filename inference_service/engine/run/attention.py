@@ -122,8 +122,8 @@ LONG_WITH_AMX = 64
 """On a processor with AMX, SDPA attends for segments of this many queries or more: it multiplies in bfloat16 tiles, our
 kernel in float32. Measured on a Xeon (SmolLM2's heads, 0 to 1,792 tokens before, one thread of a busy machine): SDPA
 takes 1.4 of our kernel's time at 16 queries, 0.9 to 1.4 at 32, 0.5 to 1.1 at 64 and 0.35 to 0.85 at 256. Without AMX it
-takes 2.4 times as long (`benchmarks/results/avx512`). The rule depends on the processor and the chunk,
-so it is the same at each start."""
+takes 2.4 times as long (`benchmarks/results/avx512`). The rule depends on the processor and
+the length of the chunk."""
 
 
 def lay_out(chunks: Sequence[Chunk], device: torch.device) -> StepLayout:

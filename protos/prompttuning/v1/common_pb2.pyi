@@ -234,9 +234,8 @@ class SamplingParams(_message.Message):
     frequency_penalty: _builtins.float
     """Subtracted from a token's logit once per time it was generated, in [-2, 2]."""
     seed: _builtins.int
-    """The same seed, version and parameters give the same text, alone or in any batch: exactly in float32, and up to
-    rounding in bfloat16, where a choice between almost equally probable tokens may differ. Left out: the service
-    chooses a seed and returns it.
+    """The same seed, version and parameters give the same text, alone or in any batch, up to rounding: a choice
+    between almost equally probable tokens may differ. Left out: the service chooses a seed and returns it.
     """
     max_new_tokens: _builtins.int
     """Maximum number of generated tokens, at least 1. Left out: the service's default."""

@@ -137,6 +137,11 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
         "'input' is there twice",
     ),
     "lists.jsonl": ('["a", "b"]\n["c", "d"]\n', "line 1: must be an object"),
+    "one-line.json": ('[{"input": "a", "output": "b"}, {"input": "c" "output": "d"}]', "item 2: is not JSON"),
+    "cut-line.json": (
+        '[{"input": "a", "output": "b"}, {"input": "c", "output": "d"}',
+        "item 2: the file ends inside the array",
+    ),
     "empty-cell.csv": ("text,label\na,\n", "line 2 label: is empty"),
     "mixed.jsonl": (
         '{"input": "a", "output": "b"}\n{"input": "a", "label": "b"}\n',

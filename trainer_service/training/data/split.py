@@ -38,13 +38,16 @@ def split_validation(
         inputs.append(_number(input_digest(example)))
         rows.append(_number(example_digest(example)))
         labels.append(known.setdefault(example.label, len(known)))
-    held = _whole_groups(inputs, wanted, seed)
+    groups = inputs
+    held = _whole_groups(groups, wanted, seed)
     if abs(len(held) - wanted) > max(TOLERANCE * wanted, TOLERATED_ROWS) or len(held) == len(examples):
-        held = _whole_groups(rows, wanted, seed)
+        groups = rows
+        held = _whole_groups(groups, wanted, seed)
     if len(held) == len(examples):
         raise _all_the_same(len(examples))
     trained = {labels[index] for index in range(len(examples)) if index not in held}
-    held = {index for index in held if labels[index] in trained} or held
+    rare = {groups[index] for index in held if labels[index] not in trained}
+    held = {index for index in held if groups[index] not in rare} or held
     train = array("q", (index for index in range(len(examples)) if index not in held))
     return _part(examples, train), _part(examples, array("q", sorted(held)))
 

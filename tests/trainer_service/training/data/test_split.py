@@ -53,6 +53,16 @@ def test_a_label_keeps_an_example_to_train_on(seed: int) -> None:
     assert 1 <= len(held) <= 3
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_label_is_kept_with_all_examples_of_its_input(seed: int) -> None:
+    examples = tuple(
+        Example(line=line, input=f"{line // 2}", label="rare" if line == 1 else "common") for line in range(20)
+    )
+    train, held = split_validation(examples, 0.3, seed)
+    assert "rare" in {example.label for example in train}
+    assert count_overlap(train, held) == 0
+
+
 def test_where_only_whole_labels_can_be_held_out_one_is() -> None:
     examples = tuple(Example(line=line, input=f"{line % 2}", label=f"{line % 2}") for line in range(1, 41))
     assert len(split_validation(examples, FRACTION, 0)[1]) == 20
