@@ -65,7 +65,11 @@ async def measure(arguments: argparse.Namespace, results: dict[str, Any]) -> Non
             for case in CASES:
                 if case.name in arguments.cases:
                     found = await run(case, field, max(1, arguments.rounds))
-                    found["peers"] = field.about_peers()
+                    found["peers"] = {
+                        name: about
+                        for name, about in field.about_peers().items()
+                        if any(name in figure for figure in found["medians"])
+                    }
                     if case.name == "many-prompts":
                         found["num_prompts"] = arguments.many_prompts
                     results["cases"][case.name] = found

@@ -62,11 +62,9 @@ class Field:
         return {name: peer for name, peer in found.items() if peer is not None}
 
     def about_peers(self) -> dict[str, str]:
-        """What is known of each, to be kept with the figures."""
-        return {
-            "vllm": "measured" if self._vllm else "not measured",
-            "llama.cpp": self._llama_cpp.about if self._llama_cpp else "not measured",
-        }
+        """What those that run say of themselves, to be kept with the figures."""
+        peers = {"vllm": self._vllm, "llama.cpp": self._llama_cpp}
+        return {name: peer.about for name, peer in peers.items() if peer is not None}
 
     async def llama_cpp(self) -> PeerProcess | None:
         if self._llama_cpp is None and self._llama_cpp_files is not None:

@@ -1,6 +1,9 @@
 """llama.cpp's side of the benchmark: `python llama_cpp_peer.py GGUF WORKLOAD_FILE`, under an interpreter that needs
 llama-cpp-python, numpy and torch only.
 
+Build llama-cpp-python with CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF" and the processor's flags, such as
+-DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON: its code for AMX dies in some virtual machines. The results say which it has.
+
 Answers the same orders as `vllm_peer`, greedily. The keys and values of each soft prompt are computed once at the
 start; a request's sequence begins with a copy of them, as in our engine.
 """

@@ -16,6 +16,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 import torch
+import vllm  # type: ignore[import-not-found, unused-ignore]
 from vllm import LLM, SamplingParams  # type: ignore[import-not-found, unused-ignore]
 
 
@@ -40,7 +41,7 @@ def main(model: str, workload_file: str) -> None:
         return time.perf_counter() - begun
 
     seconds(2, 4, True, {})
-    sys.stdout.write("RESULT " + json.dumps({"ready": True}) + "\n")
+    sys.stdout.write("RESULT " + json.dumps({"about": f"vLLM {vllm.__version__}"}) + "\n")
     sys.stdout.flush()
     for line in sys.stdin:
         order = json.loads(line)
