@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from softprompt.types.common import TemplateFormat as TemplateFormat
     from softprompt.types.data import Data as Data
     from softprompt.types.data import Example as Example
+    from softprompt.types.data import Location as Location
     from softprompt.types.data import PreparedData as PreparedData
     from softprompt.types.datasets import DatasetStatistics as DatasetStatistics
     from softprompt.types.datasets import StoredDataset as StoredDataset
@@ -123,7 +124,7 @@ _MODULES = {
     "softprompt.client.sync_client": "Client",
     "softprompt.client.retraining_plan": "PlannedRetraining RetrainingPlan",
     "softprompt.types.common": "BaseModelInfo Comparison Guide Message Sampling Template TemplateFormat",
-    "softprompt.types.data": "Data Example PreparedData",
+    "softprompt.types.data": "Data Example Location PreparedData",
     "softprompt.types.datasets": "DatasetStatistics StoredDataset UploadedDataset",
     "softprompt.types.events": "CheckpointStored Evaluated JobEvent Note ProgressMade StateChanged",
     "softprompt.types.generation": (

@@ -86,7 +86,8 @@ def load(
 def load_tokenizer(source: str | Path) -> Any:
     """The transformers tokenizer of a model directory or hub id.
 
-    Raises like `resolve`, and PreconditionFailed for a tokenizer that is missing, broken, or has code of its own.
+    Raises like `resolve`, Unavailable for a tokenizer that is missing or broken, as during a copy, and
+    PreconditionFailed for one that has code of its own.
     """
     from transformers import AutoTokenizer
 
@@ -94,9 +95,11 @@ def load_tokenizer(source: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # each kind of tokenizer raises its own errors
-        is_there = any(file for name in ("tokenizer.json", "*.model", "vocab*") for file in path.glob(name))
-        found = f"can't be loaded here: {first_line(error)}" if is_there else "is missing: copy its files there"
-        raise PreconditionFailed(f"the tokenizer of base model {default_id(source)!r} {found}") from error
+        which = f"the tokenizer of base model {default_id(source)!r}"
+        if not any(file for name in ("tokenizer.json", "*.model", "vocab*") for file in path.glob(name)):
+            raise Unavailable(f"{which} is missing: copy its files there") from error
+        kind = PreconditionFailed if "trust_remote_code" in str(error) else Unavailable
+        raise kind(f"{which} can't be loaded here: {first_line(error)}") from error
 
 
 def resolve(source: str | Path) -> Path:

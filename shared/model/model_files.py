@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from shared.errors import NotFound, Unavailable
 from shared.model.safetensors_file import complaint_about
 
@@ -18,6 +16,8 @@ def check_files(path: Path, name: str) -> None:
 
     Raises NotFound for pickled weights, Unavailable for files that are missing or can't be read.
     """
+    from safetensors import SafetensorError, safe_open  # the light client imports this module, too
+
     files = sorted(file for file in path.glob("*.safetensors") if not file.is_dir())
     if not files and (pickled := sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])):
         raise NotFound(

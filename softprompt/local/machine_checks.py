@@ -55,11 +55,14 @@ def has_services() -> bool:
 
 def memory() -> Iterator[Finding]:
     """Free memory and processors, within the limits of the container and of the shell."""
-    from resource import RLIM_INFINITY, RLIMIT_AS, getrlimit  # Windows has none
+    if sys.platform != "win32":
+        from resource import RLIM_INFINITY, RLIMIT_AS, getrlimit
 
-    if (limit := getrlimit(RLIMIT_AS)[0]) != RLIM_INFINITY:
-        text = f"ulimit -v limits each process to {limit / GIB:.1f} GiB of address space; torch and Ray reserve a lot"
-        yield Finding("address space", text, True, "ulimit -v unlimited, in the shell that starts the services")
+        if (limit := getrlimit(RLIMIT_AS)[0]) != RLIM_INFINITY:
+            text = (
+                f"ulimit -v limits each process to {limit / GIB:.1f} GiB of address space; torch and Ray reserve a lot"
+            )
+            yield Finding("address space", text, True, "ulimit -v unlimited, in the shell that starts the services")
     available = _available_bytes()
     if available is None:
         return

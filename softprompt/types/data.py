@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shared.location import Location
+from shared.location import Location as Location
 from shared.values.example import Example as Example
 from shared.violations import moved
 

@@ -150,14 +150,16 @@ class UsageRounds:
             await asyncio.sleep(self._seconds * random.uniform(0.8, 1.2))
 
     async def round(self) -> str:
-        """Does one round; says why a segment could not be added. Budgets are judged in any case. Raises Unavailable."""
+        """Does one round; says why segments could not be added. Budgets are judged in any case. Raises Unavailable."""
         try:
             folded = await self._pool.call(self._folding.fold, min(_FOLD_SECONDS, self._pool.timeout_seconds / 2))
             self._observer.usage_folded(folded.added, folded.refused, folded.failed)
-        finally:
-            tenants = tuple(self._tenants().values())
-            self._observer.set_budgets(await self._pool.call(self._judge, tenants))
-        return folded.problem
+            problem = folded.problem
+        except SoftPromptError as error:
+            problem = error.message
+        tenants = tuple(self._tenants().values())
+        self._observer.set_budgets(await self._pool.call(self._judge, tenants))
+        return problem
 
     def _judge(self, tenants: Sequence[Tenant]) -> tuple[BudgetStatus, ...]:
         statuses = self._budgets.statuses(tenants)
