@@ -225,20 +225,13 @@ CASES = (
         "batch-16",
         "16 requests at once",
         _throughput(16),
-        (
-            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
-            Goal(_OVER_LLAMA, "engine, tokens/s", "llama.cpp, tokens/s", 2.5),
-            Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 2.5),
-        ),
+        _OVER_PEERS,
     ),
     Case(
         "batch-32",
         "32 requests at once",
         _throughput(32),
-        (
-            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
-            Goal(_OVER_LLAMA, "engine, tokens/s", "llama.cpp, tokens/s", 2.5),
-        ),
+        _OVER_PEERS,
     ),
     Case(
         "ttft",

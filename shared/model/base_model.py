@@ -87,7 +87,7 @@ def load_tokenizer(source: str | Path) -> Any:
     """The transformers tokenizer of a model directory or hub id.
 
     Raises like `resolve`, Unavailable for a tokenizer that is missing or broken, as during a copy, and
-    PreconditionFailed for one that has code of its own.
+    PreconditionFailed for one that comes with its own code, which is never run.
     """
     from transformers import AutoTokenizer
 

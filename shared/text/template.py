@@ -20,7 +20,7 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -251,6 +251,7 @@ def render_chat(
     return rendered
 
 
+@lru_cache(maxsize=64)  # each rendering needs it
 def _clock(day: datetime) -> str:
     """A Jinja macro that takes the place of `strftime_now`, transformers' clock, and always gives this day."""
     codes = [flag + code for code in f"{string.ascii_letters}%" for flag in ("%-", "%")]

@@ -28,8 +28,8 @@ def json_lines(lines: Iterable[str]) -> Generator[Row]:
 
 
 def json_document(text: str, rows: Rows) -> Generator[Row]:
-    """Rows of an array, or of objects one after the other. Each has the number of its first line or, where lines can't
-    tell rows apart, its own number; `rows.unit` says which.
+    """Rows of an array, or of objects one after the other. Each has the number of its first line or, where one line
+    holds all, its own number; `rows.unit` names the kind.
     """
     position, line, done, count = _skip(text, 0), 1, 0, 0
     is_array = text[position : position + 1] == "["

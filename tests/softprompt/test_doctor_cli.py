@@ -78,6 +78,7 @@ def test_services_that_do_not_answer_are_problems_with_a_way_out(
         assert not found["port 9"]["is_problem"]
         monkeypatch.setattr("softprompt.cli.doctor._SERVICE_SECONDS", 5.0)  # for a busy machine
         monkeypatch.setenv("SOFTPROMPT_TRAINER", "127.0.0.1:9")
+        assert "softprompt up" in findings(cli)[1]["inference"]["fix"]
         lines = cli("doctor").out.splitlines()
         assert any(line.split("  (")[0].endswith("reached at 127.0.0.1:9: Connection refused") for line in lines)
         assert any(re.search(r"inference .*\(to fix it: softprompt up", line) for line in lines)

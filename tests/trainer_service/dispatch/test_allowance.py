@@ -136,7 +136,7 @@ async def test_a_kept_worker_survives_the_start_of_another_replica(database: Dat
     keeper.idle_seconds = 3600.0
     await keeper.round()
     other = Replica(database, later, heads=[], limits=limits)
-    for _ in range(3):  # its first round plans a worker of its own, before it has read of the other one
+    for _ in range(3):  # in the first round, `other` does not know yet that a worker runs
         await other.round()
         await keeper.round()
     assert (keeper.num_of, keeper.num_stopped, other.num_launched) == ({"kept": 1}, 0, 0)
