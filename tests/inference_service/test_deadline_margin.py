@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import pytest
 from prompttuning.v1 import generation_pb2
 
@@ -52,14 +53,22 @@ async def test_a_busy_event_loop_is_noticed_before_an_answer_is_late() -> None:
     assert margin.seconds(30.0) == pytest.approx(2.25)
 
 
-async def test_after_one_late_end_the_next_ones_arrive(replica: Replica, brake: Brake) -> None:
+async def test_after_late_ends_the_next_ones_arrive(replica: Replica, brake: Brake) -> None:
     await replica.generate()
-    brake.seconds = 0.6  # a step longer than the whole margin on an idle machine
+    # Steps end after 3.6 and 4.5 s. The margin of an idle machine, 0.25 s, makes the later one the last.
+    brake.seconds = 0.9
     request = stream_request(max_new_tokens=400, ignore_eos=True)
-    for attempt in range(3):
+
+    async def arrives() -> bool:
         try:
             parts = [part async for part in replica.stub.GenerateStream(request, timeout=4)]
-        except Exception:
-            assert attempt == 0, "only the first one may come too late"
-        else:
-            assert parts[-1].end.finish_reason == generation_pb2.FINISH_REASON_DEADLINE
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return False
+            raise
+        return parts[-1].end.finish_reason == generation_pb2.FINISH_REASON_DEADLINE
+
+    num_late = 0  # more than one where other processes make steps longer
+    while not await arrives():
+        num_late += 1
+        assert num_late < 5

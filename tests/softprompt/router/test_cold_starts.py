@@ -129,12 +129,12 @@ async def test_waiting_calls_hold_a_bounded_number_of_bytes() -> None:
         return asyncio.create_task(cold_starts.wait("m", num_bytes, lambda: False, began))
 
     first, second = wait(200), wait(1)  # one alone may have any size, which the size of messages limits
-    with pytest.raises(Overloaded, match="1 calls with 200 bytes wait"):
+    with pytest.raises(Overloaded, match="too many calls wait for replicas to start: 1, which hold 200 bytes"):
         await second
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     tasks = [wait(60), wait(40), wait(1)]
-    with pytest.raises(Overloaded, match="2 calls with 100 bytes wait"):
+    with pytest.raises(Overloaded, match="start: 2, which hold 100 bytes"):
         await tasks[2]
     assert cold_starts.waiting() == {"m": 2}
     for task in tasks:
