@@ -10,7 +10,6 @@ start; a request's sequence begins with a copy of them, as in our engine.
 
 import ctypes
 import json
-import os
 import sys
 import time
 
@@ -31,7 +30,7 @@ class Model:
         values.n_seq_max = REQUESTS + len(prompts)
         values.n_ctx = cells * values.n_seq_max
         values.n_batch = values.n_ubatch = 512
-        values.n_threads = values.n_threads_batch = len(os.sched_getaffinity(0))
+        values.n_threads = values.n_threads_batch = torch.get_num_threads()  # as many as ours
         values.kv_unified = False
         self._context = llama.llama_init_from_model(self._model, values)
         self._memory = llama.llama_get_memory(self._context)
