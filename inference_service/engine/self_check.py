@@ -6,6 +6,7 @@ The check finds this before any request gets a wrong answer.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +16,13 @@ import torch
 from inference_service.engine.core.plan import Chunk, StepPlan
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.kv.prefix_cache import PrefixCache
-from inference_service.engine.run.model_runner import Runner
+from inference_service.engine.run.model_runner import ModelRunner, Runner
 from shared.errors import PreconditionFailed
 from shared.model.base_model import BaseModel
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.values.sampling import SamplingParams
+
+log = logging.getLogger(__name__)
 
 NUM_TOKENS = 12
 NUM_VIRTUAL = 3
@@ -34,6 +37,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 bfloat16 keeps 8 bits, and the order of summation differs in every layer.
 """
+FUSED_TOLERANCE = 0.02
+"""The same between a fused step and the runner's other way, which sums in the same order."""
 
 
 def check_tokens(vocab_size: int) -> list[int]:
@@ -71,7 +76,34 @@ def own_attention(model: Any) -> Iterator[None]:
 
 def check_runner(base: BaseModel, runner: Runner, expected: torch.Tensor) -> None:
     """Raise PreconditionFailed if the engine's logits differ from `expected` `[vocab]`, the model's own."""
-    ids, logits, prefixes = check_tokens(base.info.vocab_size), expected, PrefixCache(0)
+    for logits in _computed(base, runner):
+        difference = _difference(logits, expected)
+        if not difference <= TOLERANCE.get(base.dtype, 0.1):
+            raise PreconditionFailed(
+                f"{base.info.architecture}: the engine's logits differ from the model's own "
+                f"by {difference:.2g} of their norm"
+            )
+
+
+def fuse(base: BaseModel, runner: ModelRunner) -> None:
+    """Let the runner compute small steps by one call of a kernel, if its logits are the same up to rounding."""
+    expected = _computed(base, runner)
+    runner.fuse()
+    if runner.fused is not None:
+        found = _computed(base, runner)
+        difference = max(_difference(*pair) for pair in zip(found, expected, strict=True))
+        if not difference <= FUSED_TOLERANCE:
+            log.info("%s: steps are not fused: the logits differ by %.2g", base.info.architecture, difference)
+            runner.fused = None
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def _computed(base: BaseModel, runner: Runner) -> list[torch.Tensor]:
+    """The runner's logits `[vocab]` after the last check token, for each of the splits."""
+    ids, prefixes, found = check_tokens(base.info.vocab_size), PrefixCache(0), list[torch.Tensor]()
     with torch.inference_mode():
         embedded = base.model.get_input_embeddings()(torch.tensor(ids[:NUM_VIRTUAL], device=base.device))
     prefixes.add("self-check", SoftPrompt(embedded.float().cpu()))
@@ -83,9 +115,5 @@ def check_runner(base: BaseModel, runner: Runner, expected: torch.Tensor) -> Non
         for start, count in splits:
             chunk = Chunk(sequence, runner.scratch_row, start, count, samples=start + count == NUM_TOKENS)
             logits = runner.run(StepPlan((chunk,), ()), prefixes)
-        difference = float((logits[0].float() - expected).norm() / expected.norm())
-        if not difference <= TOLERANCE.get(base.dtype, 0.1):
-            raise PreconditionFailed(
-                f"{base.info.architecture}: the engine's logits differ from the model's own "
-                f"by {difference:.2g} of their norm"
-            )
+        found.append(logits[0].float())
+    return found

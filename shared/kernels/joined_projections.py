@@ -38,7 +38,7 @@ class JoinedProjections:
         joined.weight = nn.Parameter(torch.cat([linear.weight for linear in linears]), requires_grad=False)
         if linears[0].bias is not None:
             joined.bias = nn.Parameter(torch.cat([linear.bias for linear in linears]), requires_grad=False)
-        self._product = swap(joined)
+        self.product = swap(joined)
         self._sizes = [linear.out_features for linear in linears]
         self._input: torch.Tensor | None = None
         self._parts: list[torch.Tensor | None] = []
@@ -46,13 +46,13 @@ class JoinedProjections:
     @property
     def weight(self) -> torch.Tensor:
         """A tensor with the dtype of the originals, but not their content; some models read its dtype."""
-        weight: torch.Tensor = self._product.weight  # type: ignore[assignment]
+        weight: torch.Tensor = self.product.weight  # type: ignore[assignment]
         return weight
 
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """Part `index` of the product with x: `[..., in]` -> `[..., that part's out]`, a view."""
         if index == 0 or x is not self._input or self._parts[index] is None:
-            self._input, self._parts = x, list(self._product(x).split(self._sizes, dim=-1))
+            self._input, self._parts = x, list(self.product(x).split(self._sizes, dim=-1))
         found = self._parts[index]
         assert found is not None
         self._parts[index] = None
@@ -73,6 +73,11 @@ class JoinedPart(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in]` -> `[..., out]`."""
         return self._joined.part(self._index, x)
+
+    @property
+    def whole(self) -> nn.Module:
+        """The layer that computes all projections, one after the other."""
+        return self._joined.product
 
 
 def _join(module: nn.Module, names: tuple[str, ...], dtype: torch.dtype, swap: Swap) -> None:

@@ -43,6 +43,39 @@ class PackedAttention(ctypes.Structure):
     )
 
 
+class Weights(ctypes.Structure):
+    """`Weights` of weights.h: a packed matrix."""
+
+    _fields_ = (("panels", _POINTER), ("bias", _POINTER), ("inputs", _SIZE), ("outputs", _SIZE), ("bits", _SIZE))
+
+
+class Norm(ctypes.Structure):
+    """`Norm` of decoder.c."""
+
+    _fields_ = (("weight", _POINTER), ("epsilon", _FLOAT))
+
+
+class Layer(ctypes.Structure):
+    """`Layer` of decoder.c."""
+
+    _fields_ = (
+        *((name, Norm) for name in ("norm", "query_norm", "key_norm", "mlp_norm")),
+        *((name, Weights) for name in ("qkv", "out", "gate_up", "down")),
+        *(("keys", _POINTER), ("values", _POINTER), ("window", _SIZE), ("scale", _FLOAT)),
+    )
+
+
+class Decoder(ctypes.Structure):
+    """`Decoder` of decoder.c."""
+
+    _fields_ = (
+        ("layers", ctypes.POINTER(Layer)),
+        *((name, _SIZE) for name in ("num_layers", "hidden", "heads", "kv_heads", "width", "inner")),
+        *((name, _SIZE) for name in ("row_stride", "head_stride", "max_rows", "max_length")),
+        *(("norm", Norm), ("head", Weights)),
+    )
+
+
 class Draw(ctypes.Structure):
     """`Draw` of sampling.c: how one row of logits is sampled."""
 
@@ -59,6 +92,7 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "linear": (_INT, (*(_POINTER,) * 4, *(_SIZE,) * 3, _INT)),
     "quantised_linear": (_INT, (*(_POINTER,) * 4, *(_SIZE,) * 3, *(_INT,) * 2)),
     "cached_attention": (_INT, (*(_POINTER,) * 8, *(_SIZE,) * 9, _FLOAT, _INT)),
+    "decoder_step": (_INT, (ctypes.POINTER(Decoder), *(_POINTER,) * 5, _SIZE, _POINTER, _SIZE, _POINTER, _INT)),
     "packed_attention": (_INT, (_CALL, *(_HEADS,) * 4, *(_POINTER,) * 5)),
     "choose_tokens": (_INT, (ctypes.POINTER(Draw), ctypes.POINTER(_SIZE), _SIZE, _SIZE, _INT)),
     "rms_norm": (None, (*(_POINTER,) * 4, _SIZE, _SIZE, _FLOAT, *_MODE)),

@@ -20,7 +20,7 @@ _PARALLEL_NUMEL = 1 << 16
 """With fewer numbers, waking other threads takes longer than an elementwise kernel."""
 _DTYPES = (torch.float32, torch.bfloat16)
 _CACHE_WIDTHS = (32, 64, 96, 128)
-_OUTSIDE = -2
+OUTSIDE = -2
 _CAPABILITIES = torch.cpu.get_capabilities()
 
 
@@ -62,6 +62,17 @@ def quantised_linear(x: torch.Tensor, panels: torch.Tensor, bits: int, bias: tor
     if _library().quantised_linear(*pointers, rows, inputs, outputs, bits, threads) != 0:
         raise MemoryError(f"no memory for {rows} rows")
     return y
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """A matrix in the layout of a kernel: panels of `linear` (16 bits) or of `quantised_linear` (4 or 8 bits)."""
+
+    panels: torch.Tensor
+    bits: int
+    bias: torch.Tensor | None
+    in_features: int
+    out_features: int
 
 
 def has_amx() -> bool:
@@ -110,7 +121,7 @@ def cached_attention(
     pointers = [tensor.data_ptr() for tensor in (query, key, value, keys, values, out, rows, positions)]
     sizes = (tokens, heads, kv_heads, width, keys.stride(0), keys.stride(1), max_rows, max_length, window)
     status = _library().cached_attention(*pointers, *sizes, scale, torch.get_num_threads())
-    if status == _OUTSIDE:
+    if status == OUTSIDE:
         places = f"rows {rows.tolist()} at {positions.tolist()}"
         raise ValueError(f"{places} lie outside of a cache of {max_rows} rows of {max_length} slots")
     return _succeeded(status, out)

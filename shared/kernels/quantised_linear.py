@@ -35,6 +35,12 @@ class QuantisedLinear(nn.Module):
         """`[..., in]` -> `[..., out]`. Raises ValueError for another dtype, width or device, MemoryError."""
         return ops.quantised_linear(x, self._quantised.panels, self._quantised.bits, self._bias)
 
+    @property
+    def packed(self) -> ops.PackedWeights:
+        """The weights as the kernels read them."""
+        quantised = self._quantised
+        return ops.PackedWeights(quantised.panels, quantised.bits, self._bias, self.in_features, self.out_features)
+
 
 def quantising(weights: Weights, device: torch.device, dtype: torch.dtype, other: Swap | None) -> Swap | None:
     """A function that replaces a linear layer by one with these weights; layers that don't fit are replaced by `other`.

@@ -121,6 +121,11 @@ class NativeLinear(nn.Module):
         """`[..., in]` -> `[..., out]`. Raises ValueError for another dtype, width or device, MemoryError."""
         return ops.linear(x, self._packed, self._bias)
 
+    @property
+    def packed(self) -> ops.PackedWeights:
+        """The weights as the kernels read them."""
+        return ops.PackedWeights(self._packed, 16, self._bias, self.in_features, self.out_features)
+
 
 KINDS: dict[str, type[OneDNNLinear] | type[FBGEMMLinear] | type[NativeLinear]] = {
     "onednn": OneDNNLinear,

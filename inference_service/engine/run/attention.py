@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from inference_service.engine.core.plan import Chunk
 from inference_service.engine.kv.kv_cache import KVCache
 from shared.kernels import ops
+from shared.kernels.fused_decoder import LayerAttention
 
 
 @dataclass
@@ -170,6 +171,8 @@ class CachedAttention:
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
         self.layout: StepLayout | None = None
+        self.plain: dict[int, LayerAttention | None] = {}
+        """Of each layer that was called: its attention, or None if it is not only scaled and perhaps windowed."""
 
     def __call__(
         self,
@@ -194,6 +197,9 @@ class CachedAttention:
         index: int = module.layer_idx  # type: ignore[assignment]
         keys, values = self.cache.layer(index)
         window = sliding_window or 0
+        if index not in self.plain:
+            is_plain, scale = softcap is None and s_aux is None, query.shape[3] ** -0.5 if scaling is None else scaling
+            self.plain[index] = LayerAttention(keys, values, window, scale) if is_plain else None
         attend: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
         if softcap is not None or s_aux is not None:
             attend = _Explicit(softcap, s_aux)

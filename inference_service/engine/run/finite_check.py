@@ -42,7 +42,10 @@ class FiniteCheck:
             first += chunk.num_positions
         return damaged
 
-    def _look(self, module: torch.nn.Module, args: object, output: Any) -> None:
-        """Sum the hidden states `[1, positions, width]` over their width."""
+    def look(self, hidden: torch.Tensor) -> None:
+        """Sum the hidden states `[positions, width]` over their width."""
         if self._sums is not None:
-            self._sums.append(output[0][0].float().sum(-1))
+            self._sums.append(hidden.float().sum(-1))
+
+    def _look(self, module: torch.nn.Module, args: object, output: Any) -> None:
+        self.look(output[0][0])

@@ -6,6 +6,7 @@ ids give the place of each token; the registered attention function does the res
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -16,9 +17,15 @@ from inference_service.engine.kv.cache_layout import register_attention
 from inference_service.engine.kv.kv_cache import KVCache, PrefixKV
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.kv.rows import CopyPrefix, CopyRow, RowOp, Trim
-from inference_service.engine.run.attention import CachedAttention, lay_out
+from inference_service.engine.run.attention import LONG_WITH_AMX, CachedAttention, StepLayout, lay_out
 from inference_service.engine.run.finite_check import FiniteCheck
+from shared.kernels.fused_decoder import FusedDecoder, OtherStructure
 from shared.model.base_model import BaseModel
+
+log = logging.getLogger(__name__)
+
+MAX_FUSED = LONG_WITH_AMX
+"""Positions of a step that is computed by one call. With more, operations are large enough to be started one by one."""
 
 
 class Runner(Protocol):
@@ -50,6 +57,7 @@ class ModelRunner:
         self.scratch_row = cache.num_rows - 1
         self.finite = FiniteCheck(base.model)
         self._model.set_attn_implementation(register_attention(self._attention))
+        self.fused: FusedDecoder | None = None
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
@@ -58,7 +66,10 @@ class ModelRunner:
         self.finite.begin()
         inputs = model_inputs(plan.chunks, self._model, prefixes, self._device, self._dtype)
         wanted = wanted_positions(plan.chunks)
-        self._attention.layout = lay_out(plan.chunks, self._device)
+        layout = lay_out(plan.chunks, self._device)
+        if self.fused is not None and layout.rows.shape[0] == plan.num_positions <= MAX_FUSED:
+            return self._run_fused(self.fused, inputs, layout, wanted)
+        self._attention.layout = layout
         try:
             # Some layers accept no empty selection: one position is computed and dropped.
             keep = torch.tensor(wanted or [0], device=self._device)
@@ -70,6 +81,27 @@ class ModelRunner:
     @torch.inference_mode()
     def snapshot(self, row: int, length: int) -> PrefixKV:
         return self._cache.snapshot(row, length)
+
+    def fuse(self) -> None:
+        """Compute steps of few positions by one call of a kernel, if the model has the structure for it.
+
+        The model must have run once, so that the attention of its layers is known; the caller checks the result.
+        """
+        try:
+            found = [self._attention.plain[index] for index in range(len(self._attention.plain))]
+            self.fused = FusedDecoder(self._model, [layer for layer in found if layer is not None])
+        except OtherStructure as reason:
+            log.debug("steps are not fused: %s", reason)
+
+    def _run_fused(
+        self, fused: FusedDecoder, inputs: dict[str, torch.Tensor], layout: StepLayout, wanted: list[int]
+    ) -> torch.Tensor:
+        hidden = inputs.get("inputs_embeds")
+        if hidden is None:
+            hidden = self._model.get_input_embeddings()(inputs["input_ids"])
+        logits, last = fused(hidden[0], layout.rows, layout.positions, torch.tensor(wanted, dtype=torch.long))
+        self.finite.look(last)
+        return logits
 
 
 def kept(logits: torch.Tensor, keep: torch.Tensor | int) -> torch.Tensor:

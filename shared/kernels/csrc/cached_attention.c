@@ -11,7 +11,7 @@
 #include "simd.h"
 
 /* How many query heads read a key at once: their sums are in registers. */
-enum { HEADS = LANES == 16 ? 4 : 2, MAX_WIDTH = 128 };
+enum { HEADS = LANES == 16 ? 4 : 2 };
 
 /* Turns scores [padded], of which the first `slots` count, into weights; returns one over their sum. */
 INLINE float softmax(float *scores, int64_t slots, int64_t padded) {
@@ -130,23 +130,44 @@ typedef void AttendHeads(int64_t, const uint16_t *, const uint16_t *, const uint
  * start. */
 enum { MIN_TILED = 16, MIN_BEFORE = LANES == 16 ? 256 : 0 };
 
-/* Tokens [first, first + count): one, or some that follow each other in a row. */
-typedef struct {
-  int64_t first, count;
-} Work;
+HIDDEN int64_t attention_scratch(const CachedAttention *call, int64_t tokens, const int64_t *positions) {
+  int64_t longest = 0, tiled = tile_scratch(call->heads / call->kv_heads, call->width);
+  for (int64_t token = 0; token < tokens; token++) longest = positions[token] + 1 > longest ? positions[token] + 1 : longest;
+  int64_t padded = (longest + PANEL - 1) / PANEL * PANEL, size = HEADS * padded > tiled ? HEADS * padded : tiled;
+  return (size + PANEL - 1) / PANEL * PANEL;
+}
 
-/* Divides the tokens; returns the number of parts, at most one for each token. */
-static int64_t divide(Work *parts, const int64_t *rows, const int64_t *positions, int64_t tokens, int64_t together) {
-  int64_t num = 0;
+HIDDEN int64_t divide_tokens(Part *parts, const int64_t *rows, const int64_t *positions, int64_t tokens,
+                             int64_t group) {
+  int64_t num = 0, together = tile_tokens(group);
   for (int64_t first = 0, end; first < tokens; first = end) {
     for (end = first + 1; end < tokens && rows[end] == rows[first] && positions[end] == positions[end - 1] + 1;) end++;
     int64_t most = end - first < MIN_TILED || positions[first] < MIN_BEFORE ? 1 : together;
     for (int64_t at = first; at < end; at += most) {
-      Work part = {at, end - at < most ? end - at : most};
+      Part part = {at, end - at < most ? end - at : most, rows[at], positions[at]};
       parts[num++] = part;
     }
   }
   return num;
+}
+
+HIDDEN void attend_part(const CachedAttention *call, const Part *part, int64_t kv_head, float *scratch) {
+  int64_t position = part->position, window = call->window, width = call->width, group = call->heads / call->kv_heads;
+  int64_t begin = window && position >= window ? position - window + 1 : 0, slots = position + 1 - begin;
+  int64_t head = part->row * call->row_stride + kv_head * call->head_stride, first_slot = head + begin * width;
+  int64_t at = (part->first * call->heads + kv_head * group) * width;
+  float scale = call->scale * (float)M_LOG2E;
+  if (part->count > 1) {
+    Run run = {call->query + at, call->keys + head,   call->values + head, call->out + at, part->count,
+               position,         group,               call->heads * width, width,          window,
+               scale};
+    attend_tile(&run, scratch);
+    return;
+  }
+  AttendHeads *attend_heads = width == 32 ? attend_32 : width == 64 ? attend_64 : width == 96 ? attend_96 : attend_128;
+  for (int64_t first = 0; first < group; first += HEADS, at += HEADS * width)
+    attend_heads(group - first < HEADS ? group - first : HEADS, call->query + at, call->keys + first_slot,
+                 call->values + first_slot, call->out + at, scratch, slots, (slots + LANES - 1) / LANES * LANES, scale);
 }
 
 /* Writes token i's key and value to slot positions[i] of row rows[i] of the cache; it attends to all slots up to there,
@@ -160,51 +181,28 @@ int cached_attention(const uint16_t *query, const uint16_t *new_keys, const uint
                      uint16_t *values, uint16_t *out, const int64_t *rows, const int64_t *positions, int64_t tokens,
                      int64_t heads, int64_t kv_heads, int64_t width, int64_t row_stride, int64_t head_stride,
                      int64_t max_rows, int64_t max_length, int64_t window, float scale, int threads) {
-  int64_t longest = 0, group = heads / kv_heads, items = tokens * kv_heads;
-  for (int64_t token = 0; token < tokens; token++) {
-    if (rows[token] < 0 || rows[token] >= max_rows || positions[token] < 0 || positions[token] >= max_length) return -2;
-    longest = positions[token] + 1 > longest ? positions[token] + 1 : longest;
-  }
-  int64_t padded = (longest + PANEL - 1) / PANEL * PANEL;
-  AttendHeads *attend_heads = width == 32 ? attend_32 : width == 64 ? attend_64 : width == 96 ? attend_96 : attend_128;
-  int64_t tiled = tile_scratch(group, width), size = HEADS * padded > tiled ? HEADS * padded : tiled;
-  size = (size + PANEL - 1) / PANEL * PANEL;
+  if (outside(rows, positions, tokens, max_rows, max_length)) return -2;
+  CachedAttention call = {query, keys, values, out, heads, kv_heads, width, row_stride, head_stride, window, scale};
+  int64_t size = attention_scratch(&call, tokens, positions);
   float *scratch = aligned_alloc(64, (size_t)(threads * size) * sizeof(float));
-  Work *parts = malloc((size_t)(tokens + 1) * sizeof *parts);
+  Part *parts = malloc((size_t)(tokens + 1) * sizeof *parts);
   if (!scratch || !parts) {
     free(scratch);
     free(parts);
     return -1;
   }
-  int64_t num_parts = divide(parts, rows, positions, tokens, tile_tokens(group));
+  int64_t num_parts = divide_tokens(parts, rows, positions, tokens, heads / kv_heads);
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t item = 0; item < items; item++) {
+    for (int64_t item = 0; item < tokens * kv_heads; item++) {
       int64_t token = item / kv_heads, head = rows[token] * row_stride + item % kv_heads * head_stride;
       memcpy(keys + head + positions[token] * width, new_keys + item * width, (size_t)width * sizeof *keys);
       memcpy(values + head + positions[token] * width, new_values + item * width, (size_t)width * sizeof *values);
     }
-    float *scores = scratch + omp_get_thread_num() * size;
 #pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < num_parts * kv_heads; item++) {
-      int64_t token = parts[item / kv_heads].first, kv_head = item % kv_heads, position = positions[token];
-      int64_t begin = window && position >= window ? position - window + 1 : 0, slots = position + 1 - begin;
-      int64_t head = rows[token] * row_stride + kv_head * head_stride, first_slot = head + begin * width;
-      if (parts[item / kv_heads].count > 1) {
-        int64_t at = (token * heads + kv_head * group) * width;
-        Run run = {query + at, keys + head,   values + head, out + at, parts[item / kv_heads].count,
-                   position,   group,         heads * width, width,    window,
-                   scale * (float)M_LOG2E};
-        attend_tile(&run, scores);
-        continue;
-      }
-      for (int64_t first = 0; first < group; first += HEADS) {
-        int64_t queries = group - first < HEADS ? group - first : HEADS, at = (token * heads + kv_head * group + first) * width;
-        attend_heads(queries, query + at, keys + first_slot, values + first_slot, out + at, scores, slots,
-                     (slots + LANES - 1) / LANES * LANES, scale * (float)M_LOG2E);
-      }
-    }
+    for (int64_t item = 0; item < num_parts * kv_heads; item++)
+      attend_part(&call, parts + item / kv_heads, item % kv_heads, scratch + omp_get_thread_num() * size);
   }
   free(scratch);
   free(parts);

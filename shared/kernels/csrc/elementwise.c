@@ -2,7 +2,7 @@
  *
  * Tensors are bfloat16 if `half` is set, else float32; arithmetic is float32. No sum depends on the number of threads.
  */
-#include "simd.h"
+#include "elementwise.h"
 
 /* RMSNorm (Zhang and Sennrich 2019): y = weight * x * scale with scale = 1 / sqrt(mean(x^2) + epsilon).
  * x and y [rows][width], scales [rows] or null; width is a multiple of 16. */
@@ -10,15 +10,8 @@ void rms_norm(const void *x, const float *weight, void *y, float *scales, int64_
               int half, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < rows; row++) {
-    vec squares = {0};
-    for (int64_t at = 0; at < width; at += LANES) {
-      vec values = load(x, row * width + at, half);
-      squares = values * values + squares;
-    }
-    float scale = 1 / sqrtf(sum_of(squares) / (float)width + epsilon);
+    float scale = norm_row(x, weight, y, row, width, epsilon, half);
     if (scales) scales[row] = scale;
-    for (int64_t at = 0; at < width; at += LANES)
-      store(y, row * width + at, load(x, row * width + at, half) * scale * load_floats(weight + at), half);
   }
 }
 
@@ -42,8 +35,6 @@ void rms_norm_backward(const void *dy, const void *x, const float *weight, const
   }
 }
 
-INLINE vec sigmoid(vec x) { return 1 / (1 + exp2_vector(x * -(float)M_LOG2E)); }
-
 /* SwiGLU (Shazeer 2020): y [rows][width] = silu(gate) * up, whose rows are `stride` numbers apart; width is a multiple
  * of 16. */
 void swiglu(const void *gate, const void *up, void *y, int64_t rows, int64_t width, int64_t stride, int half,
@@ -51,8 +42,8 @@ void swiglu(const void *gate, const void *up, void *y, int64_t rows, int64_t wid
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < rows; row++)
     for (int64_t at = 0; at < width; at += LANES) {
-      vec x = load(gate, row * stride + at, half);
-      store(y, row * width + at, x * sigmoid(x) * load(up, row * stride + at, half), half);
+      vec gated = silu(load(gate, row * stride + at, half));
+      store(y, row * width + at, gated * load(up, row * stride + at, half), half);
     }
 }
 
@@ -72,17 +63,9 @@ void swiglu_backward(const void *gate, const void *up, void *dy, void *dgate, in
  * cos and sin [tokens][width]; width is a multiple of 32. */
 void rotate(const void *x, int64_t token_stride, int64_t head_stride, const void *cos, const void *sin, void *y,
             int64_t tokens, int64_t heads, int64_t width, int backward, int half, int threads) {
-  int64_t middle = width / 2;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t token = 0; token < tokens; token++)
     for (int64_t head = 0; head < heads; head++)
-      for (int64_t at = 0; at < middle; at += LANES) {
-        int64_t from = token * token_stride + head * head_stride + at, angle = token * width + at;
-        int64_t to = (token * heads + head) * width + at;
-        vec x1 = load(x, from, half), x2 = load(x, from + middle, half);
-        vec sin1 = load(sin, angle, half), sin2 = load(sin, angle + middle, half);
-        vec cross1 = backward ? x2 * sin2 : -x2 * sin1, cross2 = backward ? -x1 * sin1 : x1 * sin2;
-        store(y, to, x1 * load(cos, angle, half) + cross1, half);
-        store(y, to + middle, x2 * load(cos, angle + middle, half) + cross2, half);
-      }
+      rotate_head(x, token * token_stride + head * head_stride, cos, sin, token * width, y,
+                  (token * heads + head) * width, width, backward, half);
 }

@@ -7,11 +7,12 @@
  *
  * Layout. A panel holds the weights of 16 outputs: [in / 2][16 outputs][2 inputs] of bfloat16, so one register holds
  * two inputs of 16 outputs, and a shift and a mask separate them. A block holds 16 rows of x: [in][16 rows] of float32,
- * one cache line for each input. */
+ * one cache line for each input. If x has few rows, it stays [rows][in]. */
 #include <omp.h>
 #include <stdlib.h>
 
 #include "simd.h"
+#include "weights.h"
 
 enum {
   PREFETCH_BYTES = 2048,  /* distance of the prefetch: memory latency at the rate at which weights are used */
@@ -30,9 +31,10 @@ enum {
 #define FEW 2
 #endif
 
-/* `rows` rows of one block times `panels` panels. Both are constants at each call, so the sums stay in registers. */
-INLINE void tile(int rows, int panels, const float *x, const uint16_t *weights, const float *bias, uint16_t *y,
-                 int64_t in, int64_t out) {
+/* `rows` rows times `panels` panels, both constants at each call, so the sums stay in registers. Input `at` of a row is
+ * x[row * x_row + at * x_input]. */
+INLINE void tile(int rows, int panels, const float *x, int64_t x_row, int64_t x_input, const uint16_t *weights,
+                 const float *bias, uint16_t *y, int64_t in, int64_t out) {
   const int vectors = panels * VECTORS;
   vec sums[TILE_ROWS][STREAMS * VECTORS];
 #pragma GCC unroll 16
@@ -50,11 +52,11 @@ INLINE void tile(int rows, int panels, const float *x, const uint16_t *weights, 
 #pragma GCC unroll 16
     for (int row = 0; row < rows; row++)
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; v++) sums[row][v] = first[v] * x[at * PANEL + row] + sums[row][v];
+      for (int v = 0; v < vectors; v++) sums[row][v] = first[v] * x[row * x_row + at * x_input] + sums[row][v];
 #pragma GCC unroll 16
     for (int row = 0; row < rows; row++)
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; v++) sums[row][v] = second[v] * x[(at + 1) * PANEL + row] + sums[row][v];
+      for (int v = 0; v < vectors; v++) sums[row][v] = second[v] * x[row * x_row + (at + 1) * x_input] + sums[row][v];
   }
 #pragma GCC unroll 16
   for (int row = 0; row < rows; row++)
@@ -62,20 +64,26 @@ INLINE void tile(int rows, int panels, const float *x, const uint16_t *weights, 
     for (int v = 0; v < vectors; v++) narrow(y + row * out + v * LANES, sums[row][v]);
 }
 
-#define CASE(ROWS, PANELS)                                                                                             \
-  case ROWS: tile(ROWS, PANELS, x, weights, bias, y, in, out); break;
-#define FOUR_CASES(FIRST, PANELS)                                                                                      \
-  CASE(FIRST, PANELS) CASE(FIRST + 1, PANELS) CASE(FIRST + 2, PANELS) CASE(FIRST + 3, PANELS)
+#define FEW_CASE(ROWS)                                                                                                 \
+  case ROWS:                                                                                                           \
+    if (panels == STREAMS)                                                                                             \
+      tile(ROWS, STREAMS, x, in, 1, weights, bias, y, in, out);                                                        \
+    else                                                                                                               \
+      tile(ROWS, 1, x, in, 1, weights, bias, y, in, out);                                                              \
+    break;
+#define CASE(ROWS)                                                                                                     \
+  case ROWS: tile(ROWS, 1, x, 1, PANEL, weights, bias, y, in, out); break;
+#define FOUR_CASES(FIRST) CASE(FIRST) CASE(FIRST + 1) CASE(FIRST + 2) CASE(FIRST + 3)
 
 /* With few rows memory is the limit: several panels at once are several streams of reads. */
-static void few_rows(int64_t rows, const float *x, const uint16_t *weights, const float *bias, uint16_t *y, int64_t in,
-                     int64_t out) {
+static void few_rows(int64_t rows, int64_t panels, const float *x, const uint16_t *weights, const float *bias,
+                     uint16_t *y, int64_t in, int64_t out) {
   switch (rows) {
-    CASE(1, STREAMS)
-    CASE(2, STREAMS)
+    FEW_CASE(1)
+    FEW_CASE(2)
 #if FEW == 4
-    CASE(3, STREAMS)
-    CASE(4, STREAMS)
+    FEW_CASE(3)
+    FEW_CASE(4)
 #endif
   }
 }
@@ -83,11 +91,11 @@ static void few_rows(int64_t rows, const float *x, const uint16_t *weights, cons
 static void one_panel(int64_t rows, const float *x, const uint16_t *weights, const float *bias, uint16_t *y, int64_t in,
                       int64_t out) {
   switch (rows) {
-    FOUR_CASES(1, 1)
+    FOUR_CASES(1)
 #if TILE_ROWS == 16
-    FOUR_CASES(5, 1)
-    FOUR_CASES(9, 1)
-    FOUR_CASES(13, 1)
+    FOUR_CASES(5)
+    FOUR_CASES(9)
+    FOUR_CASES(13)
 #endif
   }
 }
@@ -101,39 +109,65 @@ static void transpose(const uint16_t *x, float *block, int64_t rows, int64_t in,
   }
 }
 
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+HIDDEN int64_t float_bytes(int64_t rows, int64_t in) {
+  return (rows + PANEL - 1) / PANEL * PANEL * in * (int64_t)sizeof(float);
+}
+
+HIDDEN void prepare_floats(const uint16_t *x, void *prepared, int64_t rows, int64_t in, int64_t begin, int64_t end) {
+  float *to = prepared;
+  for (int64_t at = begin; at < end; at += PANEL)
+    for (int64_t row = 0; row < rows; row += PANEL)
+      if (rows > FEW)
+        transpose(x + row * in, to + row * in, least(rows - row, PANEL), in, at);
+      else
+        for (int64_t some = at; some < rows * in; some += in)
+          for (int lane = 0; lane < PANEL; lane += LANES) store_floats(to + some + lane, widen(x + some + lane));
+}
+
+HIDDEN void multiply_floats(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
+                            int64_t end) {
+  const float *x = prepared;
+  int64_t in = weights->in, out = weights->out;
+  for (int64_t panel = first, panels; panel < end; panel += panels) {
+    const uint16_t *from = (const uint16_t *)weights->panels + panel * PANEL * in;
+    const float *bias = weights->bias ? weights->bias + panel * PANEL : NULL;
+    panels = rows <= FEW && panel + STREAMS <= end ? STREAMS : 1;
+    if (rows <= FEW)
+      few_rows(rows, panels, x, from, bias, y + panel * PANEL, in, out);
+    else
+      for (int64_t row = 0; row < rows; row += TILE_ROWS)
+        one_panel(least(rows - row, TILE_ROWS), x + row / PANEL * PANEL * in + row % PANEL, from, bias,
+                  y + row * out + panel * PANEL, in, out);
+  }
+}
+
 /* x [rows][in], y [rows][out], bias [out] of float32 or null; in and out are multiples of 16. Returns 0, or -1 if
  * memory can't be allocated. */
-int linear(const uint16_t *x, const uint16_t *weights, const float *bias, uint16_t *y, int64_t rows, int64_t in,
+int linear(const uint16_t *x, const uint16_t *panels, const float *bias, uint16_t *y, int64_t rows, int64_t in,
            int64_t out, int threads) {
   if (rows == 0) return 0;
-  int64_t blocks = (rows + PANEL - 1) / PANEL, block_size = in * PANEL;
-  float *transposed = aligned_alloc(64, (size_t)(blocks * block_size) * sizeof(float));
-  if (!transposed) return -1;
-  int64_t panels = out / PANEL, together = rows <= FEW && panels % STREAMS == 0 ? STREAMS : 1;
-  int64_t cached = CACHED_BYTES / (block_size * (int64_t)sizeof(float));
-  if (cached < 1) cached = 1;
+  float *prepared = aligned_alloc(64, (size_t)float_bytes(rows, in));
+  if (!prepared) return -1;
+  Weights weights = {panels, bias, in, out, 16};
+  int64_t cached = CACHED_BYTES / (in * PANEL * (int64_t)sizeof(float)) * PANEL, columns = (in + 31) / 32;
+  if (cached < PANEL) cached = PANEL;
+  int64_t groups = (rows + cached - 1) / cached;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t part = 0; part < blocks * (in / PANEL); part++) {
-      int64_t block = part / (in / PANEL), row = block * PANEL;
-      transpose(x + row * in, transposed + block * block_size, rows - row < PANEL ? rows - row : PANEL, in,
-                part % (in / PANEL) * PANEL);
+    for (int64_t part = 0; part < groups * columns; part++) {
+      int64_t row = part / columns * cached, at = part % columns * 32;
+      prepare_floats(x + row * in, prepared + row * in, least(rows - row, cached), in, at, least(at + 32, in));
     }
-    for (int64_t begin = 0; begin < blocks; begin += cached) {
-      int64_t end = begin + cached < blocks ? begin + cached : blocks;
+    for (int64_t row = 0; row < rows; row += cached) {
 #pragma omp for schedule(static) nowait
-      for (int64_t group = 0; group < panels / together; group++) {
-        int64_t column = group * together * PANEL;
-        for (int64_t row = begin * PANEL; row < end * PANEL && row < rows; row += TILE_ROWS) {
-          int64_t count = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
-          (together == 1 ? one_panel : few_rows)(count, transposed + row / PANEL * block_size + row % PANEL,
-                                                 weights + column * in, bias ? bias + column : NULL,
-                                                 y + row * out + column, in, out);
-        }
-      }
+      for (int64_t panel = 0; panel < out / PANEL; panel += STREAMS)
+        multiply_floats(&weights, prepared + row * in, y + row * out, least(rows - row, cached), panel,
+                        least(panel + STREAMS, out / PANEL));
     }
   }
-  free(transposed);
+  free(prepared);
   return 0;
 }

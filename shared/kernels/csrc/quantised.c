@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "simd.h"
+#include "weights.h"
 
 enum { BLOCK = 32, PAIRS = BLOCK / 2, TILE = LANES == 8 ? 4 : 8, VECTORS = PANEL / LANES, PREFETCH_BYTES = 2048 };
 
@@ -134,25 +135,43 @@ static void round_block(const uint16_t *x, Block *block) {
   block->sum = block->scale * (float)sum;
 }
 
+HIDDEN int64_t block_bytes(int64_t rows, int64_t in) { return rows * (in / BLOCK) * (int64_t)sizeof(Block); }
+
+HIDDEN void prepare_blocks(const uint16_t *x, void *prepared, int64_t rows, int64_t in, int64_t begin, int64_t end) {
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t at = begin; at < end; at += BLOCK)
+      round_block(x + row * in + at, (Block *)prepared + (row * in + at) / BLOCK);
+}
+
+HIDDEN void multiply_blocks(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
+                            int64_t end) {
+  int64_t blocks = weights->in / BLOCK, out = weights->out, bits = weights->bits;
+  for (int64_t panel = first; panel < end; panel++)
+    for (int64_t row = 0; row < rows; row += TILE)
+      for (int lane = 0; lane < PANEL; lane += LANES)
+        some_rows(rows - row < TILE ? rows - row : TILE, (int)bits, (const Block *)prepared + row * blocks,
+                  (const uint8_t *)weights->panels + panel * blocks * PANEL * 4 * (bits + 1), lane,
+                  weights->bias ? weights->bias + panel * PANEL : NULL, y + row * out + panel * PANEL + lane, blocks,
+                  out);
+}
+
 /* x [rows][in], panels as above, y [rows][out], bias [out] of float32 or null; bits is 4 or 8, in a multiple of 32, out
  * of 16. Returns 0, or -1 if memory can't be allocated. */
 int quantised_linear(const uint16_t *x, const uint8_t *panels, const float *bias, uint16_t *y, int64_t rows,
                      int64_t in, int64_t out, int bits, int threads) {
-  int64_t blocks = in / BLOCK, panel_bytes = blocks * PANEL * 4 * (bits + 1);
   if (rows == 0) return 0;
-  Block *rounded = malloc((size_t)(rows * blocks) * sizeof *rounded);
-  if (!rounded) return -1;
+  Weights weights = {panels, bias, in, out, bits};
+  void *prepared = malloc((size_t)block_bytes(rows, in));
+  if (!prepared) return -1;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t at = 0; at < rows * blocks; at++) round_block(x + at * BLOCK, rounded + at);
+    for (int64_t row = 0; row < rows; row++)
+      prepare_blocks(x + row * in, (char *)prepared + block_bytes(row, in), 1, in, 0, in);
 #pragma omp for schedule(static) nowait
     for (int64_t panel = 0; panel < out / PANEL; panel++)
-      for (int64_t row = 0; row < rows; row += TILE)
-        for (int lane = 0; lane < PANEL; lane += LANES)
-          some_rows(rows - row < TILE ? rows - row : TILE, bits, rounded + row * blocks, panels + panel * panel_bytes,
-                    lane, bias ? bias + panel * PANEL : NULL, y + row * out + panel * PANEL + lane, blocks, out);
+      multiply_blocks(&weights, prepared, y, rows, panel, panel + 1);
   }
-  free(rounded);
+  free(prepared);
   return 0;
 }

@@ -24,6 +24,7 @@
 enum { PANEL = 16 }; /* sizes are multiples of this, and layouts in memory are made of it, on every processor */
 
 #define INLINE __attribute__((always_inline)) static inline
+#define HIDDEN __attribute__((visibility("hidden"))) /* shared by files, not by the library */
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));

@@ -1,0 +1,27 @@
+/* Products of rows of bfloat16 with packed weights, in parts, so that threads can divide them: what linear.c, quantised.c
+ * and decoder.c share. */
+#pragma once
+#include "simd.h"
+
+/* y = x W^T + bias, of x [rows][in] and y [rows][out]; bias [out] or null. `bits` is 16 for panels of bfloat16
+ * (linear.c) and 4 or 8 for panels of blocks (quantised.c). */
+typedef struct {
+  const void *panels;
+  const float *bias;
+  int64_t in, out, bits;
+} Weights;
+
+/* Columns [begin, end) of x in the form that `multiply_*` reads; begin and end are multiples of 32, except for the end
+ * of x. */
+HIDDEN void prepare_floats(const uint16_t *x, void *prepared, int64_t rows, int64_t in, int64_t begin, int64_t end);
+HIDDEN void prepare_blocks(const uint16_t *x, void *prepared, int64_t rows, int64_t in, int64_t begin, int64_t end);
+
+/* Outputs of panels [first, end). */
+HIDDEN void multiply_floats(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
+                            int64_t end);
+HIDDEN void multiply_blocks(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
+                            int64_t end);
+
+/* Bytes of a prepared x. */
+HIDDEN int64_t float_bytes(int64_t rows, int64_t in);
+HIDDEN int64_t block_bytes(int64_t rows, int64_t in);
