@@ -20,6 +20,16 @@ enum {
   VECTORS = PANEL / LANES /* of a panel */
 };
 
+#ifdef __AMX_BF16__
+#include "tiles.h"
+/* Whether products with so many inputs are computed in tiles. */
+static int in_tiles(int64_t in) { return has_tiles && in % TILE_INPUTS == 0; }
+#else
+static int in_tiles(int64_t in) { return in < 0; }
+#define prepare_tiles(...)
+#define multiply_tiles(...)
+#endif
+
 /* The sums of a tile are in registers: at most TILE_ROWS rows of one panel, or FEW rows of STREAMS panels. */
 #if LANES == 16
 #define TILE_ROWS 16
@@ -117,7 +127,8 @@ HIDDEN int64_t float_bytes(int64_t rows, int64_t in) {
 
 HIDDEN void prepare_floats(const uint16_t *x, void *prepared, int64_t rows, int64_t in, int64_t begin, int64_t end) {
   float *to = prepared;
-  for (int64_t at = begin; at < end; at += PANEL)
+  for (int64_t at = begin; in_tiles(in) && at < end; at += 32) prepare_tiles(x, prepared, rows, in, at);
+  for (int64_t at = begin; !in_tiles(in) && at < end; at += PANEL)
     for (int64_t row = 0; row < rows; row += PANEL)
       if (rows > FEW)
         transpose(x + row * in, to + row * in, least(rows - row, PANEL), in, at);
@@ -128,6 +139,10 @@ HIDDEN void prepare_floats(const uint16_t *x, void *prepared, int64_t rows, int6
 
 HIDDEN void multiply_floats(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
                             int64_t end) {
+  if (in_tiles(weights->in)) {
+    multiply_tiles(weights, prepared, y, rows, first, end);
+    return;
+  }
   const float *x = prepared;
   int64_t in = weights->in, out = weights->out;
   for (int64_t panel = first, panels; panel < end; panel += panels) {

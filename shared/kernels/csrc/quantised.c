@@ -16,7 +16,7 @@
 #include "simd.h"
 #include "weights.h"
 
-enum { BLOCK = 32, PAIRS = BLOCK / 2, TILE = LANES == 8 ? 4 : 8, VECTORS = PANEL / LANES, PREFETCH_BYTES = 2048 };
+enum { BLOCK = 32, PAIRS = BLOCK / 2, TILE = LANES == 8 ? 4 : 8, VECTORS = PANEL / LANES, PREFETCH_BYTES = 4096 };
 
 #define LARGEST 32767.0f
 #define TINY 1e-30f /* smaller numbers are 0: the inverse of the smallest would be infinite */
