@@ -29,12 +29,12 @@ class LayerAttention:
     scaling: float
 
 
-class OtherStructure(Exception):  # noqa: N818 - it is no failure
+class OtherStructure(Exception):
     """The model has another structure, or parts for which the kernel has no code; says which."""
 
 
 class FusedDecoder:
-    """The decoder of a model in bfloat16 on a CPU: token embeddings to logits. Keeps all tensors that the kernel reads."""
+    """The decoder of a model in bfloat16 on a CPU, embeddings to logits. Keeps all tensors that the kernel reads."""
 
     def __init__(self, model: Any, attentions: Sequence[LayerAttention]) -> None:
         """Raises OtherStructure."""

@@ -15,10 +15,17 @@
 #include "weights.h"
 
 enum {
-  PREFETCH_BYTES = 2048,  /* distance of the prefetch: memory latency at the rate at which weights are used */
+  PREFETCH_BYTES = 4096,  /* distance of the prefetch: memory latency at the rate at which weights are used */
   CACHED_BYTES = 1 << 20, /* how much of x stays in the second-level cache while the panels are read */
   VECTORS = PANEL / LANES /* of a panel */
 };
+
+/* The number of a panel to prefetch while input `at` is used. After the end of the panel come those that are read
+ * together with it, and then the next. */
+INLINE int64_t ahead(int64_t at, int64_t in, int panels) {
+  int64_t number = at * PANEL + PREFETCH_BYTES / (int64_t)sizeof(uint16_t);
+  return number < in * PANEL ? number : number + (panels - 1) * in * PANEL;
+}
 
 #ifdef __AMX_BF16__
 #include "tiles.h"
@@ -56,7 +63,7 @@ INLINE void tile(int rows, int panels, const float *x, int64_t x_row, int64_t x_
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; v++) {
       const uint16_t *pairs = weights + (v / VECTORS * in + at) * PANEL + v % VECTORS * 2 * LANES;
-      if (v % VECTORS == 0) __builtin_prefetch((const char *)pairs + PREFETCH_BYTES);
+      if (v % VECTORS == 0) __builtin_prefetch(weights + v / VECTORS * in * PANEL + ahead(at, in, panels));
       widen_pairs(pairs, &first[v], &second[v]);
     }
 #pragma GCC unroll 16

@@ -52,15 +52,16 @@ INLINE ivec add_products(ivec sums, uvec codes, int32_t pair) {
 #endif
 }
 
-/* `rows` rows, a constant at each call, times LANES outputs, of which the panel's first is `lane`. */
+/* `rows` rows, a constant at each call, times LANES outputs, of which the panel's first is `lane`. x is [blocks][stride]:
+ * a block's rows lie side by side. */
 INLINE void tile(int rows, int bits, const Block *x, const uint8_t *panel, int lane, const float *bias, uint16_t *y,
-                 int64_t blocks, int64_t out) {
+                 int64_t blocks, int64_t stride, int64_t out) {
   const int words = bits, shifts = 16 / bits; /* words of a block; pairs in a word */
   const uint32_t mask = bits == 4 ? 0x000f000f : 0x00ff00ff;
   vec sums[TILE];
 #pragma GCC unroll 8
   for (int row = 0; row < rows; row++) sums[row] = bias ? load_floats(bias + lane) : (vec){0};
-  for (int64_t block = 0; block < blocks; block++, panel += PANEL * 4 * (words + 1)) {
+  for (int64_t block = 0; block < blocks; block++, x += stride, panel += PANEL * 4 * (words + 1)) {
     ivec dots[TILE];
 #pragma GCC unroll 8
     for (int row = 0; row < rows; row++) dots[row] = (ivec){0};
@@ -74,13 +75,13 @@ INLINE void tile(int rows, int bits, const Block *x, const uint8_t *panel, int l
 #pragma GCC unroll 8
         for (int row = 0; row < rows; row++)
           dots[row] = add_products(dots[row], codes >> (shift * bits) & mask,
-                                   x[row * blocks + block].pairs[word * shifts + shift]);
+                                   x[row].pairs[word * shifts + shift]);
     }
     vec scales = from_float16((const uint16_t *)panel + lane);
     vec leasts = from_float16((const uint16_t *)panel + PANEL + lane);
 #pragma GCC unroll 8
     for (int row = 0; row < rows; row++) {
-      const Block *here = x + row * blocks + block;
+      const Block *here = x + row;
       sums[row] = leasts * here->sum + sums[row];
       sums[row] = __builtin_convertvector(dots[row], vec) * (scales * here->scale) + sums[row];
     }
@@ -92,13 +93,13 @@ INLINE void tile(int rows, int bits, const Block *x, const uint8_t *panel, int l
 #define CASE(ROWS)                                                                                                     \
   case ROWS:                                                                                                           \
     if (bits == 4)                                                                                                     \
-      tile(ROWS, 4, x, panel, lane, bias, y, blocks, out);                                                             \
+      tile(ROWS, 4, x, panel, lane, bias, y, blocks, stride, out);                                                     \
     else                                                                                                               \
-      tile(ROWS, 8, x, panel, lane, bias, y, blocks, out);                                                             \
+      tile(ROWS, 8, x, panel, lane, bias, y, blocks, stride, out);                                                     \
     break;
 
 static void some_rows(int64_t rows, int bits, const Block *x, const uint8_t *panel, int lane, const float *bias,
-                      uint16_t *y, int64_t blocks, int64_t out) {
+                      uint16_t *y, int64_t blocks, int64_t stride, int64_t out) {
   switch (rows) {
     CASE(1)
     CASE(2)
@@ -140,7 +141,7 @@ HIDDEN int64_t block_bytes(int64_t rows, int64_t in) { return rows * (in / BLOCK
 HIDDEN void prepare_blocks(const uint16_t *x, void *prepared, int64_t rows, int64_t in, int64_t begin, int64_t end) {
   for (int64_t row = 0; row < rows; row++)
     for (int64_t at = begin; at < end; at += BLOCK)
-      round_block(x + row * in + at, (Block *)prepared + (row * in + at) / BLOCK);
+      round_block(x + row * in + at, (Block *)prepared + at / BLOCK * rows + row);
 }
 
 HIDDEN void multiply_blocks(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
@@ -149,10 +150,10 @@ HIDDEN void multiply_blocks(const Weights *weights, const void *prepared, uint16
   for (int64_t panel = first; panel < end; panel++)
     for (int64_t row = 0; row < rows; row += TILE)
       for (int lane = 0; lane < PANEL; lane += LANES)
-        some_rows(rows - row < TILE ? rows - row : TILE, (int)bits, (const Block *)prepared + row * blocks,
+        some_rows(rows - row < TILE ? rows - row : TILE, (int)bits, (const Block *)prepared + row,
                   (const uint8_t *)weights->panels + panel * blocks * PANEL * 4 * (bits + 1), lane,
                   weights->bias ? weights->bias + panel * PANEL : NULL, y + row * out + panel * PANEL + lane, blocks,
-                  out);
+                  rows, out);
 }
 
 /* x [rows][in], panels as above, y [rows][out], bias [out] of float32 or null; bits is 4 or 8, in a multiple of 32, out
@@ -166,8 +167,7 @@ int quantised_linear(const uint16_t *x, const uint8_t *panels, const float *bias
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < rows; row++)
-      prepare_blocks(x + row * in, (char *)prepared + block_bytes(row, in), 1, in, 0, in);
+    for (int64_t at = 0; at < in; at += BLOCK) prepare_blocks(x, prepared, rows, in, at, at + BLOCK);
 #pragma omp for schedule(static) nowait
     for (int64_t panel = 0; panel < out / PANEL; panel++)
       multiply_blocks(&weights, prepared, y, rows, panel, panel + 1);

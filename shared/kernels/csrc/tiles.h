@@ -58,13 +58,13 @@ INLINE void two_by_two(int panels, int prefetch, const uint16_t *x, int64_t rows
   for (int64_t at = 0; at < in; at += TILE_INPUTS) {
     _tile_loadd(4, x + at * 16, 64);
     _tile_loadd(6, weights + at * PANEL, 64);
-    for (int line = 0; prefetch && line < TILE_BYTES; line += 64)
-      __builtin_prefetch((const char *)(weights + at * PANEL) + line + PREFETCH_BYTES);
+    const char *next = (const char *)(weights + ahead(at, in, panels));
+    for (int line = 0; prefetch && line < TILE_BYTES; line += 64) __builtin_prefetch(next + line);
     _tile_dpbf16ps(0, 4, 6);
     if (panels == 2) {
       _tile_loadd(7, other + at * PANEL, 64);
-      for (int line = 0; prefetch && line < TILE_BYTES; line += 64)
-        __builtin_prefetch((const char *)(other + at * PANEL) + line + PREFETCH_BYTES);
+      next += PANEL * in * (int64_t)sizeof *weights;
+      for (int line = 0; prefetch && line < TILE_BYTES; line += 64) __builtin_prefetch(next + line);
       _tile_dpbf16ps(1, 4, 7);
     }
     if (second) {

@@ -24,6 +24,31 @@ typedef struct {
   float scale;
 } Draw;
 
+typedef struct {
+  const void *panels;
+  const float *bias;
+  int64_t in, out, bits;
+} Weights;
+typedef struct {
+  const float *weight;
+  float epsilon;
+} Norm;
+typedef struct {
+  Norm norm, query_norm, key_norm, mlp_norm;
+  Weights qkv, out, gate_up, down;
+  uint16_t *keys, *values;
+  int64_t window;
+  float scale;
+} Layer;
+typedef struct {
+  const Layer *layers;
+  int64_t num_layers, hidden, heads, kv_heads, width, inner, row_stride, head_stride, max_rows, max_length;
+  Norm norm;
+  Weights head;
+} Decoder;
+
+int decoder_step(const Decoder *, uint16_t *, const uint16_t *, const uint16_t *, const int64_t *, const int64_t *,
+                 int64_t, const int64_t *, int64_t, uint16_t *, int);
 int linear(const uint16_t *, const uint16_t *, const float *, uint16_t *, int64_t, int64_t, int64_t, int);
 int quantised_linear(const uint16_t *, const uint8_t *, const float *, uint16_t *, int64_t, int64_t, int64_t, int, int);
 int cached_attention(const uint16_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *, uint16_t *,
@@ -124,6 +149,35 @@ static void prefill(int64_t width, int64_t heads, int64_t window) {
   print("near_prefill", width * 100 + heads * 10 + (window > 0), out, TOKENS * heads * KV_HEADS * width, 1);
 }
 
+static Weights matrix(int64_t in, int64_t out, int biased) {
+  uint16_t *panels = made(1, 0.3f);
+  Weights weights = {panels, biased ? made(0, 1) : NULL, in, out, 16};
+  return weights;
+}
+
+static void whole(int64_t tokens) {
+  enum { HIDDEN = 96, HEADS = 4, KV_HEADS = 2, WIDTH = 32, INNER = 128, SLOTS = 40, MAX_ROWS = 3, VOCAB = 48 };
+  const int64_t rows[] = {2, 2, 0, 1, 1}, positions[] = {3, 4, 38, 0, 16}, wanted[] = {4, 0};
+  Layer layers[2];
+  Norm none = {0};
+  for (int i = 0; i < 2; i++) {
+    Norm norms[4] = {{made(0, 2), 1e-5f}, {made(0, 2), 1e-5f}, {made(0, 2), 1e-5f}, {made(0, 2), 1e-5f}};
+    Layer layer = {norms[0], i ? none : norms[1], i ? none : norms[2], norms[3]};
+    layer.qkv = matrix(HIDDEN, (HEADS + 2 * KV_HEADS) * WIDTH, 1), layer.out = matrix(HEADS * WIDTH, HIDDEN, 0);
+    layer.gate_up = matrix(HIDDEN, 2 * INNER, 0), layer.down = matrix(INNER, HIDDEN, 0);
+    layer.keys = made(1, 2), layer.values = made(1, 1), layer.window = i * 7, layer.scale = 0.2f;
+    layers[i] = layer;
+  }
+  Norm last = {made(0, 2), 1e-5f};
+  Decoder decoder = {layers, 2, HIDDEN, HEADS, KV_HEADS, WIDTH, INNER, KV_HEADS * SLOTS * WIDTH, SLOTS * WIDTH,
+                     MAX_ROWS, SLOTS, last, matrix(HIDDEN, VOCAB, 0)};
+  uint16_t *hidden = made(1, 1), *cos = made(1, 1), *sin = made(1, 1), *logits = made(1, 0);
+  int64_t num_wanted = tokens == 5 ? 2 : 0;
+  decoder_step(&decoder, hidden, cos, sin, rows, positions, tokens, wanted, num_wanted, logits, THREADS);
+  print("far_decoder_logits", tokens, num_wanted ? logits : hidden, num_wanted ? num_wanted * VOCAB : tokens * HIDDEN, 1);
+  print("far_decoder_keys", tokens, layers[1].keys, KV_HEADS * SLOTS * WIDTH, 1);
+}
+
 static void train(int half, int64_t window) {
   enum { TOKENS = 33, HEADS = 6, KV_HEADS = 2, WIDTH = 32, SHARED = 5 };
   const int64_t items[2][5] = {{0, SHARED, 0, 2, 0}, {-1, 0, 2, 1, SHARED}}, rows[3][2] = {{5, 3}, {8, 17}, {25, 8}};
@@ -166,6 +220,7 @@ int main(void) {
     sample(half);
     for (int64_t window = 0; window < 8; window += 7) train(half, window);
   }
+  whole(5), whole(1);
   for (int64_t width = 32; width <= 128; width += 32)
     for (int64_t heads = 1; heads <= 5; heads += 2) decode(width, heads, heads == 3 ? 7 : 0), prefill(width, heads, heads == 3 ? 70 : 0);
   return 0;
