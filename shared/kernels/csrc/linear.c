@@ -1,4 +1,4 @@
-/* linear: y = x W^T + b in bfloat16, computed in float32.
+/* linear: y = x W^T + b in bfloat16, computed in float32, in AMX tiles where there are some (tiles.h).
  *
  * Processors without AMX tiles multiply float32 faster than bfloat16 (measured on a Xeon with AVX512-BF16: 5.4e9 fused
  * multiply-adds of 16 numbers a second and core, against 1.3e9 dot products of 16 pairs), so every weight is widened in
