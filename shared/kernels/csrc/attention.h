@@ -1,4 +1,5 @@
-/* Attention over rows of the serving cache, in parts: what cached_attention.c, tiled_attention.c and decoder.c share. */
+/* Attention over rows of the serving cache, in parts: what cached_attention.c, tiled_attention.c and decoder.c
+ * share. */
 #pragma once
 #include "simd.h"
 

@@ -132,7 +132,8 @@ enum { MIN_TILED = 16, MIN_BEFORE = LANES == 16 ? 256 : 0 };
 
 HIDDEN int64_t attention_scratch(const CachedAttention *call, int64_t tokens, const int64_t *positions) {
   int64_t longest = 0, tiled = tile_scratch(call->heads / call->kv_heads, call->width);
-  for (int64_t token = 0; token < tokens; token++) longest = positions[token] + 1 > longest ? positions[token] + 1 : longest;
+  for (int64_t token = 0; token < tokens; token++)
+    longest = positions[token] + 1 > longest ? positions[token] + 1 : longest;
   int64_t padded = (longest + PANEL - 1) / PANEL * PANEL, size = HEADS * padded > tiled ? HEADS * padded : tiled;
   return (size + PANEL - 1) / PANEL * PANEL;
 }

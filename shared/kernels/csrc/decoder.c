@@ -93,7 +93,7 @@ static void multiply(Walk *walk, const Weights *weights, const uint16_t *x, void
   for (int64_t item; (item = next_item(walk, (in + SLICE - 1) / SLICE)) >= 0;)
     (is_plain ? prepare_floats : prepare_blocks)(x, prepared, rows, in, item * SLICE, least(item * SLICE + SLICE, in));
   int64_t some = panels / (threads * ITEMS);
-  some = some > MAX_PANELS ? MAX_PANELS : some < 1 ? 1 : some;
+  some = some > MAX_PANELS ? MAX_PANELS : some < 1 ? 1 : some < 4 ? some : some / 4 * 4; /* four are read at once */
   for (int64_t item; (item = next_item(walk, (panels + some - 1) / some)) >= 0;) {
     int64_t first = item * some, end = least(first + some, panels);
     (is_plain ? multiply_floats : multiply_blocks)(weights, prepared, y, rows, first, end);
@@ -128,9 +128,10 @@ static void attention(Walk *walk, const Decoder *decoder, const Layer *layer, co
   for (int64_t token; (token = next_item(walk, tokens)) >= 0;) {
     const uint16_t *x = use->product + token * (heads + 2 * kv_heads) * width, *c = cos + token * width;
     int64_t slot = rows[token] * decoder->row_stride + positions[token] * width;
-    rotate_heads(&layer->query_norm, x, c, sin + token * width, use->query + token * heads * width, heads, width, width);
+    const uint16_t *s = sin + token * width;
+    rotate_heads(&layer->query_norm, x, c, s, use->query + token * heads * width, heads, width, width);
     x += heads * width;
-    rotate_heads(&layer->key_norm, x, c, sin + token * width, layer->keys + slot, kv_heads, width, decoder->head_stride);
+    rotate_heads(&layer->key_norm, x, c, s, layer->keys + slot, kv_heads, width, decoder->head_stride);
     x += kv_heads * width;
     for (int64_t head = 0; head < kv_heads; head++)
       memcpy(layer->values + slot + head * decoder->head_stride, x + head * width, (size_t)width * sizeof *x);

@@ -19,7 +19,8 @@ INLINE float norm_row(const void *x, const float *weight, void *y, int64_t row, 
 INLINE vec sigmoid(vec x) { return 1 / (1 + exp2_vector(x * -(float)M_LOG2E)); }
 INLINE vec silu(vec x) { return x * sigmoid(x); }
 
-/* The rotary embedding of one head, or its transpose: x from index `from` on, y from `to` on, angles from `angle` on. */
+/* The rotary embedding of one head, or its transpose: x from index `from` on, y from `to` on, angles from `angle`
+ * on. */
 INLINE void rotate_head(const void *x, int64_t from, const void *cos, const void *sin, int64_t angle, void *y,
                         int64_t to, int64_t width, int backward, int half) {
   int64_t middle = width / 2;

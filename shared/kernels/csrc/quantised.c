@@ -52,8 +52,8 @@ INLINE ivec add_products(ivec sums, uvec codes, int32_t pair) {
 #endif
 }
 
-/* `rows` rows, a constant at each call, times LANES outputs, of which the panel's first is `lane`. x is [blocks][stride]:
- * a block's rows lie side by side. */
+/* `rows` rows, a constant at each call, times LANES outputs, of which the panel's first is `lane`. x is
+ * [blocks][stride]: a block's rows lie side by side. */
 INLINE void tile(int rows, int bits, const Block *x, const uint8_t *panel, int lane, const float *bias, uint16_t *y,
                  int64_t blocks, int64_t stride, int64_t out) {
   const int words = bits, shifts = 16 / bits; /* words of a block; pairs in a word */

@@ -25,7 +25,8 @@ typedef struct {
 
 /* Tiles 0 to 3 are sums, 4 and 5 rows of x, 6 and 7 weights. `rows` is at most 32. */
 static void shape_tiles(int64_t rows) {
-  int64_t first = rows < 16 ? rows : 16, second = rows > 16 ? rows - 16 : 1;
+  /* Of up to 16 rows, tiles 2 and 3 are the sums of two more panels. */
+  int64_t first = rows < 16 ? rows : 16, second = rows > 16 ? rows - 16 : rows;
   const int64_t found[8] = {first, first, second, second, first, second, 16, 16};
   _Alignas(64) Shapes shapes = {.palette = 1};
   for (int tile = 0; tile < 8; tile++) shapes.rows[tile] = (uint8_t)found[tile], shapes.row_bytes[tile] = 64;
@@ -85,18 +86,49 @@ INLINE void two_by_two(int panels, int prefetch, const uint16_t *x, int64_t rows
   }
 }
 
+/* Up to 16 rows times four panels: more streams of reads, because with few rows memory is the limit. */
+static void one_by_four(const uint16_t *x, int64_t rows, const uint16_t *weights, const float *bias, uint16_t *y,
+                        int64_t in, int64_t out) {
+  int64_t panel = PANEL * in;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+#define PANEL_OF(TILE, WEIGHTS)                                                                                        \
+  _tile_loadd(WEIGHTS, weights + TILE * panel + at * PANEL, 64);                                                       \
+  for (int line = 0; line < TILE_BYTES; line += 64) __builtin_prefetch(next + TILE * panel * 2 + line);                \
+  _tile_dpbf16ps(TILE, 4, WEIGHTS);
+  for (int64_t at = 0; at < in; at += TILE_INPUTS) {
+    const char *next = (const char *)(weights + ahead(at, in, 4));
+    _tile_loadd(4, x + at * 16, 64);
+    PANEL_OF(0, 6)
+    PANEL_OF(1, 7)
+    PANEL_OF(2, 6)
+    PANEL_OF(3, 7)
+  }
+  _Alignas(64) float sums[4][256];
+  _tile_stored(0, sums[0], 64);
+  _tile_stored(1, sums[1], 64);
+  _tile_stored(2, sums[2], 64);
+  _tile_stored(3, sums[3], 64);
+  for (int i = 0; i < 4; i++) narrow_sums(sums[i], bias ? bias + i * PANEL : NULL, y + i * PANEL, rows, out);
+}
+
 /* Prepared rows times panels [first, end); in is a multiple of 32. */
 static void multiply_tiles(const Weights *weights, const uint16_t *x, uint16_t *y, int64_t rows, int64_t first,
                            int64_t end) {
   int64_t in = weights->in, out = weights->out, shaped = 0;
-  for (int64_t panel = first; panel < end; panel += 2) {
+  for (int64_t panel = first, panels; panel < end; panel += panels) {
+    panels = rows <= 16 && panel + 4 <= end ? 4 : 2;
     const uint16_t *from = (const uint16_t *)weights->panels + panel * PANEL * in;
     const float *bias = weights->bias ? weights->bias + panel * PANEL : NULL;
     for (int64_t row = 0; row < rows; row += 32) {
       int64_t count = rows - row < 32 ? rows - row : 32;
       if (count != shaped) shape_tiles(count);
       shaped = count;
-      if (panel + 1 < end)
+      if (panels == 4)
+        one_by_four(x, count, from, bias, y + panel * PANEL, in, out);
+      else if (panel + 1 < end)
         two_by_two(2, row == 0, x + row * in, count, from, bias, y + row * out + panel * PANEL, in, out);
       else
         two_by_two(1, row == 0, x + row * in, count, from, bias, y + row * out + panel * PANEL, in, out);

@@ -1,5 +1,5 @@
-/* Products of rows of bfloat16 with packed weights, in parts, so that threads can divide them: what linear.c, quantised.c
- * and decoder.c share. */
+/* Products of rows of bfloat16 with packed weights, in parts, so that threads can divide them: what linear.c,
+ * quantised.c and decoder.c share. */
 #pragma once
 #include "simd.h"
 

@@ -15,6 +15,7 @@ from inference_service.engine.run import model_runner
 from inference_service.engine.run.model_runner import ModelRunner
 from shared.kernels import library
 from shared.kernels.formats import Weights
+from shared.kernels.fused_decoder import FusedDecoder
 from tests.inference_service.engine.builders import greedy, small_config, soft_prompt, tiny_base
 
 pytestmark = pytest.mark.skipif(library.load() is None, reason="no compiled kernels on this machine")
@@ -103,7 +104,7 @@ def test_another_structure_is_not_fused(kind: str, overrides: dict[str, Any]) ->
 
 
 def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Wrong(model_runner.FusedDecoder):
+    class Wrong(FusedDecoder):
         def __call__(self, *args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             logits, hidden = super().__call__(*args)
             return logits * 1.1, hidden
