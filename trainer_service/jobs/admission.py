@@ -15,6 +15,7 @@ from shared.errors import InvalidInput
 from shared.text.counted import counted
 from shared.text.repetition import Repetition
 from shared.text.template import InputEncoder, Template, TemplateFormat, default_format, pinned
+from shared.values.base_model import BaseModelInfo
 from shared.values.spec import Distillation, PublishGate
 from shared.violations import Violations, moved
 from trainer_service.base_models import BaseModels, KnownBaseModel
@@ -228,7 +229,7 @@ class SpecAdmission:
                 f"{training.max_positions} positions"
             )
             raise InvalidInput.of("spec.hyperparameters.num_virtual_tokens", text)
-        lengths = _check_sample(examples, encoder, training, model.info.max_positions)
+        lengths = _check_sample(examples, encoder, training, model.info)
         return EffectiveSpec(
             base_model=model.info,
             training=training,
@@ -269,18 +270,19 @@ def _distilled(
 
 
 def _check_sample(
-    examples: _Examples, encoder: InputEncoder, training: TrainingSpec, model_positions: int
+    examples: _Examples, encoder: InputEncoder, training: TrainingSpec, info: BaseModelInfo
 ) -> SampledLengths | None:
     """The lengths of the sampled training examples; None for a distillation.
 
-    Raises InvalidInput with the lines of sampled examples that the template refuses or, with `TooLong.REFUSE`, that are
-    too long. Of very long examples only some are checked, the longest first; the worker checks all.
+    Raises InvalidInput with the lines of sampled examples that the template refuses, that have tokens which the model
+    lacks, or that are too long with `TooLong.REFUSE`. Of very long examples only some are checked, the longest first;
+    the worker checks all.
     """
     violations, lengths = Violations(), None
     if training.distillation is not None:
         text, *questions = examples.samples[DATASET]
         with moved(in_dataset(DATASET)):
-            check_lengths(encoder, text.input, questions, training, model_positions)
+            check_lengths(encoder, text.input, questions, training, info.max_positions)
         return None
     for which, sample in examples.samples.items():
         checked, num_chars = list[Example](), 0
@@ -291,7 +293,7 @@ def _check_sample(
             checked.append(example)
         checked.sort(key=lambda example: example.line)
         with violations.collected(), moved(in_dataset(which)):
-            encoded = encode_dataset(checked, encoder, training, training.max_positions)
+            encoded = encode_dataset(checked, encoder, training, training.max_positions, vocab_size=info.vocab_size)
             if which == DATASET and len(encoded):
                 lengths = _lengths(encoded)
     violations.raise_if_any()

@@ -45,9 +45,9 @@ STYLES = {
         eos="<|endoftext|>",
     ),
     "llama-3": Style(
-        "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
-        " + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
-        "{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
+        "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] +"
+        " '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+        "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
         "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
         "<|eot_id|>",
         ("<|start_header_id|>", "<|end_header_id|>"),
@@ -182,7 +182,8 @@ STYLES = {
         "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] +"
         " eos_token }}{% elif message['role'] == 'system' %}{{ '<|system|>\n' + message['content'] + eos_token }}"
         "{% else %}{{ '<|assistant|>\n' + message['content'] + eos_token }}{% endif %}"
-        "{% if loop.last and add_generation_prompt %}{{ '\n<|assistant|>\n' }}{% else %}{{ '\n' }}{% endif %}{% endfor %}",
+        "{% if loop.last and add_generation_prompt %}{{ '\n<|assistant|>\n' }}{% else %}{{ '\n' }}{% endif %}"
+        "{% endfor %}",
         "</s>",
     ),
     "alpaca": Style(

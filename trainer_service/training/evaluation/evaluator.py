@@ -23,7 +23,7 @@ from trainer_service.training.comparison import (
     compare,
     estimate,
 )
-from trainer_service.training.data.encoding import EncodedDataset
+from trainer_service.training.data.encoding import EncodedDataset, check_vocabulary
 from trainer_service.training.data.held_out import MAX_CHOOSING, MAX_JUDGING, HeldOut, parted
 from trainer_service.training.evaluation import baselines
 from trainer_service.training.evaluation.answers import TUNED, Way, held_out_answers
@@ -243,6 +243,7 @@ class Evaluator:
         """A baseline; None if it can't be written for this model and these examples, or computed on this worker."""
         try:
             baseline = write()
+            check_vocabulary(baseline.data.examples, self._base_model.info.vocab_size)
             self._check_row(0, max(len(row.input_ids) + len(row.target_ids) - 1 for row in baseline.data.examples))
         except SoftPromptError as error:
             log.info("the %s is not measured: %s", name.replace("_", " "), error.message)
