@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from shared.errors import SoftPromptError
+from shared.errors import InvalidInput, SoftPromptError
 from shared.model.base_model import BaseModel
 from shared.prompt.prefix import PrefixInput
 from shared.values.report import HeldOutAnswers
@@ -244,7 +244,10 @@ class Evaluator:
         try:
             baseline = write()
             check_vocabulary(baseline.data.examples, self._base_model.info.vocab_size)
-            self._check_row(0, max(len(row.input_ids) + len(row.target_ids) - 1 for row in baseline.data.examples))
+            longest = max(len(row.input_ids) + len(row.target_ids) for row in baseline.data.examples)
+            if longest > (most := self._base_model.info.max_positions):
+                raise InvalidInput.of("dataset", f"an example has {longest} tokens; the model's context is {most}")
+            self._check_row(0, longest - 1)
         except SoftPromptError as error:
             log.info("the %s is not measured: %s", name.replace("_", " "), error.message)
             return None
