@@ -190,6 +190,8 @@ class GenerationService:
                 raise InvalidInput.of("candidates", "must have at least one: this prompt's version has no label set")
             size_bytes = sum(len(label) for label in labels)
             ids = await self._preparer.run(size_bytes, lambda: source.encoder.encode_candidates(labels, "candidates"))
+            for index, candidate in enumerate(ids):
+                self._preparer.check_vocabulary(candidate, f"candidates[{index}]")
             prepared = await self._preparer.prepare(
                 input, source.encoder, source.num_virtual_tokens, reserve=max(map(len, ids))
             )
