@@ -194,7 +194,6 @@ class SpecAdmission:
     ) -> EffectiveSpec:
         template = _template(spec, examples.task, model.tokenizer)
         encoder = InputEncoder(model.tokenizer, template)
-        check_gate(spec.publish.gate, examples.num_validation)
         hyperparameters = spec.hyperparameters
         if examples.distillation is not None:
             hyperparameters = with_text_init(hyperparameters, examples.samples[DATASET][0].input)
@@ -212,6 +211,9 @@ class SpecAdmission:
             on_gpu=self._on_gpu,
         )
         self._check_virtual_tokens(filled.num_virtual_tokens)
+        check_gate(
+            spec.publish.gate, examples.num_validation, judged_apart=filled.search or filled.early_stop_patience > 0
+        )
         filled = _with_source(filled, source)
         check_init(filled.init, examples.labels, model.tokenizer)
         training = TrainingSpec(
@@ -343,10 +345,15 @@ def _with_source(filled: FilledHyperparameters, source: Source | None) -> Filled
     return filled.model_copy(update={"init": replace(filled.init, source=source.name)})
 
 
-def check_gate(gate: PublishGate | None, num_held_out: int) -> None:
-    """Raises InvalidInput if there are too few held-out examples to decide the gate's conditions."""
-    if gate is not None and gate.has_conditions and num_held_out < MIN_EXAMPLES:
+def check_gate(gate: PublishGate | None, num_held_out: int, *, judged_apart: bool = False) -> None:
+    """Raises InvalidInput if there are too few held-out examples to decide the gate's conditions.
+
+    `judged_apart`: half of them only choose (`data.held_out`), because of a search or an early stop.
+    """
+    needed = 2 * MIN_EXAMPLES - 1 if judged_apart else MIN_EXAMPLES
+    if gate is not None and gate.has_conditions and num_held_out < needed:
         held_out = counted(num_held_out, "held-out example")
-        few = f"{held_out} can't decide it; at least {MIN_EXAMPLES} are needed"
+        why = " with search or early_stop_patience, which choose by half of them" if judged_apart else ""
+        few = f"{held_out} can't decide it; at least {needed} are needed{why}"
         advice = "give a validation dataset or a larger validation fraction, or leave the gate out"
         raise InvalidInput.of("spec.publish.gate", f"{few}: {advice}")
