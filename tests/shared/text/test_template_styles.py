@@ -256,3 +256,11 @@ def test_an_input_is_one_users_message(name: str) -> None:
     if STYLES[name].system:
         turns = [Message(role="system", content="Be brief."), Message(role="user", content="hello")]
         assert InputEncoder(tokenizer_of(name), system).encode_input("hello") == encoder.encode_messages(turns)
+
+
+def test_the_space_before_an_answer_is_found_where_the_system_message_is_in_the_last_turn_only() -> None:
+    tokenizer = tokenizer_of("mistral-v3")
+    template = pinned(Template(format=TemplateFormat.CHAT, system="Be brief."), tokenizer)
+    encoder = InputEncoder(tokenizer, template)
+    text = tokenizer.decode(encoder.encode_input("hello") + encoder.encode_target("Hi."))
+    assert text == "<s>[INST] Be brief.\n\nhello[/INST] Hi.</s>"
