@@ -61,6 +61,11 @@ class Results(BaseModel):
         pairs = zip(self.log_probabilities, self.num_targets, strict=True)
         return [-value / count for value, count in pairs], [1] * len(self)
 
+    def num_measured(self, metric: Metric, indices: Sequence[int] | None = None) -> int:
+        """The number of examples that `metric` is computed from, for a text metric those with a text."""
+        some = range(len(self)) if indices is None else indices
+        return sum(index in self.texts for index in some) if metric in TEXT_METRICS else len(some)
+
     def merged(self, other: Results, fold: Sequence[int]) -> Results:
         """Combine two results of the same examples: this one's where `fold` is 0, the other's where it is 1."""
         pair = (self, other)

@@ -329,7 +329,9 @@ class TuningRun:
             self._tried(trainee, metrics=results.metrics(self._hyper.metric))
         metric = self._hyper.metric
         order = ranked(
-            [score_of(metric, results.metrics(metric)) for _, results in found], metric, len(self._evaluator)
+            [score_of(metric, results.metrics(metric)) for _, results in found],
+            metric,
+            found[0][1].num_measured(metric),
         )
         self._keep(step, *found[order[0]])
         if rung:

@@ -26,3 +26,10 @@ def test_a_label_of_many_tokens_counts_as_much_as_one_of_one() -> None:
     assert comparison is not None
     assert comparison.difference == 0.5
     assert comparison.high - comparison.low == pytest.approx(2 * 12.706 * 0.5)
+
+
+def test_a_text_metric_counts_the_examples_with_a_text() -> None:
+    """The standard error within which checkpoints count as equal depends on it."""
+    results = Results(log_probabilities=(-1.0,) * 4, num_targets=(1,) * 4, num_correct=(1,) * 4, texts={1: ("a", "a")})
+    assert (results.num_measured(Metric.EXACT_MATCH), results.num_measured(Metric.LOSS)) == (1, 4)
+    assert (results.num_measured(Metric.EXACT_MATCH, [0, 2]), results.num_measured(Metric.LOSS, [0, 2])) == (0, 2)

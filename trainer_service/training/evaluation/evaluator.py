@@ -134,7 +134,7 @@ class Evaluator:
         state.history.append(EvaluationRecord(step=step, metrics=metrics, score=score))
         top = max(record.score[0] for record in state.history)
         best = state.best_score
-        is_best = best is None or is_better(score, best, top, slack(metric, top, len(results)))
+        is_best = best is None or is_better(score, best, top, slack(metric, top, results.num_measured(metric)))
         state.stale_evaluations = 0 if is_best else state.stale_evaluations + 1
         if is_best:
             state.best_step, state.best_score = step, score
@@ -142,9 +142,8 @@ class Evaluator:
             indices = [index for index, side in enumerate(fold) if side == half]
             score = score_of(metric, results.metrics(metric, indices))
             choice.top = max(choice.top, score[0])
-            if choice.score is None or is_better(
-                score, choice.score, choice.top, slack(metric, choice.top, len(indices))
-            ):
+            room = slack(metric, choice.top, results.num_measured(metric, indices))
+            if choice.score is None or is_better(score, choice.score, choice.top, room):
                 choice.step, choice.score, choice.results = step, score, results
         return is_best
 
