@@ -68,7 +68,7 @@ class TokenRows:
     def beyond(self, vocab_size: int) -> NDArray[np.int64]:
         """The rows with a token id of `vocab_size` or more."""
         places = np.flatnonzero(self._ids >= vocab_size)
-        return np.unique(np.searchsorted(self._starts, places, side="right") - 1)
+        return np.unique(np.searchsorted(self._starts, places, side="right") - 1).astype(np.int64)
 
     @property
     def num_bytes(self) -> int:
