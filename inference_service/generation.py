@@ -178,7 +178,7 @@ class GenerationService:
                     if delta.token_ids or delta.text:
                         yield replace(delta, text=texts[index](delta.text))
                     if delta.finish_reason is not None and delta.usage is not None and delta.timing is not None:
-                        reason, stop = self._ending(source, delta.finish_reason, params, written[index])
+                        reason, stop = _ending(source, delta, params, written[index])
                         _log_end(source.name, reason, delta.usage, delta.timing)
                         yield _end(reason, delta.usage, delta.timing, stop, index)
 
@@ -190,6 +190,8 @@ class GenerationService:
                 raise InvalidInput.of("candidates", "must have at least one: this prompt's version has no label set")
             size_bytes = sum(len(label) for label in labels)
             ids = await self._preparer.run(size_bytes, lambda: source.encoder.encode_candidates(labels, "candidates"))
+            for index, candidate in enumerate(ids):
+                self._preparer.check_vocabulary(candidate, f"candidates[{index}]")
             prepared = await self._preparer.prepare(
                 input, source.encoder, source.num_virtual_tokens, reserve=max(map(len, ids))
             )
@@ -251,19 +253,6 @@ class GenerationService:
             stops.add(source.encoder.end_token_id)
         return replace(params, stop_token_ids=tuple(sorted(stops)))
 
-    def _ending(
-        self, source: _Source, reason: FinishReason, params: SamplingParams, written: list[int]
-    ) -> tuple[FinishReason, str]:
-        """The reason of the end and the stop sequence, if any: a control token, or the first one in the text."""
-        if reason is FinishReason.EOS and written:
-            stop = source.encoder.control_tokens(params.stop_sequences).get(written[-1], "")
-            return (FinishReason.STOP_SEQUENCE, stop) if stop else (reason, "")
-        if reason is not FinishReason.STOP_SEQUENCE:
-            return reason, ""
-        text = self._text_of(written)
-        places = {stop: text.find(stop) for stop in params.stop_sequences}
-        return reason, min((stop for stop in places if places[stop] >= 0), key=lambda stop: places[stop], default="")
-
     def _text_of(self, ids: Sequence[int]) -> str:
         """The text of token ids without control tokens."""
         text: str = self._base.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -272,6 +261,15 @@ class GenerationService:
     def _engine_id(self, call: Call) -> str:
         """A unique id for the engine: concurrent calls may have the same request id."""
         return f"{call.request_id}/{next(self._numbers)}"
+
+
+def _ending(source: _Source, delta: Delta, params: SamplingParams, written: Sequence[int]) -> tuple[FinishReason, str]:
+    """The reason of the end and the stop sequence, if any, which may be a control token."""
+    assert delta.finish_reason is not None
+    if delta.finish_reason is not FinishReason.EOS or not written:
+        return delta.finish_reason, delta.stop_sequence
+    stop = source.encoder.control_tokens(params.stop_sequences).get(written[-1], "")
+    return (FinishReason.STOP_SEQUENCE, stop) if stop else (delta.finish_reason, "")
 
 
 def _raise_if_failed(delta: Delta, started: bool) -> None:

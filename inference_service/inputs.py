@@ -6,7 +6,7 @@ loop. Knows nothing of gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -92,10 +92,14 @@ class InputPreparer:
             ids, prefix = tuple(encoded), encoder.template.target_prefix
         if not ids or _is_empty(content, encoder.template):
             raise InvalidInput.of(field_of(content), "must not be empty")
-        if (last := max(ids)) >= self._vocab_size:  # a tokenizer may have tokens that were added after the model
-            text = f"has the token id {last}, but the base model has {self._vocab_size} tokens: leave that token out"
-            raise InvalidInput.of(field_of(content), text)
+        self.check_vocabulary(ids, field_of(content))
         return PreparedInput(ids, prefix)
+
+    def check_vocabulary(self, ids: Sequence[int], field: str) -> None:
+        """Raises InvalidInput for a token that was added to the tokenizer after the model was trained."""
+        if (last := max(ids)) >= self._vocab_size:
+            text = f"has the token id {last}, but the base model has {self._vocab_size} tokens: leave that token out"
+            raise InvalidInput.of(field, text)
 
     async def run(self, size_bytes: int, encode: Callable[[], Encoded]) -> Encoded:
         """Run `encode` directly for small inputs, on the thread for large ones."""

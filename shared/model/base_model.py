@@ -69,6 +69,8 @@ def load(
     that can't be read, PreconditionFailed if this installation can't load it or its architecture can't use soft
     prompts.
     """
+    from transformers import GenerationConfig
+
     path = resolve(source)
     info = inspect(path, id=id or default_id(source))
     target = pick_device(options.device)
@@ -80,6 +82,10 @@ def load(
     if device_map is None and not getattr(model, "hf_device_map", None):
         model = model.to(target)
     model.eval().requires_grad_(False)
+    # Keeps the end of an answer only: `generate` applies a checkpoint's repetition_penalty even to greedy decoding, and
+    # what is evaluated is then not what replicas serve.
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    model.generation_config = GenerationConfig(eos_token_id=ends)
     return BaseModel(info=info, model=model, tokenizer=tokenizer, device=target, dtype=chosen)
 
 

@@ -209,22 +209,32 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
     if template.format is not TemplateFormat.CHAT:
         return template
     template = dated(template, today)
+    asking = [_turn("user", "x")]
+    turns = [*_system_turns(template), *asking]
     try:
-        turns = [*_system_turns(template), _turn("user", "x")]
         question = render_chat(tokenizer, template, turns, add_generation_prompt=True)
-        whole = render_chat(tokenizer, template, [*turns, _turn("assistant", _ANSWER)], add_generation_prompt=False)
+        before, found, after = _around_an_answer(tokenizer, template, turns)
+        again = {render_chat(tokenizer, template, turns, add_generation_prompt=True) for _ in range(_MAX_RENDERINGS)}
+        start = question
+        if found and not before.startswith(start):  # Mistral 7B v0.3 writes the system message into the last turn only
+            start = render_chat(tokenizer, template, asking, add_generation_prompt=True)
+            before, found, after = _around_an_answer(tokenizer, template, asking)
     except Exception:  # a chat template that can't write such a conversation; the tokenizer's own end holds
         return template
-    again = {render_chat(tokenizer, template, turns, add_generation_prompt=True) for _ in range(_MAX_RENDERINGS)}
     if again != {question}:
         text = "the model's chat template renders the same messages differently each time; use TEXT"
         raise InvalidInput.of("template.format", text)
-    before, found, after = whole.partition(_ANSWER)
     if not found:
         return template
-    lead = before.removeprefix(question) if before.startswith(question) else ""
+    lead = before.removeprefix(start) if before.startswith(start) else ""
     end = PlainText(tokenizer).first_control_token(after)
     return replace(template, lead=lead, end="" if end == tokenizer.eos_token else end)
+
+
+def _around_an_answer(tokenizer: Any, template: Template, turns: Sequence[Mapping[str, str]]) -> tuple[str, str, str]:
+    """What the chat template writes before an answer, the answer (empty if it is not found), and what follows it."""
+    answered = [*turns, _turn("assistant", _ANSWER)]
+    return render_chat(tokenizer, template, answered, add_generation_prompt=False).partition(_ANSWER)
 
 
 def dated(template: Template, today: date | None = None) -> Template:

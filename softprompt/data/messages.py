@@ -100,10 +100,12 @@ def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Ma
     """
     if all(is_missing(turn.get("weight")) for turn in turns):
         return turns
-    for index in range(len(turns) - 1, -1, -1):
-        weight = turns[index].get("weight")
+    for index, turn in enumerate(turns):
+        weight = turn.get("weight")
         if not is_missing(weight) and (isinstance(weight, Sized) or weight not in (0, 1)):
             raise Unusable(f"must be 0 or 1, not {shown(weight)}", f"{part}[{index}].weight", "weight")
+    for index in range(len(turns) - 1, -1, -1):
+        weight = turns[index].get("weight")
         role = turns[index].get("role", turns[index].get("from"))
         if (
             isinstance(role, str)

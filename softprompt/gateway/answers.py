@@ -12,12 +12,18 @@ from shared.errors import Cancelled, Unimplemented
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.stream import GenerationStream
 from softprompt.gateway.backend import Reference
-from softprompt.types.common import Sampling, Template
+from softprompt.types.common import Message, Sampling, Template
 from softprompt.types.generation import FinishReason, Generation, GenerationDelta, GenerationEnd, GenerationStart, Input
 
 T = TypeVar("T")
 IDLE_SECONDS = 15.0
 """Longest silence of a stream. Proxies close connections that are silent for longer, most of them after a minute."""
+
+
+def conversation(messages: list[Message], model: Reference) -> Input:
+    """A conversation as the services take it. To a prompt, one user message is its template's input, as in training."""
+    is_input = model.prompt and len(messages) == 1 and messages[0].role == "user" and messages[0].content
+    return messages[0].content if is_input else messages
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from softprompt.gateway import results
-from softprompt.gateway.answers import AnswerStreams, Ask, all_answers
+from softprompt.gateway.answers import AnswerStreams, Ask, all_answers, conversation
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
@@ -98,9 +98,10 @@ async def create_chat_completion(request: Request, backend: Backend) -> Response
     guide = body.response_format.guide() if body.response_format else None
     if call is not None and guide is not None:
         raise bad_value("response_format", "contradicts tool_choice: the answer is the call of a function")
+    model = await backend.reference(body.model)
     ask = Ask(
-        [message_of(message.role, message.content) for message in body.messages],
-        await backend.reference(body.model),
+        conversation([message_of(message.role, message.content) for message in body.messages], model),
+        model,
         sampling_of(
             body,
             max_new_tokens=body.max_completion_tokens or body.max_tokens,

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from softprompt.gateway import results
-from softprompt.gateway.answers import AnswerStreams, Ask, all_answers
+from softprompt.gateway.answers import AnswerStreams, Ask, all_answers, conversation
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
@@ -134,9 +134,10 @@ async def create_response(request: Request, backend: Backend) -> Response:
         raise bad_value("metadata", "has more than 16 entries")
     format = body.text.format if body.text else None
     guide = format.guide() if format else None
+    model = await backend.reference(body.model)
     ask = Ask(
-        body.messages,
-        await backend.reference(body.model),
+        conversation(body.messages, model),
+        model,
         sampling_of(body, max_new_tokens=body.max_output_tokens, num_logprobs=body.num_logprobs, guide=guide),
         routing_key=body.user or "",
         truncate=body.truncation == "auto",

@@ -71,6 +71,11 @@ async def test_a_token_that_the_model_lacks_is_refused_and_not_looked_up() -> No
         await InputPreparer(VOCAB_SIZE, 50).prepare(InputRequest("see <image>"), encoder(tokenizer=tokenizer), 0)
 
 
+def test_a_candidate_with_a_token_that_the_model_lacks_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=rf"candidates\[1\]: has the token id {VOCAB_SIZE}, but"):
+        InputPreparer(VOCAB_SIZE, 50).check_vocabulary((5, VOCAB_SIZE), "candidates[1]")
+
+
 async def test_a_conversation_is_the_input_of_a_text_template() -> None:
     request = InputRequest((Message(role="user", content="hi"),))
     prepared = await InputPreparer(VOCAB_SIZE, 100).prepare(request, encoder(), 0)

@@ -15,6 +15,7 @@ from shared.errors import InvalidInput
 from shared.text.counted import counted
 from shared.text.repetition import Repetition
 from shared.text.template import InputEncoder, Template, TemplateFormat, default_format, pinned
+from shared.values.base_model import BaseModelInfo
 from shared.values.spec import Distillation, PublishGate
 from shared.violations import Violations, moved
 from trainer_service.base_models import BaseModels, KnownBaseModel
@@ -193,7 +194,6 @@ class SpecAdmission:
     ) -> EffectiveSpec:
         template = _template(spec, examples.task, model.tokenizer)
         encoder = InputEncoder(model.tokenizer, template)
-        check_gate(spec.publish.gate, examples.num_validation)
         hyperparameters = spec.hyperparameters
         if examples.distillation is not None:
             hyperparameters = with_text_init(hyperparameters, examples.samples[DATASET][0].input)
@@ -211,6 +211,9 @@ class SpecAdmission:
             on_gpu=self._on_gpu,
         )
         self._check_virtual_tokens(filled.num_virtual_tokens)
+        check_gate(
+            spec.publish.gate, examples.num_validation, judged_apart=filled.search or filled.early_stop_patience > 0
+        )
         filled = _with_source(filled, source)
         check_init(filled.init, examples.labels, model.tokenizer)
         training = TrainingSpec(
@@ -228,7 +231,7 @@ class SpecAdmission:
                 f"{training.max_positions} positions"
             )
             raise InvalidInput.of("spec.hyperparameters.num_virtual_tokens", text)
-        lengths = _check_sample(examples, encoder, training, model.info.max_positions)
+        lengths = _check_sample(examples, encoder, training, model.info)
         return EffectiveSpec(
             base_model=model.info,
             training=training,
@@ -269,18 +272,19 @@ def _distilled(
 
 
 def _check_sample(
-    examples: _Examples, encoder: InputEncoder, training: TrainingSpec, model_positions: int
+    examples: _Examples, encoder: InputEncoder, training: TrainingSpec, info: BaseModelInfo
 ) -> SampledLengths | None:
     """The lengths of the sampled training examples; None for a distillation.
 
-    Raises InvalidInput with the lines of sampled examples that the template refuses or, with `TooLong.REFUSE`, that are
-    too long. Of very long examples only some are checked, the longest first; the worker checks all.
+    Raises InvalidInput with the lines of sampled examples that the template refuses, that have tokens which the model
+    lacks, or that are too long with `TooLong.REFUSE`. Of very long examples only some are checked, the longest first;
+    the worker checks all.
     """
     violations, lengths = Violations(), None
     if training.distillation is not None:
         text, *questions = examples.samples[DATASET]
         with moved(in_dataset(DATASET)):
-            check_lengths(encoder, text.input, questions, training, model_positions)
+            check_lengths(encoder, text.input, questions, training, info.max_positions)
         return None
     for which, sample in examples.samples.items():
         checked, num_chars = list[Example](), 0
@@ -291,7 +295,7 @@ def _check_sample(
             checked.append(example)
         checked.sort(key=lambda example: example.line)
         with violations.collected(), moved(in_dataset(which)):
-            encoded = encode_dataset(checked, encoder, training, training.max_positions)
+            encoded = encode_dataset(checked, encoder, training, training.max_positions, vocab_size=info.vocab_size)
             if which == DATASET and len(encoded):
                 lengths = _lengths(encoded)
     violations.raise_if_any()
@@ -341,10 +345,15 @@ def _with_source(filled: FilledHyperparameters, source: Source | None) -> Filled
     return filled.model_copy(update={"init": replace(filled.init, source=source.name)})
 
 
-def check_gate(gate: PublishGate | None, num_held_out: int) -> None:
-    """Raises InvalidInput if there are too few held-out examples to decide the gate's conditions."""
-    if gate is not None and gate.has_conditions and num_held_out < MIN_EXAMPLES:
+def check_gate(gate: PublishGate | None, num_held_out: int, *, judged_apart: bool = False) -> None:
+    """Raises InvalidInput if there are too few held-out examples to decide the gate's conditions.
+
+    `judged_apart`: half of them only choose (`data.held_out`), because of a search or an early stop.
+    """
+    needed = 2 * MIN_EXAMPLES - 1 if judged_apart else MIN_EXAMPLES
+    if gate is not None and gate.has_conditions and num_held_out < needed:
         held_out = counted(num_held_out, "held-out example")
-        few = f"{held_out} can't decide it; at least {MIN_EXAMPLES} are needed"
+        why = " with search or early_stop_patience, which choose by half of them" if judged_apart else ""
+        few = f"{held_out} can't decide it; at least {needed} are needed{why}"
         advice = "give a validation dataset or a larger validation fraction, or leave the gate out"
         raise InvalidInput.of("spec.publish.gate", f"{few}: {advice}")

@@ -96,6 +96,7 @@ class Cohort:
                 self._base_model.info.max_positions,
                 self._token_rows,
                 on_progress,
+                self._base_model.info.vocab_size,
             ),
         )
 

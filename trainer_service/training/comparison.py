@@ -144,12 +144,9 @@ def _jackknife_margin(without: Callable[[int], float], shared: Sequence[int]) ->
 def _without_each(metric: Metric, results: Results, shared: Sequence[int]) -> Callable[[int], float]:
     """The metric over all of `shared` except one example, as a function of that example."""
     if metric in (Metric.LOSS, Metric.TOKEN_ACCURACY):
-        signed = [-value for value in results.log_probabilities] if metric is Metric.LOSS else results.num_correct
-        total, targets = (
-            math.fsum(signed[index] for index in shared),
-            sum(results.num_targets[index] for index in shared),
-        )
-        return lambda left_out: (total - signed[left_out]) / (targets - results.num_targets[left_out])
+        values, weights = results.losses if metric is Metric.LOSS else (results.num_correct, results.num_targets)
+        total, weight = math.fsum(values[index] for index in shared), sum(weights[index] for index in shared)
+        return lambda left_out: (total - values[left_out]) / (weight - weights[left_out])
     return lambda left_out: _value(metric, results, [index for index in shared if index != left_out])
 
 

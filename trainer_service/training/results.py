@@ -32,17 +32,18 @@ class Results(BaseModel):
         return len(self.log_probabilities)
 
     def metrics(self, metric: Metric, indices: Sequence[int] | None = None) -> dict[str, float]:
-        """loss (nats per target token) and token_accuracy; with labels also accuracy and macro_f1; `metric`, if it is a
-        text metric.
+        """loss (nats per target token; with labels, every example counts the same, as in training) and token_accuracy;
+        with labels also accuracy and macro_f1; `metric`, if it is a text metric.
 
         `indices`: the examples to include, at least one; None: all. A text metric is left out if none of them has a
         text.
         """
         some = range(len(self)) if indices is None else indices
-        num_targets = sum(self.num_targets[index] for index in some)
+        losses, weights = self.losses
         found = {
-            "loss": -sum(self.log_probabilities[index] for index in some) / num_targets,
-            "token_accuracy": sum(self.num_correct[index] for index in some) / num_targets,
+            "loss": sum(losses[index] for index in some) / sum(weights[index] for index in some),
+            "token_accuracy": sum(self.num_correct[index] for index in some)
+            / sum(self.num_targets[index] for index in some),
         }
         if self.wanted:
             wanted, chosen = [self.wanted[index] for index in some], [self.chosen[index] for index in some]
@@ -51,6 +52,19 @@ class Results(BaseModel):
         if metric in TEXT_METRICS and texts:
             found |= {metric.value.lower(): text_metric(metric, texts), f"{metric.value.lower()}_examples": len(texts)}
         return found
+
+    @property
+    def losses(self) -> tuple[Sequence[float], Sequence[int]]:
+        """The loss and the weight of each example; their sums' ratio is the loss."""
+        if not self.wanted:
+            return [-value for value in self.log_probabilities], self.num_targets
+        pairs = zip(self.log_probabilities, self.num_targets, strict=True)
+        return [-value / count for value, count in pairs], [1] * len(self)
+
+    def num_measured(self, metric: Metric, indices: Sequence[int] | None = None) -> int:
+        """The number of examples that `metric` is computed from, for a text metric those with a text."""
+        some = range(len(self)) if indices is None else indices
+        return sum(index in self.texts for index in some) if metric in TEXT_METRICS else len(some)
 
     def merged(self, other: Results, fold: Sequence[int]) -> Results:
         """Combine two results of the same examples: this one's where `fold` is 0, the other's where it is 1."""

@@ -184,8 +184,14 @@ class TuningRun:
             self._check_key_values()
         check_init(self._hyper.init, self._spec.labels, self._base_model.tokenizer)
         self._encoder = InputEncoder(self._base_model.tokenizer, self._spec.template)
+        info = self._base_model.info
         encoded = self.task.encoded or encode_split(
-            self.task.train, self.task.validation, self._spec, self._encoder, self._base_model.info.max_positions
+            self.task.train,
+            self.task.validation,
+            self._spec,
+            self._encoder,
+            info.max_positions,
+            vocab_size=info.vocab_size,
         )
         self._train, self._validation = encoded.train, encoded.validation
         self._row_weights = token_weights(self._train, self._spec)
@@ -323,7 +329,9 @@ class TuningRun:
             self._tried(trainee, metrics=results.metrics(self._hyper.metric))
         metric = self._hyper.metric
         order = ranked(
-            [score_of(metric, results.metrics(metric)) for _, results in found], metric, len(self._evaluator)
+            [score_of(metric, results.metrics(metric)) for _, results in found],
+            metric,
+            found[0][1].num_measured(metric),
         )
         self._keep(step, *found[order[0]])
         if rung:

@@ -157,6 +157,8 @@ class Delta:
     """The completion that this belongs to; set by the service."""
     error: str = ""
     """With finish reason ERROR or INTERNAL: what went wrong, in words for the caller."""
+    stop_sequence: str = ""
+    """With finish reason STOP_SEQUENCE: the one that was found."""
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,28 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Holds back the longest end of the text that could still become a stop sequence."""
+    """Holds back the longest end of the text that could still become a stop sequence.
+
+    The stop sequence that is complete first ends the text; of several that end together, the longest one. So the result
+    is that of single characters, whatever pieces the text comes in.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
+        self.found = ""
+        """The stop sequence that was found."""
 
     def push(self, text: str) -> tuple[str, bool]:
         """(text that may be sent, whether a stop sequence was found). Don't call it again after one was found."""
         if not self._stops:
             return text, False
         held = self._held + text
-        found = min((at for at in map(held.find, self._stops) if at >= 0), default=-1)
-        if found >= 0:
+        places = [(held.find(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in held]
+        if places:
+            end, _, self.found = min(places)
             self._held = ""
-            return held[:found], True
+            return held[: end - len(self.found)], True
         keep = max(self._overlap(held, stop) for stop in self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep], False

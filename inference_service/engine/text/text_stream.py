@@ -108,6 +108,7 @@ class TextStream:
             usage=self.sequence.usage if about else None,
             timing=timing(self.sequence, now) if about else None,
             seed=self.sequence.seed if about else None,
+            stop_sequence=self._stops.found,
             input_logprobs=self._input_logprobs if self.sequence.num_generated == 1 else (),
         )
 
@@ -137,6 +138,7 @@ def merge(deltas: list[Delta]) -> Delta:
         timing=about.timing,
         seed=about.seed,
         error=last.error,
+        stop_sequence=last.stop_sequence,
         input_logprobs=deltas[0].input_logprobs,
         index=last.index,
     )

@@ -171,7 +171,7 @@ class _MetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Metric.ValueTy
     METRIC_UNSPECIFIED: _Metric.ValueType  # 0
     """LOSS for generation and chat, ACCURACY for classification."""
     METRIC_LOSS: _Metric.ValueType  # 1
-    """Mean loss over target tokens."""
+    """Mean loss over target tokens; in classification, over the examples, each with the mean over its label."""
     METRIC_TOKEN_ACCURACY: _Metric.ValueType  # 2
     """Fraction of target tokens that are the model's most probable token."""
     METRIC_ACCURACY: _Metric.ValueType  # 3
@@ -191,7 +191,7 @@ class Metric(_Metric, metaclass=_MetricEnumTypeWrapper):
 METRIC_UNSPECIFIED: Metric.ValueType  # 0
 """LOSS for generation and chat, ACCURACY for classification."""
 METRIC_LOSS: Metric.ValueType  # 1
-"""Mean loss over target tokens."""
+"""Mean loss over target tokens; in classification, over the examples, each with the mean over its label."""
 METRIC_TOKEN_ACCURACY: Metric.ValueType  # 2
 """Fraction of target tokens that are the model's most probable token."""
 METRIC_ACCURACY: Metric.ValueType  # 3

@@ -150,6 +150,15 @@ def test_ends_that_are_no_tokens_are_ignored(model_dir: Path, ids: Any) -> None:
     assert base_model.load(model_dir).stop_token_ids <= {1, 2}
 
 
+def test_a_checkpoints_sampling_changes_no_answer_of_an_evaluation(model_dir: Path) -> None:
+    """As Qwen2.5's repetition_penalty of 1.1, which replicas don't apply unless a request says so."""
+    inputs: dict[str, Any] = {"input_ids": torch.tensor([[5, 6, 7]]), "do_sample": False, "max_new_tokens": 12}
+    plain = load(model_dir, FLOAT32).model.generate(**inputs, eos_token_id=None)
+    path = model_dir / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 9.0, "min_new_tokens": 3}))
+    assert torch.equal(load(model_dir, FLOAT32).model.generate(**inputs, eos_token_id=None), plain)
+
+
 def test_shards_load_and_a_missing_one_is_named(tmp_path: Path) -> None:
     directory = save_tiny_llama(tmp_path / "whole")
     model = load(directory, FLOAT32).model

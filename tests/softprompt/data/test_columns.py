@@ -74,6 +74,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no answer": ({"messages": TURNS[:1]}, "must end with the assistant's message"),
     "a name": ({"messages": [TURNS[0] | {"name": "Ann"}, TURNS[1]]}, "has 'name' beside role and content"),
+    "a weight of an earlier turn": (
+        {"messages": [TURNS[0], TURNS[1] | {"weight": "yes"}, TURNS[0], TURNS[1] | {"weight": 1}]},
+        r"messages[1].weight: must be 0 or 1",
+    ),
     "a weight": ({"messages": [TURNS[0], TURNS[1] | {"weight": 0.5}]}, "weight: must be 0 or 1"),
     "a context": ({"question": "a", "context": "b", "answer": "c"}, "'context' is not used"),
     "no target": ({"input": "a"}, "an example needs an input and an output or a label, or messages"),

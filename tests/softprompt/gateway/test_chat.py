@@ -8,6 +8,9 @@ import openai
 import pytest
 from openai import OpenAI
 
+from softprompt.gateway.answers import conversation
+from softprompt.gateway.backend import Reference
+from softprompt.types.common import Message
 from tests.softprompt.gateway.running import World
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -63,6 +66,18 @@ def test_an_answer_is_that_of_the_version_that_the_model_names(
     assert chunks[-1].usage == answer.usage
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
     assert {(chunk.model, chunk.system_fingerprint) for chunk in chunks} == {(answering, answer.system_fingerprint)}
+
+
+def test_one_message_to_a_prompt_is_the_input_of_its_template() -> None:
+    """A prompt trained with the template "Review: {input}" sees that text before the message, as in training."""
+    hello, brief = Message("user", "hello"), Message("system", "Be brief.")
+    assert conversation([hello], Reference(prompt="tone")) == "hello"
+    for messages, model in (
+        ([hello], Reference(base_model="tiny-llama")),
+        ([brief, hello], Reference(prompt="tone")),
+        ([Message("user", "")], Reference(prompt="tone")),
+    ):
+        assert conversation(messages, model) == messages
 
 
 def test_several_answers_have_seeds_of_their_own_and_are_the_same_streamed(client: OpenAI) -> None:

@@ -10,7 +10,9 @@ from trainer_service.jobs.admission import check_gate
 from trainer_service.jobs.comparisons import verdict
 from trainer_service.publish.gate import Evidence, decide
 from trainer_service.training.comparison import BARE, CURRENT, INSTRUCTED, Comparison, Estimate
-from trainer_service.training.spec import Metric
+from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
+from trainer_service.training.data.held_out import parted
+from trainer_service.training.spec import Example, Metric
 
 
 def evidence(
@@ -120,6 +122,15 @@ def test_a_gate_that_too_few_examples_are_going_to_judge_is_refused_when_the_job
         check_gate(gate, 10)
     check_gate(PublishGate(), 1)
     check_gate(None, 0)
+
+
+def test_a_gate_needs_more_examples_where_half_of_them_only_choose() -> None:
+    """18 examples would leave 9 to judge, and the gate would refuse the prompt after the whole training."""
+    with pytest.raises(InvalidInput, match=r"18 held-out examples can't decide it; at least 19 are needed with search"):
+        check_gate(BEAT_BARE, 18, judged_apart=True)
+    check_gate(BEAT_BARE, 19, judged_apart=True)
+    rows = tuple(EncodedExample(Example(line=n, input=str(n), output="x"), (1,), (2,)) for n in range(19))
+    assert len(parted(EncodedDataset(rows), 128, 512, cross_fit=False).judging) == 10
 
 
 def test_a_verdict_says_what_the_prompt_beats_and_what_not() -> None:

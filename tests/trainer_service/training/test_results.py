@@ -4,10 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from trainer_service.training.results import classification_metrics
+from trainer_service.training.comparison import compare
+from trainer_service.training.results import Results, classification_metrics
+from trainer_service.training.spec import Metric
 
 
 def test_f1_counts_only_labels_that_occur() -> None:
     metrics = classification_metrics([0, 0, 1, 1], [0, 1, 1, 1], num_labels=5)
     assert metrics["accuracy"] == 0.75
     assert metrics["macro_f1"] == pytest.approx((2 / 3 + 0.8) / 2)
+
+
+def test_a_label_of_many_tokens_counts_as_much_as_one_of_one() -> None:
+    """As in training. An output's tokens all count the same."""
+    texts = Results(log_probabilities=(-1.0, -9.0), num_targets=(1, 3), num_correct=(1, 1))
+    labels = texts.model_copy(update={"wanted": (0, 1), "chosen": (0, 1)})
+    assert texts.metrics(Metric.LOSS)["loss"] == 10 / 4
+    assert labels.metrics(Metric.LOSS)["loss"] == (1 / 1 + 9 / 3) / 2
+    other = labels.model_copy(update={"log_probabilities": (-2.0, -9.0)})
+    comparison = compare(Metric.LOSS, labels, other)
+    assert comparison is not None
+    assert comparison.difference == 0.5
+    assert comparison.high - comparison.low == pytest.approx(2 * 12.706 * 0.5)
+
+
+def test_a_text_metric_counts_the_examples_with_a_text() -> None:
+    """The standard error within which checkpoints count as equal depends on it."""
+    results = Results(log_probabilities=(-1.0,) * 4, num_targets=(1,) * 4, num_correct=(1,) * 4, texts={1: ("a", "a")})
+    assert (results.num_measured(Metric.EXACT_MATCH), results.num_measured(Metric.LOSS)) == (1, 4)
+    assert (results.num_measured(Metric.EXACT_MATCH, [0, 2]), results.num_measured(Metric.LOSS, [0, 2])) == (0, 2)

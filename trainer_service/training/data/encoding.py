@@ -139,11 +139,13 @@ def encode_dataset(
     max_positions: int,
     cache: TokenRowsCache | None = None,
     on_progress: OnProgress | None = None,
+    vocab_size: int | None = None,
 ) -> EncodedDataset:
     """Every example as token ids. Raises InvalidInput naming lines, with counts, for examples that can't be used.
 
     `max_positions` is the longest allowed sequence of virtual tokens, input and target. `spec.too_long` decides what
-    happens to longer examples. `cache` has the rows of other jobs with the same file.
+    happens to longer examples. `cache` has the rows of other jobs with the same file. `vocab_size`: the model's; its
+    tokenizer may have more tokens. None: unchecked.
     """
     source, indices = (
         (examples.base, examples.indices) if isinstance(examples, Selection) else (examples, range(len(examples)))
@@ -151,6 +153,8 @@ def encode_dataset(
     labels = spec.labels if spec.task is TaskKind.CLASSIFICATION else ()
     rows = (cache.get if cache is not None else encode_rows)(source, encoder, labels, on_progress)
     chosen = np.asarray(indices, np.int64)
+    if vocab_size is not None and len(beyond := chosen[np.isin(chosen, rows.beyond(vocab_size))]):
+        raise InvalidInput(_unknown_to_the_model(rows, beyond, vocab_size, encoder))
     room = max_positions - spec.hyperparameters.num_virtual_tokens
     long = chosen[rows.lengths[chosen] > room]
     shortened = dict[int, tuple[int, ...]]()
@@ -161,6 +165,9 @@ def encode_dataset(
     dropped = long[~np.isin(long, list(shortened))] if shortened else long
     chosen = chosen[~np.isin(chosen, dropped)] if len(dropped) else chosen
     label_ids = encoder.encode_candidates(spec.labels, "labels") if spec.task is TaskKind.CLASSIFICATION else ()
+    for index, ids in enumerate(label_ids):
+        if vocab_size is not None and max(ids) >= vocab_size:
+            raise InvalidInput.of(f"labels[{index}]", _unknown_token(max(ids), vocab_size, encoder))
     return EncodedDataset(EncodedRows(rows, chosen, shortened), label_ids, len(dropped), len(shortened))
 
 
@@ -172,8 +179,9 @@ def encode_split(
     model_positions: int,
     cache: TokenRowsCache | None = None,
     on_progress: OnProgress | None = None,
+    vocab_size: int | None = None,
 ) -> EncodedSplit:
-    """Both parts of a job's data as token ids. `model_positions` is the model's context.
+    """Both parts of a job's data as token ids. `model_positions` is the model's context; `vocab_size` as above.
 
     Raises InvalidInput naming lines, or a part that has no examples left.
     """
@@ -187,7 +195,7 @@ def encode_split(
             parts.append(EncodedDataset(()))
             continue
         with moved(in_dataset(name)):
-            part = encode_dataset(examples, encoder, spec, longest, cache, on_progress)
+            part = encode_dataset(examples, encoder, spec, longest, cache, on_progress, vocab_size)
         if not len(part):
             kind = "held-out" if examples is validation else "training"
             which = "the only" if len(examples) == 1 else f"all {len(examples)}"
@@ -239,6 +247,30 @@ def _shortened(
         if 0 < len(ids) <= left:
             found[row] = tuple(ids)
     return found
+
+
+def check_vocabulary(examples: Sequence[EncodedExample], vocab_size: int) -> None:
+    """Raises InvalidInput for a token id that the model lacks."""
+    highest = max(max(*example.input_ids, *example.target_ids) for example in examples)
+    if highest >= vocab_size:
+        raise InvalidInput.of("template", f"has the token id {highest}, but the base model has {vocab_size} tokens")
+
+
+def _unknown_to_the_model(
+    rows: TokenRows, beyond: NDArray[np.int64], vocab_size: int, encoder: InputEncoder
+) -> list[FieldViolation]:
+    return [
+        FieldViolation(Location(row=rows.source[row].line), _unknown_token(rows.highest_id(row), vocab_size, encoder))
+        for row in beyond[:MAX_REPORTED].tolist()
+    ]
+
+
+def _unknown_token(token_id: int, vocab_size: int, encoder: InputEncoder) -> str:
+    token = str(encoder.tokenizer.convert_ids_to_tokens(token_id))
+    return (
+        f"has the token {token[:40]!r} with the id {token_id}, but the base model has {vocab_size} tokens; leave that "
+        "token out, or choose a template without it"
+    )
 
 
 def _too_long(

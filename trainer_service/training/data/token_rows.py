@@ -61,6 +61,15 @@ class TokenRows:
         """The target's token ids of a row."""
         return tuple(self._ids[self._starts[row] + self.input_lengths[row] : self._starts[row + 1]].tolist())
 
+    def highest_id(self, row: int) -> int:
+        """The highest token id of a row."""
+        return int(self._ids[self._starts[row] : self._starts[row + 1]].max(initial=0))
+
+    def beyond(self, vocab_size: int) -> NDArray[np.int64]:
+        """The rows with a token id of `vocab_size` or more."""
+        places = np.flatnonzero(self._ids >= vocab_size)
+        return np.unique(np.searchsorted(self._starts, places, side="right") - 1).astype(np.int64)
+
     @property
     def num_bytes(self) -> int:
         """The memory of all arrays."""
@@ -99,7 +108,10 @@ def encode_rows(
 ) -> TokenRows:
     """Encode all examples. Raises InvalidInput naming the lines that the template rejects or that have no tokens."""
     by_label = {label: index for index, label in enumerate(labels)}
-    ids = array("H" if len(encoder.tokenizer) <= 1 << 16 else "i")
+    size = len(encoder.tokenizer)
+    if size <= 1 << 16:  # ids may have gaps
+        size = max(encoder.tokenizer.get_vocab().values(), default=0) + 1
+    ids = array("H" if size <= 1 << 16 else "i")
     input_lengths, target_lengths, label_indices = array("i"), array("i"), array("i")
     violations = list[FieldViolation]()
     for count, example in enumerate(source):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from shared.errors import SoftPromptError
+from shared.errors import InvalidInput, SoftPromptError
 from shared.model.base_model import BaseModel
 from shared.prompt.prefix import PrefixInput
 from shared.values.report import HeldOutAnswers
@@ -23,7 +23,7 @@ from trainer_service.training.comparison import (
     compare,
     estimate,
 )
-from trainer_service.training.data.encoding import EncodedDataset
+from trainer_service.training.data.encoding import EncodedDataset, check_vocabulary
 from trainer_service.training.data.held_out import MAX_CHOOSING, MAX_JUDGING, HeldOut, parted
 from trainer_service.training.evaluation import baselines
 from trainer_service.training.evaluation.answers import TUNED, Way, held_out_answers
@@ -134,7 +134,7 @@ class Evaluator:
         state.history.append(EvaluationRecord(step=step, metrics=metrics, score=score))
         top = max(record.score[0] for record in state.history)
         best = state.best_score
-        is_best = best is None or is_better(score, best, top, slack(metric, top, len(results)))
+        is_best = best is None or is_better(score, best, top, slack(metric, top, results.num_measured(metric)))
         state.stale_evaluations = 0 if is_best else state.stale_evaluations + 1
         if is_best:
             state.best_step, state.best_score = step, score
@@ -142,9 +142,8 @@ class Evaluator:
             indices = [index for index, side in enumerate(fold) if side == half]
             score = score_of(metric, results.metrics(metric, indices))
             choice.top = max(choice.top, score[0])
-            if choice.score is None or is_better(
-                score, choice.score, choice.top, slack(metric, choice.top, len(indices))
-            ):
+            room = slack(metric, choice.top, results.num_measured(metric, indices))
+            if choice.score is None or is_better(score, choice.score, choice.top, room):
                 choice.step, choice.score, choice.results = step, score, results
         return is_best
 
@@ -243,7 +242,11 @@ class Evaluator:
         """A baseline; None if it can't be written for this model and these examples, or computed on this worker."""
         try:
             baseline = write()
-            self._check_row(0, max(len(row.input_ids) + len(row.target_ids) - 1 for row in baseline.data.examples))
+            check_vocabulary(baseline.data.examples, self._base_model.info.vocab_size)
+            longest = max(len(row.input_ids) + len(row.target_ids) for row in baseline.data.examples)
+            if longest > (most := self._base_model.info.max_positions):
+                raise InvalidInput.of("dataset", f"an example has {longest} tokens; the model's context is {most}")
+            self._check_row(0, longest - 1)
         except SoftPromptError as error:
             log.info("the %s is not measured: %s", name.replace("_", " "), error.message)
             return None

@@ -85,20 +85,24 @@ def greedy_answers(
     max_new_tokens: int,
     end_token_ids: Collection[int],
 ) -> list[str]:
-    """The stripped answers to some inputs, each with its own prefix (None: without one).
+    """The stripped answers to some inputs, each with its own prefix (None: without one). An answer ends where the
+    model's context does.
 
     In one batch, except for inputs after keys and values: they take another, and one for each length if the model has a
     sliding window, because transformers counts the padding between a prefix and its input as part of the window.
     """
     is_windowed = getattr(base_model.model.config.get_text_config(), "sliding_window", None) is not None
-    batches: dict[int, list[int]] = {}
+    batches: dict[tuple[int, int], list[int]] = {}
     for index, (prefix, ids) in enumerate(zip(prefixes, inputs, strict=True)):
         key = 0 if prefix is None or not prefix.keys else len(ids) if is_windowed else 1
-        batches.setdefault(key, []).append(index)
+        used = len(ids) + (0 if prefix is None else prefix.num_virtual_tokens)
+        batches.setdefault((key, min(max_new_tokens, base_model.info.max_positions - used)), []).append(index)
     answers = [""] * len(inputs)
-    for indices in batches.values():
+    for (_, room), indices in batches.items():
+        if room < 1:
+            continue
         arguments = _arguments(base_model, [prefixes[index] for index in indices], [inputs[index] for index in indices])
-        found = _greedy(base_model, arguments, max_new_tokens, base_model.stop_token_ids | set(end_token_ids))
+        found = _greedy(base_model, arguments, room, base_model.stop_token_ids | set(end_token_ids))
         for index, answer in zip(indices, found, strict=True):
             answers[index] = answer
     return answers

@@ -59,7 +59,8 @@ def initial_matrix(
     if init.method is InitMethod.DEMONSTRATIONS:
         return embed(base_model, next(iter(texts)))
     wanted = [init.text] if init.method is InitMethod.TEXT else [" " + label for label in labels]
-    ids = [token for text in wanted for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    found = [token for text in wanted for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    ids = [token for token in found if token < base_model.info.vocab_size]  # a tokenizer may have more than the model
     if not ids:
         raise InvalidInput.of("spec.hyperparameters.init.text", "has no tokens in this model's vocabulary")
     return embed(base_model, [ids[index % len(ids)] for index in range(num_virtual_tokens)])

@@ -7,6 +7,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from shared.errors import InvalidInput
 from shared.text.template import InputEncoder, Template
@@ -176,3 +178,29 @@ def test_labels_that_begin_one_another_are_distinguished_by_the_end_of_sequence(
     eos = encoder.tokenizer.eos_token_id
     assert all(ids[-1] == eos for ids in encode_dataset(classification(), encoder, nested, 200).label_ids)
     assert all(ids[-1] != eos for ids in encode_dataset(classification(), encoder, spec, 200).label_ids)
+
+
+def test_tokens_that_the_model_lacks_are_refused_with_their_line() -> None:
+    """A tokenizer may have tokens that were added after the model; their ids have no embeddings."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["[new]"])
+    encoder, spec = InputEncoder(tokenizer, Template(text="In: {input}\nOut:")), task().spec
+    examples = (*generation(2), Example(line=30, input="a [new] word", output="y"))
+    with pytest.raises(InvalidInput, match=r"line 30: has the token '\[new\]' with the id 261, but .* has 261 tokens"):
+        encode_dataset(examples, encoder, spec, 200, vocab_size=261)
+    assert len(encode_dataset(examples, encoder, spec, 200, vocab_size=262)) == 3
+    assert len(encode_dataset(examples[:2], encoder, spec, 200, vocab_size=261)) == 2
+    labels = task(train=classification()).spec.model_copy(update={"labels": ("good", "[new]", "so-so", "bad")})
+    with pytest.raises(InvalidInput, match=r"labels\[1\]: has the token '\[new\]'"):
+        encode_dataset([Example(line=1, input="x", label="good")], encoder, labels, 200, vocab_size=261)
+
+
+def test_a_tokenizer_whose_ids_have_gaps_may_have_large_ids() -> None:
+    tokenizer = byte_tokenizer()
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab = backend["model"]["vocab"]
+    vocab["z"] = 70_000
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(backend)), eos_token="<end>")
+    encoder = InputEncoder(tokenizer, Template(text="{input}\n"))
+    (example,) = encode_dataset([Example(line=1, input="z", output="y")], encoder, task().spec, 200).examples
+    assert example.input_ids[0] == 70_000

@@ -39,3 +39,15 @@ def test_keys_and_values_answer_as_the_prompt_that_they_were_computed_from(model
     expected = answers([entering[0], entering[1], None, entering[1]])
     assert len(set(expected)) == 4
     assert answers([lifted[0], lifted[1], None, entering[1]]) == expected
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_an_answer_ends_with_the_models_context_and_others_are_the_same(model_type: str) -> None:
+    """GPT-2 has no embedding for a position beyond it."""
+    base = build(model_type)
+    short, long = [11] * 20, [10] * (256 - 5)
+    alone, together = (
+        greedy_answers(base, [None] * len(inputs), inputs, 30, ()) for inputs in ([short], [long, short])
+    )
+    assert together[1:] == alone
+    assert len(together[0]) <= 5
