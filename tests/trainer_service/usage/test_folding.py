@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -25,7 +27,9 @@ from shared.store.usage import (
     write_used_up,
 )
 from shared.values.usage import BudgetStatus, UsageDimension, UsageFilter, UsageRow
+from tests.trainer_service.builders import record as job_record
 from trainer_service.database.database import Database
+from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.usage.budgets import Budgets, used_up
 from trainer_service.usage.ledger import UsageLedger
 from trainer_service.usage.rounds import Folded, UsageFolding, UsageRounds
@@ -46,13 +50,18 @@ class DyingSegments(UsageSegments):
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[UsageLedger]:
+def database(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Database]:
     url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
     if request.param == "postgresql":
         url = request.getfixturevalue("postgres").create_database(f"test_{uuid.uuid4().hex}")
     database = Database(url)
-    yield UsageLedger(database)
+    yield database
     database.close()
+
+
+@pytest.fixture
+def ledger(database: Database) -> UsageLedger:
+    return UsageLedger(database)
 
 
 def record(**changes: Any) -> UsageRecord:
@@ -248,3 +257,28 @@ def test_a_hard_budget_is_used_up_until_it_resets(ledger: UsageLedger) -> None:
     assert {name: found.budget for name, found in read_used_up(backend).items()} == {"shop": "hard"}
     budgets_tomorrow = Budgets(ledger, lambda: time.time() + 86_400)
     budgets_tomorrow.check(tenant)
+
+
+def test_parallel_creations_do_not_exceed_a_budget_of_jobs(database: Database) -> None:
+    budgets, store = Budgets(UsageLedger(database)), JobStore(database)
+    tenant = Tenant("shop", budgets=(Budget("few", "jobs", 3, hard=True),))
+    barrier = threading.Barrier(8)
+
+    def create(_: int) -> bool:
+        budgets.check(tenant)
+        barrier.wait()
+        try:
+            store.create(
+                job_record(tenant="shop"),
+                max_queued=100,
+                max_active_of_caller=100,
+                check_budgets=lambda connection: budgets.check(tenant, connection),
+            )
+        except Overloaded:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(create, range(8))) == 3
+    (status,) = budgets.statuses([tenant])
+    assert (status.used, status.is_used_up) == (3, True)
