@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -282,3 +283,14 @@ def test_parallel_creations_do_not_exceed_a_budget_of_jobs(database: Database) -
         assert sum(threads.map(create, range(8))) == 3
     (status,) = budgets.statuses([tenant])
     assert (status.used, status.is_used_up) == (3, True)
+
+
+def test_the_seconds_of_running_jobs_count(database: Database) -> None:
+    budgets, store = Budgets(UsageLedger(database)), JobStore(database)
+    tenant = Tenant("shop", budgets=(Budget("hour", "worker_seconds", 3600, hard=True),))
+    for began in (None, time.time() - 2000, time.time() - 2000):
+        budgets.check(tenant)
+        job = store.create(job_record(tenant="shop"), max_queued=100, max_active_of_caller=100)
+        store.change(job.id, lambda record, began=began: replace(record, claimed_at=began))
+    with pytest.raises(Overloaded, match="'hour' is used up"):
+        budgets.check(tenant)
