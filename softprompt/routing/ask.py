@@ -23,7 +23,7 @@ class Call:
     metadata: Sequence[tuple[str, str]] = ()
     timeout_seconds: float | None = None
     answered: Callable[[Any], object] = lambda metadata: None
-    """Gets the metadata of a replica's answer: of a stream, the initial one, then the trailing one if it is complete."""
+    """Gets a replica's metadata: of a stream, the initial one, and the trailing one of a complete answer."""
 
 
 @dataclass(frozen=True)

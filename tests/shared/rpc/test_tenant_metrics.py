@@ -155,8 +155,7 @@ async def test_a_router_counts_a_stream_that_is_cut_for_its_tenant(callers_file:
                 await call.read()
                 proxy.cut(reset=True)
                 with pytest.raises(grpc.aio.AioRpcError, match="the replica ended during the answer"):
-                    while await call.read() is not grpc.aio.EOF:
-                        pass
+                    await call.read()
                 await until(lambda: counted("fault"))
                 named = TenantLabels.read(await call.initial_metadata())  # a gateway counts by it
                 assert named == TenantLabels("alone", "interactive")

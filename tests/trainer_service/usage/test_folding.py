@@ -131,15 +131,19 @@ def test_a_list_that_was_read_during_a_publication_loses_no_segment(ledger: Usag
         b"[" * 100_000,
     ],
 )
-def test_a_bad_segment_is_set_aside_and_stops_nothing(line: bytes, tmp_path: Any) -> None:
+def test_a_bad_line_is_set_aside_and_stops_nothing(line: bytes, tmp_path: Any) -> None:
     database, backend = Database(f"sqlite:///{tmp_path / 'jobs.sqlite3'}"), MemoryBackend()
-    ledger = UsageLedger(database)
-    backend.create(SegmentId(LIFE, 1).key, encode_segment([record()]) + line + b"\n")
+    folding = UsageFolding(UsageLedger(database), UsageSegments(backend))
+    backend.create(SegmentId(LIFE, 1).key, line + b"\n" + encode_segment([record()]))
     publish(backend, 1, record(), life="f" * 32)
-    assert UsageFolding(ledger, UsageSegments(backend)).fold() == Folded(1, 1)
-    assert [row.requests for row in rows_of(ledger)] == [1]
-    assert [info.key for info in backend.list(USAGE_REFUSED)] == [f"{USAGE_REFUSED}{LIFE}-000000001.jsonl"]
-    assert UsageFolding(ledger, UsageSegments(backend)).fold() == Folded(0, 0)
+    assert folding.fold() == Folded(2, 1)
+    assert [row.requests for row in rows_of(UsageLedger(database))] == [2]
+    refused = f"{USAGE_REFUSED}{LIFE}-000000001.jsonl"
+    assert backend.get(refused, 1 << 20) == line + b"\n"
+    assert [info.key for info in backend.list(USAGE_REFUSED)] == [refused]
+    assert folding.fold() == Folded(0, 0)
+    backend.create(SegmentId("a" * 32, 1).key, encode_segment([record()]))  # as docs/usage.md mends it
+    assert folding.fold() == Folded(1, 0)
     database.close()
 
 
