@@ -16,7 +16,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -33,9 +33,9 @@ from shared.store.usage import (
     UsageRecord,
     UsageSegments,
     UsedUp,
+    decode_segment,
     encode_segment,
     read_used_up,
-    summed,
 )
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,10 @@ class UsageJournal:
         for path in names:
             if below is None or int(path.name) < below:
                 data = path.read_bytes()
-                segments.publish(SegmentId(life.name, int(path.name)), encode_segment(summed(_whole(data))))
+                whole = decode_segment(data)
+                if whole.unread:  # a loss of power has damaged it
+                    log.warning("damaged records of usage are skipped: %s", whole.problem)
+                segments.publish(SegmentId(life.name, int(path.name)), encode_segment(whole.records))
                 path.unlink()
                 if below is not None:
                     with self._lock:
@@ -209,16 +212,6 @@ class ReplicaUsage:
             self._journal.publish(self._segments)
         finally:  # neither failure prevents the other
             self._used_up = read_used_up(self._backend)
-
-
-def _whole(data: bytes) -> Iterator[UsageRecord]:
-    """The records of a file without what a loss of power has damaged."""
-    for line in data.split(b"\n"):
-        if line:
-            try:
-                yield UsageRecord.model_validate_json(line)
-            except ValidationError:
-                log.warning("a damaged record of usage is skipped")
 
 
 def _held(life: Path) -> int | None:

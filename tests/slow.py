@@ -17,6 +17,7 @@ FOLDERS = ("benchmarks", "k8s", "packaging", "softprompt/gateway", "softprompt/r
 FILES = frozenset(
     {
         "trainer_service/usage/test_usage_calls.py",
+        "trainer_service/usage/test_usage_under_kills.py",
         "inference_service/engine/guide/test_guided.py",
         "inference_service/engine/kv/test_clean_rows.py",
         "inference_service/engine/run/test_paged.py",

@@ -130,6 +130,8 @@ async def _drive(behaviour: Any, request: Any, context: Any, outcome: _Outcome) 
         return
     async with aclosing(behaviour(request, context)) as responses:
         async for response in responses:
+            if outcome.answered_at is None and (labels := outcome.labels) != TenantLabels():
+                await context.send_initial_metadata(labels.metadata)  # a stream that is cut has no trailing metadata
             await context.write(response)
             outcome.sent_one(response)
 
@@ -308,8 +310,8 @@ class _Outcome:
         answer: Any = rpc_status.to_status(status)  # a named tuple; the stubs don't know that
         if isinstance(error, SoftPromptError) and "caller" in error.metadata:
             self._refused = {"caller": error.metadata["caller"]}
-        if self._caller is not None:
-            answer = answer._replace(trailing_metadata=(*answer.trailing_metadata, *self.labels.metadata))
+        if (labels := self.labels) != TenantLabels():
+            answer = answer._replace(trailing_metadata=(*answer.trailing_metadata, *labels.metadata))
         if isinstance(error, Overloaded):
             answer = answer._replace(trailing_metadata=(*answer.trailing_metadata, (PUSHBACK_KEY, _pushback(error))))
         await context.abort_with_status(answer)

@@ -1,7 +1,8 @@
 """Requests, outcomes and latency by tenant and by prompt class: the same series of every service and the gateway.
 
-Services with a callers file know the tenant and the class, and answer with both in trailing metadata. Routers and
-gateways have no callers file: they read them there, so no caller can choose a label.
+Services with a callers file know the tenant and the class, and answer with both in trailing metadata, and streams also
+in initial metadata, because one that is cut has no trailing metadata. Routers and gateways have no callers file: they
+read them there, so no caller can choose a label.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ class TenantLabels:
 
     @classmethod
     def read(cls, metadata: Iterable[tuple[str, Any]] | None) -> TenantLabels:
-        """The labels in a service's trailing metadata; the default ones if it has none."""
+        """The labels in a service's metadata; the default ones if it has none."""
         found = {key: value for key, value in metadata or () if isinstance(value, str)}
         return cls(found.get(TENANT_KEY) or OTHER, found.get(CLASS_KEY) or STANDARD_CLASS)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """The labels as trailing metadata."""
+        """The labels as metadata."""
         return ((TENANT_KEY, self.tenant), (CLASS_KEY, self.prompt_class))
 
 

@@ -1,7 +1,7 @@
 """Usage in the store: the segments of replicas' journals on their way to the trainer, and the budgets that are used up.
 
 A journal has a random id, its life, and numbers its segments from 1. Segment `usage/<life>/<number>.jsonl` is created
-once and removed by a trainer that has added it to its database. One that can't be added goes to `usage-refused/`.
+once and removed by a trainer that has added it to its database. Lines that can't be added go to `usage-refused/`.
 """
 
 from __future__ import annotations
@@ -101,17 +101,28 @@ def encode_segment(records: Iterable[UsageRecord]) -> bytes:
     return "".join(f"{record.model_dump_json()}\n" for record in records).encode()
 
 
-def decode_segment(data: bytes) -> list[UsageRecord]:
-    """Inverse of `encode_segment`. Raises DamagedBlob naming the first bad line."""
-    found = []
-    for number, line in enumerate(data.splitlines(), start=1):
+@dataclass(frozen=True)
+class Segment:
+    """The records of a segment, and its lines that are none."""
+
+    records: list[UsageRecord]
+    unread: bytes = b""
+    problem: str = ""
+    """What is wrong with the first of these lines."""
+
+
+def decode_segment(data: bytes) -> Segment:
+    """Inverse of `encode_segment`."""
+    found, unread, problem = list[UsageRecord](), list[bytes](), ""
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
         try:
             found.append(UsageRecord.model_validate_json(line))
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             place = ".".join(map(str, first["loc"])) or "record"
-            raise DamagedBlob(f"line {number}: {place}: {first['msg']}") from None
-    return summed(found)
+            problem = problem or f"line {number}: {place}: {first['msg']}"
+            unread.append(line)
+    return Segment(summed(found), b"".join(unread), problem)
 
 
 @dataclass(frozen=True, order=True)
@@ -142,8 +153,8 @@ class UsageSegments:
         found = (_SEGMENT.fullmatch(info.key) for info in self._backend.list(USAGE))
         return sorted(SegmentId(match[1], int(match[2])) for match in found if match)
 
-    def read(self, segment: SegmentId) -> list[UsageRecord] | None:
-        """Its records; None if it is gone. Raises DamagedBlob."""
+    def read(self, segment: SegmentId) -> Segment | None:
+        """Its content; None if it is gone. Raises DamagedBlob if it is too large."""
         data = self._backend.get(segment.key, MAX_USAGE_BYTES)
         return None if data is None else decode_segment(data)
 
@@ -151,10 +162,12 @@ class UsageSegments:
         """Whether the store has it."""
         return self._backend.head(segment.key) is not None
 
-    def refuse(self, segment: SegmentId) -> None:
-        """Keep a copy for the operator. Of one that is too large, only a note is kept."""
+    def refuse(self, segment: SegmentId, unread: bytes = b"") -> None:
+        """Keep the lines that can't be read for the operator; by default all. Of a segment that is far too large, only
+        a note is kept.
+        """
         try:
-            data = self._backend.get(segment.key, 4 * MAX_USAGE_BYTES)
+            data = unread or self._backend.get(segment.key, 4 * MAX_USAGE_BYTES)
         except DamagedBlob as error:
             data = error.message.encode()
         if data is not None:

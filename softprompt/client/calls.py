@@ -16,23 +16,25 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class LatestAnswer:
-    """Trailing metadata of the latest call in a block of `carrying`."""
+    """Metadata that the services answered in the latest call of a block of `carrying`."""
 
     def __init__(self) -> None:
-        self._metadata: Any = None
+        self._metadata: Any = ()
         self._call: Any = None
 
     def began(self, call: Any) -> None:
         """Note a call of gRPC."""
         self._call = call
 
-    def ended(self, metadata: Any) -> None:
-        """Note the trailing metadata of a call that has no object of gRPC."""
+    def answered(self, metadata: Any) -> None:
+        """Note the metadata of a call that has no object of gRPC."""
         self._metadata, self._call = metadata, None
 
     async def metadata(self) -> Any:
-        """The metadata; None if there was no call, or it has not ended."""
-        return await self._call.trailing_metadata() if self._call is not None and self._call.done() else self._metadata
+        """The initial metadata, then the trailing one; empty if there was no call, or it has not ended."""
+        if self._call is None or not self._call.done():
+            return self._metadata
+        return (*(await self._call.initial_metadata() or ()), *(await self._call.trailing_metadata() or ()))
 
 
 _carried: ContextVar[Metadata | None] = ContextVar("softprompt_call_metadata", default=None)
@@ -55,9 +57,9 @@ def carrying(metadata: Metadata, latest: LatestAnswer | None = None) -> Iterator
 
 
 def note_answer(metadata: Any) -> None:
-    """Note the trailing metadata of a call that began in a block of `carrying`."""
+    """Note the metadata of a call that began in a block of `carrying`."""
     if (latest := _latest.get()) is not None:
-        latest.ended(metadata)
+        latest.answered(metadata)
 
 
 def metadata_of(tokens: TokenSource) -> Metadata:

@@ -80,4 +80,5 @@ async def _abort(error: grpc.aio.AioRpcError, context: Any) -> None:
 
 def _name_tenant(metadata: Any, context: Any) -> None:
     """Answer with the tenant and prompt class that the replica named, which the router's metrics have, too."""
-    context.set_trailing_metadata(TenantLabels.read(metadata).metadata)
+    if (labels := TenantLabels.read(metadata)) != TenantLabels():
+        context.set_trailing_metadata(labels.metadata)

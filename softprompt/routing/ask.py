@@ -22,8 +22,8 @@ class Call:
     request: bytes
     metadata: Sequence[tuple[str, str]] = ()
     timeout_seconds: float | None = None
-    ended: Callable[[Any], object] = lambda metadata: None
-    """Gets the trailing metadata of a replica's complete answer."""
+    answered: Callable[[Any], object] = lambda metadata: None
+    """Gets a replica's metadata: of a stream, the initial one, and the trailing one of a complete answer."""
 
 
 @dataclass(frozen=True)

@@ -126,13 +126,13 @@ class Routing:
                         if not route.is_certain:
                             await self._directory.catch_up()
                         continue
-                    if name != STREAMING:
-                        given.ended(await call.trailing_metadata())
-                    code = grpc.StatusCode.CANCELLED if name == STREAMING else grpc.StatusCode.OK
+                    stream = name == STREAMING
+                    given.answered(await (call.initial_metadata() if stream else call.trailing_metadata()))
+                    code = grpc.StatusCode.CANCELLED if stream else grpc.StatusCode.OK
                     try:
                         if first is not None:
                             yield first
-                        while name == STREAMING and (message := await call.read()) is not grpc.aio.EOF:
+                        while stream and (message := await call.read()) is not grpc.aio.EOF:
                             yield message
                         code = grpc.StatusCode.OK
                     except grpc.aio.AioRpcError as error:
@@ -140,7 +140,7 @@ class Routing:
                         raise _explained(error, "the replica ended during the answer") from error
                     finally:
                         self._observe(link.replica.base_model, code.name)
-                    given.ended(await call.trailing_metadata())
+                    given.answered(await call.trailing_metadata())
                     return
                 finally:
                     call.cancel()

@@ -45,7 +45,8 @@ def request(**changes: object) -> FinishedRequest:
 
 def published(backend: MemoryBackend) -> list[UsageRecord]:
     segments = UsageSegments(backend)
-    return [record for segment in segments.all() for record in segments.read(segment) or ()]
+    found = (segments.read(segment) for segment in segments.all())
+    return [record for segment in found if segment is not None for record in segment.records]
 
 
 def test_a_killed_process_loses_no_record(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric
 
-from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector
+from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector, UsageCollector
 from inference_service.servicer import SERVICE_NAME
 from shared.caller import STANDARD_CLASS, PromptClass
 from shared.rpc.metrics import RpcMetrics
@@ -80,7 +80,8 @@ def families() -> tuple[Metric, ...]:
     zeros: Any = Zeros()
     objectives = ObjectiveCollector(lambda: {STANDARD_CLASS: PromptClass()})
     state = StateCollector(lambda: zeros, zeros, lambda: zeros)
-    return (*registry.collect(), *gateway.collect(), *objectives.collect(), *state.collect())
+    lost = UsageCollector(lambda: 0).collect()
+    return (*registry.collect(), *gateway.collect(), *objectives.collect(), *state.collect(), *lost)
 
 
 class Zeros:

@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from sqlalchemy import Connection
+
 from shared.caller import Tenant, current_caller
 from shared.errors import InvalidInput, Unavailable
 from shared.model.models_file import ModelsFile
@@ -106,13 +108,14 @@ class JobManager:
         pools: TrainerPools | None = None,
         tenants: Callable[[], Mapping[str, Tenant]] = dict,
         models: ModelsFile | None = None,
-        check_budgets: Callable[[Tenant], None] = lambda tenant: None,
+        check_budgets: Callable[[Tenant, Connection | None], None] = lambda tenant, within: None,
         estimate_memory: Callable[[EffectiveSpec], int | None] = lambda spec: None,
     ) -> None:
         """With a `ledger`, jobs may use only datasets of their own tenant; without one, all that `datasets` can read.
         `tenants()` returns the current tenants of the callers file by name. `models`: limits of base models' workers.
-        `check_budgets` raises Overloaded for a tenant whose budget is used up; it may block. `estimate_memory` returns
-        the bytes that a worker needs for a job, or None if it can't be computed.
+        `check_budgets` raises Overloaded for a tenant whose budget is used up, read in the given transaction or in one
+        of its own; it may block. `estimate_memory` returns the bytes that a worker needs for a job, or None if it can't
+        be computed.
         """
         self._check_budgets, self._estimate_memory = check_budgets, estimate_memory
         self._ledger = ledger
@@ -183,7 +186,7 @@ class JobManager:
     async def _check_owner(self, spec: StoredSpec, owner: JobOwner) -> None:
         _check_priority(spec, owner)
         if owner.tenant.budgets:
-            await self._context.database.call(self._check_budgets, owner.tenant)
+            await self._context.database.call(self._check_budgets, owner.tenant, None)
 
     def _limits_of(self, owner: JobOwner) -> dict[str, Any]:
         """The limits of a creation, as arguments of the job store."""
@@ -232,6 +235,7 @@ class JobManager:
             **self._limits_of(owner),
             visible_to=current_caller().prompts,
             use_datasets=None if self._ledger is None else self._ledger.use,
+            check_budgets=lambda connection: self._check_budgets(owner.tenant, connection),
             weight=owner.tenant.weight,
         )
         if created.id == job.id:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from sqlalchemy import Connection
+
 from shared.caller import Budget, Tenant
 from shared.store.usage import UsedUp
 from shared.values.usage import BudgetStatus
@@ -19,9 +21,9 @@ class Budgets:
     def __init__(self, ledger: UsageLedger, clock: Callable[[], float] = time.time) -> None:
         self._ledger, self._clock = ledger, clock
 
-    def check(self, tenant: Tenant) -> None:
-        """Raises Overloaded if a hard budget of the tenant is used up."""
-        found = used_up(self._status(tenant, budget) for budget in tenant.budgets if budget.hard)
+    def check(self, tenant: Tenant, within: Connection | None = None) -> None:
+        """Raises Overloaded if a hard budget of the tenant is used up. `within`: the transaction that creates a job."""
+        found = used_up(self._status(tenant, budget, within) for budget in tenant.budgets if budget.hard)
         if tenant.name in found:
             raise found[tenant.name].error(self._clock())
 
@@ -29,9 +31,9 @@ class Budgets:
         """All budgets of these tenants."""
         return tuple(self._status(tenant, budget) for tenant in tenants for budget in tenant.budgets)
 
-    def _status(self, tenant: Tenant, budget: Budget) -> BudgetStatus:
+    def _status(self, tenant: Tenant, budget: Budget, within: Connection | None = None) -> BudgetStatus:
         start, end = period(budget.per, datetime.fromtimestamp(self._clock(), UTC))
-        used = self._ledger.used(tenant.name, budget, int(start.timestamp()), int(end.timestamp()))
+        used = self._ledger.used(tenant.name, budget, int(start.timestamp()), int(end.timestamp()), within)
         about: dict[str, Any] = {"of": budget.of, "limit": budget.limit, "per": budget.per}
         return BudgetStatus(tenant.name, budget.name, used=used, is_hard=budget.hard, reset_time=end, **about)
 

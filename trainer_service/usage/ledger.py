@@ -6,7 +6,9 @@ an earlier number is never added again. Any trainer may add any segment at any t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, tuple_, update
@@ -90,16 +92,26 @@ class UsageLedger:
             found = connection.execute(query).mappings().all()
         return [_row(row, filter.by) for row in found if row["requests"] is not None]
 
-    def used(self, tenant: str, budget: Budget, first_hour: int, end_hour: int) -> float:
-        """What the tenant has used of what the budget counts. Unended jobs count in the period of their creation."""
+    def used(
+        self, tenant: str, budget: Budget, first_hour: int, end_hour: int, within: Connection | None = None
+    ) -> float:
+        """What the tenant has used of what the budget counts. Unended jobs count in the period of their creation, and
+        the seconds of those on workers as if they ended now.
+
+        `within`: the transaction that reads; by default one of its own.
+        """
         total = [func.sum(rows.c[name]) for name in _BUDGETED.get(budget.of, (budget.of,))]
+        is_live = (jobs.c.tenant == tenant) & jobs.c.state.in_(UNENDED)
+        seconds = jobs.c.runtime_seconds + func.coalesce(time.time() - jobs.c.claimed_at, 0.0)
+        live = {
+            "jobs": select(func.count()).where(is_live, jobs.c.create_time >= first_hour),
+            "worker_seconds": select(func.sum(seconds)).where(is_live),
+        }
+        if budget.of in live:  # in the same statement, so that a job that ends now is counted once
+            total.append(live[budget.of].scalar_subquery())
         query = select(*total).where(rows.c.tenant == tenant, rows.c.hour >= first_hour, rows.c.hour < end_hour)
-        with self._database.read() as connection:
-            found = float(sum(number or 0 for number in connection.execute(query).one()))
-            if budget.of == "jobs":
-                live = select(func.count()).where(jobs.c.tenant == tenant, jobs.c.state.in_(UNENDED))
-                found += connection.scalar(live.where(jobs.c.create_time >= first_hour)) or 0
-            return found
+        with self._database.read() if within is None else nullcontext(within) as connection:
+            return float(sum(number or 0 for number in connection.execute(query).one()))
 
     def remove_before(self, hour: int) -> int:
         """Removes older rows, and journals that ended long ago. Returns the number of rows."""

@@ -89,21 +89,24 @@ class UsageFolding:
         if segment != expected and self._segments.exists(expected):
             return  # the list was read while it was published: the next round adds both
         try:
-            records = self._segments.read(segment)
-            if records is not None:  # else another trainer has it
-                folded.added += self._ledger.fold(segment, records)
+            found = self._segments.read(segment)
+            if found is not None:  # else another trainer has it
+                if found.unread:
+                    folded.refused += self._refuse(segment, found.problem, found.unread)
+                folded.added += self._ledger.fold(segment, found.records)
         except DamagedBlob as error:
             folded.refused += self._refuse(segment, error.message)
+            self._ledger.fold(segment, ())
         except DataError as error:
             folded.refused += self._refuse(segment, f"the database refuses it: {type(error.orig).__name__}")
+            self._ledger.fold(segment, ())
         numbers[segment.life] = segment.number + 1
         self._segments.remove(segment)
 
-    def _refuse(self, segment: SegmentId, reason: str) -> bool:
-        """Keeps the segment elsewhere, so that it delays no other, and counts it as added."""
+    def _refuse(self, segment: SegmentId, reason: str, unread: bytes = b"") -> bool:
+        """Keeps these lines of the segment elsewhere, by default all, so that it delays no other."""
         log.error("a segment of usage is refused", extra={"fields": {"segment": segment.key, "why": reason}})
-        self._segments.refuse(segment)
-        self._ledger.fold(segment, ())
+        self._segments.refuse(segment, unread)
         return True
 
 

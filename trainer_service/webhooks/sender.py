@@ -8,11 +8,14 @@ from __future__ import annotations
 import base64
 import hmac
 import http.client
+import socket
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from pydantic import SecretStr
@@ -20,7 +23,30 @@ from pydantic import SecretStr
 from trainer_service.webhooks.endpoints import Endpoint, key_of
 
 SEND_SECONDS = 10.0
-"""Time limit of connecting, and of each wait for the answer."""
+"""Time limit of connecting, and then of the rest: a receiver that answers byte by byte gets no more."""
+_attempt = threading.local()
+"""`timer` of this thread's attempt: it ends the connection."""
+
+
+class _Limited(http.client.HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        held = self.sock.dup()  # TLS takes the socket itself away
+        _attempt.timer = threading.Timer(SEND_SECONDS, _shut, [held])
+        _attempt.timer.daemon, _attempt.held = True, held
+        _attempt.timer.start()
+
+
+class _LimitedTLS(http.client.HTTPSConnection, _Limited):
+    pass
+
+
+class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Limited, request)
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_LimitedTLS, request, context=_TLS)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -28,7 +54,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_OPENER = urllib.request.build_opener(_NoRedirects, urllib.request.HTTPSHandler(context=ssl.create_default_context()))
+_TLS = ssl.create_default_context()
+_OPENER = urllib.request.build_opener(_NoRedirects, _Handler)
 
 
 def signature(secrets: Iterable[SecretStr], event_id: str, timestamp: int, body: bytes) -> str:
@@ -50,19 +77,28 @@ def send(endpoint: Endpoint, event_id: str, body: bytes) -> str:
         "webhook-timestamp": str(now),
         "webhook-signature": signature(endpoint.secrets, event_id, now, body),
     }
-    request = urllib.request.Request(endpoint.url, body, headers, method="POST")
+    request, began = urllib.request.Request(endpoint.url, body, headers, method="POST"), time.monotonic()
     try:
         with _OPENER.open(request, timeout=SEND_SECONDS):
             return ""
     except urllib.error.HTTPError as error:
         error.close()
         return f"HTTP status {error.code}"
-    except urllib.error.URLError as error:
-        return f"not reachable: {_shown(error.reason)}"
-    except TimeoutError:
-        return f"no answer within {SEND_SECONDS:g} s"
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, TimeoutError) or time.monotonic() - began >= SEND_SECONDS:
+            return f"no answer within {SEND_SECONDS:g} s"
+        if isinstance(error, urllib.error.URLError):
+            return f"not reachable: {_shown(error.reason)}"
         return f"{type(error).__name__}: {_shown(error)}"
+    finally:
+        if (timer := vars(_attempt).pop("timer", None)) is not None:
+            timer.cancel()
+            _attempt.held.close()
+
+
+def _shut(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _shown(error: object) -> str:

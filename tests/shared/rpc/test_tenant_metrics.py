@@ -21,6 +21,7 @@ from shared.store.replicas import ReplicaDirectory, ReplicaRecord
 from tests.shared.rpc.service import Running, refusal, running_server
 from tests.softprompt.router.running import running_router
 from tests.softprompt.router.test_router import metric
+from tests.tcp_proxy import tcp_proxy
 from tests.waiting import until
 
 SHOP, ALONE = new_token(), new_token()
@@ -109,21 +110,19 @@ async def test_without_callers_every_request_is_of_the_other_tenant() -> None:
         assert requests(running, "other", "standard", "ok") == 1
 
 
+def announce(port: int, store_dir: Path) -> None:
+    """Write the record of a replica at this port."""
+    names = {"id": "a", "base_model": "m", "base_model_fingerprint": "f"}
+    record = ReplicaRecord(**names, address=f"127.0.0.1:{port}", started_at=utc_now())
+    ReplicaDirectory(open_store(str(store_dir)).backend).put(record)
+
+
 async def test_a_router_counts_by_what_replicas_answer_and_by_nothing_that_callers_send(
     callers_file: Path, tmp_path: Path
 ) -> None:
-    directory = ReplicaDirectory(open_store(str(tmp_path / "store")).backend)
     async with running_server(callers_file=str(callers_file)) as replica:
         await replica.server.set_serving(True)
-        directory.put(
-            ReplicaRecord(
-                id="a",
-                base_model="m",
-                base_model_fingerprint="f",
-                address=f"127.0.0.1:{replica.port}",
-                started_at=utc_now(),
-            )
-        )
+        announce(replica.port, tmp_path / "store")
         async with running_router(tmp_path / "r", tmp_path / "store") as router:
             lie = (*bearer(ALONE), ("x-softprompt-tenant", "acme"))
             await router.stub.CountTokens(counting("support-tone"), metadata=lie)
@@ -133,6 +132,33 @@ async def test_a_router_counts_by_what_replicas_answer_and_by_nothing_that_calle
             found = [await metric(router, name, **labels, outcome=outcome) for outcome in ("ok", "invalid", "fault")]
             assert found == [1, 1, 1]
             assert await metric(router, name, tenant="acme") == 0
+
+
+async def test_a_router_counts_a_stream_that_is_cut_for_its_tenant(callers_file: Path, tmp_path: Path) -> None:
+    async with running_server(callers_file=str(callers_file)) as replica:
+        await replica.server.set_serving(True)
+        with tcp_proxy(replica.port) as proxy:
+            announce(proxy.port, tmp_path / "store")
+            async with running_router(tmp_path / "r", tmp_path / "store") as router:
+                given = generation_pb2.GenerationInput(prompt="support-tone")
+                request = generation_pb2.GenerateStreamRequest(input=given)
+
+                async def counted(outcome: str) -> bool:
+                    labels = {"tenant": "alone", "prompt_class": "interactive", "outcome": outcome}
+                    return await metric(router, "softprompt_tenant_requests_total", **labels) == 1
+
+                call = router.stub.GenerateStream(request, metadata=bearer(ALONE))
+                await call.read()
+                call.cancel()
+                await until(lambda: counted("cancelled"))
+                call = router.stub.GenerateStream(request, metadata=bearer(ALONE))
+                await call.read()
+                proxy.cut(reset=True)
+                with pytest.raises(grpc.aio.AioRpcError, match="the replica ended during the answer"):
+                    await call.read()
+                await until(lambda: counted("fault"))
+                named = TenantLabels.read(await call.initial_metadata())  # a gateway counts by it
+                assert named == TenantLabels("alone", "interactive")
 
 
 def test_the_number_of_series_is_bounded() -> None:

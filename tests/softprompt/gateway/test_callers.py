@@ -185,3 +185,10 @@ def test_requests_are_counted_for_the_tenant_that_the_service_names(guarded: Wor
         with pytest.raises(openai.NotFoundError):
             chat(shop, model="rival-tone")
     wait_until(lambda: (counted("ok"), counted("invalid")) == (before[0] + 2, before[1] + 1))
+    cancelled = counted("cancelled")
+    with (
+        by(guarded, "shop") as shop,
+        shop.chat.completions.create(model="tone", messages=MESSAGES, max_tokens=400, stream=True) as stream,
+    ):
+        next(iter(stream))
+    wait_until(lambda: counted("cancelled") == cancelled + 1)

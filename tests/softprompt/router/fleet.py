@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -91,13 +91,18 @@ class Fleet:
         """Ready once it has found a replica."""
         return await self._started("router", name, settings)
 
+    def forked(self, name: str, target: Callable[..., object], *arguments: Any) -> BaseProcess:
+        """A process that calls `target`, a function of a module."""
+        process = _FORKS.Process(target=target, args=arguments, name=name)
+        process.start()
+        self.processes.append(process)
+        return process
+
     async def _started(self, program: str, name: str, settings: Mapping[str, str]) -> Running:
         ready = self.directory / f"{name}-{len(self.processes)}.json"
         common = {**_COMMON, "STORE_URL": str(self.store_dir), "READY_FILE": str(ready)}
         environment = {f"SOFTPROMPT_{program.upper()}_{key}": value for key, value in {**common, **settings}.items()}
-        process = _FORKS.Process(target=_run, args=(program, environment), name=name)
-        process.start()
-        self.processes.append(process)
+        process = self.forked(name, _run, program, environment)
         await until(lambda: ready.exists() or not process.is_alive(), START_SECONDS)
         assert process.is_alive(), f"{name} ended before it was ready"
         return Running(process, json.loads(ready.read_bytes()))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +28,9 @@ from shared.store.usage import (
     write_used_up,
 )
 from shared.values.usage import BudgetStatus, UsageDimension, UsageFilter, UsageRow
+from tests.trainer_service.builders import record as job_record
 from trainer_service.database.database import Database
+from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.usage.budgets import Budgets, used_up
 from trainer_service.usage.ledger import UsageLedger
 from trainer_service.usage.rounds import Folded, UsageFolding, UsageRounds
@@ -46,13 +51,18 @@ class DyingSegments(UsageSegments):
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[UsageLedger]:
+def database(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Database]:
     url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
     if request.param == "postgresql":
         url = request.getfixturevalue("postgres").create_database(f"test_{uuid.uuid4().hex}")
     database = Database(url)
-    yield UsageLedger(database)
+    yield database
     database.close()
+
+
+@pytest.fixture
+def ledger(database: Database) -> UsageLedger:
+    return UsageLedger(database)
 
 
 def record(**changes: Any) -> UsageRecord:
@@ -121,15 +131,19 @@ def test_a_list_that_was_read_during_a_publication_loses_no_segment(ledger: Usag
         b"[" * 100_000,
     ],
 )
-def test_a_bad_segment_is_set_aside_and_stops_nothing(line: bytes, tmp_path: Any) -> None:
+def test_a_bad_line_is_set_aside_and_stops_nothing(line: bytes, tmp_path: Any) -> None:
     database, backend = Database(f"sqlite:///{tmp_path / 'jobs.sqlite3'}"), MemoryBackend()
-    ledger = UsageLedger(database)
-    backend.create(SegmentId(LIFE, 1).key, encode_segment([record()]) + line + b"\n")
+    folding = UsageFolding(UsageLedger(database), UsageSegments(backend))
+    backend.create(SegmentId(LIFE, 1).key, line + b"\n" + encode_segment([record()]))
     publish(backend, 1, record(), life="f" * 32)
-    assert UsageFolding(ledger, UsageSegments(backend)).fold() == Folded(1, 1)
-    assert [row.requests for row in rows_of(ledger)] == [1]
-    assert [info.key for info in backend.list(USAGE_REFUSED)] == [f"{USAGE_REFUSED}{LIFE}-000000001.jsonl"]
-    assert UsageFolding(ledger, UsageSegments(backend)).fold() == Folded(0, 0)
+    assert folding.fold() == Folded(2, 1)
+    assert [row.requests for row in rows_of(UsageLedger(database))] == [2]
+    refused = f"{USAGE_REFUSED}{LIFE}-000000001.jsonl"
+    assert backend.get(refused, 1 << 20) == line + b"\n"
+    assert [info.key for info in backend.list(USAGE_REFUSED)] == [refused]
+    assert folding.fold() == Folded(0, 0)
+    backend.create(SegmentId("a" * 32, 1).key, encode_segment([record()]))  # as docs/usage.md mends it
+    assert folding.fold() == Folded(1, 0)
     database.close()
 
 
@@ -248,3 +262,39 @@ def test_a_hard_budget_is_used_up_until_it_resets(ledger: UsageLedger) -> None:
     assert {name: found.budget for name, found in read_used_up(backend).items()} == {"shop": "hard"}
     budgets_tomorrow = Budgets(ledger, lambda: time.time() + 86_400)
     budgets_tomorrow.check(tenant)
+
+
+def test_parallel_creations_do_not_exceed_a_budget_of_jobs(database: Database) -> None:
+    budgets, store = Budgets(UsageLedger(database)), JobStore(database)
+    tenant = Tenant("shop", budgets=(Budget("few", "jobs", 3, hard=True),))
+    barrier = threading.Barrier(8)
+
+    def create(_: int) -> bool:
+        budgets.check(tenant)
+        barrier.wait()
+        try:
+            store.create(
+                job_record(tenant="shop"),
+                max_queued=100,
+                max_active_of_caller=100,
+                check_budgets=lambda connection: budgets.check(tenant, connection),
+            )
+        except Overloaded:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(create, range(8))) == 3
+    (status,) = budgets.statuses([tenant])
+    assert (status.used, status.is_used_up) == (3, True)
+
+
+def test_the_seconds_of_running_jobs_count(database: Database) -> None:
+    budgets, store = Budgets(UsageLedger(database)), JobStore(database)
+    tenant = Tenant("shop", budgets=(Budget("hour", "worker_seconds", 3600, hard=True),))
+    for began in (None, time.time() - 2000, time.time() - 2000):
+        budgets.check(tenant)
+        job = store.create(job_record(tenant="shop"), max_queued=100, max_active_of_caller=100)
+        store.change(job.id, lambda record, began=began: replace(record, claimed_at=began))
+    with pytest.raises(Overloaded, match="'hour' is used up"):
+        budgets.check(tenant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,8 +65,14 @@ async def test_usage_and_budgets(settings: TrainerSettings, tmp_path: Path) -> N
         spec = tuning_spec(
             publish=pb.PublishPolicy(alias="-"), hyperparameters=pb.Hyperparameters(num_steps=2, num_virtual_tokens=2)
         )
-        first = pb.CreateTuningJobRequest(spec=spec, request_id="first")
-        job = (await trainer.tuning.CreateTuningJob(first, **by(SHOP))).job
+        requests = [pb.CreateTuningJobRequest(spec=spec, request_id=f"same-moment-{number}") for number in range(4)]
+        calls = [trainer.tuning.CreateTuningJob(request, **by(SHOP)) for request in requests]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        ((first, job),) = (
+            (request, answer.job)
+            for request, answer in zip(requests, answers, strict=True)
+            if isinstance(answer, pb.CreateTuningJobResponse)
+        )
         error = await refused(trainer.tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=spec), **by(SHOP)))
         assert isinstance(error, Overloaded)
         assert "budget 'one-job' is used up; it resets at" in str(error)

@@ -81,13 +81,15 @@ class JobRecords:
         max_active_of_tenant: int | None = None,
         visible_to: tuple[str, ...] = EVERY_PROMPT,
         use_datasets: Callable[[Connection, str, Sequence[str]], None] | None = None,
+        check_budgets: Callable[[Connection], None] = lambda connection: None,
         weight: float = 1.0,
     ) -> Job:
         """Stores a job as QUEUED, or returns the one that the same caller created with the same request id.
 
         `use_datasets(connection, tenant, names)` is called inside the transaction and raises NotFound for a dataset
-        that no longer exists. `weight` is the current weight of the tenant. Raises Conflict if the earlier job has
-        another spec, Overloaded if the tenant's part of the queue or a limit of unended jobs is used up.
+        that no longer exists; `check_budgets(connection)` raises Overloaded if a budget of the tenant is used up.
+        `weight` is the current weight of the tenant. Raises Conflict if the earlier job has another spec, Overloaded if
+        the tenant's part of the queue or a limit of unended jobs is used up.
         """
         job = record.job
         try:
@@ -101,6 +103,7 @@ class JobRecords:
                 queue_limits.check(
                     connection, job.caller, job.tenant, max_queued, max_active_of_caller, max_active_of_tenant
                 )
+                check_budgets(connection)
                 if use_datasets is not None:
                     use_datasets(connection, job.tenant, job.spec.dataset_names)
                 stored = replace(record.with_job(last_event=1), queued_at=time.time())
