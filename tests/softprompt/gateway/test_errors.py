@@ -199,19 +199,17 @@ def test_errors_say_what_to_change(http: httpx.Client) -> None:
 
 
 def test_paths_methods_and_types_that_are_not_there(http: httpx.Client) -> None:
-    for method, path, status in (
-        ("GET", "/v1/nothing", 404),
-        ("POST", "/chat/completions", 404),
-        ("GET", "/v1/models/", 404),
-        ("DELETE", "/v1/models/tone", 405),
-        ("GET", "/v1/chat/completions", 405),
-        ("GET", "/%ff%fe", 404),
+    for method, path, status, text in (
+        ("GET", "/v1/nothing", 404, "there is no GET /v1/nothing; "),
+        ("POST", "/chat/completions", 404, "there is no POST /chat/completions; "),
+        ("GET", "/v1/models/", 404, "The model '' does not exist"),
+        ("DELETE", "/v1/models/tone", 405, "there is no DELETE /v1/models/tone; "),
+        ("GET", "/v1/chat/completions", 405, "there is no GET /v1/chat/completions; "),
+        ("GET", "/%ff%fe", 404, "there is no such page"),
     ):
         response = http.request(method, path)
         assert response.status_code == status
-        assert response.json()["error"]["message"].startswith(
-            "The model ''" if path == "/v1/models/" else f"there is no {method} /"
-        )
+        assert response.json()["error"]["message"].startswith(text)
     assert post(http, "chat/completions", CHAT, headers={"content-type": "text/plain"})[0] == 415
     status, error = post(http, "chat/completions", CHAT, headers={"content-encoding": "gzip"})
     assert (status, "gzip" in error["message"]) == (415, True)
