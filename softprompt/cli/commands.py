@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
 
 _OTHER_WORDS: Mapping[str, tuple[str, ...]] = {
@@ -33,6 +34,14 @@ _OTHER_WORDS: Mapping[str, tuple[str, ...]] = {
 
 class Commands(TyperGroup):
     """Names the command that is probably meant by one that does not exist."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """The command's result. Raises UsageError, without the prefix that typer leaves in the texts of pydantic."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command, its name and its arguments. Raises UsageError."""

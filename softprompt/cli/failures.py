@@ -53,7 +53,7 @@ def report(error: Exception) -> int:
     """Print the error and its hint on stderr, if stderr can be written to. Returns the exit code."""
     with contextlib.suppress(OSError):
         stderr().print(f"[bold red]error:[/] {escape(_message(error))}", highlight=False, soft_wrap=True)
-        if hint := "; ".join(filter(None, (_meant(error), _hint(error)))):
+        if hint := _meant(error) or _hint(error):
             stderr().print(f"[dim]hint:[/] {escape(hint)}", highlight=False, soft_wrap=True)
     return exit_code(error)
 

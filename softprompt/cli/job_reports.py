@@ -61,12 +61,11 @@ def report(
 
     Without --output, --open and --format, a terminal shows a summary, and a pipe gets the HTML page.
     """
-    from softprompt.report.data import FORMATS, save_report
+    from softprompt.report.data import FORMATS, check_target, save_report
 
-    if open_ and format not in (None, Format.HTML):
-        raise typer.BadParameter("--open shows the page: leave --format out")
-    named = output.suffix.lower().removeprefix(".") if output is not None else ""
-    kind = Format.HTML if open_ else format or (Format(named) if named in FORMATS else Format.HTML)
+    kind = format or Format(check_target(output) if output is not None and output.suffix else Format.HTML)
+    if open_ and kind is not Format.HTML:
+        raise typer.BadParameter("--open shows the page: leave --format out, or name an HTML file")
     with open_client(trainer) as client:
         found = client.job_report(job_name(client, job))
     if output is None and not open_ and format is None and stdout().is_terminal:

@@ -42,6 +42,7 @@ API: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/fine_tuning/jobs/{id}/checkpoints", fine_tuning.list_checkpoints),
 )
 """Method, path and endpoint of OpenAI's API. OpenAPI describes these."""
+_SHOWN_CHARS = 200
 OPERATIONS = tuple(one.operation for _, _, one in (*API, *PAGE_API))
 """Labels of the metrics."""
 
@@ -79,4 +80,8 @@ async def _ready(request: Request) -> Response:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    return api_error(error).response()
+    found = api_error(error)
+    if found.status in (404, 405):
+        path = request.url.path[:_SHOWN_CHARS]
+        found.message = f"there is no {request.method} {path}; GET /openapi.json lists what there is, all under /v1"
+    return found.response()

@@ -51,6 +51,7 @@ class ChatRequest(GenerationFields):
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: ToolChoice | None = None
+    parallel_tool_calls: Literal[False] | None = None
     store: Literal[False] | None = None
 
     @field_validator("max_tokens")

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from shared import errors
-from softprompt.gateway.refused import REFUSED_FIELDS
+from softprompt.gateway.refused import REFUSED_FIELDS, REFUSED_VALUES
 
 log = logging.getLogger(__name__)
 
@@ -174,9 +174,12 @@ def _of_validation(error: ValidationError) -> ApiError:
         return unknown_field(param)
     if first["type"] == "missing":
         return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    if first["type"] == "literal_error" and param.rpartition(".")[2] in REFUSED_FIELDS:
+        return unknown_field(param)
+    reason = f": {found}" if (found := REFUSED_VALUES.get(param)) else ""
     code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
     text = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
-    return ApiError(400, f"{param or 'the body'}: {text}", param=param or None, code=code)
+    return ApiError(400, f"{param or 'the body'}: {text}{reason}", param=param or None, code=code)
 
 
 def unknown_field(param: str) -> ApiError:

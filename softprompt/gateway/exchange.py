@@ -66,12 +66,16 @@ class Exchange:
         ):
             try:
                 await self._handle(scope, headers, receive, response, latest)
+            except Exception as error:  # of a download that has begun: its connection is closed
+                state["failed"] = api_error(error).status
+                raise
             finally:
+                response.status = state.get("failed", response.status)
                 span.update_name(state["operation"])
                 span.set_attribute("http.response.status_code", response.status)
                 self._report(scope, state["operation"], response)
                 if state["operation"] != _OTHER:
-                    await self._count(response, latest, state.get("failed", response.status))
+                    await self._count(response, latest)
 
     async def _handle(
         self, scope: Scope, headers: Headers, receive: Receive, response: _Response, latest: LatestAnswer
@@ -98,12 +102,12 @@ class Exchange:
         if site in ("cross-site", "same-site") or (not site and origin and origin.partition("://")[2] != host):
             raise ApiError(403, "pages of other sites may not call this gateway", code="cross_origin")
 
-    async def _count(self, response: _Response, latest: LatestAnswer, status: int) -> None:
-        """Count the request for the tenant that a service named. `status`: also of an error within a stream."""
+    async def _count(self, response: _Response, latest: LatestAnswer) -> None:
+        """Count the request for the tenant that a service named."""
         labels = TenantLabels.read(await latest.metadata())
         first = response.started - response.begun if response.started is not None and response.is_streamed else None
         seconds = time.perf_counter() - response.begun
-        self._metrics.tenants.observe(labels, outcome_of_status(status), seconds, first)
+        self._metrics.tenants.observe(labels, outcome_of_status(response.status), seconds, first)
 
     def _report(self, scope: Scope, operation: str, response: _Response) -> None:
         metrics, ended = self._metrics, time.perf_counter()
@@ -124,7 +128,7 @@ class Exchange:
 
 
 class _Response:
-    """`send` of one request: adds headers, and notes status and times."""
+    """`send` of one request: adds headers, and notes times and the status, which may be that of a later error."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send, self.request_id = send, request_id

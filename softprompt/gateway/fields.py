@@ -89,6 +89,7 @@ class StreamOptions(Fields):
     """Options of a stream."""
 
     include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class GenerationFields(Fields):

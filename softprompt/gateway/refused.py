@@ -38,7 +38,6 @@ REFUSED_FIELDS: Mapping[str, str] = {
     "reasoning_effort": "models here do not reason in separate tokens",
     "safety_identifier": "use user",
     "service_tier": _NO_TIERS,
-    "stream_options": "a stream's last event has the usage",
     "suffix": "models here only continue a text",
     "tool_choice": "chat completions have it",
     "tools": "chat completions have them",
@@ -46,4 +45,8 @@ REFUSED_FIELDS: Mapping[str, str] = {
     "web_search_options": "there are no built-in tools",
     "wandb": "follow the job's events instead",
 }
-"""Reason by the parameter's name, as a phrase that can follow a colon."""
+"""Reason by the parameter's name, as a phrase that can follow a colon. Some are offered with one value, which changes
+nothing.
+"""
+REFUSED_VALUES: Mapping[str, str] = {"store": _NOTHING_STORED}
+"""Reason by the name of a parameter of which one value is offered."""

@@ -8,7 +8,7 @@ from typing import Any
 from softprompt.gateway import results
 from softprompt.gateway.answers import AnswerStreams
 from softprompt.gateway.errors import Rename, api_error
-from softprompt.gateway.streaming import PING, event
+from softprompt.gateway.streaming import PING, StreamFailed, event
 from softprompt.types.generation import GenerationDelta, GenerationEnd, GenerationStart
 
 _PLACE = {"output_index": 0, "content_index": 0}
@@ -57,10 +57,10 @@ class ResponseDraft:
         incomplete = None if status == "completed" else {"reason": "max_output_tokens"}
         return self._response(status, [self.item(status)], usage=usage, incomplete_details=incomplete)
 
-    def failed(self, error: dict[str, Any]) -> dict[str, Any]:
+    def failed(self, message: str) -> dict[str, Any]:
         """The response that an error ended."""
-        found = {"code": "server_error", "message": error["message"]}
-        return self._response("failed", [self.item("incomplete")], error=found)
+        error = {"code": "server_error", "message": message}
+        return self._response("failed", [self.item("incomplete")], error=error)
 
     def _response(self, status: str, output: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         return {
@@ -86,7 +86,7 @@ class ResponseDraft:
 async def response_events(
     draft: ResponseDraft, streams: AnswerStreams, rename: Rename, model: str
 ) -> AsyncGenerator[bytes]:
-    """The events in their order, numbered. An error becomes the event `response.failed`."""
+    """The events in their order, numbered. Raises StreamFailed with the event `response.failed`."""
     number = -1
 
     def numbered(kind: str, **data: Any) -> bytes:
@@ -122,5 +122,6 @@ async def response_events(
             yield numbered("response.output_item.done", output_index=0, item=draft.item(whole["status"]))
             yield numbered(f"response.{whole['status']}", response=whole)
     except Exception as error:
-        shown = api_error(error, rename, model).body["error"]
-        yield numbered("response.failed", response=draft.failed(shown))
+        found = api_error(error, rename, model)
+        last = numbered("response.failed", response=draft.failed(found.message))
+        raise StreamFailed(last, found.status) from error

@@ -69,6 +69,12 @@ class TextOptions(Fields):
     format: TextFormat | None = None
 
 
+class ResponseStreamOptions(Fields):
+    """Options of a stream. Its last event has the usage in any case."""
+
+    include_obfuscation: Literal[False] | None = None
+
+
 class ResponseRequest(Fields):
     """What to answer."""
 
@@ -76,6 +82,7 @@ class ResponseRequest(Fields):
     input: Input
     instructions: str | None = None
     stream: bool | None = None
+    stream_options: ResponseStreamOptions | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = None
     top_p: float | None = None

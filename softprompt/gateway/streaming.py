@@ -24,6 +24,14 @@ def event(data: Any, name: str = "") -> bytes:
     return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
 
 
+class StreamFailed(Exception):
+    """An error that the stream shows in an event of its own form. `status`: what a whole response would have."""
+
+    def __init__(self, last_event: bytes, status: int) -> None:
+        super().__init__(status)
+        self.last_event, self.status = last_event, status
+
+
 class EventStream(Response):
     """A response whose events come from a generator, which is closed however the response ends.
 
@@ -55,9 +63,15 @@ class EventStream(Response):
                     async for chunk in events:
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 except Exception as error:
-                    failed = api_error(error, self._rename, self._model)
-                    last, scope["state"]["failed"] = event(failed.body), failed.status
-                    await send({"type": "http.response.body", "body": last, "more_body": True})
+                    failed = self._failed(error)
+                    scope["state"]["failed"] = failed.status
+                    await send({"type": "http.response.body", "body": failed.last_event, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._on_end()
+
+    def _failed(self, error: Exception) -> StreamFailed:
+        if isinstance(error, StreamFailed):
+            return error
+        found = api_error(error, self._rename, self._model)
+        return StreamFailed(event(found.body), found.status)

@@ -256,6 +256,7 @@ def test_a_misspelt_name_is_answered_with_the_one_that_is_meant(
     [
         (("prompts", "rollback"), "Did you mean 'alias set'?"),
         (("prompts", "lst"), "Did you mean 'list'?"),
+        (("jobs", "list", "--state", "done"), "Invalid value for '--state': 'done' is not one of 'queued'"),
         (("train", "x"), "Did you mean 'tune'?"),
         (("jobs", "rm"), "Did you mean 'delete'?"),
         (("prompts", "alias", "delete"), "Did you mean 'remove'?"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
 from typing import Any, get_type_hints
-from unittest.mock import AsyncMock
 
 import httpx
 import openai
@@ -17,10 +17,12 @@ from openai.types.responses import response_create_params as response_parameters
 
 from shared.errors import Overloaded, Unavailable
 from shared.store.usage import UsedUp
+from softprompt.client.async_client import AsyncClient
+from softprompt.gateway.answers import AnswerStreams
 from softprompt.gateway.errors import api_error
 from softprompt.gateway.refused import REFUSED_FIELDS
-from softprompt.gateway.streaming import EventStream
 from tests.softprompt.gateway.running import World
+from tests.waiting import wait_until
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
 CHAT: dict[str, Any] = {"model": "tone", "messages": MESSAGES}
@@ -171,6 +173,15 @@ def test_errors_say_what_to_change(http: httpx.Client) -> None:
         ({"logit_bias": {"-1": 1}}, "logit_bias: Keys should be token ids, not '-1'"),
         ({"seed": -1}, f"seed: must be at least 0 and at most {(1 << 63) - 1}, is -1"),
         ({"messages": []}, "messages: List should have at least 1 item, not 0"),
+        ({"store": True}, "store: Input should be False: the gateway stores no answers"),
+        (
+            {"parallel_tool_calls": True},
+            "Unsupported parameter: 'parallel_tool_calls': an answer has at most one tool call.",
+        ),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "Unsupported parameter: 'stream_options.include_obfuscation': streams are not padded.",
+        ),
     ):
         assert post(http, "chat/completions", {**CHAT, **change})[1]["message"] == text
     for prompt in ([5, 1 << 70], [5, -(1 << 40)]):
@@ -188,15 +199,17 @@ def test_errors_say_what_to_change(http: httpx.Client) -> None:
 
 
 def test_paths_methods_and_types_that_are_not_there(http: httpx.Client) -> None:
-    for method, path, status in (
-        ("GET", "/v1/nothing", 404),
-        ("GET", "/v1/models/", 404),
-        ("DELETE", "/v1/models/tone", 405),
-        ("GET", "/v1/chat/completions", 405),
-        ("GET", "/%ff%fe", 404),
+    for method, path, status, text in (
+        ("GET", "/v1/nothing", 404, "there is no GET /v1/nothing; "),
+        ("POST", "/chat/completions", 404, "there is no POST /chat/completions; "),
+        ("GET", "/v1/models/", 404, "The model '' does not exist"),
+        ("DELETE", "/v1/models/tone", 405, "there is no DELETE /v1/models/tone; "),
+        ("GET", "/v1/chat/completions", 405, "there is no GET /v1/chat/completions; "),
+        ("GET", "/%ff%fe", 404, "there is no such page"),
     ):
         response = http.request(method, path)
-        assert (response.status_code, response.json()["error"]["message"] != "") == (status, True)
+        assert response.status_code == status
+        assert response.json()["error"]["message"].startswith(text)
     assert post(http, "chat/completions", CHAT, headers={"content-type": "text/plain"})[0] == 415
     status, error = post(http, "chat/completions", CHAT, headers={"content-encoding": "gzip"})
     assert (status, "gzip" in error["message"]) == (415, True)
@@ -254,13 +267,48 @@ def test_clients_do_not_try_again_when_a_budget_is_used_up(is_budget: bool, num_
     assert ("retry-after" in caught.value.response.headers) is not is_budget
 
 
-async def test_a_stream_that_breaks_is_noted_for_the_metrics() -> None:
-    async def events() -> AsyncGenerator[bytes]:
-        yield b"data: 1\n\n"
+def num_failed(services: World, operation: str) -> float:
+    text = httpx.get(f"http://127.0.0.1:{services.gateway.metrics_port}/metrics").text
+    wanted = f'softprompt_gateway_requests_total{{operation="{operation}",status="503"}} '
+    return float(next(line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(wanted)))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "operation"),
+    [
+        ("chat/completions", CHAT, "chat.completions.create"),
+        ("completions", {"model": "tone", "prompt": "hello"}, "completions.create"),
+        ("responses", {"model": "tone", "input": "hello"}, "responses.create"),
+    ],
+)
+def test_a_stream_that_breaks_is_counted_with_the_status_of_its_error(
+    services: World, http: httpx.Client, monkeypatch: pytest.MonkeyPatch, path: str, body: Any, operation: str
+) -> None:
+    async def broken(self: AnswerStreams) -> AsyncGenerator[None]:
+        yield None
         raise Unavailable("the replica ended during the answer")
 
-    sent, scope = list[Any](), {"state": dict[str, Any]()}
-    stream = EventStream(events(), lambda: None, lambda field: field)
-    await stream(scope, AsyncMock(), AsyncMock(side_effect=sent.append))
-    assert sent[0]["status"] == 200
-    assert scope["state"]["failed"] == 503
+    before = num_failed(services, operation)
+    monkeypatch.setattr(AnswerStreams, "parts", broken)
+    answer = http.post(f"/v1/{path}", json={**body, "stream": True})
+    assert answer.status_code == 200
+    last: Any = json.loads(answer.text.strip().rpartition("data: ")[2])
+    if path == "responses":
+        assert last["type"] == "response.failed"
+        last = last["response"]
+    assert last["error"]["message"] == "the replica ended during the answer"
+    wait_until(lambda: num_failed(services, operation) == before + 1)
+
+
+def test_a_download_that_breaks_is_counted_as_failed(
+    services: World, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: AsyncClient, dataset: str) -> AsyncGenerator[bytes]:
+        yield b"{}"
+        raise Unavailable("the trainer ended during the download")
+
+    before = num_failed(services, "files.content")
+    monkeypatch.setattr(AsyncClient, "download_dataset", broken)
+    with pytest.raises(httpx.RemoteProtocolError):
+        http.get(f"/v1/files/file-{'0' * 64}/content")
+    wait_until(lambda: num_failed(services, "files.content") == before + 1)
