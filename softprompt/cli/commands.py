@@ -7,6 +7,8 @@ from typing import Any
 
 from typer.core import TyperGroup
 
+from shared.close_names import did_you_mean
+
 _OTHER_WORDS: Mapping[str, tuple[str, ...]] = {
     "delete": ("remove",),
     "describe": ("show",),
@@ -39,6 +41,7 @@ class Commands(TyperGroup):
         name = args[0]
         if name not in self.commands:
             meant = [command for command in _OTHER_WORDS.get(name, ()) if command.split()[0] in self.commands]
-            if meant:
-                ctx.fail(f"No such command {name!r}. Did you mean {meant[0]!r}?")
+            guess = f"; do you mean {meant[0]!r}?" if meant else did_you_mean(name, self.commands)
+            if not name.startswith("-"):
+                ctx.fail(f"there is no command {name!r}{guess}")
         return super().resolve_command(ctx, args)

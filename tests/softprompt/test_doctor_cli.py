@@ -254,11 +254,11 @@ def test_a_misspelt_name_is_answered_with_the_one_that_is_meant(
 @pytest.mark.parametrize(
     ("arguments", "meant"),
     [
-        (("prompts", "rollback"), "Did you mean 'alias set'?"),
-        (("prompts", "lst"), "Did you mean 'list'?"),
-        (("train", "x"), "Did you mean 'tune'?"),
-        (("jobs", "rm"), "Did you mean 'delete'?"),
-        (("prompts", "alias", "delete"), "Did you mean 'remove'?"),
+        (("prompts", "rollback"), "do you mean 'alias set'?"),
+        (("prompts", "lst"), "do you mean 'list'?"),
+        (("train", "x"), "do you mean 'tune'?"),
+        (("jobs", "rm"), "do you mean 'delete'?"),
+        (("prompts", "alias", "delete"), "do you mean 'remove'?"),
         (("jobs", "show", f"{ID[:-1]}x"), f"hint: do you mean {ID!r}?"),
         (("tune", "data.jsnl", "--prompt", "x"), "hint: do you mean 'data.jsonl'?"),
         (("generate", "--file", "dat.jsonl"), "file 'dat.jsonl' does not exist\nhint: do you mean 'data.jsonl'?"),
