@@ -8,19 +8,15 @@ import re
 from typing import Any
 
 from shared.close_names import did_you_mean, nearest
+from shared.text.parsing_message import plain_message
 from softprompt.cli.failures import EXIT_INVALID, Failure
 
 _REWORDED = (
-    (r"Value error, ", ""),
-    (r"(Input should be|.* is not) a valid integer.*", "a whole number is expected"),
-    (r"(Input should be|.* is not) a valid (number|float).*", "a number is expected"),
-    (r"Input should be (?:greater than|more than) or equal to (.*)", r"must be at least \1"),
-    (r"Input should be less than or equal to (.*)", r"must be at most \1"),
     (r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", r"there is no place for the argument \1"),
     (r"Option '(.*)' requires an argument", r"\1 needs a value"),
     (r"Missing command", "a command is missing"),
 )
-"""Sentences of the parser and of pydantic, which reads the values for it."""
+"""Sentences of the parser."""
 _CHOICE = re.compile(r"(['\"])(?P<given>.*)\1 is not one of (?P<known>'.*')")
 
 
@@ -61,7 +57,7 @@ def _given(error: Exception) -> str:
 
 
 def _sentence(message: str) -> str:
-    text = message.rstrip(".")
+    text = plain_message(message)
     for pattern, replacement in _REWORDED:
         text = re.sub(f"^{pattern}", replacement, text)
     if found := _CHOICE.fullmatch(text):
