@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -19,8 +19,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from shared.close_names import did_you_mean
 from shared.loopback import is_loopback
 from shared.settings_part import SettingsPart as SettingsPart
+from shared.text.parsing_message import plain_message
 
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
+NOT_SET = "must be set"
+"""The message for a variable without a default."""
 Access = Literal["everyone", "callers", "off"]
 
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
@@ -173,7 +176,10 @@ def load_settings(cls: type[SettingsType]) -> SettingsType:
             variable = next(
                 (name for name, known_field in known.items() if known_field == field), f"{prefix}{field}".upper()
             )
-            value, message = os.environ.get(variable), detail["msg"].removeprefix("Value error, ")
+            value = os.environ.get(variable)
+            message = NOT_SET if detail["type"] == "missing" else plain_message(detail["msg"])
+            if detail["type"] == "literal_error":
+                message += did_you_mean(str(value), get_args(cls.model_fields[field].annotation))
             problems.append(f"{variable}{_shown(cls, field, value)}: {_masked(message, value)}")
         raise ConfigError("\n".join(problems)) from None  # pydantic's text repeats every value, also secret ones
     if problems:

@@ -7,6 +7,9 @@ from datetime import datetime
 
 from shared.values.enums import TaskKind
 
+MAX_LINE_BYTES = 1 << 20
+"""Longest line of a dataset, unless the trainer has another setting."""
+
 
 @dataclass(frozen=True)
 class UploadedDataset:

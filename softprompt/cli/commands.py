@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import typer
 from typer.core import TyperGroup
+
+from shared.close_names import did_you_mean
 
 _OTHER_WORDS: Mapping[str, tuple[str, ...]] = {
     "delete": ("remove",),
@@ -35,19 +36,12 @@ _OTHER_WORDS: Mapping[str, tuple[str, ...]] = {
 class Commands(TyperGroup):
     """Names the command that is probably meant by one that does not exist."""
 
-    def invoke(self, ctx: Any) -> Any:
-        """The command's result. Raises UsageError, without the prefix that typer leaves in the texts of pydantic."""
-        try:
-            return super().invoke(ctx)
-        except typer.BadParameter as error:
-            error.message = error.message.removeprefix("Value error, ")
-            raise
-
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command, its name and its arguments. Raises UsageError."""
         name = args[0]
         if name not in self.commands:
             meant = [command for command in _OTHER_WORDS.get(name, ()) if command.split()[0] in self.commands]
-            if meant:
-                ctx.fail(f"No such command {name!r}. Did you mean {meant[0]!r}?")
+            guess = f"; do you mean {meant[0]!r}?" if meant else did_you_mean(name, self.commands)
+            if not name.startswith("-"):
+                ctx.fail(f"there is no command {name!r}{guess}")
         return super().resolve_command(ctx, args)

@@ -92,10 +92,11 @@ def preview(
         num_shown += 1
         place = str(source.place(number))
         if isinstance(found, Unusable):
+            problem = " ".join(filter(None, (found.part, found.reason)))
             fix = mending_command(sys.argv[1:], reader.layouts.fix) if reader.layouts.fix else ""
             if reader.layouts.fix:
-                raise Failure(f"{source.name} {place}: {found.part} {found.reason}", EXIT_INVALID, fix)
-            stderr().print(f"{place}: {found.part} {found.reason}", markup=False, soft_wrap=True)
+                raise Failure(f"{source.name} {place}: {problem}", EXIT_INVALID, fix)
+            stderr().print(f"{place}: {problem}", markup=False, soft_wrap=True)
         elif as_json:
             print_json(found)
         else:

@@ -73,6 +73,7 @@ def _findings(data: Path, trainer: str | None, inference: str | None, gateway: s
     yield from machine.installation()
     here = machine.has_services()
     if here:
+        yield from machine.settings()
         yield from machine.memory()
         yield from machine.disk(data, models_dir())
         yield from machine.compiler()

@@ -38,8 +38,9 @@ from softprompt.cli import (
     webhooks,
 )
 from softprompt.cli.commands import Commands
-from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, report
+from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_INVALID, report
 from softprompt.cli.text_input import readable_argument
+from softprompt.cli.usage_errors import is_usage_error, usage_failure
 
 app = typer.Typer(
     cls=Commands,
@@ -94,16 +95,21 @@ def main() -> None:
     sys.argv[1:] = map(readable_argument, sys.argv[1:])
     try:
         try:
-            command_line()()
+            code = command_line()(standalone_mode=False)
         finally:
             sys.stdout.flush()  # reports a full disk now and not while the interpreter ends
+        sys.exit(code if isinstance(code, int) else 0)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of the output has ended, as `head` does
         discard_stdout()
         sys.exit(EXIT_FAILED)
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed
+            sys.exit(EXIT_INVALID)
         discard_stdout()
-        if os.environ.get("SOFTPROMPT_DEBUG"):
+        if is_usage_error(error):
+            error = usage_failure(error)
+        elif os.environ.get("SOFTPROMPT_DEBUG"):
             raise
         sys.exit(report(error))

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from shared.errors import InvalidInput
 from shared.text.repetition import Repetition, RepetitionCounter
-from softprompt.data.examples import ExampleReader, Fields
+from shared.values.datasets import MAX_LINE_BYTES
+from softprompt.data.examples import ExampleReader, Fields, line_of
 from softprompt.data.files import file_rows
 from softprompt.data.layout import NotUnderstood
 from softprompt.data.problems import Unusable
@@ -94,6 +95,8 @@ def check(data: Data, labels: Sequence[str] = (), which: str = "dataset") -> Dat
     numbers, inputs, targets = array("Q"), array("Q"), array("Q")
     problems, num_problems = list[RowProblem](), 0
     for number, found in examples_in(rows, reader):
+        if not isinstance(found, Unusable) and len(line_of(found)) > MAX_LINE_BYTES:
+            found = Unusable(f"is longer than {MAX_LINE_BYTES} bytes, which trainers refuse: shorten or split it")
         if isinstance(found, Unusable):
             num_problems += 1
             if len(problems) < MAX_PROBLEMS:
@@ -107,9 +110,6 @@ def check(data: Data, labels: Sequence[str] = (), which: str = "dataset") -> Dat
         inputs.append(len(question))
         targets.append(len(answer))
         label_counts.update([example.label] if example.label is not None else [])
-    if rows.undecodable:
-        problems = [RowProblem(f"line {line}", "", f"is not UTF-8: byte {byte}") for line, byte in rows.undecodable]
-        num_problems, problems = len(problems), problems[:MAX_PROBLEMS]
     repetition = counter.result()
     first = repetition.first_contradiction
     return DataReport(
@@ -127,7 +127,7 @@ def check(data: Data, labels: Sequence[str] = (), which: str = "dataset") -> Dat
         num_problems,
         tuple(problems),
         {"--encoding": "cp1252"} if rows.undecodable else dict(reader.layouts.fix) if num_problems else {},
-        reader.advice,
+        reader.advice or rows.empty_cells,
     )
 
 

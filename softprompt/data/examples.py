@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,11 @@ from softprompt.types.data import Data
 
 Fields = dict[str, Any]
 """An example as it is sent: {input, output}, {input, label} or {messages}."""
+
+
+def line_of(example: Fields) -> bytes:
+    """The line of a dataset, without its end."""
+    return json.dumps(example, ensure_ascii=False).encode()
 
 
 class ExampleReader:

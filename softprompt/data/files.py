@@ -5,14 +5,16 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import math
 import os
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from shared.errors import InvalidInput
 from softprompt.data.json_rows import is_json_lines, json_document, json_lines
+from softprompt.data.problems import Unusable
 from softprompt.data.rows import MAX_BYTES, Row, Rows, no_rows
 from softprompt.data.sheets import parquet_rows, sheet_rows
 from softprompt.data.tables import TableReader
@@ -115,11 +117,11 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
     rows = Rows(no_rows(), "line")
     if looks_like_json or suffix in _JSON_SUFFIXES:
         if is_json_lines(first, second) or not looks_like_json:
-            items, rows.format = json_lines(every), "JSON lines"
+            items, rows.format = _decoded(json_lines(every), lines), "JSON lines"
             if not compressed and lines.encoding == "utf-8":
                 rows.verbatim = path
         else:
-            items, rows.format = _deferred(lambda: json_document("\n".join(every), rows)), "JSON"
+            items, rows.format = _document(every, rows, lines), "JSON"
         rows.items = _noting(items, rows, lines, None)
     else:
         rows.has_columns = True
@@ -128,7 +130,7 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
             "FILE) > with-header.csv"
         )
         table = TableReader(every, is_tsv=suffix in (".tsv", ".tab"))
-        rows.items = _noting(iter(table), rows, lines, table)
+        rows.items = _noting(_decoded(iter(table), lines), rows, lines, table)
     return rows
 
 
@@ -163,8 +165,30 @@ def _noting(items: Generator[Row], rows: Rows, lines: TextLines, table: TableRea
     rows.undecodable = lines.undecodable
 
 
-def _deferred(make: Callable[[], Generator[Row]]) -> Generator[Row]:
-    yield from make()
+def _document(every: Iterable[str], rows: Rows, lines: TextLines) -> Generator[Row]:
+    text = "\n".join(every)
+    yield from map(_undecodable, lines.undecodable) if lines.undecodable else json_document(text, rows)
+
+
+def _decoded(items: Generator[Row], lines: TextLines) -> Generator[Row]:
+    """The rows. One with a byte that the encoding doesn't have is unusable; nothing is read below such a header."""
+    row, refused, num_seen = Row(0, {}), 0, 0  # row 0 is the header
+    for following in itertools.chain(items, (None,)):  # all lines of a row have been read when the next row begins
+        end = math.inf if following is None else max(following.number, row.number + 1)
+        bad = [found for found in lines.undecodable[num_seen:] if found[0] < end]
+        num_seen += len(bad)
+        if bad:
+            refused = row.number
+            yield _undecodable(bad[0])
+            if not row.number:
+                return
+        elif row.number != refused:  # a line may have several objects
+            yield row
+        row = following or row
+
+
+def _undecodable(found: tuple[int, str]) -> Row:
+    return Row(found[0], Unusable(f"is not UTF-8: byte {found[1]}", kind="encoding"))
 
 
 def _closing(items: Generator[Row], file: BinaryIO, path: Path, which: str) -> Generator[Row]:

@@ -4,7 +4,6 @@ unusable.
 
 from __future__ import annotations
 
-import json
 import os
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 from shared.errors import InvalidInput, SoftPromptError
 from shared.location import Location
-from softprompt.data.examples import ExampleReader
+from softprompt.data.examples import ExampleReader, line_of
 from softprompt.data.files import file_rows
 from softprompt.data.layout import NotUnderstood
 from softprompt.data.problems import Problems, Unusable
@@ -119,7 +118,7 @@ class _Preparation:
             return
         if self._numbers and self._numbers[-1] == row.number:
             self._is_verbatim = False  # two objects on one line
-        self._content += json.dumps(example, ensure_ascii=False).encode() + b"\n"
+        self._content += line_of(example) + b"\n"
         self._numbers.append(row.number)
         if len(self._content) > MAX_BYTES:
             raise InvalidInput.of(self._which, f"has more than {MAX_BYTES >> 30} GiB of examples: give fewer")
@@ -133,15 +132,12 @@ class _Preparation:
 
     def _check(self) -> None:
         if self._rows.undecodable:
-            self._problems = Problems(self._rows.name, self._which)  # other errors may follow from this one
-            for number, byte in self._rows.undecodable:
-                self._problems.add(Location(row=number), Unusable(f"is not UTF-8: byte {byte}", kind="encoding"))
             self._problems.fix["--encoding"] = "cp1252"
             self._problems.advice = "cp1252 is the usual encoding of programs on Windows"
         elif self._problems:
             self._problems.fix = self._reader.layouts.fix
             is_nameless = "--input" in self._problems.fix and not self._data.input
-            self._problems.advice = self._rows.advice if is_nameless else self._reader.advice
+            self._problems.advice = self._rows.advice if is_nameless else self._reader.advice or self._rows.empty_cells
         if self._problems:
             raise self._problems.error()
         if not self._numbers:

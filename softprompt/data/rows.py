@@ -45,6 +45,8 @@ class Rows:
     """All rows have the same columns, so an unknown layout of one row is an error of all."""
     advice: str = ""
     """What to do if the layout is unknown."""
+    empty_cells: str = ""
+    """Why cells with a visible value were read as empty, and what to do."""
     undecodable: list[tuple[int, str]] = field(default_factory=list)
     """(line, byte) of bytes that the encoding does not have."""
     verbatim: Path | None = None

@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 import zipfile
 from collections.abc import Generator
+from datetime import datetime
 from typing import Any, BinaryIO
+from xml.etree import ElementTree
 
 from shared.errors import InvalidInput
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import MAX_BYTES, Row, Rows, no_rows
+from softprompt.data.tables import named_twice
 
 _BATCH_ROWS = 1024
 _MAX_ROWS = 1 << 20
@@ -17,6 +20,7 @@ _MAX_ROWS = 1 << 20
 _MAX_EMPTY_CELLS = 20_000_000
 """openpyxl fills each row up to its last cell, so that a small file can have thousands of millions of empty cells."""
 _OTHER_SHEETS = "save the sheet that you need as a separate file"
+_ANOTHER_FORMAT = "save it as CSV UTF-8"
 _INSTALL = "pip install 'softprompt[data]'"
 
 
@@ -49,17 +53,18 @@ def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
             warnings.simplefilter("ignore")  # about styles and extensions, which don't affect the values
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)
     except Exception as error:  # openpyxl raises whatever its XML and zip readers meet
-        raise InvalidInput.of(which, f"{name!r} can't be read as XLSX: {error}") from error
+        raise InvalidInput.of(which, f"{name!r} can't be read as XLSX ({error}): {_ANOTHER_FORMAT}") from error
     rows.items = _of_book(book, rows, name, which)
     return rows
 
 
 def _of_book(book: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
-    sheets, read = list(book.worksheets), ""
+    sheets = sorted(book.worksheets, key=lambda sheet: sheet.sheet_state != "visible")  # people look for what they see
+    read = ""
     try:
         for sheet in sheets:
             sheet.reset_dimensions()  # some programs write wrong ones
-            for row in _of_sheet(sheet, name, which):
+            for row in _of_sheet(sheet, rows, name, which):
                 if not read:
                     read = sheet.title
                     if others := [other.title for other in sheets if other is not sheet]:
@@ -71,16 +76,17 @@ def _of_book(book: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
     except InvalidInput:
         raise
     except Exception as error:
-        raise InvalidInput.of(which, f"{name!r} can't be read as XLSX: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise InvalidInput.of(which, f"{name!r} can't be read as XLSX ({reason}): {_ANOTHER_FORMAT}") from error
     finally:
         book.close()
 
 
-def _of_sheet(sheet: Any, name: str, which: str) -> Generator[Row]:
+def _of_sheet(sheet: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
     columns: list[str] = []
-    num_empty = 0
+    num_empty, is_full = 0, True
     for number, cells in enumerate(sheet.iter_rows(), start=1):
-        values = [cell.value for cell in cells]
+        values = [_value(cell) for cell in cells]
         num_empty += values.count(None)
         if number > _MAX_ROWS or num_empty > _MAX_EMPTY_CELLS:
             what = f"rows beyond {_MAX_ROWS}" if number > _MAX_ROWS else f"more than {_MAX_EMPTY_CELLS} empty cells"
@@ -94,18 +100,48 @@ def _of_sheet(sheet: Any, name: str, which: str) -> Generator[Row]:
                 f"column {index}" if value is None else str(value).strip()
                 for index, value in enumerate(values, start=1)
             ]
+            if twice := named_twice(columns):
+                yield Row(number, twice)
+                return
             continue
         if broken := next((cell for cell in cells if getattr(cell, "data_type", "") == "e"), None):
             yield Row(
                 number, Unusable(f"the cell {broken.coordinate} has the error {broken.value}", kind="error in a cell")
             )
-        elif len(set(columns)) < len(columns):
-            yield Row(number, Unusable(f"the header names a column twice: {', '.join(columns)}"))
         elif any(value is not None for value in values[len(columns) :]):
-            yield Row(number, Unusable(f"has {len(values)} cells, the header {len(columns)}", kind="too many cells"))
+            reason = f"has {len(values)} cells, the header {len(columns)} ({', '.join(columns)[:60]})"
+            yield Row(number, Unusable(f"{reason}: every column needs a name", kind="too many cells"))
         else:
             padded = values[: len(columns)] + [None] * (len(columns) - len(values))
+            is_full = is_full and None not in padded
             yield Row(number, dict(zip(columns, padded, strict=True)))
+    if not is_full:
+        rows.empty_cells = _empty_cells(sheet)
+
+
+def _value(cell: Any) -> Any:
+    """A date without a time of day as a date: XLSX has only moments."""
+    value = cell.value
+    return value.date() if isinstance(value, datetime) and "h" not in cell.number_format.lower() else value
+
+
+def _empty_cells(sheet: Any) -> str:
+    """Merged cells, and formulas without a saved value, which openpyxl reads as empty."""
+    merged = formula = ""
+    with sheet._get_source() as source:  # the sheet's XML; openpyxl's own reader skips both
+        for _, element in ElementTree.iterparse(source):
+            tag = element.tag.rpartition("}")[2]
+            if tag == "mergeCell":
+                merged = merged or element.get("ref", "")
+            elif tag == "c" and not formula and element.find("{*}f") is not None and not element.findtext("{*}v"):
+                formula = element.get("r", "")
+            if tag in ("row", "mergeCell"):
+                element.clear()
+    sentences = {
+        "merged cells have their value in the first one only: unmerge them and fill in each": merged,
+        "formulas without a saved value are empty: open the file in a spreadsheet program and save it": formula,
+    }
+    return "; ".join(f"{sentence} ({place})" for sentence, place in sentences.items() if place)
 
 
 def parquet_rows(file: BinaryIO, name: str, which: str) -> Rows:

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
+from shared.text.counted import counted
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import MAX_BYTES, Row
 
@@ -46,6 +47,9 @@ class TableReader:
                 self.num_blank += 1
             elif not self.columns:
                 self._set_columns(cells)
+                if twice := named_twice(self.columns):
+                    yield Row(number, twice)
+                    return
             elif cells[: len(self.columns)] == self._raw_header:
                 self.num_headers += 1  # of a second file that was appended to a first
             else:
@@ -72,17 +76,22 @@ class TableReader:
         self.columns = [cell.strip() or f"column {index}" for index, cell in enumerate(self._raw_header, start=1)]
 
     def _fields(self, cells: Sequence[str]) -> dict[str, Any] | Unusable:
-        if len(set(self.columns)) < len(self.columns):
-            return Unusable(f"the header names a column twice: {', '.join(self.columns)}")
         if any(cell.strip() for cell in cells[len(self.columns) :]):
             reason = (
-                f"has {len(cells)} cells, the header {len(self.columns)}: a cell with the delimiter in it "
+                f"has {counted(len(cells), 'cell')}, the header {len(self.columns)}: a cell with the delimiter in it "
                 "must be in quotes"
             )
             return Unusable(reason, kind="too many cells")
         if len(cells) < len(self.columns):
-            return Unusable(f"has {len(cells)} cells, the header {len(self.columns)}", kind="too few cells")
+            return Unusable(f"has {counted(len(cells), 'cell')}, the header {len(self.columns)}", kind="too few cells")
         return dict(zip(self.columns, cells, strict=False))
+
+
+def named_twice(columns: Sequence[str]) -> Unusable | None:
+    """The error of a header with a repeated name: no row below it can be read."""
+    if len(set(columns)) == len(columns):
+        return None
+    return Unusable(f"the header names a column twice: {', '.join(columns)}; rename one, what follows is not read")
 
 
 def _joined(first: str, rest: Iterator[str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ Each check returns findings and raises nothing. It uses only what the light inst
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import socket
@@ -13,10 +14,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
 from shared.kernels import build
+from shared.package_names import package_name
 from shared.process.container_limits import memory_left_bytes, usable_cpus
 from shared.process.user_cache import expanded
 from softprompt.extras import missing_packages
@@ -51,6 +54,24 @@ def installation() -> Iterator[Finding]:
 def has_services() -> bool:
     """Whether services can run here."""
     return sys.platform != "win32" and not missing_packages("trainer", "inference")
+
+
+def settings() -> Iterator[Finding]:
+    """Variables that would stop the start of a process: unknown names and impossible values."""
+    from shared.config import NOT_SET, ConfigError, load_settings  # needs what services need
+
+    modules = {name: f"{package_name(f'{name}_service')}.config" for name in ("trainer", "inference")}
+    modules |= {name: f"softprompt.{name}.settings" for name in ("gateway", "router")}
+    for name, module in modules.items():
+        prefix = f"SOFTPROMPT_{name.upper()}_"
+        if not any(variable.upper().startswith(prefix) for variable in os.environ):
+            continue  # the defaults are sound, and importing a service takes seconds
+        try:
+            load_settings(getattr(import_module(module), f"{name.title()}Settings"))
+        except ConfigError as error:
+            for line in str(error).splitlines():
+                if not line.endswith(f": {NOT_SET}"):  # `softprompt up` sets what has no default
+                    yield Finding("setting", line, True, f"unset or change it; docs/settings.md describes {prefix}...")
 
 
 def memory() -> Iterator[Finding]:

@@ -56,7 +56,7 @@ def test_a_part_declares_its_settings_and_gets_only_these(monkeypatch: pytest.Mo
         SettingsWithCache
     )
     monkeypatch.setenv("SOFTPROMPT_EXAMPLE_CACHE_BYTES", "0")
-    with pytest.raises(ConfigError, match=r"SOFTPROMPT_EXAMPLE_CACHE_BYTES='0': .*greater than or equal to 1"):
+    with pytest.raises(ConfigError, match=r"SOFTPROMPT_EXAMPLE_CACHE_BYTES='0': must be at least 1"):
         load_settings(SettingsWithCache)
 
 

@@ -124,6 +124,25 @@ def test_other_models_versions_and_clocks_are_named(cli: CliRunner, here: Servic
     assert "the trainer can't use big: its weights are missing" in done.out
 
 
+def test_an_impossible_setting_is_named_with_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(machine_checks.settings()) == []
+    for variable, value in {
+        "SOFTPROMPT_GATEWAY_PORT": "99999",
+        "SOFTPROMPT_GATEWAY_LOG_LEVEL": "debug",
+        "SOFTPROMPT_ROUTER_METRICS_PORT": "x",
+        "SOFTPROMPT_ROUTER_PROT": "1",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    found = list(machine_checks.settings())
+    assert all(item.is_problem and item.fix for item in found)
+    assert {item.text for item in found} == {
+        "SOFTPROMPT_GATEWAY_PORT='99999': must be at most 65535",
+        "SOFTPROMPT_GATEWAY_LOG_LEVEL='debug': must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'; do you mean 'DEBUG'?",
+        "SOFTPROMPT_ROUTER_METRICS_PORT='x': a whole number is expected",
+        "SOFTPROMPT_ROUTER_PROT is not a setting; do you mean 'SOFTPROMPT_ROUTER_PORT'?",
+    }
+
+
 def test_what_this_machine_lacks_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine_checks, "_available_bytes", lambda: 1 << 20)
     monkeypatch.setattr(machine_checks, "MIN_DISK_BYTES", 1 << 60)
@@ -254,12 +273,12 @@ def test_a_misspelt_name_is_answered_with_the_one_that_is_meant(
 @pytest.mark.parametrize(
     ("arguments", "meant"),
     [
-        (("prompts", "rollback"), "Did you mean 'alias set'?"),
-        (("prompts", "lst"), "Did you mean 'list'?"),
-        (("jobs", "list", "--state", "done"), "Invalid value for '--state': 'done' is not one of 'queued'"),
-        (("train", "x"), "Did you mean 'tune'?"),
-        (("jobs", "rm"), "Did you mean 'delete'?"),
-        (("prompts", "alias", "delete"), "Did you mean 'remove'?"),
+        (("prompts", "rollback"), "do you mean 'alias set'?"),
+        (("prompts", "lst"), "do you mean 'list'?"),
+        (("jobs", "list", "--state", "done"), "error: --state: 'done' is not one of queued, running,"),
+        (("train", "x"), "do you mean 'tune'?"),
+        (("jobs", "rm"), "do you mean 'delete'?"),
+        (("prompts", "alias", "delete"), "do you mean 'remove'?"),
         (("jobs", "show", f"{ID[:-1]}x"), f"hint: do you mean {ID!r}?"),
         (("tune", "data.jsnl", "--prompt", "x"), "hint: do you mean 'data.jsonl'?"),
         (("generate", "--file", "dat.jsonl"), "file 'dat.jsonl' does not exist\nhint: do you mean 'data.jsonl'?"),

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from shared.errors import InvalidInput
 from shared.settings_part import SettingsPart
+from shared.values.datasets import MAX_LINE_BYTES
 
 TEMPORARY_PREFIX = ".incoming-"
 
@@ -27,7 +28,7 @@ class UploadLimits(SettingsPart):
     """Most examples of a dataset."""
     max_dataset_bytes: int = Field(default=256 << 20, ge=1 << 10)
     """Most bytes of a dataset."""
-    max_line_bytes: int = Field(default=1 << 20, ge=1 << 8)
+    max_line_bytes: int = Field(default=MAX_LINE_BYTES, ge=1 << 8)
     """Most bytes of one line of a dataset."""
 
     @field_validator("max_line_bytes")

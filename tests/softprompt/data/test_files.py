@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable
+from datetime import date, datetime
 from pathlib import Path
 
 import openpyxl
@@ -16,6 +18,7 @@ from pyarrow import parquet
 
 from shared.errors import InvalidInput, NotFound
 from softprompt import Data
+from softprompt.data.checking import DataReport, check
 from softprompt.data.prepare import prepare
 from softprompt.data.problems import UnusableData
 from softprompt.types.data import PreparedData
@@ -239,3 +242,85 @@ def test_a_small_sheet_can_not_keep_a_reader_busy(
             archive.writestr(name, content)
     with pytest.raises(InvalidInput, match=reason):
         prepare(tmp_path / "bomb.xlsx")
+
+
+LABELLED = [("input", "label"), ("one", "good"), ("two", "bad"), ("three", "good")]
+
+
+def checked(path: Path, rows: list[tuple[object, ...]], change: Callable[[openpyxl.Workbook], object]) -> DataReport:
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    change(book)
+    book.save(path)
+    return check(Data(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("content", "problems", "num_examples"),
+    [
+        (b'{"input": "a", "label": "x"}\n{"input": "b\xff", "label": "x"}\n{"input": 1}\n', [2, 3], 1),
+        (b'input,label\na,x\n"two\nl\xe9nes",y\nb,x\n', [4], 2),
+        (b"input,label,\xe9\na,x,1\nb\xe9,y,1\n", [1], 0),
+        (b'[{"input": "a", "label": "x"},\n{"input": "\xe9", "label": "x"}]', [2], 0),
+    ],
+    ids=["lines", "a cell of two lines", "header", "document"],
+)
+def test_a_row_of_an_unknown_encoding_is_counted_once(
+    tmp_path: Path, content: bytes, problems: list[int], num_examples: int
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    found = check(Data(str(path)))
+    assert [problem.place for problem in found.problems] == [f"line {line}" for line in problems]
+    assert (found.num_problems, found.num_examples) == (len(problems), num_examples)
+    assert found.fix == {"--encoding": "cp1252"}
+
+
+def test_an_example_that_trainers_refuse_for_its_length_is_a_problem(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"input,label\n{'x' * (1 << 20)},good\nshort,bad\n")
+    found = check(Data(str(path)))
+    assert ([problem.place for problem in found.problems], found.num_examples) == (["line 2"], 1)
+
+
+def test_empty_cells_of_a_sheet_are_explained(tmp_path: Path) -> None:
+    merged = checked(tmp_path / "merged.xlsx", LABELLED, lambda book: book.active.merge_cells("B2:B4"))
+    assert [problem.place for problem in merged.problems] == ["row 3", "row 4"]
+    assert re.fullmatch(r"merged cells [^;]*\(B2:B4\)", merged.advice)
+    formula = checked(tmp_path / "formula.xlsx", [*LABELLED, ("four", '=IF(A2="x","good","bad")')], lambda book: None)
+    assert [problem.place for problem in formula.problems] == ["row 5"]
+    assert re.fullmatch(r"formulas without a saved value [^;]*\(B5\)", formula.advice)
+    with pytest.raises(UnusableData) as refused:
+        prepare(str(tmp_path / "formula.xlsx"))
+    assert "B5" in refused.value.advice
+
+
+def test_dates_of_a_sheet_have_no_time_unless_the_cell_shows_one(tmp_path: Path) -> None:
+    rows = [("input", "label"), ("a", date(2026, 3, 5)), ("b", datetime(2026, 3, 5, 0, 0)), ("c", "x")]
+    assert set(checked(tmp_path / "a.xlsx", rows, lambda book: None).labels) == {
+        "2026-03-05",
+        "2026-03-05T00:00:00",
+        "x",
+    }
+
+
+def test_a_hidden_sheet_is_read_only_if_no_other_has_rows(tmp_path: Path) -> None:
+    def hide(book: openpyxl.Workbook) -> None:
+        book.active.sheet_state = "hidden"
+        for row in LABELLED[:2]:
+            book.create_sheet("Seen") if len(book.worksheets) == 1 else None
+            book["Seen"].append(row)
+
+    assert checked(tmp_path / "a.xlsx", LABELLED, hide).num_examples == 1
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.xlsx"])
+def test_a_column_that_is_named_twice_is_one_problem(tmp_path: Path, name: str) -> None:
+    rows: list[tuple[object, ...]] = [("input", "input", "label"), *([("a", "b", "c")] * 9)]
+    if name == "a.xlsx":
+        found = checked(tmp_path / name, rows, lambda book: None)
+    else:
+        (tmp_path / name).write_text("\n".join(",".join(map(str, row)) for row in rows))
+        found = check(Data(str(tmp_path / name)))
+    assert ["names a column twice" in problem.reason for problem in found.problems] == [True]

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from shared.errors import FieldViolation, InvalidInput
 from shared.location import Location
+from shared.values.datasets import MAX_LINE_BYTES
 from shared.values.message import Message
 from trainer_service.training.data.encoding import EncodedDataset, encode_dataset
 from trainer_service.training.data.example_lines import stored_example
@@ -56,7 +57,7 @@ _KEYS = {
 class DatasetLimits:
     """Limits that keep one dataset from exhausting the service's memory."""
 
-    max_line_bytes: int = 1 << 20
+    max_line_bytes: int = MAX_LINE_BYTES
     max_examples: int = 1_000_000
 
 
