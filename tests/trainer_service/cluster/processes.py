@@ -54,17 +54,21 @@ class TrainerProcess:
         self._ready.unlink(missing_ok=True)
         self._spawn()
 
-        def is_ready() -> bool:
+        def has_started() -> bool:
             assert self.process.poll() is None, self.log[-3000:]
-            return self._ready.exists()
+            return self.is_ready
 
-        await until(is_ready)
+        await until(has_started)
 
     def _spawn(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "trainer_service"], env=self._environment, stdout=log, stderr=log
             )
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.exists()
 
     @property
     def process(self) -> subprocess.Popen[bytes]:

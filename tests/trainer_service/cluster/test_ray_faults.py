@@ -21,6 +21,7 @@ from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.builders import effective_spec, spec
 from tests.trainer_service.cluster.conftest import SharedCluster
 from tests.trainer_service.job_service import Service
+from tests.waiting import until
 from trainer_service.cluster.interface import WorkerLost
 from trainer_service.cluster.ray_pool import RayPool
 from trainer_service.cluster.settings import WorkerSettings
@@ -57,41 +58,11 @@ async def pid_of(pool: RayPool) -> int:
     return pid
 
 
-async def test_a_killed_worker_costs_nothing_but_the_steps_since_the_checkpoint(
-    service: Service, pool: RayPool
-) -> None:
-    manager = await service.start(pool)
-    job = await manager.create(spec(num_steps=400))
-    await service.until(job.id, lambda job: job.progress.step > 40 and job.checkpointed, seconds=60)
-    before = await pid_of(pool)
-    os.kill(before, signal.SIGKILL)
-    killed_at = time.time()
-    await service.until(job.id, lambda job: job.attempt == 2 and job.state is JobState.RUNNING, seconds=60)
-    recovery.note("worker killed in the middle of a step: running again", time.time() - killed_at)
-    done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
-    assert done.attempt == 2
-    assert service.versions("tone") == [1]
-    events = [event.payload async for event in manager.watch(job.id)]
-    notes = [payload.text for payload in events if isinstance(payload, Note)]
-    assert any("lost its worker" in note for note in notes)
-    resumed = [int(note.rpartition(" ")[2]) for note in notes if note.startswith("resumes from step")]
-    assert len(resumed) == 1
-    assert resumed[0] > 0
-    states = [payload.state for payload in events if isinstance(payload, Job)]
-    assert states == [JobState.QUEUED, JobState.RUNNING, JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
-    assert not psutil.pid_exists(before)
-
-    record = service.prompt_store.refresh().prompt("tone").version(1)
-    manifest = decode_blob(service.prompt_store.fetch(record.digest)).manifest
-    assert manifest.job == job.name
-    assert manifest.golden
-
-
-async def test_every_worker_is_killed_at_once(service: Service, pool: RayPool) -> None:
+async def test_killed_workers_cost_nothing_but_the_steps_since_the_checkpoint(service: Service, pool: RayPool) -> None:
     manager = await service.start(pool, max_workers=2, max_jobs_per_worker=1)
     jobs = [await manager.create(spec(num_steps=400, prompt=f"p-{number}")) for number in range(2)]
     for job in jobs:
-        await service.until(job.id, lambda job: job.progress.step > 30, seconds=60)
+        await service.until(job.id, lambda job: job.progress.step > 40 and job.checkpointed, seconds=60)
     pids = await pids_of(pool)
     assert len(pids) == 2
     killed_at = time.time()
@@ -105,48 +76,48 @@ async def test_every_worker_is_killed_at_once(service: Service, pool: RayPool) -
         done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
         assert done.attempt == again.attempt == 2
         assert service.versions(done.spec.prompt) == [1]
+        events = [event.payload async for event in manager.watch(job.id)]
+        notes = [payload.text for payload in events if isinstance(payload, Note)]
+        assert any("lost its worker" in note for note in notes)
+        [resumed] = [int(note.rpartition(" ")[2]) for note in notes if note.startswith("resumes from step")]
+        assert resumed > 0
+        states = [payload.state for payload in events if isinstance(payload, Job)]
+        assert states == [JobState.QUEUED, JobState.RUNNING, JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
+        record = service.prompt_store.refresh().prompt(done.spec.prompt).version(1)
+        manifest = decode_blob(service.prompt_store.fetch(record.digest)).manifest
+        assert manifest.job == job.name
+        assert manifest.golden
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
-async def test_a_worker_that_is_stopped_is_replaced_and_ends_and_is_not_heard_again(
+async def test_workers_that_are_stopped_are_replaced_and_end_and_are_not_heard_again(
     service: Service, pool: RayPool
 ) -> None:
-    """SIGSTOP: the process lives, keeps its resources and is silent. When it continues, its job belongs to another
-    worker.
+    """SIGSTOP: the processes live, keep their resources and are silent. One continues, when its job belongs to another
+    worker; the other one never does.
     """
-    manager = await service.start(pool, heartbeat_seconds=2)
-    job = await manager.create(spec(num_steps=400))
-    await service.until(job.id, lambda job: job.progress.step > 30, seconds=60)
-    stopped = psutil.Process(await pid_of(pool))
-    stopped.suspend()
+    manager = await service.start(pool, heartbeat_seconds=2, max_workers=2, max_jobs_per_worker=1)
+    jobs = [await manager.create(spec(num_steps=400, prompt=f"p-{number}")) for number in range(2)]
+    for job in jobs:
+        await service.until(job.id, lambda job: job.progress.step > 30, seconds=60)
+    stopped = [psutil.Process(pid) for pid in await pids_of(pool)]
+    assert len(stopped) == 2
+    for process in stopped:
+        process.suspend()
     stopped_at = time.time()
-    await service.until(job.id, lambda job: job.attempt == 2, seconds=60)
+    for job in jobs:
+        await service.until(job.id, lambda job: job.attempt == 2, seconds=60)
     recovery.note("worker hangs, heartbeat of 2 s: running again", time.time() - stopped_at)
     with contextlib.suppress(psutil.NoSuchProcess):
-        stopped.resume()
-    done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
-    assert done.attempt == 2
-    assert service.versions("tone") == [1]
-    events = [event.payload async for event in manager.watch(job.id)]
-    ends = [payload for payload in events if isinstance(payload, Job) and payload.state.is_final]
-    assert len(ends) == 1
-    async with asyncio.timeout(30):
-        while psutil.pid_exists(stopped.pid):
-            await asyncio.sleep(0.05)
-
-
-async def test_a_stopped_worker_that_never_comes_back_to_life_is_ended(service: Service, pool: RayPool) -> None:
-    manager = await service.start(pool, heartbeat_seconds=1)
-    job = await manager.create(spec("forever", num_steps=100_000))
-    await service.until(job.id, lambda job: job.progress.step > 2, seconds=60)
-    stopped = psutil.Process(await pid_of(pool))
-    stopped.suspend()
-    await service.until(job.id, lambda job: job.attempt == 2, seconds=60)
-    async with asyncio.timeout(30):
-        while psutil.pid_exists(stopped.pid):
-            await asyncio.sleep(0.05)
-    await manager.cancel(job.id)
-    await service.state(job.id, JobState.CANCELLED, seconds=30)
+        stopped[0].resume()
+    for job in jobs:
+        done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
+        assert done.attempt == 2
+        assert service.versions(done.spec.prompt) == [1]
+        events = [event.payload async for event in manager.watch(job.id)]
+        ends = [payload for payload in events if isinstance(payload, Job) and payload.state.is_final]
+        assert len(ends) == 1
+    await until(lambda: not any(psutil.pid_exists(process.pid) for process in stopped), 30)
 
 
 async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fails_with_advice(
@@ -213,26 +184,17 @@ async def test_a_restarted_service_goes_on_where_it_was(service: Service, pool: 
         assert service.versions(done.spec.prompt) == [1]
 
 
-async def test_drain_checkpoints_and_the_next_service_finishes(service: Service, pool: RayPool) -> None:
+async def test_drain_checkpoints_and_ends_the_worker_and_the_next_service_finishes(
+    service: Service, pool: RayPool
+) -> None:
     manager = await service.start(pool)
     job = await manager.create(spec(num_steps=300))
     await service.until(job.id, lambda job: job.progress.step > 20, seconds=60)
+    pid = await pid_of(pool)
     await service.drain()
+    await until(lambda: not psutil.pid_exists(pid), 15)
     manager = await service.start(RayPool(pool._cluster, pool._base_models, pool._settings))
     done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
     assert done.failures == 0
     steps = [event.payload.step async for event in manager.watch(job.id) if hasattr(event.payload, "train_loss")]
     assert steps == sorted(steps), "no step was done twice"
-
-
-async def test_every_worker_is_gone_after_drain(service: Service, pool: RayPool) -> None:
-    manager = await service.start(pool)
-    job = await manager.create(spec("forever", num_steps=100_000))
-    await service.until(job.id, lambda job: job.progress.step > 2, seconds=60)
-    pid = await pid_of(pool)
-    await manager.cancel(job.id)
-    await service.state(job.id, JobState.CANCELLED, seconds=30)
-    await service.drain()
-    async with asyncio.timeout(15):
-        while psutil.pid_exists(pid):
-            await asyncio.sleep(0.05)
