@@ -21,6 +21,7 @@ def check(world: World) -> list[str]:
     store = JobStore(world.database)
     log = _Log(world)
     return [
+        *(f"{event.server} ended by itself: {event.why}" for event in world.history.of("died")),
         *_jobs_end_once_and_as_they_should(world, store, log),
         *_requests_make_one_job(world, store),
         *_events_have_no_gaps(world, store),

@@ -107,11 +107,18 @@ class Server:
         self.node, self.ready = Node(self.name), False
         self.num_lives += 1
         self.node.skew_seconds = self.world.rng.choice((0.0, 0.0, self.world.rng.uniform(-120, 120)))
-        self._open = start_on(self.node, self._boot())
+        self._open = start_on(self.node, self._run())
 
     def kill(self) -> None:
         """Ends it like kill -9."""
         kill(self.node)
+
+    async def _run(self) -> None:
+        try:
+            await self._boot()
+        except Exception as error:
+            self.world.history.add("died", server=self.name, why=f"{type(error).__name__}: {error}")
+            raise
 
     async def _boot(self) -> None:
         raise NotImplementedError
@@ -168,12 +175,7 @@ class Trainer(Server):
             pools=pools,
         )
         self.store, self.prompts = store, Prompts(store, cast(Any, None), cast(Any, None), pools)
-        while True:
-            try:
-                await self.jobs.start()
-                break
-            except Unavailable:
-                await asyncio.sleep(1)
+        await self.jobs.start()
         policy = MaintenancePolicy(keep_versions=6, blob_grace_seconds=700, keep_log_entries=20)
         self._maintenance = asyncio.create_task(StoreMaintenance(store, policy, 40, lambda *_: None).run())
         self.ready = True
