@@ -239,7 +239,8 @@ class World:
     def job_states(self) -> list[str]:
         """The states of the jobs that have not ended; a running one that is trained already is PUBLISHING."""
         with self.database.read() as connection:
-            found = connection.execute(select(jobs.c.state, jobs.c.trained).where(jobs.c.state.in_(UNENDED)).distinct()).all()
+            unended = select(jobs.c.state, jobs.c.trained).where(jobs.c.state.in_(UNENDED)).distinct()
+            found = connection.execute(unended).all()
         return sorted("PUBLISHING" if row.trained and row.state == "RUNNING" else row.state for row in found)
 
     def call_fault(self, system: str) -> tuple[float, float, bool]:
