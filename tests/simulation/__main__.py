@@ -74,7 +74,7 @@ def _one(seed: int, plan: Plan) -> int:
 def _prove(bugs: Sequence[str], most: int) -> int:
     missed = 0
     for bug in bugs:
-        begun, found = time.perf_counter(), {"bug": bug, "seed": None, "promise": ""}
+        begun, found = time.perf_counter(), dict[str, Any](bug=bug, seed=None, promise="")
         for seed in range(1, most + 1):
             try:
                 problems = live(seed, Plan(bug)).problems

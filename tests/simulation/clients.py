@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from operator import methodcaller
 from typing import Any
@@ -12,7 +13,7 @@ from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed, So
 from shared.names import PromptReference
 from shared.store import AliasTarget
 from tests.simulation.machine import EPOCH
-from tests.simulation.world import Replica, Trainer, World
+from tests.simulation.world import Replica, Server, Trainer, World
 from tests.trainer_service.builders import spec
 from trainer_service.jobs.model import Job, JobFilter
 from trainer_service.jobs.owner import JobOwner
@@ -156,18 +157,22 @@ class Client:
         others = [event for event in self.world.history.of("created") if event.job not in self.jobs]
         if not others:
             return
-        job, prompt = (other := self.rng.choice(others)).job, other.prompt
-        replica = self.rng.choice(self.world.replicas)
+        other = self.rng.choice(others)
 
         async def resolve(replica: Any) -> None:
-            replica.registry.resolve(PromptReference(prompt, "default", None), "", self.caller)
+            replica.registry.resolve(PromptReference(other.prompt, "default", None), "", self.caller)
 
-        for server, act in ((self._trainer(), methodcaller("get_job", job)), (replica, resolve)):
+        acts: list[tuple[Server, Callable[[Any], Awaitable[Any]]]]
+        acts = [
+            (self._trainer(), methodcaller("get_job", other.job)),
+            (self.rng.choice(self.world.replicas), resolve),
+        ]
+        for server, act in acts:
             try:
                 await server.call(self.caller, act)
             except (Unavailable, NotFound, PreconditionFailed):
                 continue
-            self.world.history.add("peeked", tenant=self.tenant, prompt=prompt, what=server.name)
+            self.world.history.add("peeked", tenant=self.tenant, prompt=other.prompt, what=server.name)
 
     async def generate(self) -> None:
         """Asks a replica for an answer with an alias."""
