@@ -120,17 +120,17 @@ class PromptWatcher:
             self._observer.store_failed()
             return False
         first = self._registry.first_revision is None
-        recent = await self._pool.call(self._recently_used) if first else []
+        recent = await self._recently_used() if first else []
         self._observer.store_polled(changes.index.revision)
         self._take(changes.index, recent)
         self._retry(at_once=self._was_away)
         self._was_away = False
         return True
 
-    def _recently_used(self) -> list[str]:
-        """The order in which to load; empty if it can't be read, since it is only an optimisation."""
+    async def _recently_used(self) -> list[str]:
+        """The order in which to load; empty if it can't be read in time, since it is only an optimisation."""
         try:
-            return recently_used(self._store.list_replicas())
+            return recently_used(await self._pool.call(self._store.list_replicas))
         except SoftPromptError as error:
             log.info("recently used prompts unknown: %s", error.message)
             return []

@@ -1,4 +1,7 @@
-"""`python -m tests.simulation SEED`: one life, with its history. `--seeds FIRST-LAST`: many, as one JSON line."""
+"""`python -m tests.simulation SEED`: one life, with its history. `--seeds FIRST-LAST`: many, as one JSON line.
+
+`--prove`: a JSON line for each bug. `--shrink`: the shortest plan found with which the seed still breaks its promise.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,15 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from tests.simulation.bugs import BUGS
-from tests.simulation.life import BUSY_SECONDS, Outcome, forget_template, live, silence
+from tests.simulation.coverage import not_reached
+from tests.simulation.history import History
+from tests.simulation.life import BUSY_SECONDS, TENANTS, Outcome, Plan, forget_template, live, silence
+from tests.simulation.shrink import shrink
 
 
 def main() -> int:
@@ -23,11 +30,13 @@ def main() -> int:
     parser.add_argument("--seeds", default="", help="FIRST-LAST: run these seeds")
     parser.add_argument("--new", type=int, default=0, help="and this number of seeds that no run had before")
     parser.add_argument("--bug", default="", choices=("", *BUGS), help="with this bug in the product")
-    parser.add_argument(
-        "--prove", type=int, default=0, help="put in every bug in turn, until one of this many seeds finds it"
-    )
+    parser.add_argument("--prove", type=int, default=0, help="put in every bug in turn, until one of this many seeds")
+    parser.add_argument("--bugs", default=",".join(BUGS), help="only these for --prove, with commas")
     parser.add_argument("--stop", action="store_true", help="stop at the first broken promise")
     parser.add_argument("--busy", type=float, default=BUSY_SECONDS, help="seconds of requests and faults in each life")
+    parser.add_argument("--tenants", type=int, default=len(TENANTS), help="number of tenants in each life")
+    parser.add_argument("--without", default="", help="kinds of faults that do not happen, with commas")
+    parser.add_argument("--shrink", action="store_true", help="look for a smaller life in which SEED breaks a promise")
     parser.add_argument("--twice", action="store_true", help="live each life twice, and compare the histories")
     given = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets must be that of the replay
@@ -40,74 +49,78 @@ def main() -> int:
     first, _, last = given.seeds.partition("-")
     seeds = list(range(int(first), int(last or first) + 1)) if first else []
     seeds += [time.time_ns() // 1000 % 10**9 + number for number in range(given.new)]
+    plan = Plan(given.bug, given.busy, given.tenants, tuple(filter(None, given.without.split(","))))
     try:
         if given.prove:
-            return _prove(given.prove)
-        return (
-            _one(given.seed, given.bug)
-            if given.seed is not None
-            else _many(
-                seeds, partial(live, with_bug=given.bug, busy_seconds=given.busy), stop=given.stop, twice=given.twice
-            )
-        )
+            return _prove(given.bugs.split(","), given.prove)
+        if given.seed is None:
+            return _many(seeds, plan, stop=given.stop, twice=given.twice)
+        return _one(given.seed, shrink(given.seed, plan) if given.shrink else plan)
     finally:
         forget_template()
 
 
-def _one(seed: int, bug: str) -> int:
-    outcome = live(seed, bug)
+def _one(seed: int, plan: Plan) -> int:
+    outcome = live(seed, plan)
     for event in outcome.history.events:
         print(event)
     print(f"seed {seed}: {outcome.virtual_seconds:.0f} s in {outcome.real_seconds:.1f} s, {outcome.history.digest}")
+    print(plan)
     for problem in outcome.problems:
         print(f"BROKEN: {problem}")
     return bool(outcome.problems)
 
 
-def _prove(most: int) -> int:
+def _prove(bugs: Sequence[str], most: int) -> int:
     missed = 0
-    for bug in BUGS:
-        begun = time.perf_counter()
+    for bug in bugs:
+        begun, found = time.perf_counter(), dict[str, Any](bug=bug, seed=None, promise="")
         for seed in range(1, most + 1):
             try:
-                problems = live(seed, bug).problems
+                problems = live(seed, Plan(bug)).problems
             except Exception as error:  # a bug may break the product so badly that clients see it
                 problems = [f"{type(error).__name__}: {error}"]
             if problems:
-                print(f"| {bug} | {seed} | {time.perf_counter() - begun:.0f} | {problems[0][:110]} |", flush=True)
+                found |= {"seed": seed, "promise": problems[0][:110]}
                 break
-        else:
-            missed += 1
-            print(f"| {bug} | not within {most} | {time.perf_counter() - begun:.0f} | |", flush=True)
+        missed += not found["seed"]
+        print(json.dumps(found | {"lives": seed, "seconds": round(time.perf_counter() - begun)}), flush=True)
     return bool(missed)
 
 
-def _many(seeds: list[int], life: Callable[[int], Outcome], *, stop: bool, twice: bool) -> int:
-    begun, virtual, faults, broken = time.perf_counter(), 0.0, Counter[str](), dict[str, list[str]]()
-    lives = 0
+def _many(seeds: list[int], plan: Plan, *, stop: bool, twice: bool) -> int:
+    begun, outcomes, broken = time.perf_counter(), list[Outcome](), dict[str, list[str]]()
     for seed in seeds:
-        outcome = life(seed)
-        if twice and life(seed).history.digest != outcome.history.digest:
+        outcome = live(seed, plan)
+        if twice and live(seed, plan).history.digest != outcome.history.digest:
             outcome.problems.append("the seed's second life was different: something is not simulated")
-        lives += 1 + twice
-        virtual += outcome.virtual_seconds * (1 + twice)
-        faults.update(outcome.faults)
+        outcomes.append(replace(outcome, history=History()))
         if outcome.problems:
             broken[str(seed)] = outcome.problems
             print(f"seed {seed} breaks a promise: {outcome.problems[0]}", file=sys.stderr, flush=True)
             if stop:
                 break
-    real = time.perf_counter() - begun
-    figures = {
-        "seeds": lives // (1 + twice),
-        "broken": broken,
-        "seconds": round(real, 1),
-        "lives_per_second": round(lives / real, 3),
-        "virtual_over_real": round(virtual / real, 1),
-        "faults": dict(sorted(faults.items())),
-    }
-    print(json.dumps(figures))
+    print(json.dumps(_figures(outcomes, time.perf_counter() - begun, 1 + twice) | {"broken": broken}))
     return bool(broken)
+
+
+def _figures(outcomes: list[Outcome], seconds: float, times: int) -> dict[str, Any]:
+    faults, edges, meetings = Counter[str](), Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for outcome in outcomes:
+        faults.update(outcome.faults)
+        edges.update(outcome.edges)
+        meetings.update(outcome.meetings)
+    virtual = times * sum(outcome.virtual_seconds for outcome in outcomes)
+    return {
+        "seeds": len(outcomes),
+        "seconds": round(seconds, 1),
+        "lives_per_second": round(times * len(outcomes) / seconds, 3),
+        "virtual_over_real": round(virtual / seconds, 1),
+        "faults": dict(sorted(faults.items())),
+        "edges": {f"{before} to {after}": number for (before, after), number in sorted(edges.items())},
+        "fault_in_state": {f"{kind} in {state}": number for (kind, state), number in sorted(meetings.items())},
+        "not_reached": not_reached(edges, meetings),
+    }
 
 
 if __name__ == "__main__":

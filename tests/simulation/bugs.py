@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+from sqlalchemy import update
+
+from inference_service.prompts import registry
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.watcher import PromptWatcher
 from shared.caller import EVERY_PROMPT
+from shared.process.call_pool import CallPool
+from shared.store import index
 from shared.store import store as prompt_store
 from shared.store.commit import encode_commit
+from shared.store.follower import LogFollower
 from shared.store.garbage import BlobCollector
+from shared.store.index import PromptRecord
 from shared.store.layout import log_key
 from shared.store.log import Appended, CommitLog
+from tests.simulation import world
+from trainer_service.database.schema import jobs
+from trainer_service.dispatch.allowance import Allowance
+from trainer_service.dispatch.dispatcher import Dispatcher
 from trainer_service.dispatch.jobs_on_worker import JobsOnWorker
 from trainer_service.dispatch.leases import Leases
 from trainer_service.dispatch.manager import JobManager
 from trainer_service.dispatch.supervisor import WorkerSupervisor
 from trainer_service.jobs import transitions
 from trainer_service.jobs.context import JobsContext
+from trainer_service.jobs.store import job_store
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.prompts import Prompts
+from trainer_service.publish import publisher
 from trainer_service.publish.publisher import Publisher
 
 Patch = Callable[[], AbstractContextManager[Any]]
@@ -82,6 +95,73 @@ def _skipping(original: Any) -> Any:
     return event_page
 
 
+def _both(*patches: Patch) -> Patch:
+    @contextmanager
+    def all_of_them() -> Iterator[None]:
+        with ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(patch())
+            yield
+
+    return all_of_them
+
+
+def _blob_last(_: Any) -> Any:
+    def commit(store: Any, actor: str, build: Any, blob: Any = None) -> int:
+        revision: int = store._append(actor, build)
+        if blob is not None:
+            store.put_blob(*blob)
+        return revision
+
+    return commit
+
+
+def _numbers_free(original: Any) -> Any:
+    def delete(prompt: PromptRecord, *args: Any) -> PromptRecord:
+        after: PromptRecord = original(prompt, *args)
+        return replace(after, latest_version=max(after.versions, default=0))
+
+    return delete
+
+
+def _same_attempt(original: Any) -> Any:
+    def claim_first(connection: Any, *args: Any, **kwargs: Any) -> Any:
+        found = original(connection, *args, **kwargs)
+        if found is None or found.job.attempt == 1:
+            return found
+        connection.execute(update(jobs).where(jobs.c.id == found.job.id).values(attempt=1))
+        return found.with_job(attempt=1)
+
+    return claim_first
+
+
+def _stopping_launches(original: Any) -> Any:
+    """Each of two trainers that lack workers stops a worker that still loads."""
+
+    async def plan(allowance: Allowance, plan_for: Any, views: Any, *args: Any) -> Any:
+        made = await original(allowance, plan_for, views, *args)
+        idle = [view.id for view in views if view.num_jobs == 0 and not view.ready]
+        return replace(made, stops=(*made.stops, *idle[:1])) if allowance._others_lack.seconds else made
+
+    return plan
+
+
+def _impatient_start(original: Any) -> Any:
+    async def start(leases: Leases) -> None:
+        with mock.patch.object(CallPool, "retry", CallPool.call):
+            await original(leases)
+
+    return start
+
+
+def _unguarded(_: Any) -> Any:
+    async def recently_used(watcher: PromptWatcher) -> Any:
+        await watcher._pool.call(watcher._store.list_replicas)
+        return []
+
+    return recently_used
+
+
 BUGS: dict[str, Patch] = {
     "alias-without-compare": _nothing(prompt_store, "check_expected"),
     "append-overwrites": _instead(CommitLog, "append", _overwriting),
@@ -114,6 +194,22 @@ BUGS: dict[str, Patch] = {
     "stopped-job-forgotten": _no_await(JobsOnWorker, "_stopped"),
     "pause-without-end": _instead(
         transitions, "pause", lambda original: lambda record: original(record).with_job(pausing=True)
+    ),
+    "publication-not-recognised": _nothing(PromptRecord, "version_of_job"),
+    "own-commit-not-recognised": _both(_nothing(CommitLog, "_is_written", False), _nothing(LogFollower, "find")),
+    "blob-after-commit": _instead(prompt_store.PromptStore, "commit", _blob_last),
+    "truncation-not-noticed": _nothing(CommitLog, "horizon", 0),
+    "numbers-used-again": _instead(index, "_delete", _numbers_free),
+    "alias-claim-ignored": _nothing(publisher, "check_claim"),
+    "hung-worker-kept": _instead(world, "CONFIG", lambda config: config.model_copy(update={"heartbeat_seconds": 1e6})),
+    "claim-without-worker-kept": _no_await(Dispatcher, "_lose"),
+    "attempts-share-a-number": _instead(job_store, "claim_first", _same_attempt),
+    "launches-end-each-other": _instead(Allowance, "plan", _stopping_launches),
+    "start-needs-the-database": _instead(Leases, "start", _impatient_start),
+    "start-needs-the-fleets-records": _instead(PromptWatcher, "_recently_used", _unguarded),
+    "every-prompt-resolves": _instead(registry, "visible_index", lambda _: lambda index, caller: index),
+    "every-job-is-readable": _instead(
+        JobStore, "get", lambda original: lambda store, job_id, visible_to=EVERY_PROMPT: original(store, job_id)
     ),
 }
 

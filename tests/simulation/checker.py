@@ -21,10 +21,12 @@ def check(world: World) -> list[str]:
     store = JobStore(world.database)
     log = _Log(world)
     return [
+        *(f"{event.server} ended by itself: {event.why}" for event in world.history.of("died")),
         *_jobs_end_once_and_as_they_should(world, store, log),
         *_requests_make_one_job(world, store),
         *_events_have_no_gaps(world, store),
         *log.problems(),
+        *_jobs_leave_aliases_moved_by_hand(store, log),
         *_aliases_are_compare_and_set(world, log),
         *_streams_use_resolvable_versions(world, log),
         *_replicas_agree_at_the_end(world, log),
@@ -43,6 +45,8 @@ class _Log:
         self.deleted: dict[tuple[str, int], int] = {}
         self.aliases: defaultdict[tuple[str, str], list[tuple[int, str, list[int]]]] = defaultdict(list)
         """(revision, actor, versions) of each move."""
+        self.publishing_job: dict[int, str] = {}
+        """The job that a commit published, by revision."""
         self.digests: dict[tuple[str, int], str] = {}
         self._problems: list[str] = []
         latest: defaultdict[str, int] = defaultdict(int)
@@ -54,6 +58,7 @@ class _Log:
                 match op.op:
                     case "publish":
                         self.by_job[op.job].append((op.prompt, op.version))
+                        self.publishing_job[number] = op.job
                         self.published[op.prompt, op.version] = number
                         self.digests[op.prompt, op.version] = op.digest
                         if op.version != latest[op.prompt] + 1:
@@ -76,6 +81,15 @@ class _Log:
         return before[-1] if before else []
 
 
+def edges(world: World) -> Counter[tuple[str, str]]:
+    """The moves of all jobs from state to state."""
+    store, found = JobStore(world.database), Counter[tuple[str, str]]()
+    for created in world.history.of("created"):
+        states = [event.payload.state for event in _events(store, created.job) if isinstance(event.payload, Job)]
+        found.update((before.value, after.value) for before, after in pairwise(states) if before is not after)
+    return found
+
+
 def _events(store: JobStore, job_id: str) -> list[JobEvent]:
     return store.events(job_id, 0)
 
@@ -89,6 +103,8 @@ def _jobs_end_once_and_as_they_should(world: World, store: JobStore, log: _Log) 
             yield f"job {job.id} is {job.state} at the end (attempt {job.attempt}, pausing {job.pausing})"
             continue
         allowed = {ENDS[event.wish]} | ({JobState.CANCELLED} if job.id in cancelled else set())
+        if event.has_deadline and job.error is not None and job.error.code == "DEADLINE_EXCEEDED":
+            allowed.add(JobState.FAILED)
         if job.state not in allowed:
             yield f"job {job.id} ({event.wish}) ended {job.state}: {job.error and job.error.message}"
         if (job.state is JobState.SUCCEEDED) != bool(versions):
@@ -124,6 +140,16 @@ def _events_have_no_gaps(world: World, store: JobStore) -> Iterator[str]:
     watched = {seen.job for seen in world.history.of("watched")}
     for job in finals.keys() - watched:
         yield f"the watcher of job {job} never saw its end"
+
+
+def _jobs_leave_aliases_moved_by_hand(store: JobStore, log: _Log) -> Iterator[str]:
+    for (prompt, alias), moves in log.aliases.items():
+        for (before, *_), (after, *_) in pairwise(moves):
+            if (name := log.publishing_job.get(after)) is None or before in log.publishing_job:
+                continue
+            recorded = store.get(name.removeprefix("tuningJobs/")).effective.alias_revision
+            if recorded is not None and before > recorded:
+                yield f"{name} moved {prompt}@{alias}, which was moved by hand after the job was created"
 
 
 def _aliases_are_compare_and_set(world: World, log: _Log) -> Iterator[str]:
@@ -188,6 +214,9 @@ def _tenants_are_apart(world: World) -> Iterator[str]:
         yield from (
             f"tenant {event.tenant} saw {name}" for name in event.prompts if not name.startswith(f"{event.tenant}-")
         )
+    yield from (
+        f"tenant {event.tenant} reached {event.prompt} of another: {event.what}" for event in world.history.of("peeked")
+    )
 
 
 def _served_versions_exist(world: World, log: _Log) -> Iterable[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from operator import methodcaller
 from typing import Any
 
@@ -10,7 +12,8 @@ from shared.caller import Caller, Role, Tenant
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed, SoftPromptError, Unavailable
 from shared.names import PromptReference
 from shared.store import AliasTarget
-from tests.simulation.world import Replica, Trainer, World
+from tests.simulation.machine import EPOCH
+from tests.simulation.world import Replica, Server, Trainer, World
 from tests.trainer_service.builders import spec
 from trainer_service.jobs.model import Job, JobFilter
 from trainer_service.jobs.owner import JobOwner
@@ -35,7 +38,7 @@ class Client:
     async def run(self, until: float) -> None:
         """Acts at random until this time."""
         acts = [self.create, self.request, self.move_alias, self.generate, self.list_, self.delete_version]
-        acts += [self.create, self.move_alias, self.generate]
+        acts += [self.create, self.move_alias, self.generate, self.peek]
         while asyncio.get_running_loop().time() < until:
             await asyncio.sleep(self.rng.uniform(0.1, 4))
             await self.rng.choice(acts)()
@@ -46,7 +49,9 @@ class Client:
         request_id = f"{self.tenant}-{self._numbers}"
         wish = self.rng.choice(("plain",) * 8 + ("nan", "oom"))
         steps = self.rng.randint(2, 15)
-        asked = spec(wish, f"{self.tenant}-{self.rng.choice(PROMPTS)}", steps)
+        deadline = EPOCH + asyncio.get_running_loop().time() + self.rng.uniform(5, 60)
+        limits = {"deadline": datetime.fromtimestamp(deadline, UTC)} if self.rng.random() < 0.1 else {}
+        asked = spec(wish, f"{self.tenant}-{self.rng.choice(PROMPTS)}", steps, **limits)
         begun = self.world.history.add("creating", request=request_id, prompt=asked.prompt, wish=wish)
         for _ in range(_TRIES):
             try:
@@ -59,7 +64,8 @@ class Client:
             except Overloaded:
                 return
             else:
-                self.world.history.add("created", request=request_id, job=job.id, prompt=job.spec.prompt, wish=wish)
+                facts = {"prompt": job.spec.prompt, "wish": wish, "has_deadline": bool(limits)}
+                self.world.history.add("created", request=request_id, job=job.id, **facts)
                 self.jobs.append(job.id)
                 self._watches.append(asyncio.create_task(self._watch(job.id)))
                 return
@@ -122,13 +128,13 @@ class Client:
             self.world.history.add("moved", actor=actor, outcome="done", begun=begun.time, revision=revision)
 
     async def delete_version(self) -> None:
-        """Deletes the oldest version."""
+        """Deletes a version."""
         prompt = f"{self.tenant}-{self.rng.choice(PROMPTS)}"
         try:
             record = await self._trainer().call(self.caller, lambda trainer: trainer.prompts.get(prompt))
             if len(record.versions) > 3:
-                oldest = min(record.versions)
-                await self._trainer().call(self.caller, lambda trainer: trainer.prompts.delete(prompt, oldest))
+                version = self.rng.choice(sorted(record.versions))
+                await self._trainer().call(self.caller, lambda trainer: trainer.prompts.delete(prompt, version))
         except (Unavailable, NotFound, PreconditionFailed, Conflict):
             return
 
@@ -145,6 +151,28 @@ class Client:
         except Unavailable:
             return
         self.world.history.add("listed", tenant=self.tenant, prompts=sorted({*jobs, *prompts}))
+
+    async def peek(self) -> None:
+        """Tries to reach a job and a prompt of another tenant."""
+        others = [event for event in self.world.history.of("created") if event.job not in self.jobs]
+        if not others:
+            return
+        other = self.rng.choice(others)
+
+        async def resolve(replica: Any) -> None:
+            replica.registry.resolve(PromptReference(other.prompt, "default", None), "", self.caller)
+
+        acts: list[tuple[Server, Callable[[Any], Awaitable[Any]]]]
+        acts = [
+            (self._trainer(), methodcaller("get_job", other.job)),
+            (self.rng.choice(self.world.replicas), resolve),
+        ]
+        for server, act in acts:
+            try:
+                await server.call(self.caller, act)
+            except (Unavailable, NotFound, PreconditionFailed):
+                continue
+            self.world.history.add("peeked", tenant=self.tenant, prompt=other.prompt, what=server.name)
 
     async def generate(self) -> None:
         """Asks a replica for an answer with an alias."""

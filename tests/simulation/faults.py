@@ -4,39 +4,45 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Collection
 
 from tests.simulation.machine import start_on, wake
 from tests.simulation.storage import StorageFaults
 from tests.simulation.world import LEASE_SECONDS, Server, Trainer, World
 
+KINDS = ("kill", "pause", "drain", "cut off", "worker", "bad storage", "bad database", "bad network", "clock")
+
 
 class Faults:
-    """Harms a world until a given time; then repairs everything."""
+    """Harms a world until a given time; then repairs everything. Faults of the kinds `without` do not happen."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, without: Collection[str] = ()) -> None:
+        self._without = without
         self._world, self._rng = world, world.rng
         self.counts: Counter[str] = Counter()
+        self.meetings: Counter[tuple[str, str]] = Counter()
+        """Each kind of fault with each state that a job was in when it struck."""
         self._running: set[asyncio.Task[None]] = set()
         self._broken: set[str] = set()
         """Servers that a fault has at the moment."""
 
     async def run(self, until: float) -> None:
         """Harms until `until`, then waits until everything is repaired."""
-        acts = {
-            "kill": self._kill,
-            "pause": self._pause,
-            "drain": self._drain,
-            "cut off": self._cut_off,
-            "worker": self._harm_worker,
-            "bad storage": lambda: self._bad(self._world.storage_faults, 0.3),
-            "bad database": lambda: self._bad(self._world.database_faults, 0.2),
-            "bad network": lambda: self._bad(self._world.network_faults, 0.3),
-            "clock": self._move_clock,
-        }
+        harms = (
+            *(self._kill, self._pause, self._drain, self._cut_off, self._harm_worker),
+            lambda: self._bad(self._world.storage_faults, 0.3),
+            lambda: self._bad(self._world.database_faults, 0.2),
+            lambda: self._bad(self._world.network_faults, 0.3),
+            self._move_clock,
+        )
+        acts = dict(zip(KINDS, harms, strict=True))
         while asyncio.get_running_loop().time() < until:
             await asyncio.sleep(self._rng.uniform(0.5, 15))
             kind = self._rng.choice(list(acts))
+            if kind in self._without:
+                continue
             self.counts[kind] += 1
+            self.meetings.update((kind, state) for state in self._world.job_states())
             task = asyncio.create_task(acts[kind]())
             self._running.add(task)
             task.add_done_callback(self._running.discard)

@@ -8,12 +8,13 @@ import logging
 import shutil
 import tempfile
 import time
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.simulation.bugs import bug
-from tests.simulation.checker import check
+from tests.simulation.checker import check, edges
 from tests.simulation.clients import PROMPTS, TENANTS, Client
 from tests.simulation.faults import Faults
 from tests.simulation.history import History
@@ -36,10 +37,26 @@ class Outcome:
     virtual_seconds: float
     real_seconds: float
     faults: dict[str, int] = field(default_factory=dict)
+    meetings: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Each kind of fault with each state of a job that it met."""
+    edges: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Moves between states of jobs."""
 
 
-def live(seed: int, with_bug: str = "", busy_seconds: float = BUSY_SECONDS) -> Outcome:
-    """Runs the life of this seed. `with_bug`: one of `bugs.BUGS`, put into the product meanwhile."""
+@dataclass(frozen=True)
+class Plan:
+    """What a life is, beside its seed. `bug`: one of `bugs.BUGS`, put into the product meanwhile. Requests and faults
+    happen for `busy_seconds`, by the first `num_tenants` tenants, without the faults of the kinds `without`.
+    """
+
+    bug: str = ""
+    busy_seconds: float = BUSY_SECONDS
+    num_tenants: int = len(TENANTS)
+    without: tuple[str, ...] = ()
+
+
+def live(seed: int, plan: Plan = Plan()) -> Outcome:
+    """Runs the life of this seed."""
     begun, loop = time.perf_counter(), Loop()
     with ExitStack() as parts:
         directory = Path(parts.enter_context(tempfile.TemporaryDirectory(dir=_memory_directory())))
@@ -47,26 +64,27 @@ def live(seed: int, with_bug: str = "", busy_seconds: float = BUSY_SECONDS) -> O
         parts.callback(world.database.close)
         parts.callback(_end, loop)
         parts.enter_context(machine(seed, loop, world.call_fault))
-        parts.enter_context(bug(with_bug))
+        parts.enter_context(bug(plan.bug))
         gc.disable()
         parts.callback(gc.enable)
         asyncio.set_event_loop(loop)
-        faults = Faults(world)
-        problems = loop.run_until_complete(_live(world, faults, busy_seconds))
+        faults = Faults(world, plan.without)
+        problems = loop.run_until_complete(_live(world, faults, plan))
         counts = {**faults.counts}
         for network in (world.storage_faults, world.database_faults, world.network_faults):
             counts.update({f"{kind} ": number for kind, number in network.counts.items()})
-        return Outcome(seed, problems, world.history, loop.now, time.perf_counter() - begun, counts)
+        took = time.perf_counter() - begun
+        return Outcome(seed, problems, world.history, loop.now, took, counts, faults.meetings, edges(world))
 
 
-async def _live(world: World, faults: Faults, busy_seconds: float) -> list[str]:
+async def _live(world: World, faults: Faults, plan: Plan) -> list[str]:
     for server in world.servers:
         server.start()
-    clients = [Client(world, tenant) for tenant in TENANTS]
+    clients = [Client(world, tenant) for tenant in TENANTS[: plan.num_tenants]]
     async with asyncio.TaskGroup() as group:
         for client in clients:
-            group.create_task(client.run(busy_seconds))
-        group.create_task(faults.run(busy_seconds))
+            group.create_task(client.run(plan.busy_seconds))
+        group.create_task(faults.run(plan.busy_seconds))
     await asyncio.gather(*(client.resume_all() for client in clients))
     deadline = asyncio.get_running_loop().time() + QUIET_SECONDS
     while not _has_healed(world) and asyncio.get_running_loop().time() < deadline:

@@ -160,16 +160,23 @@ class CooperativeLock:
     def __init__(self) -> None:
         self._owner: object = None
         self._depth = 0
+        self._waiting: list[asyncio.Future[None]] = []
 
     def __enter__(self) -> None:
         while self._owner not in (None, getcurrent()):
-            wait_inside(asyncio.sleep(0.001))
+            free = asyncio.get_running_loop().create_future()
+            self._waiting.append(free)
+            wait_inside(free)
         self._owner, self._depth = getcurrent(), self._depth + 1
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if not self._depth:
             self._owner = None
+            waiting, self._waiting = self._waiting, []
+            for free in waiting:
+                if not free.done():
+                    free.set_result(None)
 
 
 CallFault = Callable[[str], tuple[float, float, bool]]

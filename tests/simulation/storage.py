@@ -26,15 +26,13 @@ class Storage:
 
     def create(self, key: str, data: bytes) -> bool:
         created = self.objects.create(key, data)
-        if created:
-            self._keep(key, data)
+        if created and key.startswith(LOG) and (revision := revision_in(key)) is not None:
+            # A later writer of the same number missed a truncation: it must notice that, and commit again.
+            self.commits.setdefault(revision, decode_commit(data, revision))
         return created
 
     def put(self, key: str, data: bytes) -> None:
         self.objects.put(key, data)
-        self._keep(key, data)
-
-    def _keep(self, key: str, data: bytes) -> None:
         if key.startswith(LOG) and (revision := revision_in(key)) is not None:
             self.commits[revision] = decode_commit(data, revision)
 

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from sqlalchemy import select
+
 from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, now, prefix_id_of
@@ -29,8 +31,11 @@ from tests.simulation.workers import SimulatedPool
 from tests.trainer_service.builders import effective_spec
 from tests.trainer_service.job_service import AdmitAll
 from trainer_service.database.database import Database
+from trainer_service.database.schema import jobs
 from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.jobs.config import JobsConfig
+from trainer_service.jobs.model import Job
+from trainer_service.jobs.store.conditions import UNENDED
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.maintenance.prompt_store import StoreMaintenance
 from trainer_service.pools import TrainerPools
@@ -107,11 +112,18 @@ class Server:
         self.node, self.ready = Node(self.name), False
         self.num_lives += 1
         self.node.skew_seconds = self.world.rng.choice((0.0, 0.0, self.world.rng.uniform(-120, 120)))
-        self._open = start_on(self.node, self._boot())
+        self._open = start_on(self.node, self._run())
 
     def kill(self) -> None:
         """Ends it like kill -9."""
         kill(self.node)
+
+    async def _run(self) -> None:
+        try:
+            await self._boot()
+        except Exception as error:
+            self.world.history.add("died", server=self.name, why=f"{type(error).__name__}: {error}")
+            raise
 
     async def _boot(self) -> None:
         raise NotImplementedError
@@ -168,12 +180,7 @@ class Trainer(Server):
             pools=pools,
         )
         self.store, self.prompts = store, Prompts(store, cast(Any, None), cast(Any, None), pools)
-        while True:
-            try:
-                await self.jobs.start()
-                break
-            except Unavailable:
-                await asyncio.sleep(1)
+        await self.jobs.start()
         policy = MaintenancePolicy(keep_versions=6, blob_grace_seconds=700, keep_log_entries=20)
         self._maintenance = asyncio.create_task(StoreMaintenance(store, policy, 40, lambda *_: None).run())
         self.ready = True
@@ -181,6 +188,10 @@ class Trainer(Server):
     async def resume_job(self, job_id: str) -> None:
         """What the servicer does."""
         await self.jobs.resume(job_id)
+
+    async def get_job(self, job_id: str) -> Job:
+        """What the servicer does."""
+        return await self.jobs.get(job_id)
 
     async def drain(self) -> None:
         """Stops it in order."""
@@ -224,6 +235,13 @@ class World:
     def servers(self) -> list[Server]:
         """All of them."""
         return [*self.trainers, *self.replicas]
+
+    def job_states(self) -> list[str]:
+        """The states of the jobs that have not ended; a running one that is trained already is PUBLISHING."""
+        with self.database.read() as connection:
+            unended = select(jobs.c.state, jobs.c.trained).where(jobs.c.state.in_(UNENDED)).distinct()
+            found = connection.execute(unended).all()
+        return sorted("PUBLISHING" if row.trained and row.state == "RUNNING" else row.state for row in found)
 
     def call_fault(self, system: str) -> tuple[float, float, bool]:
         """What happens to a call to a blocking system (`machine.CallFault`)."""

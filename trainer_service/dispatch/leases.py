@@ -10,10 +10,12 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Awaitable, Callable
 
 from shared.errors import Unavailable
 from trainer_service.jobs import transitions
 from trainer_service.jobs.context import JobsContext
+from trainer_service.jobs.model import Job
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +30,11 @@ class Leases:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Queues the jobs of dead replicas again, then starts to renew leases. On SQLite this process is the only one,
-        so all leased jobs are those of its predecessor.
+        """Queues the jobs of dead replicas again, as soon as the database is available, then starts to renew leases. On
+        SQLite this process is the only one, so all leased jobs are those of its predecessor.
         """
-        shared = self._context.store.is_shared
-        await self._take_back(await self._now() if shared else math.inf)
+        store, database = self._context.store, self._context.database
+        await self._take_back(await database.retry(store.now) if store.is_shared else math.inf, database.retry)
         self._task = asyncio.create_task(self._keep(), name="dispatcher leases")
 
     async def stop(self) -> None:
@@ -57,7 +59,7 @@ class Leases:
                 # After an outage all replicas' leases have expired. The others get time to renew theirs, as this
                 # replica just did.
                 if self._context.store.is_shared and not was_unavailable:
-                    await self._take_back(await self._now())
+                    await self._take_back(await self._now(), self._context.database.call)
                 was_unavailable = False
                 await asyncio.sleep(period_seconds)
             except Unavailable as error:
@@ -68,9 +70,9 @@ class Leases:
                 log.exception("renewing leases failed")
                 await asyncio.sleep(min(period_seconds, self._context.config.tick_seconds))
 
-    async def _take_back(self, lease_before: float) -> None:
+    async def _take_back(self, lease_before: float, call: Callable[..., Awaitable[list[Job]]]) -> None:
         context = self._context
-        jobs = await context.database.call(
+        jobs = await call(
             context.store.take_back,
             lambda record: transitions.orphaned(record, time.time(), _REASON, context.config),
             lease_before=lease_before,

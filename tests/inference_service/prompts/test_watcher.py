@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.watcher import PromptWatcher
 from shared.errors import Unavailable
 from shared.names import PromptReference
+from shared.process.call_pool import CallPool
 from tests.inference_service.prompts.fakes import FakeLoader, FakeStore, Log, NullPromptObserver
 from tests.inference_service.replica import until
 from tests.virtual_time import run_in_virtual_time
@@ -61,6 +63,19 @@ async def test_start_waits_for_a_store_that_is_away(bench: Bench) -> None:
     assert not start.done()
     bench.store.unavailable = False
     await start
+    assert bench.loader.attempts == [1]
+
+
+async def test_start_does_without_the_fleets_records_if_their_list_hangs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.log.publish(1)
+    hung = threading.Event()
+    monkeypatch.setattr(bench.store, "list_replicas", hung.wait)
+    pool = CallPool("prompt_store_watch", max_threads=2, timeout_seconds=0.05)
+    watcher = PromptWatcher(bench.store, bench.registry, bench.loads, NullPromptObserver(), 0.005, pool)
+    await watcher.start()
+    hung.set()
     assert bench.loader.attempts == [1]
 
 

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,29 @@ async def test_leases_are_renewed_again_after_the_database_was_away(
         job.id, lambda job: job.progress.step > 5 and service.store.record(job.id).lease_until > refused[-1] + 1
     )
     assert len(refused) == 2
+
+
+async def test_a_trainer_waits_for_a_database_that_fails_while_it_starts(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("take_back", "ids_with_files"):
+        refuse_once(monkeypatch, name)
+    manager = await service.start()
+    job = await manager.create(spec(num_steps=2))
+    await service.until(job.id, lambda job: job.state is JobState.SUCCEEDED)
+
+
+def refuse_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The first call of this method of the job store raises Unavailable."""
+    method, refused = getattr(JobStore, name), list[str]()
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        if not refused:
+            refused.append(name)
+            raise Unavailable("the job database is unavailable")
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(JobStore, name, refuse)
 
 
 def test_creations_of_one_caller_at_the_same_moment_keep_to_its_limit(store: JobStore) -> None:
