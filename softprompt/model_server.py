@@ -26,6 +26,7 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError, fiel
 from shared.errors import DamagedBlob, InvalidInput, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from shared.loopback import is_loopback
 from shared.model import fingerprint
+from shared.text.parsing_message import plain_message
 from softprompt.hub_download import HUB_FILES, Progress, check_space, watching_size
 
 MANIFEST = "softprompt-manifest.json"
@@ -116,7 +117,7 @@ def download_from(server: str, directory: str, made: Path, progress: Progress, t
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        why = first["msg"].removeprefix("Value error, ")
+        why = plain_message(first["msg"])
         raise DamagedBlob(f"{base}/{MANIFEST} is not a manifest of a model: {where}: {why}") from error
     total = sum(file.size for file in manifest.files)
     check_space(made, total)

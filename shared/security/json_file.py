@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from shared.config import ConfigError
 from shared.security.watched_file import WatchedFile
+from shared.text.parsing_message import plain_message
 
 Content = TypeVar("Content", bound=BaseModel)
 
@@ -24,7 +25,7 @@ def read_json(file: WatchedFile, cls: type[Content]) -> Content:
         raise ConfigError(f"{file.path}: {error.strerror}") from error
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, detail['loc'])) or 'file'}: {detail['msg'].removeprefix('Value error, ')}"
+            f"{'.'.join(map(str, detail['loc'])) or 'file'}: {plain_message(detail['msg'])}"
             for detail in error.errors(include_input=False)
         ]
         raise ConfigError(f"{file.path}: {'; '.join(problems[:_SHOWN])}") from None  # pydantic's text shows values

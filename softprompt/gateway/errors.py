@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from shared import errors
+from shared.text.parsing_message import plain_message
 from softprompt.gateway.refused import REFUSED_FIELDS, REFUSED_VALUES
 
 log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def _of_validation(error: ValidationError) -> ApiError:
         return unknown_field(param)
     reason = f": {found}" if (found := REFUSED_VALUES.get(param)) else ""
     code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
-    text = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    text = plain_message(first["msg"]).replace(" after validation", "")
     return ApiError(400, f"{param or 'the body'}: {text}{reason}", param=param or None, code=code)
 
 
