@@ -122,6 +122,6 @@ async def response_events(
             yield numbered("response.output_item.done", output_index=0, item=draft.item(whole["status"]))
             yield numbered(f"response.{whole['status']}", response=whole)
     except Exception as error:
-        found = api_error(error, rename, model)
-        last = numbered("response.failed", response=draft.failed(found.message))
-        raise StreamFailed(last, found.status) from error
+        shown = api_error(error, rename, model)
+        last = numbered("response.failed", response=draft.failed(shown.message))
+        raise StreamFailed(last, shown.status) from error
