@@ -7,9 +7,10 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 import openpyxl
 import pyarrow
@@ -247,7 +248,7 @@ def test_a_small_sheet_can_not_keep_a_reader_busy(
 LABELLED = [("input", "label"), ("one", "good"), ("two", "bad"), ("three", "good")]
 
 
-def checked(path: Path, rows: list[tuple[object, ...]], change: Callable[[openpyxl.Workbook], object]) -> DataReport:
+def checked(path: Path, rows: Sequence[tuple[Any, ...]], change: Callable[[openpyxl.Workbook], object]) -> DataReport:
     book = openpyxl.Workbook()
     for row in rows:
         book.active.append(row)
@@ -317,7 +318,7 @@ def test_a_hidden_sheet_is_read_only_if_no_other_has_rows(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["a.csv", "a.xlsx"])
 def test_a_column_that_is_named_twice_is_one_problem(tmp_path: Path, name: str) -> None:
-    rows: list[tuple[object, ...]] = [("input", "input", "label"), *([("a", "b", "c")] * 9)]
+    rows = [("input", "input", "label"), *([("a", "b", "c")] * 9)]
     if name == "a.xlsx":
         found = checked(tmp_path / name, rows, lambda book: None)
     else:
