@@ -17,9 +17,10 @@ from dataclasses import replace
 from typing import Any
 
 from tests.simulation.bugs import BUGS
+from tests.simulation.clients import TENANTS
 from tests.simulation.coverage import not_reached
 from tests.simulation.history import History
-from tests.simulation.life import BUSY_SECONDS, TENANTS, Outcome, Plan, forget_template, live, silence
+from tests.simulation.life import BUSY_SECONDS, Outcome, Plan, forget_template, live, silence
 from tests.simulation.shrink import shrink
 
 
