@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -100,7 +100,7 @@ class UsageLedger:
 
         `within`: the transaction that reads; by default one of its own.
         """
-        total = [func.sum(rows.c[name]) for name in _BUDGETED.get(budget.of, (budget.of,))]
+        total: list[ColumnElement[Any]] = [func.sum(rows.c[name]) for name in _BUDGETED.get(budget.of, (budget.of,))]
         is_live = (jobs.c.tenant == tenant) & jobs.c.state.in_(UNENDED)
         seconds = jobs.c.runtime_seconds + func.coalesce(time.time() - jobs.c.claimed_at, 0.0)
         live = {

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -295,6 +296,6 @@ def test_the_seconds_of_running_jobs_count(database: Database) -> None:
     for began in (None, time.time() - 2000, time.time() - 2000):
         budgets.check(tenant)
         job = store.create(job_record(tenant="shop"), max_queued=100, max_active_of_caller=100)
-        store.change(job.id, lambda record, began=began: replace(record, claimed_at=began))
+        store.change(job.id, partial(replace, claimed_at=began))
     with pytest.raises(Overloaded, match="'hour' is used up"):
         budgets.check(tenant)

@@ -8,7 +8,7 @@ import asyncio
 import json
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -91,7 +91,7 @@ class Callers:
 
 def counted(replica: Running) -> dict[str, float]:
     """What the metrics of a replica have counted."""
-    found: dict[str, float] = Counter()
+    found: dict[str, float] = defaultdict(float)
     with urllib.request.urlopen(f"http://127.0.0.1:{replica.ports['metrics_port']}/metrics") as response:
         for family in text_string_to_metric_families(response.read().decode()):
             for sample in family.samples:

@@ -56,7 +56,7 @@ def hostile(act: Callable[[socket.socket], None]) -> Iterator[Endpoint]:
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            yield Endpoint(name="here", url=f"http://127.0.0.1:{server.getsockname()[1]}/", secrets=(SECRET,))  # type: ignore[arg-type]
+            yield Endpoint(name="here", url=f"http://127.0.0.1:{server.getsockname()[1]}/", secrets=(SECRET,))
         finally:
             STOP.set()
             thread.join()
