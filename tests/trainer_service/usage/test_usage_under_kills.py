@@ -91,7 +91,7 @@ class Callers:
 
 def counted(replica: Running) -> dict[str, float]:
     """What the metrics of a replica have counted."""
-    found = defaultdict[str, float](float)
+    found: dict[str, float] = defaultdict(float)
     with urllib.request.urlopen(f"http://127.0.0.1:{replica.ports['metrics_port']}/metrics") as response:
         for family in text_string_to_metric_families(response.read().decode()):
             for sample in family.samples:
