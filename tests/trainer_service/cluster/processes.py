@@ -54,21 +54,17 @@ class TrainerProcess:
         self._ready.unlink(missing_ok=True)
         self._spawn()
 
-        def has_started() -> bool:
+        def is_ready() -> bool:
             assert self.process.poll() is None, self.log[-3000:]
-            return self.is_ready
+            return self._ready.exists()
 
-        await until(has_started)
+        await until(is_ready)
 
     def _spawn(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "trainer_service"], env=self._environment, stdout=log, stderr=log
             )
-
-    @property
-    def is_ready(self) -> bool:
-        return self._ready.exists()
 
     @property
     def process(self) -> subprocess.Popen[bytes]:

@@ -1,6 +1,4 @@
-"""A trainer process with its embedded Ray, whose head is killed while a job runs. A killed trainer is in
-`test_replica_kill` (its embedded Ray) and `test_node_loss` (its restart).
-"""
+"""A trainer process with its embedded Ray: SIGKILL while a job runs, and SIGKILL of Ray's head."""
 
 from __future__ import annotations
 
@@ -26,16 +24,29 @@ def trainer(tmp_path: Path, tiny_model_dir: Path) -> Iterator[TrainerProcess]:
     process.kill()
 
 
-async def test_a_trainer_whose_ray_head_is_killed_ends_itself_and_loses_nothing(trainer: TrainerProcess) -> None:
+async def test_a_killed_trainer_and_then_a_killed_ray_head_leave_nothing_behind_and_lose_nothing(
+    trainer: TrainerProcess,
+) -> None:
     await trainer.start()
     async with channel_to(trainer) as channel:
         caller = Caller(channel)
-        name = await caller.create(num_steps=900)
+        name = await caller.create(num_steps=900, request_id="once")
         await caller.reach(name, 30)
         last = (await caller.get(name)).last_event
-    [head], [worker] = trainer.descendants("gcs_server"), trainer.descendants("ray::WorkerActor")
     processes = trainer.descendants()
     assert len(processes) >= 5, "Ray's servers, its agents, and a worker"
+    killed_at = time.time()
+    trainer.kill()
+    await until_gone(processes)
+    recovery.note("trainer killed: its processes are gone", time.time() - killed_at)
+
+    await trainer.start()
+    async with channel_to(trainer) as channel:
+        caller = Caller(channel)
+        assert await caller.create(num_steps=900, request_id="once") == name
+        recovery.note("trainer killed and started again at once", await caller.reach(name, 31, attempt=2) - killed_at)
+    [head], [worker] = trainer.descendants("gcs_server"), trainer.descendants("ray::WorkerActor")
+    processes = trainer.descendants()
     os.kill(worker.pid, signal.SIGSTOP)  # else it might be done before the trainer has noticed
     killed_at = time.time()
     os.kill(head.pid, signal.SIGKILL)
@@ -48,10 +59,10 @@ async def test_a_trainer_whose_ray_head_is_killed_ends_itself_and_loses_nothing(
         caller = Caller(channel)
         recovery.note(
             "Ray head killed, the trainer started again by its supervisor",
-            await caller.reach(name, 31, attempt=2) - killed_at,
+            await caller.reach(name, 32, attempt=3) - killed_at,
         )
         job = await caller.ended(name)
-        assert (job.state, job.attempt, job.result.version) == (State.STATE_SUCCEEDED, 2, "prompts/tone/versions/1")
+        assert (job.state, job.attempt, job.result.version) == (State.STATE_SUCCEEDED, 3, "prompts/tone/versions/1")
         assert await caller.events_after(name, last) == list(range(last + 1, job.last_event + 1))
     processes = trainer.descendants()
     assert trainer.terminate() == 0
