@@ -22,8 +22,6 @@ from shared.settings_part import SettingsPart as SettingsPart
 from shared.text.parsing_message import plain_message
 
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
-NOT_SET = "must be set"
-"""The message for a variable without a default."""
 Access = Literal["everyone", "callers", "off"]
 
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
@@ -177,7 +175,7 @@ def load_settings(cls: type[SettingsType]) -> SettingsType:
                 (name for name, known_field in known.items() if known_field == field), f"{prefix}{field}".upper()
             )
             value = os.environ.get(variable)
-            message = NOT_SET if detail["type"] == "missing" else plain_message(detail["msg"])
+            message = "must be set" if detail["type"] == "missing" else plain_message(detail["msg"])
             if detail["type"] == "literal_error":
                 message += did_you_mean(str(value), get_args(cls.model_fields[field].annotation))
             problems.append(f"{variable}{_shown(cls, field, value)}: {_masked(message, value)}")

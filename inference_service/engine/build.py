@@ -86,7 +86,7 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
     _check(base, runner, plan.max_length, expected, config)
     if isinstance(runner, ModelRunner) and plan.max_length >= self_check.NUM_TOKENS:
-        self_check.fuse(base, runner)
+        self_check.fuse(base, runner, plan.max_length)
     prefixes = PrefixCache(plan.prefix_bytes, KeyValueReader(base, shapes))
     scheduler = Scheduler(pool, config.max_tokens_per_step, prefix_ready=prefixes.is_ready)
     return Parts(_as_planned(config, plan), scheduler, runner, prefixes)

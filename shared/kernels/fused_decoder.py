@@ -101,7 +101,7 @@ class FusedDecoder:
             *norms,
             *(self._joined(own.q_proj, own.k_proj, own.v_proj), self._weights(own.o_proj)),
             *(self._joined(mlp.gate_proj, mlp.up_proj), self._weights(mlp.down_proj)),
-            *(attention.keys.data_ptr(), attention.values.data_ptr(), attention.window, attention.scaling),
+            *(self._pointer(attention.keys), self._pointer(attention.values), attention.window, attention.scaling),
         )
 
     def _check(self, structs: Sequence[library.Layer], attentions: Sequence[LayerAttention]) -> None:
@@ -116,9 +116,10 @@ class FusedDecoder:
             parts = (struct.qkv, struct.out, struct.gate_up, struct.down)
             if tuple((part.inputs, part.outputs) for part in parts) != expected:
                 raise OtherStructure("its layers have other sizes")
-            if (attention.keys.shape, attention.keys.stride()) != (shape, strides):
+            same = (attention.keys.shape, attention.keys.stride()) == (shape, strides)
+            if not same or not ops.can_attend(attention.keys, attention.values):
                 raise OtherStructure("its layers have caches of other sizes")
-        if decoder.heads % decoder.kv_heads or not ops.can_attend(attentions[0].keys, attentions[0].values):
+        if decoder.heads % decoder.kv_heads:
             raise OtherStructure("its heads have another form")
 
     def _norm(self, module: nn.Module, width: int) -> library.Norm:

@@ -84,7 +84,7 @@ def load(
     model.eval().requires_grad_(False)
     # Keeps the end of an answer only: `generate` applies a checkpoint's repetition_penalty even to greedy decoding, and
     # what is evaluated is then not what replicas serve.
-    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     model.generation_config = GenerationConfig(eos_token_id=ends)
     return BaseModel(info=info, model=model, tokenizer=tokenizer, device=target, dtype=chosen)
 

@@ -115,6 +115,8 @@ def decode_segment(data: bytes) -> Segment:
     """Inverse of `encode_segment`."""
     found, unread, problem = list[UsageRecord](), list[bytes](), ""
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        if not line.strip():
+            continue
         try:
             found.append(UsageRecord.model_validate_json(line))
         except ValidationError as error:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 
 _REWORDED = (
-    (r"Value error, ", ""),
     (r"(Input should be|.* is not) a valid integer.*", "a whole number is expected"),
     (r"(Input should be|.* is not) a valid (number|float).*", "a number is expected"),
     (r"(Input should be|.* is not) a valid boolean.*", "true or false is expected"),
     (r"Input should be greater than or equal to (.*)", r"must be at least \1"),
     (r"Input should be less than or equal to (.*)", r"must be at most \1"),
+    (r"Input should be True", "must be true"),
+    (r"Input should be False", "must be false"),
     (r"Input should be (.*)", r"must be \1"),
 )
 
@@ -18,6 +19,8 @@ _REWORDED = (
 def plain_message(message: str) -> str:
     """The sentence in our words; another sentence unchanged, without its full stop."""
     text = message.rstrip(".")
+    if text.startswith("Value error, "):  # the sentence of a validator of ours
+        return text.removeprefix("Value error, ")
     for pattern, replacement in _REWORDED:
         text = re.sub(f"^{pattern}", replacement, text)
     return text

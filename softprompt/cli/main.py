@@ -107,9 +107,9 @@ def main() -> None:
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed
             sys.exit(EXIT_INVALID)
-        discard_stdout()
         if is_usage_error(error):
-            error = usage_failure(error)
-        elif os.environ.get("SOFTPROMPT_DEBUG"):
+            sys.exit(report(usage_failure(error)))
+        discard_stdout()
+        if os.environ.get("SOFTPROMPT_DEBUG"):
             raise
         sys.exit(report(error))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -58,19 +59,20 @@ def has_services() -> bool:
 
 def settings() -> Iterator[Finding]:
     """Variables that would stop the start of a process: unknown names and impossible values."""
-    from shared.config import NOT_SET, ConfigError, load_settings  # needs what services need
+    from shared.config import ConfigError, load_settings  # needs what services need
 
     modules = {name: f"{package_name(f'{name}_service')}.config" for name in ("trainer", "inference")}
     modules |= {name: f"softprompt.{name}.settings" for name in ("gateway", "router")}
+    variables = {variable.upper() for variable in os.environ}
     for name, module in modules.items():
         prefix = f"SOFTPROMPT_{name.upper()}_"
-        if not any(variable.upper().startswith(prefix) for variable in os.environ):
+        if not any(variable.startswith(prefix) for variable in variables):
             continue  # the defaults are sound, and importing a service takes seconds
         try:
             load_settings(getattr(import_module(module), f"{name.title()}Settings"))
         except ConfigError as error:
             for line in str(error).splitlines():
-                if not line.endswith(f": {NOT_SET}"):  # `softprompt up` sets what has no default
+                if re.split("[=: ]", line)[0] in variables:  # `softprompt up` sets what has no default
                     yield Finding("setting", line, True, f"unset or change it; docs/settings.md describes {prefix}...")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -221,3 +222,18 @@ async def test_a_tenant_that_uses_up_its_budget(faults: Any, tmp_path: Path) -> 
             return None
 
         assert await fault.fires(5, minute) == {"SoftpromptBudgetUsedUp"}
+
+
+async def test_usage_that_can_not_be_read(faults: Any, tmp_path: Path) -> None:
+    store = tmp_path / "prompts"
+    async with faults(scripted(), trainer={"store_url": str(store), "usage_seconds": 0.1}) as fault:
+        segments, numbers = UsageSegments(open_store(str(store)).backend), itertools.count(1)
+        counted = "softprompt_trainer_usage_segments_total"
+
+        async def minute() -> None:
+            number = next(numbers)
+            segments.publish(SegmentId("0" * 32, number), b"damaged\n")
+            await fault.until(counted, number, outcome="refused")
+
+        await minute()
+        assert await fault.fires(60, minute) == {"SoftpromptUsageNotCounted"}

@@ -31,7 +31,9 @@ def main() -> int:
     parser.add_argument("--seeds", default="", help="FIRST-LAST: run these seeds")
     parser.add_argument("--new", type=int, default=0, help="and this number of seeds that no run had before")
     parser.add_argument("--bug", default="", choices=("", *BUGS), help="with this bug in the product")
-    parser.add_argument("--prove", type=int, default=0, help="put in every bug in turn, until one of this many seeds")
+    parser.add_argument(
+        "--prove", type=int, default=0, help="put in every bug in turn, until one of this many seeds finds it"
+    )
     parser.add_argument("--bugs", default=",".join(BUGS), help="only these for --prove, with commas")
     parser.add_argument("--stop", action="store_true", help="stop at the first broken promise")
     parser.add_argument("--busy", type=float, default=BUSY_SECONDS, help="seconds of requests and faults in each life")

@@ -126,6 +126,8 @@ def test_other_models_versions_and_clocks_are_named(cli: CliRunner, here: Servic
 
 def test_an_impossible_setting_is_named_with_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(machine_checks.settings()) == []
+    monkeypatch.setenv("SOFTPROMPT_TRAINER_LOG_LEVEL", "INFO")
+    assert list(machine_checks.settings()) == [], "`softprompt up` sets what else the trainer needs"
     for variable, value in {
         "SOFTPROMPT_GATEWAY_PORT": "99999",
         "SOFTPROMPT_GATEWAY_LOG_LEVEL": "debug",

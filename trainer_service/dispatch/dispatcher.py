@@ -104,7 +104,10 @@ class Dispatcher:
         """Queues the jobs of dead replicas again, then starts the loop."""
         context = self._context
         await self._leases.start()
-        await context.pools.job_files.retry(context.files.remove_ended, context.store.ids_with_files)
+        try:
+            await context.pools.job_files.call(context.files.remove_ended, context.store.ids_with_files)
+        except Unavailable as error:
+            log.warning("files of ended jobs stay until the next start: %s", error.message)
         self._task = asyncio.create_task(self._run(), name="dispatcher")
 
     async def drain(self, grace_seconds: float) -> None:

@@ -34,7 +34,14 @@ class Leases:
         SQLite this process is the only one, so all leased jobs are those of its predecessor.
         """
         store, database = self._context.store, self._context.database
-        await self._take_back(await database.retry(store.now) if store.is_shared else math.inf, database.retry)
+        try:
+            now = await self._now()
+        except Unavailable:
+            await database.retry(store.now)
+            # In an outage all leases expire: live replicas get time to renew theirs first.
+            await asyncio.sleep(self._context.config.lease_seconds / 2 if store.is_shared else 0)
+            now = await database.retry(store.now)
+        await self._take_back(now if store.is_shared else math.inf, database.retry)
         self._task = asyncio.create_task(self._keep(), name="dispatcher leases")
 
     async def stop(self) -> None:

@@ -29,9 +29,11 @@ from trainer_service.training.results import Results
 from trainer_service.training.spec import Example, Init, InitMethod, TrainingSpec
 from trainer_service.training.trainee import Trainee
 
-FORMAT = 2
-_FORMATS = (1, FORMAT)
-"""Format 1 has the digest of `digest_of_format_1`; fields added since then have their defaults."""
+FORMAT = 3
+_FORMATS = (1, 2, FORMAT)
+"""Format 1 has the digest of `digest_of_format_1`; fields added since then have their defaults. Up to format 2, the
+loss of a classification weighed a label by its number of tokens.
+"""
 
 
 class TraineeState(BaseModel):
@@ -141,6 +143,11 @@ def digest_of_format_1(spec: TrainingSpec, train: Sequence[Example], validation:
         for example in examples:
             digest.update(repr((example.input, example.output, example.label, example.messages)).encode())
     return digest.hexdigest()
+
+
+def forget_evaluations(state: RunState) -> None:
+    """Remove the losses and what was chosen by them, so that the next evaluation is the best so far."""
+    state.history, state.folds, state.best_score, state.template_metrics = [], [], None, None
 
 
 def check_match(

@@ -228,6 +228,8 @@ class TuningRun:
         trainees = [self._new_trainee(state.learning_rate, state.init, state.index) for state in saved.trainees]
         for index, (trainee, state) in enumerate(zip(trainees, saved.trainees, strict=True)):
             checkpoint.restore(trainee, state, tensors, index)
+        if saved.format < 3 and self._spec.labels:
+            checkpoint.forget_evaluations(saved)
         saved.format, saved.digest = checkpoint.FORMAT, self._state.digest
         self._trainees, self._state = trainees, saved
         self.best = read_best(tensors, self._hyper.kind)

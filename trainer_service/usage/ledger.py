@@ -102,10 +102,10 @@ class UsageLedger:
         """
         total: list[ColumnElement[Any]] = [func.sum(rows.c[name]) for name in _BUDGETED.get(budget.of, (budget.of,))]
         is_live = (jobs.c.tenant == tenant) & jobs.c.state.in_(UNENDED)
-        seconds = jobs.c.runtime_seconds + func.coalesce(time.time() - jobs.c.claimed_at, 0.0)
+        seconds = jobs.c.runtime_seconds + time.time() - jobs.c.claimed_at
         live = {
             "jobs": select(func.count()).where(is_live, jobs.c.create_time >= first_hour),
-            "worker_seconds": select(func.sum(seconds)).where(is_live),
+            "worker_seconds": select(func.sum(seconds)).where(is_live, jobs.c.claimed_at.is_not(None)),
         }
         if budget.of in live:  # in the same statement, so that a job that ends now is counted once
             total.append(live[budget.of].scalar_subquery())

@@ -198,7 +198,8 @@ class CachedAttention:
         keys, values = self.cache.layer(index)
         window = sliding_window or 0
         if index not in self.plain:
-            is_plain, scale = softcap is None and s_aux is None, query.shape[3] ** -0.5 if scaling is None else scaling
+            scale = query.shape[3] ** -0.5 if scaling is None else scaling
+            is_plain = softcap is None and s_aux is None
             self.plain[index] = LayerAttention(keys, values, window, scale) if is_plain else None
         attend: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
         if softcap is not None or s_aux is not None:

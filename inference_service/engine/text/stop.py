@@ -8,8 +8,8 @@ from collections.abc import Sequence
 class StopMatcher:
     """Holds back the longest end of the text that could still become a stop sequence.
 
-    The stop sequence that is complete first ends the text; of several that end together, the longest one. So the result
-    is that of single characters, whatever pieces the text comes in.
+    The stop sequence that is complete first ends the text; of several that end together, the longest one. The result
+    does not depend on how the text is split.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

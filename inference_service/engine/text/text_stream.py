@@ -108,7 +108,7 @@ class TextStream:
             usage=self.sequence.usage if about else None,
             timing=timing(self.sequence, now) if about else None,
             seed=self.sequence.seed if about else None,
-            stop_sequence=self._stops.found,
+            stop_sequence=self._stops.found if reason is FinishReason.STOP_SEQUENCE else "",
             input_logprobs=self._input_logprobs if self.sequence.num_generated == 1 else (),
         )
 

@@ -1,6 +1,6 @@
 /* decoder_step: one pass of a whole decoder of Llama's structure over some tokens, in bfloat16, by one call.
  *
- * A step of few tokens consists of some hundred small operations. Called one by one, they cost more for starting and
+ * A step of few tokens consists of hundreds of small operations. Called one by one, they cost more for starting and
  * for waking threads than for computing. Here, all threads go through the same list of phases. The items of a phase are
  * taken from a counter, and the next phase begins when all items are done, so nothing waits for a thread that has no
  * item: a thread that lost its core to another process only slows the item that it holds. Each number is computed and
@@ -158,7 +158,8 @@ static void feed_forward(Walk *walk, const Decoder *decoder, const Layer *layer,
   multiply(walk, &layer->down, use->inner, use->prepared, use->product, hidden, tokens, threads);
 }
 
-static int64_t num_phases(int64_t layers) { return 14 * layers + 4; }
+/* `attention` has 7, `feed_forward` 6; then come a norm, the choice of tokens and a product. */
+static int64_t num_phases(int64_t layers) { return 13 * layers + 4; }
 
 /* Memory for a step of so many tokens; 64-byte aligned parts. Returns the bytes; `use` gets the addresses if `base` is
  * not null. */

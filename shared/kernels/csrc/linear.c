@@ -20,7 +20,7 @@ enum {
   VECTORS = PANEL / LANES /* of a panel */
 };
 
-/* The number of a panel to prefetch while input `at` is used. After the end of the panel come those that are read
+/* Which number of a panel to prefetch while input `at` is used. After the end of the panel come those that are read
  * together with it, and then the next. */
 INLINE int64_t ahead(int64_t at, int64_t in, int panels) {
   int64_t number = at * PANEL + PREFETCH_BYTES / (int64_t)sizeof(uint16_t);

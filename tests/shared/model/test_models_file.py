@@ -86,7 +86,7 @@ def test_a_value_without_meaning_is_named(tmp_path: Path, changes: dict[str, Any
     ("content", "expected"),
     [
         ("", "file: Invalid JSON"),
-        ("[]", "file: Input should be an object"),
+        ("[]", "file: must be an object"),
         ('{"models": []}', "models: must have at least one model"),
         ('{"models": [], "extra": 1}', "extra: Extra inputs"),
         ('{"models": [{"id": "a", "source": "x"}, {"id": "a", "source": "y"}]}', "models: two models have the id 'a'"),

@@ -173,7 +173,7 @@ def test_errors_say_what_to_change(http: httpx.Client) -> None:
         ({"logit_bias": {"-1": 1}}, "logit_bias: Keys should be token ids, not '-1'"),
         ({"seed": -1}, f"seed: must be at least 0 and at most {(1 << 63) - 1}, is -1"),
         ({"messages": []}, "messages: List should have at least 1 item, not 0"),
-        ({"store": True}, "store: must be False: the gateway stores no answers"),
+        ({"store": True}, "store: must be false: the gateway stores no answers"),
         (
             {"parallel_tool_calls": True},
             "Unsupported parameter: 'parallel_tool_calls': an answer has at most one tool call.",

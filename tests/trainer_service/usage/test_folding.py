@@ -299,3 +299,5 @@ def test_the_seconds_of_running_jobs_count(database: Database) -> None:
         store.change(job.id, partial(replace, claimed_at=began))
     with pytest.raises(Overloaded, match="'hour' is used up"):
         budgets.check(tenant)
+    store.change(job.id, partial(replace, claimed_at=None))  # paused
+    budgets.check(tenant)

@@ -251,7 +251,7 @@ def _shortened(
 
 def check_vocabulary(examples: Sequence[EncodedExample], vocab_size: int) -> None:
     """Raises InvalidInput for a token id that the model lacks."""
-    highest = max(max(*example.input_ids, *example.target_ids) for example in examples)
+    highest = max(max((*example.input_ids, *example.target_ids)) for example in examples)
     if highest >= vocab_size:
         raise InvalidInput.of("template", f"has the token id {highest}, but the base model has {vocab_size} tokens")
 
