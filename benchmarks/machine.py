@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+_THREADS = torch.get_num_threads()  # an engine gives the threads to its own and leaves one to the others
 
 
 RESULTS = Path("benchmarks/results")
@@ -32,7 +33,7 @@ def machine() -> dict[str, Any]:
         "processor": known.get("model name") or platform.processor() or platform.machine(),
         "instructions": [name for name in _INSTRUCTIONS if name in flags],
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": _THREADS,
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
