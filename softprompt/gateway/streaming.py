@@ -25,7 +25,7 @@ def event(data: Any, name: str = "") -> bytes:
 
 
 class StreamFailed(Exception):
-    """An error that the stream shows in an event of its own form. `status`: what a whole response would have."""
+    """An error whose last event the endpoint writes. `status`: what a response without streaming would have."""
 
     def __init__(self, last_event: bytes, status: int) -> None:
         super().__init__(status)

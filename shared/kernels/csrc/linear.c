@@ -29,7 +29,7 @@ INLINE int64_t ahead(int64_t at, int64_t in, int panels) {
 
 #ifdef __AMX_BF16__
 #include "tiles.h"
-/* Whether products with so many inputs are computed in tiles. */
+/* Whether a product with `in` inputs is computed in AMX tiles. */
 static int in_tiles(int64_t in) { return has_tiles && in % TILE_INPUTS == 0; }
 #else
 static int in_tiles(int64_t in) { return in < 0; }

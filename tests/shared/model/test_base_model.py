@@ -151,7 +151,7 @@ def test_ends_that_are_no_tokens_are_ignored(model_dir: Path, ids: Any) -> None:
 
 
 def test_a_checkpoints_sampling_changes_no_answer_of_an_evaluation(model_dir: Path) -> None:
-    """As Qwen2.5's repetition_penalty of 1.1, which replicas don't apply unless a request says so."""
+    """Qwen2.5 has a repetition_penalty of 1.1. Replicas apply a penalty only if a request asks for it."""
     inputs: dict[str, Any] = {"input_ids": torch.tensor([[5, 6, 7]]), "do_sample": False, "max_new_tokens": 12}
     plain = load(model_dir, FLOAT32).model.generate(**inputs, eos_token_id=None)
     path = model_dir / "generation_config.json"

@@ -183,6 +183,20 @@ def test_a_checkpoint_of_the_release_before_is_continued_from() -> None:
     assert result.num_judging == 6
 
 
+def test_losses_of_another_kind_do_not_compete() -> None:
+    """Format 2: labels weighed by their tokens, so a loss of that release may be smaller than any of this one."""
+    one = task(train=classification(), validation=classification(6, 50), evaluation_interval_steps=5, metric="LOSS")
+    data = of(run(Cohort(BASE, checkpoint_interval_seconds=0), one), Checkpointed)[9].data
+    state = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["state"])
+    state["best_score"] = [0.0, 0.0]
+    state["history"][0] |= {"score": [0.0, 0.0], "metrics": {"loss": 0.0}}
+    for saved_format, is_best in ((3, False), (2, True)):
+        old = save(load(data), {"state": json.dumps({**state, "format": saved_format})})
+        events = run(Cohort(BASE), replace(one, checkpoint=old, attempt=2))
+        assert of(events, Started)[0].step > 0
+        assert [event for event in of(events, Evaluated) if event.step][0].is_best is is_best
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -143,7 +143,7 @@ def test_a_bad_line_is_set_aside_and_stops_nothing(line: bytes, tmp_path: Any) -
     assert backend.get(refused, 1 << 20) == line + b"\n"
     assert [info.key for info in backend.list(USAGE_REFUSED)] == [refused]
     assert folding.fold() == Folded(0, 0)
-    backend.create(SegmentId("a" * 32, 1).key, encode_segment([record()]))  # as docs/usage.md mends it
+    backend.create(SegmentId("a" * 32, 1).key, encode_segment([record()]))  # the way that docs/usage.md describes
     assert folding.fold() == Folded(1, 0)
     database.close()
 

@@ -19,6 +19,13 @@ from shared.kernels.fused_decoder import FusedDecoder
 from tests.inference_service.engine.builders import greedy, small_config, soft_prompt, tiny_base
 
 pytestmark = pytest.mark.skipif(library.load() is None, reason="no compiled kernels on this machine")
+LATE_SCALE = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 64,
+    "llama_4_scaling_beta": 0.5,
+}
+"""Queries are scaled from position 64 on."""
 SHAPE: dict[str, Any] = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 160, "vocab_size": 272}
 
 
@@ -92,6 +99,7 @@ def test_a_fused_step_computes_the_same_bits(kind: str, weights: Weights, monkey
     ("kind", "overrides"),
     [
         ("granite", {"residual_multiplier": 0.5}),  # looks like Llama
+        ("ministral3", {"rope_parameters": LATE_SCALE}),  # differs from Llama at later positions only
         ("gemma2", {}),
         ("gpt2", {"n_embd": 64}),
         ("llama", {"vocab_size": 261}),  # sizes that the kernel doesn't take
