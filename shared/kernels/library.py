@@ -1,8 +1,8 @@
 """The compiled library: where it is found, and the signature of every function, in one table.
 
 ctypes, not `torch.library`: a kernel of a decode step at batch 1 takes microseconds, and a step that is not fused calls
-about 210 of them. 210 calls of RMSNorm for one row took 0.99 ms through ctypes, 1.42 ms as operators of `torch.library.Library` and
-1.97 ms as a `torch.library.custom_op` with fake and autograd registrations (`calls` in
+about 210 of them. 210 calls of RMSNorm for one row took 0.99 ms through ctypes, 1.42 ms as operators of
+`torch.library.Library` and 1.97 ms as a `torch.library.custom_op` with fake and autograd registrations (`calls` in
 `benchmarks/results/avx512/kernels.json`, written by `make bench-kernels`). Shape checks are in
 `ops`, gradients in `autograd.Function`s beside what uses them.
 """

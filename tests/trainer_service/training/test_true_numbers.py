@@ -194,7 +194,7 @@ def test_losses_of_another_kind_do_not_compete() -> None:
         old = save(load(data), {"state": json.dumps({**state, "format": saved_format})})
         events = run(Cohort(BASE), replace(one, checkpoint=old, attempt=2))
         assert of(events, Started)[0].step > 0
-        assert [event for event in of(events, Evaluated) if event.step][0].is_best is is_best
+        assert next(event for event in of(events, Evaluated) if event.step).is_best is is_best
 
 
 @pytest.mark.parametrize(
