@@ -8,7 +8,6 @@ knows nothing of scheduling, sampling or the model.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -112,19 +111,13 @@ class StepLayout:
     num_decodes: int
     """Number of decode tokens, which come first; `groups` covers them."""
     rows: torch.Tensor
-    """Row of each token before the first long segment or branch, `[tokens]`, decodes first."""
+    """Row of each token before the first branch, `[tokens]`, decodes first."""
     positions: torch.Tensor
     """Position of each of these tokens in its row."""
 
 
 MAX_PADDING = 2.0
 """A decode group ends where padding to its longest row would read more than this multiple of its slots."""
-LONG_WITH_AMX = 64
-"""On a processor with AMX, SDPA attends for segments of this many queries or more: it multiplies in bfloat16 tiles, our
-kernel in float32. Measured on a Xeon (SmolLM2's heads, 0 to 1,792 tokens before, one thread of a busy machine): SDPA
-takes 1.4 of our kernel's time at 16 queries, 0.9 to 1.4 at 32, 0.5 to 1.1 at 64 and 0.35 to 0.85 at 256. Without AMX it
-takes 2.4 times as long (`benchmarks/results/avx512`). The rule depends on the processor and
-the length of the chunk."""
 
 
 def lay_out(chunks: Sequence[Chunk], device: torch.device) -> StepLayout:
@@ -134,8 +127,7 @@ def lay_out(chunks: Sequence[Chunk], device: torch.device) -> StepLayout:
     branches last.
     """
     singles = [chunk for chunk in chunks if chunk.num_positions == 1]
-    most = LONG_WITH_AMX if ops.has_amx() else sys.maxsize
-    causal = list(takewhile(lambda chunk: not chunk.branch_lengths and chunk.num_positions < most, chunks))
+    causal = list(takewhile(lambda chunk: not chunk.branch_lengths, chunks))
     rows = torch.tensor(
         [chunk.row for chunk in causal for _ in range(chunk.num_positions)], dtype=torch.long, device=device
     )

@@ -17,15 +17,12 @@ from inference_service.engine.kv.cache_layout import register_attention
 from inference_service.engine.kv.kv_cache import KVCache, PrefixKV
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.kv.rows import CopyPrefix, CopyRow, RowOp, Trim
-from inference_service.engine.run.attention import LONG_WITH_AMX, CachedAttention, StepLayout, lay_out
+from inference_service.engine.run.attention import CachedAttention, StepLayout, lay_out
 from inference_service.engine.run.finite_check import FiniteCheck
 from shared.kernels.fused_decoder import FusedDecoder, OtherStructure
 from shared.model.base_model import BaseModel
 
 log = logging.getLogger(__name__)
-
-MAX_FUSED = LONG_WITH_AMX
-"""Positions of a step that is computed by one call. With more, operations are large enough to be started one by one."""
 
 
 class Runner(Protocol):
@@ -67,7 +64,7 @@ class ModelRunner:
         inputs = model_inputs(plan.chunks, self._model, prefixes, self._device, self._dtype)
         wanted = wanted_positions(plan.chunks)
         layout = lay_out(plan.chunks, self._device)
-        if self.fused is not None and layout.rows.shape[0] == plan.num_positions <= MAX_FUSED:
+        if self.fused is not None and layout.rows.shape[0] == plan.num_positions:
             return self._run_fused(self.fused, inputs, layout, wanted)
         self._attention.layout = layout
         try:
@@ -83,7 +80,7 @@ class ModelRunner:
         return self._cache.snapshot(row, length)
 
     def fuse(self) -> None:
-        """Compute steps of few positions by one call of a kernel, if the model has the structure for it.
+        """Compute steps without branches by one call of a kernel, if the model has the structure for it.
 
         The model must have run once, so that the attention of its layers is known; the caller checks the result.
         """

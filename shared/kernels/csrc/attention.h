@@ -47,11 +47,14 @@ typedef struct {
   float scale;
 } Run;
 
+/* The smallest number of slots before a run for which `attend_tile` pays. */
+HIDDEN int64_t tile_begin(void);
+
 /* Tokens of a run that are computed together. */
-int64_t tile_tokens(int64_t group);
+HIDDEN int64_t tile_tokens(int64_t group);
 
 /* Numbers of float32 that `attend_tile` needs. */
-int64_t tile_scratch(int64_t group, int64_t width);
+HIDDEN int64_t tile_scratch(int64_t group, int64_t width);
 
 /* Attention of at most `tile_tokens` tokens. */
 HIDDEN void attend_tile(const Run *run, float *scratch);

@@ -124,11 +124,9 @@ OF_WIDTH(128)
 typedef void AttendHeads(int64_t, const uint16_t *, const uint16_t *, const uint16_t *, uint16_t *, float *, int64_t,
                          int64_t, float);
 
-/* The smallest run that is tiled, and the smallest number of slots before it. Measured on an EPYC: tiles take 0.7 of the
- * time with AVX2 from 16 tokens on. With AVX-512, where four heads share a key, they pay only in long rows, because a
- * tile also multiplies what its first tokens do not see. The choice depends on nothing else, so it is the same at each
- * start. */
-enum { MIN_TILED = 16, MIN_BEFORE = LANES == 16 ? 256 : 0 };
+/* The smallest run that is tiled. Measured on an EPYC: tiles take 0.7 of the time with AVX2 from 16 tokens on. The choice
+ * depends on nothing but the run, so it is the same at each start. */
+enum { MIN_TILED = 16 };
 
 HIDDEN int64_t attention_scratch(const CachedAttention *call, int64_t tokens, const int64_t *positions) {
   int64_t longest = 0, tiled = tile_scratch(call->heads / call->kv_heads, call->width);
@@ -143,7 +141,7 @@ HIDDEN int64_t divide_tokens(Part *parts, const int64_t *rows, const int64_t *po
   int64_t num = 0, together = tile_tokens(group);
   for (int64_t first = 0, end; first < tokens; first = end) {
     for (end = first + 1; end < tokens && rows[end] == rows[first] && positions[end] == positions[end - 1] + 1;) end++;
-    int64_t most = end - first < MIN_TILED || positions[first] < MIN_BEFORE ? 1 : together;
+    int64_t most = end - first < MIN_TILED || positions[first] < tile_begin() ? 1 : together;
     for (int64_t at = first; at < end; at += most) {
       Part part = {at, end - at < most ? end - at : most, rows[at], positions[at]};
       parts[num++] = part;

@@ -17,6 +17,8 @@
 enum {
   SPINS = 300,    /* some ten microseconds; then a waiting thread offers its core */
   SLICE = 256,    /* columns of an item of an elementwise phase, a multiple of 32 */
+  MIN_SLICE = 64, /* the same if there are many rows */
+  MANY = 32,
   MAX_PANELS = 8, /* of an item of a product */
   ITEMS = 4       /* of a product, for each thread, if it is large enough */
 };
@@ -80,32 +82,47 @@ static int64_t next_item(Walk *walk, int64_t items) {
 /* The buffers of a step. */
 typedef struct {
   uint16_t *normed, *product, *query, *attended, *inner; /* [tokens][...] */
-  void *prepared;
+  char *prepared;
   float *scratch; /* of each thread */
 } Buffers;
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* y = x W^T + bias; with `residual`, that += y. */
-static void multiply(Walk *walk, const Weights *weights, const uint16_t *x, void *prepared, uint16_t *y,
+static void multiply(Walk *walk, const Weights *weights, const uint16_t *x, char *prepared, uint16_t *y,
                      uint16_t *residual, int64_t rows, int64_t threads) {
   int64_t in = weights->in, out = weights->out, panels = out / PANEL, is_plain = weights->bits == 16;
-  for (int64_t item; (item = next_item(walk, (in + SLICE - 1) / SLICE)) >= 0;)
-    (is_plain ? prepare_floats : prepare_blocks)(x, prepared, rows, in, item * SLICE, least(item * SLICE + SLICE, in));
+  int64_t (*bytes)(int64_t, int64_t) = is_plain ? float_bytes : block_bytes;
+  int64_t together = rows_in_cache(bytes(32, in)), groups = (rows + together - 1) / together;
+  int64_t slice = rows < MANY ? SLICE : MIN_SLICE, slices = (in + slice - 1) / slice;
+  for (int64_t item; (item = next_item(walk, groups * slices)) >= 0;) {
+    int64_t row = item / slices * together, at = item % slices * slice;
+    (is_plain ? prepare_floats : prepare_blocks)(x + row * in, prepared + bytes(row, in), least(rows - row, together),
+                                                 in, at, least(at + slice, in));
+  }
   int64_t some = panels / (threads * ITEMS);
   some = some > MAX_PANELS ? MAX_PANELS : some < 1 ? 1 : some < 4 ? some : some / 4 * 4; /* four are read at once */
-  for (int64_t item; (item = next_item(walk, (panels + some - 1) / some)) >= 0;) {
-    int64_t first = item * some, end = least(first + some, panels);
-    (is_plain ? multiply_floats : multiply_blocks)(weights, prepared, y, rows, first, end);
-    for (int64_t row = 0; residual && row < rows; row++)
-      for (int64_t at = row * out + first * PANEL; at < row * out + end * PANEL; at += LANES)
+  int64_t parts = (panels + some - 1) / some;
+  for (int64_t item; (item = next_item(walk, groups * parts)) >= 0;) {
+    int64_t begin = item / parts * together, end = least(begin + together, rows);
+    int64_t first = item % parts * some, last = least(first + some, panels);
+    (is_plain ? multiply_floats : multiply_blocks)(weights, prepared + bytes(begin, in), y + begin * out, end - begin,
+                                                   first, last);
+    for (int64_t row = begin; residual && row < end; row++)
+      for (int64_t at = row * out + first * PANEL; at < row * out + last * PANEL; at += LANES)
         narrow(residual + at, widen(residual + at) + widen(y + at));
   }
 }
 
-static void normalise(Walk *walk, const Norm *norm, const uint16_t *x, uint16_t *y, int64_t rows, int64_t width) {
-  for (int64_t row; (row = next_item(walk, rows)) >= 0;)
-    norm_row(x, norm->weight, y, row, width, norm->epsilon, 1);
+/* The rows of an item of an elementwise phase. */
+static int64_t rows_together(int64_t rows, int64_t threads) { return rows / (threads * 2 * ITEMS) + 1; }
+
+static void normalise(Walk *walk, const Norm *norm, const uint16_t *x, uint16_t *y, int64_t rows, int64_t width,
+                      int64_t threads) {
+  int64_t some = rows_together(rows, threads);
+  for (int64_t item; (item = next_item(walk, (rows + some - 1) / some)) >= 0;)
+    for (int64_t row = item * some; row < least(item * some + some, rows); row++)
+      norm_row(x, norm->weight, y, row, width, norm->epsilon, 1);
 }
 
 /* Some heads of a token: normalised if there is a norm, and rotated. */
@@ -118,24 +135,32 @@ static void rotate_heads(const Norm *norm, const uint16_t *x, const uint16_t *co
   }
 }
 
+/* Normalises and rotates a token's queries, which go to `use->query`, and keys, which go to the cache, like its values. */
+static void place_token(const Decoder *decoder, const Layer *layer, const Buffers *use, const uint16_t *cos,
+                        const uint16_t *sin, int64_t row, int64_t position, int64_t token) {
+  int64_t heads = decoder->heads, kv_heads = decoder->kv_heads, width = decoder->width;
+  const uint16_t *x = use->product + token * (heads + 2 * kv_heads) * width, *c = cos + token * width;
+  const uint16_t *s = sin + token * width;
+  int64_t slot = row * decoder->row_stride + position * width;
+  rotate_heads(&layer->query_norm, x, c, s, use->query + token * heads * width, heads, width, width);
+  x += heads * width;
+  rotate_heads(&layer->key_norm, x, c, s, layer->keys + slot, kv_heads, width, decoder->head_stride);
+  x += kv_heads * width;
+  for (int64_t head = 0; head < kv_heads; head++)
+    memcpy(layer->values + slot + head * decoder->head_stride, x + head * width, (size_t)width * sizeof *x);
+}
+
 /* Everything that follows: attention, and its product is added to `hidden`. */
 static void attention(Walk *walk, const Decoder *decoder, const Layer *layer, const Buffers *use, uint16_t *hidden,
                       const uint16_t *cos, const uint16_t *sin, const int64_t *rows, const int64_t *positions,
                       int64_t tokens, const Part *parts, int64_t num_parts, float *scratch, int64_t threads) {
   int64_t heads = decoder->heads, kv_heads = decoder->kv_heads, width = decoder->width;
-  normalise(walk, &layer->norm, hidden, use->normed, tokens, decoder->hidden);
+  normalise(walk, &layer->norm, hidden, use->normed, tokens, decoder->hidden, threads);
   multiply(walk, &layer->qkv, use->normed, use->prepared, use->product, NULL, tokens, threads);
-  for (int64_t token; (token = next_item(walk, tokens)) >= 0;) {
-    const uint16_t *x = use->product + token * (heads + 2 * kv_heads) * width, *c = cos + token * width;
-    int64_t slot = rows[token] * decoder->row_stride + positions[token] * width;
-    const uint16_t *s = sin + token * width;
-    rotate_heads(&layer->query_norm, x, c, s, use->query + token * heads * width, heads, width, width);
-    x += heads * width;
-    rotate_heads(&layer->key_norm, x, c, s, layer->keys + slot, kv_heads, width, decoder->head_stride);
-    x += kv_heads * width;
-    for (int64_t head = 0; head < kv_heads; head++)
-      memcpy(layer->values + slot + head * decoder->head_stride, x + head * width, (size_t)width * sizeof *x);
-  }
+  int64_t some = rows_together(tokens, threads);
+  for (int64_t item; (item = next_item(walk, (tokens + some - 1) / some)) >= 0;)
+    for (int64_t token = item * some; token < least(item * some + some, tokens); token++)
+      place_token(decoder, layer, use, cos, sin, rows[token], positions[token], token);
   CachedAttention call = {use->query, layer->keys,         layer->values,        use->attended, heads,       kv_heads,
                           width,      decoder->row_stride, decoder->head_stride, layer->window, layer->scale};
   for (int64_t item; (item = next_item(walk, num_parts * kv_heads)) >= 0;)
@@ -146,13 +171,13 @@ static void attention(Walk *walk, const Decoder *decoder, const Layer *layer, co
 /* The gated MLP; its result is added to `hidden`. */
 static void feed_forward(Walk *walk, const Decoder *decoder, const Layer *layer, const Buffers *use, uint16_t *hidden,
                          int64_t tokens, int64_t threads) {
-  int64_t inner = decoder->inner, slices = (inner + SLICE - 1) / SLICE;
-  normalise(walk, &layer->mlp_norm, hidden, use->normed, tokens, decoder->hidden);
+  int64_t inner = decoder->inner, slice = tokens < MANY ? SLICE : inner, slices = (inner + slice - 1) / slice;
+  normalise(walk, &layer->mlp_norm, hidden, use->normed, tokens, decoder->hidden, threads);
   multiply(walk, &layer->gate_up, use->normed, use->prepared, use->product, NULL, tokens, threads);
   for (int64_t item; (item = next_item(walk, tokens * slices)) >= 0;) {
-    int64_t token = item / slices, end = least((item % slices + 1) * SLICE, inner);
+    int64_t token = item / slices, end = least((item % slices + 1) * slice, inner);
     const uint16_t *gate = use->product + token * 2 * inner;
-    for (int64_t at = item % slices * SLICE; at < end; at += LANES)
+    for (int64_t at = item % slices * slice; at < end; at += LANES)
       narrow(use->inner + token * inner + at, silu(widen(gate + at)) * widen(gate + inner + at));
   }
   multiply(walk, &layer->down, use->inner, use->prepared, use->product, hidden, tokens, threads);
@@ -180,7 +205,7 @@ static int64_t lay_out(const Decoder *decoder, int64_t tokens, char *base, Buffe
   }
   if (use)
     *use = (Buffers){(uint16_t *)parts[0], (uint16_t *)parts[1], (uint16_t *)parts[2], (uint16_t *)parts[3],
-                     (uint16_t *)parts[4], parts[5],             (float *)(base + used)};
+                     (uint16_t *)parts[4], parts[5], (float *)(base + used)};
   return used;
 }
 
@@ -216,7 +241,7 @@ int decoder_step(const Decoder *decoder, uint16_t *hidden, const uint16_t *cos, 
       attention(&walk, decoder, layer, &use, hidden, cos, sin, rows, positions, tokens, parts, num_parts, own, threads);
       feed_forward(&walk, decoder, layer, &use, hidden, tokens, threads);
     }
-    normalise(&walk, &decoder->norm, hidden, hidden, tokens, decoder->hidden);
+    normalise(&walk, &decoder->norm, hidden, hidden, tokens, decoder->hidden, threads);
     for (int64_t row; (row = next_item(&walk, num_wanted)) >= 0;)
       memcpy(use.normed + row * decoder->hidden, hidden + wanted[row] * decoder->hidden,
              (size_t)decoder->hidden * sizeof *hidden);

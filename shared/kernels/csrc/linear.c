@@ -16,7 +16,6 @@
 
 enum {
   PREFETCH_BYTES = 4096,  /* distance of the prefetch: memory latency at the rate at which weights are used */
-  CACHED_BYTES = 1 << 20, /* how much of x stays in the second-level cache while the panels are read */
   VECTORS = PANEL / LANES /* of a panel */
 };
 
@@ -129,7 +128,8 @@ static void transpose(const uint16_t *x, float *block, int64_t rows, int64_t in,
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 HIDDEN int64_t float_bytes(int64_t rows, int64_t in) {
-  return (rows + PANEL - 1) / PANEL * PANEL * in * (int64_t)sizeof(float);
+  int64_t size = in_tiles(in) ? sizeof(uint16_t) : sizeof(float);
+  return (rows + PANEL - 1) / PANEL * PANEL * in * size;
 }
 
 HIDDEN void prepare_floats(const uint16_t *x, void *prepared, int64_t rows, int64_t in, int64_t begin, int64_t end) {
@@ -170,23 +170,22 @@ HIDDEN void multiply_floats(const Weights *weights, const void *prepared, uint16
 int linear(const uint16_t *x, const uint16_t *panels, const float *bias, uint16_t *y, int64_t rows, int64_t in,
            int64_t out, int threads) {
   if (rows == 0) return 0;
-  float *prepared = aligned_alloc(64, (size_t)float_bytes(rows, in));
+  char *prepared = aligned_alloc(64, (size_t)float_bytes(rows, in));
   if (!prepared) return -1;
   Weights weights = {panels, bias, in, out, 16};
-  int64_t cached = CACHED_BYTES / (in * PANEL * (int64_t)sizeof(float)) * PANEL, columns = (in + 31) / 32;
-  if (cached < PANEL) cached = PANEL;
+  int64_t cached = rows_in_cache(float_bytes(32, in)), columns = (in + 31) / 32;
   int64_t groups = (rows + cached - 1) / cached;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
     for (int64_t part = 0; part < groups * columns; part++) {
       int64_t row = part / columns * cached, at = part % columns * 32;
-      prepare_floats(x + row * in, prepared + row * in, least(rows - row, cached), in, at, least(at + 32, in));
+      prepare_floats(x + row * in, prepared + float_bytes(row, in), least(rows - row, cached), in, at, least(at + 32, in));
     }
     for (int64_t row = 0; row < rows; row += cached) {
 #pragma omp for schedule(static) nowait
       for (int64_t panel = 0; panel < out / PANEL; panel += STREAMS)
-        multiply_floats(&weights, prepared + row * in, y + row * out, least(rows - row, cached), panel,
+        multiply_floats(&weights, prepared + float_bytes(row, in), y + row * out, least(rows - row, cached), panel,
                         least(panel + STREAMS, out / PANEL));
     }
   }

@@ -9,15 +9,33 @@
 #include "attention.h"
 #include "product.h"
 
-enum { TILE = 128, QUERIES = 48 };
+enum { TILE = 128, QUERIES = 48, AMX_QUERIES = 96 };
 
-int64_t tile_tokens(int64_t group) { return group < QUERIES ? QUERIES / group : 1; }
+#ifdef __AMX_BF16__
+#include "amx_attention.h"
+#else
+enum { has_tiles = 0 };
+#define amx_scratch(...) 0
+#define attend_in_tiles(...)
+#endif
 
-static int64_t padded_queries(int64_t queries) { return (queries + PANEL - 1) / PANEL * PANEL; }
+/* The smallest number of slots before a run that is tiled. With AVX-512, where four heads share a key, tiles pay only in
+ * long rows, because a tile also multiplies what its first tokens do not see. */
+int64_t tile_begin(void) { return LANES == 16 && !has_tiles ? 256 : 0; }
+
+int64_t tile_tokens(int64_t group) {
+  int64_t queries = has_tiles ? AMX_QUERIES : QUERIES;
+  return group < queries ? queries / group : 1;
+}
+
+static int64_t padded_queries(int64_t queries) {
+  int64_t unit = has_tiles ? 2 * PANEL : PANEL;
+  return (queries + unit - 1) / unit * unit;
+}
 
 int64_t tile_scratch(int64_t group, int64_t width) {
   int64_t queries = padded_queries(tile_tokens(group) * group);
-  return queries * (2 * width + 4 + TILE) + 2 * TILE * width;
+  return has_tiles ? amx_scratch(queries, width) : queries * (2 * width + 4 + TILE) + 2 * TILE * width;
 }
 
 /* Widens [count][width] of bfloat16. */
@@ -76,6 +94,10 @@ static void softmax(float *scores, float *highest, float *sums, float *factors, 
 
 __attribute__((visibility("hidden"))) void attend_tile(const Run *run, float *scratch) {
   int64_t width = run->width, used = run->count * run->group, queries = padded_queries(used);
+  if (has_tiles) {
+    attend_in_tiles(run, scratch, queries);
+    return;
+  }
   float *query = scratch, *result = query + queries * width, *highest = result + queries * width;
   float *sums = highest + queries, *factors = sums + queries, *scores = factors + queries;
   int32_t *positions = (int32_t *)(scores + queries * TILE);

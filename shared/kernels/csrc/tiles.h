@@ -2,36 +2,11 @@
  * wants: 16 rows of a tile are 32 inputs of 16 outputs. Sums are float32; a row's do not depend on other rows. */
 #pragma once
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#include "simd.h"
+#include "amx.h"
 #include "weights.h"
 
-enum { TILE_INPUTS = 32, TILE_BYTES = 1024, ASK_FOR_TILES = 0x1023, TILE_DATA = 18 };
-
-static int has_tiles;
-
-/* Linux gives a process its tiles only when it asks. */
-__attribute__((constructor)) static void ask_for_tiles(void) {
-  has_tiles = syscall(SYS_arch_prctl, ASK_FOR_TILES, TILE_DATA) == 0;
-}
-
-typedef struct {
-  uint8_t palette, start, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-} Shapes;
-
-/* Tiles 0 to 3 are sums, 4 and 5 rows of x, 6 and 7 weights. `rows` is at most 32. */
-static void shape_tiles(int64_t rows) {
-  /* Of up to 16 rows, tiles 2 and 3 are the sums of two more panels. */
-  int64_t first = rows < 16 ? rows : 16, second = rows > 16 ? rows - 16 : rows;
-  const int64_t found[8] = {first, first, second, second, first, second, 16, 16};
-  _Alignas(64) Shapes shapes = {.palette = 1};
-  for (int tile = 0; tile < 8; tile++) shapes.rows[tile] = (uint8_t)found[tile], shapes.row_bytes[tile] = 64;
-  _tile_loadconfig(&shapes);
-}
+enum { TILE_INPUTS = 32, TILE_BYTES = 1024 };
 
 /* Writes a tile of sums [rows][16]. */
 static void narrow_sums(const float *sums, const float *bias, uint16_t *y, int64_t rows, int64_t out) {

@@ -22,6 +22,12 @@ HIDDEN void multiply_floats(const Weights *weights, const void *prepared, uint16
 HIDDEN void multiply_blocks(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
                             int64_t end);
 
-/* Bytes of a prepared x. */
+/* Bytes of a prepared x; of the rows before row 16 i as well. */
 HIDDEN int64_t float_bytes(int64_t rows, int64_t in);
 HIDDEN int64_t block_bytes(int64_t rows, int64_t in);
+
+/* How many rows of a prepared x, a multiple of 32, stay in the second-level cache while panels are read. */
+static inline int64_t rows_in_cache(int64_t bytes_of_32_rows) {
+  enum { CACHED_BYTES = 1 << 20 };
+  return bytes_of_32_rows < CACHED_BYTES ? CACHED_BYTES / bytes_of_32_rows * 32 : 32;
+}
