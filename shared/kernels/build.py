@@ -20,7 +20,7 @@ SYSTEM = "Linux"
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c")
 INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
-        "avx512_amx": (*_AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-bf16"),
+        "avx512_amx": (*_AVX512, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
         "avx512_vnni": (*_AVX512, "-mavx512vnni"),
         "avx512": _AVX512,
         "avx2": ("-mavx2", "-mfma", "-mf16c"),

@@ -134,7 +134,8 @@ def instruction_set() -> str | None:
         return "neon"
     found, capabilities = torch.backends.cpu.get_cpu_capability().lower(), torch.cpu.get_capabilities()
     if found == "avx512" and capabilities.get("avx512_vnni"):
-        found = "avx512_amx" if capabilities.get("amx_bf16") else "avx512_vnni"
+        has_tiles = capabilities.get("amx_bf16") and capabilities.get("avx512_bf16")
+        found = "avx512_amx" if has_tiles else "avx512_vnni"
     return found if found in known and capabilities.get("f16c") else None  # torch doesn't ask for F16C
 
 

@@ -8,11 +8,27 @@
 
 enum { TILE_INPUTS = 32, TILE_BYTES = 1024 };
 
-/* Writes a tile of sums [rows][16]. */
-static void narrow_sums(const float *sums, const float *bias, uint16_t *y, int64_t rows, int64_t out) {
-  for (int64_t row = 0; row < rows; row++) {
-    vec values = load_floats(sums + row * PANEL);
-    narrow(y + row * out, bias ? values + load_floats(bias) : values);
+/* Sums [rows][2 panels][16] of float32 that wait to be rounded and written to y. */
+typedef struct {
+  _Alignas(64) float sums[32 * 2 * PANEL];
+  const float *bias;
+  uint16_t *y;
+  int64_t out, next, rows;
+  int panels;
+} Waiting;
+
+/* Rounds and writes at most `count` more rows. */
+INLINE void write_rows(Waiting *some, int64_t count) {
+  for (; count > 0 && some->next < some->rows; count--, some->next++) {
+    const float *sums = some->sums + some->next * 2 * PANEL;
+    vec first = load_floats(sums), second = load_floats(sums + PANEL);
+    uint16_t *y = some->y + some->next * some->out;
+    if (some->bias) first = first + load_floats(some->bias);
+    if (some->bias && some->panels == 2) second = second + load_floats(some->bias + PANEL);
+    if (some->panels == 2)
+      _mm512_storeu_si512(y, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    else
+      _mm256_storeu_si256((__m256i_u *)y, (__m256i)_mm512_cvtneps_pbh(first));
   }
 }
 
@@ -22,10 +38,10 @@ static void prepare_tiles(const uint16_t *x, uint16_t *prepared, int64_t rows, i
     memcpy(prepared + row / 16 * 16 * in + at * 16 + row % 16 * TILE_INPUTS, x + row * in + at, 2 * TILE_INPUTS);
 }
 
-/* Up to 32 rows times one or two panels. */
-INLINE void two_by_two(int panels, int prefetch, const uint16_t *x, int64_t rows, const uint16_t *weights,
-                       const float *bias, uint16_t *y, int64_t in, int64_t out) {
-  int64_t first = rows < 16 ? rows : 16, second = rows - first;
+/* Up to 32 rows times one or two panels. While the tiles are busy, the sums in `before` are written, and for each input
+ * tile some `lines` of the next weights are fetched into the second-level cache; the new sums wait in `now`. */
+INLINE void two_by_two(int panels, const uint16_t *x, int64_t rows, const uint16_t *weights, int64_t in,
+                       const char *next, int64_t lines, Waiting *now, Waiting *before) {
   const uint16_t *other = weights + PANEL * in, *below = x + 16 * in;
   _tile_zero(0);
   _tile_zero(1);
@@ -34,31 +50,25 @@ INLINE void two_by_two(int panels, int prefetch, const uint16_t *x, int64_t rows
   for (int64_t at = 0; at < in; at += TILE_INPUTS) {
     _tile_loadd(4, x + at * 16, 64);
     _tile_loadd(6, weights + at * PANEL, 64);
-    const char *next = (const char *)(weights + ahead(at, in, panels));
-    for (int line = 0; prefetch && line < TILE_BYTES; line += 64) __builtin_prefetch(next + line);
+    for (int64_t line = 0; line < lines; line++, next += 64) __builtin_prefetch(next, 0, 2);
     _tile_dpbf16ps(0, 4, 6);
     if (panels == 2) {
       _tile_loadd(7, other + at * PANEL, 64);
-      next += PANEL * in * (int64_t)sizeof *weights;
-      for (int line = 0; prefetch && line < TILE_BYTES; line += 64) __builtin_prefetch(next + line);
       _tile_dpbf16ps(1, 4, 7);
     }
-    if (second) {
+    if (rows > 16) {
       _tile_loadd(5, below + at * 16, 64);
       _tile_dpbf16ps(2, 5, 6);
       if (panels == 2) _tile_dpbf16ps(3, 5, 7);
     }
+    write_rows(before, 2);
   }
-  _Alignas(64) float sums[4][256];
-  _tile_stored(0, sums[0], 64);
-  _tile_stored(1, sums[1], 64);
-  _tile_stored(2, sums[2], 64);
-  _tile_stored(3, sums[3], 64);
-  for (int panel = 0; panel < panels; panel++) {
-    const float *here = bias ? bias + panel * PANEL : NULL;
-    narrow_sums(sums[panel], here, y + panel * PANEL, first, out);
-    narrow_sums(sums[2 + panel], here, y + 16 * out + panel * PANEL, second, out);
-  }
+  write_rows(before, 32);
+  _tile_stored(0, now->sums, 128);
+  _tile_stored(1, now->sums + PANEL, 128);
+  if (rows <= 16) return;
+  _tile_stored(2, now->sums + 16 * 2 * PANEL, 128);
+  _tile_stored(3, now->sums + 16 * 2 * PANEL + PANEL, 128);
 }
 
 /* Up to 16 rows times four panels: more streams of reads, because with few rows memory is the limit. */
@@ -86,28 +96,44 @@ static void one_by_four(const uint16_t *x, int64_t rows, const uint16_t *weights
   _tile_stored(1, sums[1], 64);
   _tile_stored(2, sums[2], 64);
   _tile_stored(3, sums[3], 64);
-  for (int i = 0; i < 4; i++) narrow_sums(sums[i], bias ? bias + i * PANEL : NULL, y + i * PANEL, rows, out);
+  for (int i = 0; i < 4; i++)
+    for (int64_t row = 0; row < rows; row++) {
+      vec values = load_floats(sums[i] + row * PANEL);
+      narrow(y + row * out + i * PANEL, bias ? values + load_floats(bias + i * PANEL) : values);
+    }
 }
 
 /* Prepared rows times panels [first, end); in is a multiple of 32. */
 static void multiply_tiles(const Weights *weights, const uint16_t *x, uint16_t *y, int64_t rows, int64_t first,
                            int64_t end) {
-  int64_t in = weights->in, out = weights->out, shaped = 0;
+  int64_t in = weights->in, out = weights->out, blocks = (rows + 31) / 32, shaped = 0;
+  Waiting waiting[2];
+  int turn = 0;
+  waiting[0].next = waiting[0].rows = waiting[1].next = waiting[1].rows = 0;
   for (int64_t panel = first, panels; panel < end; panel += panels) {
-    panels = rows <= 16 && panel + 4 <= end ? 4 : 2;
     const uint16_t *from = (const uint16_t *)weights->panels + panel * PANEL * in;
     const float *bias = weights->bias ? weights->bias + panel * PANEL : NULL;
-    for (int64_t row = 0; row < rows; row += 32) {
-      int64_t count = rows - row < 32 ? rows - row : 32;
+    panels = rows <= 16 && panel + 4 <= end ? 4 : panel + 1 < end ? 2 : 1;
+    int64_t lines = (panels * TILE_BYTES / 64 + blocks - 1) / blocks;
+    const char *next = (const char *)(from + panels * PANEL * in);
+    for (int64_t block = 0; block < blocks; block++, next += lines * 64 * (in / TILE_INPUTS)) {
+      int64_t row = block * 32, count = rows - row < 32 ? rows - row : 32;
       if (count != shaped) shape_tiles(count);
       shaped = count;
-      if (panels == 4)
+      if (panels == 4) {
         one_by_four(x, count, from, bias, y + panel * PANEL, in, out);
-      else if (panel + 1 < end)
-        two_by_two(2, row == 0, x + row * in, count, from, bias, y + row * out + panel * PANEL, in, out);
+        continue;
+      }
+      Waiting *now = waiting + turn, *before = waiting + (turn ^= 1);
+      if (panels == 2)
+        two_by_two(2, x + row * in, count, from, in, next, lines, now, before);
       else
-        two_by_two(1, row == 0, x + row * in, count, from, bias, y + row * out + panel * PANEL, in, out);
+        two_by_two(1, x + row * in, count, from, in, next, lines, now, before);
+      now->bias = bias, now->y = y + row * out + panel * PANEL, now->out = out, now->next = 0, now->rows = count;
+      now->panels = (int)panels;
     }
   }
+  write_rows(waiting, 32);
+  write_rows(waiting + 1, 32);
   _tile_release();
 }

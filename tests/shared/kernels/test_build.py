@@ -155,7 +155,8 @@ def test_another_processor_or_platform_is_not_asked_to_run_it(
 @pytest.mark.parametrize(
     ("machine", "capability", "others", "expected"),
     [
-        ("x86_64", "AVX512", {"f16c", "avx512_vnni", "amx_bf16"}, "avx512_amx"),
+        ("x86_64", "AVX512", {"f16c", "avx512_vnni", "avx512_bf16", "amx_bf16"}, "avx512_amx"),
+        ("x86_64", "AVX512", {"f16c", "avx512_vnni", "amx_bf16"}, "avx512_vnni"),
         ("x86_64", "AVX512", {"f16c", "avx512_vnni"}, "avx512_vnni"),
         ("x86_64", "AVX512", {"f16c"}, "avx512"),
         ("x86_64", "AVX2", {"f16c", "avx512_vnni"}, "avx2"),
