@@ -136,16 +136,35 @@ static void round_block(const uint16_t *x, Block *block) {
   block->sum = block->scale * (float)sum;
 }
 
-HIDDEN int64_t block_bytes(int64_t rows, int64_t in) { return rows * (in / BLOCK) * (int64_t)sizeof(Block); }
+#ifdef __AMX_BF16__
+#include "amx_blocks.h"
+#else
+enum { has_tiles = 0 };
+#define whole_tiles(...) 0
+#define prepare_block(...)
+#define multiply_blocks_in_tiles(...)
+#endif
+
+HIDDEN int64_t block_bytes(int64_t rows, int64_t in) {
+  if (has_tiles) return whole_tiles(rows) * (in * (int64_t)sizeof(uint16_t) + in / BLOCK * (int64_t)sizeof(float));
+  return rows * (in / BLOCK) * (int64_t)sizeof(Block);
+}
 
 HIDDEN void prepare_blocks(const uint16_t *x, void *prepared, int64_t rows, int64_t in, int64_t begin, int64_t end) {
   for (int64_t row = 0; row < rows; row++)
     for (int64_t at = begin; at < end; at += BLOCK)
-      round_block(x + row * in + at, (Block *)prepared + at / BLOCK * rows + row);
+      if (has_tiles)
+        prepare_block(x + row * in + at, prepared, row, rows, in, at);
+      else
+        round_block(x + row * in + at, (Block *)prepared + at / BLOCK * rows + row);
 }
 
 HIDDEN void multiply_blocks(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
                             int64_t end) {
+  if (has_tiles) {
+    multiply_blocks_in_tiles(weights, prepared, y, rows, first, end);
+    return;
+  }
   int64_t blocks = weights->in / BLOCK, out = weights->out, bits = weights->bits;
   for (int64_t panel = first; panel < end; panel++)
     for (int64_t row = 0; row < rows; row += TILE)
@@ -169,8 +188,8 @@ int quantised_linear(const uint16_t *x, const uint8_t *panels, const float *bias
 #pragma omp for schedule(static)
     for (int64_t at = 0; at < in; at += BLOCK) prepare_blocks(x, prepared, rows, in, at, at + BLOCK);
 #pragma omp for schedule(static) nowait
-    for (int64_t panel = 0; panel < out / PANEL; panel++)
-      multiply_blocks(&weights, prepared, y, rows, panel, panel + 1);
+    for (int64_t panel = 0; panel < out / PANEL; panel += 2)
+      multiply_blocks(&weights, prepared, y, rows, panel, panel + 2 < out / PANEL ? panel + 2 : out / PANEL);
   }
   free(prepared);
   return 0;
