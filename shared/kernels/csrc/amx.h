@@ -1,11 +1,12 @@
 /* AMX tiles: eight registers of 16 rows of 64 bytes, and products of pairs of bfloat16 with sums in float32. */
 #pragma once
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "simd.h"
 
-enum { ASK_FOR_TILES = 0x1023, TILE_DATA = 18 };
+enum { TILE_INPUTS = 32, TILE_BYTES = 1024, ASK_FOR_TILES = 0x1023, TILE_DATA = 18 };
 
 static int has_tiles;
 
@@ -29,4 +30,21 @@ static void shape_tiles(int64_t rows) {
   _Alignas(64) Shapes shapes = {.palette = 1};
   for (int tile = 0; tile < 8; tile++) shapes.rows[tile] = (uint8_t)found[tile], shapes.row_bytes[tile] = 64;
   _tile_loadconfig(&shapes);
+}
+
+/* Prepares inputs [at, at + 32) of some rows: [rows / 16][in / 32][16 rows][32 inputs], so a tile lies in one piece. */
+INLINE void prepare_tiles(const uint16_t *x, uint16_t *prepared, int64_t rows, int64_t in, int64_t at) {
+  for (int64_t row = 0; row < rows; row++)
+    memcpy(prepared + row / 16 * 16 * in + at * 16 + row % 16 * TILE_INPUTS, x + row * in + at, 2 * TILE_INPUTS);
+}
+
+/* Rounds the sums [2 panels][16] of a row and writes one or two panels of y. */
+INLINE void write_row(const float *sums, const float *bias, uint16_t *y, int panels) {
+  vec first = load_floats(sums), second = load_floats(sums + PANEL);
+  if (bias) first = first + load_floats(bias);
+  if (bias && panels == 2) second = second + load_floats(bias + PANEL);
+  if (panels == 2)
+    _mm512_storeu_si512(y, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+  else
+    _mm256_storeu_si256((__m256i_u *)y, (__m256i)_mm512_cvtneps_pbh(first));
 }

@@ -1,20 +1,41 @@
 /* Weights in blocks by AMX tiles. bfloat16 holds the codes exactly, as it does x, so a product of both needs no
- * rounding of x; the sums of a block are float32. A row's sums do not depend on other rows. */
+ * rounding of x; sums over a block and over blocks are float32. Few rows are computed in vectors, with the order of
+ * additions that tiles have, so a row has the same bits in any company. */
 #pragma once
 #include "amx.h"
 
-enum { SIDE = 16, MOST_ROWS = 256, GROUP = 8 };
+enum { SIDE = 16, GROUP = 8, MOST_ROWS = 256, FEW_ROWS = 2 };
 
 static int64_t whole_tiles(int64_t rows) { return (rows + SIDE - 1) / SIDE * SIDE; }
 
-/* A prepared x is [rows / 16][blocks][16 rows][32 inputs] of bfloat16, and then [blocks][rows]: the sums of blocks. */
+/* A prepared x is [rows / 16][blocks][16 rows][32 inputs] of bfloat16, or [rows][in] of float32 if rows are few, and then
+ * the sums of blocks [blocks][rows]. Its rows are padded to 16. */
 static float *sums_of_blocks(const void *prepared, int64_t rows, int64_t in) {
   return (float *)((uint16_t *)prepared + whole_tiles(rows) * in);
 }
 
 static void prepare_block(const uint16_t *x, void *prepared, int64_t row, int64_t rows, int64_t in, int64_t at) {
-  memcpy((uint16_t *)prepared + row / SIDE * SIDE * in + at * SIDE + row % SIDE * BLOCK, x, BLOCK * sizeof *x);
-  sums_of_blocks(prepared, rows, in)[at / BLOCK * whole_tiles(rows) + row] = sum_of(widen(x) + widen(x + LANES));
+  vec first = widen(x), second = widen(x + LANES);
+  sums_of_blocks(prepared, rows, in)[at / BLOCK * whole_tiles(rows) + row] = sum_of(first + second);
+  if (rows <= FEW_ROWS) {
+    store_floats((float *)prepared + row * in + at, first);
+    store_floats((float *)prepared + row * in + at + LANES, second);
+  } else
+    memcpy((uint16_t *)prepared + row / SIDE * SIDE * in + at * SIDE + row % SIDE * BLOCK, x, BLOCK * sizeof *x);
+}
+
+/* Where codes are as numbers: the lowest bits of a lane are a code, and those 16 bits higher the next input's. */
+INLINE uvec code_pairs(const uint8_t *panel, int bits, int pair) {
+  const int shifts = 16 / bits, word = pair / shifts;
+  const uint8_t *at = panel + PANEL * 4 * (word + 1);
+  if (pair % shifts == 0) __builtin_prefetch(at + PREFETCH_BYTES);
+  return *(const loose_uvec *)at >> (pair % shifts * bits);
+}
+
+/* The lowest code of each lane. */
+INLINE vec lowest_codes(uvec lanes, int bits) {
+  if (bits == 8) return __builtin_convertvector(lanes & 0xff, vec);
+  return _mm512_permutexvar_ps((__m512i)lanes, __builtin_convertvector(lane_numbers(), vec));
 }
 
 /* The codes of a block of 16 outputs as a tile: 16 pairs of inputs. */
@@ -22,22 +43,47 @@ INLINE void unpack(const uint8_t *panel, int bits, uvec *tile) {
   /* 0 to 15, twice, because a lookup takes the lowest five bits. */
   static const uint64_t numbers[] = {0x404040003f800000, 0x40e040c040a04080, 0x4130412041104100, 0x4170416041504140};
   const __m512i table = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)numbers));
-  const int words = bits, shifts = 16 / bits;
-#pragma GCC unroll 8
-  for (int word = 0; word < words; word++) {
-    const uint8_t *at = panel + PANEL * 4 * (word + 1);
-    uvec codes = *(const loose_uvec *)at;
-    __builtin_prefetch(at + PREFETCH_BYTES);
-#pragma GCC unroll 4
-    for (int shift = 0; shift < shifts; shift++) {
-      uvec pair = codes >> (shift * bits);
-      if (bits == 4)
-        tile[word * shifts + shift] = (uvec)_mm512_permutexvar_epi16((__m512i)pair, table);
-      else
-        tile[word * shifts + shift] = (uvec)__builtin_convertvector(pair & 0xff, vec) >> 16 |
-                                      (uvec)__builtin_convertvector(pair >> 16 & 0xff, vec);
-    }
+#pragma GCC unroll 16
+  for (int pair = 0; pair < SIDE; pair++) {
+    uvec codes = code_pairs(panel, bits, pair);
+    if (bits == 4)
+      tile[pair] = (uvec)_mm512_permutexvar_epi16((__m512i)codes, table);
+    else
+      tile[pair] = (uvec)lowest_codes(codes, bits) >> 16 | (uvec)lowest_codes(codes >> 16, bits);
   }
+}
+
+/* sum + scales * dots + leasts * the sum of x, for a block of a row. */
+INLINE vec add_block(vec sum, vec dots, vec scales, vec leasts, float sum_of_x) {
+  return dots * scales + (leasts * sum_of_x + sum);
+}
+
+INLINE void few_rows_of_blocks(int bits, int rows, const Weights *weights, const void *prepared, uint16_t *y,
+                               int64_t panel) {
+  int64_t in = weights->in, size = PANEL * 4 * (bits + 1), blocks = in / BLOCK;
+  const uint8_t *from = (const uint8_t *)weights->panels + panel * blocks * size;
+  const float *x = prepared, *sums_of_x = sums_of_blocks(prepared, rows, in);
+  vec sums[FEW_ROWS];
+  for (int row = 0; row < rows; row++)
+    sums[row] = weights->bias ? load_floats(weights->bias + panel * PANEL) : (vec){0};
+  for (int64_t block = 0; block < blocks; block++, from += size, x += BLOCK, sums_of_x += SIDE) {
+    vec even[FEW_ROWS] = {{0}}, odd[FEW_ROWS] = {{0}};
+#pragma GCC unroll 16
+    for (int pair = 0; pair < SIDE; pair++) {
+      uvec codes = code_pairs(from, bits, pair);
+      vec first = lowest_codes(codes, bits), second = lowest_codes(codes >> 16, bits);
+#pragma GCC unroll 2
+      for (int row = 0; row < rows; row++) {
+        even[row] = first * x[row * in + 2 * pair] + even[row];
+        odd[row] = second * x[row * in + 2 * pair + 1] + odd[row];
+      }
+    }
+    vec scales = from_float16((const uint16_t *)from), leasts = from_float16((const uint16_t *)from + PANEL);
+#pragma GCC unroll 2
+    for (int row = 0; row < rows; row++)
+      sums[row] = add_block(sums[row], even[row] + odd[row], scales, leasts, sums_of_x[row]);
+  }
+  for (int row = 0; row < rows; row++) narrow(y + row * weights->out + panel * PANEL, sums[row]);
 }
 
 /* Some blocks of a panel. Their steps are done for all of them before the next step, because a tile that was just
@@ -53,7 +99,8 @@ INLINE void add_blocks(vec *sums, const Group *group, int side, int64_t blocks, 
   for (int64_t row = 0; row < rows; row++) {
     vec sum = sums[row];
     for (int64_t block = 0; block < blocks; block++)
-      sum = group->dots[side][block][row] * group->scales[block] + (group->leasts[block] * x[block * stride + row] + sum);
+      sum = add_block(sum, group->dots[side][block][row], group->scales[block], group->leasts[block],
+                      x[block * stride + row]);
     sums[row] = sum;
   }
 }
@@ -99,18 +146,26 @@ INLINE void one_panel(int bits, const Weights *weights, const void *prepared, ui
   for (int64_t row = 0; row < count; row++) narrow(y + (first + row) * weights->out + panel * PANEL, sums[row]);
 }
 
-static void one_panel_4(const Weights *weights, const void *prepared, uint16_t *y, int64_t first, int64_t count,
-                        int64_t rows, int64_t panel) {
-  one_panel(4, weights, prepared, y, first, count, rows, panel);
-}
-
-static void one_panel_8(const Weights *weights, const void *prepared, uint16_t *y, int64_t first, int64_t count,
-                        int64_t rows, int64_t panel) {
-  one_panel(8, weights, prepared, y, first, count, rows, panel);
-}
+#define OF_BITS(BITS)                                                                                                  \
+  static void few_rows_##BITS(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows,                 \
+                              int64_t panel) {                                                                         \
+    if (rows == 1)                                                                                                     \
+      few_rows_of_blocks(BITS, 1, weights, prepared, y, panel);                                                        \
+    else                                                                                                               \
+      few_rows_of_blocks(BITS, 2, weights, prepared, y, panel);                                                        \
+  }                                                                                                                    \
+  static void one_panel_##BITS(const Weights *weights, const void *prepared, uint16_t *y, int64_t first,               \
+                               int64_t count, int64_t rows, int64_t panel) {                                           \
+    one_panel(BITS, weights, prepared, y, first, count, rows, panel);                                                  \
+  }
+OF_BITS(4)
+OF_BITS(8)
 
 static void multiply_blocks_in_tiles(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows,
                                      int64_t first, int64_t end) {
+  for (int64_t panel = first; rows <= FEW_ROWS && panel < end; panel++)
+    (weights->bits == 4 ? few_rows_4 : few_rows_8)(weights, prepared, y, rows, panel);
+  if (rows <= FEW_ROWS) return;
   shape_tiles(rows < SIDE ? rows : 2 * SIDE);
   for (int64_t panel = first; panel < end; panel++)
     for (int64_t row = 0; row < rows; row += MOST_ROWS)

@@ -1,12 +1,8 @@
 /* Products of bfloat16 by AMX tiles, several times as fast as in vectors. A panel is in the order that the instruction
  * wants: 16 rows of a tile are 32 inputs of 16 outputs. Sums are float32; a row's do not depend on other rows. */
 #pragma once
-#include <string.h>
-
 #include "amx.h"
 #include "weights.h"
-
-enum { TILE_INPUTS = 32, TILE_BYTES = 1024 };
 
 /* Sums [rows][2 panels][16] of float32 that wait to be rounded and written to y. */
 typedef struct {
@@ -17,25 +13,10 @@ typedef struct {
   int panels;
 } Waiting;
 
-/* Rounds and writes at most `count` more rows. */
+/* Writes at most `count` more rows. */
 INLINE void write_rows(Waiting *some, int64_t count) {
-  for (; count > 0 && some->next < some->rows; count--, some->next++) {
-    const float *sums = some->sums + some->next * 2 * PANEL;
-    vec first = load_floats(sums), second = load_floats(sums + PANEL);
-    uint16_t *y = some->y + some->next * some->out;
-    if (some->bias) first = first + load_floats(some->bias);
-    if (some->bias && some->panels == 2) second = second + load_floats(some->bias + PANEL);
-    if (some->panels == 2)
-      _mm512_storeu_si512(y, (__m512i)_mm512_cvtne2ps_pbh(second, first));
-    else
-      _mm256_storeu_si256((__m256i_u *)y, (__m256i)_mm512_cvtneps_pbh(first));
-  }
-}
-
-/* Prepares inputs [at, at + 32) of some rows: [rows / 16][in / 32][16 rows][32 inputs], so a tile lies in one piece. */
-static void prepare_tiles(const uint16_t *x, uint16_t *prepared, int64_t rows, int64_t in, int64_t at) {
-  for (int64_t row = 0; row < rows; row++)
-    memcpy(prepared + row / 16 * 16 * in + at * 16 + row % 16 * TILE_INPUTS, x + row * in + at, 2 * TILE_INPUTS);
+  for (; count > 0 && some->next < some->rows; count--, some->next++)
+    write_row(some->sums + some->next * 2 * PANEL, some->bias, some->y + some->next * some->out, some->panels);
 }
 
 /* Up to 32 rows times one or two panels. While the tiles are busy, the sums in `before` are written, and for each input
@@ -91,16 +72,14 @@ static void one_by_four(const uint16_t *x, int64_t rows, const uint16_t *weights
     PANEL_OF(2, 6)
     PANEL_OF(3, 7)
   }
-  _Alignas(64) float sums[4][256];
-  _tile_stored(0, sums[0], 64);
-  _tile_stored(1, sums[1], 64);
-  _tile_stored(2, sums[2], 64);
-  _tile_stored(3, sums[3], 64);
-  for (int i = 0; i < 4; i++)
-    for (int64_t row = 0; row < rows; row++) {
-      vec values = load_floats(sums[i] + row * PANEL);
-      narrow(y + row * out + i * PANEL, bias ? values + load_floats(bias + i * PANEL) : values);
-    }
+  _Alignas(64) float sums[16 * 4 * PANEL];
+  _tile_stored(0, sums, 256);
+  _tile_stored(1, sums + PANEL, 256);
+  _tile_stored(2, sums + 2 * PANEL, 256);
+  _tile_stored(3, sums + 3 * PANEL, 256);
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t at = 0; at < 4 * PANEL; at += 2 * PANEL)
+      write_row(sums + row * 4 * PANEL + at, bias ? bias + at : NULL, y + row * out + at, 2);
 }
 
 /* Prepared rows times panels [first, end); in is a multiple of 32. */
