@@ -1,4 +1,4 @@
-"""A whole decoder of Llama's structure as one call of a compiled kernel (decoder.c), for steps of few tokens.
+"""A whole decoder of Llama's structure as one call of a compiled kernel (decoder.c).
 
 The parts are found in a model that `replace_modules.speed_up_serving` has changed, by their names and types, so each
 one is already proven; the caller must compare the whole with the model's own forward pass before it uses it.

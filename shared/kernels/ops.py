@@ -21,7 +21,6 @@ _PARALLEL_NUMEL = 1 << 16
 _DTYPES = (torch.float32, torch.bfloat16)
 _CACHE_WIDTHS = (32, 64, 96, 128)
 OUTSIDE = -2
-_CAPABILITIES = torch.cpu.get_capabilities()
 
 
 def takes(tensor: torch.Tensor, width: int) -> bool:
@@ -73,11 +72,6 @@ class PackedWeights:
     bias: torch.Tensor | None
     in_features: int
     out_features: int
-
-
-def has_amx() -> bool:
-    """Whether torch multiplies bfloat16 in AMX tiles, at several times the speed of any product in float32."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(_CAPABILITIES.get("amx_bf16"))
 
 
 def can_attend(keys: torch.Tensor, values: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ typedef struct {
 /* Tokens [first, first + count), one or some that follow each other in a row, and the place of the first one. */
 typedef struct {
   int64_t first, count, row, position;
+  int in_tiles;
 } Part;
 
 /* Divides tokens; returns the number of parts, at most one for each token. */

@@ -141,9 +141,10 @@ HIDDEN int64_t divide_tokens(Part *parts, const int64_t *rows, const int64_t *po
   int64_t num = 0, together = tile_tokens(group);
   for (int64_t first = 0, end; first < tokens; first = end) {
     for (end = first + 1; end < tokens && rows[end] == rows[first] && positions[end] == positions[end - 1] + 1;) end++;
-    int64_t most = end - first < MIN_TILED || positions[first] < tile_begin() ? 1 : together;
+    int in_tiles = end - first >= MIN_TILED && positions[first] >= tile_begin();
+    int64_t most = in_tiles ? together : 1;
     for (int64_t at = first; at < end; at += most) {
-      Part part = {at, end - at < most ? end - at : most, rows[at], positions[at]};
+      Part part = {at, end - at < most ? end - at : most, rows[at], positions[at], in_tiles};
       parts[num++] = part;
     }
   }
@@ -156,7 +157,7 @@ HIDDEN void attend_part(const CachedAttention *call, const Part *part, int64_t k
   int64_t head = part->row * call->row_stride + kv_head * call->head_stride, first_slot = head + begin * width;
   int64_t at = (part->first * call->heads + kv_head * group) * width;
   float scale = call->scale * (float)M_LOG2E;
-  if (part->count > 1) {
+  if (part->in_tiles) {
     Run run = {call->query + at, call->keys + head,   call->values + head, call->out + at, part->count,
                position,         group,               call->heads * width, width,          window,
                scale};

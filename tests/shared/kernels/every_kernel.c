@@ -214,7 +214,8 @@ static void sample(int half) {
 
 int main(void) {
   products();
-  for (int64_t rows = 1; rows < 14; rows += 3) quantised(4, rows), quantised(8, rows);
+  for (int64_t rows = 1; rows < 50; rows += 3 * rows) quantised(4, rows), quantised(8, rows);
+  for (int64_t rows = 2; rows < 14; rows += 5) quantised(4, rows), quantised(8, rows);
   for (int half = 0; half < 2; half++) {
     elementwise(half);
     sample(half);

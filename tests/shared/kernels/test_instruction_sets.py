@@ -76,6 +76,16 @@ def test_avx2_computes_the_same(expected: Results, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(400)
+def test_tiles_compute_the_same_within_rounding(expected: Results, tmp_path: Path) -> None:
+    if library.instruction_set() != "avx512_amx":
+        pytest.skip("this processor has no AMX tiles")
+    found = compiled_and_run(tmp_path, "x86_64", "avx512_amx")
+    assert found.keys() == expected.keys()
+    for name, numbers in expected.items():
+        assert (found[name] - numbers).norm() < 0.01 * numbers.norm(), name
+
+
+@pytest.mark.timeout(400)
 def test_neon_computes_the_same(expected: Results, tmp_path: Path) -> None:
     if missing := [tool for tool in (CROSS_COMPILER, EMULATOR) if shutil.which(tool) is None]:
         pytest.skip(f"{missing[0]} is missing; `make tools` installs it")
