@@ -80,7 +80,7 @@ class Draw(ctypes.Structure):
     """`Draw` of sampling.c: how one row of logits is sampled."""
 
     _fields_ = (
-        *(("logits", _POINTER), ("half", _SIZE), ("top_k", _SIZE)),
+        *(("logits", _POINTER), ("allowed", _POINTER), ("half", _SIZE), ("top_k", _SIZE)),
         *((name, ctypes.c_double) for name in ("top_p", "min_p", "number")),
         ("scale", _FLOAT),
     )

@@ -20,6 +20,7 @@ from inference_service.engine.core.request import TokenLogprob
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.run.token_choice import NOT_FINITE as NOT_FINITE_CHOICE
 from inference_service.engine.run.token_choice import Draw, choose
+from shared.values.sampling import SamplingParams
 
 NOT_FINITE = "the model's output is not finite for this input and soft prompt"
 NOTHING_LEFT = "no token is left: sampling's guide, allowed_token_ids and forbidden_token_ids exclude all of them"
@@ -48,13 +49,17 @@ def sample(
     masks = masks or [None] * len(sequences)
     errors = [""] * len(sequences)
     adjusted: dict[int, torch.Tensor] = {}
+    allowed: list[torch.Tensor | None] = [None] * len(sequences)
     for i, (sequence, mask) in enumerate(zip(sequences, masks, strict=True)):
         if mask is not None and mask.error:
             errors[i] = f"the answer can't go on under sampling.guide: {mask.error}"
+        elif mask is not None and _is_only_guided(sequence.sampling):
+            allowed[i] = _allowed(sequence, end_ids[i], mask)
         elif _is_adjusted(sequence):
             adjusted[i] = _adjust(logits[i].to(torch.float32, copy=True), sequence, end_ids[i], mask)
     rows = logits.unbind(0)
-    chosen = choose([adjusted.get(i, row) for i, row in enumerate(rows)], [_draw(sequence) for sequence in sequences])
+    draws = [_draw(sequence) for sequence in sequences]
+    chosen = choose([adjusted.get(i, row) for i, row in enumerate(rows)], draws, allowed)
     as_given = dict(zip(adjusted, choose([rows[i] for i in adjusted], [Draw(0.0)] * len(adjusted)), strict=True))
     for i, token in enumerate(chosen):
         if as_given.get(i, token) < 0 or token == NOT_FINITE_CHOICE:
@@ -119,6 +124,26 @@ def _is_adjusted(sequence: RunningRequest) -> bool:
     return params.penalised or params.restricted or sequence.num_generated < params.min_new_tokens
 
 
+def _is_only_guided(params: SamplingParams) -> bool:
+    """Whether the guide's mask is all that changes the logits."""
+    return not (params.penalised or params.logit_bias or params.allowed_token_ids or params.forbidden_token_ids)
+
+
+def _allowed(sequence: RunningRequest, end_ids: frozenset[int], mask: TokenMask) -> torch.Tensor:
+    """The possible tokens under a guide, `[vocab]` bool, on the CPU.
+
+    Ends are possible only where the answer is complete; if only the end is left, `min_new_tokens` doesn't matter.
+    """
+    params = sequence.sampling
+    allowed: torch.Tensor = mask.allowed
+    if not mask.complete:
+        return allowed
+    too_early = sequence.num_generated < params.min_new_tokens or params.ignore_eos
+    allowed = allowed.clone()
+    allowed[[i for i in end_ids if i < allowed.shape[0]]] = mask.only_end or not too_early
+    return allowed
+
+
 def _adjust(
     logits: torch.Tensor, sequence: RunningRequest, end_ids: frozenset[int], mask: TokenMask | None
 ) -> torch.Tensor:
@@ -155,20 +180,15 @@ def _penalise(logits: torch.Tensor, sequence: RunningRequest) -> None:
 def _exclude(logits: torch.Tensor, sequence: RunningRequest, end_ids: frozenset[int], mask: TokenMask | None) -> None:
     """Set the logits `[vocab]` of impossible tokens to -inf, in place.
 
-    Under a guide, ends are possible only where the answer is complete. If only the end is left, the lists of tokens and
-    `min_new_tokens` don't matter: the answer ends.
+    If a guide leaves only the end, the lists of tokens don't matter: the answer ends.
     """
     params = sequence.sampling
-    ends = torch.tensor(sorted(i for i in end_ids if i < logits.shape[0]), dtype=torch.long, device=logits.device)
-    too_early = sequence.num_generated < params.min_new_tokens or (mask is not None and params.ignore_eos)
     if mask is not None:
-        allowed = mask.allowed.to(logits.device, copy=True)
-        if mask.complete:
-            allowed[ends] = mask.only_end or not too_early
-        logits.masked_fill_(~allowed, -torch.inf)
+        logits.masked_fill_(~_allowed(sequence, end_ids, mask).to(logits.device), -torch.inf)
         if mask.only_end:
             return
-    elif too_early:
+    elif sequence.num_generated < params.min_new_tokens:
+        ends = torch.tensor(sorted(i for i in end_ids if i < logits.shape[0]), dtype=torch.long, device=logits.device)
         logits[ends] = -torch.inf
     if params.allowed_token_ids:
         listed = torch.tensor(params.allowed_token_ids, device=logits.device)

@@ -61,17 +61,27 @@ class Draw:
         return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
 
-def choose(rows: Sequence[torch.Tensor], draws: Sequence[Draw]) -> list[int]:
+def choose(
+    rows: Sequence[torch.Tensor], draws: Sequence[Draw], allowed: Sequence[torch.Tensor | None] | None = None
+) -> list[int]:
     """A token for each row of logits `[vocab]`, all of one vocabulary, bfloat16, float16 or float32.
 
-    NOT_FINITE for a row with NaN or positive infinity; NOTHING_LEFT if all its logits are negative infinity.
+    A row's `allowed` are its possible tokens, `[vocab]` bool, None if all are. NOT_FINITE for a row with NaN or
+    positive infinity; NOTHING_LEFT if all its logits are negative infinity.
     """
     if not rows:
         return []
+    masks = allowed or [None] * len(rows)
     if sampling.takes(rows):
-        return sampling.choose_tokens(rows, [_AS_IN_C(draw) for draw in draws])
+        return sampling.choose_tokens(rows, [_AS_IN_C(draw) for draw in draws], masks)
+    rows = [row if mask is None else _restricted(row, mask) for row, mask in zip(rows, masks, strict=True)]
     same = all(row.dtype == rows[0].dtype for row in rows)
     return choose_in_torch(torch.stack([row if same else row.float() for row in rows]), draws)
+
+
+def _restricted(row: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """A row of logits without impossible tokens; what is not finite stays."""
+    return torch.where(allowed.to(row.device) | ~(row < math.inf), row, -math.inf)
 
 
 def choose_in_torch(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:

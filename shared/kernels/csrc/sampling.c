@@ -25,13 +25,15 @@ enum { LANES = 16, BUCKETS = 1024, NOT_FINITE = -1, NOTHING_LEFT = -2 };
 
 typedef float Floats __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t)), aligned(4)));
+typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t)), aligned(2)));
 typedef float EightFloats __attribute__((vector_size(8 * sizeof(float)), aligned(4)));
 typedef double Doubles __attribute__((vector_size(8 * sizeof(double)), aligned(8)));
 
 /* How one row is sampled. `scale` is log2(e) / temperature; 0 takes the highest logit. */
 typedef struct {
-  const void *logits; /* [vocab], bfloat16 if `half` is set, else float32 */
+  const void *logits;     /* [vocab], bfloat16 if `half` is set, else float32 */
+  const uint8_t *allowed; /* [vocab], 0 for impossible tokens; null: all tokens are possible */
   int64_t half, top_k;
   double top_p, min_p, number; /* number: uniform in [0, 1) */
   float scale;
@@ -74,7 +76,7 @@ ALWAYS int any(Ints mask) {
   return found != 0;
 }
 
-/* Copies the logits as float32 and returns the highest; NaN if any is NaN. */
+/* Copies the logits as float32, -inf for impossible tokens, and returns the highest; NaN or infinite if any logit is. */
 ALWAYS float read_logits(const Draw *draw, Row *row) {
   int64_t whole = row->vocab / LANES * LANES;
   Floats highest = fill(-INFINITY);
@@ -85,6 +87,10 @@ ALWAYS float read_logits(const Draw *draw, Row *row) {
       values = (Floats)(__builtin_convertvector(*(const Halves *)((const uint16_t *)draw->logits + at), Ints) << 16);
     else
       values = *(const Floats *)((const float *)draw->logits + at);
+    if (draw->allowed) {
+      Ints possible = __builtin_convertvector(*(const Bytes *)(draw->allowed + at), Ints) != 0;
+      values = blend(possible | ~(values < INFINITY), values, fill(-INFINITY));
+    }
     *(Floats *)(row->logits + at) = values;
     highest = blend(values > highest, values, highest);
     unordered |= values != values;
@@ -99,6 +105,7 @@ ALWAYS float read_logits(const Draw *draw, Row *row) {
     float value;
     uint32_t bits = draw->half ? (uint32_t)((const uint16_t *)draw->logits)[at] << 16 : 0;
     memcpy(&value, draw->half ? (const void *)&bits : (const float *)draw->logits + at, sizeof value);
+    if (draw->allowed && !draw->allowed[at] && value < INFINITY) value = -INFINITY;
     row->logits[at] = value;
     top = value > top ? value : top;
     wrong |= value != value;

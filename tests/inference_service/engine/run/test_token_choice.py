@@ -102,13 +102,37 @@ def test_rows_without_a_choice(compiled: bool, draw: Draw, monkeypatch: pytest.M
     assert choose([], []) == []
 
 
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_kernels), False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab", [5, 1003])
+def test_impossible_tokens(compiled: bool, dtype: torch.dtype, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask works like logits of negative infinity, and hides no logit that is not finite."""
+    if not compiled:
+        monkeypatch.setattr(library, "load", lambda: None)
+    generator, rng = torch.Generator().manual_seed(vocab), random.Random(vocab)
+    logits = _logits("peaked", 6, vocab, generator).to(dtype)
+    allowed, draws = torch.rand(6, vocab, generator=generator) < 0.5, _draws(6, vocab, rng)
+    allowed[0], allowed[1] = False, True
+    masks = [*allowed[:5].unbind(0), None]
+    allowed[5] = True
+    expected = choose_in_torch(logits.float().masked_fill(~allowed, -math.inf), draws)
+    assert choose(logits.unbind(0), draws, masks) == expected
+    assert expected[0] == NOTHING_LEFT
+    for index, wrong in enumerate((math.nan, math.inf)):
+        logits[2 + index, vocab - 1], allowed[2 + index, vocab - 1] = wrong, False
+    assert choose(logits.unbind(0), draws, allowed.unbind(0))[2:4] == [NOT_FINITE] * 2
+
+
 @needs_kernels
 def test_rows_that_the_kernel_would_misread_are_refused() -> None:
     draw = (0, 1.0, 0.0, 0.5, 1.0)
     for rows in ([torch.zeros(8), torch.zeros(9)], [torch.zeros(8).half()], [torch.zeros(0)], [torch.zeros(2, 8)]):
         with pytest.raises(ValueError, match="expected rows of"):
             sampling.choose_tokens(rows, [draw] * len(rows))
-    with pytest.raises(ValueError, match="expected 1 draws, got 2"):
+    with pytest.raises(ValueError, match="expected 1 draws and masks, got 2 and 1"):
         sampling.choose_tokens([torch.zeros(8)], [draw] * 2)
+    for mask in (torch.ones(7, dtype=torch.bool), torch.ones(8)):
+        with pytest.raises(ValueError, match="expected masks of 8 tokens"):
+            sampling.choose_tokens([torch.zeros(8)], [draw], [mask])
     strided = torch.arange(20.0).view(10, 2)[:, 0]
     assert sampling.choose_tokens([strided], [(0, 1.0, 0.0, 0.0, 0.0)]) == [9]
