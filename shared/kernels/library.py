@@ -80,7 +80,8 @@ class Draw(ctypes.Structure):
     """`Draw` of sampling.c: how one row of logits is sampled."""
 
     _fields_ = (
-        *(("logits", _POINTER), ("allowed", _POINTER), ("half", _SIZE), ("top_k", _SIZE)),
+        *((name, _POINTER) for name in ("logits", "allowed", "changed", "changes")),
+        *((name, _SIZE) for name in ("num_changed", "half", "top_k")),
         *((name, ctypes.c_double) for name in ("top_p", "min_p", "number")),
         ("scale", _FLOAT),
     )

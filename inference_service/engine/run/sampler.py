@@ -10,7 +10,7 @@ the cumulative distribution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +20,10 @@ from inference_service.engine.core.request import TokenLogprob
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.run.token_choice import NOT_FINITE as NOT_FINITE_CHOICE
 from inference_service.engine.run.token_choice import Draw, choose
-from shared.values.sampling import SamplingParams
+from shared.kernels.sampling import Change
 
 NOT_FINITE = "the model's output is not finite for this input and soft prompt"
+CANNOT_GO_ON = "the answer can't go on under sampling.guide"
 NOTHING_LEFT = "no token is left: sampling's guide, allowed_token_ids and forbidden_token_ids exclude all of them"
 
 
@@ -47,22 +48,11 @@ def sample(
     those of guided sequences, None for the others.
     """
     masks = masks or [None] * len(sequences)
-    errors = [""] * len(sequences)
-    adjusted: dict[int, torch.Tensor] = {}
-    allowed: list[torch.Tensor | None] = [None] * len(sequences)
-    for i, (sequence, mask) in enumerate(zip(sequences, masks, strict=True)):
-        if mask is not None and mask.error:
-            errors[i] = f"the answer can't go on under sampling.guide: {mask.error}"
-        elif mask is not None and _is_only_guided(sequence.sampling):
-            allowed[i] = _allowed(sequence, end_ids[i], mask)
-        elif _is_adjusted(sequence):
-            adjusted[i] = _adjust(logits[i].to(torch.float32, copy=True), sequence, end_ids[i], mask)
-    rows = logits.unbind(0)
-    draws = [_draw(sequence) for sequence in sequences]
-    chosen = choose([adjusted.get(i, row) for i, row in enumerate(rows)], draws, allowed)
-    as_given = dict(zip(adjusted, choose([rows[i] for i in adjusted], [Draw(0.0)] * len(adjusted)), strict=True))
+    errors = ["" if mask is None or not mask.error else f"{CANNOT_GO_ON}: {mask.error}" for mask in masks]
+    changes = _changes(logits, sequences, end_ids, [mask if mask and not mask.error else None for mask in masks])
+    chosen = choose(logits.unbind(0), [_draw(sequence) for sequence in sequences], changes)
     for i, token in enumerate(chosen):
-        if as_given.get(i, token) < 0 or token == NOT_FINITE_CHOICE:
+        if token == NOT_FINITE_CHOICE:
             errors[i] = NOT_FINITE
         elif token < 0:
             errors[i] = errors[i] or NOTHING_LEFT
@@ -119,81 +109,91 @@ def _draw(sequence: RunningRequest) -> Draw:
     return Draw.of(params, number)
 
 
-def _is_adjusted(sequence: RunningRequest) -> bool:
-    params = sequence.sampling
-    return params.penalised or params.restricted or sequence.num_generated < params.min_new_tokens
+def _changes(
+    logits: torch.Tensor,
+    sequences: Sequence[RunningRequest],
+    end_ids: Sequence[frozenset[int]],
+    masks: Sequence[TokenMask | None],
+) -> dict[int, Change]:
+    """What penalties, biases, guides and lists change in the rows of logits `[batch, vocab]`, by index."""
+    penalised, changes = _penalise(logits, sequences), dict[int, Change]()
+    for i, (sequence, mask) in enumerate(zip(sequences, masks, strict=True)):
+        allowed = _possible(sequence, end_ids[i], mask, logits.shape[1])
+        ids, values = penalised.get(i, (None, None))
+        if sequence.sampling.logit_bias:
+            ids, values = _add_biases(logits[i], sequence.sampling.logit_bias, ids, values)
+        if allowed is not None or ids is not None:
+            changes[i] = Change(allowed, ids, values)
+    return changes
 
 
-def _is_only_guided(params: SamplingParams) -> bool:
-    """Whether the guide's mask is all that changes the logits."""
-    return not (params.penalised or params.logit_bias or params.allowed_token_ids or params.forbidden_token_ids)
+def _penalise(
+    logits: torch.Tensor, sequences: Sequence[RunningRequest]
+) -> dict[int, tuple[torch.Tensor | None, torch.Tensor | None]]:
+    """The token ids `[n]` and penalised logits `[n]` of each penalised sequence, by index.
+
+    Only real tokens are counted: a virtual position has none. All sequences take part in the same operations, because
+    small operations cost more for starting than for computing.
+    """
+    some = [i for i, sequence in enumerate(sequences) if sequence.sampling.penalised]
+    for i in some:
+        sequences[i].counts.update(sequences[i].tokens, sequences[i].num_input)
+    some = [i for i in some if sequences[i].counts.ids]
+    if not some:
+        return {}
+    counts, params = [sequences[i].counts for i in some], [sequences[i].sampling for i in some]
+    sizes = torch.tensor([len(count.ids) for count in counts])
+    ids = torch.cat([torch.frombuffer(count.ids, dtype=torch.int64) for count in counts]).to(logits.device)
+    times = torch.cat([torch.frombuffer(count.generated, dtype=torch.float32) for count in counts]).to(logits.device)
+    numbers = torch.tensor([[p.repetition_penalty, p.presence_penalty, p.frequency_penalty] for p in params])
+    repetition, presence, frequency = numbers.repeat_interleave(sizes, dim=0).to(logits.device).unbind(1)
+    values = logits[torch.tensor(some).repeat_interleave(sizes).to(logits.device), ids].float()
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    values = values - (presence * (times > 0) + frequency * times)
+    parts = zip(ids.split(sizes.tolist()), values.split(sizes.tolist()), strict=True)  # type: ignore[no-untyped-call]
+    return dict(zip(some, parts, strict=True))
 
 
-def _allowed(sequence: RunningRequest, end_ids: frozenset[int], mask: TokenMask) -> torch.Tensor:
-    """The possible tokens under a guide, `[vocab]` bool, on the CPU.
+def _add_biases(
+    logits: torch.Tensor, biases: Mapping[int, float], ids: torch.Tensor | None, values: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Biases are added to penalised logits, if there are any, and else to the row of logits `[vocab]`."""
+    changed, biased = logits.float(), torch.tensor(list(biases), device=logits.device)
+    if ids is not None and values is not None:
+        changed = changed.index_copy(0, ids, values)
+        biased = torch.cat([biased, ids]).unique()  # type: ignore[no-untyped-call]
+    listed = torch.zeros_like(changed)
+    listed[list(biases)] = torch.tensor(list(biases.values()), dtype=changed.dtype, device=logits.device)
+    return biased, changed[biased] + listed[biased]
 
-    Ends are possible only where the answer is complete; if only the end is left, `min_new_tokens` doesn't matter.
+
+def _possible(
+    sequence: RunningRequest, end_ids: frozenset[int], mask: TokenMask | None, vocab: int
+) -> torch.Tensor | None:
+    """The tokens that may come next, `[vocab]` bool, on the CPU; None: all.
+
+    Under a guide, ends are possible only where the answer is complete. If only the end is left, the lists of tokens and
+    `min_new_tokens` don't matter: the answer ends.
     """
     params = sequence.sampling
-    allowed: torch.Tensor = mask.allowed
-    if not mask.complete:
-        return allowed
-    too_early = sequence.num_generated < params.min_new_tokens or params.ignore_eos
-    allowed = allowed.clone()
-    allowed[[i for i in end_ids if i < allowed.shape[0]]] = mask.only_end or not too_early
-    return allowed
-
-
-def _adjust(
-    logits: torch.Tensor, sequence: RunningRequest, end_ids: frozenset[int], mask: TokenMask | None
-) -> torch.Tensor:
-    """Penalties, biases and impossible tokens, in place on logits `[vocab]`.
-
-    Only real tokens are counted: a virtual position has none.
-    """
-    params = sequence.sampling
-    if params.penalised:
-        _penalise(logits, sequence)
-    if params.logit_bias:
-        biased = torch.tensor(list(params.logit_bias), device=logits.device)
-        logits[biased] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
-    _exclude(logits, sequence, end_ids, mask)
-    return logits
-
-
-def _penalise(logits: torch.Tensor, sequence: RunningRequest) -> None:
-    params, counts = sequence.sampling, sequence.counts
-    counts.update(sequence.tokens, sequence.num_input)
-    if not counts.ids:
-        return
-    seen = torch.frombuffer(counts.ids, dtype=torch.int64).to(logits.device)
-    values = logits[seen]
-    if params.repetition_penalty != 1.0:
-        penalty = params.repetition_penalty
-        values = torch.where(values > 0, values / penalty, values * penalty)
-    if (params.presence_penalty or params.frequency_penalty) and sequence.num_generated:
-        times = torch.frombuffer(counts.generated, dtype=torch.float32).to(logits.device)
-        values -= params.presence_penalty * (times > 0) + params.frequency_penalty * times
-    logits[seen] = values
-
-
-def _exclude(logits: torch.Tensor, sequence: RunningRequest, end_ids: frozenset[int], mask: TokenMask | None) -> None:
-    """Set the logits `[vocab]` of impossible tokens to -inf, in place.
-
-    If a guide leaves only the end, the lists of tokens don't matter: the answer ends.
-    """
-    params = sequence.sampling
-    if mask is not None:
-        logits.masked_fill_(~_allowed(sequence, end_ids, mask).to(logits.device), -torch.inf)
+    too_early = sequence.num_generated < params.min_new_tokens
+    listed = bool(params.allowed_token_ids or params.forbidden_token_ids)
+    if mask is None and not (too_early or listed):
+        return None
+    if mask is not None and not (mask.complete or listed):
+        whole: torch.Tensor = mask.allowed
+        return whole
+    possible = torch.ones(vocab, dtype=torch.bool) if mask is None else mask.allowed.clone()
+    ends = [token for token in end_ids if token < vocab]
+    if mask is None and too_early:
+        possible[ends] = False
+    elif mask is not None and mask.complete:
+        possible[ends] = mask.only_end or not (too_early or params.ignore_eos)
         if mask.only_end:
-            return
-    elif sequence.num_generated < params.min_new_tokens:
-        ends = torch.tensor(sorted(i for i in end_ids if i < logits.shape[0]), dtype=torch.long, device=logits.device)
-        logits[ends] = -torch.inf
+            return possible
     if params.allowed_token_ids:
-        listed = torch.tensor(params.allowed_token_ids, device=logits.device)
-        kept = logits[listed]
-        logits.fill_(-torch.inf)
-        logits[listed] = kept
-    if params.forbidden_token_ids:
-        logits[torch.tensor(params.forbidden_token_ids, device=logits.device)] = -torch.inf
+        only = torch.zeros(vocab, dtype=torch.bool)
+        only[list(params.allowed_token_ids)] = True
+        possible &= only
+    possible[list(params.forbidden_token_ids)] = False
+    return possible

@@ -10,13 +10,14 @@ here where that kernel is not available, on a GPU for example.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
 
 import torch
 
 from shared.kernels import sampling
+from shared.kernels.sampling import Change
 from shared.values.sampling import SamplingParams
 
 NOT_FINITE, NOTHING_LEFT = sampling.NOT_FINITE, sampling.NOTHING_LEFT
@@ -62,26 +63,30 @@ class Draw:
 
 
 def choose(
-    rows: Sequence[torch.Tensor], draws: Sequence[Draw], allowed: Sequence[torch.Tensor | None] | None = None
+    rows: Sequence[torch.Tensor], draws: Sequence[Draw], changes: Mapping[int, Change] | None = None
 ) -> list[int]:
     """A token for each row of logits `[vocab]`, all of one vocabulary, bfloat16, float16 or float32.
 
-    A row's `allowed` are its possible tokens, `[vocab]` bool, None if all are. NOT_FINITE for a row with NaN or
-    positive infinity; NOTHING_LEFT if all its logits are negative infinity.
+    `changes` are those of some rows, by their index. NOT_FINITE for a row with NaN or positive infinity, also if it is
+    changed; NOTHING_LEFT if all logits are negative infinity.
     """
     if not rows:
         return []
-    masks = allowed or [None] * len(rows)
     if sampling.takes(rows):
-        return sampling.choose_tokens(rows, [_AS_IN_C(draw) for draw in draws], masks)
-    rows = [row if mask is None else _restricted(row, mask) for row, mask in zip(rows, masks, strict=True)]
+        return sampling.choose_tokens(rows, [_AS_IN_C(draw) for draw in draws], changes)
+    rows = [_changed(row, changes[i]) if changes and i in changes else row for i, row in enumerate(rows)]
     same = all(row.dtype == rows[0].dtype for row in rows)
     return choose_in_torch(torch.stack([row if same else row.float() for row in rows]), draws)
 
 
-def _restricted(row: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """A row of logits without impossible tokens; what is not finite stays."""
-    return torch.where(allowed.to(row.device) | ~(row < math.inf), row, -math.inf)
+def _changed(row: torch.Tensor, change: Change) -> torch.Tensor:
+    """A changed copy of a row in float32; what is not finite stays."""
+    found, wrong = row.to(torch.float32, copy=True), ~(row < math.inf)
+    if change.token_ids is not None and change.logits is not None:
+        found[change.token_ids.to(row.device)] = change.logits.to(row.device)
+    if change.allowed is not None:
+        found.masked_fill_(~change.allowed.to(row.device), -math.inf)
+    return torch.where(wrong, row.float(), found)
 
 
 def choose_in_torch(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:

@@ -25,7 +25,6 @@ enum { LANES = 16, BUCKETS = 1024, NOT_FINITE = -1, NOTHING_LEFT = -2 };
 
 typedef float Floats __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t)), aligned(4)));
-typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t)), aligned(2)));
 typedef float EightFloats __attribute__((vector_size(8 * sizeof(float)), aligned(4)));
 typedef double Doubles __attribute__((vector_size(8 * sizeof(double)), aligned(8)));
@@ -34,7 +33,9 @@ typedef double Doubles __attribute__((vector_size(8 * sizeof(double)), aligned(8
 typedef struct {
   const void *logits;     /* [vocab], bfloat16 if `half` is set, else float32 */
   const uint8_t *allowed; /* [vocab], 0 for impossible tokens; null: all tokens are possible */
-  int64_t half, top_k;
+  const int64_t *changed; /* [num_changed]: tokens with other logits than those above */
+  const float *changes;
+  int64_t num_changed, half, top_k;
   double top_p, min_p, number; /* number: uniform in [0, 1) */
   float scale;
 } Draw;
@@ -76,7 +77,7 @@ ALWAYS int any(Ints mask) {
   return found != 0;
 }
 
-/* Copies the logits as float32, -inf for impossible tokens, and returns the highest; NaN or infinite if any logit is. */
+/* Copies the logits as float32 and returns the highest; NaN if any is NaN. */
 ALWAYS float read_logits(const Draw *draw, Row *row) {
   int64_t whole = row->vocab / LANES * LANES;
   Floats highest = fill(-INFINITY);
@@ -87,10 +88,6 @@ ALWAYS float read_logits(const Draw *draw, Row *row) {
       values = (Floats)(__builtin_convertvector(*(const Halves *)((const uint16_t *)draw->logits + at), Ints) << 16);
     else
       values = *(const Floats *)((const float *)draw->logits + at);
-    if (draw->allowed) {
-      Ints possible = __builtin_convertvector(*(const Bytes *)(draw->allowed + at), Ints) != 0;
-      values = blend(possible | ~(values < INFINITY), values, fill(-INFINITY));
-    }
     *(Floats *)(row->logits + at) = values;
     highest = blend(values > highest, values, highest);
     unordered |= values != values;
@@ -105,13 +102,27 @@ ALWAYS float read_logits(const Draw *draw, Row *row) {
     float value;
     uint32_t bits = draw->half ? (uint32_t)((const uint16_t *)draw->logits)[at] << 16 : 0;
     memcpy(&value, draw->half ? (const void *)&bits : (const float *)draw->logits + at, sizeof value);
-    if (draw->allowed && !draw->allowed[at] && value < INFINITY) value = -INFINITY;
     row->logits[at] = value;
     top = value > top ? value : top;
     wrong |= value != value;
   }
   for (int64_t at = row->vocab; at % LANES; at++) row->logits[at] = -INFINITY;
   return wrong ? NAN : top;
+}
+
+/* Changes logits, and those of impossible tokens to -inf; returns the highest. */
+ALWAYS float change_logits(const Draw *draw, Row *row) {
+  for (int64_t i = 0; i < draw->num_changed; i++) row->logits[draw->changed[i]] = draw->changes[i];
+  for (int64_t at = 0; draw->allowed && at < row->vocab; at++)
+    row->logits[at] = draw->allowed[at] ? row->logits[at] : -INFINITY;
+  Floats highest = fill(-INFINITY);
+  for (int64_t at = 0; at < row->vocab; at += LANES) {
+    Floats values = *(Floats *)(row->logits + at);
+    highest = blend(values > highest, values, highest);
+  }
+  float top = -INFINITY;
+  for (int lane = 0; lane < LANES; lane++) top = highest[lane] > top ? highest[lane] : top;
+  return top;
 }
 
 /* 2^x for x in [-64, 0], rounded to a multiple of 2^-34. */
@@ -311,6 +322,7 @@ ALWAYS int64_t pick_truncated(Row *row, const Draw *draw, float highest, double 
 ALWAYS int64_t choose(const Draw *draw, Row *row) {
   float highest = read_logits(draw, row);
   if (!(highest < INFINITY)) return NOT_FINITE;
+  if (draw->allowed || draw->num_changed) highest = change_logits(draw, row);
   if (highest == -INFINITY) return NOTHING_LEFT;
   if (draw->scale > 0) {
     double total = weigh(row, highest, draw->scale);

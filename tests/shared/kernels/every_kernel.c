@@ -20,7 +20,9 @@ typedef struct {
 typedef struct {
   const void *logits;
   const uint8_t *allowed;
-  int64_t half, top_k;
+  const int64_t *changed;
+  const float *changes;
+  int64_t num_changed, half, top_k;
   double top_p, min_p, number;
   float scale;
 } Draw;
@@ -203,8 +205,10 @@ static void sample(int half) {
   uint32_t tokens[ROWS]; /* the bits of float32 */
   uint8_t *allowed = malloc(VOCAB);
   for (int i = 0; i < VOCAB; i++) allowed[i] = i % 7 < 3;
+  const int64_t changed[] = {7, VOCAB - 1};
+  const float changes[] = {8, 7};
   for (int i = 0; i < ROWS; i++) {
-    Draw draw = {made(half, 8), i % 4 == 3 ? allowed : NULL, half, i % 3 == 1 ? 40 * i : 0, i % 2 ? 0.9 : 1, i % 5 ? 0 : 0.01, (i + 0.5) / ROWS, 1.8f};
+    Draw draw = {made(half, 8), i % 4 == 3 ? allowed : NULL, changed, changes, i % 6 == 5 ? 2 : 0, half, i % 3 == 1 ? 40 * i : 0, i % 2 ? 0.9 : 1, i % 5 ? 0 : 0.01, (i + 0.5) / ROWS, 1.8f};
     draws[i] = draw;
   }
   choose_tokens(draws, chosen, ROWS, VOCAB, THREADS);

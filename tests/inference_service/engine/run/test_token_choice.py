@@ -14,6 +14,7 @@ import torch
 
 from inference_service.engine.run.token_choice import NOT_FINITE, NOTHING_LEFT, Draw, choose, choose_in_torch
 from shared.kernels import library, sampling
+from shared.kernels.sampling import Change
 
 needs_kernels = pytest.mark.skipif(library.load() is None, reason="no compiled kernels on this machine")
 
@@ -105,22 +106,26 @@ def test_rows_without_a_choice(compiled: bool, draw: Draw, monkeypatch: pytest.M
 @pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_kernels), False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab", [5, 1003])
-def test_impossible_tokens(compiled: bool, dtype: torch.dtype, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mask works like logits of negative infinity, and hides no logit that is not finite."""
+def test_changed_logits(compiled: bool, dtype: torch.dtype, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Impossible tokens have logits of negative infinity. A change hides no logit that is not finite."""
     if not compiled:
         monkeypatch.setattr(library, "load", lambda: None)
     generator, rng = torch.Generator().manual_seed(vocab), random.Random(vocab)
     logits = _logits("peaked", 6, vocab, generator).to(dtype)
     allowed, draws = torch.rand(6, vocab, generator=generator) < 0.5, _draws(6, vocab, rng)
-    allowed[0], allowed[1] = False, True
-    masks = [*allowed[:5].unbind(0), None]
-    allowed[5] = True
-    expected = choose_in_torch(logits.float().masked_fill(~allowed, -math.inf), draws)
-    assert choose(logits.unbind(0), draws, masks) == expected
-    assert expected[0] == NOTHING_LEFT
+    allowed[0], allowed[1], allowed[5] = False, True, True
+    ids, values = torch.tensor([vocab - 1, 2]), torch.tensor([30.0, -3.0])
+    changes = {i: Change(allowed[i], *((ids, values) if i % 2 else (None, None))) for i in range(5)}
+    expected = logits.float()
+    expected[1::4, ids] = values
+    expected[3, ids] = values
+    expected[5] = logits[5].float()
+    tokens = choose_in_torch(expected.masked_fill(~allowed, -math.inf), draws)
+    assert choose(logits.unbind(0), draws, changes) == tokens
+    assert tokens[0] == NOTHING_LEFT
     for index, wrong in enumerate((math.nan, math.inf)):
         logits[2 + index, vocab - 1], allowed[2 + index, vocab - 1] = wrong, False
-    assert choose(logits.unbind(0), draws, allowed.unbind(0))[2:4] == [NOT_FINITE] * 2
+    assert choose(logits.unbind(0), draws, changes)[2:4] == [NOT_FINITE] * 2
 
 
 @needs_kernels
@@ -129,10 +134,19 @@ def test_rows_that_the_kernel_would_misread_are_refused() -> None:
     for rows in ([torch.zeros(8), torch.zeros(9)], [torch.zeros(8).half()], [torch.zeros(0)], [torch.zeros(2, 8)]):
         with pytest.raises(ValueError, match="expected rows of"):
             sampling.choose_tokens(rows, [draw] * len(rows))
-    with pytest.raises(ValueError, match="expected 1 draws and masks, got 2 and 1"):
+    with pytest.raises(ValueError, match="expected 1 draws, got 2"):
         sampling.choose_tokens([torch.zeros(8)], [draw] * 2)
-    for mask in (torch.ones(7, dtype=torch.bool), torch.ones(8)):
-        with pytest.raises(ValueError, match="expected masks of 8 tokens"):
-            sampling.choose_tokens([torch.zeros(8)], [draw], [mask])
+    one = torch.ones(1)
+    wrong = [
+        Change(torch.ones(7, dtype=torch.bool)),
+        Change(torch.ones(8)),
+        Change(None, torch.tensor([8]), one),
+        Change(None, torch.tensor([-1]), one),
+        Change(None, torch.tensor([1, 2]), one),
+        Change(None, torch.tensor([1]), one.half()),
+    ]
+    for change in wrong:
+        with pytest.raises(ValueError, match=r"expected (a mask of 8 tokens|as many logits|token ids below 8)"):
+            sampling.choose_tokens([torch.zeros(8)], [draw], {0: change})
     strided = torch.arange(20.0).view(10, 2)[:, 0]
     assert sampling.choose_tokens([strided], [(0, 1.0, 0.0, 0.0, 0.0)]) == [9]
