@@ -111,6 +111,7 @@ def test_every_view_by_keyboard_on_a_phone_and_in_both_schemes(
     page.set_viewport_size({"width": 360, "height": 740})
     opened(page, services, view, jobs)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    expect(page.locator("th:empty")).to_have_count(0)
     for scheme, ground in (("dark", "ground 0.01"), ("light", "ground 1.00")):
         page.emulate_media(color_scheme=scheme)
         assert page.evaluate(FAINT) == [ground], scheme
@@ -260,14 +261,58 @@ def test_a_canary_and_a_rollback_by_keyboard(page: Page, services: World) -> Non
     use = page.get_by_role("button", name="Use 2")
     use.press("Enter")
     expect(page.get_by_text("Requests for tone get version 2.")).to_be_visible()
+    expect(page.locator("#main")).to_be_focused()  # the button is gone
     slider = page.get_by_label("Its part of the requests")
     for _ in range(3):
         slider.press("ArrowRight")
     expect(page.locator("output")).to_have_text("25 %")
     page.get_by_role("button", name="Set", exact=True).press("Enter")
     expect(page.get_by_text("2 (75 %), 1 (25 %)")).to_be_visible()
+    expect(page.get_by_role("button", name="Set", exact=True)).to_be_focused()
     page.get_by_role("button", name="Roll back to 1").press("Enter")
     expect(page.get_by_text("Requests for tone get version 1.")).to_be_visible()
+
+
+@pytest.mark.parametrize("address", ["job/%", "prompt/%E0%A4%A", "constructor", "nothing", "prompt/none", "job"])
+def test_a_bad_address_is_explained_and_tried_again_by_keyboard(page: Page, services: World, address: str) -> None:
+    page.goto(f"{services.url}/#/{address}")
+    expect(page.get_by_role("heading", name="This did not work")).to_be_visible()
+    page.get_by_role("button", name="Try again").press("Enter")
+    expect(page.get_by_role("heading", name="This did not work")).to_be_visible()
+    expect(page.locator("#main")).to_be_focused()
+
+
+def test_skipping_to_the_content_stays_on_the_view(page: Page, services: World) -> None:
+    page.goto(f"{services.url}/#/prompts")
+    page.get_by_text("Skip to content").press("Enter")
+    expect(page.locator("#main")).to_be_focused()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Prompts")
+
+
+def test_sending_again_keeps_the_focus_and_the_open_program(page: Page, services: World) -> None:
+    """The address may name a model that is not listed yet, and its input may hold any character."""
+    page.goto(f"{services.url}/#/play?left=tone@1&right=later@9&input=what?")
+    expect(page.get_by_label("Right")).to_have_value("later@9")
+    expect(page.get_by_label("Input")).to_have_value("what?")
+    page.get_by_label("Tokens").fill("2")
+    send = page.get_by_role("button", name="Send")
+    for _ in range(2):
+        send.press("Enter")
+        expect(page.locator(".panel .hint").first).to_contain_text("tokens in")
+        expect(page.locator(".panel .hint").last).to_contain_text("later")
+        expect(send).to_be_focused()
+        expect(send).to_be_enabled()
+        page.locator("details").first.evaluate("one => { one.open = true; }")
+    expect(page.locator("details[open] summary")).to_have_text(["curl"])
+
+
+def test_answers_stay_on_a_page_that_was_in_the_background(page: Page, services: World, jobs: list[str]) -> None:
+    """A browser draws no frame of a hidden page: it comes after the answers."""
+    page.add_init_script("window.requestAnimationFrame = (draw) => { window.draw = draw; };")
+    page.reload()
+    opened(page, services, "job", jobs)
+    page.evaluate("window.draw()")
+    expect(page.get_by_role("heading", name="held-out answers")).to_be_visible()
 
 
 def test_a_file_is_chosen_and_read_by_keyboard(page: Page) -> None:

@@ -13,20 +13,21 @@ export async function jobs(main, { signal }) {
   const picked = new Set();
   const button = h("button", { type: "button", disabled: true, onclick: () => { location.hash = `#/compare?${[...picked].map((one) => `job=${one}`).join("&")}`; } }, "Compare");
   replace(main, h("h1", {}, "Jobs"),
-    table(["", "Prompt", "State", "Progress", "Created", ""], found.map((one) => [
+    table(["Choose", "Prompt", "State", "Progress", "Created", "Job"], found.map((one) => [
       h("input", { type: "checkbox", "aria-label": `choose ${short(one.name)}`, onchange: (event) => { event.target.checked ? picked.add(id(one.name)) : picked.delete(id(one.name)); button.disabled = picked.size < 2 || picked.size > MAX_COMPARED; } }),
       one.spec?.prompt ?? "", state(one.state), one.progress ? `${one.progress.step} of ${one.progress.num_steps}` : "", time(one.create_time),
       h("a", { href: `#/job/${id(one.name)}` }, "Open")]), "No jobs yet."), found.length > 1 ? h("p", { className: "hint" }, `Choose two to ${MAX_COMPARED} jobs to compare.`) : null, button);
 }
 
 export async function job(main, { rest: [name], signal }) {
-  let now = await get(`/api/jobs/${name}`, signal);
+  const path = `/api/jobs/${encodeURIComponent(name)}`;
+  let now = await get(path, signal);
   const steps = [], heldOut = [], notes = [];
-  const head = h("div"), trouble = h("p", { className: "bad", role: "status" }), picture = h("div"), body = h("div", { "aria-live": "polite" });
-  replace(main, h("h1", {}, `Job ${name.slice(-8)} for ${now.spec?.prompt ?? ""}`), head, trouble, picture, body);
+  const head = h("div"), trouble = h("p", { className: "bad", role: "status" }), picture = h("div"), body = h("div", { "aria-live": "polite" }), written = h("div");
+  replace(main, h("h1", {}, `Job ${name.slice(-8)} for ${now.spec?.prompt ?? ""}`), head, trouble, picture, body, written);
 
   // the new state comes with the events: an answer that they overtook would show an old one
-  const act = (action) => h("button", { type: "button", hidden: true, onclick: doing(() => post(`/api/jobs/${name}/${action}`)) }, action[0].toUpperCase() + action.slice(1));
+  const act = (action) => h("button", { type: "button", hidden: true, onclick: doing(() => post(`${path}/${action}`)) }, action[0].toUpperCase() + action.slice(1));
   const [pause, resume, cancel] = ["pause", "resume", "cancel"].map(act);
   const status = h("span", { className: "row" }), below = h("div");
   replace(head, h("p", { className: "row" }, status, pause, resume, cancel), below); // the buttons stay, because a new one would not have the focus
@@ -54,7 +55,7 @@ export async function job(main, { rest: [name], signal }) {
     const seconds = Math.round((Date.now() - heard) / 1000);
     if (signal.aborted || seconds < QUIET_SECONDS) return;
     try {
-      await get(`/api/jobs/${name}`, AbortSignal.any([signal, AbortSignal.timeout(5000)]));
+      await get(path, AbortSignal.any([signal, AbortSignal.timeout(5000)]));
       heard = Date.now();
       trouble.textContent = "";
     } catch {
@@ -65,7 +66,7 @@ export async function job(main, { rest: [name], signal }) {
     let after = 0;
     while (!signal.aborted) {
       try {
-        for await (const one of events(await call(`/api/jobs/${name}/events?after=${after}`, { signal }))) {
+        for await (const one of events(await call(`${path}/events?after=${after}`, { signal }))) {
           after = one.number;
           heard = Date.now();
           trouble.textContent = "";
@@ -75,12 +76,12 @@ export async function job(main, { rest: [name], signal }) {
           if (one.kind === "StateChanged") now = one.job;
           soon(draw);
         }
-        now = await get(`/api/jobs/${name}`, signal);
+        now = await get(path, signal);
         trouble.textContent = "";
         draw();
         if (FINAL.includes(now.state)) {
           clearInterval(quiet);
-          return answers(body, name, signal);
+          return await answers(written, path, signal);
         }
       } catch (error) { // the events go on after the last number
         if (!signal.aborted) trouble.textContent = `This view is not up to date: ${error.message} It tries again each second.`;
@@ -108,10 +109,10 @@ function outcome(result) {
 
 const MODELS = [["tuned", "Tuned"], ["current", "Version before"], ["few_shot", "Few-shot"], ["instructed", "Instructed"], ["bare", "Bare"]];
 
-async function answers(body, name, signal) {
-  const report = await get(`/api/jobs/${name}/report`, signal).catch(() => null);
+async function answers(body, path, signal) {
+  const report = await get(`${path}/report`, signal);
   const inputs = new Set(); // a correction holds for every example of its input, so that repeats are shown once
-  const found = (report?.answers ?? []).filter((one) => !inputs.has(one.input) && inputs.add(one.input));
+  const found = (report.answers ?? []).filter((one) => !inputs.has(one.input) && inputs.add(one.input));
   if (!found.length) return;
   const shown = MODELS.filter(([key]) => found.some((one) => one[key]));
   const base = (one) => (one.current ?? one.bare)?.loss ?? 0;
@@ -122,7 +123,7 @@ async function answers(body, name, signal) {
   const corrected = new Map();
   const go = h("button", { type: "button", className: "main", disabled: true, onclick: doing(async () => {
     const examples = [...corrected].map(([line, text]) => ({ line, text }));
-    location.hash = `#/job/${id((await post(`/api/jobs/${name}/continue`, { examples })).name)}`;
+    location.hash = `#/job/${id((await post(`${path}/continue`, { examples })).name)}`;
   }) }, "Continue training with the corrections");
   const correct = (one) => {
     const text = h("textarea", { "aria-label": `better answer to ${one.input.slice(0, 60)}`, value: one.reference, oninput: () => {
@@ -138,13 +139,13 @@ async function answers(body, name, signal) {
 }
 
 export async function compare(main, { query, signal }) {
-  const reports = await Promise.all(query.getAll("job").slice(0, MAX_COMPARED).map((name) => get(`/api/jobs/${name}/report`, signal)));
+  const reports = await Promise.all(query.getAll("job").slice(0, MAX_COMPARED).map((name) => get(`/api/jobs/${encodeURIComponent(name)}/report`, signal)));
   const all = reports.map((one) => one.job);
   const series = reports.map((one) => ({ name: short(one.job.name), points: one.evaluations.map((at) => [at.step, at.metrics.loss]) }));
   const flat = (one) => one.effective_spec?.hyperparameters ?? {};
   const keys = [...new Set(all.flatMap((one) => Object.keys(flat(one))))].filter((key) => new Set(all.map((one) => JSON.stringify(flat(one)[key]))).size > 1);
   replace(main, h("h1", {}, "Compare jobs"), curve(series, { y: "held-out loss" }), h("h2", {}, "Hyperparameters that differ"),
-    table(["", ...all.map((one) => short(one.name))], keys.map((key) => [key.replaceAll("_", " "), ...all.map((one) => JSON.stringify(flat(one)[key]) ?? "")]), "None."),
+    table(["Setting", ...all.map((one) => short(one.name))], keys.map((key) => [key.replaceAll("_", " "), ...all.map((one) => JSON.stringify(flat(one)[key]) ?? "")]), "None."),
     h("h2", {}, "Results"),
-    table(["", ...all.map((one) => short(one.name))], [...new Set(all.flatMap((one) => Object.keys(one.result?.metrics ?? {})))].map((key) => [key, ...all.map((one) => number(one.result?.metrics?.[key]))])));
+    table(["Metric", ...all.map((one) => short(one.name))], [...new Set(all.flatMap((one) => Object.keys(one.result?.metrics ?? {})))].map((key) => [key, ...all.map((one) => number(one.result?.metrics?.[key]))])));
 }

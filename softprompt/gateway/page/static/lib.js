@@ -20,8 +20,17 @@ export function field(title, control, ...more) {
   return h("div", { className: "field" }, h("label", { htmlFor: control.id }, title), more, control);
 }
 
+const named = (node) => `${node.tagName} ${node.name || node.ariaLabel || node.labels?.[0]?.textContent || node.textContent}`;
+/** New children. If a removed one had the focus, the new one with its name gets it, or else the parent: the keyboard goes on from there. */
 export function replace(parent, ...children) {
+  const focused = document.activeElement, within = focused !== parent && parent.contains(focused);
+  const details = [...parent.querySelectorAll("details[open] > summary")].map(named);
   parent.replaceChildren(...children.flat(3).filter(Boolean));
+  for (const summary of parent.querySelectorAll("summary")) summary.parentElement.open ||= details.includes(named(summary));
+  if (!within) return parent;
+  const next = [...parent.querySelectorAll(focused.tagName)].find((node) => named(node) === named(focused)) ?? parent;
+  if (next === parent && !parent.hasAttribute("tabindex")) parent.tabIndex = -1;
+  next.focus({ preventScroll: true });
   return parent;
 }
 
@@ -86,12 +95,13 @@ export function showMessage(text) {
   hiding = setTimeout(() => { place.hidden = true; }, 10_000);
 }
 
-/** Runs an action of a button: the button is disabled meanwhile, and an error is shown. */
+/** Runs an action of a button, once at a time, and shows its error. A button that is disabled would lose the focus. */
 export const doing = (action) => async (event) => {
   event.preventDefault();
   const button = event.submitter ?? event.currentTarget;
-  button.disabled = true;
-  try { await action(event); } catch (error) { if (error.name !== "AbortError") showMessage(error.message); } finally { button.disabled = false; }
+  if (button.ariaDisabled === "true") return;
+  button.ariaDisabled = "true";
+  try { await action(event); } catch (error) { if (error.name !== "AbortError") showMessage(error.message); } finally { button.ariaDisabled = null; }
 };
 
 export const id = (name) => name.split("/")[1];
@@ -117,10 +127,12 @@ export function dataLine(data, isNoted = false) { // a job's notes say what is r
   return [`${parts.join(", ")}.`, ...(data.label_notes ?? [])].join(" ");
 }
 
+/** Without heads, the first cell of each row is its head. */
 export function table(heads, rows, empty = "Nothing yet.") {
   if (!rows.length) return h("p", { className: "hint" }, empty);
+  if (!heads) rows = rows.map(([head, ...cells]) => [h("th", { scope: "row" }, head), ...cells]);
   return h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Table" },
-    h("table", {}, h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col" }, head)))),
+    h("table", {}, heads && h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col" }, head)))),
       h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell) => cell instanceof HTMLTableCellElement ? cell : h("td", {}, cell)))))));
 }
 

@@ -3,7 +3,8 @@ import { call, counted, doing, events, field, get, h, hasToken, replace, showMes
 
 export async function play(main, { query, signal }) {
   const models = (await get("/v1/models", signal)).data.map((one) => one.id);
-  const choose = (label, wanted) => field(label, h("select", {}, models.map((one) => h("option", { value: one, selected: one === wanted }, one))));
+  // a model that the address names is asked for also if it is not listed yet
+  const choose = (label, wanted) => field(label, h("select", {}, [...new Set([...models, wanted])].map((one) => h("option", { value: one, selected: one === wanted }, one))));
   const left = choose("Left", query.get("left") ?? models[1] ?? models[0]), right = choose("Right", query.get("right") ?? models[0]);
   const input = h("textarea", { required: true, value: query.get("input") ?? "" });
   const tokens = h("input", { type: "number", min: 1, max: 4096, value: 128 }), heat = h("input", { type: "number", min: 0, max: 2, step: 0.1, value: 0 });

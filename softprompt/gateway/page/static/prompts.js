@@ -31,7 +31,7 @@ export async function prompt(main, { rest: [name], signal }) {
     };
     replace(main, h("h1", {}, name),
       h("p", {}, alias ? `Requests for ${name} get version ${share(alias)}.` : "No default version."),
-      table(["Version", "Kind", "Created", "Loss", "Served by", "Job", ""], versions.toSorted((a, b) => versionOf(b.name) - versionOf(a.name)).map((one) => {
+      table(["Version", "Kind", "Created", "Loss", "Served by", "Job", "Default"], versions.toSorted((a, b) => versionOf(b.name) - versionOf(a.name)).map((one) => {
         const version = versionOf(one.name);
         return [version, one.kind.toLowerCase(), time(one.create_time), number(one.metrics.loss), h("td", {}, places(version)), one.job ? h("a", { href: `#/job/${id(one.job)}` }, "Verdict and answers") : "imported",
           version === current && alias.targets.length === 1 ? "current" : h("button", { type: "button", onclick: move([{ version, weight: 1 }]) }, version < Math.max(...targets.map((one) => one.version)) ? `Roll back to ${version}` : `Use ${version}`)];

@@ -24,8 +24,8 @@ export async function start(main) {
   }
 
   let asked = 0;
-  /** Shows how the file is read. Only the newest question's answer is shown, and the control that was changed keeps the focus. */
-  async function preview(file, changed = "") {
+  /** Shows how the file is read. Only the newest question's answer is shown. */
+  async function preview(file, changed = false) {
     const mine = ++asked;
     if (!changed) replace(found, h("p", { className: "hint" }, `Reading ${file.name} ...`));
     try {
@@ -38,7 +38,6 @@ export async function start(main) {
         return preview(file, changed);
       }
       show(file, data);
-      if (changed) found.querySelector(`[name=${changed}]`).focus();
     } catch (error) {
       if (mine !== asked) return;
       replace(found, h("p", { className: "bad" }, `${file.name} can't be used: ${error.message}`)); // it stays until the next file
@@ -58,7 +57,7 @@ export async function start(main) {
       if (name === "output" && value) choice.label = "";
       choice[name] = value;
       for (const key of Object.keys(choice)) if (!choice[key]) delete choice[key];
-      preview(file, name);
+      preview(file, true);
     }
     const can = !data.problems.length, unclear = data.columns.length && !data.used.input && !data.used.messages;
     const advice = unclear ? "Choose below which column is the input, and which is the output (a text) or the label (one of a few words)." : data.advice;

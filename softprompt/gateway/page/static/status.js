@@ -6,7 +6,7 @@ const line = (name, value) => (value === null || value === undefined || value ==
 export async function status(main, { signal }) {
   const { trainer, inference } = await get("/api/status", signal);
   const section = (title, { info, error }, lines) => h("section", { className: "panel" }, h("h2", {}, title),
-    error ? h("p", { className: "bad" }, error) : h("p", { className: "good" }, "reachable"), info ? table(["", ""], lines(info).filter(Boolean)) : null);
+    error ? h("p", { className: "bad" }, error) : h("p", { className: "good" }, "reachable"), info ? table(null, lines(info).filter(Boolean)) : null);
   replace(main, h("h1", {}, "Status"),
     section("Trainer", trainer, (info) => [line("Software", info.software_version), line("Base models", info.base_models.map((one) => one.id).join(", ")),
       line("Unavailable", info.unavailable_base_models.map((one) => `${one.id}: ${one.reason}`).join("; ")), line("Queued jobs", info.queued_jobs), line("Running jobs", info.running_jobs), line("Workers", info.num_workers),
