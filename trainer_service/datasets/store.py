@@ -331,4 +331,5 @@ def _disk() -> Iterator[None]:
         yield
     except OSError as error:
         log.exception("the dataset store can't be used")
-        raise Unavailable("the trainer can't read or write datasets now; try again later") from error
+        reason = error.strerror or type(error).__name__  # without the path, which is the operator's business
+        raise Unavailable(f"the trainer can't read or write datasets now ({reason}); try again later") from error
