@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shared.errors import InvalidInput, NotFound
 from shared.process.user_cache import expanded
+from softprompt.data.values import shown
 
 MAX_PIPE_BYTES = 512 << 20
 STANDARD_INPUT = Path("/dev/stdin")
@@ -36,7 +37,7 @@ def input_file(path: str | Path, field: str) -> Path | bytes:
         raise NotFound(field if field == "file" else f"{field} file", str(path), hint) from None
     except (OSError, ValueError) as error:
         raise InvalidInput.of(
-            field, f"can't read {str(path)!r}: {getattr(error, 'strerror', None) or error}"
+            field, f"can't read {shown(str(path), 500)}: {getattr(error, 'strerror', None) or error}"
         ) from error
     kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a pipe"
     names = _files_of(found)
