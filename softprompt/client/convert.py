@@ -42,12 +42,14 @@ def usage_query(
 
 
 def _with_zone(time: datetime | None, name: str) -> datetime | None:
-    if time is not None and not isinstance(time, datetime):
+    if time is None:
+        return None
+    if not isinstance(time, datetime):
         raise InvalidInput.of(name, f"a datetime is expected, not {type_name(time)}")
     try:
         # a Timestamp of pandas without a zone refuses `astimezone`
-        time = time.to_pydatetime() if hasattr(time, "to_pydatetime") else time
-        return None if time is None else time.astimezone()
+        plain: datetime = time.to_pydatetime() if hasattr(time, "to_pydatetime") else time
+        return plain.astimezone()
     except (OverflowError, ValueError, OSError, TypeError) as error:
         raise InvalidInput.of(name, f"{time} can't be converted: {error}") from None
 

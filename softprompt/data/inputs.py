@@ -80,10 +80,10 @@ def _of_rows(rows: Iterable[Mapping[str, Any] | Unusable]) -> Iterator[Input | U
 def _item(item: Any) -> Input | Unusable:
     if isinstance(item, Example):
         return item.messages or item.input
-    if not isinstance(item, Mapping) and not (type(item).__module__ == "numpy" and getattr(item, "ndim", 1) == 0):
-        return item
     try:
-        return input_of(item, input_column(list(item))) if isinstance(item, Mapping) else text_of(item, "")
+        if isinstance(item, Mapping):
+            return input_of(item, input_column(list(item)))
+        return text_of(item, "") if type(item).__module__ == "numpy" and getattr(item, "ndim", 1) == 0 else item
     except Unusable as error:
         return error
     except Exception as error:  # a caller's mapping may raise anything
