@@ -273,7 +273,7 @@ class JobManager:
         pause = _OTHERS_NEWS_SECONDS if self._store.is_shared else _OWN_NEWS_SECONDS
         ended = False
         try:
-            await self._context.database.call(self._store.check_visible, job_id, current_caller().prompts)
+            await self._context.database.call(self._store.state, job_id, current_caller().prompts)
             while True:
                 news.clear()
                 events, more = await self._context.database.call(
@@ -288,7 +288,7 @@ class JobManager:
                     continue
                 if not events and ended:
                     return
-                if not events and (await self._context.database.call(self._store.get, job_id)).state.is_final:
+                if not events and (await self._context.database.call(self._store.state, job_id)).is_final:
                     ended = True  # perhaps only after the events were read: read once more for the last event
                     continue
                 try:
