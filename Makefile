@@ -51,10 +51,11 @@ pytest: dev model tools  ## All tests, in two processes
 test-fast: dev   ## Unit tests without Ray, the base model, databases and child processes: two minutes
 	$(BIN)/pytest -n 2 --dist loadfile -q -m "not ray and not model and not slow"
 
-tools:           ## Get what tests need beside Python: Prometheus (downloaded), Chromium and an ARM emulator (installed, as root)
+tools:           ## Get what tests need beside Python: Prometheus (downloaded), Chromium, Redis and an ARM emulator (installed, as root)
 	tests/k8s/get_prometheus.sh
 	tests/softprompt/gateway/get_chromium.sh
 	tests/shared/kernels/get_emulator.sh
+	tests/shared/rpc/get_redis.sh
 
 rules: dev tools  ## Check and test the alert rules with promtool
 	$(BIN)/pytest tests/k8s/test_rules.py

@@ -25,7 +25,7 @@ SettingsType = TypeVar("SettingsType", bound=BaseSettings)
 Access = Literal["everyone", "callers", "off"]
 
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
-_SECRET_WORDS = ("password", "secret", "database_url")
+_SECRET_WORDS = ("password", "secret", "database_url", "limits_storage")
 
 
 class ConfigError(Exception):
@@ -134,6 +134,10 @@ class ServerSettings(RpcSettings):
     callers_file: str = ""
     """JSON file of callers: credentials, roles, prompts, limits (docs/security.md). Empty: everyone may do everything.
     """
+    limits_storage: str = ""
+    """Address of a Redis server (redis:// or rediss://) in which all processes with this address count the rates of
+    callers and tenants together; needs softprompt[limits]. Empty: each process counts alone (docs/security.md).
+    """
     oidc_issuer: str = ""
     """Issuer of JSON Web Tokens that are accepted in addition to the tokens of the callers file; empty: none."""
     oidc_audience: str = Field(default="", validate_default=True)
@@ -142,6 +146,16 @@ class ServerSettings(RpcSettings):
     """URL of the issuer's keys, https (http on loopback only). Nothing else is fetched to check a token."""
     oidc_groups_claim: str = "groups"
     """Claim that lists the groups of a token's subject."""
+
+    @field_validator("limits_storage")
+    @classmethod
+    def _limits_are_set(cls, value: str, info: ValidationInfo) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme not in ("redis", "rediss") or not (parts.hostname and parts.port)):
+            raise ValueError("must be a redis:// or rediss:// URL with a host and a port")
+        if value and not info.data.get("callers_file"):
+            raise ValueError("needs a callers file, which sets the limits")
+        return value
 
     @field_validator("oidc_audience", "oidc_jwks_url")
     @classmethod

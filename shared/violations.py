@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -54,6 +54,30 @@ class Violations:
         """Raises InvalidInput with the violations, if any."""
         if self._found:
             raise InvalidInput(self._found[: self._max_raised])
+
+
+@contextmanager
+def readable(place: Location | str) -> Iterator[None]:
+    """A block that reads a caller's object, which may raise anything: errors that are not ours become InvalidInput."""
+    try:
+        yield
+    except SoftPromptError:
+        raise
+    except Exception as error:
+        raise InvalidInput.of(place, f"can't be read: {type(error).__name__}: {error}") from error
+
+
+def items_of(source: Iterable[T], name: str, what: str = "the iterator") -> Generator[T]:
+    """The items of a caller's list or generator. Raises InvalidInput with the index of an item that it can't give."""
+    index = 0
+    try:
+        for item in source:
+            yield item
+            index += 1
+    except (SoftPromptError, GeneratorExit):
+        raise
+    except Exception as error:
+        raise InvalidInput.of(f"{name}[{index}]", f"{what} raised {type(error).__name__}: {error}") from error
 
 
 @contextmanager

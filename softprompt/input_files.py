@@ -36,12 +36,17 @@ def input_file(path: str | Path, field: str) -> Path | bytes:
         raise NotFound(field if field == "file" else f"{field} file", str(path), hint) from None
     except (OSError, ValueError) as error:
         raise InvalidInput.of(
-            field, f"can't read {str(path)!r}: {getattr(error, 'strerror', None) or error}"
+            field, f"can't read {_shown(str(path))}: {getattr(error, 'strerror', None) or error}"
         ) from error
     kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a pipe"
     names = _files_of(found)
     advice = f"name one of its files, such as {', '.join(names)}" if names else "a file is expected"
     raise InvalidInput.of(field, f"{str(path)!r} is {kind}; {advice}")
+
+
+def _shown(path: str) -> str:
+    """The path; cut if it is so long that it must be something else, such as the text of a dataset."""
+    return repr(path) if len(path) <= 500 else f"{path[:80]!r}... ({len(path)} characters)"
 
 
 def _files_of(directory: Path) -> list[str]:

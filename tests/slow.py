@@ -30,6 +30,7 @@ FILES = frozenset(
         "shared/process/test_compute_thread.py",
         "shared/process/test_container_limits.py",
         "shared/prompt/test_damaged_blobs.py",
+        "shared/rpc/test_shared_limits.py",
         "shared/security/test_walk_through.py",
         "shared/store/test_crashes.py",
         "shared/store/test_maintenance.py",

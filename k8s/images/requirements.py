@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-EXTRAS = {"common": ("inference", "gateway", "object-store", "tracing"), "trainer": ("trainer", "postgres")}
+EXTRAS = {"common": ("inference", "gateway", "object-store", "limits", "tracing"), "trainer": ("trainer", "postgres")}
 _OWN_EXTRAS = re.compile(r"softprompt\[([\w,-]+)\]")
 
 

@@ -27,6 +27,7 @@ from shared.security.callers_file import CallersFile
 from shared.security.methods import RULES, Rule, prompt_of
 from shared.security.oidc import OidcConfig, OidcVerifier
 from shared.security.quotas import Charges, Quotas
+from shared.security.shared_limits import SharedLimits
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 HEALTH_WATCH = f"/{HEALTH_SERVICE}/Watch"
@@ -38,8 +39,10 @@ _UNCHECKED = Caller("unchecked", frozenset())
 class Admission:
     """One admitted call: checks its messages, charges its costs, and collects fields about it for log and audit."""
 
-    def __init__(self, caller: Caller, rule: Rule, charges: Charges | None) -> None:
-        self.caller, self._rule, self._charges = caller, rule, charges
+    def __init__(
+        self, caller: Caller, rule: Rule, charges: Charges | None, shared_limits: SharedLimits | None = None
+    ) -> None:
+        self.caller, self._rule, self._charges, self._shared_limits = caller, rule, charges, shared_limits
         self.about: dict[str, str] = {}
         self._has_answered = False
 
@@ -59,6 +62,8 @@ class Admission:
             self.about.update((key, value) for key, value in self._rule.made(response).items() if value)
         if self._charges is not None and (tokens := self._rule.tokens(response)):
             self._charges.charge_tokens(tokens)
+            if self._shared_limits is not None:
+                self._shared_limits.charge_tokens(self.caller, tokens)
 
 
 class Guard:
@@ -68,10 +73,14 @@ class Guard:
     """
 
     def __init__(
-        self, authenticator: Authenticator, health: Access = "everyone", reflection: Access = "callers"
+        self,
+        authenticator: Authenticator,
+        health: Access = "everyone",
+        reflection: Access = "callers",
+        shared_limits: SharedLimits | None = None,
     ) -> None:
         self._authenticator = authenticator
-        self._quotas = Quotas()
+        self._quotas, self._shared_limits = Quotas(), shared_limits
         self._access: dict[str, Access] = {HEALTH_SERVICE: health, **dict.fromkeys(REFLECTION_SERVICES, reflection)}
 
     @property
@@ -113,7 +122,9 @@ class Guard:
                     f"{caller.name} may not call {method.rpartition('/')[2]}{_wanted(rule)}", caller=caller.name
                 )
             with self._quotas.taken(caller) as charges, calling(caller):
-                admission = Admission(caller, rule, charges)
+                if self._shared_limits is not None:
+                    await self._shared_limits.begin(caller)
+                admission = Admission(caller, rule, charges, self._shared_limits)
                 about = admission.about
                 yield admission
         except BaseException as error:
@@ -122,6 +133,11 @@ class Guard:
         finally:
             if rule is None or rule.audited:
                 _audit(method, result, caller, about, context)
+
+    async def close(self) -> None:
+        """Disconnect from the storage of shared limits."""
+        if self._shared_limits is not None:
+            await self._shared_limits.close()
 
     async def _infrastructure(self, access: Access, method: str, context: Any) -> Admission:
         if access == "off":
@@ -160,7 +176,7 @@ class PassingGuard(Guard):
 
 def guard_of(settings: RpcSettings, metrics: CollectorRegistry | None = None) -> Guard:
     """The guard that the settings describe; a PassingGuard for settings without callers. Raises ConfigError for an
-    invalid callers file.
+    invalid callers file or storage of limits.
     """
     if not isinstance(settings, ServerSettings):
         return PassingGuard(Authenticator(None, None), settings.health_access, settings.reflection_access)
@@ -177,7 +193,8 @@ def guard_of(settings: RpcSettings, metrics: CollectorRegistry | None = None) ->
     authenticator = Authenticator(callers, oidc)
     if metrics is not None:
         metrics.register(ObjectiveCollector(lambda: authenticator.classes))
-    return Guard(authenticator, settings.health_access, settings.reflection_access)
+    shared_limits = SharedLimits(settings.limits_storage, metrics) if settings.limits_storage else None
+    return Guard(authenticator, settings.health_access, settings.reflection_access, shared_limits)
 
 
 def _wanted(rule: Rule | None) -> str:

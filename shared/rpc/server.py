@@ -185,6 +185,7 @@ class RpcServer:
             log.warning("grace time is over", extra={"fields": {"calls_cut": self._calls.count}})
         self._calls.over.set()
         await stopping
+        await self.guard.close()
         if self._health_server is not None:
             await self._health_server.stop(grace=0)
 

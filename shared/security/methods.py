@@ -177,8 +177,9 @@ def _announced(request: Any) -> int:
     return int(request.header.size_bytes)
 
 
-def _request_bytes(request: Any) -> int:
-    return int(request.ByteSize())
+def _job_bytes(only_checked: bool) -> Callable[[Any], int]:
+    """Bytes of the requests that create a job, or of those that only check one."""
+    return lambda request: int(request.ByteSize()) if request.validate_only == only_checked else 0
 
 
 def _answering(tokens: Callable[[Any], int]) -> Rule:
@@ -200,7 +201,8 @@ RULES: Mapping[str, Rule] = {
         True,
         lambda request: {"prompt": request.spec.prompt[:200]},
         _may_create_job,
-        stored_bytes=_request_bytes,
+        stored_bytes=_job_bytes(False),
+        announced_bytes=_job_bytes(True),
         made=_job_made,
         idempotent=True,  # by its request_id
     ),

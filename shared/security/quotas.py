@@ -1,6 +1,7 @@
 """Counts the use of each caller and tenant, and enforces their limits.
 
-Each process counts separately. The counts survive a reload of the callers file.
+Each process counts separately (`shared.security.shared_limits` counts rates over all). The counts survive a reload of
+the callers file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from dataclasses import dataclass
 from shared.caller import Caller, CallerLimits
 from shared.errors import Overloaded
 from shared.security.bucket import Bucket
+
+TOO_MANY_REQUESTS = "{subject} may make {rate:g} requests a second (requests_per_second)"
+TOO_MANY_TOKENS = "{subject} may use {rate:g} tokens a second (tokens_per_second)"
 
 _TOKENS_WINDOW_SECONDS = 10.0
 _DAY_SECONDS = 86_400.0
@@ -54,14 +58,11 @@ class Usage:
                 _CONCURRENCY_RETRY_SECONDS,
             )
         if self._requests is not None and (wait := self._requests.seconds_until(1.0)):
-            raise self._exceeded(
-                f"{self._subject} may make {self.limits.requests_per_second:g} requests a second (requests_per_second)",
-                wait,
-            )
+            text = TOO_MANY_REQUESTS.format(subject=self._subject, rate=self.limits.requests_per_second)
+            raise self._exceeded(text, wait)
         if self._tokens is not None and (wait := self._tokens.seconds_until(1.0)):
-            raise self._exceeded(
-                f"{self._subject} may use {self.limits.tokens_per_second:g} tokens a second (tokens_per_second)", wait
-            )
+            text = TOO_MANY_TOKENS.format(subject=self._subject, rate=self.limits.tokens_per_second)
+            raise self._exceeded(text, wait)
         if self._requests is not None:
             self._requests.take(1.0)
         self.running += 1

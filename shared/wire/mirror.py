@@ -7,6 +7,7 @@ every dataclass fits its message.
 
 from __future__ import annotations
 
+import numbers
 import reprlib
 import types
 import typing
@@ -15,12 +16,13 @@ from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from typing import Any, TypeVar, Union
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, SoftPromptError
 from shared.violations import Violations
 from shared.wire.enums import enum_number, table_of
 from shared.wire.fields import duration_nanoseconds, read_duration, read_timestamp
@@ -87,7 +89,9 @@ def write(value: Any, message: M, path: str = "") -> M:
     """Fill a message from a dataclass. None stays unset. Raises InvalidInput naming the field below `path`."""
     kind: Any = type(value)
     if not hasattr(kind, "__dataclass_fields__"):
-        raise InvalidInput.of(path, f"{value!r:.80} does not fit: a value of type {type(message).__name__} is expected")
+        raise InvalidInput.of(
+            path, f"{reprlib.repr(value)} does not fit: a value of type {type(message).__name__} is expected"
+        )
     special = _special_writer(kind)
     if special is None:
         return write_fields(value, message, path)
@@ -120,15 +124,17 @@ def fill(message: M, path: str = "", **content: Any) -> M:
 def _put(put: Putter, message: Message, content: Any, path: str, name: str) -> None:
     try:
         put(message, content, path)
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+    except SoftPromptError:
+        raise
+    except Exception as error:  # a caller's object may raise anything
         raise InvalidInput.of(_below(path, name), f"{reprlib.repr(content)} does not fit: {error}") from error
 
 
 def _append(elements: Any, element: Any, path: str) -> None:
     try:
         elements.append(element)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput.of(path, f"{element!r:.80} does not fit: {error}") from error
+    except Exception as error:
+        raise InvalidInput.of(path, f"{reprlib.repr(element)} does not fit: {error}") from error
 
 
 @cache
@@ -177,7 +183,18 @@ def _putter(descriptor: Descriptor) -> Putter:
         return lambda message, content, path: getattr(message, name).FromNanoseconds(duration_nanoseconds(content))
     if descriptor.enum_type is not None:
         return lambda message, content, path: setattr(message, name, enum_number(descriptor.enum_type, content))
-    return message_put if kind is not None else lambda message, content, path: setattr(message, name, content)
+    if kind is not None:
+        return message_put
+    if descriptor.cpp_type not in (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_BOOL):
+        return lambda message, content, path: setattr(message, name, _number(content))
+    return lambda message, content, path: setattr(message, name, content)
+
+
+def _number(value: Any) -> Any:
+    """Protobuf also takes True for 1, and numpy's complex numbers without their imaginary part."""
+    if type(value) not in (int, float) and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+        raise TypeError("a number is expected")
+    return value
 
 
 @cache

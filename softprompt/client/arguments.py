@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from shared.close_names import did_you_mean
 from shared.errors import FieldViolation, InvalidInput
+from shared.violations import items_of, readable
 from softprompt.data.values import shown
 from softprompt.types.type_names import type_name
 
@@ -52,7 +53,8 @@ def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
             if value is None and parameter.default is not inspect.Parameter.empty:
                 arguments.arguments[name] = parameter.default
             else:
-                arguments.arguments[name] = checked(value, hints.get(name), name)
+                with readable(name):
+                    arguments.arguments[name] = checked(value, hints.get(name), name)
         return arguments
 
     if inspect.iscoroutinefunction(method):
@@ -100,7 +102,7 @@ def _as(value: Any, hint: Any, name: str) -> Any:
         if not _is_list(value):
             raise _wrong(name, "a list", value)
         (element,) = typing.get_args(hint)
-        return [checked(item, element, f"{name}[{index}]") for index, item in enumerate(value)]
+        return [checked(item, element, f"{name}[{index}]") for index, item in enumerate(items_of(value, name))]
     if origin is Mapping:
         if not isinstance(value, Mapping):
             raise _wrong(name, "a mapping", value)

@@ -13,7 +13,7 @@ from prompttuning.v1 import generation_pb2, tuning_pb2
 from shared.errors import InvalidInput
 from shared.values.generation import GenerationInput
 from shared.values.spec import is_uri
-from shared.violations import Violations
+from shared.violations import Violations, items_of, readable
 from shared.wire.mirror import read, read_fields, reader, write
 from softprompt.types.common import Message, Template
 from softprompt.types.events import CheckpointStored, Evaluated, JobEvent, Note, ProgressMade, StateChanged
@@ -42,11 +42,15 @@ def usage_query(
 
 
 def _with_zone(time: datetime | None, name: str) -> datetime | None:
-    if time is not None and not isinstance(time, datetime):
+    if time is None:
+        return None
+    if not isinstance(time, datetime):
         raise InvalidInput.of(name, f"a datetime is expected, not {type_name(time)}")
     try:
-        return None if time is None else time.astimezone()
-    except (OverflowError, ValueError, OSError) as error:
+        # a Timestamp of pandas without a zone refuses `astimezone`
+        plain: datetime = time.to_pydatetime() if hasattr(time, "to_pydatetime") else time
+        return plain.astimezone()
+    except (OverflowError, ValueError, OSError, TypeError) as error:
         raise InvalidInput.of(name, f"{time} can't be converted: {error}") from None
 
 
@@ -80,11 +84,12 @@ def input_message(
             text = f"a text, a list of messages or TokenIds is expected, not a value of type {type(content).__name__}"
             raise InvalidInput.of("input", text)
         turns: list[Message] = []
-        for index, turn in enumerate(content):
+        for index, turn in enumerate(items_of(content, "input.messages")):
             where = f"input.messages[{index}]"
-            turn = _message(turn, where) if isinstance(turn, Mapping) else turn
-            if getattr(turn, "content", "") is None:
-                raise InvalidInput.of(f"{where}.content", "is missing")
+            with readable(where):
+                turn = _message(turn, where) if isinstance(turn, Mapping) else turn
+                if getattr(turn, "content", "") is None:
+                    raise InvalidInput.of(f"{where}.content", "is missing")
             turns.append(turn)
         content = tuple(turns)
     given = GenerationInput(content, prompt, template, routing_key, truncate, base_model)

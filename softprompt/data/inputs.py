@@ -8,6 +8,7 @@ from typing import Any
 
 from shared.close_names import did_you_mean
 from shared.errors import InvalidInput
+from shared.violations import items_of, readable
 from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, only_column
 from softprompt.data.problems import Unusable
 from softprompt.data.python_rows import python_rows
@@ -56,9 +57,10 @@ def inputs_of(source: Any) -> Iterator[Input | Unusable]:
     """
     if isinstance(source, str | bytes | Mapping | Example) or not isinstance(source, Iterable):
         raise InvalidInput.of("inputs", f"a list of inputs or a table is expected, not {type_name(source)}")
-    if hasattr(source, "columns") or hasattr(source, "column_names"):
-        return _of_rows(row.fields for row in python_rows(source, "inputs").items)
-    return map(_item, source)
+    with readable("inputs"):
+        if hasattr(source, "columns") or hasattr(source, "column_names"):
+            return _of_rows(row.fields for row in python_rows(source, "inputs").items)
+    return map(_item, items_of(source, "inputs"))
 
 
 def _of_rows(rows: Iterable[Mapping[str, Any] | Unusable]) -> Iterator[Input | Unusable]:
@@ -78,12 +80,14 @@ def _of_rows(rows: Iterable[Mapping[str, Any] | Unusable]) -> Iterator[Input | U
 def _item(item: Any) -> Input | Unusable:
     if isinstance(item, Example):
         return item.messages or item.input
-    if not isinstance(item, Mapping):
-        return text_of(item, "") if type(item).__module__ == "numpy" and getattr(item, "ndim", 1) == 0 else item
     try:
-        return _usable(item, input_column(list(item)))
+        if isinstance(item, Mapping):
+            return input_of(item, input_column(list(item)))
+        return text_of(item, "") if type(item).__module__ == "numpy" and getattr(item, "ndim", 1) == 0 else item
     except Unusable as error:
         return error
+    except Exception as error:  # a caller's mapping may raise anything
+        return Unusable(f"can't be read: {type(error).__name__}: {error}")
 
 
 def _usable(row: Mapping[str, Any], column: str) -> Input | Unusable:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from shared.errors import InvalidInput, SoftPromptError
+from shared.errors import InvalidInput
 from shared.location import Location
+from shared.violations import items_of, readable
 from softprompt.data.examples import ExampleReader, line_of
 from softprompt.data.files import file_rows
 from softprompt.data.layout import NotUnderstood
@@ -36,12 +37,11 @@ def prepare(
         return data
     data = data if isinstance(data, Data) else Data(data)
     source = data.source
-    try:
+    for name in ("input", "output", "label", "messages", "encoding"):
+        if not isinstance(value := getattr(data, name), str):
+            raise InvalidInput.of(which, f"{name} must be text, not {type_name(value)}")
+    with readable(which):
         rows = file_rows(source, data, which) if isinstance(source, str | os.PathLike) else python_rows(source, which)
-    except SoftPromptError:
-        raise
-    except Exception as error:  # a caller's object may raise anything
-        raise InvalidInput.of(which, f"can't be read: {type(error).__name__}: {error}") from error
     return _Preparation(rows, data, labels, which).run()
 
 
@@ -50,7 +50,7 @@ def checked_labels(labels: Any, field: str = "labels") -> tuple[str, ...]:
     if isinstance(labels, str | bytes | Mapping) or not isinstance(labels, Iterable):
         raise InvalidInput.of(field, f"a list of labels is expected, not {type_name(labels)}")
     found: dict[str, None] = {}
-    for index, label in enumerate(labels):
+    for index, label in enumerate(items_of(labels, field)):
         try:
             text = text_of(label, "")
         except Unusable as error:

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from shared.errors import InvalidInput
+from shared.violations import items_of
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Row, Rows
 from softprompt.data.values import shown
@@ -46,39 +47,29 @@ def python_rows(source: Any, which: str) -> Rows:
 
 
 def _items(source: Iterable[Any], which: str) -> Generator[Row]:
-    number = 1
-    try:
-        for item in source:
-            yield Row(number, _fields(item))
-            number += 1
-    except GeneratorExit:
-        raise
-    except InvalidInput:
-        raise
-    except Exception as error:  # a caller's own generator may raise anything
-        text = f"the examples' iterator raised {type(error).__name__}: {error}"
-        raise InvalidInput.of(f"{which}[{number - 1}]", text) from error
+    for number, item in enumerate(items_of(source, which, "the examples' iterator"), 1):
+        yield Row(number, _fields(item))
 
 
 def _fields(item: Any) -> Mapping[str, Any] | Unusable:
-    if isinstance(item, Example):
-        pairs = {"input": item.input, "output": item.output, "label": item.label}
-        fields: dict[str, Any] = {
-            name: value for name, value in pairs.items() if value is not None and not (item.messages and value == "")
-        }
-        return fields | ({"messages": item.messages} if item.messages else {})
-    if not isinstance(item, Mapping):
+    if not isinstance(item, Mapping | Example):
         return Unusable(
             f"an Example or a mapping is expected, not {type_name(item)}", kind=f"item type {type(item).__name__}"
         )
     try:
-        fields = dict(item)
+        fields = _of_example(item) if isinstance(item, Example) else dict(item)
     except Exception as error:  # a caller's mapping may raise anything
         return Unusable(f"can't be read: {type(error).__name__}: {error}", kind="mapping")
     keys: list[object] = list(fields)
     if strange := [key for key in keys if not isinstance(key, str)]:
         return Unusable(f"its keys must be text, not {shown(strange[0])}", kind="key type")
     return fields
+
+
+def _of_example(item: Example) -> dict[str, Any]:
+    pairs = {"input": item.input, "output": item.output, "label": item.label}
+    fields = {name: value for name, value in pairs.items() if value is not None and not (item.messages and value == "")}
+    return fields | ({"messages": item.messages} if item.messages else {})
 
 
 def _named(columns: Iterable[Any], rows: Iterable[Sequence[Any]]) -> Iterator[dict[str, Any]]:

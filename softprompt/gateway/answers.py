@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from shared.errors import Cancelled, Unimplemented
@@ -13,7 +13,16 @@ from softprompt.client.async_client import AsyncClient
 from softprompt.client.stream import GenerationStream
 from softprompt.gateway.backend import Reference
 from softprompt.types.common import Message, Sampling, Template
-from softprompt.types.generation import FinishReason, Generation, GenerationDelta, GenerationEnd, GenerationStart, Input
+from softprompt.types.generation import (
+    Completion,
+    FinishReason,
+    Generation,
+    GenerationDelta,
+    GenerationEnd,
+    GenerationStart,
+    Input,
+    TokenLogprob,
+)
 
 T = TypeVar("T")
 IDLE_SECONDS = 15.0
@@ -106,7 +115,7 @@ class AnswerStreams:
         for stream in self._streams:
             stream.cancel()
 
-    async def parts(self) -> AsyncIterator[tuple[int, GenerationDelta | GenerationEnd] | None]:
+    async def parts(self) -> Parts:
         """(index of the answer, its next delta or its end) as they come; None after a silence of IDLE_SECONDS."""
         queue: asyncio.Queue[tuple[int, GenerationDelta | GenerationEnd | Exception]] = asyncio.Queue(maxsize=4)
 
@@ -142,6 +151,39 @@ class AnswerStreams:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+Parts = AsyncIterator[tuple[int, GenerationDelta | GenerationEnd] | None]
+
+
+def text_tokens(completion: Completion) -> Sequence[TokenLogprob]:
+    """The tokens of a completion's text: without the end token, which OpenAI's chat answers leave out, too."""
+    found = completion.output.logprobs
+    return found[:-1] if completion.end.finish_reason is FinishReason.EOS else found
+
+
+async def without_end_tokens(parts: Parts) -> Parts:
+    """`AnswerStreams.parts` without the end token of `text_tokens`. A last token that is not in the text is held until
+    the next part shows what it was.
+    """
+    held: dict[int, tuple[TokenLogprob, ...]] = {}
+    async for found in parts:
+        if found is None:
+            yield None
+            continue
+        index, part = found
+        tokens = held.pop(index, ())
+        if isinstance(part, GenerationEnd):
+            if tokens and part.finish_reason is not FinishReason.EOS:
+                yield index, GenerationDelta("", (), tokens, part.index)
+        else:
+            tokens += part.logprobs
+            if tokens and not part.text.endswith(tokens[-1].text):
+                held[index], tokens = tokens[-1:], tokens[:-1]
+            if not (part.text or tokens):
+                continue
+            part = replace(part, logprobs=tokens)
+        yield index, part
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

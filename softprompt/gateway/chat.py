@@ -10,7 +10,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from softprompt.gateway import results
-from softprompt.gateway.answers import AnswerStreams, Ask, all_answers, conversation
+from softprompt.gateway.answers import (
+    AnswerStreams,
+    Ask,
+    all_answers,
+    conversation,
+    text_tokens,
+    without_end_tokens,
+)
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
@@ -131,7 +138,7 @@ async def _whole(
         {
             "index": index,
             "message": _message(completion.text, call),
-            "logprobs": _logprobs(completion.output.logprobs),
+            "logprobs": _logprobs(text_tokens(completion)),
             "finish_reason": _reason(completion.end, call),
         }
         for index, completion in enumerate(answer.completions)
@@ -183,7 +190,7 @@ async def _events(
         yield chunk(index, {"role": "assistant", "content": None if call else "", "refusal": None})
         if call is not None and call.name:
             yield chunk(index, {"tool_calls": [{"index": 0, **call.message("")}]})
-    async for part in streams.parts():
+    async for part in without_end_tokens(streams.parts()):
         if part is None:
             yield PING
             continue

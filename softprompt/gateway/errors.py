@@ -47,6 +47,7 @@ _CODES_OF_STATUSES = {404: "unknown_url", 405: "method_not_allowed"}
 _MODEL_KINDS = ("prompt", "version", "alias", "model")
 _TOO_LONG = re.compile(r"has \d+ tokens; at most \d+ fit")
 _SHOWN_CHARS = 200
+_NUMBER = re.compile(r"\[\d+\]")
 _MEMBER = re.compile(r"str|int|float|bool|none|[A-Z]\w*")
 """Names of a union's members in pydantic's locations."""
 
@@ -177,7 +178,7 @@ def _of_validation(error: ValidationError) -> ApiError:
         return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     if first["type"] == "literal_error" and param.rpartition(".")[2] in REFUSED_FIELDS:
         return unknown_field(param)
-    reason = f": {found}" if (found := REFUSED_VALUES.get(param)) else ""
+    reason = f": {found}" if (found := REFUSED_VALUES.get(_NUMBER.sub("", param))) else ""
     code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
     text = plain_message(first["msg"]).replace(" after validation", "")
     return ApiError(400, f"{param or 'the body'}: {text}{reason}", param=param or None, code=code)

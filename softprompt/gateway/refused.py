@@ -48,5 +48,10 @@ REFUSED_FIELDS: Mapping[str, str] = {
 """Reason by the parameter's name, as a phrase that can follow a colon. Some are offered with one value, which changes
 nothing.
 """
-REFUSED_VALUES: Mapping[str, str] = {"store": _NOTHING_STORED}
-"""Reason by the name of a parameter of which one value is offered."""
+REFUSED_VALUES: Mapping[str, str] = {
+    "store": _NOTHING_STORED,
+    "messages.role": "models here read no results of tools",
+    "messages.content.type": _TEXT_ONLY,
+    "input.content.type": _TEXT_ONLY,
+}
+"""Reason by the name of a parameter, without numbers in brackets, of which not every value is offered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -9,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from softprompt.gateway import results
-from softprompt.gateway.answers import AnswerStreams, Ask, all_answers, conversation
+from softprompt.gateway.answers import AnswerStreams, Ask, all_answers, conversation, text_tokens
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
@@ -152,7 +153,7 @@ async def create_response(request: Request, backend: Backend) -> Response:
     if not body.stream:
         (answer,) = await all_answers(backend.client, [ask])
         draft = _draft(body, answer.start)
-        draft.add(answer.output)
+        draft.add(replace(answer.output, logprobs=tuple(text_tokens(answer.completions[0]))))
         return JSONResponse(draft.ended(answer.end))
     streams = AnswerStreams(backend.client, [ask])
     (start,) = await streams.started()

@@ -57,6 +57,7 @@ class LocalConfig:
             **dtype,
             f"{prefix}BASE_MODEL": str(self.model.absolute()),
             f"{prefix}STORE_URL": str((self.data_dir / "prompts").absolute()),
+            f"{prefix}USAGE_DIR": str((self.data_dir / "usage").absolute()),
         }
 
     def gateway_settings(self, trainer: str, inference: str) -> dict[str, str]:

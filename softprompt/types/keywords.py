@@ -10,6 +10,7 @@ from shared.close_names import did_you_mean
 from shared.errors import FieldViolation, InvalidInput
 from shared.values.guide import Guide
 from shared.values.sampling import PARAMETERS, Sampling
+from shared.violations import readable
 from softprompt.types.type_names import type_name
 
 
@@ -46,7 +47,8 @@ def sampling_with(sampling: Sampling | Mapping[str, Any] | None, keywords: Mappi
     """
     if not isinstance(sampling, Sampling | Mapping | None):
         raise InvalidInput.of("sampling", f"Sampling or a mapping is expected, not {type_name(sampling)}")
-    given = dict(sampling) if isinstance(sampling, Mapping) else {}
+    with readable("sampling"):
+        given = dict(sampling) if isinstance(sampling, Mapping) else {}
     values = {**given, **keywords}
     if unknown := [name for name in values if name not in PARAMETERS]:
         raise InvalidInput(

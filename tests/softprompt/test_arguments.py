@@ -7,16 +7,22 @@ from __future__ import annotations
 import asyncio
 import inspect
 import typing
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from shared.errors import InvalidInput, SoftPromptError
+from shared.wire.sampling import write_sampling
 from softprompt import AsyncClient, BaseModelInfo, JobState, Message, RetrainingPlan, TuningSpec
 from softprompt.client.arguments import checked
+from softprompt.client.convert import input_message, usage_query
+from softprompt.data.inputs import inputs_of
+from softprompt.data.problems import Unusable
+from softprompt.types.keywords import sampling_with
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import JOB
 
@@ -127,6 +133,83 @@ async def test_a_list_has_no_more_than_its_limit(services: Services) -> None:
         assert len(await client.list_jobs(limit=1)) == 1
         with pytest.raises(InvalidInput, match="limit: must be at least 0, is -1"):
             await client.list_jobs(limit=-1)
+
+
+class Raises(Mapping[str, Any]):
+    """A mapping that can't be read."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise RuntimeError("no")
+
+    def __iter__(self) -> Iterator[str]:
+        raise RuntimeError("no")
+
+    def __len__(self) -> int:
+        return 1
+
+
+def failing() -> Iterator[str]:
+    yield "a"
+    raise KeyError("gone")
+
+
+def written(value: Any, name: str) -> Any:
+    return write_sampling(sampling_with(None, {name: value}))
+
+
+def message(value: Any, name: str) -> Any:
+    return input_message(value, "", None, "", False)
+
+
+def items(value: Any, name: str) -> list[Any]:
+    return list(inputs_of(value))
+
+
+def since(value: Any, name: str) -> Any:
+    return usage_query((), value, None, "")
+
+
+def texts(value: Any, name: str) -> Any:
+    return checked(value, Sequence[str], name)
+
+
+@pytest.mark.parametrize(
+    ("read", "value", "name", "field"),
+    [
+        (texts, np.array(3), "labels", "labels[0]"),
+        (texts, failing(), "labels", "labels[1]"),
+        (message, np.array(3), "input", "input.messages[0]"),
+        (message, ({"role": "user", "content": text} for text in failing()), "input", "input.messages[1]"),
+        (message, [Raises()], "input", "input.messages[0]"),
+        (items, failing(), "inputs", "inputs[1]"),
+        (items, np.array(3), "inputs", "inputs[0]"),
+        (written, np.complex64(1), "temperature", "sampling.temperature"),
+        (written, True, "max_new_tokens", "sampling.max_new_tokens"),
+        (written, failing(), "stop_sequences", "sampling.stop_sequences"),
+        (written, Raises(), "logit_bias", "sampling.logit_bias"),
+        (sampling_with, Raises(), {}, "sampling"),
+        (written, Hostile(), "guide", "sampling.guide"),
+        (since, pd.NaT, "start", "start"),
+    ],
+)
+def test_values_that_raise_are_refused_by_their_place(read: Any, value: Any, name: Any, field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        read(value, name)
+    assert refused.value.violations[0].field == field
+
+
+def test_numpys_scalars_that_are_no_text_are_unusable_inputs() -> None:
+    text, nothing, unreadable = inputs_of([np.int64(3), np.datetime64("NaT"), Raises()])
+    assert text == "3"
+    assert isinstance(nothing, Unusable)
+    assert isinstance(unreadable, Unusable)
+    assert "RuntimeError: no" in unreadable.reason
+
+
+def test_a_timestamp_of_pandas_is_a_time() -> None:
+    start = pd.Timestamp("2030-01-31")
+    found = usage_query((), start, None, "").start_time
+    assert found == start.to_pydatetime().astimezone()
 
 
 @pytest.mark.parametrize(

@@ -257,3 +257,5 @@ def test_paths_are_given_whole(stand_ins: Path) -> None:
     config = LocalConfig(Path("model"), Path("data"))
     assert config.trainer_settings()["SOFTPROMPT_TRAINER_DATA_DIR"] == str(stand_ins / "data")
     assert config.inference_settings()["SOFTPROMPT_INFERENCE_STORE_URL"] == str(stand_ins / "data" / "prompts")
+    # beside the rest, since the user's cache can be read-only
+    assert config.inference_settings()["SOFTPROMPT_INFERENCE_USAGE_DIR"] == str(stand_ins / "data" / "usage")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from google.protobuf.json_format import ParseDict
 from prompttuning.v1 import tuning_pb2
 
 from shared.errors import InvalidInput, NotFound, Overloaded, PermissionDenied
+from shared.rpc.errors import error_from_rpc
 from shared.security.tokens import hash_token, new_token
 from softprompt import AsyncClient, Hyperparameters, PublishPolicy, TuningSpec
 from softprompt.client.security import ClientSecurity
-from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
+from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.test_training_end_to_end import local_pool, training
 from trainer_service.config import TrainerSettings
 
@@ -69,18 +73,91 @@ async def test_nothing_is_sent_for_a_job_that_no_data_could_make_valid(settings:
             await client.validate_job(TuningSpec("tone", "datasets/sha256-" + "0" * 64))
 
 
-async def test_inline_examples_are_not_stored_by_a_check(trainer: RunningTrainer) -> None:
-    source = tuning_pb2.DatasetSource(uri="file:///x.jsonl")
-    request = tuning_pb2.CreateTuningJobRequest(
-        spec=tuning_pb2.TuningSpec(prompt="tone", dataset=source), validate_only=True
+def lines(count: int, **more: str) -> list[dict[str, str]]:
+    return [{"input": f"text {number}", "output": f"answer {number}", **more} for number in range(count)]
+
+
+ODD: list[dict[str, Any]] = [
+    {"dataset": lines(20)},
+    {"dataset": lines(20), "validation_dataset": lines(3)},
+    {"dataset": lines(20), "validation_dataset": EXAMPLES},
+    {"dataset": EXAMPLES, "validation_dataset": [{"input": "a", "label": "other"}]},
+    {"dataset": EXAMPLES, "labels": ["p", "n", "q"], "validation_dataset": EXAMPLES[:4]},
+    {"dataset": EXAMPLES, "labels": ["p"]},
+    {"dataset": lines(20), "labels": ["p", "n"]},
+    {"dataset": lines(1)},
+    {"dataset": lines(2) * 8},
+    {"dataset": [*lines(3), {"input": " ", "output": ""}, {"input": "x"}]},
+    {"dataset": [{"input": "long " * 500, "output": "x"}, *lines(5)]},
+    {"dataset": lines(20), "validation_dataset": [{"input": "long " * 500, "output": "x"}]},
+    {"dataset": lines(20), "base_model": "unknown", "max_runtime": 10**9, "priority": 7},
+    {"dataset": lines(20), "init": {"source": "nothing@3"}},
+    {"dataset": lines(20), "init": {"source": "tuningJobs/nothing"}},
+    {"dataset": lines(20), "publish": {"gate": {"beat_bare_model": True}}},
+    {"dataset": lines(20), "num_virtual_tokens": 10_000},
+    {"dataset": lines(20), "template": {"text": "no place"}},
+    {
+        "dataset": [
+            {"conversation": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}}
+        ]
+        * 3
+    },
+    {"dataset": "ROOT/good.jsonl"},
+    {"dataset": "ROOT/good.jsonl", "validation_dataset": "ROOT/bad.jsonl"},
+    {"dataset": "ROOT/bad.jsonl"},
+    {"dataset": "file:///etc/hostname"},
+    {"dataset": lines(20), "validation_dataset": "datasets/sha256-" + "0" * 64},
+]
+
+
+def request_of(fields: dict[str, Any], root: Path) -> tuning_pb2.CreateTuningJobRequest:
+    spec = {"prompt": "tone", **fields}
+    for name in ("dataset", "validation_dataset"):
+        source = spec.get(name)
+        if isinstance(source, list):
+            spec[name] = {"inline": {"examples": source}}
+        elif source is not None:
+            source = source.replace("ROOT", root.as_uri())
+            spec[name] = {"uri": source} if "://" in source else {"dataset": source}
+    spec.setdefault("hyperparameters", {}).update(
+        {name: spec.pop(name) for name in ("init", "num_virtual_tokens") if name in spec}
     )
-    assert isinstance(await refused(trainer.tuning.CreateTuningJob(request)), InvalidInput)
-    request.spec.dataset.inline.examples.add(input="a", output="b")
-    error = await refused(trainer.tuning.CreateTuningJob(request))
-    assert "spec.dataset.inline.examples: is not stored yet" in str(error)
-    request.validate_only = False
-    request.spec.ClearField("dataset")
-    assert "spec.dataset: is missing" in str(await refused(trainer.tuning.CreateTuningJob(request)))
+    if "max_runtime" in spec:
+        spec["max_runtime"] = f"{spec['max_runtime']}s"
+    return ParseDict({"spec": spec}, tuning_pb2.CreateTuningJobRequest())
+
+
+async def test_a_check_agrees_with_a_creation_and_stores_nothing(settings: TrainerSettings, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "good.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines(9)))
+    (root / "bad.jsonl").write_text('{"input": "a"}\n{"input": 1, "output": "b"}\n')
+    settings = settings.model_copy(update={"dataset_roots": str(root)})
+    async with running_trainer(settings) as trainer, AsyncClient(f"127.0.0.1:{trainer.port}") as client:
+
+        async def outcome(request: tuning_pb2.CreateTuningJobRequest) -> Any:
+            try:
+                job = (await trainer.tuning.CreateTuningJob(request)).job
+            except grpc.aio.AioRpcError as error:
+                return str(error_from_rpc(error))
+            if job.name:
+                await client.cancel_job(job.name)
+                await client.delete_job(job.name)
+            return job.effective_spec, job.dataset_statistics, job.spec
+
+        accepted = 0
+        for fields in ODD:
+            request = request_of(fields, root)
+            request.validate_only, request.request_id = True, "same"
+            checked = await outcome(request)
+            assert (await client.list_jobs(), await client.list_datasets()) == ([], []), fields
+            assert not list(Path(settings.data_dir).rglob("sha256-*")), fields
+            request.validate_only, request.request_id = False, ""
+            assert await outcome(request) == checked, fields
+            accepted += not isinstance(checked, str)
+            for dataset in await client.list_datasets():
+                await client.delete_dataset(dataset.name)
+        assert 5 <= accepted <= len(ODD) - 10
 
 
 async def test_a_missing_role_is_told_before_the_upload(settings: TrainerSettings, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from trainer_service.cluster.interface import WorkerReport
 from trainer_service.cluster.memory import measure_memory
 from trainer_service.cluster.node_datasets import NodeDatasets
 from trainer_service.cluster.worker import Worker
-from trainer_service.cluster.worker_init import WorkerSpec, load_trainer, software_version
+from trainer_service.cluster.worker_init import WorkerSpec, load_trainer_in_background, software_version
 from trainer_service.training.events import DatasetFile, TrainingTask
 
 
@@ -28,7 +28,7 @@ class WorkerActor:
     def __init__(self, spec: WorkerSpec) -> None:
         self._datasets = NodeDatasets()
         tracing = tracing_of("softprompt-worker", spec.settings.otlp_endpoint)
-        self._worker = Worker(partial(load_trainer, spec), measure_memory, tracing, self._datasets)
+        self._worker = Worker(partial(load_trainer_in_background, spec), measure_memory, tracing, self._datasets)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def software(self) -> str:

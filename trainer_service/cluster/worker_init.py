@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -21,6 +23,9 @@ log = logging.getLogger(__name__)
 
 DEFAULT_NUM_THREADS = 2
 """Threads of a worker on another machine, whose number of processors the trainer doesn't know."""
+
+_LOWER_PRIORITY = 5
+"""Steps of nice: about a third of the time of a thread of normal priority, if both want the processor."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,16 @@ class WorkerSpec:
 def software_version() -> str:
     """The versions of this package, Python and Ray, which must be the same on all nodes of a cluster."""
     return f"softprompt {version('softprompt')}, Python {platform.python_version()}, Ray {version('ray')}"
+
+
+def load_trainer_in_background(spec: WorkerSpec) -> tuple[Cohort, dict[str, str]]:
+    """`load_trainer`, at a lower priority of this thread and of those that it starts.
+
+    On a machine whose processors are busy, the trainer's heartbeats, the worker's other threads and a replica go first.
+    """
+    if sys.platform == "linux":  # elsewhere the priority is the whole process's
+        os.nice(_LOWER_PRIORITY)
+    return load_trainer(spec)
 
 
 def load_trainer(spec: WorkerSpec) -> tuple[Cohort, dict[str, str]]:

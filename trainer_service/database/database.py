@@ -275,8 +275,13 @@ def _translated() -> Iterator[None]:
         raise
     except (OperationalError, InterfaceError) as error:
         log.warning("the job database is unavailable: %s", error.orig)
-        raise Unavailable("the job database is unavailable; try again") from error
+        reason = ": its disk is full" if _is_full(error.orig) else "; try again"
+        raise Unavailable(f"the job database is unavailable{reason}") from error
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
         raise Unavailable("the connection to the job database was lost; try again") from error
+
+
+def _is_full(error: Any) -> bool:
+    return getattr(error, "sqlite_errorname", "") == "SQLITE_FULL" or getattr(error, "sqlstate", "") == "53100"

@@ -58,6 +58,15 @@ class StoredDataset:
     size_bytes: int
 
 
+@dataclass(frozen=True)
+class Inspected:
+    """A dataset that was checked and not stored: what `describe` would return for it, and its name and size."""
+
+    dataset: StoredDataset
+    facts: DatasetFacts
+    sample: tuple[Example, ...]
+
+
 Keep = Callable[[StoredDataset, Callable[[], None]], None]
 """Accepts or rejects a dataset that was received and checked: calls the function to store it, or raises."""
 
@@ -113,9 +122,7 @@ class DatasetStore:
         self, examples: Iterable[Example], labels: Sequence[str] = (), *, keep: Keep = _keep_always
     ) -> StoredDataset:
         """Store examples that came inside a request. `labels`: the allowed labels; empty: the labels that occur."""
-        with _disk(), IncomingFile(self._directory, self._limits) as incoming:
-            for example in examples:
-                incoming.write(example_line(example))
+        with self._written(examples) as incoming:
             return self._keep(incoming, labels, keep)
 
     def add_uri(
@@ -132,11 +139,20 @@ class DatasetStore:
         Raises InvalidInput naming `field`, or the wrong lines of the file. The caller may not be allowed to read the
         file, so errors say where it is wrong and what was expected, and never quote it.
         """
-        source = (roots or self._roots).open(uri, field)
-        with _disk(), source, IncomingFile(self._directory, self._limits) as incoming:
-            while chunk := source.read(MAX_CHUNK_BYTES):
-                incoming.write(chunk)
+        with self._copied(uri, field, roots) as incoming:
             return self._keep(incoming, labels, keep, quote=False)
+
+    def inspect_examples(self, examples: Iterable[Example], labels: Sequence[str] = ()) -> Inspected:
+        """Checks what `add_examples` would store, and stores nothing."""
+        with self._written(examples) as incoming:
+            return self._inspected(incoming, labels)
+
+    def inspect_uri(
+        self, uri: str, field: str, labels: Sequence[str] = (), *, roots: DatasetRoots | None = None
+    ) -> Inspected:
+        """Checks what `add_uri` would store, and stores nothing."""
+        with self._copied(uri, field, roots) as incoming:
+            return self._inspected(incoming, labels, quote=False)
 
     def read(self, name: str) -> tuple[Example, ...]:
         """The examples, not checked again. Raises NotFound, or DamagedBlob if the bytes no longer match the name."""
@@ -171,13 +187,10 @@ class DatasetStore:
             if facts is None:
                 facts = self._scan(file, labels, quote=False)
                 self._write_facts(hexadecimal, facts)
-            sample = list[Example]()
-            for place in facts.sample:
-                file.seek(place.start)
-                sample.append(stored_example(file.read(place.end - place.start), place.line))
+            sample = _sample(file, facts)
         if not facts.has_only(labels):
             self.parse(name, labels)
-        return facts, tuple(sample)
+        return facts, sample
 
     def known_labels(self, name: str) -> tuple[str, ...]:
         """Labels of a stored dataset, without reading all of it; empty if they are not known."""
@@ -242,20 +255,41 @@ class DatasetStore:
 
     def _keep(self, incoming: IncomingFile, labels: Sequence[str], keep: Keep, *, quote: bool = True) -> StoredDataset:
         """Check the received bytes and store them. Raises InvalidInput naming lines, and the errors of `keep`."""
-        incoming.flush()
-        with incoming.path.open("rb") as lines:
-            facts = self._scan(lines, labels, quote=quote)
-        hexadecimal = incoming.digest.removeprefix("sha256:")
-        name, shown_labels = dataset_name(hexadecimal), tuple(labels) or facts.labels
-        stored = StoredDataset(name, facts.num_examples, facts.task, shown_labels, incoming.num_bytes)
+        inspected = self._inspected(incoming, labels, quote=quote)
+        hexadecimal, stored = incoming.digest.removeprefix("sha256:"), inspected.dataset
         incoming.sync()
-        self._write_facts(hexadecimal, facts)
+        self._write_facts(hexadecimal, inspected.facts)
         keep(stored, lambda: incoming.keep_as(self._path(hexadecimal)))
         log.info(
             "dataset stored",
             extra={"fields": {"dataset": stored.name, "examples": stored.num_examples, "bytes": incoming.num_bytes}},
         )
         return stored
+
+    def _inspected(self, incoming: IncomingFile, labels: Sequence[str], *, quote: bool = True) -> Inspected:
+        """Check the received bytes. Raises InvalidInput naming lines."""
+        incoming.flush()
+        with incoming.path.open("rb") as file:
+            facts = self._scan(file, labels, quote=quote)
+            sample = _sample(file, facts)
+        name, shown_labels = dataset_name(incoming.digest.removeprefix("sha256:")), tuple(labels) or facts.labels
+        dataset = StoredDataset(name, facts.num_examples, facts.task, shown_labels, incoming.num_bytes)
+        return Inspected(dataset, facts, sample)
+
+    @contextmanager
+    def _written(self, examples: Iterable[Example]) -> Iterator[IncomingFile]:
+        with _disk(), IncomingFile(self._directory, self._limits) as incoming:
+            for example in examples:
+                incoming.write(example_line(example))
+            yield incoming
+
+    @contextmanager
+    def _copied(self, uri: str, field: str, roots: DatasetRoots | None) -> Iterator[IncomingFile]:
+        source = (roots or self._roots).open(uri, field)
+        with _disk(), source, IncomingFile(self._directory, self._limits) as incoming:
+            while chunk := source.read(MAX_CHUNK_BYTES):
+                incoming.write(chunk)
+            yield incoming
 
     def _parse(self, lines: Iterable[bytes], labels: Sequence[str], *, quote: bool) -> ParsedDataset:
         with moved(in_dataset(DATASET)):
@@ -310,6 +344,14 @@ class DatasetStore:
                     path.unlink()
 
 
+def _sample(file: BinaryIO, facts: DatasetFacts) -> tuple[Example, ...]:
+    sample = list[Example]()
+    for place in facts.sample:
+        file.seek(place.start)
+        sample.append(stored_example(file.read(place.end - place.start), place.line))
+    return tuple(sample)
+
+
 def _size(entry: os.DirEntry[str]) -> int:
     try:
         return entry.stat(follow_symlinks=False).st_size
@@ -331,4 +373,5 @@ def _disk() -> Iterator[None]:
         yield
     except OSError as error:
         log.exception("the dataset store can't be used")
-        raise Unavailable("the trainer can't read or write datasets now; try again later") from error
+        reason = error.strerror or type(error).__name__  # without the path, which is the operator's business
+        raise Unavailable(f"the trainer can't read or write datasets now ({reason}); try again later") from error

@@ -20,7 +20,7 @@ from shared.values import datasets as values
 from trainer_service.datasets.ledger import DatasetLedger, JobUse
 from trainer_service.datasets.names import dataset_name
 from trainer_service.datasets.roots import DatasetRoots
-from trainer_service.datasets.store import DatasetStore, Keep, StoredDataset
+from trainer_service.datasets.store import DatasetStore, Inspected, Keep, StoredDataset
 from trainer_service.training.spec import Example
 
 log = logging.getLogger(__name__)
@@ -83,8 +83,15 @@ class TenantDatasets:
 
         Raises InvalidInput or Overloaded.
         """
-        roots = None if tenant.dataset_roots is None else DatasetRoots(tenant.dataset_roots)
-        return self._store.add_uri(uri, field, labels, roots=roots, keep=self._keep(tenant, sent=False))
+        return self._store.add_uri(uri, field, labels, roots=_roots_of(tenant), keep=self._keep(tenant, sent=False))
+
+    def inspect_examples(self, tenant: Tenant, examples: Iterable[Example], labels: Sequence[str] = ()) -> Inspected:
+        """What `add_examples` would store. Raises what it raises, and stores nothing."""
+        return self._with_room(tenant, self._store.inspect_examples(examples, labels))
+
+    def inspect_uri(self, tenant: Tenant, uri: str, field: str, labels: Sequence[str] = ()) -> Inspected:
+        """What `add_uri` would store. Raises what it raises, and stores nothing."""
+        return self._with_room(tenant, self._store.inspect_uri(uri, field, labels, roots=_roots_of(tenant)))
 
     def labels(self, tenant: Tenant, name: str) -> tuple[str, ...]:
         """The labels that occur in a dataset. Raises NotFound if the tenant doesn't have it."""
@@ -123,6 +130,11 @@ class TenantDatasets:
                 "bytes of a deleted dataset are left for now: %s", error.message, extra={"fields": {"dataset": name}}
             )
 
+    def _with_room(self, tenant: Tenant, inspected: Inspected) -> Inspected:
+        dataset = inspected.dataset
+        self._ledger.check_room(tenant.name, dataset.name, dataset.size_bytes, self._allowed(tenant))
+        return inspected
+
     def _allowed(self, tenant: Tenant) -> int:
         return self._dataset_bytes if tenant.dataset_bytes is None else tenant.dataset_bytes
 
@@ -130,6 +142,10 @@ class TenantDatasets:
         return lambda stored, place: self._ledger.add(
             tenant.name, stored, self._allowed(tenant), place, sent=sent, file_name=file_name
         )
+
+
+def _roots_of(tenant: Tenant) -> DatasetRoots | None:
+    return None if tenant.dataset_roots is None else DatasetRoots(tenant.dataset_roots)
 
 
 def _refuse(name: str, may_see: Callable[[str], bool], uses: Sequence[JobUse]) -> NoReturn:

@@ -98,7 +98,7 @@ class JobsOnWorker:
             last = event
         if checkpoint is not None:
             await self._keep(job_id, tracker.attempt, FileKind.CHECKPOINT, checkpoint.data)
-        if payloads or tracker.statistics is not None:
+        if payloads or tracker.statistics is not None or checkpoint is not None:
             await self._progress(job_id, tracker, payloads, checkpointed=checkpoint is not None)
         match last:
             case Finished():

@@ -52,6 +52,7 @@ from trainer_service.jobs.submission import CheckedJob
 from trainer_service.pools import TrainerPools
 from trainer_service.publish.alias_claim import alias_revision
 from trainer_service.publish.publisher import Publisher
+from trainer_service.training.data.dataset_facts import Description
 from trainer_service.training.recipe.defaults import coverage_note
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ _CLOSE_SECONDS = 2.0
 class Admission(Protocol):
     """Decides whether a spec can be trained here and fills in its defaults."""
 
-    async def check(self, spec: StoredSpec) -> EffectiveSpec:
+    async def check(self, spec: StoredSpec, unstored: Mapping[str, Description] | None = None) -> EffectiveSpec:
         """Raises InvalidInput naming fields, NotFound, or PreconditionFailed."""
         ...
 
@@ -160,9 +161,11 @@ class JobManager:
         self._context.close()
         self._store.close()
 
-    async def check(self, spec: StoredSpec, owner: JobOwner) -> CheckedJob:
+    async def check(
+        self, spec: StoredSpec, owner: JobOwner, unstored: Mapping[str, Description] | None = None
+    ) -> CheckedJob:
         """The job that `create` would make, unstored, and how long it would train. Raises what `create` raises. Without
-        a dataset in the spec, checks what does not depend on the data.
+        a dataset in the spec, checks what does not depend on the data. `unstored`: its datasets that are not stored.
         """
         database = self._context.database
         if not spec.dataset:
@@ -170,18 +173,21 @@ class JobManager:
             await self._admission.check_form(spec)
             await database.call(self._store.check_limits, owner.caller, owner.tenant.name, **self._limits_of(owner))
             return CheckedJob(None)
-        effective = await self._admitted(spec, owner)
+        effective = await self._admitted(spec, owner, unstored)
         await database.call(self._store.check_limits, owner.caller, owner.tenant.name, **self._limits_of(owner))
         seconds = await database.call(training_seconds, self._store.database, effective)
         names = {"caller": owner.caller, "tenant": owner.tenant.name, "create_time": to_datetime(time.time())}
         memory_bytes = self._estimate_memory(effective) or self._context.memory_use.most_bytes(effective.base_model.id)
         return CheckedJob(Job(id=new_job_id(), spec=spec, effective=effective, **names), seconds, memory_bytes)
 
-    async def _admitted(self, spec: StoredSpec, owner: JobOwner) -> EffectiveSpec:
+    async def _admitted(
+        self, spec: StoredSpec, owner: JobOwner, unstored: Mapping[str, Description] | None = None
+    ) -> EffectiveSpec:
         await self._check_owner(spec, owner)
         if self._ledger is not None:
-            await self._context.database.call(self._ledger.require, owner.tenant.name, spec.dataset_names)
-        return await self._admission.check(spec)
+            names = [name for name in spec.dataset_names if name not in (unstored or {})]
+            await self._context.database.call(self._ledger.require, owner.tenant.name, names)
+        return await self._admission.check(spec, unstored)
 
     async def _check_owner(self, spec: StoredSpec, owner: JobOwner) -> None:
         _check_priority(spec, owner)
@@ -273,7 +279,7 @@ class JobManager:
         pause = _OTHERS_NEWS_SECONDS if self._store.is_shared else _OWN_NEWS_SECONDS
         ended = False
         try:
-            await self._context.database.call(self._store.check_visible, job_id, current_caller().prompts)
+            await self._context.database.call(self._store.state, job_id, current_caller().prompts)
             while True:
                 news.clear()
                 events, more = await self._context.database.call(
@@ -288,7 +294,7 @@ class JobManager:
                     continue
                 if not events and ended:
                     return
-                if not events and (await self._context.database.call(self._store.get, job_id)).state.is_final:
+                if not events and (await self._context.database.call(self._store.state, job_id)).is_final:
                     ended = True  # perhaps only after the events were read: read once more for the last event
                     continue
                 try:

@@ -42,6 +42,7 @@ class AttemptProgress:
         """Whether `progress` has changed since it was last returned for storing."""
         self._progress_seconds = progress_seconds
         self._returned_at = -math.inf
+        self._stored_step: int | None = None
         self._has_noted_skips = False
         self._seconds_per_step = 0.0
 
@@ -72,7 +73,10 @@ class AttemptProgress:
                 )
                 self.is_dirty = True
                 return self.flush(now)
+            case Checkpointed() if event.step == self._stored_step:
+                return []  # stored again, at the end of training or before a pause
             case Checkpointed():
+                self._stored_step = event.step
                 return [Checkpoint(step=event.step)]
             case _:
                 return self.flush(now)

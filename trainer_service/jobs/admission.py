@@ -24,7 +24,7 @@ from trainer_service.jobs.sources import Source, Sources, names_job
 from trainer_service.pools import TrainerPools
 from trainer_service.service_info import TuningLimits
 from trainer_service.training.comparison import MIN_EXAMPLES
-from trainer_service.training.data.dataset_facts import DatasetFacts
+from trainer_service.training.data.dataset_facts import DatasetFacts, Description
 from trainer_service.training.data.encoding import EncodedDataset, encode_dataset
 from trainer_service.training.data.places import DATASET, VALIDATION, in_dataset, in_message
 from trainer_service.training.data.split import check_split
@@ -51,8 +51,8 @@ _SAMPLED_CHARS = 1 << 20
 class Datasets(Protocol):
     """The part of the dataset store that is needed here."""
 
-    def describe(self, name: str, labels: Sequence[str] = ()) -> tuple[DatasetFacts, tuple[Example, ...]]:
-        """The facts about a dataset and a sample of its examples: the first and the longest ones."""
+    def describe(self, name: str, labels: Sequence[str] = ()) -> Description:
+        """The description of a stored dataset."""
         ...
 
 
@@ -94,13 +94,15 @@ class SpecAdmission:
         self._on_gpu = on_gpu
         self._pools = pools or TrainerPools()
 
-    async def check(self, spec: StoredSpec) -> EffectiveSpec:
-        """The spec with all defaults filled in. Raises InvalidInput with all violations, NotFound if something that the
-        spec names doesn't exist, or PreconditionFailed.
+    async def check(self, spec: StoredSpec, unstored: Mapping[str, Description] | None = None) -> EffectiveSpec:
+        """The spec with all defaults filled in. `unstored`: datasets by name that are not in the store.
+
+        Raises InvalidInput with all violations, NotFound if something that the spec names doesn't exist, or
+        PreconditionFailed.
 
         Only a spec that starts from a version reads the prompt store, in the store's thread pool.
         """
-        model, examples = await self._pools.job_checks.call(self._check, spec)
+        model, examples = await self._pools.job_checks.call(self._check, spec, unstored or {})
         source = await self._source(spec, model)
         with moved(_IN_SPEC):
             return await self._pools.job_checks.call(self._effective, spec, model, source, examples)
@@ -118,13 +120,13 @@ class SpecAdmission:
 
         await self._source(spec, await self._pools.job_checks.call(checked))
 
-    def _check(self, spec: StoredSpec) -> tuple[KnownBaseModel, _Examples]:
+    def _check(self, spec: StoredSpec, unstored: Mapping[str, Description]) -> tuple[KnownBaseModel, _Examples]:
         violations = Violations()
         self._check_limits(spec, violations)
         with violations.collected():
             model = self._models.get(spec.base_model, "spec.base_model")
         with violations.collected(), moved(_IN_SPEC):
-            examples = self._examples(spec)
+            examples = self._examples(spec, unstored)
         violations.raise_if_any()
         return model, examples
 
@@ -153,8 +155,8 @@ class SpecAdmission:
         pool = self._pools.job_database if names_job(init.source) else self._pools.prompt_store
         return await pool.call(self._sources.find, init.source, model.info)
 
-    def _examples(self, spec: StoredSpec) -> _Examples:
-        facts, sample = self._datasets.describe(spec.dataset, spec.labels)
+    def _examples(self, spec: StoredSpec, unstored: Mapping[str, Description]) -> _Examples:
+        facts, sample = unstored.get(spec.dataset) or self._datasets.describe(spec.dataset, spec.labels)
         labels = spec.labels or facts.labels
         if spec.task not in (None, facts.task):
             raise InvalidInput.of("spec.task", f"is {spec.task}, but the dataset's examples are for {facts.task}")
@@ -162,7 +164,9 @@ class SpecAdmission:
             return _distilled(spec.distillation, spec.validation_fraction, facts, sample)
         if spec.validation_dataset:
             with moved(in_dataset(VALIDATION)):
-                held_out, held_out_sample = self._datasets.describe(spec.validation_dataset, labels)
+                held_out, held_out_sample = unstored.get(spec.validation_dataset) or self._datasets.describe(
+                    spec.validation_dataset, labels
+                )
             if held_out.task is not facts.task:
                 raise InvalidInput.of(
                     "spec.validation_dataset",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar
 
 from sqlalchemy import RowMapping
 
@@ -13,6 +14,8 @@ from shared.values.results import EncodingStatistics, TuningError, TuningProgres
 from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.stored_json import from_json, to_json
+
+T = TypeVar("T")
 
 NO_REPLICA = ""
 PRIORITY_POINT_SECONDS = 600.0
@@ -107,8 +110,8 @@ def from_row(row: RowMapping) -> Record:
     """The record of a row of `jobs`."""
     job = Job(
         id=row["id"],
-        spec=from_json(StoredSpec, row["spec"]),
-        effective=EffectiveSpec.model_validate_json(row["effective"]),
+        spec=_frozen(StoredSpec, row["spec"]),
+        effective=_frozen(EffectiveSpec, row["effective"]),
         state=JobState(row["state"]),
         pausing=row["pausing"],
         caller=row["caller"],
@@ -140,6 +143,12 @@ def from_row(row: RowMapping) -> Record:
         lease_until=row["lease_until"],
         claimed_at=row["claimed_at"],
     )
+
+
+@lru_cache(maxsize=64)
+def _frozen(kind: type[T], text: str) -> T:
+    """`from_json` of a column that never changes: a job that runs is read many times. Few, since specs can be large."""
+    return from_json(kind, text)
 
 
 def to_datetime(seconds: float) -> datetime:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.caller import Tenant
-from shared.errors import InvalidInput
 from shared.location import Location
 from shared.values.enums import TooLong
 from shared.values.example import Example
@@ -17,7 +15,11 @@ from shared.violations import moved
 from trainer_service.datasets.tenant_datasets import TenantDatasets
 from trainer_service.jobs.model import Job, StoredSpec
 from trainer_service.jobs.owner import NO_OWNER, JobOwner
+from trainer_service.training.data.dataset_facts import Description
 from trainer_service.training.data.places import DATASET, VALIDATION, in_dataset, in_message, in_request
+
+Take = Callable[[str | tuple[Example, ...], str, Sequence[str]], Awaitable[str]]
+"""The name of a dataset, given its source, its field and the allowed labels."""
 
 
 class JobCreator(Protocol):
@@ -27,7 +29,7 @@ class JobCreator(Protocol):
         """Queue a job. Raises as `JobManager.create`."""
         ...
 
-    async def check(self, spec: StoredSpec, owner: JobOwner) -> CheckedJob:
+    async def check(self, spec: StoredSpec, owner: JobOwner, unstored: Mapping[str, Description]) -> CheckedJob:
         """Check a job that could be created. Raises as `JobManager.check`."""
         ...
 
@@ -54,52 +56,74 @@ class JobSubmission:
 
         Raises InvalidInput with all violations, NotFound, PreconditionFailed or Overloaded.
         """
-        with ExitStack() as names:
-            names.enter_context(moved(in_message("spec", "labels")))
-            for which, source, field in (
-                (DATASET, spec.dataset, "dataset"),
-                (VALIDATION, spec.validation_dataset, "validation_dataset"),
-            ):
-                if isinstance(source, tuple):
-                    names.enter_context(moved(in_request(which, Location(("spec", field, "inline", "examples")))))
-            dataset = await self._store(owner.tenant, spec.dataset, "spec.dataset", spec.labels)
-            validation = await self._store_validation(owner.tenant, spec, dataset)
-            return await self._jobs.create(_stored(spec, dataset, validation), request_id=request_id, owner=owner)
+        datasets, tenant = self._datasets, owner.tenant
+
+        async def store(source: str | tuple[Example, ...], field: str, labels: Sequence[str]) -> str:
+            """The name of the dataset, which is stored now if it is new."""
+            if isinstance(source, tuple):
+                return (await datasets.pool.call(datasets.add_examples, tenant, source, labels)).name
+            if is_uri(source):
+                return (await datasets.roots_pool.call(datasets.add_uri, tenant, source, f"{field}.uri", labels)).name
+            return source
+
+        async def labels_of(dataset: str) -> Sequence[str]:
+            return await datasets.pool.call(datasets.labels, tenant, dataset)
+
+        with _named(spec):
+            stored = await _stored(spec, store, labels_of)
+            return await self._jobs.create(stored, request_id=request_id, owner=owner)
 
     async def check(self, spec: TuningSpec, owner: JobOwner = NO_OWNER) -> CheckedJob:
-        """Checks what `create` would check, and stores nothing. Raises what `create` raises, and InvalidInput for data
-        that is not stored yet. An empty `spec.dataset` checks what does not depend on the data.
+        """Checks what `create` would check, and stores nothing. Raises what `create` raises. An empty `spec.dataset`
+        checks what does not depend on the data.
         """
-        for name in ("dataset", "validation_dataset"):
-            source = getattr(spec, name)
-            if isinstance(source, tuple) or is_uri(source):
-                field = f"spec.{name}." + ("inline.examples" if isinstance(source, tuple) else "uri")
-                raise InvalidInput.of(field, "is not stored yet: to check it, upload it first, or leave it out")
-        with moved(in_message("spec", "labels")):
-            return await self._jobs.check(_stored(spec, spec.dataset, spec.validation_dataset or ""), owner)
+        datasets, tenant, unstored = self._datasets, owner.tenant, dict[str, Description]()
 
-    async def _store(self, tenant: Tenant, source: str | tuple[Example, ...], field: str, labels: Sequence[str]) -> str:
-        """The name of the dataset, which is stored now if it is new."""
-        datasets = self._datasets
-        if isinstance(source, tuple):
-            return (await datasets.pool.call(datasets.add_examples, tenant, source, labels)).name
-        if is_uri(source):
-            return (await datasets.roots_pool.call(datasets.add_uri, tenant, source, f"{field}.uri", labels)).name
-        return source
+        async def inspect(source: str | tuple[Example, ...], field: str, labels: Sequence[str]) -> str:
+            """The name that the dataset would have."""
+            if isinstance(source, tuple):
+                found = await datasets.pool.call(datasets.inspect_examples, tenant, source, labels)
+            elif is_uri(source):
+                found = await datasets.roots_pool.call(datasets.inspect_uri, tenant, source, f"{field}.uri", labels)
+            else:
+                return source
+            unstored[found.dataset.name] = found.facts, found.sample
+            return found.dataset.name
 
-    async def _store_validation(self, tenant: Tenant, spec: TuningSpec, dataset: str) -> str:
-        """The name of the validation dataset, or "". Its labels must be among those of the training examples, but need
-        not include all of them.
-        """
-        source = spec.validation_dataset
-        if source is None or (isinstance(source, str) and not is_uri(source)):
-            return source or ""
-        labels = spec.labels or await self._datasets.pool.call(self._datasets.labels, tenant, dataset)
+        async def labels_of(dataset: str) -> Sequence[str]:
+            if dataset in unstored:
+                return unstored[dataset][0].labels
+            return await datasets.pool.call(datasets.labels, tenant, dataset) if dataset else ()
+
+        with _named(spec):
+            return await self._jobs.check(await _stored(spec, inspect, labels_of), owner, unstored)
+
+
+@contextmanager
+def _named(spec: TuningSpec) -> Iterator[None]:
+    """Errors about examples in the request name their fields there."""
+    with ExitStack() as names:
+        names.enter_context(moved(in_message("spec", "labels")))
+        for which, source, field in (
+            (DATASET, spec.dataset, "dataset"),
+            (VALIDATION, spec.validation_dataset, "validation_dataset"),
+        ):
+            if isinstance(source, tuple):
+                names.enter_context(moved(in_request(which, Location(("spec", field, "inline", "examples")))))
+        yield
+
+
+async def _stored(spec: TuningSpec, take: Take, labels_of: Callable[[str], Awaitable[Sequence[str]]]) -> StoredSpec:
+    """The spec with the names of its datasets, each of which `take` stores or inspects.
+
+    The labels of validation examples must be among those of the training examples, but need not include all of them.
+    """
+    dataset, validation, held_out = await take(spec.dataset, "spec.dataset", spec.labels), "", spec.validation_dataset
+    if isinstance(held_out, tuple) or (held_out and is_uri(held_out)):
+        labels = spec.labels or await labels_of(dataset)
         with moved(in_dataset(VALIDATION)):
-            return await self._store(tenant, source, "spec.validation_dataset", labels)
-
-
-def _stored(spec: TuningSpec, dataset: str, validation: str) -> StoredSpec:
-    """The spec with the names of its stored datasets."""
+            validation = await take(held_out, "spec.validation_dataset", labels)
+    else:
+        validation = held_out or ""
     given = {**vars(spec), "dataset": dataset, "validation_dataset": validation}
     return StoredSpec(**{**given, "too_long": spec.too_long or TooLong.REFUSE})

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -102,7 +102,8 @@ class UsageLedger:
         """
         total: list[ColumnElement[Any]] = [func.sum(rows.c[name]) for name in _BUDGETED.get(budget.of, (budget.of,))]
         is_live = (jobs.c.tenant == tenant) & jobs.c.state.in_(UNENDED)
-        seconds = jobs.c.runtime_seconds + time.time() - jobs.c.claimed_at
+        elapsed = time.time() - jobs.c.claimed_at  # below zero after a clock was set back
+        seconds = jobs.c.runtime_seconds + case((elapsed > 0, elapsed), else_=0.0)
         live = {
             "jobs": select(func.count()).where(is_live, jobs.c.create_time >= first_hour),
             "worker_seconds": select(func.sum(seconds)).where(is_live, jobs.c.claimed_at.is_not(None)),

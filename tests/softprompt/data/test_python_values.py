@@ -116,6 +116,7 @@ ITEMS: list[tuple[Any, str]] = [
     (Example(input=3, output=b"x"), "not bytes"),  # type: ignore[arg-type]
     (Example("a", "b", "c"), "say which is the"),
     (Example(messages=(Message("user", None),)), "messages[0].content: is missing"),  # type: ignore[arg-type]
+    (Example(messages=np.array([1, 2])), "can't be read"),  # type: ignore[arg-type]
     (Example(messages=5), "must be a list of turns, not a number"),  # type: ignore[arg-type]
     ({"messages": [5, 6]}, "messages[0]: must be an object of role and content"),
     ({"messages": [{"role": None, "content": "x"}, {"role": "assistant", "content": "y"}]}, "must be one of system"),
@@ -214,6 +215,12 @@ def test_a_table_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
     for source in (table, tmp_path / "twice.parquet"):
         with pytest.raises(InvalidInput, match="names a column twice: input, output, output"):
             prepare(source)
+
+
+@pytest.mark.parametrize("column", [pd.NA, np.array(["a", "b"]), pd.Series(["a"]), 5, b"a"])
+def test_names_of_columns_are_text(column: Any) -> None:
+    with pytest.raises(InvalidInput, match="dataset: output must be text"):
+        prepare(Data([{"input": "a", "output": "b"}], output=column))
 
 
 def test_a_source_that_raises_is_refused() -> None:

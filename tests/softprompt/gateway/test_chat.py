@@ -8,9 +8,10 @@ import openai
 import pytest
 from openai import OpenAI
 
-from softprompt.gateway.answers import conversation
+from softprompt.gateway.answers import Parts, conversation, without_end_tokens
 from softprompt.gateway.backend import Reference
 from softprompt.types.common import Message
+from softprompt.types.generation import FinishReason, GenerationDelta, GenerationEnd, TokenLogprob
 from tests.softprompt.gateway.running import World
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -115,6 +116,40 @@ def test_log_probabilities_have_text_bytes_and_alternatives(client: OpenAI) -> N
         for token in part.logprobs.content or []
     ]
     assert streamed == choice.logprobs.content
+
+
+def test_the_end_token_is_in_no_log_probabilities(client: OpenAI) -> None:
+    stopped = []
+    for seed in range(6):
+        parameters: dict[str, Any] = {
+            "model": "tiny-llama", "messages": HELLO, "max_tokens": 30, "temperature": 1, "seed": seed,
+            "logprobs": True, "logit_bias": {"1": 4},
+        }  # fmt: skip
+        (choice,) = client.chat.completions.create(**parameters).choices
+        parts = [part for chunk in client.chat.completions.create(**parameters, stream=True) for part in chunk.choices]
+        streamed = [token for part in parts if part.logprobs for token in part.logprobs.content or []]
+        found = (choice.logprobs and choice.logprobs.content) or []
+        assert streamed == found
+        assert "<end>" not in [token.token for token in found]
+        stopped += [choice.message.content] if choice.finish_reason == "stop" and choice.message.content else []
+    assert stopped
+
+
+async def test_a_held_token_that_is_no_end_token_comes_later() -> None:
+    first, second = TokenLogprob(5, -1.0, (), "a"), TokenLogprob(6, -2.0, (), "b")
+
+    async def parts(end: FinishReason) -> Parts:
+        yield 0, GenerationDelta("", (5,), (first,))  # held back: it may be part of a stop sequence
+        yield None
+        yield 0, GenerationDelta("a", (6,), (second,))
+        yield 0, GenerationEnd(end, 2, None, None, None, "")
+
+    async def tokens(end: FinishReason) -> list[TokenLogprob]:
+        found = [part async for part in without_end_tokens(parts(end))]
+        return [one for part in found if part for one in getattr(part[1], "logprobs", ())]
+
+    assert await tokens(FinishReason.EOS) == [first]
+    assert await tokens(FinishReason.LENGTH) == [first, second]
 
 
 def test_a_conversation_with_developer_and_parts_is_read_as_system_and_text(client: OpenAI, services: World) -> None:

@@ -174,6 +174,18 @@ def test_errors_say_what_to_change(http: httpx.Client) -> None:
         ({"seed": -1}, f"seed: must be at least 0 and at most {(1 << 63) - 1}, is -1"),
         ({"messages": []}, "messages: List should have at least 1 item, not 0"),
         ({"store": True}, "store: must be false: the gateway stores no answers"),
+        ({"messages": ["hello"]}, "messages[0]: must be an object"),
+        ({"messages": "hello"}, "messages: must be a list"),
+        (
+            {"messages": [{"role": "tool", "tool_call_id": "a", "content": "7 degrees"}]},
+            "messages[0].role: must be 'system', 'developer', 'user' or 'assistant': "
+            "models here read no results of tools",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages[0].content[0].type: must be 'text', 'input_text' or 'output_text': "
+            "models here read and write text only",
+        ),
         (
             {"parallel_tool_calls": True},
             "Unsupported parameter: 'parallel_tool_calls': an answer has at most one tool call.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trainer_service.cluster.memory import measure_memory
 from trainer_service.cluster.ray_cluster import RayCluster, short_temporary_folder
 from trainer_service.cluster.ray_pool import RayPool
 from trainer_service.cluster.settings import WorkerSettings
-from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
+from trainer_service.cluster.worker_init import WorkerSpec, load_trainer, load_trainer_in_background
 from trainer_service.config import TrainerSettings
 from trainer_service.training.events import StepDone, TrainingEvent
 from trainer_service.worker_pool import ray_pool
@@ -34,6 +35,21 @@ def losses(spec: WorkerSpec) -> list[float]:
     while not cohort.is_idle:
         events += cohort.step()
     return [event.loss for event in events if isinstance(event, StepDone)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has its own priority only on Linux")
+def test_training_leaves_the_processors_to_what_must_answer(tiny_model_dir: Path) -> None:
+    """Heartbeats and polls go first on a machine that has too much to do."""
+
+    def load_and_measure() -> tuple[int, int]:
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        load_trainer_in_background(WorkerSpec("tiny", str(tiny_model_dir), WorkerSettings.of(FLOAT32)))
+        return before, os.getpriority(os.PRIO_PROCESS, 0)
+
+    with ThreadPoolExecutor(1) as thread:
+        before, after = thread.submit(load_and_measure).result()
+    assert after == min(before + 5, 19)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_a_model_whose_layers_lie_on_several_devices_trains_the_same(
@@ -117,7 +133,7 @@ model_dir, *files = sys.argv[1:]
 for file in files:
     open(file, "w").write(str(os.getpid()))
 from trainer_service.cluster.settings import WorkerSettings
-from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
+from trainer_service.cluster.worker_init import WorkerSpec, load_trainer, load_trainer_in_background
 import torch
 load_trainer(WorkerSpec("tiny", model_dir, WorkerSettings(device="cpu")))
 print(torch.get_num_threads(), torch.get_num_interop_threads(), flush=True)

@@ -117,7 +117,7 @@ async def test_a_full_disk_is_unavailable_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="No space left on device"):
         await store.receive(chunks(LINES))
     assert not list((tmp_path / "datasets").iterdir())
 

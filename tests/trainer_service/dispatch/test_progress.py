@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from shared.values.results import EncodingStatistics, TuningProgress
 from trainer_service.dispatch.progress import AttemptProgress
-from trainer_service.jobs.model import Evaluation, EventPayload, Note
+from trainer_service.jobs.model import Checkpoint, Evaluation, EventPayload, Note
 from trainer_service.training.events import (
+    Checkpointed,
     Evaluated,
     Finished,
     Judging,
@@ -38,6 +39,11 @@ def test_loss_and_metrics_of_the_last_step_are_reported_once() -> None:
     assert len(steps) == len(set(steps)) == 2, "the first and the last: the others are within ten seconds"
     assert [payload.metrics for payload in payloads if isinstance(payload, Evaluation)] == [{"loss": 0.4}]
     assert [payload.metrics for payload in payloads if isinstance(payload, TuningProgress)] == [{}, {}]
+
+
+def test_a_step_whose_state_is_stored_twice_is_reported_once() -> None:
+    stored = [Checkpointed("job", 1, number, b"state") for number in (2, 2, 4, 4)]
+    assert told(*stored) == [Checkpoint(step=2), Checkpoint(step=4)]
 
 
 def test_examples_that_are_counted_are_told_until_the_first_step() -> None:

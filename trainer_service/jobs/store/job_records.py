@@ -131,10 +131,10 @@ class JobRecords:
         with self._database.read() as connection:
             return self._with_position(connection, _read(connection, job_id, visible_to), visible_to)
 
-    def check_visible(self, job_id: str, visible_to: tuple[str, ...]) -> None:
-        """Raises NotFound if the job doesn't exist or the caller may not see it."""
+    def state(self, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> JobState:
+        """The job's state, without reading the rest of it. Raises NotFound."""
         with self._database.read() as connection:
-            _read(connection, job_id, visible_to)
+            return _state(connection, job_id, visible_to)
 
     def record(self, job_id: str) -> Record:
         """The job with its scheduling data. Raises NotFound."""
@@ -155,7 +155,7 @@ class JobRecords:
         with self._database.read() as connection:
             found, more = event_log.read(connection, job_id, after, limit)
             if not found:
-                _read(connection, job_id)
+                _state(connection, job_id)
             return found, more
 
     def delete(self, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> None:
@@ -236,6 +236,14 @@ class JobRecords:
         counts = tenant_shares.counts_of_waiting(connection, waiting)
         position = positions_before(shares, counts, tenant, connection.scalar(ahead) or 0)
         return record.job.model_copy(update={"queue_position": position})
+
+
+def _state(connection: Connection, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> JobState:
+    """Raises NotFound like `_read`."""
+    state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id, visible(visible_to, connection)))
+    if state is None:
+        raise NotFound("tuning job", job_id)
+    return JobState(state)
 
 
 def _read(

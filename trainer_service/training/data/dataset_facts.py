@@ -49,6 +49,10 @@ class DatasetFacts(BaseModel):
         return set(self.labels) <= set(labels) if labels else len(self.labels) > 1
 
 
+Description = tuple[DatasetFacts, tuple[Example, ...]]
+"""The facts about a dataset and its sampled examples."""
+
+
 def scan_examples(
     lines: Iterable[bytes], labels: Sequence[str] = (), limits: DatasetLimits | None = None, *, quote: bool = True
 ) -> DatasetFacts:

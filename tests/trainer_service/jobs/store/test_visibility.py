@@ -152,7 +152,7 @@ def test_a_foreign_job_takes_the_same_steps_as_one_that_does_not_exist(store: Jo
     foreign, missing = create(store, "acme-a").id, "z" * 26
     calls: list[Callable[[str], object]] = [
         lambda id: store.get(id, SUPPORT),
-        lambda id: store.check_visible(id, SUPPORT),
+        lambda id: store.state(id, SUPPORT),
         lambda id: store.change(id, lambda old: transitions.cancel(old, time.time()), visible_to=SUPPORT),
         lambda id: store.delete(id, SUPPORT),
     ]

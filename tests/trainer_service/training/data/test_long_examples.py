@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from shared.errors import DamagedBlob, InvalidInput
-from shared.text.template import InputEncoder, Template
+from shared.text.template import InputEncoder, Template, TemplateFormat
+from shared.values.example import Message
 from tests.tiny_models import byte_tokenizer
 from tests.trainer_service.training.tasks import task
+from trainer_service.training.data.dataset import parse_examples
 from trainer_service.training.data.encoding import encode_dataset, encode_split, statistics
 from trainer_service.training.data.example_lines import ExampleLines
 from trainer_service.training.data.split import split_validation
 from trainer_service.training.data.token_rows import TokenRowsCache
-from trainer_service.training.spec import TooLong
+from trainer_service.training.spec import TaskKind, TooLong
 
 MAX_POSITIONS = 100
 
@@ -64,6 +66,21 @@ def test_too_long_examples_are_refused_with_counts_cut_or_left_out(lines: Exampl
     assert int((cut.input_lengths + cut.target_lengths).max()) == 94
     found = statistics(cut, dropped, 0)
     assert (found.num_train, found.num_dropped, found.num_truncated) == (21, 3, 1)
+
+
+@pytest.mark.parametrize("roles", [("user", "assistant"), ("user", "user"), ("assistant",), ("system", "user", "user")])
+@pytest.mark.parametrize("format", [TemplateFormat.CHAT, TemplateFormat.TEXT])
+def test_turns_of_one_role_in_a_row_are_the_same_in_training_and_serving(
+    roles: tuple[str, ...], format: TemplateFormat
+) -> None:
+    """The last answer is learned after exactly the tokens that a request with the turns before it has."""
+    encoder = InputEncoder(byte_tokenizer(), Template(format=format))
+    turns = [Message(role, f"text {index}") for index, role in enumerate((*roles, "assistant"))]
+    lines = [json.dumps({"messages": [{"role": one.role, "content": one.content} for one in turns]})]
+    spec = task().spec.model_copy(update={"task": TaskKind.CHAT})
+    (learned,) = encode_dataset(parse_examples(lines).examples, encoder, spec, MAX_POSITIONS).examples
+    assert list(learned.input_ids) == encoder.encode_messages(turns[:-1])
+    assert encoder.tokenizer.decode(learned.target_ids).strip().startswith(turns[-1].content)
 
 
 def test_jobs_with_the_same_file_share_one_copy_of_its_tokens(lines: ExampleLines, encoder: InputEncoder) -> None:
