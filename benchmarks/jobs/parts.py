@@ -61,7 +61,7 @@ class Admission:
     def __init__(self, info: BaseModelInfo) -> None:
         self._info = info
 
-    async def check(self, spec: StoredSpec) -> EffectiveSpec:
+    async def check(self, spec: StoredSpec, unstored: object = None) -> EffectiveSpec:
         hyperparameters = fill(spec.hyperparameters, TaskKind.GENERATION, 48, self._info, Template())
         training = TrainingSpec(task=TaskKind.GENERATION, template=Template(), hyperparameters=hyperparameters)
         return EffectiveSpec(

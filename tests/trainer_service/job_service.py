@@ -63,7 +63,7 @@ class AdmitAll:
     def __init__(self, base: EffectiveSpec) -> None:
         self.base = base
 
-    async def check(self, spec: StoredSpec) -> EffectiveSpec:
+    async def check(self, spec: StoredSpec, unstored: object = None) -> EffectiveSpec:
         asked = spec.hyperparameters
         given = {name: value for name, value in vars(asked).items() if value is not None}
         hyperparameters = self.base.training.hyperparameters.model_copy(update=given)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.ray
 
 
 class AdmitByModel(AdmitAll):
-    async def check(self, spec: StoredSpec) -> EffectiveSpec:
+    async def check(self, spec: StoredSpec, unstored: object = None) -> EffectiveSpec:
         effective = await super().check(spec)
         return effective.model_copy(update={"base_model": replace(effective.base_model, id=spec.base_model)})
 

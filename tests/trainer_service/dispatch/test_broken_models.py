@@ -27,7 +27,7 @@ class AdmitForPrompt:
     def __init__(self, admission: Any) -> None:
         self._admission = admission
 
-    async def check(self, spec: StoredSpec) -> EffectiveSpec:
+    async def check(self, spec: StoredSpec, unstored: object = None) -> EffectiveSpec:
         found: EffectiveSpec = await self._admission.check(spec)
         return found.model_copy(update={"base_model": replace(BASE_MODEL, id=spec.prompt.partition("-")[0])})
 
