@@ -30,6 +30,8 @@ from shared.security.quotas import Charges, Quotas
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 HEALTH_WATCH = f"/{HEALTH_SERVICE}/Watch"
+RELAY_SERVICE = "prompttuning.v1.RelayService"
+"""Open to all: each call that it carries is checked."""
 REFLECTION_SERVICES = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
 _ANY_ROLE = Rule(frozenset())
 _UNCHECKED = Caller("unchecked", frozenset())
@@ -72,7 +74,11 @@ class Guard:
     ) -> None:
         self._authenticator = authenticator
         self._quotas = Quotas()
-        self._access: dict[str, Access] = {HEALTH_SERVICE: health, **dict.fromkeys(REFLECTION_SERVICES, reflection)}
+        self._access: dict[str, Access] = {
+            HEALTH_SERVICE: health,
+            RELAY_SERVICE: "everyone",
+            **dict.fromkeys(REFLECTION_SERVICES, reflection),
+        }
 
     @property
     def asks(self) -> bool:
