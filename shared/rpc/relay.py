@@ -44,21 +44,18 @@ class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
     async def Relay(self, requests: AsyncIterator[relay_pb2.RelayRequest], context: Any) -> None:
         """Run the calls of one stream until the caller ends it and they have ended."""
         outbox, calls = _Outbox(context), dict[int, _RelayedContext]()
+        sending = asyncio.create_task(outbox.run())
         try:
-            async with asyncio.TaskGroup() as group:
-                sending = group.create_task(outbox.run())
-                async with asyncio.TaskGroup() as running:
-                    async for request in requests:
-                        for action in request.actions:
-                            self._act(action, calls, outbox, running)
-                            await outbox.room()
-                await outbox.room(0)
-                sending.cancel()
+            async with asyncio.TaskGroup() as running:
+                async for request in requests:
+                    for action in request.actions:
+                        self._act(action, calls, outbox, running)
+                        await outbox.room()
         except ExceptionGroup as errors:
-            error: Exception = errors
-            while isinstance(error, ExceptionGroup):
-                error = error.exceptions[0]
-            raise error from None
+            raise errors.exceptions[0] from None
+        finally:  # a status can't be sent during a message, so the last one ends first
+            outbox.close()
+            await asyncio.gather(sending, return_exceptions=True)
 
     def _act(
         self,
@@ -82,9 +79,7 @@ class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
         elif call is not None and kind == "cancel":
             call.cancel()
 
-    def _refusal(
-        self, action: relay_pb2.RelayAction, calls: dict[int, _RelayedContext]
-    ) -> SoftPromptError | None:
+    def _refusal(self, action: relay_pb2.RelayAction, calls: dict[int, _RelayedContext]) -> SoftPromptError | None:
         if action.call in calls:
             return InvalidInput.of("actions.call", "is the number of a call that runs")
         if self._is_leaving():
@@ -133,7 +128,7 @@ class _Outbox:
 
     def __init__(self, context: Any) -> None:
         self.context = context
-        self._answers, self._bytes = deque[relay_pb2.RelayAnswer](), 0
+        self._answers, self._bytes, self._is_closed = deque[relay_pb2.RelayAnswer](), 0, False
         self._filled, self._sent = asyncio.Event(), asyncio.Event()
 
     def put(self, answer: relay_pb2.RelayAnswer) -> None:
@@ -142,19 +137,25 @@ class _Outbox:
         self._bytes += answer.ByteSize()
         self._filled.set()
 
-    async def room(self, unsent: int = _MAX_UNSENT_BYTES) -> None:
-        """Wait until at most `unsent` bytes are unsent; with 0, until everything is sent."""
-        while self._bytes > unsent:
+    def close(self) -> None:
+        """End `run` once everything is sent."""
+        self._is_closed = True
+        self._filled.set()
+
+    async def room(self) -> None:
+        """Wait while too much is unsent."""
+        while self._bytes > _MAX_UNSENT_BYTES:
             self._sent.clear()
             await self._sent.wait()
 
     async def run(self) -> None:
-        """Send what is put, with all that was put before in one message. Ends by cancellation."""
+        """Send what is put, with all that was put before in one message, until `close`."""
         await self.context.write(relay_pb2.RelayResponse())
-        while True:
-            self._filled.clear()
+        while self._answers or not self._is_closed:
             if not self._answers:
+                self._filled.clear()
                 await self._filled.wait()
+                continue
             response, num_bytes = relay_pb2.RelayResponse(), 0
             while self._answers and (not num_bytes or num_bytes + self._answers[0].ByteSize() <= BATCH_BYTES):
                 num_bytes += self._answers[0].ByteSize()
