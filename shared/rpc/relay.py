@@ -25,6 +25,8 @@ from shared.rpc.relay_wire import BATCH_BYTES, MAX_CALLS, MAX_REQUEST_BYTES, Pai
 _MAX_UNSENT_BYTES = 1 << 20
 """Unsent bytes of one relay at which its calls wait."""
 _METADATA_BYTES = 64 << 10
+_MAX_RELAYS = 64
+"""Relays of one server at a time: anybody can begin one. Routers without one send calls of their own."""
 
 _Service = Callable[[Any], Any]
 
@@ -40,10 +42,22 @@ class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
     ) -> None:
         self._interceptor, self._service, self._is_leaving = interceptor, service, is_leaving
         self._max_bytes = max_message_bytes - BATCH_BYTES - _METADATA_BYTES
+        self._num_relays = 0
 
-    async def Relay(self, requests: AsyncIterator[relay_pb2.RelayRequest], context: Any) -> None:
+    async def Relay(  # type: ignore[override]  # it writes to the context
+        self, requests: AsyncIterator[relay_pb2.RelayRequest], context: Any
+    ) -> None:
         """Run the calls of one stream until the caller ends it and they have ended."""
-        outbox, calls = _Outbox(context), dict[int, _RelayedContext]()
+        if self._num_relays >= _MAX_RELAYS:
+            raise Overloaded(f"too many relays: {_MAX_RELAYS}", retry_after_seconds=1.0)
+        self._num_relays += 1
+        try:
+            await self._relay(requests, _Outbox(context))
+        finally:
+            self._num_relays -= 1
+
+    async def _relay(self, requests: AsyncIterator[relay_pb2.RelayRequest], outbox: _Outbox) -> None:
+        calls = dict[int, _RelayedContext]()
         sending = asyncio.create_task(outbox.run())
         try:
             async with asyncio.TaskGroup() as running:

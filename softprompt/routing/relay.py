@@ -25,6 +25,8 @@ _MAX_SECONDS = 60.0
 """Age at which a relay gets no more calls, so that they follow the connection to the replica."""
 _MAX_UNREAD_BYTES = 64 << 10
 """Unread bytes at which a call is paused; half of it at which it goes on."""
+_PAUSE_SECONDS = 1.0
+"""Time without a relay after one that broke or was refused."""
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Metadata = Sequence[tuple[str, str]]
@@ -36,6 +38,7 @@ class Relays:
     def __init__(self, channel: Any) -> None:
         self._channel = channel
         self._relay: _Relay | None = None
+        self._not_before = 0.0
         self._is_known = True
         """False once the replica has answered that it has no relay."""
 
@@ -46,9 +49,10 @@ class Relays:
         relay, now = self._relay, asyncio.get_running_loop().time()
         if relay is not None and (relay.is_over or now - relay.began > _MAX_SECONDS):
             relay.retire()
+            self._not_before = now + _PAUSE_SECONDS if relay.is_over else now
             self._is_known = self._is_known and not relay.is_unknown
             relay = self._relay = None
-        if relay is None and self._is_known and num_calls >= _LEAST_CALLS:
+        if relay is None and self._is_known and num_calls >= _LEAST_CALLS and now >= self._not_before:
             self._relay = _Relay(self._channel)
         if relay is None or not relay.is_open or len(request) > MAX_REQUEST_BYTES or relay.num_calls >= MAX_CALLS:
             return None
@@ -214,8 +218,8 @@ class RelayedCall:
             return
         self._is_over, self._trailing = True, trailing
         if code is not grpc.StatusCode.OK:
-            pairs = [grpc.aio.Metadata(*found) for found in (self._initial, trailing)]
-            self._error = grpc.aio.AioRpcError(code, *pairs, details=details)
+            initial, last = (grpc.aio.Metadata(*found) for found in (self._initial, trailing))
+            self._error = grpc.aio.AioRpcError(code, initial, last, details=details)
         if self._timer is not None:
             self._timer.cancel()
         self._relay.forget(self._number)

@@ -136,7 +136,7 @@ async def test_cancellations_and_deadlines_reach_the_server(tmp_path: Path) -> N
 
 
 async def test_a_caller_that_reads_nothing_stops_its_own_answer_only(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (_, words, link, _):
+    async with serving(tmp_path) as (_, _, link, _):
         slow = relayed(link, request(5000), timeout=60)
         await until(lambda: slow._is_paused)
         assert len(await read_all(relayed(link, request(100)))) == 100
@@ -152,8 +152,13 @@ async def test_a_relay_that_breaks_ends_its_calls_and_is_replaced(tmp_path: Path
         broken._call.cancel()
         assert (await refused(call)).code() is grpc.StatusCode.UNAVAILABLE
         await until(lambda: words.cancelled == 1)
-        await read_all(link.call(STREAMING, request(1), 10, AUTHORIZED))
-        await until(lambda: (found := link._relays._relay) is not None and found is not broken and found.is_open)
+
+        async def has_another() -> bool:
+            await read_all(link.call(STREAMING, request(1), 10, AUTHORIZED))
+            found = link._relays._relay
+            return found is not None and found is not broken and found.is_open
+
+        await until(has_another)
         assert await read_all(relayed(link, request(2))) == ["0", "1"]
         held = relayed(link, request(0))
         await until(lambda: server._calls.count == 1)
@@ -200,6 +205,12 @@ async def test_an_attacker_learns_and_holds_nothing(tmp_path: Path) -> None:
             while await call.read() is not grpc.aio.EOF:
                 pass
         assert await call.code() is grpc.StatusCode.OK
+        more = [stub.Relay() for _ in range(80)]
+        for relay in more:
+            await relay.write(relay_pb2.RelayRequest())
+        await until(lambda: sum(relay.done() for relay in more) == 17)  # 64 run, one of them the link's
+        for relay in more:
+            relay.cancel()
         raw: Any = channel.stream_stream("/prompttuning.v1.RelayService/Relay", None, None)
         bad = raw()
         await bad.write(b"\xff\xff\xff")
