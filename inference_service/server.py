@@ -143,6 +143,7 @@ async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
     rpc = RpcServer(settings, [SERVICE_NAME], RpcMetrics(metrics), tracing=tracing)
     servicer = GenerationServicer()
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, rpc.grpc_server)
+    rpc.relay(partial(generation_pb2_grpc.add_GenerationServiceServicer_to_server, servicer))
     metrics_server = serve_metrics(
         metrics, settings.host, settings.metrics_port
     )  # first: if it fails, no gRPC server has to be drained

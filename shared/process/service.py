@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -56,6 +57,7 @@ def run_configured(
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logs.configure(settings.log_format, settings.log_level)
     tune_allocator()
+    gc.freeze()  # modules live as long as the process: the collector need not look through them again and again
     try:
         asyncio.run(_until_stopped(settings, serve))
     except Exception as error:

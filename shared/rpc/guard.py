@@ -31,6 +31,8 @@ from shared.security.shared_limits import SharedLimits
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 HEALTH_WATCH = f"/{HEALTH_SERVICE}/Watch"
+RELAY_SERVICE = "prompttuning.v1.RelayService"
+"""Open to all: each call that it carries is checked."""
 REFLECTION_SERVICES = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
 _ANY_ROLE = Rule(frozenset())
 _UNCHECKED = Caller("unchecked", frozenset())
@@ -81,7 +83,11 @@ class Guard:
     ) -> None:
         self._authenticator = authenticator
         self._quotas, self._shared_limits = Quotas(), shared_limits
-        self._access: dict[str, Access] = {HEALTH_SERVICE: health, **dict.fromkeys(REFLECTION_SERVICES, reflection)}
+        self._access: dict[str, Access] = {
+            HEALTH_SERVICE: health,
+            RELAY_SERVICE: "everyone",
+            **dict.fromkeys(REFLECTION_SERVICES, reflection),
+        }
 
     @property
     def asks(self) -> bool:

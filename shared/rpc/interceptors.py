@@ -29,7 +29,7 @@ from shared.caller import Caller
 from shared.errors import Overloaded, SoftPromptError
 from shared.rpc.calls import CallCounter
 from shared.rpc.errors import status_of
-from shared.rpc.guard import Admission, Guard
+from shared.rpc.guard import RELAY_SERVICE, Admission, Guard
 from shared.rpc.messages import END, check_readable, first_of, heard_out, reader_of
 from shared.rpc.metrics import RpcMetrics
 from shared.rpc.tenant_metrics import TenantLabels, outcome_of_code
@@ -47,7 +47,7 @@ REQUEST_ID_KEY, TRACE_KEY, STATE_KEY, PUSHBACK_KEY = (
 _MAX_PUSHBACK_SECONDS = 10.0
 _CANCEL_SECONDS = 1.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_QUIET_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
+_QUIET_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", RELAY_SERVICE)
 
 
 def request_id_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prompttuning.v1 import relay_pb2_grpc
 
 from shared.config import RpcSettings
 from shared.loopback import is_loopback
@@ -23,8 +24,10 @@ from shared.rpc.calls import CallCounter
 from shared.rpc.guard import HEALTH_SERVICE, PassingGuard, guard_of
 from shared.rpc.health import HealthServicer
 from shared.rpc.interceptors import CallInterceptor
+from shared.rpc.late import LateServices
 from shared.rpc.metrics import RpcMetrics
 from shared.rpc.ports import check_port
+from shared.rpc.relay import RelayServicer
 from shared.rpc.tls import server_credentials
 from shared.security.certificates import TlsFiles
 from shared.tracing import Tracing
@@ -69,8 +72,9 @@ class RpcServer:
         metrics.expect(service_names)
         self.guard = guard_of(settings, metrics.registry)
         self._credentials = _credentials_of(settings, metrics)
+        self.interceptor = CallInterceptor(metrics, self._calls, self.guard, tracing or Tracing(), endless)
         self.grpc_server = grpc.aio.server(
-            interceptors=[CallInterceptor(metrics, self._calls, self.guard, tracing or Tracing(), endless)],
+            interceptors=[self.interceptor],
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -95,6 +99,15 @@ class RpcServer:
             )
         self.health_port: int | None = None
         self._health_server: grpc.aio.Server | None = None
+
+    def relay(self, add: Callable[[Any], None]) -> None:
+        """Also serve a relay of the service that `add` adds to a server."""
+        service = LateServices((), "")
+        add(service)
+        servicer = RelayServicer(
+            self.interceptor, service.service, self.draining.is_set, self._settings.max_message_bytes
+        )
+        relay_pb2_grpc.add_RelayServiceServicer_to_server(servicer, self.grpc_server)
 
     async def start(self) -> int:
         """Start to listen and return the port. All health services but `live` are NOT_SERVING until `set_serving`.

@@ -104,7 +104,8 @@ async def _live(
         has_read.set()
         metrics.records_read(directory.revision, routing.links())
 
-    late.add_generic_rpc_handlers((RouterServicer(routing, bool(security.certificate_file)).handler(),))
+    servicer = RouterServicer(routing, bool(security.certificate_file), settings.max_request_bytes)
+    late.add_generic_rpc_handlers((servicer.handler(),))
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(directory.run(records_read))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
 from prompttuning.v1 import generation_pb2
 
-from shared.errors import Unauthenticated
+from shared.errors import Overloaded, Unauthenticated
 from shared.log import bound_fields
 from shared.rpc.tenant_metrics import TenantLabels
 from shared.trace_context import trace_headers
@@ -20,6 +20,7 @@ from softprompt.routing.routing import Routing, loop_error
 
 _SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
 SERVICE_NAME = _SERVICE.full_name
+_RETRY_SECONDS = 1.0
 
 
 class RouterServicer:
@@ -27,8 +28,10 @@ class RouterServicer:
     callers without a token for the router itself.
     """
 
-    def __init__(self, routing: Routing, has_certificate: bool) -> None:
+    def __init__(self, routing: Routing, has_certificate: bool, max_bytes: int) -> None:
+        """`max_bytes`: of the requests of all calls together; one alone may have any size."""
         self._routing, self._has_certificate = routing, has_certificate
+        self._max_bytes, self._held_bytes = max_bytes, 0
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The methods of the service, for messages as bytes."""
@@ -40,24 +43,38 @@ class RouterServicer:
             call = self._call(name, request, context)
             overview = OVERVIEWS.get(name)
             try:
-                if overview is not None:
-                    return await overview(self._routing, call)
-                return await self._routing.unary(call)
+                with self._held(call):
+                    return await (self._routing.unary(call) if overview is None else overview(self._routing, call))
             except grpc.aio.AioRpcError as error:
                 await _abort(error, context)
                 raise
 
         async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            call = self._call(name, request, context)
             try:
-                async with aclosing(self._routing.stream(self._call(name, request, context))) as responses:
-                    async for response in responses:
-                        yield response
+                with self._held(call):
+                    async with aclosing(self._routing.stream(call)) as responses:
+                        async for response in responses:
+                            yield response
             except grpc.aio.AioRpcError as error:
                 await _abort(error, context)
 
         if name == STREAMING:
             return grpc.unary_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(unary)
+
+    @contextmanager
+    def _held(self, call: Call) -> Iterator[None]:
+        """Count the bytes of a call's request inside the `with` block. Raises Overloaded if there are too many."""
+        num_bytes = len(call.request)
+        if self._held_bytes and self._held_bytes + num_bytes > self._max_bytes:
+            text = f"the router is full: the requests of its calls have {self._held_bytes} bytes"
+            raise Overloaded(text, retry_after_seconds=_RETRY_SECONDS)
+        self._held_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self._held_bytes -= num_bytes
 
     def _call(self, name: str, request: bytes, context: Any) -> Call:
         """What to pass on of a call: its token, its request id, its trace and its deadline."""

@@ -35,6 +35,10 @@ class RouterSettings(RpcSettings):
     """Most waiting calls; further ones are refused with RESOURCE_EXHAUSTED."""
     max_waiting_bytes: int = Field(default=256 << 20, ge=1, le=1 << 40)
     """Most bytes of the requests of waiting calls together; further ones are refused with RESOURCE_EXHAUSTED."""
+    max_request_bytes: int = Field(default=1 << 30, ge=1, le=1 << 40)
+    """Most bytes of the requests of all calls in the router together; further ones are refused with
+    RESOURCE_EXHAUSTED.
+    """
     default_base_model: str = ""
     """Id of the base model for requests without a prompt that name none; empty: they are refused if there are several.
     """

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from softprompt.routing.directory import Replica
+from softprompt.routing.relay import Relays
 
 SERVICE = "/prompttuning.v1.GenerationService/"
 STREAMING = "GenerateStream"
@@ -25,6 +26,7 @@ class Link:
         """Whether something other than a replica answered at this address."""
         self._channel = channel
         self._methods: dict[str, Any] = {}
+        self._relays = Relays(channel)
 
     @property
     def load(self) -> int:
@@ -39,12 +41,16 @@ class Link:
         state = self._channel.get_state(try_to_connect=True)
         return 2 if self.is_wrong else 0 if state is _READY else 2 if state is _BROKEN else 1
 
-    def method(self, name: str) -> Any:
-        """The multi-callable of a method."""
+    def call(self, name: str, request: bytes, timeout: float | None, metadata: Sequence[tuple[str, str]]) -> Any:
+        """Begin a call of a method: one of gRPC, or one over the relay."""
+        if name == STREAMING:
+            relayed = self._relays.call(SERVICE + name, request, timeout, metadata, self.in_flight)
+            if relayed is not None:
+                return relayed
         if name not in self._methods:
             kind = self._channel.unary_stream if name == STREAMING else self._channel.unary_unary
             self._methods[name] = kind(SERVICE + name, None, None)
-        return self._methods[name]
+        return self._methods[name](request, timeout=timeout, metadata=metadata)
 
     @contextmanager
     def used(self) -> Iterator[None]:

@@ -112,7 +112,7 @@ class Routing:
             tried.add(link)
             remaining = None if deadline is None else max(0.0, deadline - loop.time())
             with link.used():
-                call = link.method(name)(request, timeout=remaining, metadata=(*given.metadata, (ROUTED_KEY, "1")))
+                call = link.call(name, request, remaining, (*given.metadata, (ROUTED_KEY, "1")))
                 try:
                     try:
                         first = await _first_of(call, name)

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prompttuning.v1 import generation_pb2 as pb
 from prompttuning.v1 import generation_pb2_grpc
 
-from shared.errors import InvalidInput, NotFound, Unauthenticated, Unavailable
+from shared.errors import InvalidInput, NotFound, Overloaded, Unauthenticated, Unavailable
 from shared.prompt.manifest import utc_now
 from shared.security.tokens import hash_token, new_token
 from shared.store import open_store
@@ -323,3 +323,30 @@ async def test_a_router_with_a_certificate_acts_for_nobody_without_a_token(
             with_token = (("authorization", f"Bearer {TOKEN}"),)
             answer = await stub.Generate(generate_request("hi", "tone"), metadata=with_token)
             assert answer.start.version == "prompts/tone/versions/1"
+
+
+async def test_requests_of_running_calls_are_bounded_in_bytes(
+    tiny_model_dir: Path, tmp_path: Path, brake: Brake
+) -> None:
+    brake.seconds = 0.02
+    store = open_store(str(tmp_path / "store"))
+    publish(store, blob(tiny_model_dir, matrix(1)))
+    async with (
+        running_replica(tiny_model_dir, tmp_path / "a", store_dir=tmp_path / "store"),
+        running_router(tmp_path / "r", tmp_path / "store", max_request_bytes=100) as router,
+    ):
+        held = router.stub.GenerateStream(stream_request("hi " * 40, "tone", max_new_tokens=200, ignore_eos=True))
+        await held.read()  # one alone may have any size
+        error = await refusal(router.stub.Generate(generate_request("hi", "tone")))
+        assert isinstance(error, Overloaded)
+        assert error.retry_after_seconds > 0
+        held.cancel()
+
+        async def has_room() -> bool:
+            try:
+                await router.stub.CountTokens(pb.CountTokensRequest(input=pb.GenerationInput(prompt="tone", text="hi")))
+            except grpc.aio.AioRpcError:
+                return False
+            return True
+
+        await until(has_room)

@@ -1,0 +1,30 @@
+"""What both halves of a relay agree on: limits, and metadata as messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from prompttuning.v1 import relay_pb2
+
+MAX_REQUEST_BYTES = 64 << 10
+"""Largest request of a relayed call: it is read before its caller is known."""
+MAX_CALLS = 1000
+"""Most calls of one relay at a time."""
+BATCH_BYTES = 256 << 10
+"""Messages of a relay are not made larger than this, unless a single part is."""
+
+Pairs = Sequence[tuple[str, str | bytes]]
+
+
+def to_wire(pairs: Iterable[tuple[str, str | bytes]]) -> list[relay_pb2.RelayMetadata]:
+    """Metadata as messages."""
+    encoded = ((key, value.encode() if isinstance(value, str) else value) for key, value in pairs)
+    return [relay_pb2.RelayMetadata(key=key, value=value) for key, value in encoded]
+
+
+def from_wire(entries: Iterable[relay_pb2.RelayMetadata]) -> Pairs:
+    """Metadata of messages, as gRPC gives it."""
+    return tuple(
+        (entry.key, entry.value if entry.key.endswith("-bin") else entry.value.decode(errors="replace"))
+        for entry in entries
+    )
