@@ -152,6 +152,9 @@ def _version(backend: ObjectBackend, record: VersionRecord) -> Finding | None:
             return Finding("blob", record.name, f"has {len(data)} bytes, and the log says {record.size_bytes}")
     except DamagedBlob as error:
         return Finding("blob", record.name, error.message)
+    except Unavailable as error:
+        backend.list(SNAPSHOTS)  # raises if the whole store is away, and not only this object
+        return Finding("blob", record.name, f"the blob {record.digest} can't be read: {error.message}")
     try:
         blob = decode_blob(data)
     except DamagedBlob as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from shared.errors import Unavailable
@@ -10,6 +12,7 @@ from shared.store import PromptStore
 from shared.store.base import ObjectBackend
 from shared.store.layout import blob_key, log_key, snapshot_key
 from shared.store.memory import MemoryBackend
+from shared.store.open import existing_backend, open_store
 from shared.store.verify import Verification, verify_store
 from tests.shared.prompt.blobs import make_blob
 from tests.shared.store.faults import FaultyBackend
@@ -49,6 +52,18 @@ def test_missing_damaged_and_foreign_blobs_are_found(store: PromptStore, backend
         ("blob", "prompts/tone/versions/3"),
         ("alias", "tone@default"),
     ]
+
+
+def test_a_blob_that_the_disk_does_not_return_is_named(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    for number in (1, 2):
+        store.publish("tone", make_blob("tone", number), job=f"job-{number}", alias="default")
+    blob = tmp_path / blob_key(store.index().prompt("tone").versions[1].digest)
+    blob.unlink()
+    blob.mkdir()
+    found = verify_store(existing_backend(str(tmp_path)))
+    assert problems(found) == [("blob", "prompts/tone/versions/1")]
+    assert "can't be read: " in found.findings[0].text
 
 
 def test_a_blob_that_is_no_version_is_found(backend: ObjectBackend) -> None:
