@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -93,16 +95,18 @@ def _prove(bugs: Sequence[str], most: int) -> int:
 
 def _many(seeds: list[int], plan: Plan, *, stop: bool, twice: bool) -> int:
     begun, outcomes, broken = time.perf_counter(), list[Outcome](), dict[str, list[str]]()
-    for seed in seeds:
-        outcome = live(seed, plan)
-        if twice and live(seed, plan).history.digest != outcome.history.digest:
-            outcome.problems.append("the seed's second life was different: something is not simulated")
-        outcomes.append(replace(outcome, history=History()))
-        if outcome.problems:
-            broken[str(seed)] = outcome.problems
-            print(f"seed {seed} breaks a promise: {outcome.problems[0]}", file=sys.stderr, flush=True)
-            if stop:
-                break
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):  # the figures are then those of the lives that ended
+        for seed in seeds:
+            outcome = live(seed, plan)
+            if twice and live(seed, plan).history.digest != outcome.history.digest:
+                outcome.problems.append("the seed's second life was different: something is not simulated")
+            outcomes.append(replace(outcome, history=History()))
+            if outcome.problems:
+                broken[str(seed)] = outcome.problems
+                print(f"seed {seed} breaks a promise: {outcome.problems[0]}", file=sys.stderr, flush=True)
+                if stop:
+                    break
     print(json.dumps(_figures(outcomes, time.perf_counter() - begun, 1 + twice) | {"broken": broken}))
     return bool(broken)
 
