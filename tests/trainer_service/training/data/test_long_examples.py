@@ -11,7 +11,7 @@ import pytest
 
 from shared.errors import DamagedBlob, InvalidInput
 from shared.text.template import InputEncoder, Template, TemplateFormat
-from shared.values.example import Message
+from shared.values.message import Message
 from tests.tiny_models import byte_tokenizer
 from tests.trainer_service.training.tasks import task
 from trainer_service.training.data.dataset import parse_examples
