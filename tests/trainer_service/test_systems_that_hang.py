@@ -145,7 +145,8 @@ async def test_while_the_store_hangs_training_and_checkpoints_go_on_and_what_is_
     few = pb.Hyperparameters(num_steps=400, num_virtual_tokens=4)
     endless = inline([pb.Example(input=f"forever {n}", output="yes") for n in range(20)])
     async with running_trainer(settings.model_copy(update=store), lambda _: pool) as trainer:
-        running = await create_job(trainer, hyperparameters=few, dataset=endless)
+        many = pb.Hyperparameters(num_steps=100_000, num_virtual_tokens=4)  # it stores another state in each step
+        running = await create_job(trainer, hyperparameters=many, dataset=endless)
         await first_step(trainer.tuning, running.name)
         store_proxy.hang()
         begins = await create_job(trainer, hyperparameters=few, publish=pb.PublishPolicy(alias="-"))

@@ -139,10 +139,11 @@ async def test_a_job_that_does_not_fit_beside_others_goes_alone(service: Service
     beside = await manager.create(spec("forever", num_steps=100_000))
     await service.until(beside.id, lambda job: job.progress.step > 2)
     jobs = [await manager.create(spec("oom")) for _ in range(2)]
-    for job in jobs:
-        await service.until(job.id, lambda now: now.attempt == 1 and now.state is JobState.QUEUED)
+    await service.until(jobs[0].id, lambda now: now.attempt == 1 and now.state is JobState.QUEUED)
     await manager.cancel(beside.id)
-    assert [(await service.state(job.id, JobState.SUCCEEDED)).attempt for job in jobs] == [2, 2]
+    first, second = [(await service.state(job.id, JobState.SUCCEEDED)).attempt for job in jobs]
+    assert first == 2
+    assert second in (1, 2), "it may have waited behind the first one"
     assert service.versions("tone") == [1, 2]
 
 
