@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -20,11 +21,23 @@ from prompttuning.v1 import relay_pb2, relay_pb2_grpc
 from shared.errors import InvalidInput, Overloaded, SoftPromptError, Unavailable, Unimplemented
 from shared.rpc.errors import status_of
 from shared.rpc.interceptors import CallInterceptor
-from shared.rpc.relay_wire import BATCH_BYTES, MAX_CALLS, MAX_REQUEST_BYTES, Pairs, from_wire, to_wire
+from shared.rpc.relay_wire import (
+    BATCH_BYTES,
+    MAX_ACTIONS,
+    MAX_CALLS,
+    MAX_METADATA_BYTES,
+    MAX_REQUEST_BYTES,
+    Pairs,
+    from_wire,
+    metadata_bytes,
+    to_wire,
+)
 
 _MAX_UNSENT_BYTES = 1 << 20
 """Unsent bytes of one relay at which its calls wait."""
-_METADATA_BYTES = 64 << 10
+_FRAMING_BYTES = 256
+_TOGETHER = 100
+"""Actions after which other work of the event loop has its turn."""
 _MAX_RELAYS = 64
 """Relays of one server at a time: anybody can begin one. Routers without one send calls of their own."""
 
@@ -41,7 +54,7 @@ class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
         self, interceptor: CallInterceptor, service: _Service, is_leaving: Callable[[], bool], max_message_bytes: int
     ) -> None:
         self._interceptor, self._service, self._is_leaving = interceptor, service, is_leaving
-        self._max_bytes = max_message_bytes - BATCH_BYTES - _METADATA_BYTES
+        self._max_bytes = max_message_bytes - _FRAMING_BYTES
         self._num_relays = 0
 
     async def Relay(  # type: ignore[override]  # it writes to the context
@@ -62,9 +75,13 @@ class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
         try:
             async with asyncio.TaskGroup() as running:
                 async for request in requests:
-                    for action in request.actions:
+                    if len(request.actions) > MAX_ACTIONS:
+                        raise InvalidInput.of("actions", f"are more than {MAX_ACTIONS}")
+                    for index, action in enumerate(request.actions, 1):
                         self._act(action, calls, outbox, running)
                         await outbox.room()
+                        if index % _TOGETHER == 0:
+                            await asyncio.sleep(0)
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:  # a status can't be sent during a message, so the last one ends first
@@ -81,21 +98,26 @@ class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
         kind, number = action.WhichOneof("action"), action.call
         call = calls.get(number)
         if kind == "begin":
+            if call is not None:
+                raise InvalidInput.of("actions.call", "is the number of a call that runs")
+            refused = self._refusal(action, calls)
+            if refused is not None:
+                del action.begin.metadata[:]
             call = _RelayedContext(outbox, number, action.begin, self._max_bytes)
-            if (refused := self._refusal(action, calls)) is not None:
+            if refused is not None:
                 call.end(refused)
                 return
             calls[number] = call
             call.task = running.create_task(self._run(call, action.begin))
-            call.task.add_done_callback(lambda _: calls.pop(number, None))
+            call.task.add_done_callback(partial(_forget, calls, number))
         elif call is not None and kind == "pause":
             call.pause(action.pause)
         elif call is not None and kind == "cancel":
             call.cancel()
 
     def _refusal(self, action: relay_pb2.RelayAction, calls: dict[int, _RelayedContext]) -> SoftPromptError | None:
-        if action.call in calls:
-            return InvalidInput.of("actions.call", "is the number of a call that runs")
+        if metadata_bytes(action.begin.metadata) > MAX_METADATA_BYTES:
+            return InvalidInput.of("actions.begin.metadata", f"has more than {MAX_METADATA_BYTES} bytes")
         if self._is_leaving():
             return Unavailable("the service is draining")
         if len(calls) >= MAX_CALLS:
@@ -125,6 +147,10 @@ class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
 
     async def _found(self, details: Any) -> Any:
         return self._service(details)
+
+
+def _forget(calls: dict[int, _RelayedContext], number: int, _: asyncio.Task[None]) -> None:
+    calls.pop(number).forget()
 
 
 async def _only(deserialize: Callable[[bytes], Any] | None, request: bytes) -> AsyncGenerator[Any, None]:
@@ -276,6 +302,11 @@ class _RelayedContext:
             status: Any = rpc_status.to_status(status_of(error))
             self._trailing = (*self._trailing, *status.trailing_metadata)
             self._end(status.code, status.details)
+
+    def forget(self) -> None:
+        """End what ended without a status: a task that was cancelled before it began, or with its relay."""
+        if self._code is None:
+            self.end_cancelled()
 
     def end_cancelled(self) -> None:
         """Send the end of a call that `cancel` ended."""

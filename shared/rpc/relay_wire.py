@@ -8,6 +8,10 @@ from prompttuning.v1 import relay_pb2
 
 MAX_REQUEST_BYTES = 64 << 10
 """Largest request of a relayed call: it is read before its caller is known."""
+MAX_METADATA_BYTES = 16 << 10
+"""Most metadata of a relayed call, as gRPC limits that of a call of its own."""
+MAX_ACTIONS = 1000
+"""Most actions of one message."""
 MAX_CALLS = 1000
 """Most calls of one relay at a time."""
 BATCH_BYTES = 256 << 10
@@ -28,3 +32,8 @@ def from_wire(entries: Iterable[relay_pb2.RelayMetadata]) -> Pairs:
         (entry.key, entry.value if entry.key.endswith("-bin") else entry.value.decode(errors="replace"))
         for entry in entries
     )
+
+
+def metadata_bytes(entries: Iterable[relay_pb2.RelayMetadata]) -> int:
+    """The size of metadata: keys and values."""
+    return sum(len(entry.key) + len(entry.value) for entry in entries)

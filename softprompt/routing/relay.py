@@ -16,7 +16,16 @@ from typing import Any
 import grpc
 from prompttuning.v1 import relay_pb2
 
-from shared.rpc.relay_wire import BATCH_BYTES, MAX_CALLS, MAX_REQUEST_BYTES, from_wire, to_wire
+from shared.rpc.relay_wire import (
+    BATCH_BYTES,
+    MAX_ACTIONS,
+    MAX_CALLS,
+    MAX_METADATA_BYTES,
+    MAX_REQUEST_BYTES,
+    from_wire,
+    metadata_bytes,
+    to_wire,
+)
 
 _METHOD = "/prompttuning.v1.RelayService/Relay"
 _LEAST_CALLS = 4
@@ -56,7 +65,8 @@ class Relays:
             self._relay = _Relay(self._channel)
         if relay is None or not relay.is_open or len(request) > MAX_REQUEST_BYTES or relay.num_calls >= MAX_CALLS:
             return None
-        return relay.call(method, request, timeout, metadata)
+        entries = to_wire(metadata)
+        return None if metadata_bytes(entries) > MAX_METADATA_BYTES else relay.call(method, request, timeout, entries)
 
 
 class _Relay:
@@ -81,9 +91,11 @@ class _Relay:
         """Calls that run, and what was not sent yet of others."""
         return max(len(self._calls), len(self._actions))
 
-    def call(self, method: str, request: bytes, timeout: float | None, metadata: Metadata) -> RelayedCall:
+    def call(
+        self, method: str, request: bytes, timeout: float | None, metadata: list[relay_pb2.RelayMetadata]
+    ) -> RelayedCall:
         """Begin a call."""
-        begin = relay_pb2.RelayBegin(method=method, request=request, metadata=to_wire(metadata))
+        begin = relay_pb2.RelayBegin(method=method, request=request, metadata=metadata)
         if timeout is not None:
             begin.timeout.FromNanoseconds(int(timeout * 1e9))
         number = next(self._numbers)
@@ -115,9 +127,9 @@ class _Relay:
                     await self._filled.wait()
                     continue
                 batch, num_bytes = list[relay_pb2.RelayAction](), 0
-                while self._actions and num_bytes < BATCH_BYTES:
+                while self._actions and num_bytes < BATCH_BYTES and len(batch) < MAX_ACTIONS:
                     batch.append(self._actions.popleft())
-                    num_bytes += len(batch[-1].begin.request)
+                    num_bytes += batch[-1].ByteSize()
                 await self._call.write(relay_pb2.RelayRequest(actions=batch))
             await self._call.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):

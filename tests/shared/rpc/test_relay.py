@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +20,8 @@ from shared.config import ServerSettings
 from shared.errors import Unauthenticated, Unavailable
 from shared.rpc.errors import error_from_rpc
 from shared.rpc.metrics import RpcMetrics
-from shared.rpc.relay_wire import MAX_REQUEST_BYTES, from_wire
+from shared.rpc.relay import _RelayedContext
+from shared.rpc.relay_wire import MAX_ACTIONS, MAX_METADATA_BYTES, MAX_REQUEST_BYTES, from_wire
 from shared.rpc.server import RpcServer
 from shared.security.tokens import hash_token, new_token
 from softprompt.routing.directory import Replica
@@ -189,15 +191,21 @@ async def test_an_attacker_learns_and_holds_nothing(tmp_path: Path) -> None:
             begin(5, SERVICE + "Generate"),
             begin(6, "nonsense"),
             relay_pb2.RelayAction(call=9, cancel=True),
-            relay_pb2.RelayAction(call=1, begin=relay_pb2.RelayBegin(method=SERVICE + STREAMING)),
+            begin(7, SERVICE + STREAMING),
+            relay_pb2.RelayAction(call=7, cancel=True),  # before it has begun
+            begin(8, SERVICE + STREAMING),
         ]
+        actions[-3].begin.timeout.FromSeconds(10**9)
+        actions[-1].begin.metadata.add(key="authorization", value=b"x" * MAX_METADATA_BYTES)
         await call.write(relay_pb2.RelayRequest(actions=actions))
         ends: dict[int, Any] = {}
-        while len(ends) < 6:
+        while len(ends) < 8:
             ends.update({answer.call: answer.end for answer in (await call.read()).answers if answer.HasField("end")})
         codes = {number: end.code for number, end in ends.items()}
         assert {codes[number] for number in (1, 2, 3, 5, 6)} <= {12, 16, 3}  # unimplemented, unauthenticated, invalid
-        assert codes[4] == 3
+        assert (codes[4], codes[7], codes[8]) == (3, 1, 3)
+        contexts = [one for one in gc.get_objects() if type(one) is _RelayedContext]
+        assert all(one._timer is None or one._timer.cancelled() for one in contexts), "a timer holds a call that ended"
         assert all(dict(from_wire(end.trailing_metadata)) for end in ends.values())
         assert server._calls.count == 0
         await call.done_writing()
@@ -215,3 +223,22 @@ async def test_an_attacker_learns_and_holds_nothing(tmp_path: Path) -> None:
         bad = raw()
         await bad.write(b"\xff\xff\xff")
         assert (await refused(bad)).code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("numbers", [[1, 1], list(range(MAX_ACTIONS + 1))])
+async def test_a_relay_ends_for_a_number_that_is_used_and_for_too_many_actions(
+    tmp_path: Path, numbers: list[int]
+) -> None:
+    async with serving(tmp_path) as (_, _, _, channel):
+        stub: Any = relay_pb2_grpc.RelayServiceStub(channel)
+        call = stub.Relay()
+        begins = [relay_pb2.RelayBegin(method=SERVICE + STREAMING)] * len(numbers)
+        await call.write(
+            relay_pb2.RelayRequest(
+                actions=[relay_pb2.RelayAction(call=n, begin=one) for n, one in zip(numbers, begins, strict=True)]
+            )
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as refused_relay:
+            while await call.read() is not grpc.aio.EOF:
+                pass
+        assert refused_relay.value.code() is grpc.StatusCode.INVALID_ARGUMENT
