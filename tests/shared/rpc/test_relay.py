@@ -239,4 +239,7 @@ async def test_a_relay_ends_for_a_number_that_is_used_and_for_too_many_actions(
                 actions=[relay_pb2.RelayAction(call=n, begin=one) for n, one in zip(numbers, begins, strict=True)]
             )
         )
+        with suppress(grpc.aio.AioRpcError):
+            while await call.read() is not grpc.aio.EOF:
+                pass
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
