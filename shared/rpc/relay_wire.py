@@ -9,7 +9,7 @@ from prompttuning.v1 import relay_pb2
 MAX_REQUEST_BYTES = 64 << 10
 """Largest request of a relayed call: it is read before its caller is known."""
 MAX_METADATA_BYTES = 16 << 10
-"""Most metadata of a relayed call, as gRPC limits that of a call of its own."""
+"""The largest metadata of a relayed call; gRPC has the same limit for other calls."""
 MAX_ACTIONS = 1000
 """Most actions of one message."""
 MAX_CALLS = 1000

@@ -71,10 +71,12 @@ class SharedLimits:
 
     async def begin(self, caller: Caller) -> None:
         """Count a request of the caller and its tenant. Raises Overloaded if one has reached a limit."""
-        for limit in self._limits(caller, tokens=True):
+        requests = list(self._limits(caller, tokens=False))
+        # All are tested before one is counted: a refused request uses up no other limit.
+        for limit in (*self._limits(caller, tokens=True), *requests):
             if await self._answer(self._limiter.test(limit.item, limit.key)) is False:
                 raise await self._exceeded(limit, caller)
-        for limit in self._limits(caller, tokens=False):
+        for limit in requests:  # other processes may have counted since the test
             if await self._answer(self._limiter.hit(limit.item, limit.key)) is False:
                 raise await self._exceeded(limit, caller)
 

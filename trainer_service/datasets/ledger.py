@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NoReturn
@@ -74,17 +74,22 @@ class DatasetLedger:
         with self._touching_files, self._database.write() as connection:
             self._database.lock(connection, tenant)
             self._database.lock(connection, stored.name)
-            _check_room(connection, tenant, stored.name, stored.size_bytes, allowed_bytes)
+            _check_room(connection, tenant, stored.name, stored.size_bytes, allowed_bytes, {})
             place()
             if not connection.execute(update(datasets).where(_is(tenant, stored.name)).values(**values)).rowcount:
                 connection.execute(
                     insert(datasets).values(tenant=tenant, dataset=stored.name, create_time=now, **values)
                 )
 
-    def check_room(self, tenant: str, name: str, size_bytes: int, allowed_bytes: int) -> None:
-        """Raises Overloaded if a dataset of that size exceeds the tenant's limit. A stored one isn't counted twice."""
+    def check_room(
+        self, tenant: str, name: str, size_bytes: int, allowed_bytes: int, beside: Mapping[str, int] | None = None
+    ) -> None:
+        """Raises Overloaded if a dataset of that size exceeds the tenant's limit. A stored one isn't counted twice.
+
+        `beside`: sizes of further datasets by name that would be stored before it.
+        """
         with self._database.read() as connection:
-            _check_room(connection, tenant, name, size_bytes, allowed_bytes)
+            _check_room(connection, tenant, name, size_bytes, allowed_bytes, beside or {})
 
     def require(self, tenant: str, names: Collection[str]) -> None:
         """Raises NotFound for the first dataset that the tenant doesn't have.
@@ -226,13 +231,21 @@ def _is(tenant: str, name: str) -> ColumnElement[bool]:
     return (datasets.c.tenant == tenant) & (datasets.c.dataset == name)
 
 
-def _check_room(connection: Connection, tenant: str, name: str, size_bytes: int, allowed_bytes: int) -> None:
+def _check_room(
+    connection: Connection,
+    tenant: str,
+    name: str,
+    size_bytes: int,
+    allowed_bytes: int,
+    beside: Mapping[str, int],
+) -> None:
     if not allowed_bytes:
         return
+    apart = {other: size for other, size in beside.items() if other != name}
     others = select(func.coalesce(func.sum(datasets.c.size_bytes), 0)).where(
-        datasets.c.tenant == tenant, datasets.c.dataset != name
+        datasets.c.tenant == tenant, datasets.c.dataset.not_in([name, *apart])
     )
-    used = int(connection.scalar(others) or 0)
+    used = int(connection.scalar(others) or 0) + sum(apart.values())
     if used + size_bytes > allowed_bytes:
         raise Overloaded(
             f"your tenant's datasets take {used} of {allowed_bytes} bytes, and this one has {size_bytes}: "

@@ -85,13 +85,17 @@ class TenantDatasets:
         """
         return self._store.add_uri(uri, field, labels, roots=_roots_of(tenant), keep=self._keep(tenant, sent=False))
 
-    def inspect_examples(self, tenant: Tenant, examples: Iterable[Example], labels: Sequence[str] = ()) -> Inspected:
-        """What `add_examples` would store. Raises what it raises, and stores nothing."""
-        return self._with_room(tenant, self._store.inspect_examples(examples, labels))
+    def inspect_examples(
+        self, tenant: Tenant, examples: Iterable[Example], labels: Sequence[str] = (), beside: Sequence[Inspected] = ()
+    ) -> Inspected:
+        """What `add_examples` would store after those `beside`. Raises what it raises, and stores nothing."""
+        return self._with_room(tenant, self._store.inspect_examples(examples, labels), beside)
 
-    def inspect_uri(self, tenant: Tenant, uri: str, field: str, labels: Sequence[str] = ()) -> Inspected:
-        """What `add_uri` would store. Raises what it raises, and stores nothing."""
-        return self._with_room(tenant, self._store.inspect_uri(uri, field, labels, roots=_roots_of(tenant)))
+    def inspect_uri(
+        self, tenant: Tenant, uri: str, field: str, labels: Sequence[str] = (), beside: Sequence[Inspected] = ()
+    ) -> Inspected:
+        """What `add_uri` would store after those `beside`. Raises what it raises, and stores nothing."""
+        return self._with_room(tenant, self._store.inspect_uri(uri, field, labels, roots=_roots_of(tenant)), beside)
 
     def labels(self, tenant: Tenant, name: str) -> tuple[str, ...]:
         """The labels that occur in a dataset. Raises NotFound if the tenant doesn't have it."""
@@ -130,9 +134,9 @@ class TenantDatasets:
                 "bytes of a deleted dataset are left for now: %s", error.message, extra={"fields": {"dataset": name}}
             )
 
-    def _with_room(self, tenant: Tenant, inspected: Inspected) -> Inspected:
-        dataset = inspected.dataset
-        self._ledger.check_room(tenant.name, dataset.name, dataset.size_bytes, self._allowed(tenant))
+    def _with_room(self, tenant: Tenant, inspected: Inspected, beside: Sequence[Inspected]) -> Inspected:
+        dataset, sizes = inspected.dataset, {other.dataset.name: other.dataset.size_bytes for other in beside}
+        self._ledger.check_room(tenant.name, dataset.name, dataset.size_bytes, self._allowed(tenant), sizes)
         return inspected
 
     def _allowed(self, tenant: Tenant) -> int:

@@ -12,6 +12,7 @@ from shared.values.enums import TooLong
 from shared.values.example import Example
 from shared.values.spec import TuningSpec, is_uri
 from shared.violations import moved
+from trainer_service.datasets.store import Inspected
 from trainer_service.datasets.tenant_datasets import TenantDatasets
 from trainer_service.jobs.model import Job, StoredSpec
 from trainer_service.jobs.owner import NO_OWNER, JobOwner
@@ -77,26 +78,29 @@ class JobSubmission:
         """Checks what `create` would check, and stores nothing. Raises what `create` raises. An empty `spec.dataset`
         checks what does not depend on the data.
         """
-        datasets, tenant, unstored = self._datasets, owner.tenant, dict[str, Description]()
+        datasets, tenant, unstored = self._datasets, owner.tenant, dict[str, Inspected]()
 
         async def inspect(source: str | tuple[Example, ...], field: str, labels: Sequence[str]) -> str:
             """The name that the dataset would have."""
+            before = tuple(unstored.values())
             if isinstance(source, tuple):
-                found = await datasets.pool.call(datasets.inspect_examples, tenant, source, labels)
+                found = await datasets.pool.call(datasets.inspect_examples, tenant, source, labels, before)
             elif is_uri(source):
-                found = await datasets.roots_pool.call(datasets.inspect_uri, tenant, source, f"{field}.uri", labels)
+                place = f"{field}.uri"
+                found = await datasets.roots_pool.call(datasets.inspect_uri, tenant, source, place, labels, before)
             else:
                 return source
-            unstored[found.dataset.name] = found.facts, found.sample
+            unstored[found.dataset.name] = found
             return found.dataset.name
 
         async def labels_of(dataset: str) -> Sequence[str]:
             if dataset in unstored:
-                return unstored[dataset][0].labels
+                return unstored[dataset].facts.labels
             return await datasets.pool.call(datasets.labels, tenant, dataset) if dataset else ()
 
         with _named(spec):
-            return await self._jobs.check(await _stored(spec, inspect, labels_of), owner, unstored)
+            stored = await _stored(spec, inspect, labels_of)
+            return await self._jobs.check(stored, owner, {name: (it.facts, it.sample) for name, it in unstored.items()})
 
 
 @contextmanager

@@ -69,7 +69,7 @@ async def serving(directory: Path, relays: bool = True) -> AsyncIterator[tuple[R
             link = Link(Replica("a", f"127.0.0.1:{port}", "m", "f"), channel)
             link.in_flight = 4
             call = link.call(STREAMING, request(1), 10, AUTHORIZED)
-            assert isinstance(call, grpc.aio.UnaryStreamCall)  # nobody knows yet whether there is a relay
+            assert isinstance(call, grpc.aio.UnaryStreamCall)  # the link doesn't know yet whether there is a relay
             await read_all(call)
             await until(lambda: (found := link._relays._relay) is not None and (found.is_open or found.is_over))
             yield server, words, link, channel

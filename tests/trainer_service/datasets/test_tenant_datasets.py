@@ -242,6 +242,19 @@ async def test_a_quota_counts_each_tenants_datasets_in_full(trainer: RunningTrai
     await upload(trainer, "acme-2", json_lines(40))
 
 
+async def test_two_datasets_that_do_not_fit_together_are_refused_by_check_and_creation(trainer: RunningTrainer) -> None:
+    first, second = (
+        inline([pb.Example(input=f"{name} {number}".ljust(QUOTA // 20), output="yes") for number in range(12)])
+        for name in ("first", "second")
+    )
+    spec = tuning_spec(dataset=first, validation_dataset=second, publish=pb.PublishPolicy(alias="-"))
+    for check in (True, False):
+        request = pb.CreateTuningJobRequest(spec=spec, validate_only=check)
+        with pytest.raises(grpc.aio.AioRpcError, match="your tenant's datasets take") as refused_job:
+            await trainer.tuning.CreateTuningJob(request, **by("acme"))
+        assert refused_job.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 async def test_a_tenant_reads_files_under_its_own_roots_only(trainer: RunningTrainer, tmp_path: Path) -> None:
     for folder in ("acme", "all"):
         (tmp_path / "roots" / folder / "data.jsonl").write_bytes(json_lines())

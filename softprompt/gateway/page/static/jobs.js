@@ -39,7 +39,9 @@ export async function job(main, { rest: [name], signal }) {
       now.state === "QUEUED" && now.queue_position ? h("span", {}, `${now.queue_position} ahead in the queue`) : null,
       progress?.num_models && !over ? h("span", {}, progress.num_measured < progress.num_models ? `evaluating: ${progress.num_measured} of ${progress.num_models} models measured` : "evaluating: writing answers") : null,
       left > 0 ? h("span", {}, `about ${span(left)} left`) : null);
+    const focused = document.activeElement;
     for (const [button, shown] of [[pause, !over && now.state !== "PAUSED"], [resume, now.state === "PAUSED"], [cancel, !over]]) button.hidden = !shown;
+    if (focused.hidden && head.contains(focused)) [resume, pause, cancel].find((button) => !button.hidden)?.focus(); // a hidden button loses the focus
     replace(below, progress?.num_steps ? h("label", {}, `${progress.step} of ${counted(progress.num_steps, "step")}`, h("progress", { max: progress.num_steps, value: progress.step })) : null,
       error ? h("p", { className: "bad" }, `${error.code}: ${error.message}`) : null);
     replace(picture, curve([{ name: "training", points: steps }, { name: "held-out", points: heldOut }]));
