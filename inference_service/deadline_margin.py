@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from shared.errors import DeadlineExceeded
 
 LEAST_SECONDS = 0.25
 HALF_LIFE_SECONDS = 10.0
@@ -19,8 +22,8 @@ _LOOK_SECONDS = 0.1
 class DeadlineMargin:
     """The margin of one event loop. On an idle machine it is `LEAST_SECONDS`, or a tenth of a short deadline.
 
-    The end of an answer waits for the current step of the engine, the event loop and the processor. `ended` measures
-    this total delay; `watch` measures the event loop's part in advance.
+    The end of an answer waits for the current step of the engine, the event loop and the processor. `ended` and
+    `answering` measure this total delay; `watch` measures the event loop's part in advance.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,6 +39,19 @@ class DeadlineMargin:
     def ended(self, deadline: float) -> None:
         """Record that an answer due at `deadline`, on the clock, is now written to its caller."""
         self.note(self._clock() - deadline)
+
+    @contextmanager
+    def answering(self, deadline: float | None) -> Iterator[None]:
+        """Record the delay of an answer that gets no end: it is cancelled, or has no token, after `deadline`.
+
+        The margin then grows with each late answer until an end arrives.
+        """
+        try:
+            yield
+        except (asyncio.CancelledError, DeadlineExceeded):
+            if deadline is not None:
+                self.ended(deadline)
+            raise
 
     def note(self, delay_seconds: float) -> None:
         """Record a delay; the largest recent one counts and decays."""

@@ -71,25 +71,27 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[generation_pb2.GenerateStreamResponse]:
         input, sampling = self._backend.reader.generation(request)
         call = self._call(context, request.priority)
-        async with aclosing(self._backend.service.stream(input, sampling, call)) as parts:  # type: ignore[type-var]
-            async for part in parts:
-                self._note_end(part, call)
-                yield self._message(part)
+        with self.margin.answering(call.deadline):
+            async with aclosing(self._backend.service.stream(input, sampling, call)) as parts:  # type: ignore[type-var]
+                async for part in parts:
+                    self._note_end(part, call)
+                    yield self._message(part)
 
     async def Generate(self, request: generation_pb2.GenerateRequest, context: Any) -> generation_pb2.GenerateResponse:
         input, sampling = self._backend.reader.generation(request)
         response, deltas = generation_pb2.GenerateResponse(), dict[int, list[Delta]]()
         ends = dict[int, GenerationEnd]()
         call = self._call(context, request.priority)
-        async with aclosing(self._backend.service.stream(input, sampling, call)) as parts:  # type: ignore[type-var]
-            async for part in parts:
-                self._note_end(part, call)
-                if isinstance(part, GenerationStart):
-                    fill(response, start=part)
-                elif isinstance(part, GenerationEnd):
-                    ends[part.index] = part
-                else:
-                    deltas.setdefault(part.index, []).append(part)
+        with self.margin.answering(call.deadline):
+            async with aclosing(self._backend.service.stream(input, sampling, call)) as parts:  # type: ignore[type-var]
+                async for part in parts:
+                    self._note_end(part, call)
+                    if isinstance(part, GenerationStart):
+                        fill(response, start=part)
+                    elif isinstance(part, GenerationEnd):
+                        ends[part.index] = part
+                    else:
+                        deltas.setdefault(part.index, []).append(part)
         for index, end in sorted(ends.items()):
             output = self._backend.texts.shown(merge(deltas.get(index) or [Delta(index=index)]))
             fill(response if index == 0 else response.other_completions.add(), output=output, end=end)
@@ -97,7 +99,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Score(self, request: generation_pb2.ScoreRequest, context: Any) -> generation_pb2.ScoreResponse:
         input, candidates = self._backend.reader.score(request)
-        scores = await self._backend.service.score(input, candidates, self._call(context))
+        call = self._call(context)
+        with self.margin.answering(call.deadline):
+            scores = await self._backend.service.score(input, candidates, call)
         return write(scores, generation_pb2.ScoreResponse())
 
     async def CountTokens(
