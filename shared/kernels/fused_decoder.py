@@ -39,7 +39,7 @@ class FusedDecoder:
     def __init__(self, model: Any, attentions: Sequence[LayerAttention]) -> None:
         """Raises OtherStructure."""
         found, base = library.load(), model.base_model
-        self._kept: list[torch.Tensor] = []
+        self._kept: list[torch.Tensor | ops.PackedWeights] = []
         try:
             layers, norm, head = list(base.layers), base.norm, model.get_output_embeddings()
             self._rotary = base.rotary_emb
@@ -139,9 +139,8 @@ class FusedDecoder:
 
     def _weights(self, module: Any) -> library.Weights:
         packed: ops.PackedWeights = module.packed
-        bias = None if packed.bias is None else self._pointer(packed.bias)
-        pointers = self._pointer(packed.panels), bias
-        return library.Weights(*pointers, packed.in_features, packed.out_features, packed.bits)
+        self._kept.append(packed)
+        return packed.struct
 
     def _pointer(self, tensor: torch.Tensor) -> int:
         self._kept.append(tensor)

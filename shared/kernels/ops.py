@@ -29,49 +29,58 @@ def takes(tensor: torch.Tensor, width: int) -> bool:
     return fits and library.load() is not None
 
 
-def pack_weight(weight: torch.Tensor) -> torch.Tensor:
-    """weight `[out, in]` bfloat16, both multiples of 16 -> `[out / 16, in / 2, 16, 2]`: one vector lane per output."""
-    outputs, inputs = weight.shape
-    panels = _checked(weight.detach(), torch.bfloat16).view(outputs // LANES, LANES, inputs // 2, 2)
-    return panels.permute(0, 2, 1, 3).contiguous()
-
-
-def linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x `[..., in]` bfloat16, packed as by `pack_weight`, bias `[out]` float32 -> `[..., out]`. Raises MemoryError."""
-    panels, half_inputs = packed.shape[:2]
-    inputs, outputs, threads = 2 * half_inputs, panels * LANES, torch.get_num_threads()
-    x = _checked(x, torch.bfloat16, inputs)
-    y, rows = x.new_empty((*x.shape[:-1], outputs)), x.numel() // inputs
-    pointers = (x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr())
-    if _library().linear(*pointers, rows, inputs, outputs, threads) != 0:
-        raise MemoryError(f"no memory for {rows} rows")
-    return y
-
-
-def quantised_linear(x: torch.Tensor, panels: torch.Tensor, bits: int, bias: torch.Tensor | None) -> torch.Tensor:
-    """x `[..., in]` bfloat16, panels as in `QuantisedWeight`, bias `[out]` float32 -> `[..., out]`.
-
-    Raises MemoryError.
-    """
-    num_panels, blocks, _ = panels.shape
-    inputs, outputs, threads = blocks * 2 * LANES, num_panels * LANES, torch.get_num_threads()
-    x = _checked(x, torch.bfloat16, inputs)
-    y, rows = x.new_empty((*x.shape[:-1], outputs)), x.numel() // inputs
-    pointers = (x.data_ptr(), panels.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr())
-    if _library().quantised_linear(*pointers, rows, inputs, outputs, bits, threads) != 0:
-        raise MemoryError(f"no memory for {rows} rows")
-    return y
-
-
 @dataclass(frozen=True)
 class PackedWeights:
-    """A matrix in the layout of a kernel: panels of `linear` (16 bits) or of `quantised_linear` (4 or 8 bits)."""
+    """A matrix `[out, in]` in the layout of linear.c: in bfloat16 (`pack_weights`), or in blocks of 4 or 8 bits."""
 
     panels: torch.Tensor
     bits: int
     bias: torch.Tensor | None
+    """`[out]` float32."""
     in_features: int
     out_features: int
+
+    @property
+    def struct(self) -> library.Weights:
+        """What the kernels read; valid as long as this object."""
+        bias = None if self.bias is None else self.bias.data_ptr()
+        return library.Weights(self.panels.data_ptr(), bias, self.in_features, self.out_features, self.bits)
+
+
+def pack_weights(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedWeights:
+    """weight `[out, in]` bfloat16, both multiples of 16; bias `[out]` float32. One vector lane per output."""
+    outputs, inputs = weight.shape
+    panels = _checked(weight.detach(), torch.bfloat16).view(outputs // LANES, LANES, inputs // 2, 2)
+    return PackedWeights(panels.permute(0, 2, 1, 3).contiguous(), 16, bias, inputs, outputs)
+
+
+def linear(x: torch.Tensor, weights: PackedWeights) -> torch.Tensor:
+    """x `[..., in]` bfloat16 -> `[..., out]`. Raises MemoryError."""
+    x = _checked(x, torch.bfloat16, weights.in_features)
+    y, rows = x.new_empty((*x.shape[:-1], weights.out_features)), x.numel() // weights.in_features
+    if _library().linear(weights.struct, x.data_ptr(), y.data_ptr(), rows, torch.get_num_threads()) != 0:
+        raise MemoryError(f"no memory for {rows} rows")
+    return y
+
+
+def expands_blocks(inputs: int) -> bool:
+    """Whether products of so many inputs have the same bits with weights in blocks as with the same in bfloat16."""
+    return bool(_library().expands_blocks(inputs))
+
+
+def find_codes(blocks: torch.Tensor, smallest: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """The codes from which blocks `[n, 32]` bfloat16 were dequantised; None if a block was not.
+
+    `smallest` is the smallest code: 0, -8 or -128. Returns codes `[n, 32]` uint8, counted from it, and scale and least
+    `[n, 1]` float16.
+    """
+    blocks, threads = blocks.contiguous(), torch.get_num_threads()
+    codes, numbers = torch.empty(blocks.shape, dtype=torch.uint8), torch.empty(len(blocks), 2)
+    pointers = blocks.data_ptr(), len(blocks), smallest, codes.data_ptr(), numbers.data_ptr()
+    if blocks.dtype != torch.bfloat16 or _library().find_codes(*pointers, threads) < len(blocks):
+        return None
+    scale, least = numbers.half().split(1, 1)
+    return codes, scale, least
 
 
 def can_attend(keys: torch.Tensor, values: torch.Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 A weight is `scale * code + least`, with an unsigned code and two float16 numbers for each block. If a matrix was
 dequantised from one of the formats and rounded to bfloat16, as `softprompt models pull` does with a GGUF file, its
-codes are found again: rounding moves a weight by a small part of a step.
+codes and numbers can be found again, so that no weight differs.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from typing import Literal
 
 import torch
 
+from shared.kernels import ops
+
 QuantisedFormat = Literal["q4_0", "q4_1", "q8_0"]
 BLOCK, PANEL = 32, 16
-_SAME = 2**-8.7
-"""bfloat16's rounding changes a matrix by 2^-9.6 of its norm, rounding to 8 bits by about 2^-7.6 and to 4 by 2^-3.6."""
+_SAMPLE = 64
+"""Rows of a matrix that show from which format it was dequantised, if from any."""
 _MAX_ROWS = 4096
 """Rows that are quantised at once: bounds the memory for float32 copies."""
+_SMALLEST: dict[QuantisedFormat, int] = {"q4_1": 0, "q4_0": -8, "q8_0": -128}
+"""The smallest code. Codes are stored as the distance from it."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,6 @@ class QuantisedWeight:
     panels: torch.Tensor
     """uint8 `[out / 16, in / 32, bytes]`."""
     bits: int
-    error: float
-    """Norm of the difference to the original, relative to the original's."""
-
-    @property
-    def is_same(self) -> bool:
-        """Whether the original was of this format: it differs by no more than the rounding of bfloat16."""
-        return self.error <= _SAME
 
 
 def fits(weight: torch.Tensor) -> bool:
@@ -41,25 +38,37 @@ def fits(weight: torch.Tensor) -> bool:
     return weight.shape[0] % PANEL == 0 and weight.shape[1] % BLOCK == 0 and weight.numel() > 0
 
 
+def restore(weight: torch.Tensor) -> QuantisedWeight | None:
+    """The blocks from which a matrix `[out, in]` was dequantised and rounded to bfloat16; None if it was not.
+
+    No weight differs.
+    """
+    if not fits(weight) or weight.dtype != torch.bfloat16:
+        return None
+    step = max(1, len(weight) // _SAMPLE)
+    for kind, smallest in _SMALLEST.items():
+        for rows in (weight[::step][:_SAMPLE], weight):
+            found = ops.find_codes(rows.detach().reshape(-1, BLOCK), smallest)
+            if found is None:
+                break
+        else:
+            return _packed(*found, len(weight), kind)
+    return None
+
+
 def quantise(weight: torch.Tensor, kind: QuantisedFormat) -> QuantisedWeight:
     """weight `[out, in]` of any floating dtype, finite, for which `fits` is true."""
-    panels, lost, norm = list[torch.Tensor](), 0.0, 0.0
-    bits = 8 if kind == "q8_0" else 4
-    for start in range(0, len(weight), _MAX_ROWS):
-        rows = weight.detach()[start : start + _MAX_ROWS]
-        blocks = rows.float().view(len(rows), -1, BLOCK)  # [out, blocks, 32]
-        codes, scale, least = _codes(blocks, kind)
-        found = torch.addcmul(least.float(), scale.float(), codes)
-        lost, norm = lost + float((found - blocks).square().sum()), norm + float(blocks.square().sum())
-        panels.append(_packed(codes.to(torch.uint8), scale, least, bits))
-    return QuantisedWeight(torch.cat(panels), bits, (lost / norm) ** 0.5 if norm else 0.0)
+    parts = [
+        _packed(*_codes(rows.float().reshape(-1, BLOCK), kind), len(rows), kind)
+        for rows in weight.detach().split(_MAX_ROWS)
+    ]
+    return QuantisedWeight(torch.cat([part.panels for part in parts]), parts[0].bits)
 
 
 def _codes(blocks: torch.Tensor, kind: QuantisedFormat) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """blocks `[out, blocks, 32]` -> codes, whole numbers in the same shape; float16 scale and least `[out, blocks, 1]`.
+    """blocks `[n, 32]` -> codes, whole numbers in the same shape; float16 scale and least `[n, 1]`.
 
-    Codes are llama.cpp's. Then scale and least are those with the smallest error for these codes, which undoes what the
-    rounding of the block's extreme weights does to all others.
+    Codes are llama.cpp's. Then scale and least are those with the smallest error for these codes.
     """
     low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)
     if kind == "q4_1":
@@ -69,27 +78,27 @@ def _codes(blocks: torch.Tensor, kind: QuantisedFormat) -> tuple[torch.Tensor, t
         scale = (centred * blocks).sum(-1, keepdim=True) / _divisor(centred.square().sum(-1, keepdim=True))
         scale = scale.half()
         return codes, scale, (blocks - scale.float() * codes).mean(-1, keepdim=True).half()
-    largest = torch.where(high > -low, high, low)
-    step, middle, last = (largest / -8, 8, 15) if kind == "q4_0" else (largest.abs() / 127, 128, 255)
-    signed = (blocks / _divisor(step)).round_().clamp_(-middle, last - middle)
+    smallest = _SMALLEST[kind]
+    step = torch.where(high > -low, high, low) / -8 if kind == "q4_0" else torch.maximum(high, -low) / 127
+    signed = (blocks / _divisor(step)).round_().clamp_(smallest, -1 - smallest)
     scale = ((signed * blocks).sum(-1, keepdim=True) / _divisor(signed.square().sum(-1, keepdim=True))).half()
-    return signed + middle, scale, (scale.float() * -middle).half()
+    return signed - smallest, scale, (scale.float() * smallest).half()
 
 
 def _divisor(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x == 0, 1.0, x)
 
 
-def _packed(codes: torch.Tensor, scale: torch.Tensor, least: torch.Tensor, bits: int) -> torch.Tensor:
-    """codes `[out, blocks, 32]` uint8 -> `[out / 16, blocks, bytes]` uint8.
+def _packed(
+    codes: torch.Tensor, scale: torch.Tensor, least: torch.Tensor, outputs: int, kind: QuantisedFormat
+) -> QuantisedWeight:
+    """codes `[outputs * blocks, 32]`, scale and least `[outputs * blocks, 1]`.
 
     A 32-bit word holds its even inputs in the lower half and its odd ones in the upper half.
     """
-    outputs, blocks, _ = codes.shape
-    shifts = 16 // bits
-    word = codes.view(outputs, blocks, bits, shifts, 2).int()
-    places = torch.arange(shifts).mul_(bits)[:, None] + torch.tensor([0, 16])
-    words = (word << places.int()).sum((-1, -2), dtype=torch.int64).to(torch.int32)  # [out, blocks, bits]
-    by_panel = words.view(-1, PANEL, blocks, bits).permute(0, 2, 3, 1).contiguous().view(torch.uint8)
-    numbers = torch.cat([scale, least], -1).view(-1, PANEL, blocks, 2).permute(0, 2, 3, 1).contiguous()
-    return torch.cat([numbers.view(torch.uint8).flatten(2), by_panel.flatten(2)], -1)
+    bits = 8 if kind == "q8_0" else 4
+    pairs = codes.to(torch.uint8).view(outputs, -1, bits, 2, 8 // bits, 2)
+    halves = pairs[..., 0, :] if bits == 8 else pairs[..., 0, :] | pairs[..., 1, :] << 4  # [out, blocks, bits, 2, 2]
+    numbers = torch.stack([scale, least], -1).view(outputs, -1, 2, 1).view(torch.uint8)
+    parts = [part.unflatten(0, (-1, PANEL)).transpose(1, 2).transpose(2, 3) for part in (numbers, halves.mT)]
+    return QuantisedWeight(torch.cat([part.flatten(2) for part in parts], -1), bits)

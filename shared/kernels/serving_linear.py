@@ -16,6 +16,7 @@ from torch import nn
 
 from shared.errors import PreconditionFailed
 from shared.kernels import library, ops
+from shared.kernels.quantised_weight import QuantisedWeight, restore
 from shared.kernels.timing import best_seconds
 
 LinearKernel = Literal["auto", "torch", "onednn", "fbgemm", "native"]
@@ -97,17 +98,27 @@ class FBGEMMLinear(nn.Module):
 
 
 class NativeLinear(nn.Module):
-    """Weights in bfloat16, products in float32, by our kernel (linear.c). bfloat16.
+    """Products in float32 by our kernel (linear.c). bfloat16.
 
     On a Xeon without AMX it takes half the time of oneDNN and FBGEMM for a decode step of sixteen rows, and four fifths
     for a prefill; with AMX two thirds of oneDNN's time for up to 64 rows, and 1.1 of it for 256.
+
+    Weights are stored in bfloat16, or as `quantised`. With AMX, a matrix that was dequantised is stored in its blocks:
+    a third or half of the bytes, and the products have the same bits.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, quantised: QuantisedWeight | None = None) -> None:
         super().__init__()
+        weight, bias = linear.weight, _float_bias(linear)
+        if quantised is None and ops.expands_blocks(linear.in_features):
+            quantised = restore(weight)
+        if quantised is None:
+            self.packed = ops.pack_weights(weight, bias)
+        else:
+            sizes = linear.in_features, linear.out_features
+            self.packed = ops.PackedWeights(quantised.panels, quantised.bits, bias, *sizes)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._packed, self._bias = ops.pack_weight(linear.weight), _float_bias(linear)
-        self.weight = torch.empty_like(linear.weight, device="meta")
+        self.weight = torch.empty_like(weight, device="meta")
 
     @staticmethod
     def is_available(dtype: torch.dtype) -> bool:
@@ -121,12 +132,7 @@ class NativeLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in]` -> `[..., out]`. Raises ValueError for another dtype, width or device, MemoryError."""
-        return ops.linear(x, self._packed, self._bias)
-
-    @property
-    def packed(self) -> ops.PackedWeights:
-        """The weights as the kernels read them."""
-        return ops.PackedWeights(self._packed, 16, self._bias, self.in_features, self.out_features)
+        return ops.linear(x, self.packed)
 
 
 KINDS: dict[str, type[OneDNNLinear] | type[FBGEMMLinear] | type[NativeLinear]] = {

@@ -91,14 +91,13 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 /* y = x W^T + bias; with `residual`, that += y. */
 static void multiply(Walk *walk, const Weights *weights, const uint16_t *x, char *prepared, uint16_t *y,
                      uint16_t *residual, int64_t rows, int64_t threads) {
-  int64_t in = weights->in, out = weights->out, panels = out / PANEL, is_plain = weights->bits == 16;
-  int64_t (*bytes)(int64_t, int64_t) = is_plain ? float_bytes : block_bytes;
-  int64_t together = rows_in_cache(bytes(32, in)), groups = (rows + together - 1) / together;
+  int64_t in = weights->in, out = weights->out, panels = out / PANEL;
+  int64_t together = rows_in_cache(prepared_bytes(weights, 32)), groups = (rows + together - 1) / together;
   int64_t slice = rows < MANY ? SLICE : MIN_SLICE, slices = (in + slice - 1) / slice;
   for (int64_t item; (item = next_item(walk, groups * slices)) >= 0;) {
     int64_t row = item / slices * together, at = item % slices * slice;
-    (is_plain ? prepare_floats : prepare_blocks)(x + row * in, prepared + bytes(row, in), least(rows - row, together),
-                                                 in, at, least(at + slice, in));
+    prepare(weights, x + row * in, prepared + prepared_bytes(weights, row), least(rows - row, together), at,
+            least(at + slice, in));
   }
   int64_t some = panels / (threads * ITEMS);
   some = some > MAX_PANELS ? MAX_PANELS : some < 1 ? 1 : some < 4 ? some : some / 4 * 4; /* four are read at once */
@@ -106,8 +105,7 @@ static void multiply(Walk *walk, const Weights *weights, const uint16_t *x, char
   for (int64_t item; (item = next_item(walk, groups * parts)) >= 0;) {
     int64_t begin = item / parts * together, end = least(begin + together, rows);
     int64_t first = item % parts * some, last = least(first + some, panels);
-    (is_plain ? multiply_floats : multiply_blocks)(weights, prepared + bytes(begin, in), y + begin * out, end - begin,
-                                                   first, last);
+    multiply_panels(weights, prepared + prepared_bytes(weights, begin), y + begin * out, end - begin, first, last);
     for (int64_t row = begin; residual && row < end; row++)
       for (int64_t at = row * out + first * PANEL; at < row * out + last * PANEL; at += LANES)
         narrow(residual + at, widen(residual + at) + widen(y + at));
@@ -195,9 +193,8 @@ static int64_t lay_out(const Decoder *decoder, int64_t tokens, char *base, Buffe
   if (hidden > product) product = hidden;
   int64_t in = inner > hidden ? inner : hidden;
   if (attended > in) in = attended;
-  int64_t floats = float_bytes(tokens, in), blocks = block_bytes(tokens, in + 31);
   int64_t sizes[] = {hidden * tokens * 2, product * tokens * 2, attended * tokens * 2, attended * tokens * 2,
-                     inner * tokens * 2,  floats > blocks ? floats : blocks};
+                     inner * tokens * 2,  most_prepared_bytes(tokens, in)};
   char *parts[sizeof sizes / sizeof *sizes];
   for (size_t part = 0; part < sizeof sizes / sizeof *sizes; part++) {
     parts[part] = base + used;

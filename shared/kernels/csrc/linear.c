@@ -1,4 +1,5 @@
-/* linear: y = x W^T + b in bfloat16, computed in float32, in AMX tiles where there are some (tiles.h).
+/* linear: y = x W^T + b in bfloat16, computed in float32, in AMX tiles where there are some (tiles.h). Weights in blocks
+ * of 4 or 8 bits are expanded to bfloat16 for tiles; without tiles they are multiplied as integers (quantised.c).
  *
  * Processors without AMX tiles multiply float32 faster than bfloat16 (measured on a Xeon with AVX512-BF16: 5.4e9 fused
  * multiply-adds of 16 numbers a second and core, against 1.3e9 dot products of 16 pairs), so every weight is widened in
@@ -11,13 +12,10 @@
 #include <omp.h>
 #include <stdlib.h>
 
-#include "simd.h"
+#include "blocks.h"
 #include "weights.h"
 
-enum {
-  PREFETCH_BYTES = 4096,  /* distance of the prefetch: memory latency at the rate at which weights are used */
-  VECTORS = PANEL / LANES /* of a panel */
-};
+enum { VECTORS = PANEL / LANES }; /* of a panel */
 
 /* Which number of a panel to prefetch while input `at` is used. After the end of the panel come those that are read
  * together with it, and then the next. */
@@ -28,7 +26,6 @@ INLINE int64_t ahead(int64_t at, int64_t in, int panels) {
 
 #ifdef __AMX_BF16__
 #include "tiles.h"
-/* Whether a product with `in` inputs is computed in AMX tiles. */
 static int in_tiles(int64_t in) { return has_tiles && in % TILE_INPUTS == 0; }
 #else
 static int in_tiles(int64_t in) { return in < 0; }
@@ -127,12 +124,31 @@ static void transpose(const uint16_t *x, float *block, int64_t rows, int64_t in,
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-HIDDEN int64_t float_bytes(int64_t rows, int64_t in) {
+static int64_t float_bytes(int64_t rows, int64_t in) {
   int64_t size = in_tiles(in) ? sizeof(uint16_t) : sizeof(float);
   return (rows + PANEL - 1) / PANEL * PANEL * in * size;
 }
 
-HIDDEN void prepare_floats(const uint16_t *x, void *prepared, int64_t rows, int64_t in, int64_t begin, int64_t end) {
+int expands_blocks(int64_t in) { return in_tiles(in) && in <= MAX_INPUTS; }
+
+/* Whether blocks are multiplied as integers. */
+static int as_integers(const Weights *weights) { return weights->bits != 16 && !expands_blocks(weights->in); }
+
+HIDDEN int64_t prepared_bytes(const Weights *weights, int64_t rows) {
+  return as_integers(weights) ? block_bytes(rows, weights->in) : float_bytes(rows, weights->in);
+}
+
+HIDDEN int64_t most_prepared_bytes(int64_t rows, int64_t in) {
+  int64_t whole = (in + BLOCK - 1) / BLOCK * BLOCK, floats = float_bytes(rows, in), blocks = block_bytes(rows, whole);
+  return floats > blocks ? floats : blocks;
+}
+
+HIDDEN void prepare(const Weights *weights, const uint16_t *x, void *prepared, int64_t rows, int64_t begin, int64_t end) {
+  int64_t in = weights->in;
+  if (as_integers(weights)) {
+    prepare_blocks(x, prepared, rows, in, begin, end);
+    return;
+  }
   float *to = prepared;
   for (int64_t at = begin; in_tiles(in) && at < end; at += 32) prepare_tiles(x, prepared, rows, in, at);
   for (int64_t at = begin; !in_tiles(in) && at < end; at += PANEL)
@@ -144,13 +160,8 @@ HIDDEN void prepare_floats(const uint16_t *x, void *prepared, int64_t rows, int6
           for (int lane = 0; lane < PANEL; lane += LANES) store_floats(to + some + lane, widen(x + some + lane));
 }
 
-HIDDEN void multiply_floats(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
+static void multiply_floats(const Weights *weights, const float *x, uint16_t *y, int64_t rows, int64_t first,
                             int64_t end) {
-  if (in_tiles(weights->in)) {
-    multiply_tiles(weights, prepared, y, rows, first, end);
-    return;
-  }
-  const float *x = prepared;
   int64_t in = weights->in, out = weights->out;
   for (int64_t panel = first, panels; panel < end; panel += panels) {
     const uint16_t *from = (const uint16_t *)weights->panels + panel * PANEL * in;
@@ -165,28 +176,36 @@ HIDDEN void multiply_floats(const Weights *weights, const void *prepared, uint16
   }
 }
 
-/* x [rows][in], y [rows][out], bias [out] of float32 or null; in and out are multiples of 16. Returns 0, or -1 if
- * memory can't be allocated. */
-int linear(const uint16_t *x, const uint16_t *panels, const float *bias, uint16_t *y, int64_t rows, int64_t in,
-           int64_t out, int threads) {
+HIDDEN void multiply_panels(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
+                            int64_t end) {
+  if (as_integers(weights))
+    multiply_blocks(weights, prepared, y, rows, first, end);
+  else if (in_tiles(weights->in))
+    multiply_tiles(weights, prepared, y, rows, first, end);
+  else
+    multiply_floats(weights, prepared, y, rows, first, end);
+}
+
+/* x [rows][in], y [rows][out]. Returns 0, or -1 if memory can't be allocated. */
+int linear(const Weights *weights, const uint16_t *x, uint16_t *y, int64_t rows, int threads) {
   if (rows == 0) return 0;
-  char *prepared = aligned_alloc(64, (size_t)float_bytes(rows, in));
+  char *prepared = aligned_alloc(64, (size_t)((prepared_bytes(weights, rows) + 63) / 64 * 64));
   if (!prepared) return -1;
-  Weights weights = {panels, bias, in, out, 16};
-  int64_t cached = rows_in_cache(float_bytes(32, in)), columns = (in + 31) / 32;
-  int64_t groups = (rows + cached - 1) / cached;
+  int64_t in = weights->in, out = weights->out, panels = out / PANEL, columns = (in + 31) / 32;
+  int64_t cached = rows_in_cache(prepared_bytes(weights, 32)), groups = (rows + cached - 1) / cached;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
     for (int64_t part = 0; part < groups * columns; part++) {
       int64_t row = part / columns * cached, at = part % columns * 32;
-      prepare_floats(x + row * in, prepared + float_bytes(row, in), least(rows - row, cached), in, at, least(at + 32, in));
+      prepare(weights, x + row * in, prepared + prepared_bytes(weights, row), least(rows - row, cached), at,
+              least(at + 32, in));
     }
     for (int64_t row = 0; row < rows; row += cached) {
 #pragma omp for schedule(static) nowait
-      for (int64_t panel = 0; panel < out / PANEL; panel += STREAMS)
-        multiply_floats(&weights, prepared + float_bytes(row, in), y + row * out, least(rows - row, cached), panel,
-                        least(panel + STREAMS, out / PANEL));
+      for (int64_t panel = 0; panel < panels; panel += STREAMS)
+        multiply_panels(weights, prepared + prepared_bytes(weights, row), y + row * out, least(rows - row, cached), panel,
+                        least(panel + STREAMS, panels));
     }
   }
   free(prepared);

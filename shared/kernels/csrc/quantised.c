@@ -1,22 +1,13 @@
-/* quantised_linear: y = x W^T + b in bfloat16, with weights of 4 or 8 bits in blocks of 32 inputs, as in GGUF files.
+/* Products with weights in blocks (blocks.h), on processors without tiles.
  *
- * A weight is scale * code + least, with an unsigned code and two float16 numbers for each block and output: Q4_1 is that
- * form, Q4_0 has least = -8 scale, Q8_0 least = -128 scale. A row of x is rounded to 16 bits for each block, relative to
- * the block's largest number, which keeps all bits of almost every bfloat16 number. So the products of a block are exact
- * sums of integers, and only the sums over blocks are rounded, in a fixed order: the bits are the same in any company of
- * rows and on every processor.
- *
- * Layout. A panel holds the weights of 16 outputs: [in / 32][16 scales, 16 leasts, words of 16 outputs]. A 32-bit word
- * holds 8 codes of 4 bits or 4 codes of 8 bits of one output. A shift and a mask separate two codes, 16 bits apart: the
- * two inputs that one instruction multiplies and adds. */
-#include <omp.h>
-#include <stdlib.h>
+ * A row of x is rounded to 16 bits for each block, relative to the block's largest number, which keeps all bits of almost
+ * every bfloat16 number. So the products of a block are exact sums of integers, and only the sums over blocks are
+ * rounded, in a fixed order: the bits are the same in any company of rows and on every processor. */
 #include <string.h>
 
-#include "simd.h"
-#include "weights.h"
+#include "blocks.h"
 
-enum { BLOCK = 32, PAIRS = BLOCK / 2, TILE = LANES == 8 ? 4 : 8, VECTORS = PANEL / LANES, PREFETCH_BYTES = 4096 };
+enum { PAIRS = BLOCK / 2, TILE = LANES == 8 ? 4 : 8, VECTORS = PANEL / LANES };
 
 #define LARGEST 32767.0f
 #define TINY 1e-30f /* smaller numbers are 0: the inverse of the smallest would be infinite */
@@ -26,17 +17,6 @@ typedef struct {
   int32_t pairs[PAIRS]; /* two numbers of 16 bits each */
   float scale, sum;     /* the sum of the rounded numbers, times scale */
 } Block;
-
-/* LANES numbers of float16 to float32. */
-INLINE vec from_float16(const uint16_t *values) {
-#if LANES == 16
-  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)values));
-#elif LANES == 8
-  return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)values));
-#elif defined(__aarch64__)
-  return __builtin_convertvector(*(const __fp16 __attribute__((vector_size(8), aligned(2), may_alias)) *)values, vec);
-#endif
-}
 
 /* sums + the products of both halves of each lane. */
 INLINE ivec add_products(ivec sums, uvec codes, int32_t pair) {
@@ -136,35 +116,16 @@ static void round_block(const uint16_t *x, Block *block) {
   block->sum = block->scale * (float)sum;
 }
 
-#ifdef __AMX_BF16__
-#include "amx_blocks.h"
-#else
-enum { has_tiles = 0 };
-#define whole_tiles(...) 0
-#define prepare_block(...)
-#define multiply_blocks_in_tiles(...)
-#endif
-
-HIDDEN int64_t block_bytes(int64_t rows, int64_t in) {
-  if (has_tiles) return whole_tiles(rows) * (in * (int64_t)sizeof(uint16_t) + in / BLOCK * (int64_t)sizeof(float));
-  return rows * (in / BLOCK) * (int64_t)sizeof(Block);
-}
+HIDDEN int64_t block_bytes(int64_t rows, int64_t in) { return rows * (in / BLOCK) * (int64_t)sizeof(Block); }
 
 HIDDEN void prepare_blocks(const uint16_t *x, void *prepared, int64_t rows, int64_t in, int64_t begin, int64_t end) {
   for (int64_t row = 0; row < rows; row++)
     for (int64_t at = begin; at < end; at += BLOCK)
-      if (has_tiles)
-        prepare_block(x + row * in + at, prepared, row, rows, in, at);
-      else
-        round_block(x + row * in + at, (Block *)prepared + at / BLOCK * rows + row);
+      round_block(x + row * in + at, (Block *)prepared + at / BLOCK * rows + row);
 }
 
 HIDDEN void multiply_blocks(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
                             int64_t end) {
-  if (has_tiles) {
-    multiply_blocks_in_tiles(weights, prepared, y, rows, first, end);
-    return;
-  }
   int64_t blocks = weights->in / BLOCK, out = weights->out, bits = weights->bits;
   for (int64_t panel = first; panel < end; panel++)
     for (int64_t row = 0; row < rows; row += TILE)
@@ -173,24 +134,4 @@ HIDDEN void multiply_blocks(const Weights *weights, const void *prepared, uint16
                   (const uint8_t *)weights->panels + panel * blocks * PANEL * 4 * (bits + 1), lane,
                   weights->bias ? weights->bias + panel * PANEL : NULL, y + row * out + panel * PANEL + lane, blocks,
                   rows, out);
-}
-
-/* x [rows][in], panels as above, y [rows][out], bias [out] of float32 or null; bits is 4 or 8, in a multiple of 32, out
- * of 16. Returns 0, or -1 if memory can't be allocated. */
-int quantised_linear(const uint16_t *x, const uint8_t *panels, const float *bias, uint16_t *y, int64_t rows,
-                     int64_t in, int64_t out, int bits, int threads) {
-  if (rows == 0) return 0;
-  Weights weights = {panels, bias, in, out, bits};
-  void *prepared = malloc((size_t)block_bytes(rows, in));
-  if (!prepared) return -1;
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp for schedule(static)
-    for (int64_t at = 0; at < in; at += BLOCK) prepare_blocks(x, prepared, rows, in, at, at + BLOCK);
-#pragma omp for schedule(static) nowait
-    for (int64_t panel = 0; panel < out / PANEL; panel += 2)
-      multiply_blocks(&weights, prepared, y, rows, panel, panel + 2 < out / PANEL ? panel + 2 : out / PANEL);
-  }
-  free(prepared);
-  return 0;
 }

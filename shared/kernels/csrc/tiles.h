@@ -2,6 +2,7 @@
  * wants: 16 rows of a tile are 32 inputs of 16 outputs. Sums are float32; a row's do not depend on other rows. */
 #pragma once
 #include "amx.h"
+#include "amx_blocks.h"
 #include "weights.h"
 
 /* Sums [rows][2 panels][16] of float32 that wait to be rounded and written to y. */
@@ -90,9 +91,10 @@ static void multiply_tiles(const Weights *weights, const uint16_t *x, uint16_t *
   int turn = 0;
   waiting[0].next = waiting[0].rows = waiting[1].next = waiting[1].rows = 0;
   for (int64_t panel = first, panels; panel < end; panel += panels) {
-    const uint16_t *from = (const uint16_t *)weights->panels + panel * PANEL * in;
     const float *bias = weights->bias ? weights->bias + panel * PANEL : NULL;
     panels = rows <= 16 && panel + 4 <= end ? 4 : panel + 1 < end ? 2 : 1;
+    const uint16_t *from = (const uint16_t *)weights->panels + panel * PANEL * in;
+    if (weights->bits != 16) from = expand(weights, panel, panels);
     int64_t lines = (panels * TILE_BYTES / 64 + blocks - 1) / blocks;
     const char *next = (const char *)(from + panels * PANEL * in);
     for (int64_t block = 0; block < blocks; block++, next += lines * 64 * (in / TILE_INPUTS)) {

@@ -4,27 +4,27 @@
 #include "simd.h"
 
 /* y = x W^T + bias, of x [rows][in] and y [rows][out]; bias [out] or null. `bits` is 16 for panels of bfloat16
- * (linear.c) and 4 or 8 for panels of blocks (quantised.c). */
+ * (linear.c) and 4 or 8 for panels of blocks (blocks.h). */
 typedef struct {
   const void *panels;
   const float *bias;
   int64_t in, out, bits;
 } Weights;
 
-/* Columns [begin, end) of x in the form that `multiply_*` reads; begin and end are multiples of 32, except for the end
- * of x. */
-HIDDEN void prepare_floats(const uint16_t *x, void *prepared, int64_t rows, int64_t in, int64_t begin, int64_t end);
-HIDDEN void prepare_blocks(const uint16_t *x, void *prepared, int64_t rows, int64_t in, int64_t begin, int64_t end);
+/* Distance of a prefetch of weights: memory latency at the rate at which they are used. */
+enum { PREFETCH_BYTES = 4096 };
+
+/* Bytes of a prepared x; of the rows before row 16 i as well. The second: with any weights of at most `in` inputs. */
+HIDDEN int64_t prepared_bytes(const Weights *weights, int64_t rows);
+HIDDEN int64_t most_prepared_bytes(int64_t rows, int64_t in);
+
+/* Columns [begin, end) of x in the form that `multiply_panels` reads; begin and end are multiples of 32, except for the
+ * end of x. */
+HIDDEN void prepare(const Weights *weights, const uint16_t *x, void *prepared, int64_t rows, int64_t begin, int64_t end);
 
 /* Outputs of panels [first, end). */
-HIDDEN void multiply_floats(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
+HIDDEN void multiply_panels(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
                             int64_t end);
-HIDDEN void multiply_blocks(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
-                            int64_t end);
-
-/* Bytes of a prepared x; of the rows before row 16 i as well. */
-HIDDEN int64_t float_bytes(int64_t rows, int64_t in);
-HIDDEN int64_t block_bytes(int64_t rows, int64_t in);
 
 /* How many rows of a prepared x, a multiple of 32, stay in the second-level cache while panels are read. */
 static inline int64_t rows_in_cache(int64_t bytes_of_32_rows) {

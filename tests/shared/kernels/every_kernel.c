@@ -52,8 +52,8 @@ typedef struct {
 
 int decoder_step(const Decoder *, uint16_t *, const uint16_t *, const uint16_t *, const int64_t *, const int64_t *,
                  int64_t, const int64_t *, int64_t, uint16_t *, int);
-int linear(const uint16_t *, const uint16_t *, const float *, uint16_t *, int64_t, int64_t, int64_t, int);
-int quantised_linear(const uint16_t *, const uint8_t *, const float *, uint16_t *, int64_t, int64_t, int64_t, int, int);
+int linear(const Weights *, const uint16_t *, uint16_t *, int64_t, int);
+int64_t find_codes(const uint16_t *, int64_t, int, uint8_t *, float *, int);
 int cached_attention(const uint16_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *, uint16_t *,
                      const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                      int64_t, int64_t, float, int);
@@ -96,8 +96,9 @@ static void products(void) {
   const int64_t rows[] = {1, 2, 3, 4, 5, 16, 37};
   for (int i = 0; i < 7; i++)
     for (int64_t out = 128; out <= 144; out += 16) {
-      uint16_t *x = made(1, 1), *weights = made(1, 1), *y = made(1, 0);
-      linear(x, weights, i % 2 ? made(0, 1) : NULL, y, rows[i], 96, out, THREADS);
+      uint16_t *x = made(1, 1), *panels = made(1, 1), *y = made(1, 0);
+      Weights weights = {panels, i % 2 ? made(0, 1) : NULL, 96, out, 16};
+      linear(&weights, x, y, rows[i], THREADS);
       print("linear", rows[i] * 1000 + out, y, rows[i] * out, 1);
     }
 }
@@ -107,7 +108,8 @@ static void quantised(int bits, int64_t rows) {
   uint16_t *x = made(1, 1), *y = made(1, 0), *panels = made(1, 1);
   for (int i = 0; i < PANELS * BLOCKS * 32 * (bits + 1); i++)
     if (i % (32 * (bits + 1)) < 32) panels[i] = (uint16_t)(0x2000 | (panels[i] * 2654435761u >> 20)); /* float16 */
-  quantised_linear(x, (const uint8_t *)panels, made(0, 1), y, rows, IN, OUT, bits, THREADS);
+  Weights weights = {panels, made(0, 1), IN, OUT, bits};
+  linear(&weights, x, y, rows, THREADS);
   print("quantised", bits * 100 + rows, y, rows * OUT, 1);
 }
 
@@ -219,7 +221,31 @@ static void sample(int half) {
   print("choose_tokens", half, tokens, ROWS, 0);
 }
 
+/* Blocks that were dequantised, rounded to bfloat16, and are found again. */
+static void found(int smallest) {
+  enum { BLOCKS = 40, SIZE = BLOCKS * 32 };
+  const float *scales = made(0, 0.1f), *random = made(0, 1);
+  uint16_t weights[SIZE];
+  uint8_t codes[SIZE];
+  float numbers[BLOCKS * 2] = {0}, results[SIZE];
+  for (int i = 0; i < SIZE; i++) {
+    const int range = smallest == -128 ? 127 : 8, lowest = smallest ? -range : 0;
+    int code = lowest + (int)((random[i] + 1) * range);
+    if (i % 32 < 2) code = i % 32 ? lowest : smallest ? smallest == -8 ? 7 : 127 : 15; /* all of the range is used */
+    const float scale = (float)(int)(scales[i / 32] * 16384) / 65536, least = smallest ? 0 : -scales[i / 32] * 0x1p-3f;
+    float weight = (float)code * (smallest ? scale : fabsf(scale)) + (float)(int)(least * 16384) / 16384;
+    uint32_t bits;
+    memcpy(&bits, &weight, sizeof bits);
+    weights[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  }
+  float count = (float)find_codes(weights, BLOCKS, smallest, codes, numbers, THREADS);
+  for (int i = 0; i < SIZE; i++) results[i] = (float)codes[i] * numbers[i / 32 * 2] + numbers[i / 32 * 2 + 1];
+  print("found", -smallest, &count, 1, 0);
+  print("restored", -smallest, results, SIZE, 0);
+}
+
 int main(void) {
+  for (int i = 0; i < 3; i++) found(i == 0 ? 0 : i == 1 ? -8 : -128);
   products();
   for (int64_t rows = 1; rows < 50; rows += 3 * rows) quantised(4, rows), quantised(8, rows);
   for (int64_t rows = 2; rows < 14; rows += 5) quantised(4, rows), quantised(8, rows);

@@ -1,4 +1,4 @@
-"""Weights of 4 and 8 bits: found again in a dequantised matrix, multiplied exactly, and only where the setting says."""
+"""Weights of 4 and 8 bits: found again in a dequantised matrix, multiplied exactly, and only where they are wanted."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.engine import Engine
 from shared.errors import PreconditionFailed
-from shared.kernels import library
-from shared.kernels.quantised_linear import QuantisedLinear
-from shared.kernels.quantised_weight import QuantisedFormat, fits, quantise
+from shared.kernels import library, ops
+from shared.kernels.quantised_weight import QuantisedFormat, fits, quantise, restore
 from shared.kernels.replace_modules import speed_up_serving
+from shared.kernels.serving_linear import NativeLinear
 from tests.inference_service.engine.builders import tiny_base
 
 CPU = torch.device("cpu")
@@ -39,16 +39,40 @@ def dequantised(weight: torch.Tensor, kind: QuantisedFormat) -> torch.Tensor:
 
 
 def product(linear: nn.Linear, kind: QuantisedFormat, x: torch.Tensor) -> torch.Tensor:
-    return QuantisedLinear(linear, quantise(linear.weight, kind))(x)
+    return NativeLinear(linear, quantise(linear.weight, kind))(x)
 
 
+@needs_kernels
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_dequantised_matrix_is_recognised(kind: QuantisedFormat) -> None:
-    weight = random_linear().weight
-    stored = dequantised(weight, kind).bfloat16()
-    assert quantise(stored, kind).is_same
-    assert not quantise(weight, kind).is_same, "never quantised"
-    assert [other for other in FORMATS[:2] if quantise(stored, other).is_same] in ([], [kind])
+def test_a_dequantised_matrix_is_found_bit_by_bit(kind: QuantisedFormat) -> None:
+    torch.manual_seed(1)
+    large = torch.randn(512, 512) * torch.logspace(-4, 3, 512)[:, None]  # also with subnormal numbers of float16
+    for weight in (random_linear().weight, large):
+        stored = dequantised(weight, kind).bfloat16()
+        found = restore(stored)
+        assert found is not None
+        linear = nn.Linear(stored.shape[1], len(stored), bias=False, dtype=torch.bfloat16)
+        blocks = NativeLinear(linear, found)
+        single = torch.eye(stored.shape[1], dtype=torch.bfloat16)
+        assert blocks(single).T.equal(stored)
+        assert restore(weight.bfloat16()) is None, "never quantised"
+        stored[40, stored[40, :32].abs().argmin()] = stored[40, :32].abs().max() * 10.5 / 127
+        assert restore(stored) is None, "one weight differs"
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", FORMATS)
+def test_in_tiles_blocks_give_the_bits_of_the_stored_weights(kind: QuantisedFormat) -> None:
+    linear = random_linear(96, 144, bias=True)
+    if not ops.expands_blocks(96):
+        pytest.skip("this processor has no AMX tiles")
+    linear.weight.copy_(dequantised(linear.weight, kind))
+    blocks = NativeLinear(linear)
+    assert blocks.packed.bits == (8 if kind == "q8_0" else 4)
+    stored = ops.pack_weights(linear.weight, blocks.packed.bias)
+    for rows in (1, 2, 16, 17, 33, 70):
+        x = torch.randn(rows, 96).bfloat16()
+        assert blocks(x).equal(ops.linear(x, stored))
 
 
 @needs_kernels
@@ -98,14 +122,14 @@ def test_restored_leaves_other_matrices_as_they_are() -> None:
     from_a_file.weight.copy_(dequantised(from_a_file.weight, "q4_1"))
     module = nn.Sequential(random_linear(), random_linear(48, 48), from_a_file)
     speed_up_serving(module, CPU, torch.bfloat16, "native", "restored")
-    assert [type(layer) is QuantisedLinear for layer in module] == [False, False, True]
+    assert [layer.packed.bits for layer in module] == [16, 16, 4]
 
 
 @needs_kernels
 def test_an_engine_serves_a_quantised_model() -> None:
     base = tiny_base(dtype=torch.bfloat16)
     Engine.from_base_model(base, EngineConfig(max_running=2, max_length=64, weights="q8_0")).close()  # it checks itself
-    assert any(isinstance(module, QuantisedLinear) for module in base.model.modules())
+    assert any(isinstance(module, NativeLinear) and module.packed.bits == 8 for module in base.model.modules())
 
 
 @needs_kernels
