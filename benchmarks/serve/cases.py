@@ -174,9 +174,8 @@ def _long(num_input: int, count: int) -> Callable[[Field, Note], Awaitable[None]
 
 async def _restored(field: Field, note: Note) -> None:
     """Our blocks of 4 bits and llama.cpp's, from the same file."""
-    engine, restored, llama = await field.engine(), await field.restored(), await field.llama_cpp()
+    restored, llama = await field.restored(), await field.llama_cpp()
     for count in (1, 16):
-        note(f"{count}: bfloat16, tokens/s", await engine.tokens_per_second(field.workload, "few-", count))
         note(f"{count}: engine, tokens/s", await restored.tokens_per_second(field.workload, "few-", count))
         if llama is not None:
             note(f"{count}: llama.cpp, tokens/s", llama.tokens_per_second(count))
@@ -300,8 +299,6 @@ CASES = (
         (
             Goal("1 request, engine over llama.cpp", "1: engine, tokens/s", "1: llama.cpp, tokens/s", 1.0),
             Goal("16 requests, engine over llama.cpp", "16: engine, tokens/s", "16: llama.cpp, tokens/s", 2.0),
-            Goal("1 request, blocks over bfloat16", "1: engine, tokens/s", "1: bfloat16, tokens/s", 1.0),
-            Goal("16 requests, blocks over bfloat16", "16: engine, tokens/s", "16: bfloat16, tokens/s", 1.0),
         ),
     ),
     Case(

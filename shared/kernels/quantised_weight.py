@@ -92,13 +92,14 @@ def _divisor(x: torch.Tensor) -> torch.Tensor:
 def _packed(
     codes: torch.Tensor, scale: torch.Tensor, least: torch.Tensor, outputs: int, kind: QuantisedFormat
 ) -> QuantisedWeight:
-    """codes `[outputs * blocks, 32]`, scale and least `[outputs * blocks, 1]`.
-
-    A 32-bit word holds its even inputs in the lower half and its odd ones in the upper half.
-    """
-    bits = 8 if kind == "q8_0" else 4
-    pairs = codes.to(torch.uint8).view(outputs, -1, bits, 2, 8 // bits, 2)
-    halves = pairs[..., 0, :] if bits == 8 else pairs[..., 0, :] | pairs[..., 1, :] << 4  # [out, blocks, bits, 2, 2]
-    numbers = torch.stack([scale, least], -1).view(outputs, -1, 2, 1).view(torch.uint8)
-    parts = [part.unflatten(0, (-1, PANEL)).transpose(1, 2).transpose(2, 3) for part in (numbers, halves.mT)]
-    return QuantisedWeight(torch.cat([part.flatten(2) for part in parts], -1), bits)
+    """codes `[outputs * blocks, 32]`, scale and least `[outputs * blocks, 1]`; the layouts are described in blocks.h."""
+    bits, panels = 8 if kind == "q8_0" else 4, outputs // PANEL
+    blocks = len(codes) // outputs
+    codes, numbers = codes.to(torch.uint8), torch.stack([scale, least], -1).view(panels, PANEL, blocks, 2, 1)
+    if ops.expands_blocks(blocks * BLOCK):
+        places = codes.view(panels, 2, 8, blocks, bits // 2, 32 // bits, 2).permute(0, 3, 4, 1, 2, 6, 5)
+    else:
+        places = codes.view(panels, PANEL, blocks, bits, 2, 8 // bits, 2).permute(0, 2, 3, 1, 6, 4, 5)
+    words = places.flatten() if bits == 8 else places.flatten()[::2] | places.flatten()[1::2] << 4
+    parts = numbers.permute(0, 2, 3, 1, 4).contiguous().view(torch.uint8), words
+    return QuantisedWeight(torch.cat([part.view(panels, blocks, -1) for part in parts], -1), bits)

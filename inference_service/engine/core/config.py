@@ -47,8 +47,8 @@ class EngineSettings(SettingsPart):
     """Weights of linear layers on a CPU: stored, restored, q8_0, q4_1 or q4_0.
 
     `restored` keeps matrices that were dequantised from a GGUF file (Q4_0, Q4_1, Q8_0) in their 4 or 8 bits, with the
-    same answers up to rounding. The formats quantise any model, with other answers. Decoding reads fewer bytes. Needs
-    the compiled kernels and bfloat16.
+    same answers up to rounding; with AMX, `stored` does so, too, without any difference. The formats quantise any
+    model, with other answers. Decoding reads fewer bytes. Needs the compiled kernels and bfloat16.
     """
     max_waiting: int = Field(default=256, ge=1)
     """Maximum number of waiting requests; further ones are refused with RESOURCE_EXHAUSTED.

@@ -3,7 +3,7 @@
 #pragma once
 #include "blocks.h"
 
-/* Codes of 16 outputs as numbers: the lowest bits of each lane. */
+/* The lowest code of each lane as a number. */
 INLINE vec lowest_codes(uvec lanes, int bits) {
   if (bits == 8) return __builtin_convertvector(lanes & 0xff, vec);
   return _mm512_permutexvar_ps((__m512i)lanes, __builtin_convertvector(lane_numbers(), vec));
@@ -12,21 +12,21 @@ INLINE vec lowest_codes(uvec lanes, int bits) {
 /* A block of 16 outputs as a tile: 16 pairs of inputs. Products of a scale and a code are exact, so a weight is rounded
  * as if it had been computed in float32. */
 INLINE void expand_block(const uint8_t *block, int bits, uint16_t *tile) {
-  const int shifts = 16 / bits;
-  /* Lanes 0 and 16, 1 and 17 and so on, side by side. */
-  const __m512i interleaved = _mm512_add_epi16(_mm512_set1_epi32(0x00100000), (__m512i)(lane_numbers() * 0x10001));
+  const __m512i lower = (__m512i)(lane_numbers() >> 1), upper = _mm512_add_epi32(lower, _mm512_set1_epi32(8));
   vec scales = from_float16((const uint16_t *)block), leasts = from_float16((const uint16_t *)block + PANEL);
-#pragma GCC unroll 8
-  for (int word = 0; word < bits; word++) {
-    const uint8_t *at = block + PANEL * 4 * (word + 1);
-    uvec codes = *(const loose_uvec *)at;
+  vec lower_scales = _mm512_permutexvar_ps(lower, scales), lower_leasts = _mm512_permutexvar_ps(lower, leasts);
+  vec upper_scales = _mm512_permutexvar_ps(upper, scales), upper_leasts = _mm512_permutexvar_ps(upper, leasts);
+  const uint8_t *at = block + 2 * PANEL * sizeof(uint16_t);
+#pragma GCC unroll 16
+  for (int pair = 0; pair < TILE_INPUTS / 2; at += 2 * PANEL * 4) {
+    uvec low = *(const loose_uvec *)at, high = *(const loose_uvec *)(at + PANEL * 4);
     __builtin_prefetch(at + PREFETCH_BYTES);
-#pragma GCC unroll 4
-    for (int shift = 0; shift < shifts; shift++, codes >>= bits) {
-      vec even = lowest_codes(codes, bits) * scales + leasts;
-      vec odd = lowest_codes(codes >> 16, bits) * scales + leasts;
-      __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
-      _mm512_store_si512(tile + (word * shifts + shift) * 2 * PANEL, _mm512_permutexvar_epi16(interleaved, both));
+    __builtin_prefetch(at + PREFETCH_BYTES + PANEL * 4);
+#pragma GCC unroll 8
+    for (int code = 0; code < 32 / bits; code++, pair++, low >>= bits, high >>= bits) {
+      vec first = lowest_codes(low, bits) * lower_scales + lower_leasts;
+      vec second = lowest_codes(high, bits) * upper_scales + upper_leasts;
+      _mm512_store_si512(tile + pair * 2 * PANEL, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
     }
   }
 }

@@ -3,9 +3,10 @@
  * A weight is scale * code + least, with an unsigned code and two float16 numbers for each block and output: Q4_1 is that
  * form, Q4_0 has least = -8 scale, Q8_0 least = -128 scale.
  *
- * Layout. A panel holds the weights of 16 outputs: [in / 32][16 scales, 16 leasts, words of 16 outputs]. A 32-bit word
- * holds 8 codes of 4 bits or 4 codes of 8 bits of one output. A shift and a mask separate two codes, 16 bits apart: two
- * inputs side by side. */
+ * Layout. A panel holds the weights of 16 outputs: [in / 32][16 scales, 16 leasts, vectors of 16 words]. A 32-bit word
+ * holds 8 codes of 4 bits or 4 codes of 8 bits of one output. For tiles, a word has codes of every second input, and the
+ * words of a vector are those of 8 outputs, even and odd inputs side by side. For products of integers, a vector has a
+ * word of each output, and a shift and a mask separate two codes, 16 bits apart: two inputs side by side. */
 #pragma once
 #include "simd.h"
 #include "weights.h"
