@@ -10,8 +10,8 @@ INLINE vec lowest_codes(uvec lanes, int bits) {
 }
 
 /* A block of 16 outputs as a tile: 16 pairs of inputs. Products of a scale and a code are exact, so a weight is rounded
- * as if it had been computed in float32. */
-INLINE void expand_block(const uint8_t *block, int bits, uint16_t *tile) {
+ * as if it had been computed in float32. The block `ahead` bytes further is fetched into the second-level cache. */
+INLINE void expand_block(const uint8_t *block, int bits, int64_t ahead, uint16_t *tile) {
   const __m512i lower = (__m512i)(lane_numbers() >> 1), upper = _mm512_add_epi32(lower, _mm512_set1_epi32(8));
   vec scales = from_float16((const uint16_t *)block), leasts = from_float16((const uint16_t *)block + PANEL);
   vec lower_scales = _mm512_permutexvar_ps(lower, scales), lower_leasts = _mm512_permutexvar_ps(lower, leasts);
@@ -20,8 +20,8 @@ INLINE void expand_block(const uint8_t *block, int bits, uint16_t *tile) {
 #pragma GCC unroll 16
   for (int pair = 0; pair < TILE_INPUTS / 2; at += 2 * PANEL * 4) {
     uvec low = *(const loose_uvec *)at, high = *(const loose_uvec *)(at + PANEL * 4);
-    __builtin_prefetch(at + PREFETCH_BYTES);
-    __builtin_prefetch(at + PREFETCH_BYTES + PANEL * 4);
+    __builtin_prefetch(at + ahead, 0, 2);
+    __builtin_prefetch(at + ahead + PANEL * 4, 0, 2);
 #pragma GCC unroll 8
     for (int code = 0; code < 32 / bits; code++, pair++, low >>= bits, high >>= bits) {
       vec first = lowest_codes(low, bits) * lower_scales + lower_leasts;
@@ -31,16 +31,15 @@ INLINE void expand_block(const uint8_t *block, int bits, uint16_t *tile) {
   }
 }
 
-/* Panels [panel, panel + count), at most 4, in bfloat16, of at most MAX_INPUTS inputs; valid until the thread's next
- * call. */
+/* Panels [panel, panel + count), at most 2, of at most MAX_INPUTS inputs; valid until the thread's next call. */
 static const uint16_t *expand(const Weights *weights, int64_t panel, int64_t count) {
-  static _Thread_local _Alignas(64) uint16_t expanded[4 * PANEL * MAX_INPUTS];
-  int64_t bits = weights->bits, size = PANEL * 4 * (bits + 1), blocks = weights->in / BLOCK;
+  static _Thread_local _Alignas(64) uint16_t expanded[2 * PANEL * MAX_INPUTS];
+  int64_t blocks = weights->in / BLOCK, size = block_size(weights->bits);
   const uint8_t *from = (const uint8_t *)weights->panels + panel * blocks * size;
   for (int64_t block = 0; block < count * blocks; block++)
-    if (bits == 4)
-      expand_block(from + block * size, 4, expanded + block * BLOCK * PANEL);
+    if (weights->bits == 4)
+      expand_block(from + block * size, 4, PREFETCH_BYTES, expanded + block * BLOCK * PANEL);
     else
-      expand_block(from + block * size, 8, expanded + block * BLOCK * PANEL);
+      expand_block(from + block * size, 8, PREFETCH_BYTES, expanded + block * BLOCK * PANEL);
   return expanded;
 }

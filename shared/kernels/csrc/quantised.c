@@ -131,7 +131,7 @@ HIDDEN void multiply_blocks(const Weights *weights, const void *prepared, uint16
     for (int64_t row = 0; row < rows; row += TILE)
       for (int lane = 0; lane < PANEL; lane += LANES)
         some_rows(rows - row < TILE ? rows - row : TILE, (int)bits, (const Block *)prepared + row,
-                  (const uint8_t *)weights->panels + panel * blocks * PANEL * 4 * (bits + 1), lane,
+                  (const uint8_t *)weights->panels + panel * blocks * block_size(bits), lane,
                   weights->bias ? weights->bias + panel * PANEL : NULL, y + row * out + panel * PANEL + lane, blocks,
                   rows, out);
 }

@@ -53,20 +53,27 @@ INLINE void two_by_two(int panels, const uint16_t *x, int64_t rows, const uint16
   _tile_stored(3, now->sums + 16 * 2 * PANEL + PANEL, 128);
 }
 
-/* Up to 16 rows times four panels: more streams of reads, because with few rows memory is the limit. */
-static void one_by_four(const uint16_t *x, int64_t rows, const uint16_t *weights, const float *bias, uint16_t *y,
+/* Up to 16 rows times four panels: more streams of reads, because with few rows memory is the limit. A block is expanded
+ * well before its tile is loaded, because a tile that was just stored is slow to load. */
+INLINE void one_by_four(int bits, const uint16_t *x, int64_t rows, const uint8_t *from, const float *bias, uint16_t *y,
                         int64_t in, int64_t out) {
-  int64_t panel = PANEL * in;
+  int64_t size = block_size(bits), panel = in / TILE_INPUTS * size;
+  _Alignas(64) uint16_t expanded[2][4][TILE_BYTES / sizeof(uint16_t)];
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
+  if (bits != 16)
+    for (int tile = 0; tile < 4; tile++) expand_block(from + tile * panel, bits, 4 * panel, expanded[0][tile]);
 #define PANEL_OF(TILE, WEIGHTS)                                                                                        \
-  _tile_loadd(WEIGHTS, weights + TILE * panel + at * PANEL, 64);                                                       \
-  for (int line = 0; line < TILE_BYTES; line += 64) __builtin_prefetch(next + TILE * panel * 2 + line);                \
+  _tile_loadd(WEIGHTS, bits == 16 ? (const void *)(from + TILE * panel) : expanded[turn][TILE], 64);                   \
+  for (int line = 0; bits == 16 && line < TILE_BYTES; line += 64) __builtin_prefetch(next + TILE * panel + line);      \
   _tile_dpbf16ps(TILE, 4, WEIGHTS);
-  for (int64_t at = 0; at < in; at += TILE_INPUTS) {
-    const char *next = (const char *)(weights + ahead(at, in, 4));
+  for (int64_t at = 0; at < in; at += TILE_INPUTS, from += size) {
+    const int turn = at / TILE_INPUTS & 1;
+    const uint8_t *next = from + (ahead(at, in, 4) - at * PANEL) * (int64_t)sizeof(uint16_t);
+    for (int tile = 0; bits != 16 && at + TILE_INPUTS < in && tile < 4; tile++)
+      expand_block(from + size + tile * panel, bits, 4 * panel, expanded[!turn][tile]);
     _tile_loadd(4, x + at * 16, 64);
     PANEL_OF(0, 6)
     PANEL_OF(1, 7)
@@ -83,28 +90,39 @@ static void one_by_four(const uint16_t *x, int64_t rows, const uint16_t *weights
       write_row(sums + row * 4 * PANEL + at, bias ? bias + at : NULL, y + row * out + at, 2);
 }
 
+#define OF_BITS(BITS)                                                                                                  \
+  static void one_by_four_##BITS(const uint16_t *x, int64_t rows, const uint8_t *from, const float *bias, uint16_t *y, \
+                                 int64_t in, int64_t out) {                                                            \
+    one_by_four(BITS, x, rows, from, bias, y, in, out);                                                                \
+  }
+OF_BITS(16)
+OF_BITS(8)
+OF_BITS(4)
+
 /* Prepared rows times panels [first, end); in is a multiple of 32. */
 static void multiply_tiles(const Weights *weights, const uint16_t *x, uint16_t *y, int64_t rows, int64_t first,
                            int64_t end) {
-  int64_t in = weights->in, out = weights->out, blocks = (rows + 31) / 32, shaped = 0;
+  int64_t in = weights->in, out = weights->out, bits = weights->bits, blocks = (rows + 31) / 32, shaped = 0;
   Waiting waiting[2];
   int turn = 0;
   waiting[0].next = waiting[0].rows = waiting[1].next = waiting[1].rows = 0;
   for (int64_t panel = first, panels; panel < end; panel += panels) {
     const float *bias = weights->bias ? weights->bias + panel * PANEL : NULL;
+    const uint8_t *stored = (const uint8_t *)weights->panels + panel * (in / TILE_INPUTS) * block_size(bits);
     panels = rows <= 16 && panel + 4 <= end ? 4 : panel + 1 < end ? 2 : 1;
-    const uint16_t *from = (const uint16_t *)weights->panels + panel * PANEL * in;
-    if (weights->bits != 16) from = expand(weights, panel, panels);
-    int64_t lines = (panels * TILE_BYTES / 64 + blocks - 1) / blocks;
+    if (panels == 4) {
+      if (shaped != rows) shape_tiles(shaped = rows);
+      (bits == 16  ? one_by_four_16
+       : bits == 8 ? one_by_four_8
+                   : one_by_four_4)(x, rows, stored, bias, y + panel * PANEL, in, out);
+      continue;
+    }
+    const uint16_t *from = bits == 16 ? (const uint16_t *)stored : expand(weights, panel, panels);
+    int64_t lines = bits == 16 ? (panels * TILE_BYTES / 64 + blocks - 1) / blocks : 0;
     const char *next = (const char *)(from + panels * PANEL * in);
     for (int64_t block = 0; block < blocks; block++, next += lines * 64 * (in / TILE_INPUTS)) {
       int64_t row = block * 32, count = rows - row < 32 ? rows - row : 32;
-      if (count != shaped) shape_tiles(count);
-      shaped = count;
-      if (panels == 4) {
-        one_by_four(x, count, from, bias, y + panel * PANEL, in, out);
-        continue;
-      }
+      if (count != shaped) shape_tiles(shaped = count);
       Waiting *now = waiting + turn, *before = waiting + (turn ^= 1);
       if (panels == 2)
         two_by_two(2, x + row * in, count, from, in, next, lines, now, before);

@@ -11,6 +11,9 @@ typedef struct {
   int64_t in, out, bits;
 } Weights;
 
+/* Bytes of 32 inputs of a panel. */
+static inline int64_t block_size(int64_t bits) { return PANEL * (bits == 16 ? 64 : 4 * (bits + 1)); }
+
 /* Distance of a prefetch of weights: memory latency at the rate at which they are used. */
 enum { PREFETCH_BYTES = 4096 };
 

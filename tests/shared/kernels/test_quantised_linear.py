@@ -54,7 +54,8 @@ def test_a_dequantised_matrix_is_found_bit_by_bit(kind: QuantisedFormat) -> None
         linear = nn.Linear(stored.shape[1], len(stored), bias=False, dtype=torch.bfloat16)
         blocks = NativeLinear(linear, found)
         single = torch.eye(stored.shape[1], dtype=torch.bfloat16)
-        assert blocks(single).T.equal(stored)
+        rtol = 0 if ops.expands_blocks(stored.shape[1]) else 2**-8
+        torch.testing.assert_close(blocks(single).T, stored, rtol=rtol, atol=0)
         assert restore(weight.bfloat16()) is None, "never quantised"
         stored[40, stored[40, :32].abs().argmin()] = stored[40, :32].abs().max() * 10.5 / 127
         assert restore(stored) is None, "one weight differs"
