@@ -79,8 +79,8 @@ def find_codes(blocks: torch.Tensor, smallest: int) -> tuple[torch.Tensor, torch
     pointers = blocks.data_ptr(), len(blocks), smallest, codes.data_ptr(), numbers.data_ptr()
     if blocks.dtype != torch.bfloat16 or _library().find_codes(*pointers, threads) < len(blocks):
         return None
-    scale, least = numbers.half().split(1, 1)
-    return codes, scale, least
+    numbers = numbers.half()
+    return codes, numbers[:, :1], numbers[:, 1:]
 
 
 def can_attend(keys: torch.Tensor, values: torch.Tensor) -> bool:

@@ -45,23 +45,21 @@ def restore(weight: torch.Tensor) -> QuantisedWeight | None:
     """
     if not fits(weight) or weight.dtype != torch.bfloat16:
         return None
-    step = max(1, len(weight) // _SAMPLE)
+    weight = weight.detach()
+    sample = weight[:: max(1, len(weight) // _SAMPLE)]
     for kind, smallest in _SMALLEST.items():
-        for rows in (weight[::step][:_SAMPLE], weight):
-            found = ops.find_codes(rows.detach().reshape(-1, BLOCK), smallest)
-            if found is None:
-                break
-        else:
-            return _packed(*found, len(weight), kind)
+        if ops.find_codes(sample.reshape(-1, BLOCK), smallest) is not None:
+            found = ops.find_codes(weight.reshape(-1, BLOCK), smallest)
+            return None if found is None else _packed(*found, len(weight), kind)
     return None
 
 
 def quantise(weight: torch.Tensor, kind: QuantisedFormat) -> QuantisedWeight:
     """weight `[out, in]` of any floating dtype, finite, for which `fits` is true."""
-    parts = [
-        _packed(*_codes(rows.float().reshape(-1, BLOCK), kind), len(rows), kind)
-        for rows in weight.detach().split(_MAX_ROWS)
-    ]
+    parts = list[QuantisedWeight]()
+    for start in range(0, len(weight), _MAX_ROWS):
+        rows = weight.detach()[start : start + _MAX_ROWS]
+        parts.append(_packed(*_codes(rows.float().reshape(-1, BLOCK), kind), len(rows), kind))
     return QuantisedWeight(torch.cat([part.panels for part in parts]), parts[0].bits)
 
 
@@ -92,7 +90,7 @@ def _divisor(x: torch.Tensor) -> torch.Tensor:
 def _packed(
     codes: torch.Tensor, scale: torch.Tensor, least: torch.Tensor, outputs: int, kind: QuantisedFormat
 ) -> QuantisedWeight:
-    """codes `[outputs * blocks, 32]`, scale and least `[outputs * blocks, 1]`; the layouts are described in blocks.h."""
+    """codes `[outputs * blocks, 32]`, scale and least `[outputs * blocks, 1]`; blocks.h describes the layouts."""
     bits, panels = 8 if kind == "q8_0" else 4, outputs // PANEL
     blocks = len(codes) // outputs
     codes, numbers = codes.to(torch.uint8), torch.stack([scale, least], -1).view(panels, PANEL, blocks, 2, 1)

@@ -54,8 +54,9 @@ def test_a_dequantised_matrix_is_found_bit_by_bit(kind: QuantisedFormat) -> None
         linear = nn.Linear(stored.shape[1], len(stored), bias=False, dtype=torch.bfloat16)
         blocks = NativeLinear(linear, found)
         single = torch.eye(stored.shape[1], dtype=torch.bfloat16)
-        rtol = 0 if ops.expands_blocks(stored.shape[1]) else 2**-8
-        torch.testing.assert_close(blocks(single).T, stored, rtol=rtol, atol=0)
+        differences = (blocks(single).T.float() - stored.float()).abs()  # without tiles, sums are rounded elsewhere
+        rounding = stored.float().abs() / 64 + stored.float().abs().amax(1, keepdim=True) / 2**16
+        assert (differences <= (0 if ops.expands_blocks(stored.shape[1]) else rounding)).all()
         assert restore(weight.bfloat16()) is None, "never quantised"
         stored[40, stored[40, :32].abs().argmin()] = stored[40, :32].abs().max() * 10.5 / 127
         assert restore(stored) is None, "one weight differs"
