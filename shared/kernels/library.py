@@ -92,7 +92,7 @@ _MODE = (_INT, _INT)  # is it bfloat16, how many threads
 SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "linear": (_INT, (ctypes.POINTER(Weights), _POINTER, _POINTER, _SIZE, _INT)),
     "expands_blocks": (_INT, (_SIZE,)),
-    "find_codes": (_SIZE, (_POINTER, _SIZE, _INT, *(_POINTER,) * 2, _INT)),
+    "find_codes": (_INT, (_POINTER, _SIZE, _INT, *(_POINTER,) * 2, _INT)),
     "cached_attention": (_INT, (*(_POINTER,) * 8, *(_SIZE,) * 9, _FLOAT, _INT)),
     "decoder_step": (_INT, (ctypes.POINTER(Decoder), *(_POINTER,) * 5, _SIZE, _POINTER, _SIZE, _POINTER, _INT)),
     "packed_attention": (_INT, (_CALL, *(_HEADS,) * 4, *(_POINTER,) * 5)),

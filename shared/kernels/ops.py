@@ -77,7 +77,7 @@ def find_codes(blocks: torch.Tensor, smallest: int) -> tuple[torch.Tensor, torch
     blocks, threads = blocks.contiguous(), torch.get_num_threads()
     codes, numbers = torch.empty(blocks.shape, dtype=torch.uint8), torch.empty(len(blocks), 2)
     pointers = blocks.data_ptr(), len(blocks), smallest, codes.data_ptr(), numbers.data_ptr()
-    if blocks.dtype != torch.bfloat16 or _library().find_codes(*pointers, threads) < len(blocks):
+    if blocks.dtype != torch.bfloat16 or not _library().find_codes(*pointers, threads):
         return None
     numbers = numbers.half()
     return codes, numbers[:, :1], numbers[:, 1:]

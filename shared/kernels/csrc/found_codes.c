@@ -103,7 +103,7 @@ static int find_around_zero(Found *block, float low, float high, int smallest, f
 
 /* weights [blocks][32]. Writes codes [blocks][32], counted from the smallest, and numbers [blocks][scale, least], all of
  * them numbers of float16. `smallest` is 0 (Q4_1), -8 (Q4_0) or -128 (Q8_0). Returns how many blocks were found. */
-int64_t find_codes(const uint16_t *weights, int64_t blocks, int smallest, uint8_t *codes, float *numbers, int threads) {
+int find_codes(const uint16_t *weights, int64_t blocks, int smallest, uint8_t *codes, float *numbers, int threads) {
   int64_t num_found = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : num_found)
   for (int64_t at = 0; at < blocks; at++) {
@@ -121,5 +121,5 @@ int64_t find_codes(const uint16_t *weights, int64_t blocks, int smallest, uint8_
     for (int v = 0; v < VECTORS; v++) store_floats(found + v * LANES, block.codes[v]);
     for (int i = 0; i < BLOCK; i++) codes[at * BLOCK + i] = (uint8_t)(found[i] - smallest);
   }
-  return num_found;
+  return num_found == blocks;
 }

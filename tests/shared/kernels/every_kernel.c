@@ -53,7 +53,7 @@ typedef struct {
 int decoder_step(const Decoder *, uint16_t *, const uint16_t *, const uint16_t *, const int64_t *, const int64_t *,
                  int64_t, const int64_t *, int64_t, uint16_t *, int);
 int linear(const Weights *, const uint16_t *, uint16_t *, int64_t, int);
-int64_t find_codes(const uint16_t *, int64_t, int, uint8_t *, float *, int);
+int find_codes(const uint16_t *, int64_t, int, uint8_t *, float *, int);
 int cached_attention(const uint16_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *, uint16_t *,
                      const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                      int64_t, int64_t, float, int);
