@@ -26,7 +26,7 @@ _SMALLEST: dict[QuantisedFormat, int] = {"q4_1": 0, "q4_0": -8, "q8_0": -128}
 
 @dataclass(frozen=True)
 class QuantisedWeight:
-    """A matrix `[out, in]`, in the layout of quantised.c."""
+    """A matrix `[out, in]`, in a layout of blocks.h."""
 
     panels: torch.Tensor
     """uint8 `[out / 16, in / 32, bytes]`."""
