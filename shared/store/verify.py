@@ -33,6 +33,7 @@ from shared.store.layout import (
     snapshot_key,
 )
 from shared.store.log import CommitLog
+from shared.store.replicas import ReplicaDirectory
 from shared.store.snapshot import decode_snapshot
 from shared.store.store import PromptStore, summary_of
 
@@ -82,7 +83,12 @@ def verify_store(
 
     `progress` gets the bytes that are read and all bytes. Raises Unavailable if the store is unavailable.
     """
+    replicas = ReplicaDirectory(backend).list()  # before the log, which thus has all that they have read
     index, findings = _read_log(backend)
+    ahead = max(replicas, key=lambda replica: replica.revision, default=None)
+    if ahead is not None and ahead.revision > index.revision and not findings:
+        text = f"is missing: the replica {ahead.id} has read revision {ahead.revision}"
+        findings.append(Finding("log", f"revision {index.revision + 1}", text))
     log_is_sound = not any(finding.is_problem and finding.kind != "snapshot" for finding in findings)
     bad: dict[str, str] = {}
     records = list(index.versions())

@@ -10,11 +10,13 @@ import pytest
 
 from shared.errors import Unavailable
 from shared.prompt.blob import digest_of
+from shared.prompt.manifest import utc_now
 from shared.store import PromptStore
 from shared.store.base import ObjectBackend
 from shared.store.layout import STORE_KEY, blob_key, log_key, snapshot_key
 from shared.store.memory import MemoryBackend
 from shared.store.open import existing_backend, open_store
+from shared.store.replicas import ReplicaDirectory, ReplicaRecord
 from shared.store.verify import Verification, verify_store
 from tests.shared.prompt.blobs import make_blob
 from tests.shared.store.faults import FaultyBackend
@@ -138,6 +140,11 @@ def lose_under_the_snapshot(backend: ObjectBackend) -> None:
     backend.delete(log_key(2))
 
 
+def lose_the_last_entry(backend: ObjectBackend) -> None:
+    ReplicaDirectory(backend).put(ReplicaRecord(id="reader", revision=6, started_at=utc_now()))
+    backend.delete(log_key(6))
+
+
 def change_a_snapshot(backend: ObjectBackend) -> None:
     PromptStore(backend).write_snapshot()
     in_object(backend, snapshot_key(6), b'"deleted_at":"2', b'"deleted_at":"1')
@@ -175,6 +182,7 @@ DAMAGE: dict[str, tuple[Callable[[ObjectBackend], None], tuple[str, str]]] = {
         ("store", STORE_KEY),
     ),
     "no store.json": (lambda backend: backend.delete(STORE_KEY), ("store", STORE_KEY)),
+    "the last entry": (lose_the_last_entry, ("log", "revision 6")),
     "an entry of another store": (
         lambda backend: in_object(backend, log_key(3), b'"store":"', b'"store":"0'),
         ("log", "revision 3"),
