@@ -60,7 +60,7 @@ def as_yaml(objects: Sequence[Object]) -> str:
     """The objects as YAML documents, without anchors."""
     import yaml
 
-    class Dumper(yaml.SafeDumper):
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]
         def ignore_aliases(self, data: object) -> bool:
             return True
 
@@ -68,7 +68,7 @@ def as_yaml(objects: Sequence[Object]) -> str:
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, '"' if _NO_TEXT.fullmatch(value) else None)
 
     Dumper.add_representer(str, text)
-    return yaml.dump_all(objects, Dumper=Dumper, sort_keys=False)
+    return str(yaml.dump_all(objects, Dumper=Dumper, sort_keys=False))
 
 
 def why_no_object(document: object) -> str:
