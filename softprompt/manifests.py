@@ -25,6 +25,8 @@ BASE_MODEL_LABEL = "softprompt.io/base-model"
 CONFIG_MAP, DIRECTORY, FILE = "softprompt-models", "/etc/softprompt", "models.json"
 _GPU = "nvidia.com/gpu"
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+_NO_TEXT = re.compile(r"[yYnN]|0o[0-7_]+|[-+]?[0-9][0-9_]*([eE][-+]?[0-9]+)?")
+"""Texts that Kubernetes' YAML parser would read as a truth value or a number, other than the one that writes them."""
 _RAY_BYTES = 3 << 30
 """Memory of a Ray node beside its worker: Ray's processes, and its object store in /dev/shm."""
 
@@ -52,6 +54,21 @@ def of_models(objects: Sequence[Object], entries: Mapping[str, ModelEntry], cont
             else:
                 found.append(item)
     return [*found, config_map]
+
+
+def as_yaml(objects: Sequence[Object]) -> str:
+    """The objects as YAML documents, without anchors."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]
+        def ignore_aliases(self, data: object) -> bool:
+            return True
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, '"' if _NO_TEXT.fullmatch(value) else None)
+
+    Dumper.add_representer(str, text)
+    return str(yaml.dump_all(objects, Dumper=Dumper, sort_keys=False))
 
 
 def why_no_object(document: object) -> str:

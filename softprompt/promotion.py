@@ -8,7 +8,6 @@ the difference was shown.
 from __future__ import annotations
 
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -48,6 +47,8 @@ class Plan:
     """Of the target's alias; 0: it does not exist."""
     present: PromptVersion | None
     """The same bytes, if the target has them already."""
+    latest: int
+    """The newest number of the prompt in the target; 0: the target lacks the prompt."""
     differences: tuple[Difference, ...]
 
 
@@ -78,7 +79,8 @@ def plan_promotion(source: Client, target: Client, reference: str, alias: str = 
         heaviest = max(named.targets, key=lambda one: one.weight)
         served = target.get_version(f"{prompt}@{heaviest.version}")
     differences = tuple(_differences(served, version))
-    return Plan(version, blob, prompt, alias, served, named.revision if named else 0, present, differences)
+    latest = there.latest_version if there else 0
+    return Plan(version, blob, prompt, alias, served, named.revision if named else 0, present, latest, differences)
 
 
 def promote(target: Client, plan: Plan) -> Promoted:
@@ -99,7 +101,9 @@ def _publish(target: Client, plan: Plan) -> PromptVersion:
     with tempfile.TemporaryDirectory(prefix="softprompt-promotion-") as folder:
         path = Path(folder) / "version.safetensors"
         path.write_bytes(plan.blob)
-        return target.import_version(path, plan.prompt, alias="-", request_id=f"promotion-{uuid.uuid4().hex}")
+        # Two promotions at once publish one version. After a deletion, the newest number makes another id.
+        request_id = f"promotion-{plan.version.digest.removeprefix('sha256:')}-{plan.latest}"
+        return target.import_version(path, plan.prompt, alias="-", request_id=request_id)
 
 
 def _find(target: Client, prompt: str) -> Prompt | None:

@@ -41,8 +41,8 @@ class TrainerPools:
     """Parsing of large requests, which can take minutes of processor time."""
     job_checks: CallPool = field(default_factory=lambda: _slow("job_checks", 2))
     """Checks of new jobs against datasets and tokenizer, which can take minutes of processor time."""
-    webhooks: CallPool = field(default_factory=lambda: CallPool("webhooks", max_threads=8))
-    """HTTP requests to the endpoints of webhooks."""
+    webhooks: CallPool = field(default_factory=lambda: CallPool("webhooks", max_threads=50))
+    """HTTP requests to the endpoints of webhooks, a thread for each: slow ones delay no other."""
     usage: CallPool = field(default_factory=lambda: CallPool("usage", max_threads=2))
     """Usage, in the prompt store and the job database."""
     job_database_health: CallPool = field(default_factory=lambda: _health("job_database"))

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from shared.caller import Caller, current_caller
-from shared.errors import Conflict, InvalidInput, PreconditionFailed
+from shared.errors import Conflict, DamagedBlob, InvalidInput, NotFound, PreconditionFailed
 from shared.names import PromptReference, check_alias, parse_version_name, version_name
 from shared.prompt.blob import MAX_BLOB_BYTES, decode_blob
 from shared.prompt.manifest import Manifest
@@ -131,8 +131,11 @@ class Prompts:
         return Version(index.prompt(reference.prompt), index.resolve(reference))
 
     async def read(self, version: Version) -> tuple[bytes, Manifest]:
-        """The version's blob and its manifest."""
-        data = await self._pool.call(self._store.fetch, version.record.digest)
+        """The version's blob and its manifest. Raises DamagedBlob, also if the blob is missing."""
+        try:
+            data = await self._pool.call(self._store.fetch, version.record.digest)
+        except NotFound as error:
+            raise DamagedBlob(f"the blob of {version.record.name} is missing from the prompt store") from error
         return data, (await asyncio.to_thread(decode_blob, data)).manifest
 
     async def set_alias(

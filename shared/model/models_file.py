@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _LABEL_VALUE = r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?"
-_LabelKey = Annotated[str, Field(pattern=r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
+_LABEL_KEY = r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_LabelKey = Annotated[str, Field(pattern=rf"^{_LABEL_KEY}$")]
 _LabelValue = Annotated[str, Field(pattern=rf"^{_LABEL_VALUE}$")]
 _SelectorValue = Annotated[str, Field(pattern=rf"^!?({_LABEL_VALUE}|in\([A-Za-z0-9._,-]+\))$")]
 """A value of Ray's label selectors: V, !V, in(V,W) or !in(V,W)."""
@@ -54,15 +55,15 @@ def _check_amount(value: float) -> None:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class Toleration(_Strict):
     """A toleration of a pod, with Kubernetes' names and defaults."""
 
-    key: str = ""
+    key: Annotated[str, Field(pattern=rf"^({_LABEL_KEY})?$")] = ""
     operator: Literal["Equal", "Exists"] = "Equal"
-    value: str = ""
+    value: _LabelValue = ""
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
 
     @model_validator(mode="after")
@@ -163,6 +164,13 @@ class ModelEntry(_Strict):
     """Quantisation of replicas' weights on a CPU; see SOFTPROMPT_INFERENCE_WEIGHTS."""
     workers: Workers = Workers()
     replicas: Replicas = Replicas()
+
+    @field_validator("source")
+    @classmethod
+    def _fits_a_setting(cls, value: str) -> str:
+        if "," in value or not value.isprintable() or value != value.strip():
+            raise ValueError("must have no comma, no control character and no space at its ends")
+        return value
 
 
 class _File(_Strict):

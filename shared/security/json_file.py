@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import json
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,7 +21,10 @@ def read_json(file: WatchedFile, cls: type[Content]) -> Content:
     secrets.
     """
     try:
-        return cls.model_validate_json(file.read())
+        data = file.read()
+        content = cls.model_validate_json(data)
+        json.loads(data, object_pairs_hook=_unique)
+        return content
     except OSError as error:
         raise ConfigError(f"{file.path}: {error.strerror}") from error
     except ValidationError as error:
@@ -29,3 +33,19 @@ def read_json(file: WatchedFile, cls: type[Content]) -> Content:
             for detail in error.errors(include_input=False)
         ]
         raise ConfigError(f"{file.path}: {'; '.join(problems[:_SHOWN])}") from None  # pydantic's text shows values
+    except _RepeatedKey as error:
+        raise ConfigError(f"{file.path}: {error}") from None
+
+
+class _RepeatedKey(ValueError):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON allows a key twice and takes the last one, which hides mistakes."""
+    found = dict[str, Any]()
+    for key, value in pairs:
+        if key in found:
+            raise _RepeatedKey(f"{key[:80]!r} is twice in one object")
+        found[key] = value
+    return found

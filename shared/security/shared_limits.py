@@ -30,6 +30,8 @@ Answer = TypeVar("Answer")
 _ANSWER_SECONDS = 0.25
 _PAUSE_SECONDS = 1.0
 """Time between attempts while the server doesn't answer. Only one call waits for each attempt."""
+_REPORTED_SECONDS = 60.0
+"""Time after the last attempt for which the metric reports a server that does not answer."""
 _CHARGE_SECONDS = 0.1
 """How often the tokens of running calls are charged."""
 _WINDOW_SECONDS, _LONGEST_WINDOW_SECONDS = 10, 10**8
@@ -67,7 +69,11 @@ class SharedLimits:
         self._uncharged: Counter[_Limit] = Counter()
         self._charging: asyncio.Task[None] | None = None
         about = "1 while shared limits are counted, 0 while their storage does not answer and processes count alone."
-        Gauge("softprompt_shared_limits_available", about, registry=metrics).set_function(lambda: self._is_available)
+        Gauge("softprompt_shared_limits_available", about, registry=metrics).set_function(self._counts_together)
+
+    def _counts_together(self) -> bool:
+        """Also without calls: only they ask the server again."""
+        return self._is_available or time.monotonic() > self._next_attempt + _REPORTED_SECONDS
 
     async def begin(self, caller: Caller) -> None:
         """Count a request of the caller and its tenant. Raises Overloaded if one has reached a limit."""

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, Vali
 from shared.errors import DamagedBlob
 from shared.names import NAME_PATTERN
 from shared.prompt.manifest import Timestamp
+from shared.store.checksum import with_checksum
 
 COMMIT_FORMAT = 1
 MAX_TARGETS = 8
@@ -101,6 +102,8 @@ class Commit:
     actor: Annotated[str, StringConstraints(max_length=MAX_ACTOR_CHARS)]
     """The caller whose request or job made the change, or the part of the service. Shown only to operators."""
     ops: Annotated[tuple[Operation, ...], Field(min_length=1)]
+    store: Annotated[str, StringConstraints(max_length=100)] = ""
+    """The id of the store that it was written to; empty from earlier builds."""
     format: int = COMMIT_FORMAT
 
 
@@ -114,8 +117,8 @@ _HEAD = TypeAdapter(_Head)
 
 
 def encode_commit(commit: Commit) -> bytes:
-    """The entry as JSON."""
-    return _COMMIT.dump_json(commit)
+    """The entry as JSON, with a checksum."""
+    return with_checksum(_COMMIT.dump_json(commit))
 
 
 def decode_commit(data: bytes, revision: int) -> Commit:

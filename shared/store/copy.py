@@ -58,11 +58,11 @@ def copy_store(
         raise InvalidInput.of("target", "is the same store as the source")
     report, index = CopyReport(), source.index()
     _check_histories(index, target.refresh(check=True))
-    for _ in range(_ROUNDS):
+    for remaining in reversed(range(_ROUNDS)):
         _copy_versions(index, source, target, report, check, progress)
         newest = source.refresh(check=True)
-        if newest.revision == index.revision:
-            break
+        if newest.revision == index.revision or not remaining:
+            break  # aliases are moved as in the index whose versions are copied
         index = newest
         _check_histories(index, target.refresh())
     _move_aliases(index, target, report)

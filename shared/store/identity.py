@@ -16,7 +16,9 @@ from shared.store.layout import MAX_SMALL_BYTES, STORE_KEY
 STORE_FORMAT = 1
 
 
-class _StoreFile(BaseModel):
+class StoreFile(BaseModel):
+    """The content of `store.json`."""
+
     format: int
     store_id: str
 
@@ -30,26 +32,27 @@ class StoreIdentity:
 
     def load(self) -> None:
         """Read the id, or create one. Raises PreconditionFailed for a newer format, or if this is not a store."""
-        found = self._read()
+        found = self.read()
         if found is None:
-            mine = _StoreFile(format=STORE_FORMAT, store_id=uuid.uuid4().hex)
+            mine = StoreFile(format=STORE_FORMAT, store_id=uuid.uuid4().hex)
             self._backend.create(STORE_KEY, mine.model_dump_json().encode())
-            found = self._read()
+            found = self.read()
         if found is None:
             raise Unavailable("the prompt store loses data: an object that was just written does not exist")
         self.id = found.store_id
 
     def is_same(self) -> bool:
         """Whether this is still the store that `load` found."""
-        found = self._read()
+        found = self.read()
         return found is not None and found.store_id == self.id
 
-    def _read(self) -> _StoreFile | None:
+    def read(self) -> StoreFile | None:
+        """What `store.json` says now; None if it is missing. Raises as `load`."""
         data = self._backend.get(STORE_KEY, MAX_SMALL_BYTES)
         if data is None:
             return None
         try:
-            found = _StoreFile.model_validate_json(data)
+            found = StoreFile.model_validate_json(data)
         except ValidationError as error:
             raise PreconditionFailed(
                 "the URL of the prompt store leads to something else: its store.json can't be read"

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 from shared.errors import InvalidInput, NotFound
 from shared.process.user_cache import expanded
 from shared.store.base import ObjectBackend
-from shared.store.layout import STORE_KEY
+from shared.store.layout import LOG, STORE_KEY
 from shared.store.local import LocalBackend
 from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
@@ -34,15 +34,17 @@ def open_existing(url: str) -> PromptStore:
     return PromptStore(existing_backend(url))
 
 
-def existing_backend(url: str) -> ObjectBackend:
-    """The backend of a store that exists. Raises as `open_existing`."""
+def existing_backend(url: str, *, or_damaged: bool = False) -> ObjectBackend:
+    """The backend of a store that exists; `or_damaged`: also of one that has a log and no `store.json`. Raises as
+    `open_existing`.
+    """
     scheme, separator, _ = url.partition("://")
     if url.strip() and (not separator or scheme == "file"):
         path = Path(unquote(urlsplit(url).path)) if separator else expanded(url)
-        if not (path / STORE_KEY).is_file():
+        if not (path / STORE_KEY).is_file() and not (or_damaged and (path / LOG).is_dir()):
             raise NotFound("prompt store", url[:200])
     backend = open_backend(url)
-    if backend.head(STORE_KEY) is None:
+    if backend.head(STORE_KEY) is None and not (or_damaged and backend.list(LOG)):
         raise NotFound("prompt store", url[:200])
     return backend
 

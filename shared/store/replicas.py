@@ -72,11 +72,11 @@ class ReplicaRecord(BaseModel):
     base_model_fingerprint: str = Field(default="", max_length=200)
     address: str = Field(default="", max_length=300)
     """`host:port` of its GenerationService; empty from replicas that routers can't reach, and from older ones."""
-    running: int = Field(default=0, ge=0)
+    running: int = Field(default=0, ge=0, le=1_000_000)
     """Number of requests in its engine's steps."""
-    waiting: int = Field(default=0, ge=0)
+    waiting: int = Field(default=0, ge=0, le=1_000_000)
     """Number of requests that wait for a place."""
-    revision: int = Field(default=0, ge=0)
+    revision: int = Field(default=0, ge=0, lt=10**12)
     started_at: _Time
     updated_at: _Time = Field(default_factory=utc_now)
     heartbeat_seconds: float = Field(default=5.0, gt=0, le=86_400)

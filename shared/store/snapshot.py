@@ -8,6 +8,7 @@ from types import MappingProxyType
 from pydantic import TypeAdapter, ValidationError
 
 from shared.errors import DamagedBlob
+from shared.store.checksum import with_checksum
 from shared.store.index import Alias, PromptRecord, StoreIndex, Tombstone, VersionRecord
 
 SNAPSHOT_FORMAT = 1
@@ -39,12 +40,12 @@ _HEAD = TypeAdapter(_Head)
 
 
 def encode_snapshot(index: StoreIndex) -> bytes:
-    """The index as JSON."""
+    """The index as JSON, with a checksum."""
     prompts = (
         _Prompt(p.name, p.latest_version, tuple(p.versions.values()), tuple(p.aliases.values()), p.tombstones)
         for p in index.prompts.values()
     )
-    return _SNAPSHOT.dump_json(_Snapshot(index.revision, tuple(prompts)))
+    return with_checksum(_SNAPSHOT.dump_json(_Snapshot(index.revision, tuple(prompts))))
 
 
 def decode_snapshot(data: bytes, revision: int) -> StoreIndex:

@@ -276,7 +276,7 @@ class PromptStore:
             if not ops:
                 return index.revision
             self._check_same_store()
-            commit = Commit(revision=index.revision + 1, txid=txid, time=utc_now(), actor=actor, ops=ops)
+            commit = Commit(index.revision + 1, txid, utc_now(), actor, ops, store=self.id)
             outcome = self._log.append(commit)
             if outcome is Appended.MINE:
                 self._committed(commit)

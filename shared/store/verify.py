@@ -10,22 +10,30 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from shared.errors import DamagedBlob, Unavailable
+from shared.errors import DamagedBlob, PreconditionFailed, Unavailable
 from shared.prompt.blob import MAX_BLOB_BYTES, decode_blob, digest_of
 from shared.store.base import ObjectBackend
+from shared.store.checksum import checksum_matches
+from shared.store.commit import decode_commit
 from shared.store.garbage import GRACE_SECONDS
+from shared.store.identity import StoreIdentity
 from shared.store.index import PromptRecord, StoreIndex, VersionRecord
 from shared.store.layout import (
     BLOBS,
     LOG,
+    MAX_COMMIT_BYTES,
     MAX_SNAPSHOT_BYTES,
     SNAPSHOTS,
+    STORE_KEY,
     USAGE_REFUSED,
     blob_key,
     digest_in,
+    log_key,
     revision_in,
+    snapshot_key,
 )
 from shared.store.log import CommitLog
+from shared.store.replicas import ReplicaDirectory
 from shared.store.snapshot import decode_snapshot
 from shared.store.store import PromptStore, summary_of
 
@@ -35,7 +43,7 @@ class Finding:
     """One thing that is not as it should be. A note is no problem, for example a blob that no version names yet."""
 
     kind: str
-    """log, snapshot, alias, blob, manifest, orphan or usage."""
+    """store, log, snapshot, alias, blob, manifest, orphan or usage."""
     subject: str
     """The version, alias or object."""
     text: str
@@ -75,9 +83,13 @@ def verify_store(
 
     `progress` gets the bytes that are read and all bytes. Raises Unavailable if the store is unavailable.
     """
+    replicas = ReplicaDirectory(backend).list()  # before the log, which thus has all that they have read
     index, findings = _read_log(backend)
-    log_is_sound = not findings
-    findings += _snapshots(backend)
+    ahead = max(replicas, key=lambda replica: replica.revision, default=None)
+    if ahead is not None and ahead.revision > index.revision and not findings:
+        text = f"is missing: the replica {ahead.id} has read revision {ahead.revision}"
+        findings.append(Finding("log", f"revision {index.revision + 1}", text))
+    log_is_sound = not any(finding.is_problem and finding.kind != "snapshot" for finding in findings)
     bad: dict[str, str] = {}
     records = list(index.versions())
     done, total = 0, sum(record.size_bytes for record in records)
@@ -102,42 +114,90 @@ def verify_store(
 
 
 def _read_log(backend: ObjectBackend) -> tuple[StoreIndex, list[Finding]]:
-    """The newest state that can be read, and what is wrong with the log."""
-    log, findings = CommitLog(backend), []
-    try:
-        index, horizon = log.newest_snapshot(), log.horizon()
-    except Unavailable as error:
-        if not backend.list(SNAPSHOTS) and not backend.list(LOG):
-            raise
-        return StoreIndex(), [Finding("log", LOG, error.message)]
-    numbers = {number for info in backend.list(LOG) if (number := revision_in(info.key)) is not None}
-    for number in sorted(number for number in numbers if horizon < number <= index.revision):
-        try:  # covered by the snapshot, but watchers still read it
-            log.read(number)
-        except DamagedBlob as error:
-            findings.append(Finding("log", f"revision {number}", error.message))
-    try:
-        while (commit := log.read(index.revision + 1)) is not None:
-            index = index.apply(commit)
-    except DamagedBlob as error:
-        findings.append(Finding("log", f"revision {index.revision + 1}", error.message))
-    if not findings and (beyond := sorted(number for number in numbers if number > index.revision + 1)):
-        text = f"is missing, and there are later entries, up to {beyond[-1]}"
-        if log.read(index.revision + 1) is None:
-            findings.append(Finding("log", f"revision {index.revision + 1}", text))
-    return index, findings
-
-
-def _snapshots(backend: ObjectBackend) -> list[Finding]:
-    findings = []
-    for info in backend.list(SNAPSHOTS):
-        revision = revision_in(info.key)
+    """The state that the log leads to, as far as it can be read, and what is wrong with identity, log and snapshots."""
+    log, entries = CommitLog(backend), backend.list(LOG)
+    store_id, findings = _identity(backend)
+    snapshots, unsound = _snapshots(backend)
+    findings += unsound
+    horizon = log.horizon()
+    index = snapshots.get(min((revision for revision in snapshots if revision >= horizon), default=0), StoreIndex())
+    if not horizon:
+        index = StoreIndex()
+    elif index.revision < horizon:
+        text = "has been truncated, and the snapshot of the truncated part can't be read"
+        return StoreIndex(), [*findings, Finding("log", LOG, text)]
+    written_to: dict[str, list[int]] = {}
+    numbers = {number for info in entries if (number := revision_in(info.key)) is not None}
+    for number in range(horizon + 1, max(numbers | snapshots.keys(), default=0) + 1):
+        subject = f"revision {number}"
         try:
-            if revision is not None and (data := backend.get(info.key, MAX_SNAPSHOT_BYTES)) is not None:
-                decode_snapshot(data, revision)
+            data = backend.get(log_key(number), MAX_COMMIT_BYTES)
+            if data is None and log.horizon() != horizon:
+                return _read_log(backend)  # truncated in the meantime
+            if data is None:
+                findings.append(Finding("log", subject, "is missing, and there are later entries or snapshots"))
+            else:
+                commit = decode_commit(data, number)
+                written_to.setdefault(commit.store if (same := checksum_matches(data)) is not None else "", []).append(
+                    number
+                )
+                if same is False:
+                    findings.append(
+                        Finding("log", subject, "was changed after it was written: its checksum is another")
+                    )
+                if number == index.revision + 1:
+                    index = index.apply(commit)
+        except DamagedBlob as error:
+            findings.append(Finding("log", subject, error.message))
+        if (snapshot := snapshots.get(number)) is None:
+            continue
+        if index.revision < number:
+            index = snapshot
+        elif index.revision == number and index != snapshot:
+            findings.append(Finding("snapshot", snapshot_key(number), "says something else than the log"))
+    return index, findings + list(_foreign(store_id, written_to))
+
+
+def _identity(backend: ObjectBackend) -> tuple[str, list[Finding]]:
+    try:
+        found = StoreIdentity(backend).read()
+    except (PreconditionFailed, DamagedBlob) as error:
+        return "", [Finding("store", STORE_KEY, error.message)]
+    return ("", [Finding("store", STORE_KEY, "is missing")]) if found is None else (found.store_id, [])
+
+
+def _foreign(store_id: str, written_to: dict[str, list[int]]) -> Iterator[Finding]:
+    """Entries that were written to another store. `written_to`: revisions by the id of the store that they name."""
+    if without := written_to.pop("", []):
+        text = f"{len(without)} entries of an earlier build have no checksum: changes in them can't be found"
+        yield Finding("log", LOG, text, is_note=True)
+    if store_id and len(written_to) == 1 and store_id not in written_to:
+        text = f"has the id {store_id[:100]!r}, and the log was written to the store {next(iter(written_to))!r}"
+        yield Finding("store", STORE_KEY, text)
+    elif store_id:
+        for other, numbers in written_to.items():
+            for number in numbers if other != store_id else ():
+                yield Finding("log", f"revision {number}", f"was written to another store, {other!r}")
+
+
+def _snapshots(backend: ObjectBackend) -> tuple[dict[int, StoreIndex], list[Finding]]:
+    """The snapshots that can be trusted, and what is wrong with the others."""
+    sound, findings = {}, []
+    for info in backend.list(SNAPSHOTS):
+        if (revision := revision_in(info.key)) is None:
+            continue
+        try:
+            if (data := backend.get(info.key, MAX_SNAPSHOT_BYTES)) is None:
+                continue  # removed after the list was read
+            index = decode_snapshot(data, revision)
         except DamagedBlob as error:
             findings.append(Finding("snapshot", info.key, error.message))
-    return findings
+            continue
+        if checksum_matches(data) is False:
+            findings.append(Finding("snapshot", info.key, "was changed after it was written: its checksum is another"))
+        else:
+            sound[revision] = index
+    return sound, findings
 
 
 def _version(backend: ObjectBackend, record: VersionRecord) -> Finding | None:
@@ -191,12 +251,11 @@ def _orphans(backend: ObjectBackend, index: StoreIndex, grace_seconds: float) ->
 
 def _repaired(backend: ObjectBackend, findings: list[Finding], grace_seconds: float) -> list[Finding]:
     """The findings, marked as repaired where they were."""
-    store = PromptStore(backend)
-    removed = set(store.collect_unreferenced_blobs(grace_seconds))
     snapshots = {finding.subject for finding in findings if finding.kind == "snapshot"}
-    for key in snapshots:
+    for key in snapshots:  # before the store is read: the log leads to its state without them
         backend.delete(key)
+    store = PromptStore(backend)
     if snapshots:
         store.write_snapshot()
-    subjects = removed | snapshots
+    subjects = snapshots | set(store.collect_unreferenced_blobs(grace_seconds))
     return [replace(finding, repaired=True) if finding.subject in subjects else finding for finding in findings]

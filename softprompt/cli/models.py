@@ -159,7 +159,7 @@ def manifests(
     from shared.config import ConfigError
     from shared.errors import InvalidInput
     from shared.model.models_file import ModelsFile
-    from softprompt.manifests import of_models, why_no_object
+    from softprompt.manifests import as_yaml, of_models, why_no_object
 
     try:
         entries, content = ModelsFile(file).entries, file.read_text()
@@ -180,7 +180,7 @@ def manifests(
                 "overlay", f"must consist of Kubernetes objects, as `kubectl kustomize OVERLAY` prints: {wrong}"
             )
     objects = [document for document in documents if document is not None]
-    typer.echo(yaml.safe_dump_all(of_models(objects, entries, content), sort_keys=False), nl=False)
+    typer.echo(as_yaml(of_models(objects, entries, content)), nl=False)
 
 
 def pull_with_progress(name: str, to: Path | None = None, *, server: str = "", token: str = "") -> Path:

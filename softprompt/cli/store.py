@@ -84,7 +84,7 @@ def verify(
 
     with transfer_display(stderr(), "reading versions") as progress:
         found = verify_store(
-            existing_backend(store),
+            existing_backend(store, or_damaged=True),
             repair=repair,
             progress=lambda done, total: progress("reading versions", done, total),
         )

@@ -27,14 +27,14 @@ async def check_job(connection: Connection, spec: TuningSpec, dataset: str, vali
     return JobCheck(read(TuningJob, response.job), seconds, memory_bytes)
 
 
-async def check_before_upload(connection: Connection, spec: TuningSpec) -> None:
+async def check_before_upload(connection: Connection, spec: TuningSpec, request_id: str) -> None:
     """Raises what the trainer would refuse whatever the examples are: a missing permission, a full queue, a wrong name.
 
     The request names no dataset, so a trainer that does not know `validate_only` refuses it and creates nothing.
     """
     message = _message(spec, "", "")
     message.ClearField("dataset")
-    request = tuning_pb2.CreateTuningJobRequest(spec=message, validate_only=True)
+    request = tuning_pb2.CreateTuningJobRequest(spec=message, request_id=request_id, validate_only=True)
     try:
         await connection.trainer.call(connection.tuning.CreateTuningJob, request)
     except InvalidInput as error:

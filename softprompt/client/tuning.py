@@ -55,7 +55,7 @@ class TuningMethods(DatasetMethods, JobFollowing):
         URI. `on_upload` is called as `on_progress` of `upload_dataset`. Raises InvalidInput.
         """
         with ExitStack() as names:
-            dataset, validation = await self._stored_data(spec, names, on_upload)
+            dataset, validation = await self._stored_data(spec, names, on_upload, request_id)
             if timeout_seconds is None and (is_uri(dataset) or is_uri(validation)):
                 timeout_seconds = max(COPY_SECONDS, self._connection.trainer.timeout_seconds)
             stored = replace(spec, dataset=dataset, validation_dataset=validation)
@@ -74,14 +74,16 @@ class TuningMethods(DatasetMethods, JobFollowing):
             dataset, validation = await self._stored_data(spec, names, on_upload)
             return await check_job(self._connection, spec, dataset, validation)
 
-    async def _stored_data(self, spec: TuningSpec, names: ExitStack, on_upload: OnUpload | None) -> tuple[str, str]:
+    async def _stored_data(
+        self, spec: TuningSpec, names: ExitStack, on_upload: OnUpload | None, request_id: str = ""
+    ) -> tuple[str, str]:
         """Names or URIs of the training and the validation data, which are uploaded if they are local. What the trainer
         refuses whatever the data is, it refuses before the upload.
         """
         labels = checked_labels(spec.labels, "spec.labels")
 
         async def check() -> None:
-            await check_before_upload(self._connection, spec)
+            await check_before_upload(self._connection, spec, request_id)
 
         dataset = await self._stored(spec.dataset, labels, DATASET, names, on_upload, check)
         held_out = spec.validation_dataset

@@ -58,7 +58,8 @@ _NOT_METRICS = frozenset(
     }
 )
 TLS_EXPIRY, CALLERS_FILE = "softprompt_tls_certificate_expiry_timestamp_seconds", "softprompt_callers_file_current"
-"""Exported where a service has a certificate, or a callers file: `test_dashboards` holds the names against the code."""
+SHARED_LIMITS = "softprompt_shared_limits_available"
+"""Exported where a service has these files or shared limits: `test_dashboards` holds the names against the code."""
 
 _BY_PROMETHEUS = frozenset({"job", "namespace", "pod", "instance", "le", "softprompt_io_base_model"})
 _SUFFIXES = ("_total", "_bucket", "_sum", "_count", "_created")
@@ -94,7 +95,7 @@ class Zeros:
 @cache
 def names() -> frozenset[str]:
     """Families, by the name without the suffix of a counter or histogram."""
-    return frozenset({"up", TLS_EXPIRY, CALLERS_FILE} | {family.name for family in families()})
+    return frozenset({"up", TLS_EXPIRY, CALLERS_FILE, SHARED_LIMITS} | {family.name for family in families()})
 
 
 @cache

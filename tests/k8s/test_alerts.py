@@ -166,6 +166,21 @@ async def test_a_callers_file_that_cannot_be_used(
         assert await fault.fires(15) == {"SoftpromptCallersFileBroken"}
 
 
+async def test_a_server_of_shared_limits_that_does_not_answer(faults: Any, tmp_path: Path) -> None:
+    pytest.importorskip("limits")
+    token, limits = new_token(), {"requests_per_second": 1000}
+    caller = {"name": "shop", "roles": ["admin"], "token_sha256": [hash_token(token)], "limits": limits}
+    (tmp_path / "callers.json").write_text(json.dumps({"callers": [caller]}))
+    asked = {"callers_file": str(tmp_path / "callers.json"), "limits_storage": "redis://127.0.0.1:1/0"}
+    async with faults(trainer=asked) as fault:
+
+        async def minute() -> None:
+            metadata = (("authorization", f"Bearer {token}"),)
+            await fault.trainer.tuning.ListTuningJobs(pb.ListTuningJobsRequest(), metadata=metadata)
+
+        assert await fault.fires(15, minute) == {"SoftpromptLimitsNotShared"}
+
+
 async def test_a_certificate_that_runs_out(faults: Any, tmp_path: Path) -> None:
     certificate, key = Authority().issue("trainer", valid_hours=72).write(tmp_path)
     async with faults(trainer={"tls_certificate_file": str(certificate), "tls_key_file": str(key)}) as fault:

@@ -237,5 +237,9 @@ def test_panels_have_room_and_ids_of_their_own() -> None:
 
 
 def test_metrics_of_files_are_called_as_the_alerts_have_them() -> None:
-    for name, module in ((known_metrics.TLS_EXPIRY, "tls.py"), (known_metrics.CALLERS_FILE, "guard.py")):
-        assert f'"{name}"' in (Path(__file__).parents[2] / "shared" / "rpc" / module).read_text()
+    for name, module in (
+        (known_metrics.TLS_EXPIRY, "rpc/tls.py"),
+        (known_metrics.CALLERS_FILE, "rpc/guard.py"),
+        (known_metrics.SHARED_LIMITS, "security/shared_limits.py"),
+    ):
+        assert f'"{name}"' in (Path(__file__).parents[2] / "shared" / module).read_text()

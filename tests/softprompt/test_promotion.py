@@ -17,6 +17,7 @@ from shared.errors import Conflict
 from shared.prompt.blob import decode_blob
 from shared.security.tokens import hash_token, new_token
 from shared.store import open_store
+from shared.store.layout import blob_key
 from softprompt import Client
 from softprompt.client.security import ClientSecurity
 from softprompt.promotion import plan_promotion, promote
@@ -145,6 +146,9 @@ async def test_an_alias_that_moved_since_the_difference_was_shown_stays(stages: 
                 promote(target, plan)
             assert [version.name[-1] for version in target.list_versions("support-tone")] == ["2", "1"]
             assert target.get_prompt("support-tone").aliases == ()
+            target.delete_version("support-tone@1")
+            again = [plan_promotion(source, target, "support-tone@1", alias="") for _ in range(2)]
+            assert [promote(target, one).version.name[-1] for one in again] == ["3", "3"]  # as at the same moment
 
     await asyncio.to_thread(promoted_too_late)
 
@@ -154,6 +158,13 @@ async def test_what_can_not_be_promoted_says_why(stages: Stages) -> None:
     assert (unasked.code, "--yes" in unasked.err) == (2, True)
     unknown = await stages("support-tone@9", "--yes")
     assert (unknown.code, "prompts/support-tone/versions/9" in unknown.err) == (3, True)
+    staging = open_store(str(stages.source.settings.store_url))
+    first, second = (blob_key(staging.index().prompt("support-tone").version(number).digest) for number in (1, 2))
+    staging.backend.put(first, b"damaged")
+    staging.backend.delete(second)
+    for number in (1, 2):
+        lost = await stages(f"support-tone@{number}", "--yes")
+        assert (lost.code, "digest" in lost.err or f"versions/{number} is missing" in lost.err) == (1, True), lost.err
     store = await asyncio.to_thread(
         stages.cli, "prompts", "promote", "support-tone@1", "--to", "s3://prompts/production"
     )

@@ -23,6 +23,7 @@ from tests.trainer_service.requests import (
     generation_examples,
     inline,
     json_lines,
+    tuning_spec,
     upload_of,
 )
 from tests.waiting import until
@@ -240,9 +241,12 @@ async def test_everything_wrong_is_said_at_once(trainer: RunningTrainer) -> None
 
 
 async def test_a_request_id_has_a_bound(trainer: RunningTrainer) -> None:
-    error = await refused(create_job(trainer, request_id="x" * 129))
-    assert isinstance(error, InvalidInput)
-    assert error.violations[0].field == "request_id"
+    for request_id in ("x" * 129, "a\0b"):
+        for validate_only in (False, True):
+            request = pb.CreateTuningJobRequest(spec=tuning_spec(), request_id=request_id, validate_only=validate_only)
+            error = await refused(trainer.tuning.CreateTuningJob(request))
+            assert isinstance(error, InvalidInput)
+            assert error.violations[0].field == "request_id"
 
 
 def stored(trainer: RunningTrainer) -> list[Path]:

@@ -62,7 +62,8 @@ async def test_nothing_is_sent_for_a_job_that_no_data_could_make_valid(settings:
         assert fields <= {"spec.prompt", "spec.base_model", "spec.hyperparameters.num_virtual_tokens"}
         assert await client.list_datasets() == []
         stored = await client.upload_dataset(EXAMPLES[:6])
-        await client.create_job(TuningSpec("tone", stored.dataset))
+        created = await client.create_job(TuningSpec("tone", EXAMPLES[:6]), request_id="again")
+        assert (await client.create_job(TuningSpec("tone", EXAMPLES[:6]), request_id="again")).name == created.name
         for job in (client.create_job, client.validate_job):
             with pytest.raises(Overloaded, match="the queue is full"):
                 await job(TuningSpec("tone", EXAMPLES))

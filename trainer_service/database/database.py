@@ -23,7 +23,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 
 from shared.errors import InvalidInput, PreconditionFailed, Unavailable
 from trainer_service.database import sqlite_pages
@@ -277,6 +277,10 @@ def _translated() -> Iterator[None]:
         log.warning("the job database is unavailable: %s", error.orig)
         reason = ": its disk is full" if _is_full(error.orig) else "; try again"
         raise Unavailable(f"the job database is unavailable{reason}") from error
+    except DataError as error:
+        if "NUL" not in str(error.orig):
+            raise
+        raise InvalidInput.of("request", "contains a text with a NUL character, which PostgreSQL can't hold") from error
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise

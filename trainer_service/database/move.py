@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, inspect, select, text
-from sqlalchemy.exc import DataError
+from sqlalchemy import Connection, LargeBinary, Table, func, insert, inspect, select, text
+from sqlalchemy.exc import DataError, IntegrityError
 
 from shared.errors import PreconditionFailed
 from trainer_service.database.database import Database
@@ -90,7 +90,7 @@ def _check_empty(connection: Connection) -> None:
 
 
 def _rows(connection: Connection, table: Table, more: Callable[[], Iterable[Row]] | None) -> Iterator[Row]:
-    with connection.execution_options(yield_per=_BATCH_ROWS).execute(select(table)) as found:
+    with connection.execution_options(yield_per=_batch_rows(table)).execute(select(table)) as found:
         for row in found.mappings():
             yield dict(row)
     if more is not None:
@@ -105,23 +105,28 @@ def _counted(table: Table, rows: Iterable[Row], progress: Callable[[str, int], N
 
 
 def _copy(table: Table, rows: Iterable[Row], writer: Connection) -> MovedTable:
-    summary, batch = _Summary(table), list[dict[str, Any]]()
+    summary, batch, most = _Summary(table), list[dict[str, Any]](), _batch_rows(table)
 
     def write() -> None:
         if batch:
             try:
                 writer.execute(insert(table), batch)
-            except DataError as error:
+            except (DataError, IntegrityError) as error:
                 raise PreconditionFailed(f"the new database refuses a row of {table.name}: {error.orig}") from error
             batch.clear()
 
     for row in rows:
         summary.add(row)
         batch.append({**row})
-        if len(batch) == _BATCH_ROWS:
+        if len(batch) == most:
             write()
     write()
     return summary.table
+
+
+def _batch_rows(table: Table) -> int:
+    """Rows to hold in memory: files of jobs have up to hundreds of megabytes each."""
+    return 1 if any(isinstance(column.type, LargeBinary) for column in table.columns) else _BATCH_ROWS
 
 
 def _digest(table: Table, rows: Iterable[Row]) -> MovedTable:

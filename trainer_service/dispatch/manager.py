@@ -44,7 +44,7 @@ from trainer_service.jobs.model import (
 )
 from trainer_service.jobs.owner import NO_OWNER, JobOwner
 from trainer_service.jobs.preparation import Datasets, Preparation
-from trainer_service.jobs.record import Record, queue_key, to_datetime
+from trainer_service.jobs.record import Record, checked_same, queue_key, to_datetime
 from trainer_service.jobs.states import LEASED_STATES, JobState
 from trainer_service.jobs.store.files import DatabaseFiles, DirectoryFiles, JobFiles, keep_what_is_worth
 from trainer_service.jobs.store.job_store import JobStore
@@ -162,12 +162,19 @@ class JobManager:
         self._store.close()
 
     async def check(
-        self, spec: StoredSpec, owner: JobOwner, unstored: Mapping[str, Description] | None = None
+        self,
+        spec: StoredSpec,
+        owner: JobOwner,
+        unstored: Mapping[str, Description] | None = None,
+        request_id: str = "",
     ) -> CheckedJob:
-        """The job that `create` would make, unstored, and how long it would train. Raises what `create` raises. Without
-        a dataset in the spec, checks what does not depend on the data. `unstored`: its datasets that are not stored.
+        """The job that `create` would make or return, unstored, and how long it would train. Raises what `create`
+        raises. Without a dataset in the spec, checks what does not depend on the data. `unstored`: its datasets that
+        are not stored.
         """
         database = self._context.database
+        if found := await self._earlier(request_id, owner):
+            return CheckedJob(checked_same(found, spec, request_id) if spec.dataset else None)
         if not spec.dataset:
             await self._check_owner(spec, owner)
             await self._admission.check_form(spec)
@@ -194,6 +201,13 @@ class JobManager:
         if owner.tenant.budgets:
             await self._context.database.call(self._check_budgets, owner.tenant, None)
 
+    async def _earlier(self, request_id: str, owner: JobOwner) -> Job | None:
+        """The job that the caller created with this request id. Raises InvalidInput."""
+        if len(request_id) > MAX_REQUEST_ID_CHARS or "\0" in request_id:
+            raise InvalidInput.of("request_id", f"must have at most {MAX_REQUEST_ID_CHARS} characters, and no NUL")
+        find = self._store.find_request
+        return await self._context.database.call(find, owner.caller, request_id, current_caller().prompts)
+
     def _limits_of(self, owner: JobOwner) -> dict[str, Any]:
         """The limits of a creation, as arguments of the job store."""
         of_caller = self._config.max_active_jobs_per_caller if owner.max_active is None else owner.max_active
@@ -209,13 +223,7 @@ class JobManager:
         Raises what `Admission.check` raises, InvalidInput for a priority above the tenant's maximum, Conflict if the
         earlier job of `request_id` has another spec, Overloaded if the queue or the tenant's part of it is full.
         """
-        if len(request_id) > MAX_REQUEST_ID_CHARS:
-            raise InvalidInput.of(
-                "request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID_CHARS} are allowed"
-            )
-        if found := await self._context.database.call(
-            self._store.find_request, owner.caller, request_id, current_caller().prompts
-        ):
+        if found := await self._earlier(request_id, owner):
             if found.spec == spec:
                 return found
             effective = found.effective  # `JobStore.create` raises the Conflict that names the difference

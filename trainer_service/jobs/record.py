@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import RowMapping
 
+from shared.errors import Conflict
 from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
 from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
 from trainer_service.jobs.states import JobState
@@ -159,3 +160,11 @@ def to_datetime(seconds: float) -> datetime:
 def same_request(first: StoredSpec, second: StoredSpec) -> bool:
     """Whether two specs are equal as JSON."""
     return bool(json.loads(to_json(first)) == json.loads(to_json(second)))
+
+
+def checked_same(found: Job, spec: StoredSpec, request_id: str) -> Job:
+    """`found`, the earlier job of `request_id`. Raises Conflict if it has another spec."""
+    if not same_request(found.spec, spec):
+        message = f"request_id {request_id!r} was used before, for job {found.id!r} with another spec"
+        raise Conflict(message, current=found.name)
+    return found

@@ -30,7 +30,9 @@ class JobCreator(Protocol):
         """Queue a job. Raises as `JobManager.create`."""
         ...
 
-    async def check(self, spec: StoredSpec, owner: JobOwner, unstored: Mapping[str, Description]) -> CheckedJob:
+    async def check(
+        self, spec: StoredSpec, owner: JobOwner, unstored: Mapping[str, Description], request_id: str = ""
+    ) -> CheckedJob:
         """Check a job that could be created. Raises as `JobManager.check`."""
         ...
 
@@ -74,7 +76,7 @@ class JobSubmission:
             stored = await _stored(spec, store, labels_of)
             return await self._jobs.create(stored, request_id=request_id, owner=owner)
 
-    async def check(self, spec: TuningSpec, owner: JobOwner = NO_OWNER) -> CheckedJob:
+    async def check(self, spec: TuningSpec, owner: JobOwner = NO_OWNER, request_id: str = "") -> CheckedJob:
         """Checks what `create` would check, and stores nothing. Raises what `create` raises. An empty `spec.dataset`
         checks what does not depend on the data.
         """
@@ -100,7 +102,8 @@ class JobSubmission:
 
         with _named(spec):
             stored = await _stored(spec, inspect, labels_of)
-            return await self._jobs.check(stored, owner, {name: (it.facts, it.sample) for name, it in unstored.items()})
+            described = {name: (it.facts, it.sample) for name, it in unstored.items()}
+            return await self._jobs.check(stored, owner, described, request_id)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
     async def _checked(self, request: pb.CreateTuningJobRequest) -> pb.CreateTuningJobResponse:
         """The answer to `validate_only`: a job without a name, which does not exist."""
         spec = await self._requests.call(read_spec_to_check, request.spec)
-        checked = await self._submission.check(spec, JobOwner.of(current_caller()))
+        checked = await self._submission.check(spec, JobOwner.of(current_caller()), request.request_id)
         response = pb.CreateTuningJobResponse()
         if checked.job is not None:
             fill(response, job=shown_job(checked.job))

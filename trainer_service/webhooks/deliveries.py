@@ -43,7 +43,7 @@ class DeliveryObserver(Protocol):
         """An attempt has ended: delivered, failed (it will be retried) or dead (it will not)."""
 
     def set_webhooks(self, pending: int, dead: int) -> None:
-        """The numbers of waiting deliveries and of dead letters, of all endpoints."""
+        """The numbers of waiting deliveries and of dead letters, of all endpoints in the file."""
 
 
 class Deliveries:
@@ -139,8 +139,11 @@ class Deliveries:
             await _pause(LOOK_SECONDS)
 
     async def _send(self, endpoint: Endpoint, delivery: Delivery) -> None:
+        asked = [0.0]
         try:
-            reason = await self._http.call(sender.send, endpoint, delivery.event_id, delivery.body.encode())
+            reason = await self._http.call(
+                sender.send, endpoint, delivery.event_id, delivery.body.encode(), asked.append
+            )
         except SoftPromptError as error:
             reason = error.message
         fields = {"webhook": endpoint.name, "event": delivery.event_id, "attempt": delivery.attempt}
@@ -149,8 +152,9 @@ class Deliveries:
             self._observer.webhook_sent("delivered")
             log.info("webhook delivered", extra={"fields": fields})
             return
-        dead = delivery.attempt >= self._max_attempts
+        dead = delivery.attempt >= self._max_attempts or reason == sender.GONE
         pause = retry_delay_seconds(delivery.attempt, self._first_retry_seconds, _LAST_RETRY_SECONDS)
+        pause = max(pause, min(asked[-1], _LAST_RETRY_SECONDS))
         await self._database.call(self._outbox.failed, delivery, reason, None if dead else pause)
         self._observer.webhook_sent("dead" if dead else "failed")
         log.warning(
@@ -203,8 +207,9 @@ class Deliveries:
                     waited = 0.0
                     await self._database.call(self._outbox.remove_old)
                 counts = await self._database.call(self._outbox.counts)
+                names = {endpoint.name for endpoint in self._endpoints.current}
                 pending, dead = (
-                    sum(count for (_, state), count in counts.items() if state is wanted)
+                    sum(count for (name, state), count in counts.items() if state is wanted and name in names)
                     for wanted in (DeliveryState.PENDING, DeliveryState.DEAD)
                 )
                 self._observer.set_webhooks(pending, dead)

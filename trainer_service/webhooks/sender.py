@@ -14,8 +14,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from pydantic import SecretStr
@@ -24,6 +25,8 @@ from trainer_service.webhooks.endpoints import Endpoint, key_of
 
 SEND_SECONDS = 10.0
 """Time limit of connecting, and then of the rest: a receiver that answers byte by byte gets no more."""
+GONE = "HTTP status 410"
+"""The receiver wants no more of these events: the delivery is not repeated."""
 _attempt = threading.local()
 """`timer` of this thread's attempt: it ends the connection."""
 
@@ -65,9 +68,11 @@ def signature(secrets: Iterable[SecretStr], event_id: str, timestamp: int, body:
     return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)
 
 
-def send(endpoint: Endpoint, event_id: str, body: bytes) -> str:
+def send(
+    endpoint: Endpoint, event_id: str, body: bytes, on_retry_after: Callable[[float], None] = lambda seconds: None
+) -> str:
     """Sends one event. Returns why it was not accepted; empty if it was (a status of 2xx). Blocks; raises nothing that
-    the endpoint can cause.
+    the endpoint can cause. `on_retry_after` gets the seconds of the answer's Retry-After, if it has one.
     """
     now = int(time.time())
     headers = {
@@ -83,6 +88,8 @@ def send(endpoint: Endpoint, event_id: str, body: bytes) -> str:
             return ""
     except urllib.error.HTTPError as error:
         error.close()
+        if (seconds := _retry_after(error.headers.get("retry-after", ""), now)) is not None:
+            on_retry_after(seconds)
         return f"HTTP status {error.code}"
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, TimeoutError) or time.monotonic() - began >= SEND_SECONDS:
@@ -94,6 +101,16 @@ def send(endpoint: Endpoint, event_id: str, body: bytes) -> str:
         if (timer := vars(_attempt).pop("timer", None)) is not None:
             timer.cancel()
             _attempt.held.close()
+
+
+def _retry_after(text: str, now: float) -> float | None:
+    """Retry-After as seconds: a number, or a time; None if it is neither."""
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        return parsedate_to_datetime(text).timestamp() - now
+    except (ValueError, OverflowError):
+        return None
 
 
 def _shut(connection: socket.socket) -> None:

@@ -40,7 +40,7 @@ def at(name: str, url: str) -> tuple[Peer, int]:
     parts = urlsplit(url)
     labels = (parts.hostname or "").split(".")
     peer = elsewhere(name, labels[1]) if labels[2:3] == ["svc"] else outside(name, "52.216.1.1")
-    return peer, parts.port or {"http": 80, "https": 443}[parts.scheme]
+    return peer, parts.port or {"http": 80, "https": 443, "redis": 6379, "rediss": 6379}[parts.scheme]
 
 
 def allowed(manifests: Manifests, source: Peer, target: Peer, port: int, protocol: str = "TCP") -> bool:
@@ -205,6 +205,8 @@ def _servers(manifests: Manifests, pod: Pod) -> Iterator[tuple[Peer, int]]:
         yield at("the model hub", environment.get("HF_ENDPOINT", "https://huggingface.co"))
         if server := environment.get("SOFTPROMPT_MODELS_FROM"):
             yield at("the file server", server)
+    if counts := environment.get(f"{prefix}LIMITS_STORAGE"):
+        yield at("the counts of limits", counts)
     if issuer := environment.get(f"{prefix}OIDC_JWKS_URL"):
         yield at("the issuer of tokens", issuer)
     if pod.name.startswith("ray-worker"):

@@ -248,6 +248,11 @@ FAULTS: Faults = {
         "network",
         lambda m: m.pod("inference").labels.update({"softprompt.io/reaches-otlp": "true"}),
     ),
+    "the counts of limits out of reach": (
+        "ha",
+        "network",
+        lambda m: env(m, "inference").update(SOFTPROMPT_INFERENCE_LIMITS_STORAGE="redis://redis.example.com/0"),
+    ),
     "an issuer of tokens out of reach": (
         "gpu",
         "network",

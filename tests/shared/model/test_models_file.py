@@ -71,6 +71,12 @@ def test_it_names_the_resources_of_each_model(tmp_path: Path) -> None:
         ({"replicas": {"node_labels": {"-": "x"}}}, "models.0.replicas.node_labels"),
         ({"replicas": {"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}}, "tolerations.0: value"),
         ({"replicas": {"tolerations": [{"operator": "Equal"}]}}, "tolerations.0: key"),
+        ({"replicas": {"tolerations": [{"key": "a b"}]}}, "tolerations.0.key"),
+        ({"replicas": {"least": True}}, "models.0.replicas.least: a whole number"),
+        ({"replicas": {"most": "2"}}, "models.0.replicas.most: a whole number"),
+        ({"workers": {"num_gpus": True}}, "models.0.workers.num_gpus: a number"),
+        ({"source": "/a,/b"}, "models.0.source: must have no comma"),
+        ({"source": "/a\0"}, "models.0.source: must have no comma, no control character"),
     ],
 )
 def test_a_value_without_meaning_is_named(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
@@ -89,6 +95,7 @@ def test_a_value_without_meaning_is_named(tmp_path: Path, changes: dict[str, Any
         ("[]", "file: must be an object"),
         ('{"models": []}', "models: must have at least one model"),
         ('{"models": [], "extra": 1}', "extra: Extra inputs"),
+        ('{"models": [{"id": "a", "source": "x", "id": "b"}]}', "'id' is twice in one object"),
         ('{"models": [{"id": "a", "source": "x"}, {"id": "a", "source": "y"}]}', "models: two models have the id 'a'"),
         ('{"models": [{"id": "a", "source": "x", "workers": {"num_gpus": NaN}}]}', "num_gpus"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,20 @@ def test_a_killed_copy_continues_and_its_target_is_whole_at_each_step(source: Pr
             break
     assert copies > 3
     assert content(PromptStore(place).index()) == content(source.index())
+
+
+def test_a_source_that_never_rests_is_copied_up_to_a_moment(source: PromptStore) -> None:
+    target, numbers = PromptStore(MemoryBackend()), itertools.count(5)
+
+    def published_meanwhile(done: int, total: int) -> None:
+        if done == total:
+            publish(source, "tone", next(numbers))
+
+    copy_store(source, target, progress=published_meanwhile)
+    target.index().check_integrity()
+    assert target.index().prompt("tone").aliases["default"].targets[0].version >= 5
+    copy_store(source, target)
+    assert content(target.index()) == content(source.refresh())
 
 
 def test_other_versions_under_the_same_numbers_are_refused_before_anything_is_written(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from shared.errors import Unavailable
 from shared.prompt.blob import digest_of
+from shared.prompt.manifest import utc_now
 from shared.store import PromptStore
 from shared.store.base import ObjectBackend
-from shared.store.layout import blob_key, log_key, snapshot_key
+from shared.store.layout import STORE_KEY, blob_key, log_key, snapshot_key
 from shared.store.memory import MemoryBackend
 from shared.store.open import existing_backend, open_store
+from shared.store.replicas import ReplicaDirectory, ReplicaRecord
 from shared.store.verify import Verification, verify_store
 from tests.shared.prompt.blobs import make_blob
 from tests.shared.store.faults import FaultyBackend
@@ -110,6 +114,114 @@ def test_an_unreadable_entry_is_a_problem_that_no_repair_touches(store: PromptSt
     assert problems(found) == [("log", "revision 2")]
     assert (found.revision, found.versions) == (1, 1)
     assert {info.key for info in backend.list("log/")} | {info.key for info in backend.list("blobs/")} == before
+
+
+def in_entry(revision: int, old: bytes, new: bytes) -> Callable[[ObjectBackend], None]:
+    return lambda backend: in_object(backend, log_key(revision), old, new)
+
+
+def in_object(backend: ObjectBackend, key: str, old: bytes, new: bytes) -> None:
+    data = backend.get(key, 1 << 20) or b""
+    assert old in data
+    backend.put(key, data.replace(old, new, 1))
+
+
+def swap(backend: ObjectBackend) -> None:
+    """Entries 4 and 5 change places, with their revisions."""
+    for number, other in ((4, 5), (5, 4)):
+        data = backend.get(log_key(number), 1 << 20) or b""
+        backend.put(f"tmp-{other}", data.replace(f'"revision":{number}'.encode(), f'"revision":{other}'.encode()))
+    for number in (4, 5):
+        backend.put(log_key(number), backend.get(f"tmp-{number}", 1 << 20) or b"")
+
+
+def lose_under_the_snapshot(backend: ObjectBackend) -> None:
+    PromptStore(backend).write_snapshot()
+    backend.delete(log_key(2))
+
+
+def lose_the_last_entry(backend: ObjectBackend) -> None:
+    ReplicaDirectory(backend).put(ReplicaRecord(id="reader", revision=6, started_at=utc_now()))
+    backend.delete(log_key(6))
+
+
+def change_a_snapshot(backend: ObjectBackend) -> None:
+    PromptStore(backend).write_snapshot()
+    in_object(backend, snapshot_key(6), b'"deleted_at":"2', b'"deleted_at":"1')
+
+
+def change_a_snapshot_of_an_earlier_build(backend: ObjectBackend) -> None:
+    change_a_snapshot(backend)
+    data = backend.get(snapshot_key(6), 1 << 20) or b""
+    backend.put(snapshot_key(6), data[: data.rindex(b',"checksum"')] + b"}")
+
+
+DAMAGE: dict[str, tuple[Callable[[ObjectBackend], None], tuple[str, str]]] = {
+    "alias target": (in_entry(5, b'"version":1', b'"version":3'), ("log", "revision 5")),
+    "digest": (in_entry(1, b'"digest":"sha256:', b'"digest":"sha256:0'), ("log", "revision 1")),
+    "metric": (in_entry(2, b'"num_virtual_tokens":', b'"num_virtual_tokens":1'), ("log", "revision 2")),
+    "actor": (in_entry(4, b'"actor":""', b'"actor":"x"'), ("log", "revision 4")),
+    "tombstone": (in_entry(6, b'"version":2', b'"version":3'), ("log", "revision 6")),
+    "swapped revisions": (swap, ("log", "revision 4")),
+    "duplicate": (
+        lambda backend: backend.put(
+            log_key(7), (backend.get(log_key(5), 1 << 20) or b"").replace(b'"revision":5', b'"revision":7')
+        ),
+        ("log", "revision 7"),
+    ),
+    "truncated": (
+        lambda backend: backend.put(log_key(6), (backend.get(log_key(6), 1 << 20) or b"")[:-20]),
+        ("log", "revision 6"),
+    ),
+    "gap under a snapshot": (lose_under_the_snapshot, ("log", "revision 2")),
+    "snapshot": (change_a_snapshot, ("snapshot", snapshot_key(6))),
+    "snapshot without checksum": (change_a_snapshot_of_an_earlier_build, ("snapshot", snapshot_key(6))),
+    "store.json": (lambda backend: backend.put(STORE_KEY, b"[]"), ("store", STORE_KEY)),
+    "another id": (
+        lambda backend: in_object(backend, STORE_KEY, b'"store_id":"', b'"store_id":"0'),
+        ("store", STORE_KEY),
+    ),
+    "no store.json": (lambda backend: backend.delete(STORE_KEY), ("store", STORE_KEY)),
+    "the last entry": (lose_the_last_entry, ("log", "revision 6")),
+    "an entry of another store": (
+        lambda backend: in_object(backend, log_key(3), b'"store":"', b'"store":"0'),
+        ("log", "revision 3"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_change_that_is_still_readable_is_found_and_only_snapshots_are_repaired(name: str) -> None:
+    backend = MemoryBackend()
+    store = PromptStore(backend)
+    for number in (1, 2, 3):
+        store.publish("tone", make_blob("tone", number), job=f"job-{number}", alias=None)
+    store.set_alias("tone", "canary", 3)
+    store.set_alias("tone", "default", 1)
+    store.delete_version("tone", 2)
+    damage, expected = DAMAGE[name]
+    damage(backend)
+    assert expected in problems(verify_store(backend))
+    assert verify_store(backend, repair=True).is_sound == (expected[0] == "snapshot")
+    if expected[0] == "snapshot":
+        assert verify_store(backend).is_sound
+
+
+def test_a_store_of_an_earlier_build_is_sound_with_a_note() -> None:
+    backend = MemoryBackend()
+    store = PromptStore(backend)
+    for number in (1, 2, 3):
+        store.publish("tone", make_blob("tone", number), job=f"job-{number}")
+        entry = json.loads(backend.get(log_key(number), 1 << 20) or b"")
+        assert entry.pop("checksum")
+        assert entry.pop("store") == store.id
+        backend.put(log_key(number), json.dumps(entry).encode())
+    store.publish("tone", make_blob("tone", 4), job="job-4")
+    found = verify_store(backend)
+    assert found.is_sound
+    assert [finding.text for finding in found.findings] == [
+        "3 entries of an earlier build have no checksum: changes in them can't be found"
+    ]
 
 
 def test_a_missing_entry_between_others_is_found(store: PromptStore, backend: ObjectBackend) -> None:

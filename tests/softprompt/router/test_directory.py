@@ -12,6 +12,7 @@ from shared.prompt.blob import encode_blob
 from shared.prompt.manifest import Manifest, utc_now
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import AliasTarget, open_store
+from shared.store.layout import replica_key
 from shared.store.replicas import ReplicaDirectory, ReplicaRecord
 from shared.text.template import Template
 from softprompt.routing.directory import Replica
@@ -46,6 +47,8 @@ async def test_a_thousand_prompts_and_records_of_all_kinds(tiny_model_dir: Path)
     records.put(record("old", "2026-01-01T00:00:00Z"))
     records.put(record("new", "2026-01-02T00:00:00Z"))  # at the same address
     records.put(record("older-build", "2026-01-01T00:00:00Z", address=""))
+    liar = record("liar", "2026-01-03T00:00:00Z").model_dump_json().replace('"waiting":0', f'"waiting":1{"0" * 400}')
+    store.backend.put(replica_key("liar"), liar.encode())  # no number that a choice could compute with
     directory = StoreDirectory(store, poll_seconds=0.01)
     running = asyncio.create_task(directory.run())
     try:

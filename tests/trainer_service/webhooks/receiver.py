@@ -30,6 +30,8 @@ class Receiver:
     url: str = ""
     answer: Callable[[Received], int] = lambda event: 204
     """The status of the answer to an event."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of the answers."""
     events: list[Received] = field(default_factory=list)
 
     @property
@@ -62,6 +64,8 @@ def receiver() -> Iterator[Receiver]:
             event = Received(self.headers["webhook-id"], parsed["type"], parsed["data"])
             made.events.append(event)
             self.send_response(made.answer(event))
+            for name, value in made.headers.items():
+                self.send_header(name, value)
             self.send_header("location", made.url)  # matters for a redirect only
             self.send_header("content-length", "0")
             self.end_headers()

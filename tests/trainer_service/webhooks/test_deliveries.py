@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from shared.prompt.manifest import utc_now
 from shared.store.local import LocalBackend
@@ -24,6 +25,7 @@ from tests.shared.prompt.blobs import make_blob
 from tests.trainer_service.builders import record, spec
 from tests.trainer_service.webhooks.receiver import Received, Receiver, receiver
 from tests.waiting import until
+from trainer_service.database.schema import webhook_deliveries
 from trainer_service.jobs import transitions
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.store.job_store import JobStore
@@ -145,12 +147,39 @@ async def test_dead_letters_are_shown_and_can_be_sent_again(place: Place, heard:
     assert place.observed.outcomes == ["failed", "dead", "delivered"]
 
 
+async def test_a_receiver_that_is_gone_gets_each_event_once_and_a_removed_one_is_not_counted(
+    place: Place, heard: Receiver, tmp_path: Path
+) -> None:
+    heard.answer = lambda event: 410
+    place.end(TuningResult(gate_decision="no"))
+    async with place.running(first_retry_seconds=0.01) as running:
+        await until(lambda: place.observed.dead == 2)
+        assert heard.types == ["gate.failed", "job.ended"]
+        heard.write_file(tmp_path / "webhooks.json", name="other")
+        await until(lambda: place.observed.dead == 0)
+        assert [(shown.name, shown.num_dead) for shown in await running.list()] == [("other", 0)]
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "least"), [("3600", 3599), ("Fri, 31 Dec 2100 23:59:59 GMT", 6 * 3600), ("soon", 60)]
+)
+async def test_a_receiver_chooses_a_longer_pause(retry_after: str, least: float, place: Place, heard: Receiver) -> None:
+    heard.answer, heard.headers = lambda event: 429, {"retry-after": retry_after}
+    place.end()
+    began = time.time()
+    async with place.running(first_retry_seconds=60):
+        await until(lambda: place.observed.outcomes == ["failed"])
+    with place.store.database.read() as connection:
+        [due] = connection.scalars(select(webhook_deliveries.c.not_before))
+    assert began + least <= due <= time.time() + 6 * 3600
+
+
 async def test_versions_aliases_and_refusals_are_told_once_also_after_a_restart(place: Place, heard: Receiver) -> None:
     place.prompts.publish("before", make_blob("before"), job="tuningJobs/before")
     async with place.running():
         await until(lambda: place.outbox.cursor(place.prompts.id) == 1)
         version = place.prompts.publish("tone", make_blob("tone"), job="tuningJobs/x", alias="default")
-        await until(lambda: len(heard.told) == 2)
+        await until(lambda: place.observed.outcomes.count("delivered") == 2)  # no lease is left
     # While no trainer runs, and the events of the first run are not sent again.
     place.prompts.set_alias("tone", "canary", 1)
     refusal = RefusedVersion(prompt="tone", version=1, digest=version.digest, reason="not finite")

@@ -15,12 +15,12 @@ from sqlalchemy import Connection, RowMapping, delete, func, insert, select, upd
 from sqlalchemy.exc import IntegrityError
 
 from shared.caller import EVERY_PROMPT
-from shared.errors import Conflict, NotFound, PreconditionFailed
+from shared.errors import NotFound, PreconditionFailed
 from trainer_service.database.database import STATEMENT_SECONDS, Database
 from trainer_service.database.schema import job_annotations, job_datasets, jobs
 from trainer_service.jobs.fair_queue import positions_before
 from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
-from trainer_service.jobs.record import IMMUTABLE_COLUMNS, Record, from_row, same_request, to_row
+from trainer_service.jobs.record import IMMUTABLE_COLUMNS, Record, checked_same, from_row, to_row
 from trainer_service.jobs.states import LEASED_STATES, UNSUCCESSFUL_STATES, JobState, check_move
 from trainer_service.jobs.store import event_log, listing, queue_limits, tenant_shares
 from trainer_service.jobs.store.conditions import UNENDED
@@ -95,7 +95,7 @@ class JobRecords:
         try:
             with self._database.write() as connection:
                 if found := self._find_request(connection, job.caller, job.request_id, visible_to):
-                    return _same(found, job)
+                    return checked_same(found, job.spec, job.request_id)
                 # The lock serializes the creations of one tenant, so each counts the previous ones. The whole queue may
                 # exceed its limit by the concurrent creations of other tenants.
                 self._database.lock(connection, job.tenant)
@@ -116,7 +116,7 @@ class JobRecords:
                 return self._with_position(connection, stored, visible_to)
         except IntegrityError:  # PostgreSQL: another replica handled the same request at the same moment
             if found := self.find_request(job.caller, job.request_id, visible_to):
-                return _same(found, job)
+                return checked_same(found, job.spec, job.request_id)
             raise
 
     def check_limits(
@@ -275,10 +275,3 @@ def _store(connection: Connection, before: Record, after: Record, payloads: Sequ
     tenant_shares.record_move(connection, before, stored)
     event_log.append(connection, before.job.id, first, [*payloads, *([stored.job] if moved else [])])
     return stored
-
-
-def _same(found: Job, asked: Job) -> Job:
-    if not same_request(found.spec, asked.spec):
-        message = f"request_id {asked.request_id!r} was used before, for job {found.id!r} with another spec"
-        raise Conflict(message, current=found.name)
-    return found

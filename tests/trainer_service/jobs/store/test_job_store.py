@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect
 
-from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
+from shared.errors import Conflict, InvalidInput, NotFound, Overloaded, PreconditionFailed
 from shared.values.results import TuningProgress, TuningResult
 from tests.trainer_service.builders import record, spec
 from trainer_service.database.schema import metadata
@@ -90,6 +90,16 @@ def test_changing_nothing_stores_nothing(store: JobStore) -> None:
     job = create(store)
     store.change(job.id, lambda old: old)
     assert store.get(job.id).last_event == 1
+
+
+def test_a_filter_that_no_text_matches(store: JobStore) -> None:
+    """PostgreSQL holds no NUL, and refuses to look for one."""
+    filter = JobFilter(annotations={"key": "a\0b"})
+    if store.is_shared:
+        with pytest.raises(InvalidInput, match="NUL"):
+            store.page(filter, 10)
+    else:
+        assert store.page(filter, 10).jobs == ()
 
 
 def test_unknown_jobs(store: JobStore) -> None:
