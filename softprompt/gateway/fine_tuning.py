@@ -13,7 +13,7 @@ from softprompt.gateway import paging
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
-from softprompt.gateway.errors import ApiError, bad_value
+from softprompt.gateway.errors import ApiError, Rename, bad_value
 from softprompt.gateway.fields import renaming
 from softprompt.gateway.files import dataset_of
 from softprompt.gateway.tuning_objects import checkpoints, event_number, event_object, job_name, job_object
@@ -22,30 +22,36 @@ from softprompt.types.events import JobEvent
 from softprompt.types.jobs import TuningJob
 from softprompt.types.spec import PublishPolicy, TuningSpec
 
-_rename = renaming(
-    {
-        "spec.prompt": "suffix",
-        "spec.base_model": "model",
-        "spec.dataset": "training_file",
-        "dataset": "training_file",
-        "spec.validation_dataset": "validation_file",
-        "validation dataset": "validation_file",
-        "spec.annotations": "metadata",
-        "spec.hyperparameters.num_epochs": "n_epochs",
-        "spec.hyperparameters.learning_rate": "learning_rate_multiplier",
-        "spec.hyperparameters": "",
-        "request_id": "Idempotency-Key",
-        "after": "after",
-        "name": "fine_tuning_job_id",
+_NAMES = {
+    "spec.prompt": "suffix",
+    "spec.base_model": "model",
+    "spec.dataset": "training_file",
+    "dataset": "training_file",
+    "spec.validation_dataset": "validation_file",
+    "validation dataset": "validation_file",
+    "spec.annotations": "metadata",
+    "spec.hyperparameters.seed": "seed",
+    "spec.hyperparameters.init.source": "model",
+    "request_id": "Idempotency-Key",
+    "after": "after",
+    "name": "fine_tuning_job_id",
+}
+
+
+def _rename(body: TuningRequest) -> Rename:
+    own = {
+        "spec.hyperparameters": body.place,
+        "spec.hyperparameters.num_epochs": f"{body.place}.n_epochs",
+        "spec.hyperparameters.learning_rate": f"{body.place}.learning_rate_multiplier",
     }
-)
+    return renaming({**_NAMES, **own})
 
 
 @endpoint("fine_tuning.jobs.create", TuningRequest)
 async def create_job(request: Request, backend: Backend) -> Response:
     """Trains a prompt on a file of examples."""
     body = await read_model(request, TuningRequest)
-    request.state.rename, request.state.model = _rename, body.model
+    request.state.rename, request.state.model = _rename(body), body.model
     key = idempotency_key(request)
     spec = await tuning_spec(backend, body, key)
     try:
@@ -79,7 +85,7 @@ _LIST_QUERY = {
 @endpoint("fine_tuning.jobs.list", query=_LIST_QUERY)
 async def list_jobs(request: Request, backend: Backend) -> Response:
     """The jobs that the caller may see, newest first."""
-    request.state.rename = _rename
+    request.state.rename = renaming(_NAMES)
     limit, after = paging.limit_of(request, 20), request.query_params.get("after", "")
     if "metadata" in request.query_params:
         raise bad_value("metadata", "must name a key: metadata[key]=value")

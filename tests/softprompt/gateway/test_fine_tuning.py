@@ -96,6 +96,7 @@ def test_a_file_that_can_not_be_learned_is_refused_with_its_lines(client: OpenAI
 
 def test_forms_that_are_wrong(client: OpenAI, http: httpx.Client) -> None:
     good: Any = {"file": ("x.jsonl", lines(EXAMPLES))}
+    files: Any
     for files, data, param in (
         (good, {"purpose": "batch"}, "purpose"),
         (good, {}, "purpose"),
@@ -103,6 +104,8 @@ def test_forms_that_are_wrong(client: OpenAI, http: httpx.Client) -> None:
         (good, {"purpose": "fine-tune", "expires_after[anchor]": "created_at"}, "expires_after"),
         ({"other": good["file"]}, {"purpose": "fine-tune"}, "other"),
         ({"purpose": good["file"]}, {"file": "text"}, "purpose"),
+        ([*good.items(), *good.items()], {"purpose": "fine-tune"}, "file"),
+        ([*good.items(), *[("purpose", (None, b"fine-tune"))] * 2], {}, "purpose"),
     ):
         response = http.post("/v1/files", files=files, data=data)
         assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
@@ -219,8 +222,10 @@ def test_a_repeated_request_is_the_same_job(client: OpenAI) -> None:
         ({"method": {"type": "dpo"}}, "method.type"),
         ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
-        ({"hyperparameters": {"batch_size": 10**9}}, "batch_size"),
-        ({"hyperparameters": {"learning_rate_multiplier": 1e9}}, "learning_rate_multiplier"),
+        ({"hyperparameters": {"batch_size": 10**9}}, "hyperparameters.batch_size"),
+        ({"hyperparameters": {"learning_rate_multiplier": 1e9}}, "hyperparameters.learning_rate_multiplier"),
+        ({"validation_file": ""}, "validation_file"),
+        ({"suffix": ""}, "suffix"),
         ({"hyperparameters": {"beta": 1}}, "hyperparameters.beta"),
     ],
 )
