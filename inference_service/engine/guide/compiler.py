@@ -34,7 +34,9 @@ _REWORDED = (
     (r"^Pointer '(.*)' does not exist", r"the $ref '#\1' points to nothing in the schema"),
     (r"^Resource '(.*)' is not present in .*", r"the $ref '\1' points outside the schema; put its target into $defs"),
     (r"^Failed to generate regex for .* range: .*", "a bound of a number is too large"),
-    (r"^regex parse error: (.*?)\s*\^+ error: ", r"the pattern \1 can't be read: "),
+    (r" \d+ \| .*\^$", ""),
+    (r"^(?:.*in regex\): )?regex parse error: (.*?)\s*\^+ error: ", r"the pattern \1 can't be read: "),
+    (r"^at (\d+)\((\d+)\)", r"line \1, column \2"),
 )
 
 
@@ -63,7 +65,7 @@ class GuideCompiler:
         try:
             body = _grammar(guide)
         except ValueError as error:
-            raise InvalidInput.of(field, brief(str(error))) from error
+            raise InvalidInput.of(field, _plain(str(error))) from error
         matcher = LLMatcher(self._tokenizer, _with_lead(body, lead), log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise InvalidInput.of(field, _plain(matcher.get_error()))
