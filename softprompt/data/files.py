@@ -116,7 +116,7 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
     every = itertools.chain(begin, lines.rest)
     looks_like_json = first.startswith(("{", "[")) and (suffix not in _TABLE_SUFFIXES or is_json_lines(first, second))
     is_called_json = suffix in _JSON_SUFFIXES
-    if first and is_called_json and not any(line[:1] in ("{", "[", '"') for line in (first, second)):
+    if is_called_json and _looks_like_a_table(first) and _looks_like_a_table(second):
         advice = "is not JSON, despite its name: if it is a table, give it a name that ends in .csv"
         lines.release()
         raise InvalidInput.of(which, f"{path.name!r} {advice}")
@@ -138,6 +138,10 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
         table = TableReader(every, is_tsv=suffix in (".tsv", ".tab"))
         rows.items = _noting(_decoded(iter(table), lines), rows, lines, table)
     return rows
+
+
+def _looks_like_a_table(line: str) -> bool:
+    return not line.startswith(("{", "[", '"')) and any(delimiter in line for delimiter in ",;\t|")
 
 
 def _beginning(lines: TextLines) -> tuple[list[str], str, str]:

@@ -131,7 +131,7 @@ def _of_service(error: errors.SoftPromptError, rename: Rename, model: str) -> Ap
             if error.kind in _MODEL_KINDS and model:
                 return no_such_model(model)
             if error.kind == "dataset":
-                param, message = "id", f"No such file: {error.name.replace('datasets/sha256-', 'file-', 1)!r}"
+                param, message = "id", f"No such file: {error.name!r}"
             if error.kind == "tuning job":
                 param, message = "fine_tuning_job_id", f"No such fine-tuning job: {'ftjob-' + error.name!r}"
         case errors.Overloaded() if error.is_of_budget:
@@ -151,6 +151,7 @@ def _of_service(error: errors.SoftPromptError, rename: Rename, model: str) -> Ap
         case errors.Unauthenticated():
             headers = {"WWW-Authenticate": "Bearer"}
             message = f"{message} (the API key is the token of a caller, sent as `Authorization: Bearer TOKEN`)"
+    message = message.replace("datasets/sha256-", "file-").replace("tuningJobs/", "ftjob-")  # as this API names them
     return ApiError(status, message, type=kind, param=param, code=code, headers=headers)
 
 

@@ -182,7 +182,7 @@ def test_a_job_is_paused_resumed_and_cancelled(client: OpenAI) -> None:
     while client.fine_tuning.jobs.retrieve(job.id).status != "paused":  # type: ignore[comparison-overlap]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    with pytest.raises(openai.BadRequestError, match="not ended"):
+    with pytest.raises(openai.BadRequestError, match=f"{train.id} is used by jobs .* not ended: {job.id}"):
         client.files.delete(train.id)
     assert client.fine_tuning.jobs.resume(job.id).status in ("queued", "running", "validating_files")
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
@@ -242,7 +242,19 @@ def test_jobs_that_are_not_there(client: OpenAI, services: World) -> None:
         for call in (jobs.retrieve, jobs.cancel, jobs.pause, jobs.list_events, jobs.checkpoints.list):
             with pytest.raises(openai.NotFoundError):
                 call(id)
-    for query in ("limit=0", "limit=x", "limit=99999", "after=x", "nonsense=1", "limit=1&limit=2", "metadata=1"):
+    refused = httpx.post(f"{services.url}/v1/fine_tuning/jobs/ftjob-x/cancel", json={"reason": "x"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "reason")
+    unknown = f"after=ftjob-{'z' * 26}"
+    for query in (
+        "limit=0",
+        "limit=x",
+        "limit=99999",
+        "after=x",
+        unknown,
+        "nonsense=1",
+        "limit=1&limit=2",
+        "metadata=1",
+    ):
         response = httpx.get(f"{services.url}/v1/fine_tuning/jobs?{query}")
         assert response.status_code == 400
         assert response.json()["error"]["param"] == query.partition("=")[0]
