@@ -164,7 +164,7 @@ def test_a_form_that_can_not_be_is_refused_by_name(http: httpx.Client, change: d
 
 
 def test_a_schema_that_is_refused_is_named_with_a_plain_reason(http: httpx.Client) -> None:
-    schema = {"not": {}}
+    schema: dict[str, Any] = {"not": {}}
     text = 'these keywords are not supported: "not"'
     for path, change, param in (
         (
