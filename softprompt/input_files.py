@@ -32,6 +32,10 @@ def input_file(path: str | Path, field: str) -> Path | bytes:
     except (FileNotFoundError, NotADirectoryError):
         if found == STANDARD_INPUT:  # Windows has no such file
             return _read_pipe(found, field)
+        if found.is_symlink():
+            raise InvalidInput.of(
+                field, f"{str(path)!r} is a link to {str(found.readlink())!r}, which does not exist"
+            ) from None
         hint = "for a file of this name write ./-; for standard input write /dev/stdin" if str(path) == "-" else ""
         raise NotFound(field if field == "file" else f"{field} file", str(path), hint) from None
     except (OSError, ValueError) as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from softprompt.cli.failures import EXIT_CODES_HELP
+from softprompt.cli.help_text import meaning, names, usage
 from softprompt.cli.main import app
 
 PAGE = Path(__file__).parents[1] / "docs/cli.md"
@@ -29,7 +29,7 @@ def reference() -> str:
     root: Any = typer.main.get_command(app)
     parts = [_BEGIN, *_table([item for item in root.params if not item.name.endswith("_completion")])]
     for words, command in _commands(root, ("softprompt",)):
-        parts += [f"\n## {' '.join(words[1:])}\n", _paragraph(command.help), "\n```sh", _usage(words, command)]
+        parts += [f"\n## {' '.join(words[1:])}\n", _paragraph(command.help), "\n```sh", usage(" ".join(words), command)]
         if command.epilog:
             parts.append(command.epilog.removeprefix("Example:  "))
         parts += ["```\n", *_table([item for item in command.params if item.name != "help"])]
@@ -44,48 +44,9 @@ def _commands(group: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
             yield (*words, name), command
 
 
-def _usage(words: tuple[str, ...], command: Any) -> str:
-    arguments = [_argument(item) for item in command.params if item.param_type_name == "argument"]
-    return " ".join([*words, "[OPTIONS]", *arguments])
-
-
-def _argument(item: Any) -> str:
-    name = (item.metavar or item.name.upper()).strip("[]{}")
-    dots = "..." if item.nargs == -1 and not name.endswith("...") else ""
-    return f"{name}{dots}" if item.required else f"[{name}{dots}]"
-
-
 def _table(params: list[Any]) -> list[str]:
-    if not params:
-        return []
-    rows = ["| option | meaning |", "|---|---|"]
-    for item in params:
-        if item.param_type_name == "argument":
-            names = _argument(item)
-        else:
-            names = ", ".join([*item.opts, *item.secondary_opts])
-            if not item.is_flag:
-                names += f" {item.metavar or _kind(item)}"
-        meaning = [_paragraph(item.help or "")]
-        if item.required and item.param_type_name == "option":
-            meaning.append("Required.")
-        if item.default not in (None, "", False, []) and not item.required and not callable(item.default):
-            meaning.append(f"Default: `{_default(item.default)}`.")
-        if item.envvar:
-            meaning.append(f"Variable: `{item.envvar}`.")
-        rows.append(f"| `{_cell(names)}` | {_cell(' '.join(meaning))} |")
-    return rows
-
-
-def _kind(item: Any) -> str:
-    kind = item.type_descriptor.annotation
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return "|".join(str(choice.value).lower() for choice in kind)
-    return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(kind, "TEXT")
-
-
-def _default(value: Any) -> str:
-    return str(value.value).lower() if isinstance(value, Enum) else str(value)
+    rows = [f"| `{_cell(names(item))}` | {_cell(meaning(item))} |" for item in params]
+    return ["| option | meaning |", "|---|---|", *rows] if rows else []
 
 
 def _cell(text: str) -> str:

@@ -9,6 +9,11 @@ from typing import Any
 from shared.violations import Violations
 
 
+def shown(number: float) -> str:
+    """The number for an error message."""
+    return str(number) if isinstance(number, int) else f"{number:.15g}"
+
+
 @dataclass(frozen=True)
 class Bounds:
     """A range. `low` and `high` themselves are allowed unless `above_low` or `below_high` is set."""
@@ -24,10 +29,10 @@ class Bounds:
         return low and (value < self.high if self.below_high else value <= self.high) and math.isfinite(value)
 
     def __str__(self) -> str:
-        low = f"{'above' if self.above_low else 'at least'} {self.low:.15g}"
+        low = f"{'above' if self.above_low else 'at least'} {shown(self.low)}"
         if math.isinf(self.high):
             return low
-        return f"{low} and {'below' if self.below_high else 'at most'} {self.high:.15g}"
+        return f"{low} and {'below' if self.below_high else 'at most'} {shown(self.high)}"
 
 
 def bounded(default: Any, low: float, high: float = math.inf, **more: bool) -> Any:
@@ -40,4 +45,4 @@ def check_bounds(value: Any, path: str, violations: Violations) -> None:
     for item in fields(value):
         bounds, number = item.metadata.get("bounds"), getattr(value, item.name)
         if bounds is not None and number is not None and not bounds.contains(number):
-            violations.add(f"{path}.{item.name.removesuffix('_seconds')}", f"must be {bounds}, is {number:.15g}")
+            violations.add(f"{path}.{item.name.removesuffix('_seconds')}", f"must be {bounds}, is {shown(number)}")

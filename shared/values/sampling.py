@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
+from shared.values.bounds import shown
 from shared.values.guide import MAX_GUIDE_BYTES, Guide
 from shared.violations import Violations
 
@@ -60,11 +61,7 @@ class Parameter:
 
     def range_text(self, high: float) -> str:
         """The range for an error message."""
-        return f"{'above' if self.above_low else 'at least'} {_shown(self.low)} and at most {_shown(high)}"
-
-
-def _shown(number: float) -> str:
-    return str(number) if isinstance(number, int) else f"{number:.15g}"
+        return f"{'above' if self.above_low else 'at least'} {shown(self.low)} and at most {shown(high)}"
 
 
 def _parameter(default: Any, help: str, low: float = 0.0, high: float = _INT32_MAX, **more: Any) -> Any:
@@ -148,7 +145,7 @@ class Sampling:
         for name, bounds in PARAMETERS.items():
             value, high = getattr(self, name), highs.get(name, bounds.high)
             if isinstance(value, int | float) and not bounds.contains(value, high):
-                violations.add(f"{path}.{name}", f"must be {bounds.range_text(high)}, is {_shown(value)}")
+                violations.add(f"{path}.{name}", f"must be {bounds.range_text(high)}, is {shown(value)}")
         if self.min_new_tokens and self.min_new_tokens > (most := self.max_new_tokens or limits.max_new_tokens):
             text = f"must be from 0 to max_new_tokens ({most}), is {self.min_new_tokens}"
             violations.add(f"{path}.min_new_tokens", text)
@@ -212,7 +209,7 @@ class Sampling:
         for token, bias in list((self.logit_bias or {}).items())[: limits.max_listed_token_ids]:
             if not bounds.contains(bias, bounds.high):
                 violations.add(
-                    f"{path}.logit_bias[{token}]", f"must be {bounds.range_text(bounds.high)}, is {_shown(bias)}"
+                    f"{path}.logit_bias[{token}]", f"must be {bounds.range_text(bounds.high)}, is {shown(bias)}"
                 )
         if self.allowed_token_ids and set(self.allowed_token_ids) <= set(self.forbidden_token_ids):
             violations.add(f"{path}.forbidden_token_ids", "must not contain all of allowed_token_ids")

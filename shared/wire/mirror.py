@@ -127,14 +127,19 @@ def _put(put: Putter, message: Message, content: Any, path: str, name: str) -> N
     except SoftPromptError:
         raise
     except Exception as error:  # a caller's object may raise anything
-        raise InvalidInput.of(_below(path, name), f"{reprlib.repr(content)} does not fit: {error}") from error
+        raise _misfit(_below(path, name), content, error) from error
 
 
 def _append(elements: Any, element: Any, path: str) -> None:
     try:
         elements.append(element)
     except Exception as error:
-        raise InvalidInput.of(path, f"{reprlib.repr(element)} does not fit: {error}") from error
+        raise _misfit(path, element, error) from error
+
+
+def _misfit(path: str, value: Any, error: Exception) -> InvalidInput:
+    text = "it is out of range" if str(error).startswith("Value out of range") else error
+    return InvalidInput.of(path, f"{reprlib.repr(value)} does not fit: {text}")
 
 
 @cache

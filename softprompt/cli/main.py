@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 import typer
-from rich.markup import escape
 
 from shared.process.standard_streams import discard_stdout
 from shared.process.surroundings import prepare_process
@@ -39,6 +38,7 @@ from softprompt.cli import (
 )
 from softprompt.cli.commands import Commands
 from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_INVALID, report
+from softprompt.cli.help_text import set_help
 from softprompt.cli.text_input import readable_argument
 from softprompt.cli.usage_errors import is_usage_error, usage_failure
 
@@ -72,19 +72,10 @@ app.callback()(security.options)
 
 
 def command_line() -> Any:
-    """The whole command line. Its help is plain text: rich would take `[...]` in it for markup, and swallow it."""
+    """The whole command line."""
     command = typer.main.get_command(app)
-    _escape_help(command)
+    set_help(command)
     return command
-
-
-def _escape_help(command: Any) -> None:
-    for item in (command, *command.params):
-        for name in ("help", "epilog"):
-            if text := getattr(item, name, None):
-                setattr(item, name, escape(text))
-    for child in getattr(command, "commands", {}).values():
-        _escape_help(child)
 
 
 def main() -> None:
@@ -96,6 +87,11 @@ def main() -> None:
     try:
         try:
             code = command_line()(standalone_mode=False)
+        except Exception as error:
+            if type(error).__name__ != "NoArgsIsHelpError":
+                raise
+            sys.stdout.write(f"{error}\n")  # the help
+            code = EXIT_INVALID
         finally:
             sys.stdout.flush()  # reports a full disk now and not while the interpreter ends
         sys.exit(code if isinstance(code, int) else 0)
@@ -105,8 +101,6 @@ def main() -> None:
         discard_stdout()
         sys.exit(EXIT_FAILED)
     except Exception as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed
-            sys.exit(EXIT_INVALID)
         if is_usage_error(error):
             sys.exit(report(usage_failure(error)))
         discard_stdout()

@@ -24,6 +24,7 @@ from softprompt.types.data import Data
 
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"\xd0\xcf\x11\xe0", "is an Excel file of the old format: save it as .xlsx or .csv"),
+    (b"PK\x05\x06", "is an empty archive"),
     (b"BZh", "is compressed with bzip2: unpack it first (bunzip2)"),
     (b"\xfd7zXZ", "is compressed with xz: unpack it first (unxz)"),
     (b"(\xb5/\xfd", "is compressed with zstd: unpack it first (unzstd)"),
@@ -114,8 +115,13 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
     suffix = Path(name).suffix
     every = itertools.chain(begin, lines.rest)
     looks_like_json = first.startswith(("{", "[")) and (suffix not in _TABLE_SUFFIXES or is_json_lines(first, second))
+    is_called_json = suffix in _JSON_SUFFIXES
+    if is_called_json and _looks_like_a_table(first) and _looks_like_a_table(second):
+        advice = "is not JSON, despite its name: if it is a table, give it a name that ends in .csv"
+        lines.release()
+        raise InvalidInput.of(which, f"{path.name!r} {advice}")
     rows = Rows(no_rows(), "line")
-    if looks_like_json or suffix in _JSON_SUFFIXES:
+    if looks_like_json or is_called_json:
         if is_json_lines(first, second) or not looks_like_json:
             items, rows.format = _decoded(json_lines(every), lines), "JSON lines"
             if not compressed and lines.encoding == "utf-8":
@@ -132,6 +138,10 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
         table = TableReader(every, is_tsv=suffix in (".tsv", ".tab"))
         rows.items = _noting(_decoded(iter(table), lines), rows, lines, table)
     return rows
+
+
+def _looks_like_a_table(line: str) -> bool:
+    return not line.startswith(("{", "[", '"')) and any(delimiter in line for delimiter in ",;\t|")
 
 
 def _beginning(lines: TextLines) -> tuple[list[str], str, str]:

@@ -31,7 +31,7 @@ def json_document(text: str, rows: Rows) -> Generator[Row]:
     """Rows of an array, or of objects one after the other. Each has the number of its first line or, where one line
     holds all, its own number; `rows.unit` names the kind.
     """
-    position, line, done, count = _skip(text, 0), 1, 0, 0
+    position, line, done, count, number = _skip(text, 0), 1, 0, 0, 1
     is_array = text[position : position + 1] == "["
     counts_items = is_array and "\n" not in text.strip()
     rows.unit = "item" if counts_items else "line"
@@ -55,12 +55,9 @@ def json_document(text: str, rows: Rows) -> Generator[Row]:
             return
         yield Row(number, _fields(value))
         if is_array:
-            if position >= len(text):
-                yield Row(number, Unusable("the file ends inside the array: it is cut off", kind="json"))
-                return
-            if text[position] == ",":
+            if text[position : position + 1] == ",":
                 position = _skip(text, position + 1)
-            elif text[position] != "]":
+            elif position < len(text) and text[position] != "]":
                 yield Row(
                     number,
                     Unusable(
@@ -68,6 +65,10 @@ def json_document(text: str, rows: Rows) -> Generator[Row]:
                     ),
                 )
                 return
+    if is_array and position >= len(text):
+        yield Row(number, Unusable("the file ends inside the array: it is cut off", kind="json"))
+    elif is_array and _skip(text, position + 1) < len(text):
+        yield Row(number, Unusable("text follows the end of the array: it is not read", kind="json"))
 
 
 def _values(line: str) -> Iterator[Any]:

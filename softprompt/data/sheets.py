@@ -84,7 +84,7 @@ def _of_book(book: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
 
 def _of_sheet(sheet: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
     columns: list[str] = []
-    num_empty, is_full = 0, True
+    num_empty, is_full, has_gaps = 0, True, False
     for number, cells in enumerate(sheet.iter_rows(), start=1):
         values = [_value(cell) for cell in cells]
         num_empty += values.count(None)
@@ -92,6 +92,7 @@ def _of_sheet(sheet: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
             what = f"rows beyond {_MAX_ROWS}" if number > _MAX_ROWS else f"more than {_MAX_EMPTY_CELLS} empty cells"
             raise InvalidInput.of(which, f"{name!r} has {what}: delete empty rows and columns, or save it as CSV UTF-8")
         if all(value is None or (isinstance(value, str) and not value.strip()) for value in values):
+            has_gaps = has_gaps or bool(columns)
             continue
         if not columns:
             while values and values[-1] is None:
@@ -115,8 +116,10 @@ def _of_sheet(sheet: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
             padded = values[: len(columns)] + [None] * (len(columns) - len(values))
             is_full = is_full and None not in padded
             yield Row(number, dict(zip(columns, padded, strict=True)))
-    if not is_full:
+    if has_gaps or not is_full:
         rows.empty_cells = _empty_cells(sheet)
+    if has_gaps and rows.empty_cells:
+        rows.report.append(rows.empty_cells)
 
 
 def _value(cell: Any) -> Any:

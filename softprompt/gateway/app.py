@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
 
 from softprompt.gateway import chat, completions, files, fine_tuning, models, responses
 from softprompt.gateway.backend import Backend
@@ -81,6 +81,9 @@ async def _ready(request: Request) -> Response:
 
 async def _refused(request: Request, error: Exception) -> Response:
     found = api_error(error)
+    if found.status == 405:  # Starlette names only the first route of this path
+        routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        found.headers["Allow"] = ", ".join(sorted({method for route in routes for method in route.methods}))
     if found.status in (404, 405):
         path = request.url.path[:_SHOWN_CHARS]
         found.message = f"there is no {request.method} {path}; GET /openapi.json lists what there is, all under /v1"

@@ -28,9 +28,7 @@ async def read_model(request: Request, model: type[Model]) -> Model:
     """The JSON body as a model. Raises ApiError, and pydantic's ValidationError naming the parameter."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # a browser sends other types to any address without asking it first
-        raise ApiError(415, f"the body must be JSON (Content-Type: application/json), not {kind[:80] or 'untyped'!r}")
-    if encoding := request.headers.get("content-encoding"):
-        raise ApiError(415, f"the body must not be compressed (Content-Encoding: {encoding[:80]!r})")
+        raise wrong_type("JSON", "application/json", kind)
     settings = settings_of(request)
     content = bytearray()
     async for chunk in bounded_stream(request, settings.max_body_bytes, settings.body_seconds):
@@ -41,8 +39,20 @@ async def read_model(request: Request, model: type[Model]) -> Model:
     return model.model_validate(value)
 
 
+def wrong_type(what: str, media_type: str, sent: str) -> ApiError:
+    """415 for a body of another type than `media_type`, which is `what`."""
+    text = f"the body must be {what} (Content-Type: {media_type}); its type is {sent[:80] or 'missing'}"
+    return ApiError(415, text, code="unsupported_media_type")
+
+
 async def bounded_stream(request: Request, max_bytes: int, seconds: float) -> AsyncGenerator[bytes]:
-    """The body's chunks. Raises ApiError with 413 for more than `max_bytes`, 408 if they take longer than `seconds`."""
+    """The body's chunks. Raises ApiError with 413 for more than `max_bytes`, 408 if they take longer than
+    `seconds`, and 415 if they are compressed.
+    """
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise ApiError(
+            415, f"the body must not be compressed (Content-Encoding: {encoding[:80]!r})", code="unsupported_media_type"
+        )
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
@@ -88,4 +98,6 @@ def _parsed(content: bytes) -> Any:
         json.loads(content, object_pairs_hook=_fields_once)  # from_json takes the last of equal names
         return value
     except ValueError as error:
+        if "recursion limit" in str(error):
+            raise ApiError(400, "the body has objects or lists nested too deeply", code="invalid_json") from None
         raise ApiError(400, f"the body is not valid JSON: {str(error)[:200]}", code="invalid_json") from None

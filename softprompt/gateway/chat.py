@@ -21,7 +21,7 @@ from softprompt.gateway.answers import (
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
-from softprompt.gateway.errors import bad_value
+from softprompt.gateway.errors import Rename, bad_value
 from softprompt.gateway.fields import (
     Content,
     Fields,
@@ -81,7 +81,7 @@ class ChatRequest(GenerationFields):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def _rename(request: ChatRequest) -> Any:
+def _rename(request: ChatRequest, call: Call | None) -> Rename:
     limit = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
     return renaming(
         {
@@ -90,7 +90,8 @@ def _rename(request: ChatRequest) -> Any:
             "input.text": "messages",
             "sampling.max_new_tokens": limit,
             "sampling.num_logprobs": "top_logprobs",
-            "sampling.guide": "tools" if request.tools else "response_format",
+            "sampling.guide.json_schema": call.param if call else "response_format.json_schema.schema",
+            "sampling.guide": call.param if call else "response_format",
         }
     )
 
@@ -99,10 +100,10 @@ def _rename(request: ChatRequest) -> Any:
 async def create_chat_completion(request: Request, backend: Backend) -> Response:
     """Continues a conversation."""
     body = await read_model(request, ChatRequest)
-    request.state.rename, request.state.model = rename, _ = _rename(body), body.model
     if (body.n or 1) > (most := settings_of(request).max_choices):
         raise bad_value("n", f"must be at most {most}")
     call = call_of(body.tools, body.tool_choice)
+    request.state.rename, request.state.model = rename, _ = _rename(body, call), body.model
     guide = body.response_format.guide() if body.response_format else None
     if call is not None and guide is not None:
         raise bad_value("response_format", "contradicts tool_choice: the answer is the call of a function")

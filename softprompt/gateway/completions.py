@@ -16,7 +16,7 @@ from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import bad_value
-from softprompt.gateway.fields import GenerationFields, renaming, sampling_of, text_or_list
+from softprompt.gateway.fields import GenerationFields, else_saying, renaming, sampling_of, text_or_list
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
 from softprompt.types.common import Template, TemplateFormat
 from softprompt.types.generation import (
@@ -45,7 +45,7 @@ def _as_prompts(value: Any) -> list[Any]:
 
 
 Prompts = Annotated[
-    list[str | list[int]],
+    list[Annotated[str | list[int], else_saying("must be a string or a list of token ids")]],
     Field(min_length=1),
     BeforeValidator(_as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
 ]

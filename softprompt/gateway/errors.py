@@ -125,13 +125,15 @@ def _of_service(error: errors.SoftPromptError, rename: Rename, model: str) -> Ap
             if param == "model":
                 return no_such_model(model)
             if _TOO_LONG.match(named[0][1]):
+                message = message.removesuffix(" or set truncate")  # a field of GenerationService
                 code = "context_length_exceeded"
         case errors.NotFound():
             if error.kind in _MODEL_KINDS and model:
                 return no_such_model(model)
             if error.kind == "dataset":
-                name = error.name.replace("datasets/sha256-", "file-", 1)
-                message = f"No such file: {name!r}"
+                param, message = "id", f"No such file: {error.name!r}"
+            if error.kind == "tuning job":
+                param, message = "fine_tuning_job_id", f"No such fine-tuning job: {'ftjob-' + error.name!r}"
         case errors.Overloaded() if error.is_of_budget:
             kind = code = "insufficient_quota"
             headers = {"x-should-retry": "false"}  # OpenAI's clients would try a 429 again
@@ -149,6 +151,7 @@ def _of_service(error: errors.SoftPromptError, rename: Rename, model: str) -> Ap
         case errors.Unauthenticated():
             headers = {"WWW-Authenticate": "Bearer"}
             message = f"{message} (the API key is the token of a caller, sent as `Authorization: Bearer TOKEN`)"
+    message = message.replace("datasets/sha256-", "file-").replace("tuningJobs/", "ftjob-")  # as this API names them
     return ApiError(status, message, type=kind, param=param, code=code, headers=headers)
 
 
@@ -169,19 +172,28 @@ def _retry_after(seconds: float = _RETRY_SECONDS) -> dict[str, str]:
 
 
 def _of_validation(error: ValidationError) -> ApiError:
-    found: Any = error.errors(include_url=False, include_context=False, include_input=False)
-    first = found[0]
-    param = param_of(first["loc"], keeps_last=first["type"] in ("extra_forbidden", "missing"))
+    found: Any = error.errors(include_url=False, include_context=False)
+    reason, first = min(((_reason(one), one) for one in found), key=lambda pair: not pair[0])
+    param = _param(first)
     if first["type"] == "extra_forbidden":
         return unknown_field(param)
     if first["type"] == "missing":
         return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     if first["type"] == "literal_error" and param.rpartition(".")[2] in REFUSED_FIELDS:
         return unknown_field(param)
-    reason = f": {found}" if (found := REFUSED_VALUES.get(_NUMBER.sub("", param))) else ""
     code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
-    text = plain_message(first["msg"]).replace(" after validation", "")
-    return ApiError(400, f"{param or 'the body'}: {text}{reason}", param=param or None, code=code)
+    text = plain_message(first["msg"]) + (f": {reason}" if reason else "")
+    return ApiError(400, f"{param or 'the body'}: {text}", param=param or None, code=code)
+
+
+def _param(found: Any) -> str:
+    return param_of(found["loc"], keeps_last=found["type"] in ("extra_forbidden", "missing"))
+
+
+def _reason(found: Any) -> str:
+    """Why a value is not offered; empty if it is wrong and no value of OpenAI's API."""
+    name = _NUMBER.sub("", _param(found))
+    return REFUSED_VALUES.get(name) or REFUSED_VALUES.get(f"{name}={found['input']}"[:_SHOWN_CHARS], "")
 
 
 def unknown_field(param: str) -> ApiError:

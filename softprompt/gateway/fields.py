@@ -6,14 +6,23 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from softprompt.gateway.errors import Rename
 from softprompt.types.common import Message, Sampling
 
 MODEL_CHARS = 200
-_TOKEN_ID = re.compile(r"[0-9]{1,9}")
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 _ROLES = {"developer": "system"}
 """OpenAI's names of roles that the base models' chat templates call otherwise."""
 
@@ -22,6 +31,18 @@ class Fields(BaseModel):
     """An object of a request: no field that it doesn't have, no conversion between types, no NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+def else_saying(sentence: str) -> WrapValidator:
+    """Refuses with this sentence what a union of several types refuses, since each of its members has a reason."""
+
+    def check(value: Any, handler: Any) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise PydanticCustomError("value", "{sentence}", {"sentence": sentence}) from None
+
+    return WrapValidator(check)
 
 
 ModelName = Annotated[str, Field(min_length=1, max_length=MODEL_CHARS)]
@@ -76,8 +97,9 @@ def _as_ids(value: Any) -> Any:
     """JSON's keys are texts."""
     if not isinstance(value, dict):
         return value
-    if other := next((key for key in value if not _TOKEN_ID.fullmatch(key)), None):
-        raise PydanticCustomError("token_id", "Keys should be token ids, not {key}", {"key": repr(other[:40])})
+    for key in value:
+        if not _TOKEN_ID.fullmatch(key):
+            raise PydanticCustomError("token_id", "keys must be token ids, not {key}", {"key": repr(key[:40])})
     return {int(key): bias for key, bias in value.items()}
 
 

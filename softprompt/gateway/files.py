@@ -20,7 +20,7 @@ from shared.errors import InvalidInput
 from softprompt.client.datasets import SLOWEST_BYTES_PER_SECOND
 from softprompt.gateway import paging
 from softprompt.gateway.backend import Backend
-from softprompt.gateway.body import bounded_stream, settings_of
+from softprompt.gateway.body import bounded_stream, settings_of, wrong_type
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value, unknown_field, unsupported
 from softprompt.gateway.uploads import COMPRESSED, ZIP, file_name, upload_slot
@@ -70,15 +70,16 @@ async def create_file(request: Request, backend: Backend) -> Response:
 
 async def _form(request: Request) -> FormData:
     settings = settings_of(request)
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise ApiError(415, "the body must be a form (Content-Type: multipart/form-data)")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise wrong_type("a form", "multipart/form-data", kind)
     size = request.headers.get("content-length", "")
     seconds = settings.body_seconds + (int(size) if size.isdecimal() else 0) / SLOWEST_BYTES_PER_SECOND
     most = settings.max_file_bytes + _FORM_BYTES
     async with aclosing(bounded_stream(request, most, min(seconds, most / SLOWEST_BYTES_PER_SECOND))) as stream:
         try:
             return await MultiPartParser(
-                request.headers, stream, max_files=1, max_fields=8, max_part_size=_FORM_BYTES
+                request.headers, stream, max_files=8, max_fields=8, max_part_size=_FORM_BYTES
             ).parse()
         except (MultiPartException, UnicodeDecodeError, KeyError, LookupError) as error:
             text = error.message if isinstance(error, MultiPartException) else "it is not well-formed"
@@ -90,6 +91,8 @@ def _checked(form: FormData) -> tuple[BinaryIO, str]:
     for name in form:
         if name not in ("file", "purpose"):
             raise unknown_field(name.partition("[")[0])
+        if len(form.getlist(name)) > 1:
+            raise bad_value(name, "is given twice")
     purpose, file = form.get("purpose"), form.get("file")
     if purpose is None or file is None:
         missing = "file" if file is None else "purpose"
@@ -97,7 +100,8 @@ def _checked(form: FormData) -> tuple[BinaryIO, str]:
             400, f"Missing required parameter: '{missing}'.", param=missing, code="missing_required_parameter"
         )
     if purpose != PURPOSE:
-        raise unsupported("purpose", f"only {PURPOSE!r} is offered here, not {str(purpose)[:40]!r}")
+        sent = repr(purpose[:40]) if isinstance(purpose, str) else "a file"
+        raise unsupported("purpose", f"only {PURPOSE!r} is offered here, not {sent}")
     if not isinstance(file, UploadFile):
         raise bad_value("file", "must be a file with a name")
     return file.file, file_name(file.filename or "") or "file.jsonl"
@@ -124,7 +128,7 @@ async def _stored(backend: Backend, path: Path, name: str) -> str:
     try:
         return (await backend.client.upload_dataset(path, file_name=name)).dataset
     except InvalidInput as error:
-        found = [f"{violation.field}: {violation.description}" for violation in error.violations]
+        found = [f"{one.field}: {one.description}".removeprefix("dataset").lstrip(": ") for one in error.violations]
         more = f" (and {len(found) - 10} more)" if len(found) > 10 else ""
         text = "; ".join(found[:10]).replace(repr(path.name), repr(name)) + more
         raise ApiError(

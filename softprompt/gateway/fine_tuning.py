@@ -13,8 +13,8 @@ from softprompt.gateway import paging
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
-from softprompt.gateway.errors import ApiError, bad_value
-from softprompt.gateway.fields import renaming
+from softprompt.gateway.errors import ApiError, Rename, bad_value
+from softprompt.gateway.fields import Fields, renaming
 from softprompt.gateway.files import dataset_of
 from softprompt.gateway.tuning_objects import checkpoints, event_number, event_object, job_name, job_object
 from softprompt.gateway.tuning_specs import TuningRequest, idempotency_key, tuning_spec
@@ -22,30 +22,36 @@ from softprompt.types.events import JobEvent
 from softprompt.types.jobs import TuningJob
 from softprompt.types.spec import PublishPolicy, TuningSpec
 
-_rename = renaming(
-    {
-        "spec.prompt": "suffix",
-        "spec.base_model": "model",
-        "spec.dataset": "training_file",
-        "dataset": "training_file",
-        "spec.validation_dataset": "validation_file",
-        "validation dataset": "validation_file",
-        "spec.annotations": "metadata",
-        "spec.hyperparameters.num_epochs": "n_epochs",
-        "spec.hyperparameters.learning_rate": "learning_rate_multiplier",
-        "spec.hyperparameters": "",
-        "request_id": "Idempotency-Key",
-        "after": "after",
-        "name": "fine_tuning_job_id",
+_NAMES = {
+    "spec.prompt": "suffix",
+    "spec.base_model": "model",
+    "spec.dataset": "training_file",
+    "dataset": "training_file",
+    "spec.validation_dataset": "validation_file",
+    "validation dataset": "validation_file",
+    "spec.annotations": "metadata",
+    "spec.hyperparameters.seed": "seed",
+    "spec.hyperparameters.init.source": "model",
+    "request_id": "Idempotency-Key",
+    "after": "after",
+    "name": "fine_tuning_job_id",
+}
+
+
+def _rename(body: TuningRequest) -> Rename:
+    own = {
+        "spec.hyperparameters": body.place,
+        "spec.hyperparameters.num_epochs": f"{body.place}.n_epochs",
+        "spec.hyperparameters.learning_rate": f"{body.place}.learning_rate_multiplier",
     }
-)
+    return renaming({**_NAMES, **own})
 
 
 @endpoint("fine_tuning.jobs.create", TuningRequest)
 async def create_job(request: Request, backend: Backend) -> Response:
     """Trains a prompt on a file of examples."""
     body = await read_model(request, TuningRequest)
-    request.state.rename, request.state.model = _rename, body.model
+    request.state.rename, request.state.model = _rename(body), body.model
     key = idempotency_key(request)
     spec = await tuning_spec(backend, body, key)
     try:
@@ -79,7 +85,7 @@ _LIST_QUERY = {
 @endpoint("fine_tuning.jobs.list", query=_LIST_QUERY)
 async def list_jobs(request: Request, backend: Backend) -> Response:
     """The jobs that the caller may see, newest first."""
-    request.state.rename = _rename
+    request.state.rename = renaming(_NAMES)
     limit, after = paging.limit_of(request, 20), request.query_params.get("after", "")
     if "metadata" in request.query_params:
         raise bad_value("metadata", "must name a key: metadata[key]=value")
@@ -88,16 +94,18 @@ async def list_jobs(request: Request, backend: Backend) -> Response:
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
-    jobs = await backend.client.list_jobs(annotations=wanted, after=_after(after) if after else "", limit=limit + 1)
+    previous = await _previous(backend, after) if after else ""
+    jobs = await backend.client.list_jobs(annotations=wanted, after=previous, limit=limit + 1)
     rate = await backend.recipe_rate()
     return JSONResponse(paging.listed([job_object(job, rate) for job in jobs], limit))
 
 
-def _after(id: str) -> str:
+async def _previous(backend: Backend, id: str) -> str:
+    """The last job of the previous page."""
     try:
-        return job_name(id)
-    except ApiError:
-        raise bad_value("after", f"{id[:100]!r} is not the id of a job") from None
+        return (await backend.client.get_job(job_name(id))).name
+    except (ApiError, NotFound):
+        raise bad_value("after", f"{id[:100]!r} is not the id of one of your jobs") from None
 
 
 @endpoint("fine_tuning.jobs.retrieve")
@@ -109,19 +117,19 @@ async def get_job(request: Request, backend: Backend) -> Response:
 @endpoint("fine_tuning.jobs.cancel")
 async def cancel_job(request: Request, backend: Backend) -> Response:
     """Stops a job for good."""
-    return await _answer(backend, await backend.client.cancel_job(_name(request)))
+    return await _answer(backend, await backend.client.cancel_job(await _name_alone(request)))
 
 
 @endpoint("fine_tuning.jobs.pause")
 async def pause_job(request: Request, backend: Backend) -> Response:
     """Takes a job off its worker; it keeps its state."""
-    return await _answer(backend, await backend.client.pause_job(_name(request)))
+    return await _answer(backend, await backend.client.pause_job(await _name_alone(request)))
 
 
 @endpoint("fine_tuning.jobs.resume")
 async def resume_job(request: Request, backend: Backend) -> Response:
     """Continues a paused job."""
-    return await _answer(backend, await backend.client.resume_job(_name(request)))
+    return await _answer(backend, await backend.client.resume_job(await _name_alone(request)))
 
 
 async def _answer(backend: Backend, job: TuningJob) -> Response:
@@ -130,6 +138,13 @@ async def _answer(backend: Backend, job: TuningJob) -> Response:
 
 def _name(request: Request) -> str:
     return job_name(request.path_params["id"])
+
+
+async def _name_alone(request: Request) -> str:
+    """The job's name. Raises ApiError, or ValidationError, if the request has a body with anything in it."""
+    if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
+        await read_model(request, Fields)
+    return _name(request)
 
 
 _EVENTS_QUERY = {"limit": paging.LIMIT_SCHEMA, "after": paging.TEXT_SCHEMA}

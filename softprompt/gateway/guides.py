@@ -6,23 +6,27 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from softprompt.gateway import results
 from softprompt.gateway.errors import ApiError, bad_value, unsupported
-from softprompt.gateway.fields import Fields
+from softprompt.gateway.fields import Fields, else_saying
 from softprompt.types.common import Guide
 
-_NAME = r"^[A-Za-z0-9_-]{1,64}$"
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_-]{1,64}$"),
+    else_saying("must be a string of 1 to 64 letters (A to Z, a to z), digits, '_' and '-'"),
+]
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
 class JsonSchema(Fields):
     """A named JSON Schema. `strict` changes nothing: an answer always has the form of its schema."""
 
-    name: str = Field(pattern=_NAME)
+    name: Name
     schema_: dict[str, Any] = Field(alias="schema")
     description: str | None = None
     strict: bool | None = None
@@ -37,7 +41,8 @@ class ResponseFormat(Fields):
     def guide(self) -> Guide | None:
         """The guide; None for text. Raises ApiError."""
         if (self.type == "json_schema") is not (self.json_schema is not None):
-            raise bad_value("response_format.json_schema", "must be there for the type json_schema, and only for it")
+            word = "needed" if self.json_schema is None else "only"
+            raise bad_value("response_format.json_schema", f"is {word} for the type json_schema")
         if self.json_schema is not None:
             return Guide(json_schema=self.json_schema.schema_)
         return Guide(json_schema=_ANY_OBJECT) if self.type == "json_object" else None
@@ -46,7 +51,7 @@ class ResponseFormat(Fields):
 class Function(Fields):
     """A function that the model may call."""
 
-    name: str = Field(pattern=_NAME)
+    name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -72,7 +77,10 @@ class NamedTool(Fields):
     function: FunctionName
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+ToolChoice = Annotated[
+    Literal["none", "auto", "required"] | NamedTool,
+    else_saying('must be "none", "required" or {"type": "function", "function": {"name": NAME}}'),
+]
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,8 @@ class Call:
 
     name: str
     guide: Guide
+    param: str
+    """The parameter that has its schema."""
 
     def read(self, text: str) -> tuple[str, str]:
         """The function's name and its arguments (JSON) in an answer. Of an answer that was cut, what is there."""
@@ -115,15 +125,16 @@ def call_of(tools: list[Tool] | None, choice: ToolChoice | None) -> Call | None:
     if len(set(names)) < len(names):
         raise bad_value("tools", "two functions have the same name")
     if isinstance(choice, NamedTool):
-        tools = [tool for tool in tools if tool.function.name == choice.function.name]
-        if not tools:
+        if choice.function.name not in names:
             raise bad_value("tool_choice", f"{choice.function.name[:80]!r} is not one of the tools")
-    if len(tools) == 1:
-        return Call(tools[0].function.name, Guide(json_schema=_parameters(tools[0])))
+        names = [choice.function.name]
+    if len(names) == 1:
+        (index,) = (index for index, tool in enumerate(tools) if tool.function.name == names[0])
+        return Call(names[0], Guide(json_schema=_parameters(tools[index])), f"tools[{index}].function.parameters")
     for index, tool in enumerate(tools):
         if "$ref" in json.dumps(tool.function.parameters):
             raise _with_reference(index)
-    return Call("", Guide(json_schema={"anyOf": [_one_of_several(tool) for tool in tools]}))
+    return Call("", Guide(json_schema={"anyOf": [_one_of_several(tool) for tool in tools]}), "tools")
 
 
 def _with_reference(index: int) -> ApiError:

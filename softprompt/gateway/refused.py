@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 _NOTHING_STORED = "the gateway stores no answers"
 _TEXT_ONLY = "models here read and write text only"
+_NO_TOOL_TURNS = "models here read no calls of tools and no results of tools"
 _NO_TIERS = "priorities belong to callers (docs/security.md)"
 
 REFUSED_FIELDS: Mapping[str, str] = {
@@ -50,8 +51,15 @@ nothing.
 """
 REFUSED_VALUES: Mapping[str, str] = {
     "store": _NOTHING_STORED,
-    "messages.role": "models here read no results of tools",
+    "messages.role=tool": _NO_TOOL_TURNS,
+    "messages.role=function": _NO_TOOL_TURNS,
+    "messages.tool_calls": _NO_TOOL_TURNS,
     "messages.content.type": _TEXT_ONLY,
+    "input.role=tool": _NO_TOOL_TURNS,
+    "input.type": "models here read messages only",
     "input.content.type": _TEXT_ONLY,
+    "integrations": "follow the job's events instead",
 }
-"""Reason by the name of a parameter, without numbers in brackets, of which not every value is offered."""
+"""Reason by the name of a parameter, without numbers in brackets, of which not every value is offered, or by name and
+value.
+"""

@@ -16,6 +16,7 @@ from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import Rename, bad_value
 from softprompt.gateway.fields import Content, Fields, ModelName, message_of, renaming, sampling_of, text_or_list
+from softprompt.gateway.guides import Name
 from softprompt.gateway.response_events import ResponseDraft, response_events
 from softprompt.gateway.streaming import EventStream
 from softprompt.types.common import Guide, Message
@@ -50,7 +51,7 @@ class TextFormat(Fields):
     """The form of the text; the schema's fields stand beside its type."""
 
     type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
+    name: Name | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     description: str | None = None
     strict: bool | None = None
@@ -58,7 +59,11 @@ class TextFormat(Fields):
     def guide(self) -> Guide | None:
         """The guide; None for text. Raises ApiError."""
         if (self.type == "json_schema") is not (self.schema_ is not None):
-            raise bad_value("text.format.schema", "must be there for the type json_schema, and only for it")
+            word = "needed" if self.schema_ is None else "only"
+            raise bad_value("text.format.schema", f"is {word} for the type json_schema")
+        for name in ("name", "description", "strict"):
+            if self.schema_ is None and getattr(self, name) is not None:
+                raise bad_value(f"text.format.{name}", "is only for the type json_schema")
         if self.schema_ is not None:
             return Guide(json_schema=self.schema_)
         return Guide(json_schema={"type": "object"}) if self.type == "json_object" else None
@@ -116,6 +121,7 @@ def _rename_of(body: ResponseRequest) -> Rename:
             "input.text": "input",
             "sampling.max_new_tokens": "max_output_tokens",
             "sampling.num_logprobs": "top_logprobs",
+            "sampling.guide.json_schema": "text.format.schema",
             "sampling.guide": "text.format",
         }
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -14,7 +15,7 @@ from shared.errors import InvalidInput, NotFound
 from shared.names import check_name
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.errors import ApiError, bad_value, no_such_model
-from softprompt.gateway.fields import Fields, ModelName
+from softprompt.gateway.fields import Fields, ModelName, else_saying
 from softprompt.gateway.files import dataset_of
 from softprompt.types.spec import Hyperparameters, Init, InitMethod, PublishPolicy, TuningSpec
 
@@ -23,15 +24,21 @@ SERVED_SECONDS = 60.0
 _NAME_OF_OWN = re.compile(r"ft-[0-9a-f]{12}")
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
-Auto = Literal["auto"]
+Count = Annotated[
+    Literal["auto"] | Annotated[int, Field(ge=1)], else_saying("must be 'auto' or a whole number above 0")
+]
+Multiplier = Annotated[
+    Literal["auto"] | Annotated[float, Field(gt=0)], else_saying("must be 'auto' or a number above 0")
+]
+_RATES = next(item.metadata["bounds"] for item in fields(Hyperparameters) if item.name == "learning_rate")
 
 
 class TuningHyperparameters(Fields):
     """`auto`, or left out: the recipe chooses."""
 
-    n_epochs: Auto | Annotated[int, Field(ge=1)] | None = None
-    batch_size: Auto | Annotated[int, Field(ge=1)] | None = None
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0)] | None = None
+    n_epochs: Count | None = None
+    batch_size: Count | None = None
+    learning_rate_multiplier: Multiplier | None = None
 
 
 class Supervised(Fields):
@@ -61,6 +68,11 @@ class TuningRequest(Fields):
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @property
+    def place(self) -> str:
+        """The parameter that has the hyperparameters."""
+        return "method.supervised.hyperparameters" if self.hyperparameters is None else "hyperparameters"
+
+    @property
     def chosen(self) -> TuningHyperparameters:
         """The hyperparameters, wherever the request has them."""
         inner = self.method.supervised.hyperparameters if self.method and self.method.supervised else None
@@ -87,7 +99,7 @@ async def tuning_spec(backend: Backend, body: TuningRequest, key: str) -> Tuning
     hyperparameters = Hyperparameters(
         num_epochs=_given(chosen.n_epochs),
         batch_size=_given(chosen.batch_size),
-        learning_rate=_learning_rate(chosen, await backend.recipe_rate()),
+        learning_rate=_learning_rate(body, await backend.recipe_rate()),
         seed=body.seed,
         init=Init(InitMethod.FROM_PROMPT, source=source) if source else None,
     )
@@ -95,7 +107,7 @@ async def tuning_spec(backend: Backend, body: TuningRequest, key: str) -> Tuning
         prompt=_prompt(body, source, key),
         base_model=base_model,
         dataset=_dataset(body.training_file, "training_file"),
-        validation_dataset=_dataset(body.validation_file, "validation_file") if body.validation_file else None,
+        validation_dataset=None if body.validation_file is None else _dataset(body.validation_file, "validation_file"),
         hyperparameters=hyperparameters,
         publish=PublishPolicy(wait_until_served_seconds=SERVED_SECONDS),
         annotations=body.metadata or {},
@@ -112,7 +124,7 @@ async def _source(backend: Backend, model: str) -> tuple[str, str]:
 
 
 def _prompt(body: TuningRequest, source: str, key: str) -> str:
-    if body.suffix:
+    if body.suffix is not None:
         try:
             return check_name(body.suffix, "suffix")
         except InvalidInput as error:
@@ -139,10 +151,13 @@ def _given(value: Any) -> Any:
     return None if value == "auto" else value
 
 
-def _learning_rate(chosen: TuningHyperparameters, recipe: float | None) -> float | None:
-    multiplier = _given(chosen.learning_rate_multiplier)
+def _learning_rate(body: TuningRequest, recipe: float | None) -> float | None:
+    multiplier, param = _given(body.chosen.learning_rate_multiplier), f"{body.place}.learning_rate_multiplier"
     if multiplier is None:
         return None
     if recipe is None:
-        raise bad_value("learning_rate_multiplier", "this trainer does not tell the rate to multiply; leave it out")
-    return float(multiplier * recipe)
+        raise bad_value(param, "this trainer doesn't report the rate to multiply; leave it out")
+    rate = float(multiplier * recipe)
+    if not _RATES.contains(rate):
+        raise bad_value(param, f"makes the learning rate {rate:g}; it must be {_RATES}")
+    return rate

@@ -47,12 +47,13 @@ def test_help_imports_neither_grpc_nor_torch_nor_ray() -> None:
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: " ".join(path) or "softprompt")
 def test_help_shows_every_word_that_is_written(path: Any, cli: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("COLUMNS", "40")
     shown = " ".join(cli(*path, "--help").out.split())
     command = WRITTEN[path]
     for item in (command, *command.params):
         written = " ".join((getattr(item, "help", None) or "").split())
         assert written in shown, f"{written!r} is not in the help"
+        assert all(name in shown for name in getattr(item, "opts", ()) if name.startswith("-"))
 
 
 def test_ctrl_c_while_the_modules_load_ends_the_command_in_silence() -> None:

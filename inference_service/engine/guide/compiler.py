@@ -8,6 +8,7 @@ construction takes up to about a second for a guide of the largest size, and a m
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, regex_to_lark
@@ -24,6 +25,19 @@ _LIMITS = LLParserLimits(
 )  # fmt: skip
 _SPACE_PATTERN = r"[\x20\x0A\x0D\x09]{1,64}"
 """White space between the parts of JSON. Without a bound, small models write spaces until the limit of tokens."""
+
+_REWORDED = (
+    (r"^Unimplemented keys: \[(.*)\]", r"these keywords are not supported: \1"),
+    (r"^NoExtension\w*|^no token continues the answer", "no text can have this form"),
+    (r"^Unsatisfiable schema: ", "no text can have this form: "),
+    (r"^oneOf constraints are not supported.*", "oneOf needs schemas that exclude each other; use anyOf"),
+    (r"^Pointer '(.*)' does not exist", r"the $ref '#\1' points to nothing in the schema"),
+    (r"^Resource '(.*)' is not present in .*", r"the $ref '\1' points outside the schema; put its target into $defs"),
+    (r"^Failed to generate regex for .* range: .*", "a bound of a number is too large"),
+    (r" \d+ \| .*\^$", ""),
+    (r"^(?:.*in regex\): )?regex parse error: (.*?)\s*\^+ error: ", r"the pattern \1 can't be read: "),
+    (r"^at (\d+)\((\d+)\)", r"line \1, column \2"),
+)
 
 
 class GuideCompiler:
@@ -51,15 +65,23 @@ class GuideCompiler:
         try:
             body = _grammar(guide)
         except ValueError as error:
-            raise InvalidInput.of(field, brief(str(error))) from error
+            raise InvalidInput.of(field, _plain(str(error))) from error
         matcher = LLMatcher(self._tokenizer, _with_lead(body, lead), log_level=0, limits=_LIMITS)
         if matcher.is_error():
-            raise InvalidInput.of(field, brief(matcher.get_error()))
+            raise InvalidInput.of(field, _plain(matcher.get_error()))
         compiled = CompiledGuide(matcher, self._vocab_size, self._end_id)
         after_lead = compiled.mask_after(self._tokenizer.tokenize_str(lead))
         if after_lead.error:
-            raise InvalidInput.of(field, f"no text can have this form: {after_lead.error}")
+            raise InvalidInput.of(field, _plain(after_lead.error))
         return compiled
+
+
+def _plain(error: str) -> str:
+    """The library's error for callers, who don't know its parts and options."""
+    text = brief(error)
+    for pattern, replacement in _REWORDED:
+        text = re.sub(pattern, replacement, text)
+    return text
 
 
 def _grammar(guide: Guide) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-
-from softprompt.gateway.errors import ApiError
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -43,6 +42,6 @@ async def static_file(request: Request) -> Response:
     """The file that the path names; `/` is the page."""
     found = _FILES.get(request.path_params.get("name") or _INDEX)
     if found is None:
-        return ApiError(404, "there is no such page", code="unknown_url").response()
+        raise HTTPException(404)
     content, media_type = found
     return Response(content, media_type=media_type, headers=_HEADERS)

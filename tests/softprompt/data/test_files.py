@@ -146,6 +146,11 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
         '[{"input": "a", "output": "b"}, {"input": "c", "output": "d"}',
         "item 2: the file ends inside the array",
     ),
+    "cut-after-comma.json": ('[{"input": "a", "output": "b"},\n', "the file ends inside the array"),
+    "cut-at-once.json": ("[", "the file ends inside the array"),
+    "two-arrays.json": ('[{"input": "a", "output": "b"}] {"input": "c", "output": "d"}', "text follows the end"),
+    "table.json": ("input,output\na,b\n", "is not JSON, despite its name: if it is a table"),
+    "empty.zip": (b"PK\x05\x06" + bytes(18), "is an empty archive"),
     "empty-cell.csv": ("text,label\na,\n", "line 2 label: is empty"),
     "mixed.jsonl": (
         '{"input": "a", "output": "b"}\n{"input": "a", "label": "b"}\n',
@@ -167,6 +172,9 @@ def test_a_directory_names_its_files_and_what_is_not_there_is_not_found(tmp_path
     written(tmp_path / "train.csv", csv_text())
     with pytest.raises(InvalidInput, match=r"is a directory; name one of its files, such as train\.csv"):
         prepare(tmp_path)
+    (tmp_path / "link.csv").symlink_to("gone.csv")
+    with pytest.raises(InvalidInput, match=r"is a link to 'gone\.csv', which does not exist"):
+        prepare(tmp_path / "link.csv")
     for path in (tmp_path / "no.csv", tmp_path / "train.csv" / "x"):
         with pytest.raises(NotFound):
             prepare(path)
@@ -292,6 +300,8 @@ def test_empty_cells_of_a_sheet_are_explained(tmp_path: Path) -> None:
     formula = checked(tmp_path / "formula.xlsx", [*LABELLED, ("four", '=IF(A2="x","good","bad")')], lambda book: None)
     assert [problem.place for problem in formula.problems] == ["row 5"]
     assert re.fullmatch(r"formulas without a saved value [^;]*\(B5\)", formula.advice)
+    whole_row = checked(tmp_path / "row.xlsx", [*LABELLED, ("=1+1", "=A2")], lambda book: None)
+    assert any("formulas without a saved value" in note for note in whole_row.notes)
     with pytest.raises(UnusableData) as refused:
         prepare(str(tmp_path / "formula.xlsx"))
     assert "B5" in refused.value.advice

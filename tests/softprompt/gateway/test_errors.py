@@ -170,16 +170,37 @@ def test_errors_say_what_to_change(http: httpx.Client) -> None:
     twice = http.post("/v1/chat/completions", content=b'{"model": "tone", "x": [{"n": 1, "n": 2}]}', headers=headers)
     assert twice.json()["error"]["message"] == "n: comes twice in one object"
     for change, text in (
-        ({"logit_bias": {"-1": 1}}, "logit_bias: Keys should be token ids, not '-1'"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias: keys must be token ids, not '-1'"),
         ({"seed": -1}, f"seed: must be at least 0 and at most {(1 << 63) - 1}, is -1"),
-        ({"messages": []}, "messages: List should have at least 1 item, not 0"),
+        ({"messages": []}, "messages: must not be empty"),
+        ({"model": ""}, "model: must not be empty"),
+        ({"model": "x" * 201}, "model: must have at most 200 characters"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}] * 129},
+            "tools: must have at most 128 items, has 129",
+        ),
+        ({"logit_bias": {"": 1}}, "logit_bias: keys must be token ids, not ''"),
+        ({"logit_bias": {"5": 1, "05": 2}}, "logit_bias: keys must be token ids, not '05'"),
+        ({"seed": 1 << 63}, f"seed: {1 << 63} does not fit: it is out of range"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "any"},
+            'tool_choice: must be "none", "required" or {"type": "function", "function": {"name": NAME}}',
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}, *MESSAGES]},
+            "messages[0].tool_calls: must be empty: models here read no calls of tools and no results of tools",
+        ),
+        (
+            {"messages": [{"role": "User", "content": "x"}]},
+            "messages[0].role: must be 'system', 'developer', 'user' or 'assistant'",
+        ),
         ({"store": True}, "store: must be false: the gateway stores no answers"),
         ({"messages": ["hello"]}, "messages[0]: must be an object"),
         ({"messages": "hello"}, "messages: must be a list"),
         (
             {"messages": [{"role": "tool", "tool_call_id": "a", "content": "7 degrees"}]},
             "messages[0].role: must be 'system', 'developer', 'user' or 'assistant': "
-            "models here read no results of tools",
+            "models here read no calls of tools and no results of tools",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -217,11 +238,13 @@ def test_paths_methods_and_types_that_are_not_there(http: httpx.Client) -> None:
         ("GET", "/v1/models/", 404, "The model '' does not exist"),
         ("DELETE", "/v1/models/tone", 405, "there is no DELETE /v1/models/tone; "),
         ("GET", "/v1/chat/completions", 405, "there is no GET /v1/chat/completions; "),
-        ("GET", "/%ff%fe", 404, "there is no such page"),
+        ("GET", "/%ff%fe", 404, "there is no GET /"),
+        ("GET", "/models", 404, "there is no GET /models; "),
     ):
         response = http.request(method, path)
         assert response.status_code == status
         assert response.json()["error"]["message"].startswith(text)
+    assert http.put("/v1/files").headers["allow"] == "GET, HEAD, POST"
     assert post(http, "chat/completions", CHAT, headers={"content-type": "text/plain"})[0] == 415
     status, error = post(http, "chat/completions", CHAT, headers={"content-encoding": "gzip"})
     assert (status, "gzip" in error["message"]) == (415, True)

@@ -96,6 +96,7 @@ def test_a_file_that_can_not_be_learned_is_refused_with_its_lines(client: OpenAI
 
 def test_forms_that_are_wrong(client: OpenAI, http: httpx.Client) -> None:
     good: Any = {"file": ("x.jsonl", lines(EXAMPLES))}
+    files: Any
     for files, data, param in (
         (good, {"purpose": "batch"}, "purpose"),
         (good, {}, "purpose"),
@@ -103,6 +104,8 @@ def test_forms_that_are_wrong(client: OpenAI, http: httpx.Client) -> None:
         (good, {"purpose": "fine-tune", "expires_after[anchor]": "created_at"}, "expires_after"),
         ({"other": good["file"]}, {"purpose": "fine-tune"}, "other"),
         ({"purpose": good["file"]}, {"file": "text"}, "purpose"),
+        ([*good.items(), *good.items()], {"purpose": "fine-tune"}, "file"),
+        ([*good.items(), *[("purpose", (None, b"fine-tune"))] * 2], {}, "purpose"),
     ):
         response = http.post("/v1/files", files=files, data=data)
         assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
@@ -179,7 +182,7 @@ def test_a_job_is_paused_resumed_and_cancelled(client: OpenAI) -> None:
     while client.fine_tuning.jobs.retrieve(job.id).status != "paused":  # type: ignore[comparison-overlap]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    with pytest.raises(openai.BadRequestError, match="not ended"):
+    with pytest.raises(openai.BadRequestError, match=f"{train.id} is used by jobs .* not ended: {job.id}"):
         client.files.delete(train.id)
     assert client.fine_tuning.jobs.resume(job.id).status in ("queued", "running", "validating_files")
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
@@ -219,8 +222,10 @@ def test_a_repeated_request_is_the_same_job(client: OpenAI) -> None:
         ({"method": {"type": "dpo"}}, "method.type"),
         ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
-        ({"hyperparameters": {"batch_size": 10**9}}, "batch_size"),
-        ({"hyperparameters": {"learning_rate_multiplier": 1e9}}, "learning_rate_multiplier"),
+        ({"hyperparameters": {"batch_size": 10**9}}, "hyperparameters.batch_size"),
+        ({"hyperparameters": {"learning_rate_multiplier": 1e9}}, "hyperparameters.learning_rate_multiplier"),
+        ({"validation_file": ""}, "validation_file"),
+        ({"suffix": ""}, "suffix"),
         ({"hyperparameters": {"beta": 1}}, "hyperparameters.beta"),
     ],
 )
@@ -237,7 +242,19 @@ def test_jobs_that_are_not_there(client: OpenAI, services: World) -> None:
         for call in (jobs.retrieve, jobs.cancel, jobs.pause, jobs.list_events, jobs.checkpoints.list):
             with pytest.raises(openai.NotFoundError):
                 call(id)
-    for query in ("limit=0", "limit=x", "limit=99999", "after=x", "nonsense=1", "limit=1&limit=2", "metadata=1"):
+    refused = httpx.post(f"{services.url}/v1/fine_tuning/jobs/ftjob-x/cancel", json={"reason": "x"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "reason")
+    unknown = f"after=ftjob-{'z' * 26}"
+    for query in (
+        "limit=0",
+        "limit=x",
+        "limit=99999",
+        "after=x",
+        unknown,
+        "nonsense=1",
+        "limit=1&limit=2",
+        "metadata=1",
+    ):
         response = httpx.get(f"{services.url}/v1/fine_tuning/jobs?{query}")
         assert response.status_code == 400
         assert response.json()["error"]["param"] == query.partition("=")[0]

@@ -163,6 +163,35 @@ def test_a_form_that_can_not_be_is_refused_by_name(http: httpx.Client, change: d
     assert response.json()["error"]["param"].partition("[")[0].partition(".")[0] == param, response.text
 
 
+def test_a_schema_that_is_refused_is_named_with_a_plain_reason(http: httpx.Client) -> None:
+    schema: dict[str, Any] = {"not": {}}
+    text = 'these keywords are not supported: "not"'
+    for path, change, param in (
+        (
+            "chat/completions",
+            {"response_format": {**FORMAT, "json_schema": {"name": "x", "schema": schema}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            "chat/completions",
+            {
+                "tools": [function("a"), function("b", schema)],
+                "tool_choice": {"type": "function", "function": {"name": "b"}},
+            },
+            "tools[1].function.parameters",
+        ),
+        ("chat/completions", {"tools": [function("a"), function("b", schema)], "tool_choice": "required"}, "tools"),
+        (
+            "responses",
+            {"text": {"format": {"type": "json_schema", "name": "x", "schema": schema}}},
+            "text.format.schema",
+        ),
+    ):
+        body = {"model": "tone", ("input" if path == "responses" else "messages"): MESSAGES, **change}
+        error = http.post(f"/v1/{path}", json=body).json()["error"]
+        assert (error["param"], error["message"]) == (param, f"{param}: {text}")
+
+
 def test_tools_that_may_not_be_called_change_nothing(client: OpenAI) -> None:
     parameters: dict[str, Any] = {"model": "tone", "messages": MESSAGES, "max_tokens": 4, "temperature": 0}
     plain = client.chat.completions.create(**parameters)

@@ -244,6 +244,11 @@ BAD: dict[str, tuple[Guide, str]] = {
     "no value at all": (Guide(json_schema=False), "json_schema"),
     "an empty range": (Guide(json_schema={"type": "integer", "minimum": 5, "maximum": 3}), "json_schema"),
     "a reference to itself": (Guide(json_schema={"$ref": "#"}), "json_schema"),
+    "a reference to nothing": (Guide(json_schema={"$ref": "#/$defs/x"}), "json_schema"),
+    "alternatives that overlap": (
+        Guide(json_schema={"oneOf": [{"type": "number"}, {"type": "integer"}]}),
+        "json_schema",
+    ),
     "a reference elsewhere": (Guide(json_schema={"$ref": "http://127.0.0.1:1/schema"}), "json_schema"),
     "a schema bomb": (
         Guide(
@@ -271,6 +276,8 @@ def test_a_guide_that_can_not_be_used_is_refused(compiler: GuideCompiler, guide:
     (violation,) = caught.value.violations
     assert violation.field == f"sampling.guide.{kind}"
     assert 5 < len(violation.description) < 500
+    for word in ("Unimplemented", "Unsatisfiable", "NoExtension", "retriev", "registry", "parse error", "coerce"):
+        assert word not in violation.description, "a word of the library's"
 
 
 BOMBS = {
