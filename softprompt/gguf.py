@@ -55,9 +55,12 @@ def _check_file(gguf: Path) -> None:
     from gguf import GGUFReader
 
     try:
-        parts = GGUFReader(gguf).fields.get("split.count")
+        reader = GGUFReader(gguf)
+        parts = reader.fields.get("split.count")
     except Exception as error:  # the reader maps the file and takes its numbers as they are
         raise ValueError(f"it is not a GGUF file, or it is cut short ({first_line(error)})") from error
+    if reader.byte_order == "S":
+        raise ValueError("its numbers have another byte order than this machine's; fetch the file for this one")
     if parts is not None and parts.contents() > 1:
         raise ValueError(f"it is one of {parts.contents()} parts; join them with `gguf-split --merge`")
 

@@ -267,7 +267,7 @@ def test_importing_needs_no_torch() -> None:
     [
         (b"", "not a GGUF file, or it is cut short"),
         (b"GGML" + bytes(60), "not a GGUF file"),
-        (b"GGUF" + (3).to_bytes(4, "big") + bytes(60), "not a GGUF file"),
+        (b"GGUF" + (3).to_bytes(4, "big") + bytes(60), "another byte order"),
         (b"GGUF" + (3).to_bytes(4, "little") + (1 << 60).to_bytes(8, "little") * 2 + bytes(60), "not a GGUF file"),
         (SPLIT_GGUF, "one of 2 parts; join them"),
     ],
