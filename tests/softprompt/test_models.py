@@ -182,6 +182,15 @@ def test_a_model_directory_is_itself(tmp_path: Path) -> None:
     assert pull(str(tmp_path), tmp_path / "models") == tmp_path
 
 
+def test_a_part_of_a_model_is_not_called_pulled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    found = CliRunner(monkeypatch, capsys)("models", "pull", str(tmp_path))
+    assert found.code != 0
+    assert "has no complete model" in found.err
+
+
 def test_an_unknown_name_lists_the_catalogue(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(NotFound, match=f"catalogue \\({NAME}\\)"):
