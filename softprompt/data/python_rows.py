@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 from shared.errors import InvalidInput
@@ -87,7 +87,7 @@ def _of_columns(source: Mapping[Any, Any], which: str) -> Iterator[dict[str, Any
         if (
             isinstance(values, str | bytes | Mapping)
             or not isinstance(values, Iterable)
-            or not hasattr(values, "__len__")
+            or not isinstance(values, Sized)
         ):
             keys = ", ".join(shown(key) for key in list(source)[:6])
             text = (
