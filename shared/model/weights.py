@@ -92,7 +92,7 @@ def _check_plain(path: Path, name: str, model: Any, unexpected: Iterable[str]) -
 
 
 def _is_finite(weight: torch.Tensor) -> bool:
-    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not weight.numel():
+    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16) or weight.is_meta or not weight.numel():
         return True
     return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(weight.detach()))
 
