@@ -10,6 +10,8 @@ from shared.errors import FieldViolation, InvalidInput, SoftPromptError
 from shared.location import Location, Move
 
 T = TypeVar("T")
+MAX_ITEMS = 1_000_000
+"""Items of one list that a caller gives."""
 
 
 class Violations:
@@ -67,11 +69,15 @@ def readable(place: Location | str) -> Iterator[None]:
         raise InvalidInput.of(place, f"can't be read: {type(error).__name__}: {error}") from error
 
 
-def items_of(source: Iterable[T], name: str, what: str = "the iterator") -> Generator[T]:
-    """The items of a caller's list or generator. Raises InvalidInput with the index of an item that it can't give."""
+def items_of(source: Iterable[T], name: str, what: str = "the iterator", most: int | None = MAX_ITEMS) -> Generator[T]:
+    """The items of a caller's list or generator. Raises InvalidInput with the index of an item that it can't give, and
+    for more than `most` items: a generator may have no end.
+    """
     index = 0
     try:
         for item in source:
+            if index == most:
+                raise InvalidInput.of(name, f"has more than {most} items; {what} must end")
             yield item
             index += 1
     except (SoftPromptError, GeneratorExit):

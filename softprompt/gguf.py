@@ -12,11 +12,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from shared.model.model_files import first_line
+
 PARTS = 3
 
 
 def convert(gguf: Path, directory: Path) -> None:
-    """Write the model. Raises the errors of transformers; the caller must remove an incomplete directory."""
+    """Write the model.
+
+    Raises ValueError for a file that is no whole GGUF file, and the errors of transformers for one that it can't
+    convert; the caller must remove an incomplete directory.
+    """
+    _check_file(gguf)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -42,6 +49,20 @@ def convert(gguf: Path, directory: Path) -> None:
     fingerprint.ship(directory)
     inspect(directory)
     _report(3)
+
+
+def _check_file(gguf: Path) -> None:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(gguf)
+        parts = reader.fields.get("split.count")
+    except Exception as error:  # the reader maps the file and takes its numbers as they are
+        raise ValueError(f"it is not a GGUF file, or it is cut short ({first_line(error)})") from error
+    if reader.byte_order == "S":
+        raise ValueError("its numbers have another byte order than this machine's; fetch the file for this one")
+    if parts is not None and parts.contents() > 1:
+        raise ValueError(f"it is one of {parts.contents()} parts; join them with `gguf-split --merge`")
 
 
 def _restore_pre_tokenizer(gguf: Path, tokenizer: Any) -> None:
@@ -79,4 +100,10 @@ def _report(done: int) -> None:
 
 
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m softprompt.gguf GGUF DIRECTORY")
+    try:
+        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        sys.exit(f"{sys.argv[1]} can't be converted: {kind}{first_line(error)}")

@@ -7,6 +7,7 @@ recomputed when a file changes.
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,14 @@ import torch
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.kernels import library
 from shared.model import fingerprint, hub
-from shared.model.model_files import check_files, first_line
+from shared.model.model_files import check_files, check_no_adapter, damaged_json, first_line
 from shared.model.options import DEFAULTS, Device, DType, ModelOptions
 from shared.model.weights import load_weights
 from shared.process.user_cache import expanded
 from shared.values.base_model import BaseModelInfo as BaseModelInfo
 
 log = logging.getLogger(__name__)
+_OTHER_TASKS = ("Classification", "QuestionAnswering", "MaskedLM", "RewardModel")
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,10 @@ def load_tokenizer(source: str | Path) -> Any:
         if not any(file for name in ("tokenizer.json", "*.model", "vocab*") for file in path.glob(name)):
             raise Unavailable(f"{which} is missing: copy its files there") from error
         kind = PreconditionFailed if "trust_remote_code" in str(error) else Unavailable
-        raise kind(f"{which} can't be loaded here: {first_line(error)}") from error
+        why = damaged_json(path) or first_line(error)
+        if not (path / "tokenizer.json").is_file():
+            why += "; it has no tokenizer.json, which `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` writes"
+        raise kind(f"{which} can't be loaded here: {why}") from error
 
 
 def resolve(source: str | Path) -> Path:
@@ -114,10 +119,18 @@ def resolve(source: str | Path) -> Path:
     Raises NotFound; Unavailable if the hub does not answer and nothing is cached.
     """
     path = expanded(source)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise NotFound("base model", str(source), "the directory has no config.json")
+    try:
+        is_there, is_directory = path.exists(), path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise NotFound("base model", str(source)[:80], error.strerror or "") from error
+    if is_directory and not (path / "config.json").is_file():
+        check_no_adapter(path, default_id(path))
+        raise NotFound("base model", str(source), "the directory has no config.json")
+    if is_directory:
         return path
+    if is_there:
+        gguf = "; `python -m softprompt.gguf FILE DIRECTORY` converts a GGUF file" if path.suffix == ".gguf" else ""
+        raise NotFound("base model", str(source), f"it is a file and not the directory of a model{gguf}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -156,10 +169,11 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # each architecture's config raises its own errors
+        _check_type(path)
         raise Unavailable(
             f"base model {default_id(path)!r} has a config.json that can't be read: {first_line(error)}"
         ) from error
-    check_files(path, default_id(path))
+    num_tensors = check_files(path, default_id(path))
     check_supported(config)
     text = config.get_text_config()
     if absent := [
@@ -171,6 +185,11 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
             f"{config.model_type} has no {absent[0]} for its text: a soft prompt is a matrix of that width"
         )
     known = fingerprint.of(path)
+    if text.num_hidden_layers > num_tensors:  # transformers would build them all before it misses their weights
+        raise PreconditionFailed(
+            f"{default_id(path)} has {num_tensors} tensors, too few for the {text.num_hidden_layers} layers of its "
+            "config.json"
+        )
     return BaseModelInfo(
         id=id or default_id(source),
         fingerprint=known.fingerprint,
@@ -183,6 +202,24 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
     )
 
 
+def _check_type(path: Path) -> None:
+    """Raises PreconditionFailed for a type of model that transformers does not know; Unavailable for a config.json that
+    is no JSON object.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if why := damaged_json(path):
+        raise Unavailable(f"base model {default_id(path)!r} can't be loaded here: {why}")
+    kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if not isinstance(kind, str):
+        raise PreconditionFailed(f"base model {default_id(path)!r} has no model_type in its config.json")
+    if kind not in CONFIG_MAPPING:
+        raise PreconditionFailed(
+            f"base model {default_id(path)!r} has model_type {kind[:40]!r} in its config.json, which the installed "
+            "transformers does not know; a newer release may, and code that a model brings is never run"
+        )
+
+
 def max_positions(config: Any) -> int:
     """The number of positions within which a token's results don't depend on the other sequences in its pass.
 
@@ -192,13 +229,14 @@ def max_positions(config: Any) -> int:
     the original frequencies.
     """
     names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
-    bounds = [next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)]
+    sizes = (getattr(config, name, None) for name in names)
+    bounds = [next((value for value in sizes if isinstance(value, int) and value > 0), None)]  # -1: no limit
     rope = getattr(config, "rope_parameters", None) or {}
     schemes = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     if longrope := [scheme for scheme in schemes if scheme.get("rope_type") == "longrope"]:
         bounds += [scheme.get("original_max_position_embeddings") for scheme in longrope]
         bounds.append(getattr(config, "original_max_position_embeddings", None))
-    return min((bound for bound in bounds if bound), default=1 << 20)
+    return min(min((bound for bound in bounds if bound), default=1 << 20), (1 << 31) - 1)
 
 
 def check_supported(config: Any) -> None:
@@ -211,6 +249,9 @@ def check_supported(config: Any) -> None:
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise PreconditionFailed(f"{kind} is an encoder-decoder model: soft prompts need a decoder-only model")
+    named = config.architectures if isinstance(getattr(config, "architectures", None), list) else []
+    if other := [name for name in map(str, named) if name.endswith(_OTHER_TASKS)]:
+        raise PreconditionFailed(f"{other[0]} is a model for another task: soft prompts need a causal language model")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise PreconditionFailed(f"{kind} is not a causal language model that this transformers release knows")
     if getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_is_stateful", False):

@@ -6,6 +6,7 @@ Errors say what to do. Missing weights are an error, never replaced by random nu
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from shared.errors import PreconditionFailed, Unavailable
-from shared.model.model_files import first_line
+from shared.model.model_files import damaged_json, first_line
 
 
 def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | None, device_map: Any) -> Any:
@@ -48,7 +49,9 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
         raise Unavailable(f"base model {name!r} has weights that can't be read: {first_line(error)}") from error
     except Exception as error:
         what = f"{name} is quantised ({quantised}) and" if quantisation else name
-        why = f"{type(error).__name__}: {first_line(error)}"
+        why = damaged_json(path) or f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(error, KeyError) and why.startswith("KeyError"):  # of a table of activations or position schemes
+            why = f"its config.json asks for {error}, which the installed transformers does not know"
         if "ignore_mismatched_sizes" in why:  # advice that only a program can follow
             why = "its weights have other shapes than its config.json says"
         raise PreconditionFailed(f"{what} can't be loaded here: {why}") from error
@@ -56,7 +59,42 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
         raise PreconditionFailed(
             f"{name} lacks {len(missing)} of the weights that its config.json asks for, the first is {missing[0]}"
         )
+    if not quantisation:
+        _check_plain(path, name, model, report.get("unexpected_keys") or ())
+    if wrong := next((key for key, weight in model.named_parameters() if not _is_finite(weight)), ""):
+        raise PreconditionFailed(
+            f"{name} has weights that are not finite in {str(dtype).removeprefix('torch.')}, the first is {wrong}: "
+            "copy the files again, or choose another dtype"
+        )
     return model
+
+
+def _check_plain(path: Path, name: str, model: Any, unexpected: Iterable[str]) -> None:
+    """Raises PreconditionFailed for weights that mean something else than the numbers that were loaded, as those of a
+    quantised model or of a layer with a bias do if config.json does not say so. Other heads' weights may be there.
+    """
+    from safetensors import safe_open
+
+    modules = dict(model.named_modules())
+    foreign = {key for key in unexpected if (at := modules.get(key.rpartition(".")[0])) is not None and at._parameters}
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "numpy") as tensors:
+            foreign |= {
+                key
+                for key in tensors.keys()  # noqa: SIM118 - not a dict
+                if key.endswith(".weight") and tensors.get_slice(key).get_dtype().startswith(("I", "U", "BOOL"))
+            }
+    if foreign:
+        raise PreconditionFailed(
+            f"{name} has weights that its config.json does not explain, the first is {min(foreign)}: the model is "
+            "quantised, or the two belong to different models; copy both from one place"
+        )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16) or weight.is_meta or not weight.numel():
+        return True
+    return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(weight.detach()))
 
 
 def _quantisation(path: Path) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import numbers
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache, partial
+from itertools import islice
 from typing import Any, TypeVar, Union
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -23,7 +24,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from shared.errors import InvalidInput, SoftPromptError
-from shared.violations import Violations
+from shared.violations import MAX_ITEMS, Violations
 from shared.wire.enums import enum_number, table_of
 from shared.wire.fields import duration_nanoseconds, read_duration, read_timestamp
 
@@ -90,7 +91,7 @@ def write(value: Any, message: M, path: str = "") -> M:
     kind: Any = type(value)
     if not hasattr(kind, "__dataclass_fields__"):
         raise InvalidInput.of(
-            path, f"{reprlib.repr(value)} does not fit: a value of type {type(message).__name__} is expected"
+            path, f"{_shown(value)} does not fit: a value of type {type(message).__name__} is expected"
         )
     special = _special_writer(kind)
     if special is None:
@@ -139,7 +140,7 @@ def _append(elements: Any, element: Any, path: str) -> None:
 
 def _misfit(path: str, value: Any, error: Exception) -> InvalidInput:
     text = "it is out of range" if str(error).startswith("Value out of range") else error
-    return InvalidInput.of(path, f"{reprlib.repr(value)} does not fit: {text}")
+    return InvalidInput.of(path, f"{_shown(value)} does not fit: {text}")
 
 
 @cache
@@ -161,12 +162,13 @@ def _putter(descriptor: Descriptor) -> Putter:
 
     def messages_put(message: Any, content: Any, path: str) -> None:
         target = getattr(message, name)
-        for index, element in enumerate(content):
+        for index, element in enumerate(_elements(content, _below(path, name))):
             write(element, target.add(), f"{_below(path, name)}[{index}]")
 
     def list_put(message: Any, content: Any, path: str) -> None:
         if isinstance(content, str):
             raise TypeError("a list is expected, not one text")
+        content = _elements(content, _below(path, name))
         if descriptor.enum_type is not None:
             content = [enum_number(descriptor.enum_type, value) for value in content]
         elements = getattr(message, name)
@@ -193,6 +195,22 @@ def _putter(descriptor: Descriptor) -> Putter:
     if descriptor.cpp_type not in (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_BOOL):
         return lambda message, content, path: setattr(message, name, _number(content))
     return lambda message, content, path: setattr(message, name, content)
+
+
+def _elements(content: Any, path: str) -> Iterable[Any]:
+    """A caller's list; one that is no list or tuple may have no end."""
+    if isinstance(content, list | tuple):
+        return content
+    if len(found := list(islice(content, MAX_ITEMS + 1))) > MAX_ITEMS:
+        raise InvalidInput.of(path, f"has more than {MAX_ITEMS} items")
+    return found
+
+
+def _shown(value: object) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python refuses to write integers of more than 4,300 digits
+        return f"a value of type {type(value).__name__}"
 
 
 def _number(value: Any) -> Any:

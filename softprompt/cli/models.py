@@ -58,6 +58,8 @@ def pull(
     part of the name. HF_ENDPOINT names another hub, such as a mirror.
     """
     require("inference")
+    from softprompt.model_catalogue import CATALOGUE
+    from softprompt.model_folder import check_whole
     from softprompt.model_names import parse_models
 
     token = _token(token_file)
@@ -67,6 +69,8 @@ def pull(
         except KeyboardInterrupt:
             stderr().print(f"interrupted: {model} is not ready; pull it again", markup=False)
             raise
+        if not (server or model.is_hub_id or model.name in CATALOGUE):  # a directory, which is taken as it is
+            check_whole(path)
         if as_json:
             print_json({"name": str(model), "path": str(path)})
         else:

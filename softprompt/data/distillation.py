@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shared.errors import InvalidInput
 from shared.values.spec import DOCUMENT, QUESTION
+from shared.violations import items_of
 from softprompt.input_files import input_file
 from softprompt.types.data import Example
 
@@ -30,7 +31,7 @@ def distillation_examples(document: Text, questions: Text | Iterable[str] = ()) 
         raise InvalidInput.of("questions", "must be a list of texts, or the path of a file as pathlib.Path")
     given: Iterable[object] = _lines(_read(questions, "questions")) if isinstance(questions, os.PathLike) else questions
     examples = [Example(text, DOCUMENT)]
-    for index, question in enumerate(given):
+    for index, question in enumerate(items_of(given, "questions")):
         if not isinstance(question, str) or not question.strip():
             raise InvalidInput.of(f"questions[{index}]", "must be a text that is not blank")
         _check_unicode(question, f"questions[{index}]")

@@ -60,7 +60,7 @@ def inputs_of(source: Any) -> Iterator[Input | Unusable]:
     with readable("inputs"):
         if hasattr(source, "columns") or hasattr(source, "column_names"):
             return _of_rows(row.fields for row in python_rows(source, "inputs").items)
-    return map(_item, items_of(source, "inputs"))
+    return map(_item, items_of(source, "inputs", most=None))
 
 
 def _of_rows(rows: Iterable[Mapping[str, Any] | Unusable]) -> Iterator[Input | Unusable]:

@@ -90,7 +90,7 @@ class _Preparation:
                     self._add(row)
                 except Unusable as error:
                     self._add_problem(row, error)
-                    if isinstance(error, NotUnderstood) and self._rows.has_columns:
+                    if self._problems.are_too_many or (isinstance(error, NotUnderstood) and self._rows.has_columns):
                         break
         self._check()
         verbatim = self._rows.verbatim if self._is_verbatim else None

@@ -10,6 +10,8 @@ from shared.location import Location
 
 _PLACES_SHOWN = 3
 _KINDS_SHOWN = 5
+MAX_PROBLEMS = 100_000
+"""Reading ends after this many: a Python iterator may go on for ever."""
 
 
 class Unusable(Exception):
@@ -44,16 +46,23 @@ class Problems:
     def __init__(self, source: str, which: str) -> None:
         self._source, self._which = source, which
         self._kinds: dict[str, _Kind] = {}
+        self._count = 0
         self.fix: dict[str, str] = {}
         self.advice = ""
 
     def __bool__(self) -> bool:
         return bool(self._kinds)
 
+    @property
+    def are_too_many(self) -> bool:
+        """Whether reading should end here."""
+        return self._count >= MAX_PROBLEMS
+
     def add(self, place: Location, error: Unusable) -> None:
         """Add an error in a row."""
         found = self._kinds.setdefault(error.kind, _Kind(error.reason, error.part))
         found.count += 1
+        self._count += 1
         if len(found.places) < _PLACES_SHOWN:
             found.places.append(place)
 
@@ -69,6 +78,8 @@ class Problems:
         if rest := kinds[_KINDS_SHOWN:]:
             more = f"{sum(kind.count for kind in rest)} more errors of {len(rest)} other kinds"
             violations.append(FieldViolation(self._which, more))
+        if self.are_too_many:
+            violations.append(FieldViolation(self._which, f"reading ended after {MAX_PROBLEMS} unusable examples"))
         return UnusableData(self._source, violations, self.fix, self.advice)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 from shared.errors import InvalidInput
-from shared.violations import items_of
+from shared.violations import MAX_ITEMS, items_of
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Row, Rows
 from softprompt.data.values import shown
@@ -87,7 +87,7 @@ def _of_columns(source: Mapping[Any, Any], which: str) -> Iterator[dict[str, Any
         if (
             isinstance(values, str | bytes | Mapping)
             or not isinstance(values, Iterable)
-            or not hasattr(values, "__len__")
+            or not isinstance(values, Sized)
         ):
             keys = ", ".join(shown(key) for key in list(source)[:6])
             text = (
@@ -95,6 +95,8 @@ def _of_columns(source: Mapping[Any, Any], which: str) -> Iterator[dict[str, Any
                 "or name one of several parts"
             )
             raise InvalidInput.of(which, text)
+        if len(values) > MAX_ITEMS:
+            raise InvalidInput.of(which, f"its column {name!r} has more than {MAX_ITEMS} values")
         columns[str(name)] = list(values)
         if columns[str(name)] and isinstance(columns[str(name)][0], Mapping):
             keys = ", ".join(shown(key) for key in list(source)[:6])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -156,30 +157,62 @@ class AnswerStreams:
 Parts = AsyncIterator[tuple[int, GenerationDelta | GenerationEnd] | None]
 
 
-def text_tokens(completion: Completion) -> Sequence[TokenLogprob]:
-    """The tokens of a completion's text: without the end token, which OpenAI's chat answers leave out, too."""
-    found = completion.output.logprobs
-    return found[:-1] if completion.end.finish_reason is FinishReason.EOS else found
-
-
-async def without_end_tokens(parts: Parts) -> Parts:
-    """`AnswerStreams.parts` without the end token of `text_tokens`. A last token that is not in the text is held until
-    the next part shows what it was.
+class TextTokens:
+    """Of the tokens of one answer, those that its text is made of: OpenAI's chat answers leave out the end token and
+    the tokens of a stop sequence.
     """
-    held: dict[int, tuple[TokenLogprob, ...]] = {}
+
+    def __init__(self) -> None:
+        self._held: list[TokenLogprob] = []
+        self._ahead: int | None = None
+        """Bytes of the tokens so far that are not in the text yet; None before there is text, whose leading space may
+        be missing.
+        """
+
+    def add(self, delta: GenerationDelta) -> tuple[TokenLogprob, ...]:
+        """The next tokens of which a part is in the text by now. The others are held."""
+        self._held += delta.logprobs
+        text = delta.text.encode()
+        if self._ahead is None and text:
+            self._ahead = -max(0, b"".join(one.utf8 for one in self._held).find(text))
+        ahead, count = (self._ahead or 0) - len(text), 0
+        while count < len(self._held) and ahead < 0:
+            one = self._held[count]
+            if count == len(self._held) - 1 and not text.endswith(one.utf8):
+                break  # may be an end token: bytes that are no character are longer in the text than in their token
+            ahead += len(one.utf8)
+            count += 1
+        if self._ahead is not None:
+            self._ahead = ahead
+        found, self._held = self._held[:count], self._held[count:]
+        return tuple(found)
+
+    def rest(self, end: GenerationEnd) -> tuple[TokenLogprob, ...]:
+        """The held tokens that belong to the text after all."""
+        if end.finish_reason is FinishReason.STOP_SEQUENCE:  # one that begins before the stop sequence belongs to it
+            return tuple(self._held[: (self._ahead or 0) < 0])
+        return tuple(self._held[:-1] if end.finish_reason is FinishReason.EOS else self._held)
+
+
+def text_tokens(completion: Completion) -> Sequence[TokenLogprob]:
+    """`TextTokens` of a whole answer."""
+    tokens = TextTokens()
+    return *tokens.add(completion.output), *tokens.rest(completion.end)
+
+
+async def only_text_tokens(parts: Parts) -> Parts:
+    """`AnswerStreams.parts` with `TextTokens` only."""
+    answers = defaultdict[int, TextTokens](TextTokens)
     async for found in parts:
         if found is None:
             yield None
             continue
         index, part = found
-        tokens = held.pop(index, ())
         if isinstance(part, GenerationEnd):
-            if tokens and part.finish_reason is not FinishReason.EOS:
+            if tokens := answers[index].rest(part):
                 yield index, GenerationDelta("", (), tokens, part.index)
         else:
-            tokens += part.logprobs
-            if tokens and not part.text.endswith(tokens[-1].text):
-                held[index], tokens = tokens[-1:], tokens[:-1]
+            tokens = answers[index].add(part)
             if not (part.text or tokens):
                 continue
             part = replace(part, logprobs=tokens)

@@ -15,8 +15,8 @@ from softprompt.gateway.answers import (
     Ask,
     all_answers,
     conversation,
+    only_text_tokens,
     text_tokens,
-    without_end_tokens,
 )
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
@@ -191,7 +191,7 @@ async def _events(
         yield chunk(index, {"role": "assistant", "content": None if call else "", "refusal": None})
         if call is not None and call.name:
             yield chunk(index, {"tool_calls": [{"index": 0, **call.message("")}]})
-    async for part in without_end_tokens(streams.parts()):
+    async for part in only_text_tokens(streams.parts()):
         if part is None:
             yield PING
             continue

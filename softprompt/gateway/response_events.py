@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from softprompt.gateway import results
-from softprompt.gateway.answers import AnswerStreams, without_end_tokens
+from softprompt.gateway.answers import AnswerStreams, only_text_tokens
 from softprompt.gateway.errors import Rename, api_error
 from softprompt.gateway.streaming import PING, StreamFailed, event
 from softprompt.types.generation import GenerationDelta, GenerationEnd, GenerationStart
@@ -99,7 +99,7 @@ async def response_events(
     yield numbered("response.output_item.added", output_index=0, item=draft.item("in_progress"))
     yield numbered("response.content_part.added", item_id=draft.item_id, **_PLACE, part=draft.part())
     try:
-        async for found in without_end_tokens(streams.parts()):
+        async for found in only_text_tokens(streams.parts()):
             if found is None:
                 yield PING
                 continue

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import typing
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ import pandas as pd
 import pytest
 
 from shared.errors import InvalidInput, SoftPromptError
+from shared.violations import items_of
 from shared.wire.sampling import write_sampling
 from softprompt import AsyncClient, BaseModelInfo, JobState, Message, RetrainingPlan, TuningSpec
 from softprompt.client.arguments import checked
 from softprompt.client.convert import input_message, usage_query
 from softprompt.data.inputs import inputs_of
+from softprompt.data.prepare import prepare
 from softprompt.data.problems import Unusable
 from softprompt.types.keywords import sampling_with
 from tests.softprompt.conftest import Services
@@ -229,3 +232,21 @@ def test_what_means_the_same_is_taken(value: Any, hint: Any, wanted: Any) -> Non
     hint = typing.Sequence[str] if hint == "Sequence[str]" else hint
     found = checked(value, hint, "x")
     assert (found, type(found)) == (wanted, type(wanted)) or (found == wanted and isinstance(found, str))
+
+
+def test_a_list_without_an_end_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="labels: has more than 3 items; the iterator must end"):
+        list(items_of(itertools.count(), "labels", most=3))
+    assert list(items_of("abc", "labels", most=3)) == ["a", "b", "c"]
+    numbers: Any = itertools.repeat(5)
+    columns: Any = {"input": range(10**12), "output": range(10**12)}
+    with pytest.raises(InvalidInput, match="reading ended after 100000 unusable examples"):
+        prepare(numbers)
+    with pytest.raises(InvalidInput, match="column 'input' has more than"):
+        prepare(columns)
+
+
+def test_a_number_that_can_not_be_written_is_refused() -> None:
+    turns: Any = [10**5000]
+    with pytest.raises(InvalidInput, match="a value of type int does not fit"):
+        input_message(turns, "tone", None, "", False)

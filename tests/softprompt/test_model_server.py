@@ -300,7 +300,7 @@ def cut_short(path: Path) -> None:
 def to_shards(directory: Path) -> None:
     (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
 
 
 @pytest.mark.parametrize(

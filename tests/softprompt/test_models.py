@@ -1,6 +1,7 @@
 """Pulling a model without a network: the sources are replaced by small stand-ins at the functions that reach out."""
 
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -13,12 +14,16 @@ import pytest
 from shared.errors import DamagedBlob, InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.model.models_file import ModelEntry
 from softprompt import models
+from softprompt.gguf import convert
 from softprompt.hub_download import Progress
 from softprompt.manifests import of_models, why_no_object
 from softprompt.models import CATALOGUE, CataloguedModel, models_dir, pull
 from tests.softprompt.cli_runner import CliRunner
 
 NAME = "smollm2-135m-instruct"
+SPLIT_GGUF = (  # version 3, no tensors, one field: split.count, an unsigned number of 16 bits, is 2
+    struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + struct.pack("<Q11sIH", 11, b"split.count", 2, 2) + bytes(64)
+)
 
 
 class Sources:
@@ -177,6 +182,15 @@ def test_a_model_directory_is_itself(tmp_path: Path) -> None:
     assert pull(str(tmp_path), tmp_path / "models") == tmp_path
 
 
+def test_a_part_of_a_model_is_not_called_pulled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    found = CliRunner(monkeypatch, capsys)("models", "pull", str(tmp_path))
+    assert found.code != 0
+    assert "has no complete model" in found.err
+
+
 def test_an_unknown_name_lists_the_catalogue(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(NotFound, match=f"catalogue \\({NAME}\\)"):
@@ -255,3 +269,20 @@ def test_a_deployment_that_lacks_parts_is_named(spec: object) -> None:
 def test_importing_needs_no_torch() -> None:
     check = "import sys, softprompt.models; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "not a GGUF file, or it is cut short"),
+        (b"GGML" + bytes(60), "not a GGUF file"),
+        (b"GGUF" + (3).to_bytes(4, "big") + bytes(60), "another byte order"),
+        (b"GGUF" + (3).to_bytes(4, "little") + (1 << 60).to_bytes(8, "little") * 2 + bytes(60), "not a GGUF file"),
+        (SPLIT_GGUF, "one of 2 parts; join them"),
+    ],
+    ids=["empty", "magic", "big-endian", "huge", "split"],
+)
+def test_a_file_that_is_no_whole_gguf_file_is_refused_in_a_sentence(data: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(data)
+    with pytest.raises(ValueError, match=why):
+        convert(tmp_path / "model.gguf", tmp_path / "out")

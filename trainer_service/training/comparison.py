@@ -7,7 +7,8 @@ A difference has a 95 % interval over the examples, which are treated as a rando
   right on all of them.
 - All other metrics (loss, token accuracy, macro-F1, chrF, BLEU): the jackknife standard error of the difference
   (Quenouille and Tukey; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11) times Student's t.
-  Each replicate leaves the same example out for both models, so difficulty that both share cancels.
+  Each replicate leaves the same example out for both models, so difficulty that both share cancels. If no replicate
+  differs, as for an accuracy of 100 %, the width is that of Wilson's interval (1927) for a share that is right on all.
 
 The interval doesn't include the variation between training seeds. With fewer than `MIN_EXAMPLES` examples nothing is
 decided: the interval would depend more on the assumed distribution than on the examples. From ten on, for differences
@@ -31,6 +32,8 @@ examples (`baselines`), and the alias's current version.
 """
 CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+_MOST = {Metric.TOKEN_ACCURACY: 1.0, Metric.MACRO_F1: 1.0, Metric.CHRF: 100.0, Metric.BLEU: 100.0}
+"""The highest value of a metric that has one, apart from shares of right answers."""
 _SMALL_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """Student's t at 97.5 %, by degrees of freedom."""
 
@@ -79,8 +82,10 @@ def estimate(metric: Metric, results: Results) -> Estimate | None:
         margin = _Z * math.sqrt(value * (1 - value) / count + _Z**2 / (4 * count**2))
         low, high = (center - margin) / scale, (center + margin) / scale
     else:
-        margin = _jackknife_margin(_without_each(metric, results, shared), shared)
+        margin = _margin(metric, _without_each(metric, results, shared), shared)
         low, high = value - margin, value + margin
+        if math.isfinite(margin):
+            low, high = max(0.0, low), min(_MOST.get(metric, math.inf), high)
     return Estimate(metric, value, low, high, count)
 
 
@@ -107,7 +112,7 @@ def compare(metric: Metric, ours: Results, theirs: Results) -> Comparison | None
         )
     else:
         own, rival = (_without_each(metric, results, shared) for results in (ours, theirs))
-        margin = _jackknife_margin(lambda left_out: own(left_out) - rival(left_out), shared)
+        margin = _margin(metric, lambda left_out: own(left_out) - rival(left_out), shared)
         low, high = difference - margin, difference + margin
     return Comparison(metric, value, other, difference, low, high, len(shared))
 
@@ -128,6 +133,12 @@ def _is_right(metric: Metric, results: Results, index: int) -> bool:
         return results.wanted[index] == results.chosen[index]
     answer, wanted = results.texts[index]
     return answer == wanted
+
+
+def _margin(metric: Metric, without: Callable[[int], float], shared: Sequence[int]) -> float:
+    """Half the width of a statistic's interval. Where all examples agree, that of a share which is right on all."""
+    margin, most = _jackknife_margin(without, shared), _MOST.get(metric, 0.0)
+    return margin if margin > most * 1e-9 else most * _Z**2 / (len(shared) + _Z**2)
 
 
 def _jackknife_margin(without: Callable[[int], float], shared: Sequence[int]) -> float:

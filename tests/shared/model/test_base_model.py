@@ -15,6 +15,7 @@ from transformers import GPT2Config, MambaConfig, PreTrainedConfig, T5Config
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.model import base_model
 from shared.model.base_model import check_supported, default_id, inspect, load, pick_device, pick_dtype, resolve
+from shared.model.model_files import INDEX
 from shared.model.options import DType, ModelOptions
 from tests.shared.model.conftest import CACHE
 from tests.tiny_models import FLOAT32, LLAMA_SHAPE, VOCAB_SIZE, save_tiny_llama, save_tiny_model
@@ -35,7 +36,14 @@ def test_what_is_no_model(model_dir: Path, tmp_path: Path) -> None:
         resolve(tmp_path)
     with pytest.raises(NotFound, match="neither a model directory nor a hub id"):
         resolve("no-such/model")
-    (model_dir / "model.safetensors").unlink()
+    with pytest.raises(NotFound, match="too long"):
+        resolve("x" * 5000)
+    with pytest.raises(NotFound, match="a file and not the directory of a model"):
+        resolve(model_dir / "config.json")
+    (model_dir / "model.safetensors").rename(model_dir / "weights.safetensors")
+    with pytest.raises(Unavailable, match=r"neither .* is there beside weights\.safetensors"):
+        inspect(model_dir)
+    (model_dir / "weights.safetensors").unlink()
     with pytest.raises(NotFound, match="weights"):
         inspect(model_dir)
 
@@ -131,16 +139,60 @@ def test_the_code_of_a_tokenizer_is_never_run(model_dir: Path) -> None:
         ("config.json", {"num_hidden_layers": 0}, PreconditionFailed, "no num_hidden_layers"),
         ("config.json", {"hidden_size": 48}, PreconditionFailed, "other shapes than its config.json says"),
         ("config.json", {"quantization_config": {"bits": 4}}, PreconditionFailed, "does not know the method"),
-        ("model.safetensors.index.json", {"weight_map": {"a": 1, "b": "x"}}, Unavailable, "2 weight files are missing"),
+        (INDEX, {"weight_map": {"a": 1, "b": "x"}, "metadata": {}}, Unavailable, "2 weight files are missing"),
+        (INDEX, {"weight_map": {}, "metadata": {}}, Unavailable, "names no weights"),
+        (INDEX, {"weight_map": {"a": "model.safetensors"}}, Unavailable, "'metadata'"),
+        ("config.json", {"model_type": "gpt9000"}, PreconditionFailed, "model_type 'gpt9000' .*does not know"),
+        ("config.json", {"model_type": 7}, PreconditionFailed, "no model_type"),
+        ("config.json", {"architectures": ["LlamaForSequenceClassification"]}, PreconditionFailed, "another task"),
+        ("config.json", {"num_hidden_layers": 10**6}, PreconditionFailed, "21 tensors, too few"),
+        ("config.json", {"hidden_act": "wobble"}, PreconditionFailed, "asks for 'wobble'"),
+        ("config.json", {"num_attention_heads": 3}, Unavailable, "multiple of the number of attention heads"),
+        ("adapter_config.json", {"base_model_name_or_path": "x/y"}, PreconditionFailed, "it is an adapter"),
+        ("config.json", "[]", Unavailable, "config.json is not a JSON object"),
+        ("config.json", "\ufeff{}", Unavailable, "config.json is not valid JSON .*BOM"),
+        ("generation_config.json", "[]", PreconditionFailed, "generation_config.json is not a JSON object"),
+        ("tokenizer_config.json", "{", Unavailable, "tokenizer_config.json is not valid JSON"),
     ],
 )
 def test_damaged_descriptions_are_refused_in_a_sentence(
-    model_dir: Path, file: str, content: dict[str, Any], error: type[Exception], why: str
+    model_dir: Path, file: str, content: dict[str, Any] | str, error: type[Exception], why: str
 ) -> None:
     path = model_dir / file
-    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **content}))
+    if isinstance(content, dict):
+        content = json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **content})
+    path.write_text(content)
     with pytest.raises(error, match=why):
         base_model.load(model_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("model.norm.weight", lambda weight: weight.fill_(float("nan")), "not finite in float32, the first is {}:"),
+        ("model.embed_tokens.weight", lambda weight: weight.fill_(float("inf")), "not finite"),
+        ("model.layers.0.mlp.up_proj.weight", lambda weight: (weight * 99).char(), "does not explain, the first is {}"),
+        ("model.layers.0.mlp.up_proj.weight_scale_inv", None, "does not explain, the first is {}"),
+        ("model.layers.1.self_attn.q_proj.bias", None, "does not explain, the first is {}"),
+        ("score.weight", None, ""),  # another head's, which is not used
+    ],
+)
+def test_weights_that_mean_something_else_are_refused(model_dir: Path, name: str, change: Any, why: str) -> None:
+    weights = load_file(model_dir / "model.safetensors")
+    weights[name] = torch.ones(1) if change is None else change(weights[name])
+    save_file(weights, model_dir / "model.safetensors", metadata={"format": "pt"})
+    if not why:
+        load(model_dir, FLOAT32)
+        return
+    with pytest.raises(PreconditionFailed, match=why.format(name)):
+        load(model_dir, FLOAT32)
+
+
+@pytest.mark.parametrize("bound", [-1, 0])
+def test_a_model_may_name_no_longest_input(model_dir: Path, bound: int) -> None:
+    path = model_dir / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": bound}))
+    assert inspect(model_dir).max_positions == 1 << 20
 
 
 @pytest.mark.parametrize("ids", [-1, 999_999, [2, -1], [[2]], {"a": 1}, 2.5, ["2"]], ids=str)

@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from softprompt.gateway.answers import Parts, conversation, without_end_tokens
+from softprompt.gateway.answers import Parts, conversation, only_text_tokens
 from softprompt.gateway.backend import Reference
 from softprompt.types.common import Message
 from softprompt.types.generation import FinishReason, GenerationDelta, GenerationEnd, TokenLogprob
@@ -136,7 +136,7 @@ def test_the_end_token_is_in_no_log_probabilities(client: OpenAI) -> None:
 
 
 async def test_a_held_token_that_is_no_end_token_comes_later() -> None:
-    first, second = TokenLogprob(5, -1.0, (), "a"), TokenLogprob(6, -2.0, (), "b")
+    first, second = TokenLogprob(5, -1.0, (), " a", b" a"), TokenLogprob(6, -2.0, (), "b", b"b")
 
     async def parts(end: FinishReason) -> Parts:
         yield 0, GenerationDelta("", (5,), (first,))  # held back: it may be part of a stop sequence
@@ -145,11 +145,31 @@ async def test_a_held_token_that_is_no_end_token_comes_later() -> None:
         yield 0, GenerationEnd(end, 2, None, None, None, "")
 
     async def tokens(end: FinishReason) -> list[TokenLogprob]:
-        found = [part async for part in without_end_tokens(parts(end))]
+        found = [part async for part in only_text_tokens(parts(end))]
         return [one for part in found if part for one in getattr(part[1], "logprobs", ())]
 
-    assert await tokens(FinishReason.EOS) == [first]
+    assert await tokens(FinishReason.EOS) == await tokens(FinishReason.STOP_SEQUENCE) == [first]
     assert await tokens(FinishReason.LENGTH) == [first, second]
+
+
+def test_the_tokens_of_a_stop_sequence_are_in_no_log_probabilities(client: OpenAI) -> None:
+    parameters: dict[str, Any] = {
+        "model": "tiny-llama", "messages": HELLO, "max_tokens": 12, "temperature": 0, "logprobs": True,
+        "logit_bias": {str(5 + index): 30 for index in range(65, 91)},
+    }  # fmt: skip
+    (choice,) = client.chat.completions.create(**parameters).choices
+    written = choice.message.content or ""
+    for stop in (written[:1], written[3:6], written[9:]):
+        (cut,) = client.chat.completions.create(**parameters, stop=[stop, "never"]).choices
+        assert cut.message.content == written.partition(stop)[0]
+        found = (cut.logprobs and cut.logprobs.content) or []
+        assert "".join(token.token for token in found) == cut.message.content
+        parts = [
+            part
+            for chunk in client.chat.completions.create(**parameters, stop=[stop, "never"], stream=True)
+            for part in chunk.choices
+        ]
+        assert [token for part in parts if part.logprobs for token in part.logprobs.content or []] == found
 
 
 def test_a_conversation_with_developer_and_parts_is_read_as_system_and_text(client: OpenAI, services: World) -> None:

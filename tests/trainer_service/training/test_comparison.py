@@ -62,6 +62,23 @@ def test_a_share_that_is_right_on_every_example_is_not_certain() -> None:
     assert not lucky.beats, "an exact test of four against none gives p = 0.06 at best"
 
 
+def test_a_score_that_is_the_same_for_every_example_is_not_certain() -> None:
+    perfect = labels([True] * 12)
+    for metric in (Metric.TOKEN_ACCURACY, Metric.MACRO_F1):
+        found, same = estimate(metric, perfect), compare(metric, perfect, perfect)
+        assert found is not None
+        assert (found.value, found.low, found.high) == pytest.approx((1, 0.757, 1), abs=1e-3)
+        assert same is not None
+        assert same.low < 0 < same.high
+    written = perfect.model_copy(update={"texts": dict.fromkeys(range(12), ("a right answer", "a right answer"))})
+    chrf = estimate(Metric.CHRF, written)
+    assert chrf is not None
+    assert (chrf.value, chrf.low, chrf.high) == pytest.approx((100, 75.7, 100), abs=0.1)
+    loss = estimate(Metric.LOSS, losses([0.0] * 11 + [1.0]))
+    assert loss is not None
+    assert loss.low == 0, "no loss is below 0"
+
+
 def test_few_examples_prove_nothing() -> None:
     few = compare(Metric.LOSS, losses([1.0] * (MIN_EXAMPLES - 1)), losses([2.0] * (MIN_EXAMPLES - 1)))
     assert few is not None
