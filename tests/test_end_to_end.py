@@ -19,7 +19,6 @@ PRODUCT = "name: Aria 5 | category: wireless earbuds | battery: 30 h | feature: 
 
 
 @pytest.mark.model
-@pytest.mark.timeout(400)
 async def test_from_examples_to_a_streamed_answer(real_model_dir: Path, tmp_path: Path) -> None:
     logged: list[str] = []
     services = LocalServices(

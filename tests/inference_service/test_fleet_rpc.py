@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from shared.store.fleet import serving
-from tests.inference_service.replica import Replica, blob, matrix, publish, running_replica, until
+from tests.inference_service.replica import Replica, blob, matrix, publish, running_replica
 from tests.tiny_models import save_tiny_llama
+from tests.waiting import until
 
 V1, V2 = (f"prompts/tone/versions/{number}" for number in (1, 2))
 AS_SET_UP = {"poll_seconds": 0.0}

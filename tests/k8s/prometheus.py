@@ -21,7 +21,6 @@ import yaml
 from tests.waiting import wait_until
 
 FETCHED = Path(__file__).parents[2] / ".cache" / "prometheus"
-DEADLINE_SECONDS = 30.0
 
 
 def program(name: str) -> str:
@@ -75,7 +74,7 @@ def running_prometheus(folder: Path, config: dict[str, Any], port: int) -> Itera
     with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             server = Prometheus(f"http://127.0.0.1:{port}")
-            wait_until(lambda: server.is_up() or process.poll() is not None, DEADLINE_SECONDS)
+            wait_until(lambda: server.is_up() or process.poll() is not None)
             assert process.poll() is None, (folder / "log").read_text()
             yield server
         finally:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from softprompt.cli.failures import report
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import DATASET, JOB, succeeded_job
+from tests.waiting import wait_until
 
 
 def test_no_server_there_says_where_it_looked_and_what_to_do(cli: CliRunner) -> None:
@@ -267,13 +266,6 @@ def test_a_mistake_of_the_program_is_no_traceback(
 def test_a_service_that_comes_back_is_not_even_noticed(cli: CliRunner, here: Services) -> None:
     here.trainer.fail_next = [Unavailable("restarting")]
     assert cli("jobs", "show", "job1").code == 0
-
-
-def wait_until(condition: Callable[[], object], timeout_seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, "still not so"
-        time.sleep(0.01)
 
 
 def test_output_keeps_brackets_and_colons(cli: CliRunner, here: Services) -> None:

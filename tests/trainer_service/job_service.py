@@ -127,16 +127,15 @@ class Service:
             manager, self.manager = self.manager, None  # type: ignore[assignment]
             await manager.drain(5)
 
-    async def state(self, job_id: str, *states: JobState, seconds: float = 20) -> Job:
+    async def state(self, job_id: str, *states: JobState) -> Job:
         """Waits until the job is in one of these states. Fails at once if it ends in another state."""
-        job = await self.until(job_id, lambda job: job.state in states or job.state.is_final, seconds)
+        job = await self.until(job_id, lambda job: job.state in states or job.state.is_final)
         assert job.state in states, job.error or job.state
         return job
 
-    async def until(self, job_id: str, condition: Callable[[Job], bool], seconds: float = 20) -> Job:
-        async with asyncio.timeout(seconds):
-            while not condition(job := await self.manager.get(job_id)):
-                await asyncio.sleep(0.01)
+    async def until(self, job_id: str, condition: Callable[[Job], bool]) -> Job:
+        while not condition(job := await self.manager.get(job_id)):
+            await asyncio.sleep(0.01)
         return job
 
     def versions(self, prompt: str) -> list[int]:

@@ -71,6 +71,5 @@ async def test_a_withdrawn_import_leaves_no_process(tiny_model_dir: Path) -> Non
     await until(lambda: bool(children()))
     started = children()
     task.cancel()
-    async with asyncio.timeout(10):
-        await asyncio.gather(task, return_exceptions=True)
+    await asyncio.gather(task, return_exceptions=True)
     assert not any(child.is_running() for child in started)

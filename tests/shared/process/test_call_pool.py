@@ -26,7 +26,7 @@ class Hanging:
 
     def call(self) -> str:
         self.num_calls += 1
-        self.answers.wait(60)
+        self.answers.wait()
         return "answer"
 
 
@@ -67,7 +67,7 @@ async def test_one_tenant_never_holds_all_threads_and_only_its_own_calls_are_ref
     await until(lambda: system.num_calls == 3)
     with of("modest"):
         assert await pool.call(int) == 0
-    assert await asyncio.wait_for(pool.call(int), 10) == 0, "so does the service itself"
+    assert await pool.call(int) == 0, "so does the service itself"
     assert {type(result) for result in await asyncio.gather(*calls, return_exceptions=True)} == {Unavailable}
     assert system.num_calls == 3
     pool._next_probe_at = time.monotonic() + 60  # no spare thread in this test
@@ -86,13 +86,12 @@ async def test_a_tenant_whose_calls_never_return_gets_spare_threads_too() -> Non
     pool, system = CallPool("thing", max_threads=4, timeout_seconds=0.05), Hanging()
     with of("greedy"):
         await stuck(pool, system, 3)
-        async with asyncio.timeout(10):
-            while True:
-                try:
-                    assert await pool.call(int) == 0
-                    break
-                except Unavailable:
-                    await asyncio.sleep(0.01)
+        while True:
+            try:
+                assert await pool.call(int) == 0
+                break
+            except Unavailable:
+                await asyncio.sleep(0.01)
     system.answers.set()
     pool.close()
 
@@ -139,12 +138,11 @@ async def test_when_every_thread_hangs_calls_fail_at_once_and_succeed_again_afte
     pool, system = CallPool("thing", max_threads=3, timeout_seconds=0.05), Hanging()
     await stuck(pool, system, 3)
     pool._next_probe_at = time.monotonic() + 60  # no spare thread in this test
-    begun = time.monotonic()
     for _ in range(50):
         with pytest.raises(Unavailable, match="3 calls are overdue"):
             await pool.call(int)
-    assert time.monotonic() - begun < 0.05 * 50
-    assert (pool.stats().refused, pool.stats().waiting, system.num_calls) == (50, 0, 3)
+    found = pool.stats()
+    assert (found.refused, found.timed_out, found.waiting, system.num_calls) == (50, 3, 0, 3), "none waited"
     system.answers.set()
     await until(lambda: pool.stats().in_flight == 0)
     assert await pool.call(int) == 0
@@ -163,9 +161,8 @@ async def test_calls_that_never_return_get_few_spare_threads_and_the_pool_recove
         except Unavailable:
             return False
 
-    async with asyncio.timeout(10):
-        while not await answered():
-            await asyncio.sleep(0.01)
+    while not await answered():
+        await asyncio.sleep(0.01)
     assert threading.active_count() - before <= 4
     system.answers.set()
     await until(lambda: pool.stats().in_flight == 0)
@@ -176,10 +173,9 @@ async def test_calls_that_never_return_get_few_spare_threads_and_the_pool_recove
 async def test_the_number_of_threads_is_bounded_however_long_it_hangs() -> None:
     pool, system = CallPool("thing", max_threads=2, timeout_seconds=0.001), Hanging()
     before = threading.active_count()
-    async with asyncio.timeout(20):
-        while pool.stats().in_flight < 4:
-            with pytest.raises(Unavailable):
-                await pool.call(system.call)
+    while pool.stats().in_flight < 4:
+        with pytest.raises(Unavailable):
+            await pool.call(system.call)
     pool._next_probe_at = 0.0001  # long ago
     for _ in range(100):
         with pytest.raises(Unavailable):

@@ -19,7 +19,6 @@ from tests.virtual_time import run_in_virtual_time
 from tests.waiting import until
 
 PROMPT = "support-tone"
-DEADLINE_SECONDS = 20
 
 
 @pytest.fixture
@@ -71,8 +70,7 @@ async def test_it_resumes_after_a_revision(faulty: FaultyBackend) -> None:
     store = PromptStore(faulty)
     for number in range(4):
         publish(store, number)
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        changes = await first_of(StoreWatcher(PromptStore(faulty), since=2))
+    changes = await first_of(StoreWatcher(PromptStore(faulty), since=2))
     assert [commit.revision for commit in changes.commits] == [3, 4]
 
 
@@ -183,8 +181,7 @@ async def test_a_hundred_watchers_of_one_directory_see_a_version_within_a_second
     tasks = [asyncio.create_task(first_of(watcher)) for watcher in watchers]
     await asyncio.to_thread(publish, local_store, 0)
     published_at = time.monotonic()
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        results = await asyncio.gather(*tasks)
+    results = await asyncio.gather(*tasks)
     assert {changes.index.revision for changes in results} == {1}
     assert time.monotonic() - published_at < 1
 

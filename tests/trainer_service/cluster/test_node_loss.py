@@ -21,7 +21,7 @@ import pytest
 from tests import recovery
 from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until_gone
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.ray
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
 

@@ -14,7 +14,7 @@ from tests import recovery
 from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until_gone
 from tests.waiting import until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ async def test_a_killed_trainer_and_then_a_killed_ray_head_leave_nothing_behind_
     os.kill(worker.pid, signal.SIGSTOP)  # else it might be done before the trainer has noticed
     killed_at = time.time()
     os.kill(head.pid, signal.SIGKILL)
-    await until(lambda: trainer.process.poll() is not None, seconds=60)
+    await until(lambda: trainer.process.poll() is not None)
     recovery.note("Ray head killed: the trainer ends itself", time.time() - killed_at)
     await until_gone(processes)
 

@@ -202,7 +202,7 @@ async def test_the_guess_is_near_what_happens(service: Service, monkeypatch: pyt
     guessed = {job.id: job.estimated_start_time for job in page.jobs}
     seconds = {}
     for job in jobs:
-        done = await service.state(job.id, JobState.SUCCEEDED, seconds=40)
+        done = await service.state(job.id, JobState.SUCCEEDED)
         guess = guessed[job.id]
         assert guess is not None
         assert done.start_time is not None

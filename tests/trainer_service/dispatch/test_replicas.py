@@ -62,7 +62,7 @@ async def test_requests_and_watches_reach_a_job_of_the_other_replica(replicas: t
     await two.manager.pause(job.id)
     await two.state(job.id, JobState.PAUSED)
     await two.manager.cancel(job.id)
-    assert await asyncio.wait_for(watched, 20) == [
+    assert await watched == [
         JobState.QUEUED,
         JobState.RUNNING,
         JobState.PAUSED,
@@ -111,9 +111,8 @@ async def test_a_clock_that_jumps_costs_no_lease(
     monkeypatch.setattr(time, "time", lambda: real() + 600)
     until = one.store.record(job.id).lease_until
     assert two.store.take_back(lambda record: record, lease_before=two.store.now()) == []
-    async with asyncio.timeout(20):
-        while one.store.record(job.id).lease_until < until + 1.0:
-            await asyncio.sleep(0.05)
+    while one.store.record(job.id).lease_until < until + 1.0:
+        await asyncio.sleep(0.05)
     found = one.store.record(job.id)
     assert found.job.attempt == 1, "the other replica looked twice meanwhile"
     assert found.lease_until < real() + 2.0 + SLACK_SECONDS
@@ -127,16 +126,15 @@ async def test_a_database_that_is_stopped_for_a_while(postgres: Postgres, replic
     waiting = await service.manager.create(spec("gone"))
     await asyncio.to_thread(postgres.stop)
     steps = len(service.trainers[0].log)
-    async with asyncio.timeout(20):
-        while len(service.trainers[0].log) < steps + 50:
-            await asyncio.sleep(0.01)
+    while len(service.trainers[0].log) < steps + 50:
+        await asyncio.sleep(0.01)
     await asyncio.to_thread(postgres.start)
     started_at = time.time()
-    await service.until(running.id, lambda job: job.progress.step >= steps, seconds=40)
+    await service.until(running.id, lambda job: job.progress.step >= steps)
     recovery.note(
         "PostgreSQL stopped, and there again: what workers told meanwhile is stored", time.time() - started_at
     )
-    done = await service.state(running.id, JobState.SUCCEEDED, seconds=40)
+    done = await service.state(running.id, JobState.SUCCEEDED)
     assert done.attempt == 1, "the worker went on training meanwhile"
     assert service.versions("tone") == [1]
     await service.state(waiting.id, JobState.FAILED)
@@ -160,7 +158,7 @@ async def test_a_database_that_is_stopped_for_longer_than_the_replicas_are_trust
     await asyncio.to_thread(postgres.start)
     back_at = time.time()
     for job in jobs:
-        await two.state(job.id, JobState.SUCCEEDED, seconds=60)
+        await two.state(job.id, JobState.SUCCEEDED)
     recovery.note(
         f"PostgreSQL stopped for {outage_seconds:g} s, and there again: four jobs published", time.time() - back_at
     )

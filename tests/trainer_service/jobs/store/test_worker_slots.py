@@ -171,7 +171,7 @@ async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_lea
     looking.cancel()
     _end_forever(two)
     for job in jobs:
-        await two.state(job.id, JobState.SUCCEEDED, seconds=40)
+        await two.state(job.id, JobState.SUCCEEDED)
     assert most == [2]
 
 
@@ -208,7 +208,7 @@ async def test_a_trainer_that_was_stopped_for_longer_than_its_lease_ends_its_wor
     for service in (one, two):
         _end_forever(service)
     for job in jobs:
-        await two.state(job.id, JobState.SUCCEEDED, seconds=40)
+        await two.state(job.id, JobState.SUCCEEDED)
 
 
 async def test_a_third_trainer_comes_and_goes_within_the_limit(replicas: list[Service]) -> None:
@@ -227,7 +227,7 @@ async def test_a_third_trainer_comes_and_goes_within_the_limit(replicas: list[Se
     for service in (one, two, three):
         _end_forever(service)
     for job in jobs:
-        await two.state(job.id, JobState.SUCCEEDED, seconds=40)
+        await two.state(job.id, JobState.SUCCEEDED)
     looking.cancel()
     assert most == [3]
 
@@ -236,12 +236,12 @@ async def test_an_idle_trainer_gives_its_part_to_one_that_needs_it(replicas: lis
     one, two, _ = replicas
     await one.start(max_workers=1, worker_idle_seconds=3600)
     job = await one.manager.create(spec(num_steps=5))
-    await one.state(job.id, JobState.SUCCEEDED, seconds=40)
+    await one.state(job.id, JobState.SUCCEEDED)
     assert num_workers(one) == 1
     one.manager._dispatcher.may_launch = lambda base_model: False  # type: ignore[method-assign] # its launches fail, and it waits
     await two.start(max_workers=1)
     later = await two.manager.create(spec(num_steps=5, prompt="other"))
-    await two.state(later.id, JobState.SUCCEEDED, seconds=40)
+    await two.state(later.id, JobState.SUCCEEDED)
     assert (num_workers(one), num_workers(two)) == (0, 1)
 
 
@@ -250,5 +250,5 @@ async def test_one_trainer_alone_asks_no_other(service: Service, monkeypatch: py
     await service.start(max_workers=2, max_jobs_per_worker=1)
     jobs = [await service.manager.create(spec(num_steps=20, prompt=f"p-{number}")) for number in range(4)]
     for job in jobs:
-        await service.state(job.id, JobState.SUCCEEDED, seconds=40)
+        await service.state(job.id, JobState.SUCCEEDED)
     assert len(service.trainers) == 2
