@@ -40,7 +40,7 @@ def test_a_job_and_the_deletion_of_its_dataset_race(place: Place) -> None:
             name, gate = place.add_dataset(ACME, f"race {attempt}"), threading.Barrier(2)
 
             def make(name: str = name, gate: threading.Barrier = gate) -> str:
-                gate.wait(10)
+                gate.wait()
                 try:
                     place.add_job(ACME, name)
                 except NotFound:
@@ -48,7 +48,7 @@ def test_a_job_and_the_deletion_of_its_dataset_race(place: Place) -> None:
                 return "made"
 
             def delete(name: str = name, gate: threading.Barrier = gate) -> str:
-                gate.wait(10)
+                gate.wait()
                 try:
                     place.datasets.delete(ACME, name, lambda prompt: True)
                 except PreconditionFailed:
@@ -56,7 +56,7 @@ def test_a_job_and_the_deletion_of_its_dataset_race(place: Place) -> None:
                 return "deleted"
 
             made, deleted = threads.submit(make), threads.submit(delete)
-            outcome = made.result(30), deleted.result(30)
+            outcome = made.result(), deleted.result()
             assert outcome in {("made", "kept"), ("refused", "deleted")}
             assert place.has_bytes(name) is (outcome == ("made", "kept"))
             outcomes.add(outcome)
@@ -69,16 +69,16 @@ def test_an_upload_and_the_removal_of_the_same_bytes_race(place: Place) -> None:
             name, gate = place.add_dataset(ACME, f"race {attempt}"), threading.Barrier(2)
 
             def add(attempt: int = attempt, gate: threading.Barrier = gate) -> str:
-                gate.wait(10)
+                gate.wait()
                 return place.add_dataset(RIVAL, f"race {attempt}")
 
             def delete(name: str = name, gate: threading.Barrier = gate) -> None:
-                gate.wait(10)
+                gate.wait()
                 place.datasets.delete(ACME, name, lambda prompt: True)
 
             added, deleted = threads.submit(add), threads.submit(delete)
-            deleted.result(30)
-            assert added.result(30) == name
+            deleted.result()
+            assert added.result() == name
             assert place.has_bytes(name)
             assert len(place.bytes.parse(name).examples) == 2
 
