@@ -40,7 +40,6 @@ def test_an_installed_wheel_computes_with_its_own_library(wheel: Path, tmp_path:
         env={name: value for name, value in os.environ.items() if name not in environment} | environment,
         capture_output=True,
         text=True,
-        timeout=170,
     )
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == brought

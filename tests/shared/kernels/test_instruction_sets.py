@@ -95,7 +95,7 @@ def test_sanitizers_find_nothing(expected: Results, tmp_path: Path) -> None:
     assert name is not None
     options = build.INSTRUCTION_SETS[platform.machine()][name]
     flags = [flag for flag in build.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]
-    checks = ("-O1", "-g", "-w", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    checks = ("-O0", "-g", "-w", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     sources = sorted(map(str, build.SOURCES.glob("*.c")))
     command = [build.COMPILER, *flags, *options, *checks, *sources, str(PROGRAM), "-o", str(target), "-lm"]
     subprocess.run(command, capture_output=True, check=True, timeout=300)
