@@ -136,6 +136,7 @@ def web_server() -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_a_port_that_speaks_no_grpc(cli: CliRunner, web_server: str) -> None:
     outcome = cli("jobs", "list", "--trainer", web_server)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)

@@ -205,6 +205,7 @@ async def test_a_watch_after_the_end_is_empty(client: AsyncClient) -> None:
     assert [event async for event in client.watch_job(JOB, after=6)] == []
 
 
+@pytest.mark.usefixtures("quick_retries")
 async def test_a_watch_gives_up_on_a_trainer_that_stays_away() -> None:
     client = AsyncClient("127.0.0.1:1")
     with pytest.raises(Unavailable, match=r"the trainer can't be reached at 127\.0\.0\.1:1"):
@@ -377,12 +378,14 @@ async def test_waiting_for_a_version_that_never_comes_ends(client: AsyncClient) 
         await client.wait_until_served("tone@3", timeout_seconds=0.2)
 
 
+@pytest.mark.usefixtures("quick_retries")
 async def test_no_server_there_is_unavailable_with_the_address() -> None:
     async with AsyncClient("127.0.0.1:1", "127.0.0.1:1") as client:
         with pytest.raises(Unavailable, match=r"inference service can't be reached at 127\.0\.0\.1:1"):
             await client.generate("hi")
 
 
+@pytest.mark.usefixtures("quick_retries")
 async def test_a_service_that_is_unavailable_itself_keeps_its_own_words(
     client: AsyncClient, trainer: FakeTrainer
 ) -> None:

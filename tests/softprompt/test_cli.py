@@ -26,6 +26,7 @@ from tests.softprompt.fakes import DATASET, JOB, succeeded_job
 from tests.waiting import wait_until
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_no_server_there_says_where_it_looked_and_what_to_do(cli: CliRunner) -> None:
     outcome = cli("jobs", "list", "--trainer", "127.0.0.1:1")
     assert outcome.code == 5
@@ -181,6 +182,7 @@ def test_classify(cli: CliRunner, here: Services) -> None:
     assert cli("classify", "--prompt", "tone", "great", "--json").json[0]["best"] == 1
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_info_shows_the_one_that_answers(cli: CliRunner, here: Services) -> None:
     assert "tiny" in cli("info").out
     outcome = cli("info", "--trainer", "127.0.0.1:1", "--json")

@@ -71,6 +71,7 @@ def test_a_proxy_is_never_asked_for_this_machine(shell: Shell) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.usefixtures("quick_retries")
 @pytest.mark.parametrize("variable", ["grpc_proxy", "https_proxy", "http_proxy"])
 async def test_a_proxy_that_is_to_blame_is_named_without_its_password(
     variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

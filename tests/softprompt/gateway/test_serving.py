@@ -53,7 +53,7 @@ async def test_doctor_finds_the_gateway(services: World) -> None:
 async def test_a_gateway_without_its_services_says_so_and_is_not_ready(tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
     settings = GatewaySettings(
-        port=0, trainer="127.0.0.1:1", inference="127.0.0.1:1", ready_file=str(ready), call_seconds=2
+        port=0, trainer="127.0.0.1:1", inference="127.0.0.1:1", ready_file=str(ready), call_seconds=0.5
     )
     stop, ports = asyncio.Event(), list[int]()
 
