@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from tests.trainer_service.builders import record, spec
 from tests.trainer_service.job_service import Service
@@ -151,19 +151,28 @@ def watch(*services: Service) -> tuple[list[int], asyncio.Task[None]]:
     return most, asyncio.create_task(look())
 
 
+def expire_leases(service: Service, owner: str) -> None:
+    """As if the owner had been away for longer than its lease, which is too long to expire on a slow machine."""
+    with service.store.database.write() as connection:
+        for table in (schema.jobs, schema.worker_slots):
+            connection.execute(update(table).where(table.c.owner == owner).values(lease_until=0))
+
+
 async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_leaves_its_part(
     replicas: list[Service],
 ) -> None:
     one, two, _ = replicas
     config: dict[str, Any] = {"max_workers": 2, "max_jobs_per_worker": 1}
-    await one.start(**config, lease_seconds=2.0)
-    await two.start(**config, lease_seconds=10.0)
+    await one.start(**config, lease_seconds=60.0)
+    await two.start(**config, lease_seconds=4.0)
     most, looking = watch(one, two)
     jobs = [await one.manager.create(spec("forever", num_steps=50, prompt=f"p-{number}")) for number in range(6)]
     await until(lambda: len(one.trainers) == len(two.trainers) == 1)
     await until(lambda: one.store.counts().get(JobState.RUNNING) == 2)
     assert most == [2]
+    owner = one.manager._context.owner
     await one.crash()
+    expire_leases(two, owner)
     await until(lambda: num_workers(two) == 2)
     assert worker_slots.total(two.store.database) == 2
     for trainer in one.trainers:
@@ -192,14 +201,15 @@ def _end_forever(service: Service) -> None:
 async def test_a_trainer_that_was_stopped_for_longer_than_its_lease_ends_its_workers(replicas: list[Service]) -> None:
     one, two, _ = replicas
     config: dict[str, Any] = {"max_workers": 2, "max_jobs_per_worker": 1}
-    await one.start(**config, lease_seconds=2.0)
+    await one.start(**config, lease_seconds=60.0)
     jobs = [await one.manager.create(spec("forever", num_steps=1000, prompt=f"p-{number}")) for number in range(4)]
     await until(lambda: one.store.counts().get(JobState.RUNNING) == 2)
     dispatcher = one.manager._dispatcher
     assert dispatcher._task is not None
     dispatcher._task.cancel()
     await dispatcher._leases.stop()
-    await two.start(**config, lease_seconds=10.0)
+    expire_leases(one, one.manager._context.owner)
+    await two.start(**config, lease_seconds=4.0)
     await until(lambda: num_workers(two) == 2)
     dispatcher._task = asyncio.create_task(dispatcher._run())
     await dispatcher._leases.start()
