@@ -48,6 +48,10 @@ class TrainerProcess:
         )
         self._process: subprocess.Popen[bytes] | None = None
 
+    def is_ready(self) -> bool:
+        """Whether it says that it serves."""
+        return self._ready.exists()
+
     async def start(self) -> None:
         """Waits until it serves."""
         self._ready.unlink(missing_ok=True)
@@ -55,7 +59,7 @@ class TrainerProcess:
 
         def is_ready() -> bool:
             assert self.process.poll() is None, self.log[-3000:]
-            return self._ready.exists()
+            return self.is_ready()
 
         await until(is_ready)
 
@@ -98,7 +102,7 @@ class TrainerProcess:
     def terminate(self) -> int:
         """The exit status after SIGTERM."""
         self.process.terminate()
-        status = self.process.wait(60)
+        status = self.process.wait()
         self._process = None
         return status
 
