@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import update
+
 from shared.errors import NotFound
 from shared.model.models_file import ModelsFile
 from shared.store.local import LocalBackend
@@ -17,6 +19,7 @@ from tests.trainer_service.builders import effective_spec
 from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerPool
+from trainer_service.database import schema
 from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
@@ -76,6 +79,13 @@ class AdmitAll:
 
     async def check_form(self, spec: StoredSpec) -> None:
         """Accepts every spec."""
+
+
+def expire_leases(store: JobStore, owner: str) -> None:
+    """As if the owner had been away for longer than its lease, which is too long to expire on a slow machine."""
+    with store.database.write() as connection:
+        for table in (schema.jobs, schema.worker_slots):
+            connection.execute(update(table).where(table.c.owner == owner).values(lease_until=0))
 
 
 class Service:

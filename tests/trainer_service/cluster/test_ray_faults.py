@@ -94,7 +94,7 @@ async def test_workers_that_are_stopped_are_replaced_and_end_and_are_not_heard_a
     """SIGSTOP: the processes live, keep their resources and are silent. One continues, when its job belongs to another
     worker; the other one never does.
     """
-    manager = await service.start(pool, heartbeat_seconds=2, max_workers=2, max_jobs_per_worker=1)
+    manager = await service.start(pool, max_workers=2, max_jobs_per_worker=1)
     jobs = [await manager.create(spec(num_steps=400, prompt=f"p-{number}")) for number in range(2)]
     for job in jobs:
         await service.until(job.id, lambda job: job.progress.step > 30)
@@ -105,7 +105,9 @@ async def test_workers_that_are_stopped_are_replaced_and_end_and_are_not_heard_a
     stopped_at = time.time()
     for job in jobs:
         await service.until(job.id, lambda job: job.attempt == 2)
-    recovery.note("worker hangs, heartbeat of 2 s: running again", time.time() - stopped_at)
+    recovery.note(
+        f"worker hangs, heartbeat of {service.config.heartbeat_seconds:g} s: running again", time.time() - stopped_at
+    )
     with contextlib.suppress(psutil.NoSuchProcess):
         stopped[0].resume()
     for job in jobs:

@@ -90,7 +90,7 @@ async def test_jobs_whose_worker_ran_out_of_memory_are_separated(service: Servic
 
 
 async def test_a_worker_that_does_not_answer_is_replaced(service: Service) -> None:
-    manager = await service.start(heartbeat_seconds=0.3, poll_seconds=0.1)
+    manager = await service.start(heartbeat_seconds=1.0, poll_seconds=0.1)
     job = await manager.create(spec(num_steps=100))
     await service.until(job.id, lambda job: job.progress.step > 5)
     hanging = service.pool.workers[0]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from tests.trainer_service.builders import record, spec
-from tests.trainer_service.job_service import Service
+from tests.trainer_service.job_service import Service, expire_leases
 from tests.trainer_service.postgres import Postgres
 from tests.trainer_service.scripted import ScriptedTrainer
 from tests.waiting import until
@@ -151,13 +151,6 @@ def watch(*services: Service) -> tuple[list[int], asyncio.Task[None]]:
     return most, asyncio.create_task(look())
 
 
-def expire_leases(service: Service, owner: str) -> None:
-    """As if the owner had been away for longer than its lease, which is too long to expire on a slow machine."""
-    with service.store.database.write() as connection:
-        for table in (schema.jobs, schema.worker_slots):
-            connection.execute(update(table).where(table.c.owner == owner).values(lease_until=0))
-
-
 async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_leaves_its_part(
     replicas: list[Service],
 ) -> None:
@@ -172,7 +165,7 @@ async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_lea
     assert most == [2]
     owner = one.manager._context.owner
     await one.crash()
-    expire_leases(two, owner)
+    expire_leases(two.store, owner)
     await until(lambda: num_workers(two) == 2)
     assert worker_slots.total(two.store.database) == 2
     for trainer in one.trainers:
@@ -208,7 +201,7 @@ async def test_a_trainer_that_was_stopped_for_longer_than_its_lease_ends_its_wor
     assert dispatcher._task is not None
     dispatcher._task.cancel()
     await dispatcher._leases.stop()
-    expire_leases(one, one.manager._context.owner)
+    expire_leases(one.store, one.manager._context.owner)
     await two.start(**config, lease_seconds=4.0)
     await until(lambda: num_workers(two) == 2)
     dispatcher._task = asyncio.create_task(dispatcher._run())
