@@ -41,9 +41,7 @@ class Prometheus:
     def get(self, path: str, **parameters: str) -> Any:
         """The `data` of an answer. Raises AssertionError with the server's words for a refusal."""
         try:
-            with urllib.request.urlopen(
-                f"{self._url}/{path}?{urllib.parse.urlencode(parameters)}", timeout=10
-            ) as response:
+            with urllib.request.urlopen(f"{self._url}/{path}?{urllib.parse.urlencode(parameters)}") as response:
                 return json.load(response)["data"]
         except urllib.error.HTTPError as error:
             with error:

@@ -63,9 +63,9 @@ def far(
     postgres.create_database(name)
     changes: dict[str, Any] = {
         "store_url": f"s3://{BUCKET}/{name}",
-        "store_timeout_seconds": 0.5,
+        "store_timeout_seconds": 1.0,
         "database_url": f"postgresql://softprompt@127.0.0.1:{database_proxy.port}/{name}",
-        "database_timeout_seconds": 0.5,
+        "database_timeout_seconds": 1.0,
     }
     return settings.model_copy(update=changes)
 

@@ -230,15 +230,17 @@ async def test_memory_that_is_short_now_is_tried_again(
 async def test_blobs_that_hang_hold_their_places_once_and_others_load(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench.loader, "_seconds_to_fetch", lambda record: 0.2)
     hanging = [bench.publish(seed, prompt=f"hanging-{seed}") for seed in range(2, 6)]
     sound = bench.publish(1, prompt="sound")
     released, fetch, asked = threading.Event(), bench.store.fetch, list[str]()
+    monkeypatch.setattr(
+        bench.loader, "_seconds_to_fetch", lambda record: 60 if record == sound or released.is_set() else 0.2
+    )
 
     def held(digest: str) -> bytes:
         asked.append(digest)
         if digest != sound.digest:
-            released.wait(30)
+            released.wait()
         return fetch(digest)
 
     monkeypatch.setattr(bench.store, "fetch", held)
