@@ -26,8 +26,8 @@ from tests.inference_service.replica import (
     refusal,
     running_replica,
     stream_request,
-    until,
 )
+from tests.waiting import until
 
 V1, V2, V3 = (f"prompts/tone/versions/{number}" for number in (1, 2, 3))
 

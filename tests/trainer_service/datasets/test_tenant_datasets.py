@@ -297,7 +297,11 @@ LEAKY = [
 
 async def test_errors_about_a_file_say_where_and_never_what(trainer: RunningTrainer, tmp_path: Path) -> None:
     source = pb.DatasetSource(uri=f"file://{tmp_path}/roots/all/secret")
-    wishes = ({"dataset": source}, {"validation_dataset": source}, {"dataset": source, "labels": ["a", "b"]})
+    wishes: tuple[dict[str, Any], ...] = (
+        {"dataset": source},
+        {"validation_dataset": source},
+        {"dataset": source, "labels": ["a", "b"]},
+    )
     for content, fields in itertools.product(LEAKY, wishes):
         (tmp_path / "roots/all/secret").write_bytes(content + b"\n")
         error = await refused(create(trainer, "rival", **fields))
