@@ -59,7 +59,7 @@ async def test_the_first_calls_wait_for_the_replica_that_they_make_start(tiny_mo
         assert await waiting(router, "tiny-llama") == 0, "the autoscaler sees the series before the first call"
         publish(store, blob(tiny_model_dir, matrix(1), "tone"), "tone")  # it must know a prompt of just now
         calls = [
-            asyncio.create_task(router.stub.Generate(request))
+            router.stub.Generate(request)
             for request in (generate_request("hi", "tone"), bare("tiny-llama"), generate_request("hi"))
         ]
 
