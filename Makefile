@@ -35,7 +35,8 @@ model: install   ## Download the base model if it is missing
 demo: install    ## Train a prompt, serve it, and replace it while a stream runs, on this machine (STAY=1: the page stays up)
 	$(BIN)/softprompt demo $(if $(STAY),--stay)
 
-test: lint pytest  ## Run every check
+test: dev        ## Run every check: lint beside the tests, so that it takes no time of its own
+	$(MAKE) --jobs 2 lint pytest
 
 lint: dev        ## Generated code, buf, ruff, mypy, import contracts
 	$(BIN)/python protos/generate.py --check

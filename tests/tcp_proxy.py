@@ -31,7 +31,7 @@ class TcpProxy:
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), name="tcp-proxy", daemon=True)
         self._thread.start()
-        started.wait(10)
+        started.wait()
 
     def hang(self) -> None:
         """From now on nothing is forwarded, on old connections and on new ones, without a sign."""
@@ -47,7 +47,7 @@ class TcpProxy:
 
     def close(self) -> None:
         self._do(self._stop)
-        self._thread.join(10)
+        self._thread.join()
 
     def _do(self, act: Callable[[], object]) -> None:
         done = threading.Event()
@@ -57,7 +57,7 @@ class TcpProxy:
             done.set()
 
         self._loop.call_soon_threadsafe(run)
-        assert done.wait(10)
+        done.wait()
 
     def _run(self, started: threading.Event) -> None:
         async def serve() -> None:

@@ -68,7 +68,6 @@ def test_options_are_checked_before_the_training(cli: CliRunner, option: tuple[s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_an_example_with_services_of_its_own(cli: CliRunner, tiny_model_dir: Path, tmp_path: Path) -> None:
     data, report = tmp_path / "data", tmp_path / "report.html"
     outcome = cli(
@@ -92,7 +91,6 @@ def test_an_example_with_services_of_its_own(cli: CliRunner, tiny_model_dir: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_an_example_with_running_services(cli: CliRunner, tiny_model_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.both_services", str(tiny_model_dir), str(tmp_path / "both"), "--train"]
     (tmp_path / "both").mkdir()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +28,7 @@ from shared.prompt.soft_prompt import SoftPrompt
 from shared.rpc.errors import error_from_rpc
 from shared.store import PromptStore, VersionRecord, open_store
 from shared.text.template import Template
-
-DEADLINE_SECONDS = 30.0
+from tests.waiting import until
 
 
 def matrix(seed: int, num_virtual_tokens: int = 8, hidden_size: int = 64) -> torch.Tensor:
@@ -64,18 +63,6 @@ def blob(
 
 def publish(store: PromptStore, data: bytes, prompt: str = "tone", alias: str | None = "default") -> VersionRecord:
     return store.publish(prompt, data, job=f"job-{store.refresh().revision}", alias=alias)
-
-
-async def until(condition: Callable[[], Any]) -> Any:
-    """Wait for a truthy value, from a plain or an async function."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while True:
-            value = condition()
-            if asyncio.iscoroutine(value):
-                value = await value
-            if value:
-                return value
-            await asyncio.sleep(0.005)
 
 
 @dataclass
@@ -176,6 +163,5 @@ async def running_replica(model_dir: Path, directory: Path, **settings: Any) -> 
             yield Replica(store, store_dir, ports["port"], channel, stub, ports["metrics_port"], stop, done)
     finally:
         stop.set()
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            await asyncio.gather(done, return_exceptions=True)
+        await asyncio.gather(done, return_exceptions=True)
         ready_file.unlink(missing_ok=True)

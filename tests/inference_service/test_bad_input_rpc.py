@@ -12,8 +12,9 @@ from prompttuning.v1 import common_pb2, generation_pb2
 
 from shared.errors import InvalidInput, Overloaded
 from tests.inference_service.conftest import Brake
-from tests.inference_service.replica import Replica, generate_request, refusal, running_replica, stream_request, until
+from tests.inference_service.replica import Replica, generate_request, refusal, running_replica, stream_request
 from tests.retry_info import told_delay_seconds
+from tests.waiting import until
 
 Change = Callable[[Any], Any]
 

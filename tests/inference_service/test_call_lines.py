@@ -15,9 +15,9 @@ from tests.inference_service.replica import (
     publish,
     refusal,
     stream_request,
-    until,
 )
 from tests.log_lines import log_lines
+from tests.waiting import until
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 METADATA = (("x-request-id", "r-1"), ("traceparent", f"00-{TRACE_ID}-00f067aa0ba902b7-01"))

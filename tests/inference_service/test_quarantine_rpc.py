@@ -23,9 +23,9 @@ from tests.inference_service.replica import (
     refusal,
     running_replica,
     stream_request,
-    until,
 )
 from tests.tiny_models import save_tiny_llama
+from tests.waiting import until
 
 V1, V2, V3 = (f"prompts/tone/versions/{number}" for number in (1, 2, 3))
 

@@ -14,7 +14,8 @@ from shared.store import open_store
 from softprompt.client.async_client import AsyncClient
 from softprompt.types.common import Sampling
 from tests.inference_service.replica import blob, matrix, publish
-from tests.inference_service.test_process import START_SECONDS, environment, process
+from tests.inference_service.test_process import environment, is_ready, process
+from tests.waiting import until
 
 NUM_CLIENTS = 4
 NEW_TOKENS = 40
@@ -28,27 +29,22 @@ async def started(stack: AsyncExitStack, model_dir: Path, directory: Path, name:
         model_dir, directory, READY_FILE=str(ready_file), PORT=str(port), GRACE_SECONDS="20", LOG_LEVEL="ERROR"
     )
     running = await stack.enter_async_context(process(env))
-    async with asyncio.timeout(START_SECONDS):
-        while not ready_file.exists():
-            assert running.returncode is None, "the process ended before it was ready"
-            await asyncio.sleep(0.02)
+    await until(lambda: is_ready(running, ready_file))
     return running, int(json.loads(ready_file.read_text())["port"])
 
 
 async def ended(running: Any) -> None:
     """Told to end, and drained."""
     running.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(30):
-        await running.wait()
+    await running.wait()
     assert running.returncode == 0
 
 
 async def some_more(outcomes: Counter[str]) -> None:
     """Until every client had another stream or two."""
     wanted = outcomes["whole"] + 2 * NUM_CLIENTS
-    async with asyncio.timeout(60):
-        while outcomes["whole"] < wanted:
-            await asyncio.sleep(0.01)
+    while outcomes["whole"] < wanted:
+        await asyncio.sleep(0.01)
 
 
 async def test_a_rolling_restart_loses_no_stream(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import logging
 
 import pytest
 
-from tests.inference_service.replica import Replica, stream_request, until
+from tests.inference_service.replica import Replica, stream_request
 from tests.log_lines import log_lines
 from tests.raw_http2 import framed, raw_call
+from tests.waiting import until
 
 METHOD = "/prompttuning.v1.GenerationService/GenerateStream"
 NUM_TOKENS = 200

@@ -26,8 +26,8 @@ from tests.inference_service.replica import (
     refusal,
     running_replica,
     stream_request,
-    until,
 )
+from tests.waiting import until
 
 MODEST, GREEDY, MEEK = new_token(), new_token(), new_token()
 

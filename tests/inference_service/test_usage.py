@@ -23,7 +23,8 @@ from shared.security.tokens import hash_token, new_token
 from shared.store.layout import USAGE
 from shared.store.memory import MemoryBackend
 from shared.store.usage import SegmentId, UsageRecord, UsageSegments, UsedUp, write_used_up
-from tests.inference_service.replica import generate_request, running_replica, stream_request, until
+from tests.inference_service.replica import generate_request, running_replica, stream_request
+from tests.waiting import until
 
 
 def request(**changes: object) -> FinishedRequest:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tests.inference_service.replica import Replica, running_replica
 from tests.k8s import known_metrics
 from tests.k8s.exposition import MINUTES_BEFORE, ONLY_UP, Scrape, scrape, series_over_time
@@ -27,6 +25,8 @@ from trainer_service.config import TrainerSettings
 
 EXPRESSIONS = [rule["expr"] for group in RULES["groups"] for rule in group["rules"]]
 USED = frozenset(name for expression in EXPRESSIONS for name in known_metrics.metric_names(expression))
+RULES_TEXT = json.dumps(without_annotations(RULES))
+"""JSON is YAML, and takes a tenth of the time to write."""
 LAST_CONTACT = "store_last_contact_timestamp_seconds"
 
 SEEN: set[str] = set()
@@ -35,7 +35,7 @@ SEEN: set[str] = set()
 
 def firing(folder: Path, before: tuple[Scrape, Scrape], during: tuple[Scrape, Scrape], minutes: int) -> set[str]:
     """The alerts that fire after so many minutes of the fault."""
-    (folder / "rules.yaml").write_text(yaml.safe_dump(without_annotations(RULES)))
+    (folder / "rules.yaml").write_text(RULES_TEXT)
     at = f"{MINUTES_BEFORE + minutes - 1}m"
     query = 'group by (alertname) (ALERTS{alertstate="firing"})'
     asked = [{"expr": query, "eval_time": at, "exp_samples": [{"labels": '{alertname="expected"}', "value": 0}]}]
@@ -43,9 +43,9 @@ def firing(folder: Path, before: tuple[Scrape, Scrape], during: tuple[Scrape, Sc
     case = {"interval": "1m", "input_series": series, "promql_expr_test": asked}
     # Hours are evaluated less often because each round costs promtool much time. An alert is found for five minutes.
     evaluation = {"rule_files": ["rules.yaml"], "evaluation_interval": f"{min(4, 1 + minutes // 50)}m"}
-    (folder / "tests.yaml").write_text(yaml.safe_dump({**evaluation, "tests": [case]}))
+    (folder / "tests.yaml").write_text(json.dumps({**evaluation, "tests": [case]}))
     command = [program("promtool"), "test", "rules", str(folder / "tests.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True)
     said = done.stdout + done.stderr
     assert "got:" in said, said
     return set(re.findall(r'alertname=\\?"(\w+)\\?"', said.split("got:")[1]))

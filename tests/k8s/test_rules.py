@@ -4,6 +4,7 @@ quiet otherwise.
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["ru
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([program("promtool"), *arguments], capture_output=True, text=True)
 
 
 def without_annotations(rules: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def run(folder: Path, rules: dict[str, Any], cases: list[dict[str, Any]]) -> sub
         "evaluation_interval": "1m",
         "tests": [promtool_test(case) for case in cases],
     }
-    (folder / "tests.yaml").write_text(yaml.safe_dump(tests))
+    (folder / "tests.yaml").write_text(json.dumps(tests))  # JSON is YAML, and written faster
     return promtool("test", "rules", folder / "tests.yaml")
 
 

@@ -86,7 +86,6 @@ def test_a_users_own_folders_do_not_break_the_import(light: Environment, user_fo
     assert light.run("softprompt", "tokens", "new", cwd=user_folder, PYTHONPATH=str(user_folder)).returncode == 0
 
 
-@pytest.mark.timeout(400)
 def test_both_services_run_from_the_wheel_and_a_light_client_uses_them(
     full: Environment, light: Environment, user_folder: Path, tiny_model_dir: Path
 ) -> None:
@@ -96,7 +95,7 @@ def test_both_services_run_from_the_wheel_and_a_light_client_uses_them(
 
         def run(*command: str | Path) -> str:
             variables = {"SOFTPROMPT_TRAINER": endpoints["trainer"], "SOFTPROMPT_INFERENCE": endpoints["inference"]}
-            done = light.run(*command, cwd=user_folder, timeout=120, **variables)
+            done = light.run(*command, cwd=user_folder, **variables)
             assert done.returncode == 0, done.stderr
             return done.stdout
 
@@ -132,5 +131,5 @@ def _services(environment: Environment, folder: Path, model: Path) -> Iterator[d
             yield json.loads(line)
         finally:
             running.send_signal(signal.SIGINT)
-            running.communicate(timeout=60)
+            running.communicate()
     assert running.returncode == 0

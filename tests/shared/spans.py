@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.waiting import wait_until
 
 
 @dataclass
@@ -20,15 +21,10 @@ class Received:
     url: str
     spans: list[Any] = field(default_factory=list)
 
-    def named(self, name: str, seconds: float = 30.0) -> Any:
+    def named(self, name: str) -> Any:
         """Waits for the first span of this name."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for span in list(self.spans):
-                if span.name == name:
-                    return span
-            time.sleep(0.01)
-        raise AssertionError(f"no span {name!r} came, only {[span.name for span in self.spans]}")
+        wait_until(lambda: any(span.name == name for span in self.spans))
+        return next(span for span in self.spans if span.name == name)
 
 
 @contextmanager

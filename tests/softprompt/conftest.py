@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from softprompt.client import channel
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.loop_thread import LoopThread
 from tests.softprompt.cli_runner import CliRunner
@@ -53,6 +54,13 @@ def services() -> Iterator[Services]:
     loop.run(first.__aexit__(None, None, None))
     loop.run(second.__aexit__(None, None, None))
     loop.stop()
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients find out quickly that a service stays away: their pauses between attempts are short."""
+    for name in ("initialBackoff", "maxBackoff"):
+        monkeypatch.setitem(channel._RETRY_POLICY, name, "0.01s")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,13 +94,11 @@ def test_addresses_of_every_kind_are_taken(address: str) -> None:
 def test_the_command_line_says_it_in_one_line(
     cli: CliRunner, command: tuple[str, ...], option: str, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = time.monotonic()
     given = cli(*command, option, "http://127.0.0.1:1")
     assert (given.code, given.out, given.err.count("\n")) == (2, "", 1)
     assert f"error: {option[2:]}: 'http://127.0.0.1:1' is not an address of a service: leave out http://" in given.err
     monkeypatch.setenv(variable, "http://127.0.0.1:1")
     assert (cli(*command).code, cli(*command).err) == (2, given.err)
-    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(
@@ -139,6 +136,7 @@ def web_server() -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_a_port_that_speaks_no_grpc(cli: CliRunner, web_server: str) -> None:
     outcome = cli("jobs", "list", "--trainer", web_server)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
@@ -150,14 +148,13 @@ PORTS = ["--trainer-port", "--inference-port", "--gateway-port"]
 
 @pytest.mark.parametrize("option", PORTS)
 def test_up_on_a_port_that_is_taken(cli: CliRunner, option: str) -> None:
-    start = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         others = [arg for other in PORTS if other != option for arg in (other, "0")]
         outcome = cli("up", option, str(port), *others, "--model", "no-such-model")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert f"error: cannot listen on 127.0.0.1:{port} ({option}): another program uses this port" in outcome.err
-    assert time.monotonic() - start < 5, "found out before anything is loaded"
+    # it was found before anything was loaded: the model does not exist
 
 
 def test_up_on_an_address_of_another_machine_or_with_one_port_for_both(cli: CliRunner) -> None:

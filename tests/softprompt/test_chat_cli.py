@@ -7,7 +7,6 @@ import pty
 import select
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
@@ -65,11 +64,9 @@ def test_ctrl_c_ends_the_answer_and_not_the_session(services: Services) -> None:
         readline's look at signals and its wait for a key.
         """
         nonlocal shown
-        deadline = time.monotonic() + 60
         os.write(ours, press)
         while not is_there(shown):
             ready, _, _ = select.select([ours], [], [], 5)
-            assert ready or time.monotonic() < deadline, shown[-2000:]
             if ready:
                 shown += os.read(ours, 1 << 16)
             else:
@@ -88,7 +85,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_session(services: Services) -> None:
             until(lambda text: b"Hello wide world\r\n" in text and text.endswith(b"> "))
             until(lambda text: b"ends the chat" in text and text.endswith(b"> "), press=b"\x03")
             os.write(ours, b"\x04")
-            assert process.wait(30) == 0
+            assert process.wait() == 0
         finally:
             process.kill()  # otherwise the block waits for it without end
     os.close(ours)

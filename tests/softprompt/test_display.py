@@ -117,7 +117,7 @@ def test_without_a_terminal_silent_work_is_reported_repeatedly() -> None:
     with training_display(console, "job", line_seconds=0.001) as show:
         show(EVENTS[0])
         show(ProgressMade(number=2, time=NOW, progress=HALF_WAY))
-        assert enough.wait(10)
+        enough.wait()
     assert console.file.getvalue().splitlines()[-1].startswith("job: running  step 64/200  1:02:0")
     assert not [thread for thread in threading.enumerate() if thread.name == "status-lines"]
 

@@ -62,6 +62,7 @@ def test_a_sound_installation_has_no_problem(cli: CliRunner, here: Services) -> 
     assert len(shown) == len(found)
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_services_that_do_not_answer_are_problems_with_a_way_out(
     cli: CliRunner, here: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,8 +126,7 @@ async def test_a_service_that_ends_by_itself_is_noticed(
     monkeypatch.setenv("STAND_IN_TRAINER", "dies")
     async with services:
         (stand_ins / "may-die").touch()
-        async with asyncio.timeout(10):
-            failure = await services.failure()
+        failure = await services.failure()
     assert "trainer ended with exit code 4" in str(failure)
 
 
@@ -145,9 +144,8 @@ async def test_a_deaf_service_is_killed(
 async def test_a_cancelled_start_leaves_nothing(services: LocalServices, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN_TRAINER", "slow")
     task = asyncio.create_task(services.__aenter__())
-    async with asyncio.timeout(20):
-        while len(services.alive()) < 2:
-            await asyncio.sleep(0.05)
+    while len(services.alive()) < 2:
+        await asyncio.sleep(0.05)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -214,8 +212,7 @@ def test_services_drain_when_up_is_killed(up: Any) -> None:
     assert len(services) == 2
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(services, timeout=10)
-    assert alive == []
+    psutil.wait_procs(services)
 
 
 def test_up_fails_when_a_service_dies(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +231,7 @@ def test_up_fails_when_a_service_dies(stand_ins: Path, monkeypatch: pytest.Monke
 def test_a_child_whose_parent_is_gone_does_not_start(tmp_path: Path) -> None:
     mark = tmp_path / "started"
     command = [sys.executable, "-m", "softprompt.local.child", "1", sys.executable, "-c", f"open({str(mark)!r}, 'w')"]
-    assert subprocess.run(command, timeout=30).returncode == 1
+    assert subprocess.run(command).returncode == 1
     assert not mark.exists()
 
 

@@ -59,7 +59,7 @@ async def train(trainer: RunningTrainer, length: int) -> None:
         assert found.state != pb.TuningJob.STATE_FAILED, found.error
         return bool(found.state == pb.TuningJob.STATE_SUCCEEDED)
 
-    await until(succeeded, 60)
+    await until(succeeded)
 
 
 def stage(directory: Path, model_dir: Path, model_id: str, **fields: Any) -> TrainerSettings:

@@ -67,7 +67,7 @@ def test_the_life_of_a_version(cli: CliRunner, client: Client, tmp_path: Path) -
     assert first.out == "published prompts/tone/versions/1 (6 virtual tokens, named by default)\n"
     second = cli("prompts", "import", matrix_file(tmp_path, 2), "--prompt", "tone", "--alias", "-")
     assert second.out == "published prompts/tone/versions/2 (6 virtual tokens)\n"
-    served = client.wait_until_served_by_all("tone@2", timeout_seconds=20)
+    served = client.wait_until_served_by_all("tone@2")
     assert [item.replica for item in served.served] == ["replica-a"]
 
     assert "tone: canary -> 1:0.5 2:0.5" in cli("prompts", "alias", "set", "tone", "canary", "1:0.5", "2:0.5").out

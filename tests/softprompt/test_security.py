@@ -44,7 +44,7 @@ def service(tmp_path: Path, authority: Authority) -> dict[str, Any]:
 
 
 async def count(port: int, security: ClientSecurity) -> int:
-    async with AsyncClient(inference=f"127.0.0.1:{port}", security=security, timeout_seconds=10) as client:
+    async with AsyncClient(inference=f"127.0.0.1:{port}", security=security, timeout_seconds=60) as client:
         return (await client.count_tokens("hello")).input_tokens
 
 
@@ -87,11 +87,12 @@ async def test_going_round_replicas_works_with_any_health_access(
     async with running_server(**service, health_access=access) as running:
         await running.server.set_serving(True)
         async with AsyncClient(
-            inference=f"dns:///localhost:{running.port}", security=security, timeout_seconds=20
+            inference=f"dns:///localhost:{running.port}", security=security, timeout_seconds=60
         ) as client:
             assert (await client.count_tokens("hello")).input_tokens == 1
 
 
+@pytest.mark.usefixtures("quick_retries")
 async def test_what_is_wrong_with_a_handshake_is_said(
     service: dict[str, Any], tmp_path: Path, authority: Authority
 ) -> None:
@@ -108,12 +109,14 @@ async def test_what_is_wrong_with_a_handshake_is_said(
             await count(running.port, ClientSecurity(tls=True))
 
 
+@pytest.mark.usefixtures("quick_retries")
 async def test_a_missing_client_certificate_is_guessed(service: dict[str, Any], tmp_path: Path) -> None:
     async with running_server(**service, tls_client_ca_file=str(tmp_path / "ca.crt")) as running:
         with pytest.raises(Unavailable, match="SOFTPROMPT_TLS_CERTIFICATE_FILE"):
             await count(running.port, ClientSecurity(ca_file=str(tmp_path / "ca.crt"), token=TOKEN))
 
 
+@pytest.mark.usefixtures("quick_retries")
 async def test_an_expired_service_certificate_is_named(
     service: dict[str, Any], tmp_path: Path, authority: Authority
 ) -> None:

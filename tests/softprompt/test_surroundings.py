@@ -71,6 +71,7 @@ def test_a_proxy_is_never_asked_for_this_machine(shell: Shell) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.usefixtures("quick_retries")
 @pytest.mark.parametrize("variable", ["grpc_proxy", "https_proxy", "http_proxy"])
 async def test_a_proxy_that_is_to_blame_is_named_without_its_password(
     variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -79,7 +80,7 @@ async def test_a_proxy_that_is_to_blame_is_named_without_its_password(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, NOWHERE)
     security = ClientSecurity(tls=False)
-    async with AsyncClient(trainer="trainer.invalid:50051", security=security, timeout_seconds=20) as client:
+    async with AsyncClient(trainer="trainer.invalid:50051", security=security, timeout_seconds=60) as client:
         with pytest.raises(Unavailable, match=rf"through the proxy {variable}=http://\*\*\*@127.0.0.1:9") as caught:
             await client.service_info()
     report(caught.value)

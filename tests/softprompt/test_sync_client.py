@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from softprompt.client.chat import AsyncChat, Chat
 from softprompt.client.stream import GenerationStream, SyncGenerationStream
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import JOB
+from tests.waiting import wait_until
 
 RENAMED = {
     "AsyncGenerator[bytes]": "Iterator[bytes]",
@@ -73,10 +73,7 @@ def test_breaking_out_of_a_stream_cancels_it(client: Client, services: Services)
     for delta in client.stream("hi"):
         assert delta.text == "Hello"
         break
-    deadline = time.monotonic() + 5
-    while not services.inference.stream_ended.is_set():
-        assert time.monotonic() < deadline, "the service still generates"
-        time.sleep(0.01)
+    wait_until(services.inference.stream_ended.is_set)
 
 
 def test_errors_are_the_same(client: Client) -> None:

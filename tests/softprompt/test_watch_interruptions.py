@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -102,7 +101,7 @@ ACTS = {code.name: ends_with(code) for code in sorted(resuming.INTERRUPTIONS, ke
 @pytest.mark.parametrize("act", [*ACTS.values(), ends_well, is_silent], ids=[*ACTS, "OK", "silence"])
 async def test_a_watch_of_a_job_goes_on_after_the_last_event(act: Act) -> None:
     gateway = Gateway(act, act)
-    async with client_of(gateway) as client, asyncio.timeout(10):
+    async with client_of(gateway) as client:
         assert [event.number async for event in client.watch_job(JOB)] == [1, 2]
     assert gateway.asked_after == [0, 1, 1]
 
@@ -110,7 +109,7 @@ async def test_a_watch_of_a_job_goes_on_after_the_last_event(act: Act) -> None:
 @pytest.mark.parametrize("act", [*ACTS.values(), ends_well, is_silent], ids=[*ACTS, "OK", "silence"])
 async def test_a_watch_of_prompts_goes_on_after_the_last_change(act: Act) -> None:
     gateway, seen = Gateway(act, act), []
-    async with client_of(gateway) as client, asyncio.timeout(10):
+    async with client_of(gateway) as client:
         async for change in client.watch_prompts(after_revision=0):
             assert isinstance(change, Deleted)
             seen.append(change.version)
@@ -181,9 +180,8 @@ async def test_a_connection_that_is_cut_is_made_anew(reset: bool) -> None:
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(gateway, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    begun = time.monotonic()
     with tcp_proxy(port) as proxy:
-        async with AsyncClient(f"127.0.0.1:{proxy.port}") as client, asyncio.timeout(20):
+        async with AsyncClient(f"127.0.0.1:{proxy.port}") as client:
             numbers = []
             async for event in client.watch_job(JOB):
                 numbers.append(event.number)
@@ -191,5 +189,4 @@ async def test_a_connection_that_is_cut_is_made_anew(reset: bool) -> None:
                     proxy.cut(reset=reset)
             assert numbers == [1, 2]
             assert proxy.num_connections > 1
-    assert time.monotonic() - begun < 20
     await server.stop(0)

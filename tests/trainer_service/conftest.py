@@ -26,8 +26,6 @@ from trainer_service.config import TrainerSettings
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.server import PoolMaker, serve
 
-DEADLINE_SECONDS = 30
-
 
 class NoWorkers:
     """A pool whose first worker never becomes ready."""
@@ -83,7 +81,7 @@ async def running_trainer(
             yield trainer
         finally:
             stop.set()
-            await asyncio.wait_for(task, DEADLINE_SECONDS)
+            await task
 
 
 async def refused(call: Awaitable[Any]) -> SoftPromptError:

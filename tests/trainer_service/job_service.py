@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import update
+
 from shared.errors import NotFound
 from shared.model.models_file import ModelsFile
 from shared.store.local import LocalBackend
@@ -17,6 +19,7 @@ from tests.trainer_service.builders import effective_spec
 from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerPool
+from trainer_service.database import schema
 from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
@@ -78,6 +81,13 @@ class AdmitAll:
         """Accepts every spec."""
 
 
+def expire_leases(store: JobStore, owner: str) -> None:
+    """As if the owner had been away for longer than its lease, which is too long to expire on a slow machine."""
+    with store.database.write() as connection:
+        for table in (schema.jobs, schema.worker_slots):
+            connection.execute(update(table).where(table.c.owner == owner).values(lease_until=0))
+
+
 class Service:
     """Successive trainers on the same directory: `start`, `crash` or `drain`, `start` again."""
 
@@ -127,16 +137,15 @@ class Service:
             manager, self.manager = self.manager, None  # type: ignore[assignment]
             await manager.drain(5)
 
-    async def state(self, job_id: str, *states: JobState, seconds: float = 20) -> Job:
+    async def state(self, job_id: str, *states: JobState) -> Job:
         """Waits until the job is in one of these states. Fails at once if it ends in another state."""
-        job = await self.until(job_id, lambda job: job.state in states or job.state.is_final, seconds)
+        job = await self.until(job_id, lambda job: job.state in states or job.state.is_final)
         assert job.state in states, job.error or job.state
         return job
 
-    async def until(self, job_id: str, condition: Callable[[Job], bool], seconds: float = 20) -> Job:
-        async with asyncio.timeout(seconds):
-            while not condition(job := await self.manager.get(job_id)):
-                await asyncio.sleep(0.01)
+    async def until(self, job_id: str, condition: Callable[[Job], bool]) -> Job:
+        while not condition(job := await self.manager.get(job_id)):
+            await asyncio.sleep(0.01)
         return job
 
     def versions(self, prompt: str) -> list[int]:

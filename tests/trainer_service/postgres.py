@@ -78,16 +78,15 @@ class Postgres:
         log = self._directory.joinpath("log").open("ab")
         with log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, user=self._user, cwd=self._directory)
-        deadline = time.monotonic() + 30
         while not self._is_ready():
-            if time.monotonic() > deadline or self._process.poll() is not None:
+            if self._process.poll() is not None:
                 raise RuntimeError(self._directory.joinpath("log").read_text()[-2000:])
             time.sleep(0.05)
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
-            self._process.wait(30)
+            self._process.wait()
             self._process = None
 
     def create_database(self, name: str, copy_of: str = "template1") -> str:

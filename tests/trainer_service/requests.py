@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Iterator
@@ -69,10 +68,9 @@ async def first_step(tuning: Any, name: str, attempt: int = 1) -> pb.TuningEvent
     """The first progress event of this attempt; events of an earlier attempt may still arrive before it."""
     watch = tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name))
     begun = False
-    async with asyncio.timeout(60):
-        while True:
-            event: pb.TuningEvent = (await watch.read()).event
-            begun = begun or event.state_changed.attempt == attempt
-            if begun and event.progress.step > 0:
-                watch.cancel()
-                return event
+    while True:
+        event: pb.TuningEvent = (await watch.read()).event
+        begun = begun or event.state_changed.attempt == attempt
+        if begun and event.progress.step > 0:
+            watch.cancel()
+            return event

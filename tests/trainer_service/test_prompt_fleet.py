@@ -150,11 +150,11 @@ async def test_waiting_for_served_by_all_ends_with_the_count_or_the_reasons(trai
         beat(store, "other", "sha256:other", refused=(RefusedVersion(**about, reason="base_model: tuned for tiny"),))
         with pytest.raises(DeadlineExceeded, match="served by 1 of 2 live replicas"):
             await client.wait_until_served_by_all("colours@1", timeout_seconds=0)
-        waiting = asyncio.create_task(client.wait_until_served_by_all("prompts/colours/versions/1", timeout_seconds=20))
+        waiting = asyncio.create_task(client.wait_until_served_by_all("prompts/colours/versions/1"))
         beat(store, "b", ours, loaded=(loaded,))
         assert [item.replica for item in (await waiting).served] == ["a", "b"]
         beat(store, "b", ours, refused=(refusal,))
         with pytest.raises(PreconditionFailed, match="b refused prompts/colours/versions/1: golden: 1 here, 2 there"):
-            await client.wait_until_served_by_all("colours@1", timeout_seconds=20)
+            await client.wait_until_served_by_all("colours@1")
         with pytest.raises(NotFound):
-            await client.wait_until_served_by_all("colours@9", timeout_seconds=20)
+            await client.wait_until_served_by_all("colours@9")

@@ -51,8 +51,7 @@ async def training(settings: TrainerSettings) -> AsyncIterator[RunningTrainer]:
 
 async def watched(trainer: RunningTrainer, name: str, after: int = 0) -> list[pb.TuningEvent]:
     watch = trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name, after=after))
-    async with asyncio.timeout(60):
-        return [response.event async for response in watch if not response.event.HasField("heartbeat")]
+    return [response.event async for response in watch if not response.event.HasField("heartbeat")]
 
 
 async def test_a_job_is_trained_evaluated_published_and_reported(training: RunningTrainer) -> None:

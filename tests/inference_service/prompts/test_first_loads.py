@@ -14,7 +14,7 @@ from shared.store.replicas import ReplicaRecord
 from shared.values.enums import LoadedState
 from tests.inference_service.prompts.fakes import NullPromptObserver
 from tests.inference_service.prompts.test_watcher import Bench
-from tests.inference_service.replica import until
+from tests.waiting import until
 
 
 def replica(id: str, *recent: str) -> ReplicaRecord:

@@ -30,9 +30,10 @@ from shared.store import PromptStore, VersionRecord, open_store
 from shared.store.replicas import ReplicaDirectory
 from tests.inference_service.engine.builders import small_config
 from tests.inference_service.prompts.fakes import NullPromptObserver
-from tests.inference_service.replica import blob, matrix, publish, until
+from tests.inference_service.replica import blob, matrix, publish
 from tests.inference_service.test_proof_rpc import golden_of
 from tests.tiny_models import FLOAT32
+from tests.waiting import until
 
 
 class Bench:
@@ -83,7 +84,7 @@ async def test_a_replay_that_stop_cuts_off_is_no_verdict_and_the_fleet_hears_of_
 
     def held(*args: Any) -> torch.Tensor:
         entered.set()
-        released.wait(20)
+        released.wait()
         return run(*args)
 
     monkeypatch.setattr(bench.engine.engine.runner, "run", held)
@@ -108,7 +109,7 @@ async def test_a_cancelled_replay_raises_instead_of_giving_nothing(
 
     def held() -> Any:
         entered.set()
-        released.wait(20)
+        released.wait()
         return step()
 
     monkeypatch.setattr(bench.engine.engine, "step", held)
@@ -229,24 +230,26 @@ async def test_memory_that_is_short_now_is_tried_again(
 async def test_blobs_that_hang_hold_their_places_once_and_others_load(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench.loader, "_seconds_to_fetch", lambda record: 0.2)
     hanging = [bench.publish(seed, prompt=f"hanging-{seed}") for seed in range(2, 6)]
     sound = bench.publish(1, prompt="sound")
     released, fetch, asked = threading.Event(), bench.store.fetch, list[str]()
+    monkeypatch.setattr(
+        bench.loader, "_seconds_to_fetch", lambda record: 60 if record == sound or released.is_set() else 0.2
+    )
 
     def held(digest: str) -> bytes:
         asked.append(digest)
         if digest != sound.digest:
-            released.wait(30)
+            released.wait()
         return fetch(digest)
 
     monkeypatch.setattr(bench.store, "fetch", held)
     loads = [asyncio.create_task(bench.load(record)) for record in hanging]
     await until(lambda: len(asked) == len(hanging))
-    assert await asyncio.wait_for(bench.load(sound), 20) is None
+    assert await bench.load(sound) is None
     assert {type(found) for found in await asyncio.gather(*loads)} == {Unavailable}
     for record in hanging:
-        assert isinstance(await asyncio.wait_for(bench.load(record), 20), Unavailable)
+        assert isinstance(await bench.load(record), Unavailable)
     assert len(asked) == len(hanging) + 1, "no second thread waits for a blob that hangs"
     released.set()
     await until(lambda: not bench.loader._fetching)
@@ -271,6 +274,6 @@ async def test_a_tenants_versions_do_not_queue_behind_all_of_another_tenants(
         loads = [asyncio.create_task(bench.load(record)) for record in greedy]
     await until(lambda: len(order) == 3)
     with calling(Caller("b", frozenset(), group=Tenant("modest"))):
-        assert await asyncio.wait_for(bench.load(modest), 20) is None
+        assert await bench.load(modest) is None
     released.set()
     assert await asyncio.gather(*loads) == [None] * len(greedy)

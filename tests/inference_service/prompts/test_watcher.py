@@ -16,8 +16,8 @@ from shared.errors import Unavailable
 from shared.names import PromptReference
 from shared.process.call_pool import CallPool
 from tests.inference_service.prompts.fakes import FakeLoader, FakeStore, Log, NullPromptObserver
-from tests.inference_service.replica import until
 from tests.virtual_time import run_in_virtual_time
+from tests.waiting import until
 
 
 class Bench:

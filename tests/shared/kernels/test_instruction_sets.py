@@ -68,14 +68,12 @@ def compare(found: Results, expected: Results) -> None:
             assert found[name].equal(numbers), name
 
 
-@pytest.mark.timeout(400)
 def test_avx2_computes_the_same(expected: Results, tmp_path: Path) -> None:
     if library.instruction_set() not in AVX512:
         pytest.skip("this processor's own kernels are compared with PyTorch")
     compare(compiled_and_run(tmp_path, "x86_64", "avx2"), expected)
 
 
-@pytest.mark.timeout(400)
 def test_tiles_compute_the_same_within_rounding(expected: Results, tmp_path: Path) -> None:
     if library.instruction_set() != "avx512_amx":
         pytest.skip("this processor has no AMX tiles")
@@ -87,21 +85,19 @@ def test_tiles_compute_the_same_within_rounding(expected: Results, tmp_path: Pat
         assert (found[name] - numbers).norm() < 0.01 * numbers.norm(), name
 
 
-@pytest.mark.timeout(400)
 def test_neon_computes_the_same(expected: Results, tmp_path: Path) -> None:
     if missing := [tool for tool in (CROSS_COMPILER, EMULATOR) if shutil.which(tool) is None]:
         pytest.skip(f"{missing[0]} is missing; `make tools` installs it")
     compare(compiled_and_run(tmp_path, "aarch64", "neon"), expected)
 
 
-@pytest.mark.timeout(400)
 def test_sanitizers_find_nothing(expected: Results, tmp_path: Path) -> None:
     """No access outside of memory, and nothing undefined, in the library of this processor."""
     name, target = library.instruction_set(), tmp_path / "sanitized"
     assert name is not None
     options = build.INSTRUCTION_SETS[platform.machine()][name]
     flags = [flag for flag in build.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]
-    checks = ("-O1", "-g", "-w", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    checks = ("-O0", "-g", "-w", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     sources = sorted(map(str, build.SOURCES.glob("*.c")))
     command = [build.COMPILER, *flags, *options, *checks, *sources, str(PROGRAM), "-o", str(target), "-lm"]
     subprocess.run(command, capture_output=True, check=True, timeout=300)

@@ -181,9 +181,8 @@ async def test_bytes_that_no_client_library_sends_are_refused(
         running.port, f"/{SERVICE}/CountTokens", metadata={"authorization": b"Bearer " + token}
     ) as call:
         await call.send(framed(b""), is_last=True)
-        async with asyncio.timeout(10):
-            while not (codes := ended(running)):
-                await asyncio.sleep(0.01)
+        while not (codes := ended(running)):
+            await asyncio.sleep(0.01)
     assert codes == {"UNAUTHENTICATED"}
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert await status(running, f"Bearer {SHOP}") is grpc.StatusCode.OK
@@ -222,9 +221,8 @@ async def test_a_caller_with_a_known_key_does_not_wait_while_forged_key_ids_make
     calls = [
         running.stub.CountTokens(count_request(), metadata=(("authorization", f"Bearer {token}"),)) for token in unknown
     ]
-    async with asyncio.timeout(10):
-        while issuer.num_fetches < 2:
-            await asyncio.sleep(0.01)
-        assert await status(running, f"Bearer {issuer.token(sub='another')}") is grpc.StatusCode.OK
-        issuer.release()
-        assert {await call.code() for call in calls} == {UNAUTHENTICATED}
+    while issuer.num_fetches < 2:
+        await asyncio.sleep(0.01)
+    assert await status(running, f"Bearer {issuer.token(sub='another')}") is grpc.StatusCode.OK
+    issuer.release()
+    assert {await call.code() for call in calls} == {UNAUTHENTICATED}

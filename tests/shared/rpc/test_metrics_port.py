@@ -49,8 +49,7 @@ async def clients(endpoint: MetricsServer) -> AsyncIterator[Clients]:
 
 
 async def scrape(clients: Clients, address: str = SCRAPER) -> bytes:
-    async with asyncio.timeout(30):
-        return await (await clients.begin(address, b"GET /metrics HTTP/1.0\r\n\r\n")).read()
+    return await (await clients.begin(address, b"GET /metrics HTTP/1.0\r\n\r\n")).read()
 
 
 async def test_a_crowd_of_slow_clients_has_few_threads_and_a_scrape_among_them_is_answered(clients: Clients) -> None:
@@ -69,8 +68,7 @@ async def test_slow_clients_of_one_address_end_each_others_connections_only(clie
     first = await clients.begin(CROWD)
     for _ in range(20):
         await clients.begin(CROWD)
-    async with asyncio.timeout(30):
-        assert await first.read() == b""
+    assert await first.read() == b""
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await slow.read()
@@ -93,10 +91,9 @@ async def test_what_is_huge_or_no_scrape_is_answered_or_cut(clients: Clients) ->
         b"\x16\x03\x01" + b"\0" * 100_000 + b"\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ):
-        async with asyncio.timeout(30):
-            reader = await clients.begin(CROWD, data)
-            with suppress(ConnectionError):
-                assert len(await reader.read()) < 10_000, data[:30]
+        reader = await clients.begin(CROWD, data)
+        with suppress(ConnectionError):
+            assert len(await reader.read()) < 10_000, data[:30]
         assert b"jobs_total 1.0" in await scrape(clients), data[:30]
 
 

@@ -127,7 +127,7 @@ async def end_of(call: Any) -> Any:
 
 async def test_cancellations_and_deadlines_reach_the_server(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, words, link, _):
-        late = await refused(relayed(link, request(0), timeout=0.1))
+        late = await refused(relayed(link, request(0), timeout=1))  # long enough to reach the server
         assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: words.cancelled == 1)
         call = relayed(link, request(0))

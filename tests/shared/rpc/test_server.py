@@ -41,11 +41,9 @@ async def test_domain_errors_arrive_as_domain_errors(running: Running) -> None:
     error = error_from_rpc(caught.value)
     assert isinstance(error, InvalidInput)
     assert error.violations[0].field == "input.text"
-    async with asyncio.timeout(5):  # a call is counted when it is over, and its caller may know before
-        while not all(
-            handled(running.registry, "CountTokens", code, "unary") == 1 for code in ("OK", "INVALID_ARGUMENT")
-        ):
-            await asyncio.sleep(0.001)
+    # a call is counted when it is over, and its caller may know before
+    while not all(handled(running.registry, "CountTokens", code, "unary") == 1 for code in ("OK", "INVALID_ARGUMENT")):
+        await asyncio.sleep(0.001)
 
 
 async def test_a_bug_shows_nothing_of_itself(running: Running) -> None:
@@ -73,20 +71,18 @@ async def test_a_client_that_leaves_closes_its_handler(running: Running) -> None
     call = running.stub.GenerateStream(generation_pb2.GenerateStreamRequest())
     assert (await call.read()).delta.text == "first"
     call.cancel()
-    async with asyncio.timeout(5):
-        await running.servicer.closed.wait()
-        while not handled(running.registry, "GenerateStream", "CANCELLED", "server_stream"):
-            await asyncio.sleep(0.001)
+    await running.servicer.closed.wait()
+    while not handled(running.registry, "GenerateStream", "CANCELLED", "server_stream"):
+        await asyncio.sleep(0.001)
 
 
 async def test_a_passed_deadline_closes_the_handler(running: Running) -> None:
-    call = running.stub.GenerateStream(generation_pb2.GenerateStreamRequest(), timeout=0.2)
+    call = running.stub.GenerateStream(generation_pb2.GenerateStreamRequest(), timeout=1)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for _ in call:
             pass
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    async with asyncio.timeout(5):
-        await running.servicer.closed.wait()
+    await running.servicer.closed.wait()
 
 
 async def test_drain_lets_a_stream_finish(running: Running) -> None:
@@ -98,23 +94,20 @@ async def test_drain_lets_a_stream_finish(running: Running) -> None:
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
     drain = asyncio.create_task(running.server.drain(5))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-    async with asyncio.timeout(5):
-        while (code := await running.stub.CountTokens(count_request("good")).code()) is grpc.StatusCode.OK:
-            await asyncio.sleep(0)  # who watches health has a moment to leave
+    while (code := await running.stub.CountTokens(count_request("good")).code()) is grpc.StatusCode.OK:
+        await asyncio.sleep(0)  # who watches health has a moment to leave
     assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED), "a draining server takes nothing new"
     assert not drain.done()
     running.servicer.release.set()
     assert (await call.read()).delta.text == "last"
     assert await call.read() is grpc.aio.EOF
-    async with asyncio.timeout(5):
-        await drain
+    await drain
 
 
 async def test_drain_does_not_wait_for_a_health_watch(running: Running) -> None:
     watch = health_pb2_grpc.HealthStub(running.channel).Watch(health_pb2.HealthCheckRequest())
     await watch.read()
-    async with asyncio.timeout(5):
-        await running.server.drain(2)
+    await running.server.drain(3600)
 
 
 @pytest.mark.parametrize("port", ["main", "health"])
@@ -133,11 +126,10 @@ async def test_a_health_watch_that_is_not_read_delays_nothing(port: str) -> None
                 await unread.send(framed(ready.SerializeToString()), is_last=True)
                 for _ in range(20):
                     await health.Check(ready)  # the watch has begun meanwhile
-                async with asyncio.timeout(10):
-                    await running.server.set_serving(True)
-                    assert (await reader.read()).status == health_pb2.HealthCheckResponse.SERVING
-                    assert (await health.Watch(ready).read()).status == health_pb2.HealthCheckResponse.SERVING
-                    await running.server.drain(0.1)
+                await running.server.set_serving(True)
+                assert (await reader.read()).status == health_pb2.HealthCheckResponse.SERVING
+                assert (await health.Watch(ready).read()).status == health_pb2.HealthCheckResponse.SERVING
+                await running.server.drain(0.1)
 
 
 async def test_health_tells_live_and_ready_apart(running: Running) -> None:
@@ -182,8 +174,7 @@ async def test_a_silent_scraper_is_disconnected(running: Running, monkeypatch: p
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
         writer.write(b"GET /metr")
-        async with asyncio.timeout(10):
-            assert await reader.read() == b""
+        assert await reader.read() == b""
         writer.close()
     finally:
         await asyncio.to_thread(endpoint.close)

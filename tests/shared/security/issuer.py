@@ -28,7 +28,7 @@ class Issuer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 issuer.num_fetches += 1
-                issuer._answers.wait(30)
+                issuer._answers.wait()
                 body = json.dumps(issuer.key_set()).encode()
                 self.send_response(503 if issuer.is_away else 200)
                 self.send_header("content-length", str(len(body)))

@@ -59,9 +59,8 @@ def crowd(url: str) -> int:
     chance = random.Random(1)
     seeds = itertools.count()
     running = {fork(partial(publish_jobs, url, number, next(seeds))): number for number in range(NUM_PUBLISHERS)}
-    deadline = time.monotonic() + 60
     kills = 0
-    while running and time.monotonic() < deadline:
+    while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             if kills < 12:
@@ -76,7 +75,7 @@ def crowd(url: str) -> int:
         elif os.WEXITSTATUS(status):
             return 1
     print(f"kills {kills}")
-    return 1 if running else 0
+    return 0
 
 
 def killed_at_every_system_call(url: str) -> int:

@@ -218,17 +218,16 @@ async def test_eight_publishers_and_a_watcher(tmp_path: Path) -> None:
         sys.executable, "-m", "tests.shared.store.processes", "crowd", url
     )
     seen: list[VersionPublished] = []
-    async with asyncio.timeout(90):
-        async for changes in StoreWatcher(store, since=0, poll_seconds=0.01):
-            assert not changes.restarted
-            for commit in changes.commits:
-                assert isinstance(commit.ops[0], VersionPublished)
-                assert isinstance(commit.ops[1], AliasMoved)
-                store.fetch(commit.ops[0].digest)
-                seen.append(commit.ops[0])
-            if len(seen) == NUM_PUBLISHERS * JOBS_EACH:
-                break
-        assert await publishers.wait() == 0
+    async for changes in StoreWatcher(store, since=0, poll_seconds=0.01):
+        assert not changes.restarted
+        for commit in changes.commits:
+            assert isinstance(commit.ops[0], VersionPublished)
+            assert isinstance(commit.ops[1], AliasMoved)
+            store.fetch(commit.ops[0].digest)
+            seen.append(commit.ops[0])
+        if len(seen) == NUM_PUBLISHERS * JOBS_EACH:
+            break
+    assert await publishers.wait() == 0
     assert [op.version for op in seen] == list(range(1, len(seen) + 1))
     assert {op.job for op in seen} == {
         f"job-{number}-{job}" for number in range(NUM_PUBLISHERS) for job in range(JOBS_EACH)

@@ -154,7 +154,7 @@ async def test_several_maintainers_beside_publishers_and_a_watcher(
             assert named.version not in watcher_store.refresh().prompt(named.prompt).versions
 
     names = ("a", "b", "c")
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+    async with asyncio.TaskGroup() as group:
         maintainers = [group.create_task(asyncio.to_thread(maintainer)) for _ in range(3)]
         trainers = [group.create_task(asyncio.to_thread(trainer, name)) for name in names]
         async for changes in StoreWatcher(watcher_store, since=0, poll_seconds=0.01):

@@ -14,9 +14,10 @@ from shared.store import PromptStore
 from softprompt.client.loop_thread import LoopThread
 from softprompt.gateway.server import serve
 from softprompt.gateway.settings import GatewaySettings
-from tests.inference_service.replica import Replica, running_replica, until
+from tests.inference_service.replica import Replica, running_replica
 from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.test_training_end_to_end import local_pool
+from tests.waiting import until
 from trainer_service.config import TrainerSettings
 
 
@@ -58,8 +59,7 @@ async def running_gateway(
         yield RunningGateway(ports["port"], ports["metrics_port"], stop, done)
     finally:
         stop.set()
-        async with asyncio.timeout(30):
-            await asyncio.gather(done, return_exceptions=True)
+        await asyncio.gather(done, return_exceptions=True)
 
 
 @dataclass(frozen=True)

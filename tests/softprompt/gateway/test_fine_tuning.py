@@ -35,9 +35,7 @@ def uploaded(client: OpenAI, examples: list[Any], name: str = "mydata.jsonl") ->
 
 
 def ended(client: OpenAI, id: str) -> Any:
-    deadline = time.monotonic() + 60
     while (job := client.fine_tuning.jobs.retrieve(id)).status not in ("succeeded", "failed", "cancelled"):
-        assert time.monotonic() < deadline
         time.sleep(0.05)
     return job
 
@@ -174,13 +172,10 @@ def test_a_job_is_paused_resumed_and_cancelled(client: OpenAI) -> None:
         model="tiny-llama", training_file=train.id, hyperparameters={"n_epochs": 5000, "batch_size": "auto"}
     )
     assert job.to_dict()["user_provided_suffix"] is None
-    deadline = time.monotonic() + 60
     while client.fine_tuning.jobs.retrieve(job.id).estimated_finish is None:
-        assert time.monotonic() < deadline
         time.sleep(0.02)
     client.fine_tuning.jobs.pause(job.id)
     while client.fine_tuning.jobs.retrieve(job.id).status != "paused":  # type: ignore[comparison-overlap]
-        assert time.monotonic() < deadline
         time.sleep(0.02)
     with pytest.raises(openai.BadRequestError, match=f"{train.id} is used by jobs .* not ended: {job.id}"):
         client.files.delete(train.id)

@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from softprompt.cli.doctor_gateway import gateway_finding
 from softprompt.gateway import server
 from softprompt.gateway.settings import GatewaySettings
-from tests.inference_service.replica import until
 from tests.shared.security.pki import Authority
 from tests.softprompt.gateway.running import World, running_gateway
 from tests.softprompt.gateway.test_attacks import LONG
 from tests.tcp_proxy import tcp_proxy
+from tests.waiting import until
 
 
 async def test_metrics_health_and_readiness(services: World) -> None:
@@ -53,7 +53,7 @@ async def test_doctor_finds_the_gateway(services: World) -> None:
 async def test_a_gateway_without_its_services_says_so_and_is_not_ready(tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
     settings = GatewaySettings(
-        port=0, trainer="127.0.0.1:1", inference="127.0.0.1:1", ready_file=str(ready), call_seconds=2
+        port=0, trainer="127.0.0.1:1", inference="127.0.0.1:1", ready_file=str(ready), call_seconds=0.5
     )
     stop, ports = asyncio.Event(), list[int]()
 
@@ -84,7 +84,7 @@ async def test_a_gateway_without_its_services_says_so_and_is_not_ready(tmp_path:
         assert all(service["error"] for service in status.json().values())
     assert not ready.exists()
     stop.set()
-    await asyncio.wait_for(done, 20)
+    await done
 
 
 async def test_a_service_that_hangs_or_restarts_is_answered_for_in_time(
@@ -158,7 +158,7 @@ async def test_a_drain_finishes_what_runs_and_takes_nothing_new(
             assert response.text.endswith("data: [DONE]\n\n")
         else:
             assert response.json()["choices"][0]["finish_reason"] in ("stop", "length")
-        await asyncio.wait_for(gateway.done, 20)
+        await gateway.done
 
 
 async def test_streams_are_cut_after_the_grace_time(services: World, slow: None, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ async def test_streams_are_cut_after_the_grace_time(services: World, slow: None,
         chunks = response.aiter_bytes()
         await anext(chunks)
         gateway.stop.set()
-        await asyncio.wait_for(gateway.done, 20)
+        await gateway.done
         with pytest.raises(httpx.RemoteProtocolError):
             async for _ in chunks:
                 pass

@@ -18,7 +18,6 @@ from typing import Any
 
 from tests.waiting import until
 
-START_SECONDS = 300.0
 """The first one imports torch, which takes a minute on a busy machine."""
 _FORKS = multiprocessing.get_context("forkserver")
 _INFERENCE = {"DTYPE": "float32", "DEVICE": "cpu", "NUM_THREADS": "1", "HEARTBEAT_SECONDS": "0.5"}
@@ -67,7 +66,7 @@ class Running:
         os.kill(self.process.pid, number)
 
     async def ended(self) -> int | None:
-        await until(lambda: not self.process.is_alive(), START_SECONDS)
+        await until(lambda: not self.process.is_alive())
         return self.process.exitcode
 
 
@@ -103,7 +102,7 @@ class Fleet:
         common = {**_COMMON, "STORE_URL": str(self.store_dir), "READY_FILE": str(ready)}
         environment = {f"SOFTPROMPT_{program.upper()}_{key}": value for key, value in {**common, **settings}.items()}
         process = self.forked(name, _run, program, environment)
-        await until(lambda: ready.exists() or not process.is_alive(), START_SECONDS)
+        await until(lambda: ready.exists() or not process.is_alive())
         assert process.is_alive(), f"{name} ended before it was ready"
         return Running(process, json.loads(ready.read_bytes()))
 

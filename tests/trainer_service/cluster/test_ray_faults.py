@@ -62,18 +62,16 @@ async def test_killed_workers_cost_nothing_but_the_steps_since_the_checkpoint(se
     manager = await service.start(pool, max_workers=2, max_jobs_per_worker=1)
     jobs = [await manager.create(spec(num_steps=400, prompt=f"p-{number}")) for number in range(2)]
     for job in jobs:
-        await service.until(job.id, lambda job: job.progress.step > 40 and job.checkpointed, seconds=60)
+        await service.until(job.id, lambda job: job.progress.step > 40 and job.checkpointed)
     pids = await pids_of(pool)
     assert len(pids) == 2
     killed_at = time.time()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     for job in jobs:
-        again = await service.until(
-            job.id, lambda job: job.attempt == 2 and job.state is not JobState.QUEUED, seconds=60
-        )
+        again = await service.until(job.id, lambda job: job.attempt == 2 and job.state is not JobState.QUEUED)
         recovery.note("every worker killed: running again", time.time() - killed_at)
-        done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
+        done = await service.state(job.id, JobState.SUCCEEDED)
         assert done.attempt == again.attempt == 2
         assert service.versions(done.spec.prompt) == [1]
         events = [event.payload async for event in manager.watch(job.id)]
@@ -96,28 +94,30 @@ async def test_workers_that_are_stopped_are_replaced_and_end_and_are_not_heard_a
     """SIGSTOP: the processes live, keep their resources and are silent. One continues, when its job belongs to another
     worker; the other one never does.
     """
-    manager = await service.start(pool, heartbeat_seconds=2, max_workers=2, max_jobs_per_worker=1)
+    manager = await service.start(pool, max_workers=2, max_jobs_per_worker=1)
     jobs = [await manager.create(spec(num_steps=400, prompt=f"p-{number}")) for number in range(2)]
     for job in jobs:
-        await service.until(job.id, lambda job: job.progress.step > 30, seconds=60)
+        await service.until(job.id, lambda job: job.progress.step > 30)
     stopped = [psutil.Process(pid) for pid in await pids_of(pool)]
     assert len(stopped) == 2
     for process in stopped:
         process.suspend()
     stopped_at = time.time()
     for job in jobs:
-        await service.until(job.id, lambda job: job.attempt == 2, seconds=60)
-    recovery.note("worker hangs, heartbeat of 2 s: running again", time.time() - stopped_at)
+        await service.until(job.id, lambda job: job.attempt == 2)
+    recovery.note(
+        f"worker hangs, heartbeat of {service.config.heartbeat_seconds:g} s: running again", time.time() - stopped_at
+    )
     with contextlib.suppress(psutil.NoSuchProcess):
         stopped[0].resume()
     for job in jobs:
-        done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
+        done = await service.state(job.id, JobState.SUCCEEDED)
         assert done.attempt == 2
         assert service.versions(done.spec.prompt) == [1]
         events = [event.payload async for event in manager.watch(job.id)]
         ends = [payload for payload in events if isinstance(payload, Job) and payload.state.is_final]
         assert len(ends) == 1
-    await until(lambda: not any(psutil.pid_exists(process.pid) for process in stopped), 30)
+    await until(lambda: not any(psutil.pid_exists(process.pid) for process in stopped))
 
 
 async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fails_with_advice(
@@ -134,14 +134,14 @@ async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fai
     )
     manager = await service.start(pool)
     small = await manager.create(spec(num_steps=400))
-    await service.until(small.id, lambda job: job.progress.step > 10, seconds=60)
+    await service.until(small.id, lambda job: job.progress.step > 10)
     first = await pid_of(pool)
     used = psutil.Process(first).memory_info().vms
     resource.prlimit(first, resource.RLIMIT_AS, (used + (160 << 20),) * 2)
     bounding = asyncio.create_task(bound_memory(pool, {first}, used + (1 << 30)))
     large = await manager.create(spec("x" * 2_000, prompt="large", num_steps=2))
     huge = await manager.create(spec("x" * 14_000, prompt="huge", num_steps=50))
-    alone = await service.state(large.id, JobState.SUCCEEDED, seconds=100)
+    alone = await service.state(large.id, JobState.SUCCEEDED)
     assert alone.attempt >= 2, (
         "once beside the other, once in a process of its own; one without memory may also die of it"
     )
@@ -151,12 +151,12 @@ async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fai
         "out of memory beside others: from submission to a process of its own",
         (again_at - large.create_time).total_seconds(),
     )
-    failed = await service.state(huge.id, JobState.FAILED, seconds=100)
+    failed = await service.state(huge.id, JobState.FAILED)
     assert failed.error is not None
     assert failed.error.code == "OUT_OF_MEMORY"
     assert "fewer virtual tokens" in failed.error.message
     assert failed.attempt >= 2, "likewise"
-    await service.state(small.id, JobState.SUCCEEDED, seconds=60)
+    await service.state(small.id, JobState.SUCCEEDED)
     assert [service.versions(prompt) for prompt in ("tone", "large", "huge")] == [[1], [1], []]
     bounding.cancel()
 
@@ -175,11 +175,11 @@ async def test_a_restarted_service_goes_on_where_it_was(service: Service, pool: 
     manager = await service.start(pool)
     jobs = [await manager.create(spec(num_steps=300, prompt=f"p-{number}")) for number in range(3)]
     for job in jobs:
-        await service.until(job.id, lambda job: job.progress.step > 20, seconds=60)
+        await service.until(job.id, lambda job: job.progress.step > 20)
     await service.crash()
     await service.start(RayPool(pool._cluster, pool._base_models, pool._settings))
     for job in jobs:
-        done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
+        done = await service.state(job.id, JobState.SUCCEEDED)
         assert done.attempt == 2
         assert service.versions(done.spec.prompt) == [1]
 
@@ -189,12 +189,12 @@ async def test_drain_checkpoints_and_ends_the_worker_and_the_next_service_finish
 ) -> None:
     manager = await service.start(pool)
     job = await manager.create(spec(num_steps=300))
-    await service.until(job.id, lambda job: job.progress.step > 20, seconds=60)
+    await service.until(job.id, lambda job: job.progress.step > 20)
     pid = await pid_of(pool)
     await service.drain()
-    await until(lambda: not psutil.pid_exists(pid), 15)
+    await until(lambda: not psutil.pid_exists(pid))
     manager = await service.start(RayPool(pool._cluster, pool._base_models, pool._settings))
-    done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
+    done = await service.state(job.id, JobState.SUCCEEDED)
     assert done.failures == 0
     steps = [event.payload.step async for event in manager.watch(job.id) if hasattr(event.payload, "train_loss")]
     assert steps == sorted(steps), "no step was done twice"

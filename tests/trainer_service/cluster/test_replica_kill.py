@@ -24,11 +24,11 @@ from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store.job_store import JobStore
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.ray
 
 LEASE_SECONDS = 3
-SLACK_SECONDS = 10.0
-"""What a busy machine may add."""
+SLACK_SECONDS = 120.0
+"""What a busy machine may add; without leases, the jobs would never move."""
 
 
 @pytest.fixture

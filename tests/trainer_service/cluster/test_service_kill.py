@@ -1,30 +1,35 @@
-"""A trainer process with its embedded Ray: SIGKILL while a job runs, and SIGKILL of Ray's head."""
+"""A trainer process with its embedded Ray, while a job runs: SIGKILL, SIGKILL of Ray's head, and SIGTERM."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests import recovery
 from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until_gone
 from tests.waiting import until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
 def trainer(tmp_path: Path, tiny_model_dir: Path) -> Iterator[TrainerProcess]:
-    process = TrainerProcess(tmp_path, tiny_model_dir)
+    # Ray itself would join what this variable names; the service starts a cluster of its own.
+    elsewhere = {"RAY_ADDRESS": "127.0.0.1:1"}
+    process = TrainerProcess(tmp_path, tiny_model_dir, environment=elsewhere, LOG_FORMAT="json")
     yield process
     process.kill()
 
 
-async def test_a_killed_trainer_and_then_a_killed_ray_head_leave_nothing_behind_and_lose_nothing(
+async def test_a_killed_trainer_a_killed_ray_head_and_a_drain_leave_nothing_behind_and_lose_nothing(
     trainer: TrainerProcess,
 ) -> None:
     await trainer.start()
@@ -50,7 +55,7 @@ async def test_a_killed_trainer_and_then_a_killed_ray_head_leave_nothing_behind_
     os.kill(worker.pid, signal.SIGSTOP)  # else it might be done before the trainer has noticed
     killed_at = time.time()
     os.kill(head.pid, signal.SIGKILL)
-    await until(lambda: trainer.process.poll() is not None, seconds=60)
+    await until(lambda: trainer.process.poll() is not None)
     recovery.note("Ray head killed: the trainer ends itself", time.time() - killed_at)
     await until_gone(processes)
 
@@ -61,9 +66,24 @@ async def test_a_killed_trainer_and_then_a_killed_ray_head_leave_nothing_behind_
             "Ray head killed, the trainer started again by its supervisor",
             await caller.reach(name, 32, attempt=3) - killed_at,
         )
+        drained_at = (await caller.get(name)).last_event
+        watching = asyncio.create_task(caller.events_after(name, drained_at))
+        processes = trainer.descendants()
+        assert await asyncio.to_thread(trainer.terminate) == 0
+        with pytest.raises(grpc.aio.AioRpcError):
+            await watching
+    assert not trainer.is_ready(), "the file is gone"
+    await until_gone(processes)
+
+    await trainer.start()
+    async with channel_to(trainer) as channel:
+        caller = Caller(channel)
         job = await caller.ended(name)
-        assert (job.state, job.attempt, job.result.version) == (State.STATE_SUCCEEDED, 3, "prompts/tone/versions/1")
+        assert (job.state, job.attempt, job.result.version) == (State.STATE_SUCCEEDED, 4, "prompts/tone/versions/1")
         assert await caller.events_after(name, last) == list(range(last + 1, job.last_event + 1))
+    lines = [json.loads(line) for line in trainer.log.splitlines() if line.startswith("{")]
+    assert {"serving", "job succeeded", "drained"} <= {line["message"] for line in lines}
+    assert any(line.get("job") == name.removeprefix("tuningJobs/") for line in lines)
     processes = trainer.descendants()
     assert trainer.terminate() == 0
     await until_gone(processes)

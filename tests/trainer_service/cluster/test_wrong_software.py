@@ -49,7 +49,7 @@ async def test_waiting_jobs_get_a_note_and_are_trained_once_a_new_pod_is_there(
     monkeypatch.setattr(ray_pool, "software_version", lambda: "softprompt 9.9")
     manager = await service.start(pool)
     job = await manager.create(spec(num_steps=2))
-    await until(lambda: "software" in failed, 60)
+    await until(lambda: "software" in failed)
 
     async def notes() -> list[str]:
         events = await manager._context.database.call(service.store.events, job.id, 0, 100)
@@ -69,7 +69,7 @@ async def test_waiting_jobs_get_a_note_and_are_trained_once_a_new_pod_is_there(
     await manager.drain(5)
     service.manager = None  # type: ignore[assignment]
     await service.start(RayPool(pool._cluster, pool._base_models, pool._settings))
-    assert (await service.state(job.id, JobState.SUCCEEDED, seconds=120)).failures == 0
+    assert (await service.state(job.id, JobState.SUCCEEDED)).failures == 0
 
 
 async def test_a_node_with_other_software_gets_no_second_worker(pool: RayPool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
-import pytest
 from prompttuning.v1 import tuning_pb2 as pb
 
 from tests.trainer_service.conftest import RunningTrainer, refused
@@ -28,36 +28,33 @@ def text(end: str = "\n") -> bytes:
     return end.join(lines).encode()
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 16])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-async def test_csv_becomes_the_json_lines_that_it_means(trainer: RunningTrainer, chunk_bytes: int, end: str) -> None:
-    stored = await trainer.tuning.UploadDataset(upload_of(b"\xef\xbb\xbf" + text(end), chunk_bytes, format=CSV))
+async def test_csv_becomes_the_json_lines_that_it_means(trainer: RunningTrainer) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
     same = await trainer.tuning.UploadDataset(upload_of(lines))
-    assert (stored.dataset, stored.num_examples) == (same.dataset, 3)
+    for chunk_bytes, end in itertools.product((1, 7, 1 << 16), ("\n", "\r\n")):
+        stored = await trainer.tuning.UploadDataset(upload_of(b"\xef\xbb\xbf" + text(end), chunk_bytes, format=CSV))
+        assert (stored.dataset, stored.num_examples) == (same.dataset, 3)
 
 
-@pytest.mark.parametrize(
-    ("content", "header", "reason"),
-    [
-        (b"text,label\na,b\n", {}, "dataset line 1: must be the header"),
-        (b"input,output,id\na,b,c\n", {}, "dataset line 1: must be the header"),
-        (b"input,output\na,b,c\n", {}, "dataset line 2: has 3 cells"),
-        (b'input,output\n"two\nlines",b\nc,\n', {}, "dataset line 4 output: is empty"),
-        (b'input,output\na,"b\nc,d\n', {}, "dataset line 2: has a quote that is never closed"),
-        (b'input,output\na"b"c","d\n', {}, "dataset line 2: is not CSV"),
-        (b"input,output\na,\xff\n", {}, "dataset line 2: is not UTF-8 (byte 3)"),
-        (b"input,output\na,b\n", {"size_bytes": 5}, "header.size_bytes: announced 5 bytes, 17 arrived"),
-        (b"input,output\na,b\n", {"digest": "sha256:" + 64 * "0"}, "header.digest: announced"),
-        (b"input,output\na,b\n", {"format": 9}, "header.format: 9 is not known"),
-        (b"input,output\n", {}, "dataset: has no examples"),
-    ],
-)
-async def test_what_is_wrong_is_refused_by_its_own_line(
-    trainer: RunningTrainer, content: bytes, header: dict[str, Any], reason: str
-) -> None:
-    error = await refused(trainer.tuning.UploadDataset(upload_of(content, **{"format": CSV, **header})))
-    assert reason in str(error)
+WRONG: list[tuple[bytes, dict[str, Any], str]] = [
+    (b"text,label\na,b\n", {}, "dataset line 1: must be the header"),
+    (b"input,output,id\na,b,c\n", {}, "dataset line 1: must be the header"),
+    (b"input,output\na,b,c\n", {}, "dataset line 2: has 3 cells"),
+    (b'input,output\n"two\nlines",b\nc,\n', {}, "dataset line 4 output: is empty"),
+    (b'input,output\na,"b\nc,d\n', {}, "dataset line 2: has a quote that is never closed"),
+    (b'input,output\na"b"c","d\n', {}, "dataset line 2: is not CSV"),
+    (b"input,output\na,\xff\n", {}, "dataset line 2: is not UTF-8 (byte 3)"),
+    (b"input,output\na,b\n", {"size_bytes": 5}, "header.size_bytes: announced 5 bytes, 17 arrived"),
+    (b"input,output\na,b\n", {"digest": "sha256:" + 64 * "0"}, "header.digest: announced"),
+    (b"input,output\na,b\n", {"format": 9}, "header.format: 9 is not known"),
+    (b"input,output\n", {}, "dataset: has no examples"),
+]
+
+
+async def test_what_is_wrong_is_refused_by_its_own_line(trainer: RunningTrainer) -> None:
+    for content, header, reason in WRONG:
+        error = await refused(trainer.tuning.UploadDataset(upload_of(content, **{"format": CSV, **header})))
+        assert reason in str(error)
 
 
 async def test_a_record_without_end_is_refused_before_the_rest_arrives(trainer: RunningTrainer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import urllib.request
 from collections.abc import AsyncIterator
@@ -294,15 +295,17 @@ LEAKY = [
 ]
 
 
-@pytest.mark.parametrize("content", LEAKY)
-async def test_errors_about_a_file_say_where_and_never_what(
-    trainer: RunningTrainer, tmp_path: Path, content: bytes
-) -> None:
-    (tmp_path / "roots/all/secret").write_bytes(content + b"\n")
+async def test_errors_about_a_file_say_where_and_never_what(trainer: RunningTrainer, tmp_path: Path) -> None:
     source = pb.DatasetSource(uri=f"file://{tmp_path}/roots/all/secret")
-    for fields in ({"dataset": source}, {"validation_dataset": source}, {"dataset": source, "labels": ["a", "b"]}):
+    wishes: tuple[dict[str, Any], ...] = (
+        {"dataset": source},
+        {"validation_dataset": source},
+        {"dataset": source, "labels": ["a", "b"]},
+    )
+    for content, fields in itertools.product(LEAKY, wishes):
+        (tmp_path / "roots/all/secret").write_bytes(content + b"\n")
         error = await refused(create(trainer, "rival", **fields))
-        assert isinstance(error, InvalidInput)
+        assert isinstance(error, InvalidInput), content
         assert SECRET not in f"{error.message} {error.violations} {error.metadata} {status(error)}"
         assert "Infinity" not in error.message
         assert all("line " in violation.field or violation.field == "spec.labels" for violation in error.violations)

@@ -106,9 +106,8 @@ async def test_a_worker_whose_step_hangs_is_replaced_though_it_answers(workers: 
     assert workers.launched[1].log[0] == (job.id, 2, 4), "from its checkpoint"
     before = len(hanging.log)
     workers.released.set()
-    async with asyncio.timeout(10):
-        while len(hanging.log) == before:
-            await asyncio.sleep(0.01)
+    while len(hanging.log) == before:
+        await asyncio.sleep(0.01)
     assert (await manager.get(job.id)) == done, "what it says when it comes to life again is not heard"
     assert workers.service.versions("tone") == [1]
 

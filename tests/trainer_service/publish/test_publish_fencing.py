@@ -14,7 +14,7 @@ from shared.errors import Unavailable
 from shared.store.local import LocalBackend
 from shared.store.store import PromptStore, PublishedVersion
 from tests.trainer_service.builders import record, spec
-from tests.trainer_service.job_service import Service
+from tests.trainer_service.job_service import Service, expire_leases
 from tests.trainer_service.postgres import Postgres
 from tests.waiting import until
 from trainer_service.jobs import transitions
@@ -51,7 +51,7 @@ class Distant(PromptStore):
 
     def put_blob(self, digest: str, data: bytes) -> bool:
         self.arrived.set()
-        assert self.held.wait(20)
+        self.held.wait()
         return super().put_blob(digest, data)
 
 
@@ -137,7 +137,7 @@ async def test_a_replica_that_was_cut_off_from_the_database(postgres: Postgres, 
     for store in stores:
         store.unavailable = True
     try:
-        await one.start(prompt_store=stores[0], lease_seconds=1.0)
+        await one.start(prompt_store=stores[0])
         job = await one.manager.create(spec())
         await until(stores[0].arrived.is_set)
 
@@ -145,7 +145,8 @@ async def test_a_replica_that_was_cut_off_from_the_database(postgres: Postgres, 
             raise Unavailable("the job database is unavailable")
 
         one.store.renew = cut_off  # type: ignore[method-assign, assignment]
-        await two.start(prompt_store=stores[1], lease_seconds=1.0)
+        expire_leases(one.store, one.manager._context.owner)
+        await two.start(prompt_store=stores[1])
         await two.until(job.id, lambda job: job.attempt == 2)
         await two.manager.cancel(job.id)
         await two.state(job.id, JobState.CANCELLED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -161,9 +160,7 @@ def test_a_claim_looks_into_an_index_and_reads_no_queue(store: JobStore) -> None
     else:
         with store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("ANALYZE jobs"))
-        begun = time.perf_counter()
         for _ in range(10):
             claim(store)
-        assert time.perf_counter() - begun < 5
     with store.database.read() as connection:
         assert {share.tenant for share in connection.execute(tenant_shares.select())} == {"one", "many"}

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import select
 
 from tests.trainer_service.builders import record, spec
-from tests.trainer_service.job_service import Service
+from tests.trainer_service.job_service import Service, expire_leases
 from tests.trainer_service.postgres import Postgres
 from tests.trainer_service.scripted import ScriptedTrainer
 from tests.waiting import until
@@ -156,14 +156,16 @@ async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_lea
 ) -> None:
     one, two, _ = replicas
     config: dict[str, Any] = {"max_workers": 2, "max_jobs_per_worker": 1}
-    await one.start(**config, lease_seconds=2.0)
-    await two.start(**config, lease_seconds=10.0)
+    await one.start(**config, lease_seconds=60.0)
+    await two.start(**config, lease_seconds=4.0)
     most, looking = watch(one, two)
     jobs = [await one.manager.create(spec("forever", num_steps=50, prompt=f"p-{number}")) for number in range(6)]
     await until(lambda: len(one.trainers) == len(two.trainers) == 1)
     await until(lambda: one.store.counts().get(JobState.RUNNING) == 2)
     assert most == [2]
+    owner = one.manager._context.owner
     await one.crash()
+    expire_leases(two.store, owner)
     await until(lambda: num_workers(two) == 2)
     assert worker_slots.total(two.store.database) == 2
     for trainer in one.trainers:
@@ -171,7 +173,7 @@ async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_lea
     looking.cancel()
     _end_forever(two)
     for job in jobs:
-        await two.state(job.id, JobState.SUCCEEDED, seconds=40)
+        await two.state(job.id, JobState.SUCCEEDED)
     assert most == [2]
 
 
@@ -192,14 +194,15 @@ def _end_forever(service: Service) -> None:
 async def test_a_trainer_that_was_stopped_for_longer_than_its_lease_ends_its_workers(replicas: list[Service]) -> None:
     one, two, _ = replicas
     config: dict[str, Any] = {"max_workers": 2, "max_jobs_per_worker": 1}
-    await one.start(**config, lease_seconds=2.0)
+    await one.start(**config, lease_seconds=60.0)
     jobs = [await one.manager.create(spec("forever", num_steps=1000, prompt=f"p-{number}")) for number in range(4)]
     await until(lambda: one.store.counts().get(JobState.RUNNING) == 2)
     dispatcher = one.manager._dispatcher
     assert dispatcher._task is not None
     dispatcher._task.cancel()
     await dispatcher._leases.stop()
-    await two.start(**config, lease_seconds=10.0)
+    expire_leases(one.store, one.manager._context.owner)
+    await two.start(**config, lease_seconds=4.0)
     await until(lambda: num_workers(two) == 2)
     dispatcher._task = asyncio.create_task(dispatcher._run())
     await dispatcher._leases.start()
@@ -208,7 +211,7 @@ async def test_a_trainer_that_was_stopped_for_longer_than_its_lease_ends_its_wor
     for service in (one, two):
         _end_forever(service)
     for job in jobs:
-        await two.state(job.id, JobState.SUCCEEDED, seconds=40)
+        await two.state(job.id, JobState.SUCCEEDED)
 
 
 async def test_a_third_trainer_comes_and_goes_within_the_limit(replicas: list[Service]) -> None:
@@ -227,7 +230,7 @@ async def test_a_third_trainer_comes_and_goes_within_the_limit(replicas: list[Se
     for service in (one, two, three):
         _end_forever(service)
     for job in jobs:
-        await two.state(job.id, JobState.SUCCEEDED, seconds=40)
+        await two.state(job.id, JobState.SUCCEEDED)
     looking.cancel()
     assert most == [3]
 
@@ -236,12 +239,12 @@ async def test_an_idle_trainer_gives_its_part_to_one_that_needs_it(replicas: lis
     one, two, _ = replicas
     await one.start(max_workers=1, worker_idle_seconds=3600)
     job = await one.manager.create(spec(num_steps=5))
-    await one.state(job.id, JobState.SUCCEEDED, seconds=40)
+    await one.state(job.id, JobState.SUCCEEDED)
     assert num_workers(one) == 1
     one.manager._dispatcher.may_launch = lambda base_model: False  # type: ignore[method-assign] # its launches fail, and it waits
     await two.start(max_workers=1)
     later = await two.manager.create(spec(num_steps=5, prompt="other"))
-    await two.state(later.id, JobState.SUCCEEDED, seconds=40)
+    await two.state(later.id, JobState.SUCCEEDED)
     assert (num_workers(one), num_workers(two)) == (0, 1)
 
 
@@ -250,5 +253,5 @@ async def test_one_trainer_alone_asks_no_other(service: Service, monkeypatch: py
     await service.start(max_workers=2, max_jobs_per_worker=1)
     jobs = [await service.manager.create(spec(num_steps=20, prompt=f"p-{number}")) for number in range(4)]
     for job in jobs:
-        await service.state(job.id, JobState.SUCCEEDED, seconds=40)
+        await service.state(job.id, JobState.SUCCEEDED)
     assert len(service.trainers) == 2
