@@ -25,7 +25,7 @@ BASE_MODEL_LABEL = "softprompt.io/base-model"
 CONFIG_MAP, DIRECTORY, FILE = "softprompt-models", "/etc/softprompt", "models.json"
 _GPU = "nvidia.com/gpu"
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
-_NO_TEXT = re.compile(r"[yYnN]|0o[0-7_]+|[-+]?[0-9][0-9_]*([eE][-+]?[0-9]+)?")
+_NO_TEXT = re.compile(r"[yYnN]|0o[0-7_]+|[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
 """Texts that Kubernetes' YAML parser would read as a truth value or a number, other than the one that writes them."""
 _RAY_BYTES = 3 << 30
 """Memory of a Ray node beside its worker: Ray's processes, and its object store in /dev/shm."""

@@ -80,6 +80,8 @@ def find_codes(blocks: torch.Tensor, smallest: int) -> tuple[torch.Tensor, torch
     if blocks.dtype != torch.bfloat16 or not _library().find_codes(*pointers, threads):
         return None
     numbers = numbers.half()
+    if not bool(numbers.isfinite().all()):  # beyond float16
+        return None
     return codes, numbers[:, :1], numbers[:, 1:]
 
 

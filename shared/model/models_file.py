@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from shared.config import ConfigError
 from shared.kernels.formats import Weights
@@ -54,6 +54,10 @@ def _check_amount(value: float) -> None:
         raise ValueError(f"{value:g} must be at most 1, or whole")
 
 
+_WHOLE = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+"""Takes 2.0 and 6.4e+09 for whole numbers: templates of Helm write large ones in this way."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
@@ -82,7 +86,7 @@ class Resources(_Strict):
     """GPUs: 0, a part of one, or a whole number. With several, the layers are spread over them."""
     num_cpus: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] | None = None
     """CPU cores: a part of one, or a whole number. Also the threads of a worker, of which it has at least one."""
-    memory_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 50)] | None = None
+    memory_bytes: Annotated[int, _WHOLE, Field(ge=1 << 20, le=1 << 50)] | None = None
     """Memory of the machine, without that of GPUs."""
     node_labels: Mapping[_LabelKey, _LabelValue] = {}
     """Labels that a Kubernetes node must have."""
@@ -102,9 +106,9 @@ class Resources(_Strict):
 class Workers(Resources):
     """The workers that train prompts for a base model."""
 
-    least: Annotated[int, Field(ge=0, le=1024)] = 0
+    least: Annotated[int, _WHOLE, Field(ge=0, le=1024)] = 0
     """Workers that are kept also without jobs, of all trainers that share a job database."""
-    most: Annotated[int, Field(ge=1, le=1024)] | None = None
+    most: Annotated[int, _WHOLE, Field(ge=1, le=1024)] | None = None
     """Most workers at once, of the same trainers; the setting `max_workers` limits all models together."""
     accelerator_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,63}$")] | None = None
     """Type of the GPU by Ray's name, such as A100 or H100."""
@@ -134,9 +138,9 @@ class Workers(Resources):
 class Replicas(Resources):
     """The replicas that serve a base model."""
 
-    least: Annotated[int, Field(ge=0, le=1000)] = 1
+    least: Annotated[int, _WHOLE, Field(ge=0, le=1000)] = 1
     """Replicas that are kept also without requests. With 0, the router holds the first request while one starts."""
-    most: Annotated[int, Field(ge=1, le=1000)] | None = None
+    most: Annotated[int, _WHOLE, Field(ge=1, le=1000)] | None = None
     """Most replicas; None: `least`, but at least 1."""
 
     @field_validator("num_gpus")

@@ -30,7 +30,7 @@ Answer = TypeVar("Answer")
 _ANSWER_SECONDS = 0.25
 _PAUSE_SECONDS = 1.0
 """Time between attempts while the server doesn't answer. Only one call waits for each attempt."""
-_REPORTED_SECONDS = 60.0
+_REPORTED_SECONDS = 900.0
 """Time after the last attempt for which the metric reports a server that does not answer."""
 _CHARGE_SECONDS = 0.1
 """How often the tokens of running calls are charged."""

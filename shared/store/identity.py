@@ -6,8 +6,9 @@ If a store's directory is deleted and created again under a running service, it 
 from __future__ import annotations
 
 import uuid
+from typing import Annotated
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from shared.errors import PreconditionFailed, Unavailable
 from shared.store.base import ObjectBackend
@@ -20,7 +21,7 @@ class StoreFile(BaseModel):
     """The content of `store.json`."""
 
     format: int
-    store_id: str
+    store_id: Annotated[str, Field(max_length=100)]
 
 
 class StoreIdentity:

@@ -86,7 +86,8 @@ def verify_store(
     replicas = ReplicaDirectory(backend).list()  # before the log, which thus has all that they have read
     index, findings = _read_log(backend)
     ahead = max(replicas, key=lambda replica: replica.revision, default=None)
-    if ahead is not None and ahead.revision > index.revision and not findings:
+    is_sound = not any(finding.is_problem for finding in findings)
+    if ahead is not None and ahead.revision > index.revision and is_sound:
         text = f"is missing: the replica {ahead.id} has read revision {ahead.revision}"
         findings.append(Finding("log", f"revision {index.revision + 1}", text))
     log_is_sound = not any(finding.is_problem and finding.kind != "snapshot" for finding in findings)
@@ -106,7 +107,8 @@ def verify_store(
         Finding("usage", info.key, "a trainer could not add this usage; its log says why", is_note=True)
         for info in backend.list(USAGE_REFUSED)
     ]
-    findings += _orphans(backend, index, grace_seconds)
+    if log_is_sound:  # else it does not say which blobs have a version
+        findings += _orphans(backend, index, grace_seconds)
     if repair and log_is_sound:
         findings = _repaired(backend, findings, grace_seconds)
     aliases = sum(len(prompt.aliases) for prompt in index.prompts.values())
@@ -117,25 +119,31 @@ def _read_log(backend: ObjectBackend) -> tuple[StoreIndex, list[Finding]]:
     """The state that the log leads to, as far as it can be read, and what is wrong with identity, log and snapshots."""
     log, entries = CommitLog(backend), backend.list(LOG)
     store_id, findings = _identity(backend)
-    snapshots, unsound = _snapshots(backend)
+    snapshots, changed, unsound = _snapshots(backend)
     findings += unsound
-    horizon = log.horizon()
-    index = snapshots.get(min((revision for revision in snapshots if revision >= horizon), default=0), StoreIndex())
-    if not horizon:
-        index = StoreIndex()
-    elif index.revision < horizon:
-        text = "has been truncated, and the snapshot of the truncated part can't be read"
-        return StoreIndex(), [*findings, Finding("log", LOG, text)]
+    horizon, index = log.horizon(), StoreIndex()
+    if horizon:
+        base = {revision: found for revision, found in snapshots.items() if revision >= horizon}
+        if not base:
+            text = "has been truncated, and no unchanged snapshot has the truncated part"
+            findings.append(Finding("log", LOG, text))
+            base = {revision: found for revision, found in changed.items() if revision >= horizon}
+        if not base:
+            return index, findings
+        index = base[min(base)]
     written_to: dict[str, list[int]] = {}
     numbers = {number for info in entries if (number := revision_in(info.key)) is not None}
-    for number in range(horizon + 1, max(numbers | snapshots.keys(), default=0) + 1):
-        subject = f"revision {number}"
+    previous = horizon
+    for number in sorted(number for number in numbers | snapshots.keys() if number > horizon):
+        if number > previous + 1:
+            findings.append(Finding("log", _revisions(previous + 1, number - 1), _MISSING))
+        previous, subject = number, f"revision {number}"
         try:
             data = backend.get(log_key(number), MAX_COMMIT_BYTES)
             if data is None and log.horizon() != horizon:
                 return _read_log(backend)  # truncated in the meantime
             if data is None:
-                findings.append(Finding("log", subject, "is missing, and there are later entries or snapshots"))
+                findings.append(Finding("log", subject, _MISSING))
             else:
                 commit = decode_commit(data, number)
                 written_to.setdefault(commit.store if (same := checksum_matches(data)) is not None else "", []).append(
@@ -156,6 +164,13 @@ def _read_log(backend: ObjectBackend) -> tuple[StoreIndex, list[Finding]]:
         elif index.revision == number and index != snapshot:
             findings.append(Finding("snapshot", snapshot_key(number), "says something else than the log"))
     return index, findings + list(_foreign(store_id, written_to))
+
+
+_MISSING = "is missing, and there are later entries or snapshots"
+
+
+def _revisions(first: int, last: int) -> str:
+    return f"revision {first}" if first == last else f"revisions {first} to {last}"
 
 
 def _identity(backend: ObjectBackend) -> tuple[str, list[Finding]]:
@@ -180,9 +195,9 @@ def _foreign(store_id: str, written_to: dict[str, list[int]]) -> Iterator[Findin
                 yield Finding("log", f"revision {number}", f"was written to another store, {other!r}")
 
 
-def _snapshots(backend: ObjectBackend) -> tuple[dict[int, StoreIndex], list[Finding]]:
-    """The snapshots that can be trusted, and what is wrong with the others."""
-    sound, findings = {}, []
+def _snapshots(backend: ObjectBackend) -> tuple[dict[int, StoreIndex], dict[int, StoreIndex], list[Finding]]:
+    """The snapshots that can be trusted, those that can be read but were changed, and what is wrong."""
+    sound, changed, findings = dict[int, StoreIndex](), dict[int, StoreIndex](), list[Finding]()
     for info in backend.list(SNAPSHOTS):
         if (revision := revision_in(info.key)) is None:
             continue
@@ -195,9 +210,10 @@ def _snapshots(backend: ObjectBackend) -> tuple[dict[int, StoreIndex], list[Find
             continue
         if checksum_matches(data) is False:
             findings.append(Finding("snapshot", info.key, "was changed after it was written: its checksum is another"))
+            changed[revision] = index
         else:
             sound[revision] = index
-    return sound, findings
+    return sound, changed, findings
 
 
 def _version(backend: ObjectBackend, record: VersionRecord) -> Finding | None:

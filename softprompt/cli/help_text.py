@@ -44,7 +44,8 @@ def names(item: Any) -> str:
     if item.param_type_name == "argument":
         return argument_name(item)
     kind = "" if item.is_flag else f" {item.metavar or _kind(item)}"
-    return ", ".join([*item.opts, *item.secondary_opts]) + kind
+    options = sorted([*item.opts, *item.secondary_opts], key=lambda name: not name.startswith("--"))
+    return ", ".join(options) + kind
 
 
 def meaning(item: Any) -> str:

@@ -67,7 +67,7 @@ def json_document(text: str, rows: Rows) -> Generator[Row]:
                 return
     if is_array and position >= len(text):
         yield Row(number, Unusable("the file ends inside the array: it is cut off", kind="json"))
-    elif is_array and _skip(text, position + 1) < len(text):
+    elif is_array and text[position + 1 :].strip(_SPACE + "\x00\x1a"):  # old editors end a file with these
         yield Row(number, Unusable("text follows the end of the array: it is not read", kind="json"))
 
 

@@ -24,15 +24,20 @@ def settings_of(request: Request) -> GatewaySettings:
     return settings
 
 
-async def read_model(request: Request, model: type[Model]) -> Model:
+async def read_model(request: Request, model: type[Model], *, may_be_missing: bool = False) -> Model:
     """The JSON body as a model. Raises ApiError, and pydantic's ValidationError naming the parameter."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # a browser sends other types to any address without asking it first
-        raise wrong_type("JSON", "application/json", kind)
     settings = settings_of(request)
     content = bytearray()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = kind == "application/json"  # a browser sends other types to any address without asking it first
+    if not is_json and not may_be_missing:
+        raise wrong_type("JSON", "application/json", kind)
     async for chunk in bounded_stream(request, settings.max_body_bytes, settings.body_seconds):
         content += chunk
+    if may_be_missing and not content:
+        return model()
+    if not is_json:
+        raise wrong_type("JSON", "application/json", kind)
     value = _parsed(bytes(content))
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")

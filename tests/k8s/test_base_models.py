@@ -234,14 +234,16 @@ def test_the_command_prints_what_kubectl_takes_and_names_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = CliRunner(monkeypatch, capsys)
-    odd = [{**SMALL, "id": id} for id in ("1e5", "y", "012", "on")]  # no texts for Kubernetes, if they are not quoted
+    odd = [
+        {**SMALL, "id": id} for id in ("1e5", "1.5e3", "y", "012", "on")
+    ]  # no texts for Kubernetes, if they are not quoted
     (tmp_path / "models.json").write_text(json.dumps({"models": [SMALL, LARGE, *odd]}))
     (tmp_path / "overlay.yaml").write_text(yaml.safe_dump_all(render("ha").objects))
     command = ["models", "manifests", "--file", str(tmp_path / "models.json")]
     printed = run(*command, str(tmp_path / "overlay.yaml"))
     assert list(base_models.check(Manifests(list(yaml.safe_load_all(printed.out))))) == []
     ids = set(re.findall(rf"{BASE_MODEL_LABEL}: (.*)", printed.out))
-    assert ids == {"small", "large.v1_x", '"1e5"', '"y"', '"012"', "'on'"}
+    assert ids == {"small", "large.v1_x", '"1e5"', '"1.5e3"', '"y"', '"012"', "'on'"}
     for content, expected in (
         ("a: [", "can't be read as YAML"),
         ("- a", "must consist of Kubernetes objects"),

@@ -139,7 +139,8 @@ HIDDEN int64_t prepared_bytes(const Weights *weights, int64_t rows) {
 }
 
 HIDDEN int64_t most_prepared_bytes(int64_t rows, int64_t in) {
-  int64_t whole = (in + BLOCK - 1) / BLOCK * BLOCK, floats = float_bytes(rows, in), blocks = block_bytes(rows, whole);
+  int64_t whole = (in + BLOCK - 1) / BLOCK * BLOCK, blocks = block_bytes(rows, whole);
+  int64_t floats = (rows + PANEL - 1) / PANEL * PANEL * in * (int64_t)sizeof(float); /* fewer inputs may not be in tiles */
   return floats > blocks ? floats : blocks;
 }
 

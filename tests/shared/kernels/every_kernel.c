@@ -161,7 +161,7 @@ static Weights matrix(int64_t in, int64_t out, int biased) {
 }
 
 static void whole(int64_t tokens) {
-  enum { HIDDEN = 96, HEADS = 4, KV_HEADS = 2, WIDTH = 32, INNER = 128, SLOTS = 40, MAX_ROWS = 3, VOCAB = 48 };
+  enum { HIDDEN = 112, HEADS = 4, KV_HEADS = 2, WIDTH = 32, INNER = 128, SLOTS = 40, MAX_ROWS = 3, VOCAB = 48 };
   const int64_t rows[] = {2, 2, 0, 1, 1}, positions[] = {3, 4, 38, 0, 16}, wanted[] = {4, 0};
   Layer layers[2];
   Norm none = {0};

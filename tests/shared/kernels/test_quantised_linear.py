@@ -58,6 +58,7 @@ def test_a_dequantised_matrix_is_found_bit_by_bit(kind: QuantisedFormat) -> None
         rounding = stored.float().abs() / 64 + stored.float().abs().amax(1, keepdim=True) / 2**16
         assert (differences <= (0 if ops.expands_blocks(stored.shape[1]) else rounding)).all()
         assert restore(weight.bfloat16()) is None, "never quantised"
+        assert restore(stored * 2.0**40) is None, "beyond float16"
         stored[40, stored[40, :32].abs().argmin()] = stored[40, :32].abs().max() * 10.5 / 127
         assert restore(stored) is None, "one weight differs"
 

@@ -32,7 +32,7 @@ def test_it_names_the_resources_of_each_model(tmp_path: Path) -> None:
             "most": 4,
             "num_gpus": 0.5,
             "num_cpus": 3,
-            "memory_bytes": 1 << 30,
+            "memory_bytes": float(1 << 30),  # as Helm writes it
             "accelerator_type": "H100",
             "ray_resources": {"nvme": 2},
             "ray_labels": {"ray.io/market-type": "!in(spot,x)"},

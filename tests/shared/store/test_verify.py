@@ -145,6 +145,12 @@ def lose_the_last_entry(backend: ObjectBackend) -> None:
     backend.delete(log_key(6))
 
 
+def lose_the_last_entry_of_an_upgraded_store(backend: ObjectBackend) -> None:
+    entry = json.loads(backend.get(log_key(1), 1 << 20) or b"")
+    backend.put(log_key(1), json.dumps({name: entry[name] for name in entry.keys() - {"checksum", "store"}}).encode())
+    lose_the_last_entry(backend)
+
+
 def change_a_snapshot(backend: ObjectBackend) -> None:
     PromptStore(backend).write_snapshot()
     in_object(backend, snapshot_key(6), b'"deleted_at":"2', b'"deleted_at":"1')
@@ -183,6 +189,11 @@ DAMAGE: dict[str, tuple[Callable[[ObjectBackend], None], tuple[str, str]]] = {
     ),
     "no store.json": (lambda backend: backend.delete(STORE_KEY), ("store", STORE_KEY)),
     "the last entry": (lose_the_last_entry, ("log", "revision 6")),
+    "the last entry after an upgrade": (lose_the_last_entry_of_an_upgraded_store, ("log", "revision 6")),
+    "a stray number": (
+        lambda backend: backend.put(log_key(10**11), backend.get(log_key(6), 1 << 20) or b""),
+        ("log", f"revisions 7 to {10**11 - 1}"),
+    ),
     "an entry of another store": (
         lambda backend: in_object(backend, log_key(3), b'"store":"', b'"store":"0'),
         ("log", "revision 3"),
@@ -222,6 +233,18 @@ def test_a_store_of_an_earlier_build_is_sound_with_a_note() -> None:
     assert [finding.text for finding in found.findings] == [
         "3 entries of an earlier build have no checksum: changes in them can't be found"
     ]
+
+
+def test_a_changed_snapshot_of_a_truncated_log_leaves_the_blobs_checked(
+    store: PromptStore, backend: ObjectBackend
+) -> None:
+    store.truncate_log(keep=1)
+    for info in backend.list("snapshot/"):
+        in_object(backend, info.key, b'"num_virtual_tokens":', b'"num_virtual_tokens":1')
+    found = verify_store(backend, repair=True)
+    assert found.versions == 3
+    assert {kind for kind, _ in problems(found)} >= {"snapshot", "log"}
+    assert not any(finding.kind == "orphan" or finding.repaired for finding in found.findings)
 
 
 def test_a_missing_entry_between_others_is_found(store: PromptStore, backend: ObjectBackend) -> None:
