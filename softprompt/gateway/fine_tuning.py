@@ -94,18 +94,18 @@ async def list_jobs(request: Request, backend: Backend) -> Response:
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
-    previous = _previous(after) if after else ""
+    previous = await _previous(backend, after) if after else ""
     jobs = await backend.client.list_jobs(annotations=wanted, after=previous, limit=limit + 1)
     rate = await backend.recipe_rate()
     return JSONResponse(paging.listed([job_object(job, rate) for job in jobs], limit))
 
 
-def _previous(id: str) -> str:
-    """The last job of the previous page, which may have been deleted since."""
+async def _previous(backend: Backend, id: str) -> str:
+    """The last job of the previous page."""
     try:
-        return job_name(id)
-    except ApiError:
-        raise bad_value("after", f"{id[:100]!r} is not the id of a job") from None
+        return (await backend.client.get_job(job_name(id))).name
+    except (ApiError, NotFound):
+        raise bad_value("after", f"{id[:100]!r} is not the id of one of your jobs") from None
 
 
 @endpoint("fine_tuning.jobs.retrieve")

@@ -229,10 +229,10 @@ def test_an_interrupted_stream_is_cancelled_and_exits_130(here: Services) -> Non
     wait_until(here.inference.stream_ended.is_set)
 
 
-def test_models_pull_prints_the_directory(cli: CliRunner, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    assert cli("models", "pull", str(tmp_path)).out == f"{tmp_path}\n"
-    assert cli("models", "pull", str(tmp_path), "--json").json == [{"name": str(tmp_path), "path": str(tmp_path)}]
+def test_models_pull_prints_the_directory(cli: CliRunner, tiny_model_dir: Path) -> None:
+    path = str(tiny_model_dir)
+    assert cli("models", "pull", path).out == f"{path}\n"
+    assert cli("models", "pull", path, "--json").json == [{"name": path, "path": path}]
     outcome = cli("models", "pull", "/no/such/model")
     assert outcome.code == 3
     assert "smollm2-135m-instruct" in outcome.err
