@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -40,9 +41,9 @@ class PackedWeights:
     in_features: int
     out_features: int
 
-    @property
+    @cached_property
     def struct(self) -> library.Weights:
-        """What the kernels read; valid as long as this object."""
+        """What the kernels read; valid as long as this object. Made once, because a step calls hundreds of products."""
         bias = None if self.bias is None else self.bias.data_ptr()
         return library.Weights(self.panels.data_ptr(), bias, self.in_features, self.out_features, self.bits)
 
@@ -64,7 +65,7 @@ def linear(x: torch.Tensor, weights: PackedWeights) -> torch.Tensor:
 
 
 def expands_blocks(inputs: int) -> bool:
-    """Whether products of so many inputs have the same bits with weights in blocks as with the same in bfloat16."""
+    """Whether a product with `inputs` inputs has the same bits from weights in blocks as from weights in bfloat16."""
     return bool(_library().expands_blocks(inputs))
 
 

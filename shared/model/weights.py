@@ -70,8 +70,9 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
 
 
 def _check_plain(path: Path, name: str, model: Any, unexpected: Iterable[str]) -> None:
-    """Raises PreconditionFailed for weights that mean something else than the numbers that were loaded, as those of a
-    quantised model or of a layer with a bias do if config.json does not say so. Other heads' weights may be there.
+    """Raises PreconditionFailed if the files have weights that the loaded model ignores although they change its
+    results: codes and scales of a quantised model, or biases, of which config.json says nothing. Weights of other heads
+    are allowed.
     """
     from safetensors import safe_open
 

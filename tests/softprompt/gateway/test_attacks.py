@@ -123,7 +123,7 @@ async def test_a_client_that_reads_nothing_is_disconnected(
             await loop.sock_connect(client, ("127.0.0.1", gateway.port))
             asked = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
             with suppress(ConnectionResetError, BrokenPipeError):
-                while True:  # pipelined requests whose answers nobody reads
+                while True:  # pipelined requests; this client never reads an answer
                     await loop.sock_sendall(client, asked)
                     await asyncio.sleep(0.01)
 

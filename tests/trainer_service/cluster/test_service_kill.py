@@ -22,7 +22,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def trainer(tmp_path: Path, tiny_model_dir: Path) -> Iterator[TrainerProcess]:
-    # Ray itself would join what this variable names; the service starts a cluster of its own.
+    # Ray would join the cluster that this variable names. The service must ignore it and start its own cluster.
     elsewhere = {"RAY_ADDRESS": "127.0.0.1:1"}
     process = TrainerProcess(tmp_path, tiny_model_dir, environment=elsewhere, LOG_FORMAT="json")
     yield process
