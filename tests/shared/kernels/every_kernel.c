@@ -53,6 +53,8 @@ typedef struct {
 int decoder_step(const Decoder *, uint16_t *, const uint16_t *, const uint16_t *, const int64_t *, const int64_t *,
                  int64_t, const int64_t *, int64_t, uint16_t *, int);
 int linear(const Weights *, const uint16_t *, uint16_t *, int64_t, int);
+int64_t prepared_bytes(const Weights *, int64_t);
+int64_t most_prepared_bytes(int64_t, int64_t);
 int find_codes(const uint16_t *, int64_t, int, uint8_t *, float *, int);
 int cached_attention(const uint16_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *, uint16_t *,
                      const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
@@ -244,7 +246,18 @@ static void found(int smallest) {
   print("restored", -smallest, results, SIZE, 0);
 }
 
+/* Memory for the inputs of any product is enough for narrower ones, which may have another form. */
+static void sizes(void) {
+  for (int64_t in = 16; in <= 128; in += 16)
+    for (int64_t bits = in % 32 ? 16 : 4; bits <= 16; bits *= 2)
+      for (int64_t rows = 1; rows < 200; rows += 53) {
+        Weights weights = {NULL, NULL, in, 16, bits};
+        if (prepared_bytes(&weights, rows) > most_prepared_bytes(rows, 128)) abort();
+      }
+}
+
 int main(void) {
+  sizes();
   for (int i = 0; i < 3; i++) found(i == 0 ? 0 : i == 1 ? -8 : -128);
   products();
   for (int64_t rows = 1; rows < 50; rows += 3 * rows) quantised(4, rows), quantised(8, rows);
