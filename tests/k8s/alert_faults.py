@@ -86,8 +86,11 @@ class Fault:
 
     async def queue_grows_older(self) -> None:
         """Until the oldest queued job has waited for longer."""
-        age = await self.value("softprompt_trainer_oldest_queued_seconds")
-        await self.until("softprompt_trainer_oldest_queued_seconds", age + 0.1)
+        await self.rises("softprompt_trainer_oldest_queued_seconds", 0.1)
+
+    async def rises(self, metric: str, by: float = 1, **labels: str) -> None:
+        """Wait until a series is above its present value, whatever that is by now."""
+        await self.until(metric, await self.value(metric, **labels) + by, **labels)
 
     async def _has_moved(self, contact: float) -> bool:
         assert self.replica is not None

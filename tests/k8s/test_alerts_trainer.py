@@ -50,10 +50,7 @@ async def test_no_worker_comes_within_the_time_for_a_launch(faults: Any) -> None
         await create_job(fault.trainer)
         failures = "softprompt_trainer_launch_failures_total"
         await fault.until(failures, 1, reason="no_place")
-
-        async def minute() -> None:
-            await fault.until(failures, 2, reason="no_place")
-
+        minute = partial(fault.rises, failures, reason="no_place")
         assert await fault.fires(90, minute) == {"SoftpromptJobsWaitWithoutWorkers", "SoftpromptWorkersDontStart"}
 
 
@@ -65,11 +62,7 @@ async def test_workers_that_can_t_load_their_model(faults: Any) -> None:
         await create_job(fault.trainer)
         failures = "softprompt_trainer_launch_failures_total"
         await fault.until(failures, 1, reason="lost")
-
-        async def minute() -> None:
-            await fault.until(failures, 2, reason="lost")
-
-        assert await fault.fires(10, minute) == {"SoftpromptWorkersDontStart"}
+        assert await fault.fires(10, partial(fault.rises, failures, reason="lost")) == {"SoftpromptWorkersDontStart"}
 
 
 async def test_a_base_model_that_is_missing(faults: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -128,12 +121,9 @@ async def test_a_prompt_store_that_is_away(faults: Any) -> None:
         job = await create_job(fault.trainer, **job_that("plain", hyperparameters=steps))
         await first_step(fault.trainer.tuning, job.name)
         store.rename(store.with_name("away"))
-        await fault.until("softprompt_trainer_publish_failures_total", 1)
-
-        async def minute() -> None:
-            await fault.until("softprompt_trainer_publish_failures_total", 2)
-
-        found = await fault.fires(35, minute)
+        failures = "softprompt_trainer_publish_failures_total"
+        await fault.until(failures, 1)
+        found = await fault.fires(35, partial(fault.rises, failures))
         assert found == {"SoftpromptPublishFails", "SoftpromptTrainerStoreUnreachable"}
         shutil.rmtree(store, ignore_errors=True)
         store.with_name("away").rename(store)
@@ -179,11 +169,7 @@ async def test_old_things_that_can_t_be_removed(faults: Any) -> None:
         other.execute("BEGIN IMMEDIATE")  # a backup that hangs: the service reads on, and writes nothing
         failed = "softprompt_trainer_retention_rounds_total"
         await fault.until(failed, 1, outcome="failed")
-
-        async def minute() -> None:
-            await fault.until(failed, 1 + await fault.value(failed, outcome="failed"), outcome="failed")
-
-        assert await fault.fires(140, minute) == {"SoftpromptRetentionFails"}
+        assert await fault.fires(140, partial(fault.rises, failed, outcome="failed")) == {"SoftpromptRetentionFails"}
         other.close()
 
 
