@@ -1,6 +1,7 @@
 /* Calls every kernel on fixed numbers and prints the results: a line `name number number ...` for each.
  *
  * Numbers are printed as the bits of float32, so that programs for different processors can be compared exactly. */
+#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
