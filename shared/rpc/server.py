@@ -2,6 +2,8 @@
 
 Health services: "" and each service's full name (for load balancers and clients), `live` (the process answers) and
 `ready` (it can serve). `live` and `ready` are separate so that Kubernetes restarts only processes that are stuck.
+
+Each new TLS handshake uses the newest certificate; open connections keep theirs.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, Gauge
 from prompttuning.v1 import relay_pb2_grpc
 
 from shared.config import RpcSettings
@@ -28,8 +31,7 @@ from shared.rpc.late import LateServices
 from shared.rpc.metrics import RpcMetrics
 from shared.rpc.ports import check_port
 from shared.rpc.relay import RelayServicer
-from shared.rpc.tls import server_credentials
-from shared.security.certificates import TlsFiles
+from shared.security.certificates import CertificateReader, TlsFiles, TlsMaterial
 from shared.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,28 @@ _LEAVING_SECONDS = 1.0
 """Time for clients that watch health to switch to other replicas, at the start of a drain."""
 
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def server_credentials(files: TlsFiles, metrics: CollectorRegistry | None = None) -> grpc.ServerCredentials:
+    """Credentials that follow the files. Raises ConfigError if the files are invalid now; later errors are logged."""
+    expiry = Gauge(
+        "softprompt_tls_certificate_expiry_timestamp_seconds", "When the served certificate expires.", registry=metrics
+    )
+    reader = CertificateReader(files, lambda material: expiry.set(material.expires.timestamp()))
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        material = reader.renewed()
+        return None if material is None else _configuration(material)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(reader.material),
+        renewed,  # type: ignore[arg-type]  # the stubs don't know that None means unchanged
+        require_client_authentication=files.client_ca is not None,
+    )
+
+
+def _configuration(material: TlsMaterial) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(material.key, material.certificate)], material.client_ca)
 
 
 class RpcServer:

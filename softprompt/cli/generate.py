@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shared.values.sampling import Sampling
 from softprompt.cli.options import InferenceOption, JsonOption, example, open_client
-from softprompt.cli.output import print_json, show, stderr, table
+from softprompt.cli.output import print_json, show, stderr, stdout, table
 from softprompt.cli.sampling import with_sampling_options
 from softprompt.cli.text_input import read_input
 from softprompt.types.generation import GenerationEnd, GenerationStart
@@ -95,8 +96,6 @@ def generate(
         return
     assert text is not None
     if others:
-        from softprompt.cli.side_by_side import compare_answers
-
         with open_client(inference=inference) as client:
             options = {"sampling": sampling, "routing_key": routing_key, "truncate": truncate}
             compare_answers(client, read_input(text), {prompt or "base": prompt, **others}, options, as_json=as_json)
@@ -163,3 +162,34 @@ def classify(
     for score in sorted(scores.scores, key=lambda score: -score.probability):
         made.add_row(score.candidate, f"{score.probability:.4f}")
     show(made)
+
+
+if TYPE_CHECKING:
+    from softprompt.client.sync_client import Client
+
+_COLUMN_CHARS = 32
+"""A terminal with fewer characters for each answer shows them one after the other."""
+
+
+def compare_answers(
+    client: Client, question: str, references: Mapping[str, str], options: Mapping[str, Any], *, as_json: bool
+) -> None:
+    """Ask each reference, given by its title, and show all answers."""
+    answers = {title: client.generate(question, prompt=reference, **options) for title, reference in references.items()}
+    if as_json:
+        for title, answer in answers.items():
+            print_json({"prompt": title, "generation": answer})
+        return
+    titles = [
+        f"{title} ({answer.start.version.rpartition('/')[2] or 'bare model'})" for title, answer in answers.items()
+    ]
+    texts = [answer.text.strip() or answer.why_empty for answer in answers.values()]
+    console = stdout()
+    if console.is_terminal and console.width >= _COLUMN_CHARS * len(texts):
+        beside = table(*titles)
+        beside.padding = (0, 2)
+        beside.add_row(*texts)
+        show(beside)
+        return
+    for heading, text in zip(titles, texts, strict=True):
+        show(f"--- {heading}\n{text}")

@@ -18,7 +18,6 @@ from shared.process.call_pool import CallPool
 from trainer_service.cluster.interface import WorkerMemory
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.memory_use import MemoryUse
 from trainer_service.jobs.model import EventPayload, Job
 from trainer_service.jobs.preparation import Preparation
 from trainer_service.jobs.record import Record
@@ -26,6 +25,22 @@ from trainer_service.jobs.store.files import JobFiles
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.pools import TrainerPools
 from trainer_service.training.events import TrainingEvent
+
+
+class MemoryUse:
+    """The largest use that this replica has seen since its start. Used in the event loop."""
+
+    def __init__(self) -> None:
+        self._most: dict[str, int] = {}
+
+    def observe(self, base_model: str, num_jobs: int, used_bytes: int) -> None:
+        """Records a worker's memory while it runs `num_jobs` jobs; ignores a worker that only holds the model."""
+        if num_jobs:
+            self._most[base_model] = max(used_bytes, self._most.get(base_model, 0))
+
+    def most_bytes(self, base_model: str) -> int | None:
+        """The largest use with at least one job, including the model; None before the first."""
+        return self._most.get(base_model)
 
 
 class JobsObserver(Protocol):
