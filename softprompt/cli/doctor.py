@@ -26,8 +26,8 @@ from softprompt.local import machine_checks as machine
 from softprompt.local.machine_checks import Finding
 
 if TYPE_CHECKING:
-    from softprompt.types.generation import ModelInfo
-    from softprompt.types.service import ServiceInfo
+    from shared.values.generation import ModelInfo
+    from shared.values.service import ServiceInfo
 
 T = TypeVar("T")
 _SERVICE_SECONDS = 5.0

@@ -10,7 +10,7 @@ from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, e
 from softprompt.cli.output import local_time, print_json, show, table
 
 if TYPE_CHECKING:
-    from softprompt.types.prompts import Alias, PromptChange, VersionStatus
+    from shared.values.prompts import Alias, PromptChange, VersionStatus
 
 
 def register(app: typer.Typer) -> None:
@@ -103,7 +103,7 @@ def watch(
 
 
 def _change_text(change: PromptChange) -> str:
-    from softprompt.types.prompts import AliasSet, Deleted, Published, Snapshot
+    from shared.values.prompts import AliasSet, Deleted, Published, Snapshot
 
     match change:
         case Snapshot(prompts=prompts):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shared.values.generation import GenerationEnd, GenerationStart
 from shared.values.sampling import Sampling
 from softprompt.cli.options import InferenceOption, JsonOption, example, open_client
 from softprompt.cli.output import print_json, show, stderr, stdout, table
 from softprompt.cli.sampling import with_sampling_options
 from softprompt.cli.text_input import read_input
-from softprompt.types.generation import GenerationEnd, GenerationStart
 
 TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="The input; - reads standard input.")]
 RoutingOption = Annotated[

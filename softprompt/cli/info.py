@@ -13,9 +13,9 @@ from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, e
 from softprompt.cli.output import print_json, show
 
 if TYPE_CHECKING:
-    from softprompt.types.common import BaseModelInfo
-    from softprompt.types.generation import ModelInfo
-    from softprompt.types.service import ServiceInfo
+    from shared.values.base_model import BaseModelInfo
+    from shared.values.generation import ModelInfo
+    from shared.values.service import ServiceInfo
 
 T = TypeVar("T")
 

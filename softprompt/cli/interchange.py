@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from shared.values.enums import TemplateFormat
+from shared.values.template import Template
 from softprompt.cli.data import LabelsOption, label_set
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show, stderr
 from softprompt.display.transfer import transfer_display
-from softprompt.types.common import Template, TemplateFormat
 
 
 def register(app: typer.Typer) -> None:

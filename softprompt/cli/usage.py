@@ -13,7 +13,7 @@ from softprompt.cli.options import JsonOption, TrainerOption, example, open_clie
 from softprompt.cli.output import print_json, show, table
 
 if TYPE_CHECKING:
-    from softprompt.types.usage import BudgetStatus, UsageRow
+    from shared.values.usage import BudgetStatus, UsageRow
 
 _SUMS = (
     ("requests", "REQUESTS"),

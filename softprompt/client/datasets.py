@@ -15,14 +15,13 @@ from prompttuning.v1 import tuning_pb2
 
 from shared.errors import InvalidInput, NotFound, PermissionDenied, Unimplemented
 from shared.location import Location
+from shared.values.datasets import StoredDataset, UploadedDataset
 from shared.violations import moved
 from shared.wire.mirror import fill, read
 from softprompt.client.connection import Connection
 from softprompt.client.paging import all_pages
 from softprompt.data.prepare import checked_labels, prepare
-from softprompt.types.data import DATASET, PreparedData
-from softprompt.types.datasets import StoredDataset, UploadedDataset
-from softprompt.types.spec import Dataset
+from softprompt.types.data import DATASET, Dataset, PreparedData
 
 SLOWEST_BYTES_PER_SECOND = 64 << 10
 """The default deadline of an upload allows for a connection that is this slow."""

@@ -14,6 +14,18 @@ from prompttuning.v1 import generation_pb2
 
 from shared.errors import DeadlineExceeded, InvalidInput, NotFound, Overloaded, PreconditionFailed, SoftPromptError
 from shared.names import parse_version_name, version_name
+from shared.values.enums import LoadedState
+from shared.values.generation import (
+    CandidateScore,
+    Generation,
+    LoadedPrompt,
+    LoadedPrompts,
+    ModelInfo,
+    Scores,
+    TokenCount,
+)
+from shared.values.sampling import Sampling
+from shared.values.template import Template
 from shared.wire.mirror import fill, read
 from shared.wire.sampling import write_sampling
 from softprompt.client.chat import AsyncChat
@@ -23,19 +35,7 @@ from softprompt.client.stream import GenerationStream
 from softprompt.client.sync_methods import SyncMethods, blocking
 from softprompt.data.inputs import inputs_of
 from softprompt.data.problems import Unusable
-from softprompt.types.common import Sampling, Template
-from softprompt.types.generation import (
-    CandidateScore,
-    Generation,
-    GenerationOutcome,
-    Input,
-    LoadedPrompt,
-    LoadedPrompts,
-    LoadedState,
-    ModelInfo,
-    Scores,
-    TokenCount,
-)
+from softprompt.types.generation import GenerationOutcome, Input
 from softprompt.types.keywords import SamplingKeywords, sampling_with
 
 Inputs = Iterable[Input | Mapping[str, Any]] | Any

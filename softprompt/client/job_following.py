@@ -12,6 +12,7 @@ from typing import cast
 import grpc
 from prompttuning.v1 import tuning_pb2
 
+from shared.values.enums import JobState
 from shared.wire.mirror import fill, read
 from softprompt.client.connection import Connection
 from softprompt.client.resuming import Contact, Interrupted, Silence, interruption_of, messages
@@ -19,7 +20,7 @@ from softprompt.display.notebook import notebook_progress
 from softprompt.errors import JobFailed
 from softprompt.types.events import JobEvent, StateChanged
 from softprompt.types.history import JobHistory, history_of
-from softprompt.types.jobs import JobState, TuningJob
+from softprompt.types.jobs import TuningJob
 
 
 async def watch(connection: Connection, name: str, after: int, reconnect_seconds: float) -> AsyncIterator[JobEvent]:

@@ -17,6 +17,19 @@ from prompttuning.v1 import prompts_pb2
 
 from shared.errors import DamagedBlob
 from shared.process.user_cache import expanded
+from shared.values.prompts import (
+    Alias,
+    AliasSet,
+    AliasTarget,
+    Deleted,
+    Prompt,
+    PromptChange,
+    PromptStatus,
+    Published,
+    Snapshot,
+    VersionStatus,
+)
+from shared.values.template import Template
 from shared.wire.mirror import fill, read, write
 from softprompt.client.connection import Connection
 from softprompt.client.paging import all_pages
@@ -25,20 +38,7 @@ from softprompt.client.sync_methods import SyncMethods, blocking
 from softprompt.client.verdict import VERDICT_SECONDS, first_verdict, served_by_all
 from softprompt.interchange.adapter import write_adapter
 from softprompt.interchange.source import ImportSource
-from softprompt.types.common import Template
-from softprompt.types.prompts import (
-    Alias,
-    AliasSet,
-    AliasTarget,
-    Deleted,
-    Prompt,
-    PromptChange,
-    PromptStatus,
-    PromptVersion,
-    Published,
-    Snapshot,
-    VersionStatus,
-)
+from softprompt.types.prompts import PromptVersion
 
 CHUNK_BYTES = 512 << 10
 DOWNLOAD_SECONDS = 300.0

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from shared.values.sampling import Sampling
 from softprompt.client.async_client import AsyncClient
 from softprompt.demo.answers import AnswerTable
 from softprompt.demo.plan import DemoPlan
-from softprompt.types.common import Sampling
 
 
 def unseen_inputs(file: Path, count: int) -> list[str]:

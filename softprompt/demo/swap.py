@@ -9,12 +9,12 @@ import asyncio
 from dataclasses import dataclass, field, replace
 
 from shared.errors import DeadlineExceeded
+from shared.values.generation import FinishReason, Generation, GenerationEnd, GenerationStart
+from shared.values.sampling import Sampling
 from softprompt.client.async_client import AsyncClient
 from softprompt.demo.answers import AnswerTable
 from softprompt.demo.promises import Promises
 from softprompt.demo.undisturbed import compare
-from softprompt.types.common import Sampling
-from softprompt.types.generation import FinishReason, Generation, GenerationEnd, GenerationStart
 
 RESOLVE_SECONDS = 60.0
 POLL_SECONDS = 0.05

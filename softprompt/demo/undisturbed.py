@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.prompt.divergence import FLOAT32_NATS, tied_within
-from softprompt.types.generation import GenerationDelta
+from shared.values.generation import GenerationDelta
 
 TIE_NATS = tied_within(FLOAT32_NATS)
 """0.009 nats, from the error model of the golden records: rounding in float32 exchanges no tokens farther apart."""

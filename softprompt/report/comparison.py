@@ -7,12 +7,12 @@ from dataclasses import fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from shared.values.hyperparameters import Hyperparameters
 from softprompt.report.words import interval, number
-from softprompt.types.spec import Hyperparameters
 
 if TYPE_CHECKING:
+    from shared.values.hyperparameters import Init
     from softprompt.types.report import JobReport
-    from softprompt.types.spec import Init
 
 Rows = Mapping[str, Sequence[str]]
 """A text for each report, by the row's name."""

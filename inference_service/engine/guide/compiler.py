@@ -46,8 +46,8 @@ _CONTROL_MARK = 0xFF
 
 
 class _Tokenizer:
-    """What `TokenizerWrapper` wants: the bytes of every token, and the tokens of a text, which never become control
-    tokens. The bytes are those that the detokenizer writes, so a guide holds for exactly the text that a stream carries.
+    """What `TokenizerWrapper` wants: the bytes of every token, and the tokens of a text, none of which are control
+    tokens. The bytes are those that the detokenizer writes, so a guide holds for exactly the text of a stream.
     """
 
     bos_token_id = None
