@@ -2,6 +2,6 @@
 
 `server` listens, renews certificates, drains and stops; `late` lets it listen before its services are there.
 `interceptors` is around every call and uses `guard` (authentication, permissions, limits, audit), `metrics` and
-`errors`; `messages` reads requests, `health` and `ports` are for operators. Knows no service: handlers and settings
+`errors`; `messages` reads requests, `ports` is for operators. Knows no service: handlers and settings
 come from the server of each service. Permissions come from `shared.security`.
 """
