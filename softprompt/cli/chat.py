@@ -20,14 +20,12 @@ from softprompt.cli.sampling import with_sampling_options
 if TYPE_CHECKING:
     from softprompt.client.chat import Chat
 
+app = typer.Typer()
+
 _COMMANDS = {"/reset": "forget the conversation", "/exit": "end (as Ctrl-D does)", "/help": "show these commands"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt chat support-tone --temperature 0.2"))(chat)
-
-
+@app.command(epilog=example("softprompt chat support-tone --temperature 0.2"))
 @with_sampling_options
 def chat(
     prompt: Annotated[str, typer.Argument(metavar="NAME", help=f"{REFERENCE_HELP}. Left out: the bare model.")] = "",

@@ -26,14 +26,12 @@ from softprompt.cli.job_options import (
 from softprompt.cli.options import JsonOption, TrainerOption, example
 from softprompt.data.distillation import distillation_examples
 
+app = typer.Typer()
+
 STUDY = "Self-study"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt distill handbook.txt --prompt support --questions inputs.txt"))(distill)
-
-
+@app.command(epilog=example("softprompt distill handbook.txt --prompt support --questions inputs.txt"))
 @with_template(STUDY)
 @with_hyperparameters(TRAINING)
 def distill(

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from shared.values.generation import ModelInfo
     from shared.values.service import ServiceInfo
 
+app = typer.Typer()
+
 T = TypeVar("T")
 _SERVICE_SECONDS = 5.0
 _GATEWAY = f"http://127.0.0.1:{DEFAULT_GATEWAY_PORT}"
@@ -37,11 +39,7 @@ MAX_SKEW_SECONDS = 5.0
 STORE_VARIABLES = ("SOFTPROMPT_INFERENCE_STORE_URL", "SOFTPROMPT_TRAINER_STORE_URL")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt doctor --json"))(doctor)
-
-
+@app.command(epilog=example("softprompt doctor --json"))
 def doctor(
     data: Annotated[Path, typer.Option(help="Directory of `softprompt up`.")] = Path("softprompt-data"),
     as_json: JsonOption = False,

@@ -15,23 +15,24 @@ from softprompt.cli.output import print_json, show, stderr, stdout, table
 from softprompt.cli.sampling import with_sampling_options
 from softprompt.cli.text_input import read_input
 
+if TYPE_CHECKING:
+    from softprompt.client.sync_client import Client
+
+app = typer.Typer()
 TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="The input; - reads standard input.")]
 RoutingOption = Annotated[
     str,
     typer.Option(metavar="KEY", help="If an alias names several versions, the same key always gets the same version."),
 ]
 FILE = "A file of inputs"
+_COLUMN_CHARS = 32
+"""A terminal with fewer characters for each answer shows them one after the other."""
 REFERENCE_HELP = "NAME (its default alias), NAME@ALIAS or NAME@7"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.command(
-        epilog=example('softprompt generate --prompt product-descriptions "wireless mouse, 2.4 GHz, 18 months battery"')
-    )(generate)
-    app.command(epilog=example('softprompt classify --prompt review-sentiment "It broke after a day."'))(classify)
-
-
+@app.command(
+    epilog=example('softprompt generate --prompt product-descriptions "wireless mouse, 2.4 GHz, 18 months battery"')
+)
 @with_sampling_options
 def generate(
     text: Annotated[
@@ -142,6 +143,7 @@ def _show_statistics(start: GenerationStart, end: GenerationEnd) -> None:
     )
 
 
+@app.command(epilog=example('softprompt classify --prompt review-sentiment "It broke after a day."'))
 def classify(
     text: TextArgument,
     prompt: Annotated[str, typer.Option(help=f"{REFERENCE_HELP}.")],
@@ -162,13 +164,6 @@ def classify(
     for score in sorted(scores.scores, key=lambda score: -score.probability):
         made.add_row(score.candidate, f"{score.probability:.4f}")
     show(made)
-
-
-if TYPE_CHECKING:
-    from softprompt.client.sync_client import Client
-
-_COLUMN_CHARS = 32
-"""A terminal with fewer characters for each answer shows them one after the other."""
 
 
 def compare_answers(

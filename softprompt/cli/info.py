@@ -17,14 +17,12 @@ if TYPE_CHECKING:
     from shared.values.generation import ModelInfo
     from shared.values.service import ServiceInfo
 
+app = typer.Typer()
+
 T = TypeVar("T")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt info --json"))(info)
-
-
+@app.command(epilog=example("softprompt info --json"))
 def info(as_json: JsonOption = False, trainer: TrainerOption = None, inference: InferenceOption = None) -> None:
     """Show models, limits and load of both services. Fails after showing one service if the other can't be reached or
     refuses you.

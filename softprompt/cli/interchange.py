@@ -14,16 +14,10 @@ from softprompt.cli.options import JsonOption, TrainerOption, example, open_clie
 from softprompt.cli.output import print_json, show, stderr
 from softprompt.display.transfer import transfer_display
 
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.command("export", epilog=example("softprompt prompts export support-tone@2 ./support-tone-adapter"))(export)
-    app.command(
-        "import",
-        epilog=example("softprompt prompts import ./peft-adapter --prompt support-tone --template 'Q: {input}'"),
-    )(import_)
+app = typer.Typer()
 
 
+@app.command("export", epilog=example("softprompt prompts export support-tone@2 ./support-tone-adapter"))
 def export(
     version: Annotated[str, typer.Argument(metavar="REF", help="NAME (its default alias), NAME@ALIAS or NAME@7.")],
     directory: Annotated[
@@ -53,6 +47,10 @@ def export(
         )
 
 
+@app.command(
+    "import",
+    epilog=example("softprompt prompts import ./peft-adapter --prompt support-tone --template 'Q: {input}'"),
+)
 def import_(
     path: Annotated[
         Path,

@@ -18,6 +18,7 @@ from softprompt.display.transfer import upload_display
 if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
 
+app = typer.Typer()
 TRAINING = "Training (what is left out: as in the job)"
 Data = Annotated[
     str | None, typer.Option(help="Training examples instead of the job's: a file, a dataset name or a URI.")
@@ -31,18 +32,6 @@ Priority = Annotated[int | None, typer.Option(help="Jobs with a higher priority 
 Follow = Annotated[
     bool, typer.Option(help="Show the progress until the job ends. Ctrl-C stops following; the job continues.")
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    clone = _copying("clone_job", "Create a job with the same spec, except for the options given here.")
-    app.command("clone", epilog=example("softprompt jobs clone 8q1r4s7t --learning-rate 0.1 --prompt tone-b"))(clone)
-    continue_ = _copying(
-        "continue_job",
-        "Create a job that starts from another job's version, or from its best prompt if it failed or was cancelled.",
-        init=False,
-    )
-    app.command("continue", epilog=example("softprompt jobs continue 8q1r4s7t --data more.jsonl"))(continue_)
 
 
 def _copying(method: str, help: str, *, init: bool = True) -> Command:
@@ -102,3 +91,13 @@ def _changes(
         spec = client.get_job(name).spec
         changes["publish"] = replace((spec.publish if spec is not None else None) or PublishPolicy(), alias=alias)
     return changes
+
+
+clone = _copying("clone_job", "Create a job with the same spec, except for the options given here.")
+app.command("clone", epilog=example("softprompt jobs clone 8q1r4s7t --learning-rate 0.1 --prompt tone-b"))(clone)
+continue_ = _copying(
+    "continue_job",
+    "Create a job that starts from another job's version, or from its best prompt if it failed or was cancelled.",
+    init=False,
+)
+app.command("continue", epilog=example("softprompt jobs continue 8q1r4s7t --data more.jsonl"))(continue_)

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from softprompt.types.jobs import TuningJob
 
 app = typer.Typer(no_args_is_help=True)
-job_copies.register(app)
-job_reports.register(app)
-track.register(app)
+for module in (job_copies, job_reports, track):
+    app.add_typer(module.app)
 
 
 @app.command("list", epilog=example("softprompt jobs list --state running --state queued"))

@@ -57,7 +57,7 @@ modules = (
     *(doctor, info, usage, demo, example),
 )
 for module in modules:
-    module.register(app)
+    app.add_typer(module.app)
 _GROUPS = (
     (jobs.app, "jobs", "List, follow and cancel tuning jobs."),
     (datasets.app, "datasets", "Datasets that the trainer stores for you."),

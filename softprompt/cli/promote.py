@@ -18,16 +18,14 @@ if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
     from softprompt.promotion import Plan
 
+app = typer.Typer()
+
 _CELL_CHARS = 60
 _LONG = ("recipe.", "template.", "sampling.")
 """Facts that are shown only where they differ from those of a version."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt prompts promote support-tone@3 --to trainer.production:50051"))(promote)
-
-
+@app.command(epilog=example("softprompt prompts promote support-tone@3 --to trainer.production:50051"))
 def promote(
     reference: Annotated[str, typer.Argument(metavar="REF", help="NAME@3, NAME@ALIAS or NAME (its default alias).")],
     to: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the target's trainer service.")],

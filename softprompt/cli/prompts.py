@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 alias_app = typer.Typer(no_args_is_help=True)
 app.add_typer(alias_app, name="alias", help="Aliases: names of versions that can be moved.", cls=Commands)
-fleet.register(app)
-interchange.register(app)
-promote.register(app)
+for module in (fleet, interchange, promote):
+    app.add_typer(module.app)
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")]
 
 

@@ -16,12 +16,10 @@ from softprompt.display.status import clock_text
 if TYPE_CHECKING:
     from softprompt.client.retraining_plan import PlannedRetraining, RetrainingPlan
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt retrain --base-model qwen3 --prompt support-tone --dry-run"))(retrain)
+app = typer.Typer()
 
 
+@app.command(epilog=example("softprompt retrain --base-model qwen3 --prompt support-tone --dry-run"))
 def retrain(
     *,
     base_model: Annotated[str, typer.Option(help="Id of the new base model, one of the trainer's.")],

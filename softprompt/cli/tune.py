@@ -36,16 +36,12 @@ from softprompt.cli.options import JsonOption, TrainerOption, example
 from softprompt.cli.sampling import parse_sampling
 from softprompt.types.data import VALIDATION_DATASET, Data
 
+app = typer.Typer()
+
 DATA = PANEL
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(
-        epilog=example("softprompt tune train.jsonl --prompt support-tone --validation heldout.jsonl --steps 200")
-    )(tune)
-
-
+@app.command(epilog=example("softprompt tune train.jsonl --prompt support-tone --validation heldout.jsonl --steps 200"))
 @with_template(DATA)
 @with_data_options
 @with_hyperparameters(TRAINING)

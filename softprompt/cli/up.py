@@ -30,6 +30,8 @@ from softprompt.endpoints import (
 if TYPE_CHECKING:
     from softprompt.local.services import LocalServices
 
+app = typer.Typer()
+
 _LEAST_BYTES = 1 << 20
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _VARIABLES = {"trainer": TRAINER_VARIABLE, "inference": INFERENCE_VARIABLE, "gateway": "OPENAI_BASE_URL"}
@@ -56,11 +58,7 @@ def after_start(endpoints: Mapping[str, str]) -> list[str]:
     return [*exports, *(f"{command:<58}# {about}" for command, about in steps)]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt up --data ./softprompt-data"))(up)
-
-
+@app.command(epilog=example("softprompt up --data ./softprompt-data"))
 def up(
     model: Annotated[
         str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")
