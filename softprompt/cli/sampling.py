@@ -43,7 +43,7 @@ def with_sampling_options(command: Command) -> Command:
 
 
 def _sampling(given: Mapping[str, Any]) -> Sampling:
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     guide: dict[str, Any] = {name: _guide_text(values.pop(name)) for name in _GUIDE_OPTIONS}
     guide = {name: value for name, value in guide.items() if value is not None}
     values["guide"] = Guide(**guide) if guide else None
