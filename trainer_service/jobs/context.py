@@ -11,7 +11,6 @@ import socket
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from shared.model.models_file import ModelsFile
 from shared.process.call_pool import CallPool
@@ -43,8 +42,10 @@ class MemoryUse:
         return self._most.get(base_model)
 
 
-class JobsObserver(Protocol):
-    """Receives the events that metrics count. Its methods run on the event loop and must neither block nor raise."""
+class JobsObserver:
+    """Receives the events that metrics count; this one ignores them. Its methods run on the event loop and must neither
+    block nor raise.
+    """
 
     def job_changed(self, job: Job) -> None:
         """The job has a new state."""
@@ -69,26 +70,6 @@ class JobsObserver(Protocol):
 
     def publish_failed(self, job: Job) -> None:
         """An attempt to publish failed; it will be repeated."""
-
-
-class SilentObserver:
-    """A `JobsObserver` that ignores everything."""
-
-    def job_changed(self, job: Job) -> None: ...
-
-    def training_event(self, event: TrainingEvent) -> None: ...
-
-    def worker_launched(self, base_model: str) -> None: ...
-
-    def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None: ...
-
-    def worker_measured(self, base_model: str, worker: str, memory: WorkerMemory | None) -> None: ...
-
-    def worker_ended(self, base_model: str, reason: str) -> None: ...
-
-    def launch_failed(self, base_model: str, reason: LaunchFailure) -> None: ...
-
-    def publish_failed(self, job: Job) -> None: ...
 
 
 class ChangeNotifier:
