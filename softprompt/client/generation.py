@@ -26,8 +26,8 @@ from shared.values.generation import (
 )
 from shared.values.sampling import Sampling
 from shared.values.template import Template
+from shared.wire.generation import write_sampling
 from shared.wire.mirror import fill, read
-from shared.wire.sampling import write_sampling
 from softprompt.client.chat import AsyncChat
 from softprompt.client.connection import Connection
 from softprompt.client.convert import input_message

@@ -21,10 +21,9 @@ from rich.console import Console
 
 from shared.values.results import TuningProgress
 from softprompt.demo.answers import AnswerTable
-from softprompt.demo.curve import save_curve
+from softprompt.demo.curve import TrainingRecord, save_curve
 from softprompt.demo.plan import DemoPlan
 from softprompt.demo.promises import PromiseBroken, Promises
-from softprompt.demo.record import TrainingRecord
 from softprompt.demo.run import ending, run_demo
 from softprompt.types.events import Evaluated, ProgressMade
 

@@ -10,7 +10,7 @@ import typer
 
 from shared.values.guide import Guide
 from shared.values.sampling import Sampling
-from shared.wire.sampling import read_sampling
+from shared.wire.generation import read_sampling
 from softprompt.cli.failures import EXIT_INVALID
 from softprompt.cli.main import app
 from softprompt.cli.sampling import parse_sampling

@@ -36,10 +36,9 @@ from shared.values.spec import Distillation, PublishGate, PublishPolicy, TuningS
 from shared.violations import Violations
 from shared.wire.events import write_event
 from shared.wire.fields import read_duration, short_float
+from shared.wire.generation import read_sampling, read_template, write_sampling
 from shared.wire.mirror import write
-from shared.wire.sampling import read_sampling, write_sampling
 from shared.wire.spec import read_checked_spec
-from shared.wire.template import read_template
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.requests import generation_examples, inline
 from trainer_service.jobs.model import (
