@@ -48,7 +48,7 @@ def chat(
             if text.startswith("/") and not text.startswith("//"):
                 if text == "/exit":
                     return
-                _obey(talk, text, is_terminal)
+                _run_command(talk, text, is_terminal)
                 continue
             try:
                 _answer(talk, text.removeprefix("/") if text.startswith("//") else text)
@@ -87,7 +87,7 @@ def _messages(is_terminal: bool) -> Iterator[str]:
             yield text
 
 
-def _obey(talk: Chat, command: str, is_terminal: bool) -> None:
+def _run_command(talk: Chat, command: str, is_terminal: bool) -> None:
     if command == "/reset":
         talk.reset()
         if is_terminal:

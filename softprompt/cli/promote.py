@@ -11,7 +11,7 @@ import typer
 
 from softprompt.cli.failures import EXIT_INVALID, EXIT_REFUSED, Failure
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import print_json, show, stderr, table
+from softprompt.cli.output import agreed, print_json, show, table
 from softprompt.types.plain import as_plain
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ def _target(address: str, token_file: str | None, ca_file: str | None) -> Client
 def _ask(to: str) -> None:
     if not sys.stdin.isatty():
         raise Failure("there is no terminal to ask: add --yes, or --dry-run to see only the difference", EXIT_INVALID)
-    stderr().print(f"Publish this at {to}? [y/N] ", end="", markup=False)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not agreed(f"Publish this at {to}?"):
         raise Failure("nothing was published", EXIT_REFUSED)
 
 

@@ -10,7 +10,7 @@ import typer
 from shared.text.counted import counted
 from softprompt.cli.failures import EXIT_INVALID, EXIT_REFUSED, Failure
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import print_json, show, stderr, table
+from softprompt.cli.output import agreed, print_json, show, stderr, table
 from softprompt.display.status import clock_text
 
 if TYPE_CHECKING:
@@ -86,8 +86,7 @@ def _agrees(num_new: int, base_model: str) -> bool:
     if not sys.stdin.isatty():
         stderr().print("no job was created: there is no terminal to ask; add --yes", markup=False)
         return False
-    stderr().print(f"Create {counted(num_new, 'job')} on {base_model}? [y/N] ", end="", markup=False)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return agreed(f"Create {counted(num_new, 'job')} on {base_model}?")
 
 
 def _show(plan: RetrainingPlan) -> None:

@@ -21,7 +21,7 @@ _GAP = "  "
 
 
 class Status(Protocol):
-    """What is known of the work now. Read by another thread than the one that changes it."""
+    """The state of the work. The thread that reads it is not the one that changes it."""
 
     @property
     def title(self) -> str:

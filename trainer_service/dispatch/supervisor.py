@@ -98,7 +98,7 @@ class WorkerSupervisor:
         """Whether its node is about to go: its jobs are to leave it, and it gets no more."""
         self._abandoned = False
         self.why_not_started = ""
-        """Why its launch failed; in words for those whose jobs wait for it."""
+        """Why its launch failed, as a text for the callers whose jobs wait for it."""
         self._launched_at = time.monotonic()
         self._task = asyncio.create_task(self._run(), name=f"follow {id}")
 
