@@ -11,6 +11,7 @@ from shared.values.spec import PublishPolicy
 from softprompt.cli.field_options import Command, with_hyperparameters
 from softprompt.cli.following import conclude
 from softprompt.cli.job_names import JobArgument, job_name, with_source
+from softprompt.cli.job_options import FollowOption
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import stderr
 from softprompt.display.transfer import upload_display
@@ -29,9 +30,6 @@ Validation = Annotated[
 PromptName = Annotated[str | None, typer.Option(help="Name of the prompt to publish, instead of the job's.")]
 Alias = Annotated[str | None, typer.Option(help="Alias to move to the new version; - for none.")]
 Priority = Annotated[int | None, typer.Option(help="Jobs with a higher priority run first; -100 to 100.")]
-Follow = Annotated[
-    bool, typer.Option(help="Show the progress until the job ends. Ctrl-C stops following; the job continues.")
-]
 
 
 def _copying(method: str, help: str, *, init: bool = True) -> Command:
@@ -47,7 +45,7 @@ def _copying(method: str, help: str, *, init: bool = True) -> Command:
         *,
         hyperparameters: Hyperparameters,
         priority: Priority = None,
-        follow: Follow = True,
+        follow: FollowOption = True,
         as_json: JsonOption = False,
         trainer: TrainerOption = None,
     ) -> None:
