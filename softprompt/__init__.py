@@ -17,6 +17,8 @@ def __getattr__(name: str) -> Any:
     if name == "errors":  # its own users need no gRPC
         return import_module("softprompt.errors")
     public = import_module("softprompt.public")
-    if name == "__all__" or name in public.__all__:
+    if name == "__all__":
+        return public.NAMES
+    if name in public.NAMES:
         return getattr(public, name)
     raise AttributeError(f"module 'softprompt' has no attribute {name!r}")

@@ -108,4 +108,5 @@ from softprompt.types.keywords import SamplingKeywords as SamplingKeywords
 from softprompt.types.prompts import PromptVersion as PromptVersion
 from softprompt.types.report import JobReport as JobReport
 
-__all__ = sorted(name for name, value in globals().items() if name == "errors" or isinstance(value, type))
+NAMES = sorted(name for name, value in globals().items() if name == "errors" or isinstance(value, type))
+"""`softprompt.__all__`. Under that name, type checkers would take it for the only exports and could not read it."""
