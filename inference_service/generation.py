@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -37,7 +38,6 @@ from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import ServableVersion
 from inference_service.prompts.watcher import PromptWatcher
-from inference_service.sampling import resolve
 from inference_service.token_texts import TokenTexts
 from shared.caller import current_caller
 from shared.errors import Cancelled, DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed, Unavailable
@@ -307,3 +307,23 @@ def _log_end(version: str, reason: FinishReason, usage: Usage, timing: Timing) -
         "seconds": round(timing.elapsed_seconds, 4),
     }
     log.info("generated", extra={"fields": fields})
+
+
+_SEED_BOUND = 1 << 53  # exact in every language's numbers
+
+
+def resolve(
+    request: Sampling, version: Sampling | None, service: Sampling, room: int, max_new_tokens: int
+) -> SamplingParams:
+    """The request's parameters, then the version's, then the service's.
+
+    `room` is the number of tokens that fit behind the input; an answer has at most that many, and at most
+    `max_new_tokens`. Raises InvalidInput if fewer fit than the request's `min_new_tokens`.
+    """
+    least = request.min_new_tokens or 0
+    if least > room:
+        raise InvalidInput.of("sampling.min_new_tokens", f"must leave room for the input: at most {room}, is {least}")
+    given = request.or_else(version or Sampling()).or_else(service)
+    wanted = max(max_new_tokens if given.max_new_tokens is None else given.max_new_tokens, least)
+    seed = secrets.randbelow(_SEED_BOUND) if given.seed is None else given.seed
+    return replace(given, max_new_tokens=min(wanted, max_new_tokens, room), seed=seed).complete()

@@ -29,8 +29,8 @@ from shared.values.message import Message
 from shared.values.sampling import Sampling
 from shared.values.template import Template
 from shared.violations import Violations
+from shared.wire.generation import read_sampling
 from shared.wire.mirror import read
-from shared.wire.sampling import read_sampling
 
 
 class RequestReader:

@@ -15,8 +15,9 @@ from typing import Any
 
 from shared.errors import NotFound
 from shared.names import DEFAULT_ALIAS, PromptReference
+from shared.values.prompts import Alias, Prompt
 from softprompt.client.sync_client import Client
-from softprompt.types.prompts import Alias, Prompt, PromptVersion
+from softprompt.types.prompts import PromptVersion
 
 _PROVENANCE = "provenance"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -19,6 +19,7 @@ from shared.store.maintenance import MaintenanceReport
 from shared.values.usage import BudgetStatus
 from trainer_service.cluster.interface import WorkerMemory
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerEnd, WorkerState
+from trainer_service.jobs.context import JobsObserver
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState
 from trainer_service.maintenance.retention import RetentionReport
@@ -47,34 +48,37 @@ _OTHER_ERROR = "OTHER"
 _ERROR_LABELS = (*sorted(_KNOWN_ERRORS), _OTHER_ERROR)
 
 
-class TrainerMetrics:
-    """A `JobsObserver`. Methods are called on the event loop and never raise."""
+class TrainerMetrics(JobsObserver):
+    """Methods are called on the event loop and never raise."""
 
-    def __init__(self, registry: CollectorRegistry, base_models: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        base_models: Sequence[str] = (),
+        record_end: Callable[[Job], None] = lambda job: None,
+    ) -> None:
         """The series of these `base_models` (ids) are exported as 0 from the start, so that the first event counts as
-        an increase.
+        an increase. `record_end` gets each job that ended, once.
         """
+        self._record_end = record_end
 
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"softprompt_trainer_{name}", text, labels, registry=registry)
 
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"softprompt_trainer_{name}", text, labels, registry=registry)
+
         def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
             return Histogram(f"softprompt_trainer_{name}", text, labels, buckets=buckets, registry=registry)
 
-        self._jobs = Gauge(
-            "softprompt_trainer_jobs",
-            "Jobs by state, ended ones as long as they are kept.",
-            ["state"],
-            registry=registry,
-        )
-        self._workers = Gauge(
-            "softprompt_trainer_workers",
+        self._jobs = gauge("jobs", "Jobs by state, ended ones as long as they are kept.", ("state",))
+        self._workers = gauge(
+            "workers",
             "Workers by state: pending (the cluster has not placed it), starting (it loads the base model), ready.",
-            ["base_model", "state"],
-            registry=registry,
+            ("base_model", "state"),
         )
         self._measured = {
-            name: Gauge(f"softprompt_trainer_worker_{name}", about, ["base_model", "worker"], registry=registry)
+            name: gauge(f"worker_{name}", about, ("base_model", "worker"))
             for name, about in (
                 ("resident_bytes", "Memory of a worker's process on its machine."),
                 ("device_bytes", "Memory that a worker's process holds on its GPUs."),
@@ -82,20 +86,18 @@ class TrainerMetrics:
             )
         }
         """Series of live workers only: each goes with its worker."""
-        self._base_models = Gauge(
-            "softprompt_trainer_base_models",
+        self._base_models = gauge(
+            "base_models",
             "1 for the current state of a base model: available, unavailable (files missing or damaged) or refused.",
-            ["base_model", "state"],
-            registry=registry,
+            ("base_model", "state"),
         )
         for base_model in base_models:
             for state in BASE_MODEL_STATES:
                 self._base_models.labels(base_model, state)
-        self._oldest_queued = Gauge(
-            "softprompt_trainer_oldest_queued_seconds",
+        self._oldest_queued = gauge(
+            "oldest_queued_seconds",
             "How long the oldest job that waits for a worker has been QUEUED; 0 if there is none.",
-            ["base_model"],
-            registry=registry,
+            ("base_model",),
         )
         self._created = counter("jobs_created", "Jobs accepted.")
         self._ended = counter("jobs_ended", "Jobs that ended, by state and error code.", ("state", "code"))
@@ -118,12 +120,8 @@ class TrainerMetrics:
         self._checkpoint_bytes = counter("checkpoint_bytes", "Bytes of checkpoints taken.")
         self._published = counter("versions_published", "Prompt versions published by jobs.")
         self._gated = counter("versions_gated", "Trained prompts that were not published because of their gate.")
-        self._store_reachable = Gauge(
-            "softprompt_trainer_store_reachable", "1 while the prompt store answers.", registry=registry
-        )
-        self._database_reachable = Gauge(
-            "softprompt_trainer_database_reachable", "1 while the job database answers.", registry=registry
-        )
+        self._store_reachable = gauge("store_reachable", "1 while the prompt store answers.")
+        self._database_reachable = gauge("database_reachable", "1 while the job database answers.")
         self._maintenance = counter("store_maintenance_rounds", "Maintenance rounds of the prompt store.", ("outcome",))
         self._maintenance_seconds = histogram("store_maintenance_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
         self._tidied = counter("store_tidied", "Items that maintenance removed from the prompt store.", ("what",))
@@ -132,18 +130,8 @@ class TrainerMetrics:
             self._retention.labels(outcome)
         self._retention_seconds = histogram("retention_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
         self._retired = counter("retention_removed", "Items that retention removed.", ("what",))
-        self._disk = Gauge(
-            "softprompt_trainer_disk_bytes",
-            "Total and free bytes of the data directory's file system.",
-            ["kind"],
-            registry=registry,
-        )
-        self._stored = Gauge(
-            "softprompt_trainer_stored_bytes",
-            "Bytes of datasets, of checkpoints and of the job database.",
-            ["what"],
-            registry=registry,
-        )
+        self._disk = gauge("disk_bytes", "Total and free bytes of the data directory's file system.", ("kind",))
+        self._stored = gauge("stored_bytes", "Bytes of datasets, of checkpoints and of the job database.", ("what",))
         self._publish_failures = counter("publish_failures", "Attempts to publish that failed and are repeated.")
         self._attempt_failures = counter("attempt_failures", "Attempts of jobs that failed on a worker.", ("code",))
         self._workers_launched = counter("workers_launched", "Workers started.", ("base_model",))
@@ -152,20 +140,18 @@ class TrainerMetrics:
             "launch_failures", "Workers that were never ready, by reason.", ("base_model", "reason")
         )
         self._webhook_attempts = counter("webhook_attempts", "Attempts to deliver an event to a webhook.", ("outcome",))
-        self._webhooks = Gauge(
-            "softprompt_trainer_webhook_deliveries",
+        self._webhooks = gauge(
+            "webhook_deliveries",
             "Deliveries of webhooks that wait (pending), and dead letters of the last 30 days (dead).",
-            ["state"],
-            registry=registry,
+            ("state",),
         )
         self.set_webhooks(0, 0)
         self._usage_segments = counter("usage_segments", "Segments of usage, by outcome.", ("outcome",))
         self.usage_folded(0, 0, 0)
-        self._budgets = Gauge(
-            "softprompt_trainer_budget_used_ratio",
+        self._budgets = gauge(
+            "budget_used_ratio",
             "Used part of each budget in the callers file, in its current period; hard budgets refuse from 1 on.",
-            ["tenant", "budget", "kind"],
-            registry=registry,
+            ("tenant", "budget", "kind"),
         )
         for outcome in ("delivered", "failed", "dead"):
             self._webhook_attempts.labels(outcome)
@@ -225,6 +211,7 @@ class TrainerMetrics:
         if job.state is JobState.RUNNING and job.attempt == 1 and job.start_time is not None:
             self._queue_seconds.observe(_seconds(job.create_time, job.start_time))
         if job.state.is_final:
+            self._record_end(job)
             self._job_ended(job)
 
     def _job_ended(self, job: Job) -> None:

@@ -42,7 +42,7 @@ from trainer_service.datasets.store import DatasetStore
 from trainer_service.datasets.tenant_datasets import TenantDatasets
 from trainer_service.datasets.upload import UploadLimits
 from trainer_service.dispatch.manager import JobManager, files_for
-from trainer_service.job_audit import JobAudit
+from trainer_service.job_audit import audit_end
 from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.memory_estimate import estimated_bytes
 from trainer_service.jobs.model import EffectiveSpec
@@ -108,7 +108,7 @@ class Front:
     def of(cls, settings: TrainerSettings) -> Front:
         """Builds the parts; starts nothing."""
         registry = CollectorRegistry()
-        metrics = TrainerMetrics(registry, [source.id for source in settings.sources])
+        metrics = TrainerMetrics(registry, [source.id for source in settings.sources], audit_end)
         tracing = tracing_of("softprompt-trainer", settings.otlp_endpoint)
         pools = TrainerPools.of(settings.store_timeout_seconds, settings.database_timeout_seconds)
         registry.register(PoolCollector(pools.all))
@@ -162,7 +162,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     )
     admission = SpecAdmission(models, datasets, Sources(store, job_store), limits, pools, on_gpu=settings.expects_gpu)
     files = files_for(job_store, settings.checkpoints_dir)
-    ledger, observer = DatasetLedger(job_store.database), JobAudit(metrics)
+    ledger = DatasetLedger(job_store.database)
     usage = UsageLedger(job_store.database)
     job_store.on_move.append(usage.job_moved)
     budgets = Budgets(usage)
@@ -185,7 +185,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
         make_pool(settings),
         settings.jobs,
         files=files,
-        observer=observer,
+        observer=metrics,
         ledger=ledger,
         pools=pools,
         tenants=rpc.guard.tenants,

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from inference_service.engine import self_check
-from inference_service.engine.core.config import EngineConfig
+from inference_service.engine.core.config import LENGTH_SETTING, EngineConfig
 from inference_service.engine.kv.blocks import BlockPool
 from inference_service.engine.kv.cache_layout import layer_shapes
 from inference_service.engine.kv.key_values import KeyValueReader
 from inference_service.engine.kv.kv_cache import LayerShape, RowKVCache
-from inference_service.engine.kv.memory import MemoryPlan, plan_memory
 from inference_service.engine.kv.paged_cache import PagedKVCache
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.kv.rows import BLOCK_TOKENS, RowPool
@@ -24,13 +23,55 @@ from inference_service.engine.run.model_runner import ModelRunner, Runner
 from inference_service.engine.run.paged_runner import PagedRunner
 from inference_service.engine.run.varlen_kernel import VarlenKernel, find_kernel
 from inference_service.engine.scheduler import Scheduler
-from shared.errors import PreconditionFailed
+from shared.errors import InvalidInput, PreconditionFailed
 from shared.kernels.replace_modules import speed_up_serving
 from shared.model.base_model import BaseModel
 from shared.model.causality import check_causal
 from shared.process.free_memory import free_bytes
 
 log = logging.getLogger(__name__)
+
+
+KV_SHARE, PREFIX_SHARE = 0.4, 0.2
+"""Parts of the free memory; the rest is for activations, logits and the process itself."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Sizes of the caches."""
+
+    max_length: int
+    length_limit: str
+    """The origin of `max_length` for error texts: a setting, the model or the memory."""
+    max_blocks: int
+    prefix_bytes: int
+
+
+def plan_memory(
+    config: EngineConfig, bytes_per_token: int, max_positions: int, free_bytes: int, block_tokens: int = BLOCK_TOKENS
+) -> MemoryPlan:
+    """Blocks for running requests (at most all rows filled) and bytes for prefix KV.
+
+    Raises InvalidInput if the memory is too small for one request; otherwise one request of `max_length` always fits.
+    """
+    kv_bytes = config.kv_cache_bytes or int(free_bytes * KV_SHARE)
+    affordable = kv_bytes // (bytes_per_token * block_tokens)
+    max_length = min(config.max_length, max_positions, affordable * block_tokens)
+    if max_length < 2:
+        raise InvalidInput.of(
+            "kv_cache_bytes", f"{kv_bytes} bytes hold no {block_tokens} tokens of {bytes_per_token} bytes each"
+        )
+    limits = {
+        "the model's context": max_positions,
+        "the memory for keys and values (SOFTPROMPT_INFERENCE_KV_CACHE_BYTES)": affordable * block_tokens,
+        LENGTH_SETTING: config.max_length,
+    }
+    return MemoryPlan(
+        max_length=max_length,
+        length_limit=next(name for name, limit in limits.items() if limit == max_length),
+        max_blocks=min(affordable, config.max_running * -(-max_length // block_tokens)),
+        prefix_bytes=config.prefix_kv_bytes or int(free_bytes * PREFIX_SHARE),
+    )
 
 
 @dataclass(frozen=True)

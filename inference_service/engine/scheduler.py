@@ -268,9 +268,9 @@ class Scheduler:
     def _admit(
         self, queues: dict[str, list[RunningRequest]], parts: dict[str, int], first: RunningRequest | None, now: float
     ) -> Iterator[Chunk]:
-        """Start waiting sequences: `first`, then repeatedly one of the least served tenant.
+        """Start waiting sequences: `first`, then repeatedly the next one of the tenant that was served least.
 
-        Within a tenant the order of the queue holds.
+        Within a tenant, sequences start in the order of its queue.
         """
         passed: list[RunningRequest] = []
         preempted_before = self.num_preemptions

@@ -285,7 +285,7 @@ class _RelayedContext:
         await self.abort(status.code, status.details, status.trailing_metadata)
 
     def pause(self, pause: bool) -> None:
-        """Stop to send messages, or go on."""
+        """Stop sending messages, or resume it."""
         (self._goes_on.clear if pause else self._goes_on.set)()
 
     def cancel(self) -> None:

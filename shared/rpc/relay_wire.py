@@ -11,11 +11,11 @@ MAX_REQUEST_BYTES = 64 << 10
 MAX_METADATA_BYTES = 16 << 10
 """The largest metadata of a relayed call; gRPC has the same limit for other calls."""
 MAX_ACTIONS = 1000
-"""Most actions of one message."""
+"""Maximum number of actions in one message."""
 MAX_CALLS = 1000
-"""Most calls of one relay at a time."""
+"""Maximum number of simultaneous calls of one relay."""
 BATCH_BYTES = 256 << 10
-"""Messages of a relay are not made larger than this, unless a single part is."""
+"""Target size of a relay's messages; a larger part is sent alone."""
 
 Pairs = Sequence[tuple[str, str | bytes]]
 

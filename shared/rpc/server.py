@@ -2,6 +2,8 @@
 
 Health services: "" and each service's full name (for load balancers and clients), `live` (the process answers) and
 `ready` (it can serve). `live` and `ready` are separate so that Kubernetes restarts only processes that are stuck.
+
+Each new TLS handshake uses the newest certificate; open connections keep theirs.
 """
 
 from __future__ import annotations
@@ -16,20 +18,19 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, Gauge
 from prompttuning.v1 import relay_pb2_grpc
 
 from shared.config import RpcSettings
 from shared.loopback import is_loopback
 from shared.rpc.calls import CallCounter
 from shared.rpc.guard import HEALTH_SERVICE, PassingGuard, guard_of
-from shared.rpc.health import HealthServicer
 from shared.rpc.interceptors import CallInterceptor
 from shared.rpc.late import LateServices
 from shared.rpc.metrics import RpcMetrics
 from shared.rpc.ports import check_port
 from shared.rpc.relay import RelayServicer
-from shared.rpc.tls import server_credentials
-from shared.security.certificates import TlsFiles
+from shared.security.certificates import CertificateReader, TlsFiles, TlsMaterial
 from shared.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,78 @@ _MAX_HEALTH_STREAMS = 16
 _LEAVING_SECONDS = 1.0
 """Time for clients that watch health to switch to other replicas, at the start of a drain."""
 
+
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Holds and reports the status of each health service. Use it in the event loop's thread.
+
+    grpcio's asyncio servicer writes to watching clients while it holds the lock that a change of status needs. One
+    client that does not read its stream then keeps the server from reporting NOT_SERVING and from draining.
+    """
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, int] = {}
+        self._changed = asyncio.Event()
+        self._is_leaving = False
+
+    def set(self, service: str, status: int) -> None:
+        """Set the status of a health service. Has no effect after `leave`."""
+        if not self._is_leaving:
+            self._statuses[service] = status
+            self._notify()
+
+    def leave(self) -> None:
+        """Set all services to NOT_SERVING for good."""
+        self._is_leaving = True
+        self._statuses = dict.fromkeys(self._statuses, _NOT_SERVING)
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:
+        status = self._statuses.get(request.service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such health service")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        """Write the status now and after each change. A client that reads slowly misses intermediate statuses."""
+        written = None
+        while True:
+            changed, status = (
+                self._changed,
+                self._statuses.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN),
+            )
+            if status != written:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                written = status
+            await changed.wait()
+
+
+def server_credentials(files: TlsFiles, metrics: CollectorRegistry | None = None) -> grpc.ServerCredentials:
+    """Credentials that follow the files. Raises ConfigError if the files are invalid now; later errors are logged."""
+    expiry = Gauge(
+        "softprompt_tls_certificate_expiry_timestamp_seconds", "When the served certificate expires.", registry=metrics
+    )
+    reader = CertificateReader(files, lambda material: expiry.set(material.expires.timestamp()))
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        material = reader.renewed()
+        return None if material is None else _configuration(material)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(reader.material),
+        renewed,  # type: ignore[arg-type]  # the stubs don't know that None means unchanged
+        require_client_authentication=files.client_ca is not None,
+    )
+
+
+def _configuration(material: TlsMaterial) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(material.key, material.certificate)], material.client_ca)
 
 
 class RpcServer:

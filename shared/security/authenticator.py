@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shared.caller import EVERYBODY, STANDARD_CLASS, Caller, PromptClass, Tenant, matches
-from shared.errors import PermissionDenied, Unauthenticated
+from shared.errors import Overloaded, PermissionDenied, Unauthenticated
+from shared.security.bucket import Bucket
 from shared.security.callers_file import CallersFile
-from shared.security.failures import FailureLimiter
 from shared.security.oidc import Claims, OidcVerifier, looks_like_jwt
 from shared.security.tokens import hash_token, is_token
 
@@ -19,6 +19,35 @@ _VERIFY_AGAIN_SECONDS = 60.0
 
 _MAX_REMEMBERED = 10_000
 """Maximum number of verified JSON Web Tokens in memory."""
+
+
+FREE_FAILURES = 10
+FAILURES_PER_SECOND = 0.5
+MAX_PEERS = 10_000
+
+
+class FailureLimiter:
+    """Counts failed authentications of the MAX_PEERS addresses that failed last."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._peers: OrderedDict[str, Bucket] = OrderedDict()
+
+    def check(self, peer: str) -> None:
+        """Raises Overloaded while the peer must wait."""
+        bucket = self._peers.get(peer)
+        if bucket is not None and (wait := bucket.seconds_until(1.0)):
+            raise Overloaded(
+                "too many invalid tokens came from your address; wait, then try a valid one", retry_after_seconds=wait
+            )
+
+    def failed(self, peer: str) -> None:
+        """Record a failed authentication."""
+        bucket = self._peers.pop(peer, None) or Bucket(FAILURES_PER_SECOND, FREE_FAILURES, self._clock)
+        bucket.take(1.0)
+        self._peers[peer] = bucket
+        if len(self._peers) > MAX_PEERS:
+            self._peers.popitem(last=False)
 
 
 @dataclass(frozen=True)

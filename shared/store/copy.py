@@ -19,7 +19,7 @@ from shared.store.store import PromptStore
 
 ACTOR = "store copy"
 _ROUNDS = 5
-"""The source may change during a copy: its new versions are copied, too, but not for ever."""
+"""Maximum number of passes over the source, which may change during a copy: each pass copies what is new."""
 _NO_SUMMARY = VersionSummary("", "", 0, 0)
 _NO_DIGEST = f"sha256:{'0' * 64}"
 

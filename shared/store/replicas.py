@@ -73,7 +73,7 @@ class ReplicaRecord(BaseModel):
     address: str = Field(default="", max_length=300)
     """`host:port` of its GenerationService; empty from replicas that routers can't reach, and from older ones."""
     running: int = Field(default=0, ge=0, le=1_000_000)
-    """Number of requests in its engine's steps."""
+    """Number of requests that its engine computes now."""
     waiting: int = Field(default=0, ge=0, le=1_000_000)
     """Number of requests that wait for a place."""
     revision: int = Field(default=0, ge=0, lt=10**12)

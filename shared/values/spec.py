@@ -111,7 +111,7 @@ class TuningSpec:
 
     prompt: str
     dataset: Any
-    """The examples: `softprompt.types.spec.Dataset`. In a job, the name of the dataset in which they are stored."""
+    """The examples: `softprompt.types.data.Dataset`. In a job, the name of the dataset in which they are stored."""
     base_model: str = ""
     """Id of a base model of the trainer; empty: its first one."""
     validation_dataset: Any = None

@@ -6,6 +6,4 @@ shape than its message. Knows generated code and protobuf, and no service.
 
 from shared.wire import generation as generation
 from shared.wire import prompts as prompts
-from shared.wire import sampling as sampling
 from shared.wire import spec as spec
-from shared.wire import template as template

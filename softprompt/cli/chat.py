@@ -20,14 +20,12 @@ from softprompt.cli.sampling import with_sampling_options
 if TYPE_CHECKING:
     from softprompt.client.chat import Chat
 
+app = typer.Typer()
+
 _COMMANDS = {"/reset": "forget the conversation", "/exit": "end (as Ctrl-D does)", "/help": "show these commands"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt chat support-tone --temperature 0.2"))(chat)
-
-
+@app.command(epilog=example("softprompt chat support-tone --temperature 0.2"))
 @with_sampling_options
 def chat(
     prompt: Annotated[str, typer.Argument(metavar="NAME", help=f"{REFERENCE_HELP}. Left out: the bare model.")] = "",
@@ -50,7 +48,7 @@ def chat(
             if text.startswith("/") and not text.startswith("//"):
                 if text == "/exit":
                     return
-                _obey(talk, text, is_terminal)
+                _run_command(talk, text, is_terminal)
                 continue
             try:
                 _answer(talk, text.removeprefix("/") if text.startswith("//") else text)
@@ -89,7 +87,7 @@ def _messages(is_terminal: bool) -> Iterator[str]:
             yield text
 
 
-def _obey(talk: Chat, command: str, is_terminal: bool) -> None:
+def _run_command(talk: Chat, command: str, is_terminal: bool) -> None:
     if command == "/reset":
         talk.reset()
         if is_terminal:

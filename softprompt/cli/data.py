@@ -18,8 +18,8 @@ from softprompt.cli.output import stderr
 from softprompt.types.data import Data
 
 if TYPE_CHECKING:
+    from shared.values.results import DatasetStatistics
     from softprompt.types.data import PreparedData
-    from softprompt.types.datasets import DatasetStatistics
 
 PANEL = "Data"
 

@@ -19,7 +19,7 @@ from softprompt.display.transfer import upload_display
 from softprompt.types.data import Data
 
 if TYPE_CHECKING:
-    from softprompt.types.datasets import StoredDataset
+    from shared.values.datasets import StoredDataset
 
 app = typer.Typer(no_args_is_help=True)
 DatasetArgument = Annotated[

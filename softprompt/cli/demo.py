@@ -13,12 +13,10 @@ from softprompt.cli.options import example
 from softprompt.cli.output import stderr, stdout
 from softprompt.cli.requirements import require
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt demo --output ./demo-output"))(demo)
+app = typer.Typer()
 
 
+@app.command(epilog=example("softprompt demo --output ./demo-output"))
 def demo(
     output: Annotated[Path, typer.Option(help="Directory for the loss curve and the services' logs.")] = Path(
         "demo-output"

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from shared.values.hyperparameters import Hyperparameters
+from shared.values.spec import Distillation, PublishGate, PublishPolicy, TuningSpec
+from shared.values.template import Template
 from softprompt.cli.field_options import key_values, with_hyperparameters, with_template
 from softprompt.cli.following import submit
 from softprompt.cli.job_options import (
@@ -22,17 +25,13 @@ from softprompt.cli.job_options import (
 )
 from softprompt.cli.options import JsonOption, TrainerOption, example
 from softprompt.data.distillation import distillation_examples
-from softprompt.types.common import Template
-from softprompt.types.spec import Distillation, Hyperparameters, PublishGate, PublishPolicy, TuningSpec
+
+app = typer.Typer()
 
 STUDY = "Self-study"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt distill handbook.txt --prompt support --questions inputs.txt"))(distill)
-
-
+@app.command(epilog=example("softprompt distill handbook.txt --prompt support --questions inputs.txt"))
 @with_template(STUDY)
 @with_hyperparameters(TRAINING)
 def distill(

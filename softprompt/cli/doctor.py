@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -16,12 +21,15 @@ from softprompt.cli.failures import EXIT_FAILED
 from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, stdout
 from softprompt.endpoints import DEFAULT_GATEWAY_PORT, GATEWAY_VARIABLE, INFERENCE_VARIABLE, TRAINER_VARIABLE
+from softprompt.extras import missing_packages
 from softprompt.local import machine_checks as machine
 from softprompt.local.machine_checks import Finding
 
 if TYPE_CHECKING:
-    from softprompt.types.generation import ModelInfo
-    from softprompt.types.service import ServiceInfo
+    from shared.values.generation import ModelInfo
+    from shared.values.service import ServiceInfo
+
+app = typer.Typer()
 
 T = TypeVar("T")
 _SERVICE_SECONDS = 5.0
@@ -31,11 +39,7 @@ MAX_SKEW_SECONDS = 5.0
 STORE_VARIABLES = ("SOFTPROMPT_INFERENCE_STORE_URL", "SOFTPROMPT_TRAINER_STORE_URL")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt doctor --json"))(doctor)
-
-
+@app.command(epilog=example("softprompt doctor --json"))
 def doctor(
     data: Annotated[Path, typer.Option(help="Directory of `softprompt up`.")] = Path("softprompt-data"),
     as_json: JsonOption = False,
@@ -66,7 +70,6 @@ def doctor(
 
 
 def _findings(data: Path, trainer: str | None, inference: str | None, gateway: str) -> Iterator[Finding]:
-    from softprompt.cli.doctor_gateway import gateway_finding
     from softprompt.cli.up import DEFAULT_MODEL
     from softprompt.model_catalogue import models_dir
 
@@ -141,3 +144,52 @@ def _agreement(info: ServiceInfo | None, model: ModelInfo | None) -> Iterator[Fi
         fix = "start both with one copy of the model: prompts belong to the weights that they were tuned on"
         names = ", ".join(item.id for item in info.base_models) or "none"
         yield Finding("base model", f"the replica has {model.base_model.id}, the trainer {names}", True, fix)
+
+
+_SECONDS = 5.0
+_MAX_BYTES = 1 << 22
+_PORTS = "ss -ltnp names the program; --gateway-port of softprompt up and --gateway here choose another address"
+
+
+def gateway_finding(url: str) -> Finding:
+    """Whether the gateway answers at `url`, is ready and has this version. Its absence is no problem, because only the
+    page and the HTTP API need it.
+    """
+    url = url.rstrip("/").removesuffix("/v1")
+    if not url.startswith(("http://", "https://")):
+        fix = f"--gateway http://HOST:PORT, or {GATEWAY_VARIABLE}"
+        return Finding("gateway", f"{url[:200]!r} does not begin with http:// or https://", True, fix)
+    try:
+        title, theirs = _described(url)
+    except (OSError, http.client.HTTPException, LookupError, TypeError, ValueError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if not isinstance(reason, ConnectionRefusedError):
+            return Finding("gateway", f"no gateway answers at {url}: {str(reason)[:200]!r}", True, _PORTS)
+        if missing_packages("gateway"):
+            return Finding("gateway", "not installed", fix="pip install 'softprompt[gateway]' for the page and HTTP")
+        return Finding("gateway", f"none at {url}", fix="softprompt up or softprompt gateway starts it")
+    if title != "softprompt gateway":
+        return Finding("gateway", f"another program answers at {url}", True, _PORTS)
+    if not _is_ready(url):
+        fix = "start the inference service; the gateway's log has the address that it tries"
+        return Finding("gateway", f"{url} waits for the inference service", True, fix)
+    fix = f"pip install softprompt=={theirs}, or upgrade the gateway" if theirs != version("softprompt") else ""
+    return Finding("gateway", f"{url}, softprompt {theirs}, ready", fix=fix)
+
+
+def _opened(url: str) -> Any:
+    """The response, without a proxy of the environment."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_SECONDS)
+
+
+def _described(url: str) -> tuple[str, str]:
+    """Title and version of the HTTP API. Raises OSError, HTTPException, LookupError, TypeError or ValueError."""
+    with _opened(f"{url}/openapi.json") as response:
+        info = json.loads(response.read(_MAX_BYTES))["info"]
+    return str(info["title"]), str(info["version"])
+
+
+def _is_ready(url: str) -> bool:
+    with suppress(OSError, http.client.HTTPException), _opened(f"{url}/readyz"):
+        return True
+    return False

@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     from softprompt.demo.example import Example
     from softprompt.types.report import JobReport
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("example", epilog=example("softprompt example review-sentiment"))(run)
+app = typer.Typer()
 
 
+@app.command("example", epilog=example("softprompt example review-sentiment"))
 def run(
     name: Annotated[str, typer.Argument(help="Name of the example. Without one, all are listed.")] = "",
     model: Annotated[

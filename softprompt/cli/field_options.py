@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from softprompt.types.common import Template
-from softprompt.types.spec import Hyperparameters, Init, InitMethod
+from shared.values.enums import InitMethod
+from shared.values.hyperparameters import Hyperparameters, Init
+from shared.values.template import Template
 
 Command = Callable[..., None]
 

@@ -10,16 +10,12 @@ from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, e
 from softprompt.cli.output import local_time, print_json, show, table
 
 if TYPE_CHECKING:
-    from softprompt.types.prompts import Alias, PromptChange, VersionStatus
+    from shared.values.prompts import Alias, PromptChange, VersionStatus
+
+app = typer.Typer()
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.command(epilog=example("softprompt prompts status support-tone"))(status)
-    app.command(epilog=example("softprompt prompts loaded support-tone"))(loaded)
-    app.command(epilog=example("softprompt prompts watch --prefix support-"))(watch)
-
-
+@app.command(epilog=example("softprompt prompts status support-tone"))
 def status(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")],
     as_json: JsonOption = False,
@@ -58,6 +54,7 @@ def status(
         show("no replica is alive")
 
 
+@app.command(epilog=example("softprompt prompts loaded support-tone"))
 def loaded(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt. Default: all prompts.")] = "",
     as_json: JsonOption = False,
@@ -87,6 +84,7 @@ def loaded(
     show(f"store revision {found.revision}")
 
 
+@app.command(epilog=example("softprompt prompts watch --prefix support-"))
 def watch(
     prefix: Annotated[str, typer.Option(help="Only prompts whose names begin with this text.")] = "",
     after: Annotated[int | None, typer.Option(min=0, help="Only changes after this store revision.")] = None,
@@ -103,7 +101,7 @@ def watch(
 
 
 def _change_text(change: PromptChange) -> str:
-    from softprompt.types.prompts import AliasSet, Deleted, Published, Snapshot
+    from shared.values.prompts import AliasSet, Deleted, Published, Snapshot
 
     match change:
         case Snapshot(prompts=prompts):

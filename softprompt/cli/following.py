@@ -15,9 +15,10 @@ from softprompt.display.transfer import upload_display
 from softprompt.report.distillation import distillation_facts
 
 if TYPE_CHECKING:
+    from shared.values.results import SearchCandidate, TuningResult
+    from shared.values.spec import TuningSpec
     from softprompt.client.sync_client import Client
-    from softprompt.types.jobs import JobCheck, SearchCandidate, TuningJob, TuningResult
-    from softprompt.types.spec import TuningSpec
+    from softprompt.types.jobs import JobCheck, TuningJob
 
 
 MAX_TOKENS = 8
@@ -92,10 +93,10 @@ def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = Fal
     """Show a job's progress until it ends, then its result. Raises JobFailed if the job failed. Ctrl-C does not cancel
     the job.
     """
+    from shared.values.enums import JobState
     from softprompt.display.training import training_display
     from softprompt.errors import JobFailed
     from softprompt.types.events import StateChanged
-    from softprompt.types.jobs import JobState
 
     try:
         with training_display(stderr(), name.removeprefix("tuningJobs/")) as show_event:

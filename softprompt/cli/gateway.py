@@ -11,16 +11,12 @@ import typer
 from softprompt.cli.options import InferenceOption, TrainerOption, example
 from softprompt.cli.requirements import require
 
+app = typer.Typer()
+
 _PREFIX = "SOFTPROMPT_GATEWAY_"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt gateway --port 8000, then OPENAI_BASE_URL=http://127.0.0.1:8000/v1"))(
-        gateway
-    )
-
-
+@app.command(epilog=example("softprompt gateway --port 8000, then OPENAI_BASE_URL=http://127.0.0.1:8000/v1"))
 def gateway(
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one [8000].")] = None,

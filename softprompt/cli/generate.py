@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shared.values.generation import GenerationEnd, GenerationStart
 from shared.values.sampling import Sampling
 from softprompt.cli.options import InferenceOption, JsonOption, example, open_client
-from softprompt.cli.output import print_json, show, stderr, table
+from softprompt.cli.output import print_json, show, stderr, stdout, table
 from softprompt.cli.sampling import with_sampling_options
 from softprompt.cli.text_input import read_input
-from softprompt.types.generation import GenerationEnd, GenerationStart
 
+if TYPE_CHECKING:
+    from softprompt.client.sync_client import Client
+
+app = typer.Typer()
 TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="The input; - reads standard input.")]
 RoutingOption = Annotated[
     str,
     typer.Option(metavar="KEY", help="If an alias names several versions, the same key always gets the same version."),
 ]
 FILE = "A file of inputs"
+_COLUMN_CHARS = 32
+"""A terminal with fewer characters for each answer shows them one after the other."""
 REFERENCE_HELP = "NAME (its default alias), NAME@ALIAS or NAME@7"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.command(
-        epilog=example('softprompt generate --prompt product-descriptions "wireless mouse, 2.4 GHz, 18 months battery"')
-    )(generate)
-    app.command(epilog=example('softprompt classify --prompt review-sentiment "It broke after a day."'))(classify)
-
-
+@app.command(
+    epilog=example('softprompt generate --prompt product-descriptions "wireless mouse, 2.4 GHz, 18 months battery"')
+)
 @with_sampling_options
 def generate(
     text: Annotated[
@@ -95,8 +97,6 @@ def generate(
         return
     assert text is not None
     if others:
-        from softprompt.cli.side_by_side import compare_answers
-
         with open_client(inference=inference) as client:
             options = {"sampling": sampling, "routing_key": routing_key, "truncate": truncate}
             compare_answers(client, read_input(text), {prompt or "base": prompt, **others}, options, as_json=as_json)
@@ -143,6 +143,7 @@ def _show_statistics(start: GenerationStart, end: GenerationEnd) -> None:
     )
 
 
+@app.command(epilog=example('softprompt classify --prompt review-sentiment "It broke after a day."'))
 def classify(
     text: TextArgument,
     prompt: Annotated[str, typer.Option(help=f"{REFERENCE_HELP}.")],
@@ -163,3 +164,27 @@ def classify(
     for score in sorted(scores.scores, key=lambda score: -score.probability):
         made.add_row(score.candidate, f"{score.probability:.4f}")
     show(made)
+
+
+def compare_answers(
+    client: Client, question: str, references: Mapping[str, str], options: Mapping[str, Any], *, as_json: bool
+) -> None:
+    """Ask each reference, given by its title, and show all answers."""
+    answers = {title: client.generate(question, prompt=reference, **options) for title, reference in references.items()}
+    if as_json:
+        for title, answer in answers.items():
+            print_json({"prompt": title, "generation": answer})
+        return
+    titles = [
+        f"{title} ({answer.start.version.rpartition('/')[2] or 'bare model'})" for title, answer in answers.items()
+    ]
+    texts = [answer.text.strip() or answer.why_empty for answer in answers.values()]
+    console = stdout()
+    if console.is_terminal and console.width >= _COLUMN_CHARS * len(texts):
+        beside = table(*titles)
+        beside.padding = (0, 2)
+        beside.add_row(*texts)
+        show(beside)
+        return
+    for heading, text in zip(titles, texts, strict=True):
+        show(f"--- {heading}\n{text}")

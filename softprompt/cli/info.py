@@ -13,18 +13,16 @@ from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, e
 from softprompt.cli.output import print_json, show
 
 if TYPE_CHECKING:
-    from softprompt.types.common import BaseModelInfo
-    from softprompt.types.generation import ModelInfo
-    from softprompt.types.service import ServiceInfo
+    from shared.values.base_model import BaseModelInfo
+    from shared.values.generation import ModelInfo
+    from shared.values.service import ServiceInfo
+
+app = typer.Typer()
 
 T = TypeVar("T")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt info --json"))(info)
-
-
+@app.command(epilog=example("softprompt info --json"))
 def info(as_json: JsonOption = False, trainer: TrainerOption = None, inference: InferenceOption = None) -> None:
     """Show models, limits and load of both services. Fails after showing one service if the other can't be reached or
     refuses you.

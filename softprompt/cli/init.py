@@ -15,6 +15,8 @@ from shared.values.enums import TaskKind
 from softprompt.cli.options import example
 from softprompt.cli.output import show
 
+app = typer.Typer()
+
 Rows = Sequence[Mapping[str, Any]]
 _GENERATION: Rows = [
     {"input": "name: Aria 5 | category: earbuds | battery: 30 h", "output": "**Aria 5** – earbuds that play for 30 h."},
@@ -66,11 +68,7 @@ softprompt {use}
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt init reviews.csv --task classification"))(init)
-
-
+@app.command(epilog=example("softprompt init reviews.csv --task classification"))
 def init(
     file: Annotated[
         str, typer.Argument(help="File to write: .jsonl, .csv, .tsv, .xlsx or .parquet.")

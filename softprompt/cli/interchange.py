@@ -7,22 +7,17 @@ from typing import Annotated
 
 import typer
 
+from shared.values.enums import TemplateFormat
+from shared.values.template import Template
 from softprompt.cli.data import LabelsOption, label_set
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show, stderr
 from softprompt.display.transfer import transfer_display
-from softprompt.types.common import Template, TemplateFormat
+
+app = typer.Typer()
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.command("export", epilog=example("softprompt prompts export support-tone@2 ./support-tone-adapter"))(export)
-    app.command(
-        "import",
-        epilog=example("softprompt prompts import ./peft-adapter --prompt support-tone --template 'Q: {input}'"),
-    )(import_)
-
-
+@app.command("export", epilog=example("softprompt prompts export support-tone@2 ./support-tone-adapter"))
 def export(
     version: Annotated[str, typer.Argument(metavar="REF", help="NAME (its default alias), NAME@ALIAS or NAME@7.")],
     directory: Annotated[
@@ -52,6 +47,10 @@ def export(
         )
 
 
+@app.command(
+    "import",
+    epilog=example("softprompt prompts import ./peft-adapter --prompt support-tone --template 'Q: {input}'"),
+)
 def import_(
     path: Annotated[
         Path,

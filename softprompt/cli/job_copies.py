@@ -6,17 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shared.values.hyperparameters import Hyperparameters
+from shared.values.spec import PublishPolicy
 from softprompt.cli.field_options import Command, with_hyperparameters
 from softprompt.cli.following import conclude
 from softprompt.cli.job_names import JobArgument, job_name, with_source
+from softprompt.cli.job_options import FollowOption
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import stderr
 from softprompt.display.transfer import upload_display
-from softprompt.types.spec import Hyperparameters, PublishPolicy
 
 if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
 
+app = typer.Typer()
 TRAINING = "Training (what is left out: as in the job)"
 Data = Annotated[
     str | None, typer.Option(help="Training examples instead of the job's: a file, a dataset name or a URI.")
@@ -27,21 +30,6 @@ Validation = Annotated[
 PromptName = Annotated[str | None, typer.Option(help="Name of the prompt to publish, instead of the job's.")]
 Alias = Annotated[str | None, typer.Option(help="Alias to move to the new version; - for none.")]
 Priority = Annotated[int | None, typer.Option(help="Jobs with a higher priority run first; -100 to 100.")]
-Follow = Annotated[
-    bool, typer.Option(help="Show the progress until the job ends. Ctrl-C stops following; the job continues.")
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    clone = _copying("clone_job", "Create a job with the same spec, except for the options given here.")
-    app.command("clone", epilog=example("softprompt jobs clone 8q1r4s7t --learning-rate 0.1 --prompt tone-b"))(clone)
-    continue_ = _copying(
-        "continue_job",
-        "Create a job that starts from another job's version, or from its best prompt if it failed or was cancelled.",
-        init=False,
-    )
-    app.command("continue", epilog=example("softprompt jobs continue 8q1r4s7t --data more.jsonl"))(continue_)
 
 
 def _copying(method: str, help: str, *, init: bool = True) -> Command:
@@ -57,7 +45,7 @@ def _copying(method: str, help: str, *, init: bool = True) -> Command:
         *,
         hyperparameters: Hyperparameters,
         priority: Priority = None,
-        follow: Follow = True,
+        follow: FollowOption = True,
         as_json: JsonOption = False,
         trainer: TrainerOption = None,
     ) -> None:
@@ -101,3 +89,13 @@ def _changes(
         spec = client.get_job(name).spec
         changes["publish"] = replace((spec.publish if spec is not None else None) or PublishPolicy(), alias=alias)
     return changes
+
+
+clone = _copying("clone_job", "Create a job with the same spec, except for the options given here.")
+app.command("clone", epilog=example("softprompt jobs clone 8q1r4s7t --learning-rate 0.1 --prompt tone-b"))(clone)
+continue_ = _copying(
+    "continue_job",
+    "Create a job that starts from another job's version, or from its best prompt if it failed or was cancelled.",
+    init=False,
+)
+app.command("continue", epilog=example("softprompt jobs continue 8q1r4s7t --data more.jsonl"))(continue_)

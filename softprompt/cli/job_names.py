@@ -10,8 +10,8 @@ import typer
 from softprompt.cli.failures import EXIT_NOT_FOUND, Failure
 
 if TYPE_CHECKING:
+    from shared.values.hyperparameters import Hyperparameters
     from softprompt.client.sync_client import Client
-    from softprompt.types.spec import Hyperparameters
 
 PREFIX = "tuningJobs/"
 JOB_HELP = "Name or id of the job, or 4 characters or more of the id's beginning or end."

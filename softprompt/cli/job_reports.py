@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from softprompt.types.report import JobReport
 
+app = typer.Typer()
+
 MetricOption = Annotated[str, typer.Option(help="Held-out metric to draw.")]
 ColumnsOption = Annotated[
     int | None, typer.Option(min=MIN_COLUMNS, max=500, help="Width of the curves in characters [that of the terminal].")
@@ -38,13 +40,7 @@ class Format(StrEnum):
     CSV = "csv"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.command(epilog=example("softprompt jobs report 8q1r4s7t --open"))(report)
-    app.command(epilog=example("softprompt jobs compare 8q1r4s7t w6y2x9ze"))(compare)
-    app.command(epilog=example("softprompt jobs curve 8q1r4s7t --metric accuracy"))(curve)
-
-
+@app.command(epilog=example("softprompt jobs report 8q1r4s7t --open"))
 def report(
     job: JobArgument,
     open_: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
@@ -95,6 +91,7 @@ def _summarize(report: JobReport) -> None:
     stderr().print(f"a file: softprompt jobs report {id} -o report.html (or .json, .csv)", markup=False)
 
 
+@app.command(epilog=example("softprompt jobs curve 8q1r4s7t --metric accuracy"))
 def curve(
     job: JobArgument,
     metric: MetricOption = "loss",
@@ -112,6 +109,7 @@ def curve(
     show(_drawn(found, metric, columns or _columns()))
 
 
+@app.command(epilog=example("softprompt jobs compare 8q1r4s7t w6y2x9ze"))
 def compare(
     jobs: Annotated[list[str], typer.Argument(metavar="JOB JOB...", help=f"Two jobs or more. {JOB_HELP}")],
     metric: MetricOption = "loss",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared.values.enums import JobOrder, JobState
 from softprompt.cli import job_copies, job_reports, track
 from softprompt.cli.field_options import key_values
 from softprompt.cli.following import follow_job, show_result
@@ -13,15 +14,13 @@ from softprompt.cli.job_names import JobArgument, job_name
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, table
 from softprompt.display.training import is_distillation, is_preparing, preparing_text
-from softprompt.types.jobs import JobOrder, JobState
 
 if TYPE_CHECKING:
     from softprompt.types.jobs import TuningJob
 
 app = typer.Typer(no_args_is_help=True)
-job_copies.register(app)
-job_reports.register(app)
-track.register(app)
+for module in (job_copies, job_reports, track):
+    app.add_typer(module.app)
 
 
 @app.command("list", epilog=example("softprompt jobs list --state running --state queued"))

@@ -15,9 +15,9 @@ from softprompt.cli.output import print_json, show, stderr, table
 from softprompt.errors import SoftPromptError
 
 if TYPE_CHECKING:
+    from shared.values.base_model import BaseModelInfo
+    from shared.values.prompts import ReplicaStatus
     from softprompt.client.sync_client import Client
-    from softprompt.types.common import BaseModelInfo
-    from softprompt.types.prompts import ReplicaStatus
 
 T = TypeVar("T")
 _SERVICE_SECONDS = 5.0

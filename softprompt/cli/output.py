@@ -68,6 +68,12 @@ def show_facts(facts: Mapping[str, str], width: int = 11) -> None:
             show(f"{name:<{width}}{text}")
 
 
+def agreed(question: str) -> bool:
+    """Asks on stderr; whether the answer on standard input is yes."""
+    stderr().print(f"{question} [y/N] ", end="", markup=False)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def _columns(value: Table) -> list[tuple[str, list[str]]]:
     """Titles and cells."""
     return [(str(column.header), [str(cell) for cell in column.cells]) for column in value.columns]

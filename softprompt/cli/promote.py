@@ -11,23 +11,21 @@ import typer
 
 from softprompt.cli.failures import EXIT_INVALID, EXIT_REFUSED, Failure
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import print_json, show, stderr, table
+from softprompt.cli.output import agreed, print_json, show, table
 from softprompt.types.plain import as_plain
 
 if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
     from softprompt.promotion import Plan
 
+app = typer.Typer()
+
 _CELL_CHARS = 60
 _LONG = ("recipe.", "template.", "sampling.")
 """Facts that are shown only where they differ from those of a version."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt prompts promote support-tone@3 --to trainer.production:50051"))(promote)
-
-
+@app.command(epilog=example("softprompt prompts promote support-tone@3 --to trainer.production:50051"))
 def promote(
     reference: Annotated[str, typer.Argument(metavar="REF", help="NAME@3, NAME@ALIAS or NAME (its default alias).")],
     to: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the target's trainer service.")],
@@ -93,8 +91,7 @@ def _target(address: str, token_file: str | None, ca_file: str | None) -> Client
 def _ask(to: str) -> None:
     if not sys.stdin.isatty():
         raise Failure("there is no terminal to ask: add --yes, or --dry-run to see only the difference", EXIT_INVALID)
-    stderr().print(f"Publish this at {to}? [y/N] ", end="", markup=False)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not agreed(f"Publish this at {to}?"):
         raise Failure("nothing was published", EXIT_REFUSED)
 
 

@@ -17,14 +17,13 @@ from softprompt.cli.output import local_time, numbers, print_json, show, show_fa
 from softprompt.types.plain import as_plain
 
 if TYPE_CHECKING:
-    from softprompt.types.prompts import Alias
+    from shared.values.prompts import Alias
 
 app = typer.Typer(no_args_is_help=True)
 alias_app = typer.Typer(no_args_is_help=True)
 app.add_typer(alias_app, name="alias", help="Aliases: names of versions that can be moved.", cls=Commands)
-fleet.register(app)
-interchange.register(app)
-promote.register(app)
+for module in (fleet, interchange, promote):
+    app.add_typer(module.app)
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")]
 
 
@@ -143,7 +142,7 @@ def set_(
     trainer: TrainerOption = None,
 ) -> None:
     """Move an alias to a version, or split its traffic between several."""
-    from softprompt.types.prompts import AliasTarget
+    from shared.values.prompts import AliasTarget
 
     try:
         targets = [

@@ -10,18 +10,16 @@ import typer
 from shared.text.counted import counted
 from softprompt.cli.failures import EXIT_INVALID, EXIT_REFUSED, Failure
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import print_json, show, stderr, table
+from softprompt.cli.output import agreed, print_json, show, stderr, table
 from softprompt.display.status import clock_text
 
 if TYPE_CHECKING:
     from softprompt.client.retraining_plan import PlannedRetraining, RetrainingPlan
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt retrain --base-model qwen3 --prompt support-tone --dry-run"))(retrain)
+app = typer.Typer()
 
 
+@app.command(epilog=example("softprompt retrain --base-model qwen3 --prompt support-tone --dry-run"))
 def retrain(
     *,
     base_model: Annotated[str, typer.Option(help="Id of the new base model, one of the trainer's.")],
@@ -88,8 +86,7 @@ def _agrees(num_new: int, base_model: str) -> bool:
     if not sys.stdin.isatty():
         stderr().print("no job was created: there is no terminal to ask; add --yes", markup=False)
         return False
-    stderr().print(f"Create {counted(num_new, 'job')} on {base_model}? [y/N] ", end="", markup=False)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return agreed(f"Create {counted(num_new, 'job')} on {base_model}?")
 
 
 def _show(plan: RetrainingPlan) -> None:

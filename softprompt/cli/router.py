@@ -12,14 +12,12 @@ import typer
 from softprompt.cli.options import example
 from softprompt.cli.requirements import require
 
+app = typer.Typer()
+
 _PREFIX = "SOFTPROMPT_ROUTER_"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt router --store ./softprompt-data/prompts --port 50053"))(router)
-
-
+@app.command(epilog=example("softprompt router --store ./softprompt-data/prompts --port 50053"))
 def router(
     store: Annotated[
         str | None, typer.Option(metavar="URL", help="Prompt store of the replicas: a directory, s3://BUCKET/PREFIX.")

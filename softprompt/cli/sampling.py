@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import types
 import typing
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +13,7 @@ import typer
 from shared.values.guide import Guide
 from shared.values.sampling import PARAMETERS, Sampling
 from softprompt.cli.failures import EXIT_INVALID, Failure
+from softprompt.cli.field_options import Command, replacing
 
 PANEL = "Sampling (what is left out: the prompt's defaults, then the service's)"
 _DEFAULTS = [name for name, parameter in PARAMETERS.items() if parameter.is_default]
@@ -36,30 +35,20 @@ _GUIDE_OPTIONS = {
 """One option for each kind of guide, by the name of its field."""
 
 
-def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
+def with_sampling_options(command: Command) -> Command:
     """Replace the argument `sampling` of a command by an option for each sampling parameter and kind of guide."""
-    own = inspect.signature(command, eval_str=True)
-    annotations = {name: _option(name) for name in PARAMETERS if name != "guide"}
-    annotations |= {name: Annotated[kind, _in_panel(option)] for name, (kind, option) in _GUIDE_OPTIONS.items()}
-    options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in annotations.items()
-    ]
-    kept = [parameter for parameter in own.parameters.values() if parameter.name != "sampling"]
+    options = {name: _option(name) for name in PARAMETERS if name != "guide"}
+    options |= {name: Annotated[kind, _in_panel(option)] for name, (kind, option) in _GUIDE_OPTIONS.items()}
+    return replacing("sampling", options, _sampling)(command)
 
-    @wraps(command)
-    def with_options(**given: Any) -> None:
-        values = {name: given.pop(name) for name in annotations}
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        guide: dict[str, Any] = {name: _guide_text(values.pop(name)) for name in _GUIDE_OPTIONS}
-        guide = {name: value for name, value in guide.items() if value is not None}
-        values["guide"] = Guide(**guide) if guide else None
-        values["logit_bias"] = _parse_biases(values["logit_bias"] or ())
-        command(sampling=Sampling(**{name: value for name, value in values.items() if value is not None}), **given)
 
-    with_options.__signature__ = own.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in (*kept, *options)}
-    return with_options
+def _sampling(given: Mapping[str, Any]) -> Sampling:
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    guide: dict[str, Any] = {name: _guide_text(values.pop(name)) for name in _GUIDE_OPTIONS}
+    guide = {name: value for name, value in guide.items() if value is not None}
+    values["guide"] = Guide(**guide) if guide else None
+    values["logit_bias"] = _parse_biases(values["logit_bias"] or ())
+    return Sampling(**{name: value for name, value in values.items() if value is not None})
 
 
 def _option(name: str) -> Any:

@@ -18,6 +18,8 @@ from softprompt.cli.output import stderr
 if TYPE_CHECKING:
     from softprompt.tracking.entries import Sink
 
+app = typer.Typer()
+
 DEFAULT_PROJECT = "softprompt"
 
 
@@ -29,11 +31,7 @@ class Target(StrEnum):
     WANDB = "wandb"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt jobs track 8q1r4s7t --to tensorboard --directory runs"))(track)
-
-
+@app.command(epilog=example("softprompt jobs track 8q1r4s7t --to tensorboard --directory runs"))
 def track(
     job: JobArgument,
     to: Annotated[Target, typer.Option(help="Where to write the curves.")],

@@ -7,6 +7,11 @@ from typing import Annotated
 
 import typer
 
+from shared.values.enums import TaskKind, TooLong
+from shared.values.hyperparameters import Hyperparameters
+from shared.values.sampling import Sampling
+from shared.values.spec import PublishGate, PublishPolicy, TuningSpec
+from shared.values.template import Template
 from softprompt.cli.data import (
     PANEL,
     LabelsOption,
@@ -29,20 +34,14 @@ from softprompt.cli.job_options import (
 )
 from softprompt.cli.options import JsonOption, TrainerOption, example
 from softprompt.cli.sampling import parse_sampling
-from softprompt.types.common import Sampling, Template
 from softprompt.types.data import VALIDATION_DATASET, Data
-from softprompt.types.spec import Hyperparameters, PublishGate, PublishPolicy, TaskKind, TooLong, TuningSpec
+
+app = typer.Typer()
 
 DATA = PANEL
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(
-        epilog=example("softprompt tune train.jsonl --prompt support-tone --validation heldout.jsonl --steps 200")
-    )(tune)
-
-
+@app.command(epilog=example("softprompt tune train.jsonl --prompt support-tone --validation heldout.jsonl --steps 200"))
 @with_template(DATA)
 @with_data_options
 @with_hyperparameters(TRAINING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from filelock import FileLock, Timeout
 from shared.rpc.ports import check_port
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.models import pull_with_progress
-from softprompt.cli.next_steps import after_start
 from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import print_json, show, stderr
 from softprompt.cli.requirements import require
@@ -30,17 +30,35 @@ from softprompt.endpoints import (
 if TYPE_CHECKING:
     from softprompt.local.services import LocalServices
 
+app = typer.Typer()
+
 _LEAST_BYTES = 1 << 20
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _VARIABLES = {"trainer": TRAINER_VARIABLE, "inference": INFERENCE_VARIABLE, "gateway": "OPENAI_BASE_URL"}
 _COLOURS = {"trainer": "cyan", "inference": "magenta", "gateway": "green"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt up --data ./softprompt-data"))(up)
+_DEFAULTS = {
+    TRAINER_VARIABLE: f"127.0.0.1:{DEFAULT_TRAINER_PORT}",
+    INFERENCE_VARIABLE: f"127.0.0.1:{DEFAULT_INFERENCE_PORT}",
+    GATEWAY_VARIABLE: f"http://127.0.0.1:{DEFAULT_GATEWAY_PORT}",
+}
+PROMPT, FILE = "my-prompt", "examples.jsonl"
 
 
+def after_start(endpoints: Mapping[str, str]) -> list[str]:
+    """Three commands for a second terminal. `endpoints` by variable; those that are not the default are exported."""
+    changed = {name: address for name, address in endpoints.items() if address != _DEFAULTS.get(name)}
+    exports = [f"export {name}={shlex.quote(address)}" for name, address in changed.items()]
+    steps = (
+        (f"softprompt init {FILE}", "a file of examples to change"),
+        (f"softprompt tune {FILE} --prompt {PROMPT}", "train and publish"),
+        (f"softprompt chat {PROMPT}", "ask it"),
+    )
+    return [*exports, *(f"{command:<58}# {about}" for command, about in steps)]
+
+
+@app.command(epilog=example("softprompt up --data ./softprompt-data"))
 def up(
     model: Annotated[
         str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")

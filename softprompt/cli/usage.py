@@ -13,7 +13,9 @@ from softprompt.cli.options import JsonOption, TrainerOption, example, open_clie
 from softprompt.cli.output import print_json, show, table
 
 if TYPE_CHECKING:
-    from softprompt.types.usage import BudgetStatus, UsageRow
+    from shared.values.usage import BudgetStatus, UsageRow
+
+app = typer.Typer()
 
 _SUMS = (
     ("requests", "REQUESTS"),
@@ -29,11 +31,7 @@ _BY = ("hour", "tenant", "caller", "prompt", "version", "model")
 _FIRST_OF_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=example("softprompt usage --from 2030-01-01 --by tenant --by hour --csv"))(usage)
-
-
+@app.command(epilog=example("softprompt usage --from 2030-01-01 --by tenant --by hour --csv"))
 def usage(
     start: Annotated[
         str | None, typer.Option("--from", metavar="TIME", help="First hour, as 2030-01-31 or 2030-01-31T12:00, UTC.")

@@ -10,7 +10,7 @@ from softprompt.cli.options import JsonOption, TrainerOption, example, open_clie
 from softprompt.cli.output import local_time, print_json, show, table
 
 if TYPE_CHECKING:
-    from softprompt.types.service import DeadLetter, Webhook
+    from shared.values.webhooks import DeadLetter, Webhook
 
 app = typer.Typer(no_args_is_help=True)
 NameArgument = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Name of the webhook in the webhooks file.")]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from shared.values.generation import GenerationDelta
+from shared.values.message import Message
 from softprompt.client.loop_thread import LoopThread
-from softprompt.types.common import Message
-from softprompt.types.generation import GenerationDelta
 
 if TYPE_CHECKING:
     from softprompt.client.stream import GenerationStream

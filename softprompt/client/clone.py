@@ -7,9 +7,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 from shared.errors import InvalidInput, PreconditionFailed
+from shared.values.enums import InitMethod
+from shared.values.hyperparameters import Hyperparameters, Init
+from shared.values.spec import TuningSpec
 from softprompt.client.arguments import checked
 from softprompt.types.jobs import TuningJob
-from softprompt.types.spec import Hyperparameters, Init, InitMethod, TuningSpec
 
 
 def cloned_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:

@@ -11,16 +11,18 @@ from typing import Any
 from prompttuning.v1 import generation_pb2, tuning_pb2
 
 from shared.errors import InvalidInput
-from shared.values.generation import GenerationInput
+from shared.values.generation import GenerationInput, TokenIds
+from shared.values.message import Message
+from shared.values.results import TuningProgress
 from shared.values.spec import is_uri
+from shared.values.template import Template
+from shared.values.usage import UsageDimension, UsageQuery
 from shared.violations import Violations, items_of, readable
 from shared.wire.mirror import read, read_fields, reader, write
-from softprompt.types.common import Message, Template
 from softprompt.types.events import CheckpointStored, Evaluated, JobEvent, Note, ProgressMade, StateChanged
-from softprompt.types.generation import Input, TokenIds
-from softprompt.types.jobs import TuningJob, TuningProgress
+from softprompt.types.generation import Input
+from softprompt.types.jobs import TuningJob
 from softprompt.types.type_names import type_name
-from softprompt.types.usage import UsageDimension, UsageQuery
 
 
 def is_remote(dataset: object) -> bool:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+import hashlib
+import io
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from prompttuning.v1 import tuning_pb2
 
-from shared.errors import NotFound, PermissionDenied, Unimplemented
+from shared.errors import InvalidInput, NotFound, PermissionDenied, Unimplemented
 from shared.location import Location
+from shared.values.datasets import StoredDataset, UploadedDataset
 from shared.violations import moved
 from shared.wire.mirror import fill, read
 from softprompt.client.connection import Connection
 from softprompt.client.paging import all_pages
-from softprompt.client.upload_source import UploadSource
 from softprompt.data.prepare import checked_labels, prepare
-from softprompt.types.data import DATASET, PreparedData
-from softprompt.types.datasets import StoredDataset, UploadedDataset
-from softprompt.types.spec import Dataset
+from softprompt.types.data import DATASET, Dataset, PreparedData
 
 SLOWEST_BYTES_PER_SECOND = 64 << 10
 """The default deadline of an upload allows for a connection that is this slow."""
@@ -147,3 +150,39 @@ class DatasetMethods:
 def _of_dataset(place: Location) -> Location:
     """The size of an upload as its caller knows it: that of the data."""
     return Location((DATASET,)) if place.path == ("header", "size_bytes") else place
+
+
+CHUNK_BYTES = 512 << 10
+
+
+@dataclass(frozen=True)
+class UploadSource:
+    """Bytes that can be read twice: for the digest, and to send them. `content` is a path or the bytes themselves."""
+
+    content: Path | bytes
+    size_bytes: int
+    digest: str
+    """ "sha256:<hex>"."""
+
+    @classmethod
+    def of(cls, content: Path | bytes) -> UploadSource:
+        """Reads everything once. Raises InvalidInput for a file that can't be read."""
+        digest, size = hashlib.sha256(), 0
+        try:
+            with _open(content) as file:
+                while piece := file.read(CHUNK_BYTES):
+                    digest.update(piece)
+                    size += len(piece)
+        except OSError as error:
+            raise InvalidInput.of("dataset", f"can't read {str(content)!r}: {error.strerror or error}") from error
+        return cls(content, size, f"sha256:{digest.hexdigest()}")
+
+    def chunks(self) -> Iterator[bytes]:
+        """The content in chunks of CHUNK_BYTES."""
+        with _open(self.content) as file:
+            while piece := file.read(CHUNK_BYTES):
+                yield piece
+
+
+def _open(content: Path | bytes) -> AbstractContextManager[BinaryIO]:
+    return content.open("rb") if isinstance(content, Path) else io.BytesIO(content)

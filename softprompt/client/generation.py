@@ -6,41 +6,95 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, Unpack
 
 from prompttuning.v1 import generation_pb2
 
-from shared.errors import DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed, SoftPromptError
+from shared.errors import DeadlineExceeded, InvalidInput, NotFound, Overloaded, PreconditionFailed, SoftPromptError
 from shared.names import parse_version_name, version_name
-from shared.wire.mirror import fill, read
-from shared.wire.sampling import write_sampling
-from softprompt.client.chat import AsyncChat
-from softprompt.client.connection import Connection
-from softprompt.client.convert import input_message
-from softprompt.client.many import check_concurrency, in_order, patient
-from softprompt.client.stream import GenerationStream
-from softprompt.client.sync_methods import SyncMethods, blocking
-from softprompt.data.inputs import inputs_of
-from softprompt.data.problems import Unusable
-from softprompt.types.common import Sampling, Template
-from softprompt.types.generation import (
+from shared.values.enums import LoadedState
+from shared.values.generation import (
     CandidateScore,
     Generation,
-    GenerationOutcome,
-    Input,
     LoadedPrompt,
     LoadedPrompts,
-    LoadedState,
     ModelInfo,
     Scores,
     TokenCount,
 )
+from shared.values.sampling import Sampling
+from shared.values.template import Template
+from shared.wire.generation import write_sampling
+from shared.wire.mirror import fill, read
+from softprompt.client.chat import AsyncChat
+from softprompt.client.connection import Connection
+from softprompt.client.convert import input_message
+from softprompt.client.stream import GenerationStream
+from softprompt.client.sync_methods import SyncMethods, blocking
+from softprompt.data.inputs import inputs_of
+from softprompt.data.problems import Unusable
+from softprompt.types.generation import GenerationOutcome, Input
 from softprompt.types.keywords import SamplingKeywords, sampling_with
 
 Inputs = Iterable[Input | Mapping[str, Any]] | Any
 """Texts, conversations, mappings or examples with an input, a Series, or a DataFrame with a column of inputs."""
 SERVED_POLL_SECONDS = 0.1
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+MAX_CONCURRENCY = 1024
+_WINDOW = 4
+"""Started calls for each one that may run: finished results wait for a slow earlier one while others go on."""
+_ATTEMPTS, _LONGEST_PAUSE_SECONDS = 6, 30.0
+
+
+def check_concurrency(concurrency: int) -> None:
+    """Raises InvalidInput for a number of simultaneous calls outside 1 to MAX_CONCURRENCY."""
+    if not 1 <= concurrency <= MAX_CONCURRENCY:
+        raise InvalidInput.of("concurrency", f"must be from 1 to {MAX_CONCURRENCY}, is {concurrency}")
+
+
+async def in_order(inputs: Iterable[T], call: Callable[[T], Awaitable[R]], concurrency: int) -> AsyncIterator[R]:
+    """The results of `call` in the order of the inputs, which are taken only as they are needed."""
+    running, source = asyncio.Semaphore(concurrency), iter(inputs)
+    waiting: deque[asyncio.Task[R]] = deque()
+
+    async def one(item: T) -> R:
+        async with running:
+            return await call(item)
+
+    try:
+        is_over = False
+        while True:
+            while not is_over and len(waiting) < _WINDOW * concurrency:
+                try:
+                    waiting.append(asyncio.create_task(one(next(source))))
+                except StopIteration:
+                    is_over = True
+            if not waiting:
+                return
+            yield await waiting.popleft()
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def patient(call: Callable[[], Awaitable[R]]) -> R:
+    """The result of a call that is repeated while the service is overloaded, each time after the pause that it asks
+    for. Raises Overloaded after several attempts, or at once if the pause is long or a budget is used up.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return await call()
+        except Overloaded as error:
+            if error.is_of_budget or error.retry_after_seconds > _LONGEST_PAUSE_SECONDS:
+                raise
+            await asyncio.sleep(error.retry_after_seconds)
+    return await call()
 
 
 class GenerationMethods:

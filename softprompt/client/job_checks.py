@@ -7,10 +7,10 @@ from dataclasses import replace
 from prompttuning.v1 import tuning_pb2
 
 from shared.errors import InvalidInput, Unimplemented
+from shared.values.spec import TuningSpec
 from shared.wire.mirror import read, write
 from softprompt.client.connection import Connection
 from softprompt.types.jobs import JobCheck, TuningJob
-from softprompt.types.spec import TuningSpec
 
 _DATASET_FIELD = "spec.dataset"
 

@@ -17,6 +17,8 @@ from shared.errors import (
     SoftPromptError,
 )
 from shared.values.base_model import BaseModelInfo
+from shared.values.enums import JobState
+from shared.values.prompts import Prompt
 from softprompt.client.prompts import PromptMethods, SyncPromptMethods
 from softprompt.client.retraining_plan import (
     PlannedRetraining,
@@ -31,8 +33,8 @@ from softprompt.client.retraining_plan import (
 )
 from softprompt.client.sync_methods import blocking
 from softprompt.client.tuning import SyncTuningMethods, TuningMethods
-from softprompt.types.jobs import JobState, TuningJob
-from softprompt.types.prompts import Prompt, PromptVersion
+from softprompt.types.jobs import TuningJob
+from softprompt.types.prompts import PromptVersion
 from softprompt.types.report import JobReport
 
 _AT_ONCE = 8

@@ -14,13 +14,15 @@ from typing import Any
 
 from shared.names import DEFAULT_ALIAS, version_name
 from shared.values.base_model import BaseModelInfo
+from shared.values.enums import InitMethod, Metric, TaskKind
+from shared.values.hyperparameters import Hyperparameters
+from shared.values.prompts import Alias
 from shared.values.report import MIN_EXAMPLES
-from shared.values.spec import NO_ALIAS
+from shared.values.spec import NO_ALIAS, PublishGate, PublishPolicy, TuningSpec
 from softprompt.client.clone import cloned_spec
 from softprompt.types.jobs import TuningJob
-from softprompt.types.prompts import Alias, PromptVersion
+from softprompt.types.prompts import PromptVersion
 from softprompt.types.report import JobReport
-from softprompt.types.spec import Hyperparameters, InitMethod, Metric, PublishGate, PublishPolicy, TaskKind, TuningSpec
 
 RETRAINED_FROM, RETRAINED_FOR = "retrained-from", "retrained-for"
 """Annotations of a retraining's job: the version, and the fingerprint of the new base model."""

@@ -10,10 +10,10 @@ from typing import Any, Self
 from prompttuning.v1 import generation_pb2
 
 from shared.errors import Unavailable
+from shared.values.generation import GenerationDelta, GenerationEnd, GenerationStart
 from shared.wire.mirror import read
 from softprompt.client.connection import Peer
 from softprompt.client.loop_thread import LoopThread
-from softprompt.types.generation import GenerationDelta, GenerationEnd, GenerationStart
 
 Responses = AsyncIterator[generation_pb2.GenerateStreamResponse]
 

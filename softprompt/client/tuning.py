@@ -13,7 +13,11 @@ from typing import Any
 from prompttuning.v1 import tuning_pb2
 
 from shared.errors import DeadlineExceeded, NotFound, PermissionDenied, Unavailable, Unimplemented
-from shared.values.spec import is_uri
+from shared.values.enums import JobOrder, JobState
+from shared.values.service import ServiceInfo
+from shared.values.spec import Distillation, TuningSpec, is_uri
+from shared.values.usage import BudgetStatus, UsageDimension, UsagePage, UsageQuery, UsageRow
+from shared.values.webhooks import Webhook
 from shared.wire.mirror import read, write
 from softprompt.client.arguments import built
 from softprompt.client.clone import cloned_spec, continued_spec
@@ -27,13 +31,10 @@ from softprompt.client.sync_methods import SyncMethods, blocking
 from softprompt.client.verdict import first_verdict
 from softprompt.data.distillation import Text, distillation_examples
 from softprompt.data.prepare import checked_labels, prepare
-from softprompt.types.data import DATASET, VALIDATION_DATASET
+from softprompt.types.data import DATASET, VALIDATION_DATASET, Dataset
 from softprompt.types.events import JobEvent
-from softprompt.types.jobs import JobCheck, JobOrder, JobState, TuningJob
+from softprompt.types.jobs import JobCheck, TuningJob
 from softprompt.types.report import JobReport
-from softprompt.types.service import ServiceInfo, Webhook
-from softprompt.types.spec import Dataset, Distillation, TuningSpec
-from softprompt.types.usage import BudgetStatus, UsageDimension, UsagePage, UsageQuery, UsageRow
 
 
 class TuningMethods(DatasetMethods, JobFollowing):

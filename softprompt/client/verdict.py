@@ -10,9 +10,9 @@ from prompttuning.v1 import prompts_pb2
 
 from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
 from shared.names import parse_version_name, version_name
+from shared.values.prompts import PromptStatus, VersionStatus
 from shared.wire.mirror import read
 from softprompt.client.connection import Connection
-from softprompt.types.prompts import PromptStatus, VersionStatus
 
 STATUS_POLL_SECONDS = 0.2
 VERDICT_SECONDS = 60.0

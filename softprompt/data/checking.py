@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from shared.errors import InvalidInput
 from shared.text.repetition import Repetition, RepetitionCounter
 from shared.values.datasets import MAX_LINE_BYTES
+from shared.values.example import Example
+from shared.values.message import Message
 from softprompt.data.examples import ExampleReader, Fields, line_of
 from softprompt.data.files import file_rows
 from softprompt.data.layout import NotUnderstood
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Rows
-from softprompt.types.common import Message
-from softprompt.types.data import Data, Example
+from softprompt.types.data import Data
 
 MAX_PROBLEMS = 1000
 """Problems that are kept; the others are counted."""

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from shared.errors import InvalidInput
+from shared.values.example import Example
 from shared.values.spec import DOCUMENT, QUESTION
 from shared.violations import items_of
 from softprompt.input_files import input_file
-from softprompt.types.data import Example
 
 Text = str | os.PathLike[str]
 """A text itself, or the path of a file in UTF-8."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from shared.close_names import did_you_mean
 from shared.errors import InvalidInput
+from shared.values.example import Example
 from shared.violations import items_of, readable
 from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, only_column
 from softprompt.data.problems import Unusable
 from softprompt.data.python_rows import python_rows
 from softprompt.data.values import is_missing, text_of
-from softprompt.types.data import Example
 from softprompt.types.generation import Input
 from softprompt.types.type_names import type_name
 

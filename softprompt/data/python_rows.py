@@ -6,11 +6,11 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Si
 from typing import Any
 
 from shared.errors import InvalidInput
+from shared.values.example import Example
 from shared.violations import MAX_ITEMS, items_of
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Row, Rows
 from softprompt.data.values import shown
-from softprompt.types.data import Example
 from softprompt.types.type_names import type_name
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from shared.close_names import did_you_mean
 from shared.errors import NotFound
+from shared.values.enums import Metric
+from shared.values.hyperparameters import Hyperparameters, Init
+from shared.values.spec import TuningSpec
 from softprompt.report.words import ANSWERS, RIVALS
-from softprompt.types.spec import Hyperparameters, Init, Metric, TuningSpec
 
 if TYPE_CHECKING:
     from softprompt.client.async_client import AsyncClient

@@ -12,20 +12,20 @@ from pathlib import Path
 from rich.console import Console
 
 from shared.text.counted import counted
+from shared.values.enums import InitMethod
+from shared.values.hyperparameters import Hyperparameters, Init
+from shared.values.spec import PublishPolicy, TuningSpec
+from shared.values.template import Template
 from softprompt.client.async_client import AsyncClient
-from softprompt.demo.answers import AnswerTable
-from softprompt.demo.curve import save_curve
+from softprompt.demo.answers import AnswerTable, greedy, show_side_by_side, unseen_inputs
+from softprompt.demo.curve import TrainingRecord, save_curve
 from softprompt.demo.plan import DemoPlan
 from softprompt.demo.promises import PromiseBroken, Promises
-from softprompt.demo.record import TrainingRecord
-from softprompt.demo.side_by_side import greedy, show_side_by_side, unseen_inputs
 from softprompt.demo.swap import Swap, check_swap, expected_answers
 from softprompt.display.training import training_display
 from softprompt.local.services import LocalServices
-from softprompt.types.common import Template
 from softprompt.types.events import JobEvent
 from softprompt.types.jobs import TuningJob
-from softprompt.types.spec import Hyperparameters, Init, InitMethod, PublishPolicy, TuningSpec
 
 LINE_SECONDS = 15.0
 """Between two lines about a training where there is no terminal."""

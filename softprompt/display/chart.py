@@ -11,7 +11,7 @@ _MARKS = "·o+x"
 _ASCII_MARKS = ".o+x"
 
 
-def chart(title: str, series: Mapping[str, Points], columns: int, *, height: int = HEIGHT, utf8: bool = True) -> str:
+def chart(title: str, series: Mapping[str, Points], columns: int, *, utf8: bool) -> str:
     """Lines of at most `columns` characters (at least MIN_COLUMNS): the title, a grid with its lowest and highest value
     and last step, and the mark of each series. A later series covers an earlier one.
     """
@@ -23,13 +23,13 @@ def chart(title: str, series: Mapping[str, Points], columns: int, *, height: int
         return "\n".join([_cut(title, width), _cut("  no points yet", width)])
     first, last = min(step for step, _ in points), max(step for step, _ in points)
     low, high = min(value for _, value in points), max(value for _, value in points)
-    labels = {0: _short(high), height - 1: _short(low)}
+    labels = {0: _short(high), HEIGHT - 1: _short(low)}
     margin = max(map(len, labels.values())) + 1
-    grid = [[" "] * (width - margin - 1) for _ in range(height)]
+    grid = [[" "] * (width - margin - 1) for _ in range(HEIGHT)]
     for mark, some in zip(marks, drawn.values(), strict=False):
         for step, value in some:
             column = round((step - first) / (last - first or 1) * (len(grid[0]) - 1))
-            row = round((high - value) / (high - low) * (height - 1)) if high > low else height // 2
+            row = round((high - value) / (high - low) * (HEIGHT - 1)) if high > low else HEIGHT // 2
             grid[row][column] = mark
     side, corner, line = ("│", "└", "─") if utf8 else ("|", "+", "-")
     rows = [f"{labels.get(number, ''):>{margin}}{side}{''.join(cells)}".rstrip() for number, cells in enumerate(grid)]

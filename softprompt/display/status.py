@@ -21,7 +21,7 @@ _GAP = "  "
 
 
 class Status(Protocol):
-    """What is known of the work now. Read by another thread than the one that changes it."""
+    """The state of the work. The thread that reads it is not the one that changes it."""
 
     @property
     def title(self) -> str:
@@ -36,23 +36,12 @@ class Status(Protocol):
         """Short texts such as "step 3/20", the most important one first."""
 
 
-class StatusDisplay(Protocol):
-    """A context manager that shows a status until it is left. Its methods may be called from any thread."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *_: object) -> None: ...
-
-    def show(self) -> None:
-        """Show the status at once: it has changed in a way that a reader waits for."""
-
-    def note(self, text: str) -> None:
-        """Print a sentence that stays."""
-
-
 def status_display(
     console: Console, status: Status, line_seconds: float = LINE_SECONDS, *, transient: bool = False
-) -> StatusDisplay:
-    """Redrawn lines if the console is a terminal, else a line every `line_seconds`. `transient`: removed at the end."""
+) -> StatusLines | LiveStatus:
+    """A context manager that shows the status until it is left: redrawn lines if the console is a terminal, else a line
+    every `line_seconds`. Its methods may be called from any thread. `transient`: removed at the end.
+    """
     return LiveStatus(console, status, transient) if console.is_terminal else StatusLines(console, status, line_seconds)
 
 
@@ -73,11 +62,11 @@ class StatusLines:
         self._thread.join()
 
     def show(self) -> None:
-        """See StatusDisplay."""
+        """Show the status at once: it has changed in a way that a reader waits for."""
         self.note(_GAP.join([self._status.title, *self._status.details]))
 
     def note(self, text: str) -> None:
-        """See StatusDisplay."""
+        """Print a sentence that stays."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def _show_regularly(self) -> None:
@@ -113,7 +102,7 @@ class LiveStatus:
         """Nothing to do: the lines are redrawn ten times a second."""
 
     def note(self, text: str) -> None:
-        """See StatusDisplay."""
+        """Print a sentence that stays."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:

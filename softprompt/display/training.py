@@ -10,9 +10,11 @@ from datetime import UTC, datetime
 from rich.console import Console
 
 from shared.text.counted import counted
+from shared.values.enums import JobState
+from shared.values.results import TuningProgress
 from softprompt.display.status import LINE_SECONDS, clock_text, status_display
 from softprompt.types.events import Evaluated, JobEvent, Note, ProgressMade, StateChanged
-from softprompt.types.jobs import JobState, TuningJob, TuningProgress
+from softprompt.types.jobs import TuningJob
 
 
 @contextmanager

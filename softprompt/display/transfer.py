@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from softprompt.display.status import LINE_SECONDS, clock_text, status_display
+from softprompt.display.status import clock_text, status_display
 
 QUIET_SECONDS = 2.0
 """Work that is over sooner is not shown where there is no terminal."""
@@ -16,13 +16,13 @@ OnTransfer = Callable[[str, int, int], None]
 
 
 @contextmanager
-def transfer_display(console: Console, title: str, line_seconds: float = LINE_SECONDS) -> Iterator[OnTransfer]:
+def transfer_display(console: Console, title: str) -> Iterator[OnTransfer]:
     """A function to call with what is going on ("uploading"), how much of it is done, and how much it is. `title` is
     shown before that.
     """
     status = TransferStatus(title)
     shown = set[str]()
-    with status_display(console, status, line_seconds, transient=True) as display:
+    with status_display(console, status, transient=True) as display:
 
         def on_progress(stage: str, done: int, total: int) -> None:
             status.update(stage, done, total)

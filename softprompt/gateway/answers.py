@@ -10,20 +10,22 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from shared.errors import Cancelled, Unimplemented
-from softprompt.client.async_client import AsyncClient
-from softprompt.client.stream import GenerationStream
-from softprompt.gateway.backend import Reference
-from softprompt.types.common import Message, Sampling, Template
-from softprompt.types.generation import (
+from shared.values.generation import (
     Completion,
     FinishReason,
     Generation,
     GenerationDelta,
     GenerationEnd,
     GenerationStart,
-    Input,
     TokenLogprob,
 )
+from shared.values.message import Message
+from shared.values.sampling import Sampling
+from shared.values.template import Template
+from softprompt.client.async_client import AsyncClient
+from softprompt.client.stream import GenerationStream
+from softprompt.gateway.backend import Reference
+from softprompt.types.generation import Input
 
 T = TypeVar("T")
 IDLE_SECONDS = 15.0

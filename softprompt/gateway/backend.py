@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from shared.errors import Unauthenticated
+from shared.values.generation import ModelInfo
+from shared.values.service import ServiceInfo
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.calls import LatestAnswer, carrying
 from softprompt.client.security import ClientSecurity
 from softprompt.gateway.errors import no_such_model
 from softprompt.gateway.settings import GatewaySettings
-from softprompt.types.generation import ModelInfo
-from softprompt.types.service import ServiceInfo
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 """What gRPC can send as metadata. A longer one would exceed the services' limit on metadata."""

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from shared.values.generation import Generation, GenerationEnd, GenerationStart, TokenLogprob
 from softprompt.gateway import results
 from softprompt.gateway.answers import (
     AnswerStreams,
@@ -32,7 +33,6 @@ from softprompt.gateway.fields import (
 )
 from softprompt.gateway.guides import Call, ResponseFormat, Tool, ToolChoice, call_of
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
-from softprompt.types.generation import Generation, GenerationEnd, GenerationStart, TokenLogprob
 
 
 class ChatMessage(Fields):

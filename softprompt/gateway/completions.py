@@ -10,6 +10,18 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from shared.values.enums import TemplateFormat
+from shared.values.generation import (
+    Completion,
+    FinishReason,
+    GenerationEnd,
+    GenerationStart,
+    InputToken,
+    TokenAlternative,
+    TokenIds,
+    TokenLogprob,
+)
+from shared.values.template import Template
 from softprompt.gateway import results
 from softprompt.gateway.answers import AnswerStreams, Ask, all_answers
 from softprompt.gateway.backend import Backend
@@ -18,18 +30,7 @@ from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import bad_value
 from softprompt.gateway.fields import GenerationFields, else_saying, renaming, sampling_of, text_or_list
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
-from softprompt.types.common import Template, TemplateFormat
-from softprompt.types.generation import (
-    Completion,
-    FinishReason,
-    GenerationEnd,
-    GenerationStart,
-    Input,
-    InputToken,
-    TokenAlternative,
-    TokenIds,
-    TokenLogprob,
-)
+from softprompt.types.generation import Input
 
 _CONTINUE = Template("{input}", TemplateFormat.TEXT)
 """The bare model continues the text itself, without its chat template."""

@@ -18,8 +18,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from shared.values.message import Message
+from shared.values.sampling import Sampling
 from softprompt.gateway.errors import Rename
-from softprompt.types.common import Message, Sampling
 
 MODEL_CHARS = 200
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")

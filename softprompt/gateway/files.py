@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from shared.errors import InvalidInput
+from shared.values.datasets import StoredDataset
 from softprompt.client.datasets import SLOWEST_BYTES_PER_SECOND
 from softprompt.gateway import paging
 from softprompt.gateway.backend import Backend
@@ -24,7 +25,6 @@ from softprompt.gateway.body import bounded_stream, settings_of, wrong_type
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value, unknown_field, unsupported
 from softprompt.gateway.uploads import COMPRESSED, ZIP, file_name, upload_slot
-from softprompt.types.datasets import StoredDataset
 
 PURPOSE = "fine-tune"
 _ID = re.compile(r"file-([0-9a-f]{64})")

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from shared.errors import NotFound, PermissionDenied
+from shared.values.spec import PublishPolicy, TuningSpec
 from softprompt.gateway import paging
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
@@ -20,7 +21,6 @@ from softprompt.gateway.tuning_objects import checkpoints, event_number, event_o
 from softprompt.gateway.tuning_specs import TuningRequest, idempotency_key, tuning_spec
 from softprompt.types.events import JobEvent
 from softprompt.types.jobs import TuningJob
-from softprompt.types.spec import PublishPolicy, TuningSpec
 
 _NAMES = {
     "spec.prompt": "suffix",

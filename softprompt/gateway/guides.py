@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from shared.values.guide import Guide
 from softprompt.gateway import results
 from softprompt.gateway.errors import ApiError, bad_value, unsupported
 from softprompt.gateway.fields import Fields, else_saying
-from softprompt.types.common import Guide
 
 Name = Annotated[
     str,

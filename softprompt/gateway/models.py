@@ -10,11 +10,12 @@ from starlette.responses import JSONResponse, Response
 
 from shared.errors import InvalidInput, NotFound
 from shared.names import DEFAULT_ALIAS, PromptReference, parse_version_name
+from shared.values.enums import LoadedState
+from shared.values.generation import LoadedPrompt
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import no_such_model
 from softprompt.gateway.results import version_model
-from softprompt.types.generation import LoadedPrompt, LoadedState
 
 _OWNER = "softprompt"
 

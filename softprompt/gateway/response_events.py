@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from shared.values.generation import GenerationDelta, GenerationEnd, GenerationStart
 from softprompt.gateway import results
 from softprompt.gateway.answers import AnswerStreams, only_text_tokens
 from softprompt.gateway.errors import Rename, api_error
 from softprompt.gateway.streaming import PING, StreamFailed, event
-from softprompt.types.generation import GenerationDelta, GenerationEnd, GenerationStart
 
 _PLACE = {"output_index": 0, "content_index": 0}
 

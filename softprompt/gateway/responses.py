@@ -9,6 +9,9 @@ from pydantic import BeforeValidator, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from shared.values.generation import GenerationStart
+from shared.values.guide import Guide
+from shared.values.message import Message
 from softprompt.gateway import results
 from softprompt.gateway.answers import AnswerStreams, Ask, all_answers, conversation, text_tokens
 from softprompt.gateway.backend import Backend
@@ -19,8 +22,6 @@ from softprompt.gateway.fields import Content, Fields, ModelName, message_of, re
 from softprompt.gateway.guides import Name
 from softprompt.gateway.response_events import ResponseDraft, response_events
 from softprompt.gateway.streaming import EventStream
-from softprompt.types.common import Guide, Message
-from softprompt.types.generation import GenerationStart
 
 LOGPROBS = "message.output_text.logprobs"
 

@@ -8,14 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shared.names import parse_version_name
+from shared.values.generation import FinishReason, GenerationEnd, GenerationStart, TokenAlternative, TokenLogprob
 from softprompt.gateway.backend import Backend
-from softprompt.types.generation import (
-    FinishReason,
-    GenerationEnd,
-    GenerationStart,
-    TokenAlternative,
-    TokenLogprob,
-)
 
 LOWEST_LOGPROB = -9999.0
 """What OpenAI's API writes for a token that is practically impossible; JSON has no infinity."""

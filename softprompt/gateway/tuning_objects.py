@@ -9,12 +9,13 @@ from datetime import datetime
 from typing import Any
 
 from shared.text.counted import counted
+from shared.values.enums import JobState
 from softprompt.gateway.errors import ApiError
 from softprompt.gateway.files import file_id
 from softprompt.gateway.results import version_model
 from softprompt.gateway.tuning_specs import suffix_of
 from softprompt.types.events import CheckpointStored, Evaluated, JobEvent, Note, ProgressMade, StateChanged
-from softprompt.types.jobs import JobState, TuningJob
+from softprompt.types.jobs import TuningJob
 
 _ID = re.compile(r"ftjob-([0-9a-z]{1,64})")
 _STATUSES = {

@@ -13,11 +13,13 @@ from starlette.requests import Request
 
 from shared.errors import InvalidInput, NotFound
 from shared.names import check_name
+from shared.values.enums import InitMethod
+from shared.values.hyperparameters import Hyperparameters, Init
+from shared.values.spec import PublishPolicy, TuningSpec
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.errors import ApiError, bad_value, no_such_model
 from softprompt.gateway.fields import Fields, ModelName, else_saying
 from softprompt.gateway.files import dataset_of
-from softprompt.types.spec import Hyperparameters, Init, InitMethod, PublishPolicy, TuningSpec
 
 SERVED_SECONDS = 60.0
 """Longest time that a trained job waits until the replicas serve its version, so that its model works at once."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from softprompt.report.words import ANSWERS, number
 
 if TYPE_CHECKING:
-    from softprompt.types.report import HeldOutAnswer, JobReport, ModelAnswer
+    from shared.values.report import HeldOutAnswer, ModelAnswer
+    from softprompt.types.report import JobReport
 
 _BEST, _WORST = ("best first", "loss", "up"), ("worst first", "loss", "down")
 

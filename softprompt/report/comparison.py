@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from softprompt.report.words import interval, number
-from softprompt.types.spec import Hyperparameters
+from shared.values.hyperparameters import Hyperparameters, Init
+from softprompt.report.words import init_text, interval, number, value_text
 
 if TYPE_CHECKING:
     from softprompt.types.report import JobReport
-    from softprompt.types.spec import Init
 
 Rows = Mapping[str, Sequence[str]]
 """A text for each report, by the row's name."""
@@ -76,15 +74,4 @@ def _settings(report: JobReport) -> dict[str, str]:
 def _text(value: Any) -> str:
     if value is None:
         return "–"
-    if isinstance(value, StrEnum):
-        return value.value.lower()
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if hasattr(value, "method"):
-        return _init_text(value)
-    return str(value)
-
-
-def _init_text(init: Init) -> str:
-    method = "" if init.method is None else init.method.value.lower()
-    return " ".join(filter(None, (method, init.source or init.text[:60])))
+    return init_text(value, 60) if isinstance(value, Init) else value_text(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import datetime
-from enum import StrEnum
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from softprompt.report.answers import answers_html, confusion_html
 from softprompt.report.curves import curves_html
 from softprompt.report.distillation import distillation_facts
 from softprompt.report.style import POLICY, SCRIPT, STYLE
-from softprompt.report.words import RIVALS, interval, number
+from softprompt.report.words import RIVALS, init_text, interval, number, value_text
 
 if TYPE_CHECKING:
     from softprompt.types.report import JobReport
@@ -171,7 +170,7 @@ def _recipe(report: JobReport) -> Iterable[tuple[str, Any]]:
         if value in (None, {}) or item.name == "init":
             continue
         mine = chosen is not None and getattr(chosen, item.name) not in (None, {})
-        yield item.name.replace("_", " "), f"{_text(value)}{' (chosen by the caller)' if mine else ''}"
+        yield item.name.replace("_", " "), f"{value_text(value)}{' (chosen by the caller)' if mine else ''}"
     yield "task", effective.task
     yield "labels", ", ".join(effective.labels)
     yield "template", effective.template.text if effective.template is not None else ""
@@ -189,7 +188,7 @@ def _lineage(report: JobReport) -> Iterable[tuple[str, Any]]:
         ("held-out data", found.validation_dataset or "a part of the training data"),
         (
             "initial values",
-            "" if init is None else " ".join(filter(None, (_text(init.method), init.source or init.text))),
+            "" if init is None else init_text(init),
         ),
         ("started from", found.parent_version),
         ("digest of that version", found.parent_digest),
@@ -215,21 +214,9 @@ def _cost(report: JobReport) -> Iterable[tuple[str, Any]]:
 
 
 def _facts(facts: Iterable[tuple[str, Any]]) -> str:
-    rows = [(name, _text(value)) for name, value in facts if value is not None]
+    rows = [(name, value_text(value)) for name, value in facts if value is not None]
     lines = "".join(f'<tr><th>{name}</th><td dir="auto">{escape(text)}</td></tr>' for name, text in rows if text)
     return f'<table class="facts"><tbody>{lines}</tbody></table>' if lines else ""
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, StrEnum):
-        return value.value.lower()
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {item:g}" for name, item in value.items())
-    return str(value)
 
 
 def _time(time: datetime) -> str:

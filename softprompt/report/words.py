@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from shared.values.hyperparameters import Init
 
 ANSWERS: Mapping[str, str] = {
     "tuned": "tuned",
@@ -25,6 +29,26 @@ RIVALS: Mapping[str, str] = {
 def number(value: float | None, digits: int = 4) -> str:
     """A number for people; a dash if there is none."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+
+
+def value_text(value: Any) -> str:
+    """A setting or a fact for people."""
+    if isinstance(value, StrEnum):
+        return value.value.lower()
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {item:g}" for name, item in value.items())
+    return str(value)
+
+
+def init_text(init: Init, most: int | None = None) -> str:
+    """The method of an init, and its source or at most `most` characters of its text."""
+    return " ".join(
+        filter(None, ("" if init.method is None else value_text(init.method), init.source or init.text[:most]))
+    )
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -91,7 +91,7 @@ class _Relay:
 
     @property
     def num_calls(self) -> int:
-        """Calls that run, and what was not sent yet of others."""
+        """Running calls, and the unsent parts of others."""
         return max(len(self._calls), len(self._actions))
 
     def call(

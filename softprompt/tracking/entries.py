@@ -9,8 +9,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
+from shared.values.enums import JobState
 from softprompt.types.events import Evaluated, JobEvent, Note, ProgressMade, StateChanged
-from softprompt.types.jobs import JobState, TuningJob
+from softprompt.types.jobs import TuningJob
 
 
 @dataclass(frozen=True)

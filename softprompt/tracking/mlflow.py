@@ -8,8 +8,8 @@ from typing import Any
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.tracking import MlflowClient
 
+from shared.values.enums import JobState
 from softprompt.tracking.entries import Entry
-from softprompt.types.jobs import JobState
 
 _JOB, _LAST = "softprompt.job", "softprompt.last_event"
 _MAX_CHARS = 5000

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shared.location import Location as Location
-from shared.values.example import Example as Example
+from shared.location import Location
+from shared.values.example import Example
 from shared.violations import moved
 
 DATASET, VALIDATION_DATASET = "dataset", "validation dataset"
@@ -62,3 +62,9 @@ class PreparedData:
     def _place(self, line: Location) -> Location:
         known = self.places[line.row - 1] if self.places is not None and line.row <= len(self.places) else line
         return replace(known, source=self.which, path=line.path)
+
+
+Dataset = str | os.PathLike[str] | Examples | Data | PreparedData
+"""Data as `Data.source` accepts it, a dataset name ("datasets/sha256-..."), or a URI that the trainer reads
+("file:///...").
+"""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from softprompt.types.jobs import TuningJob, TuningProgress
+from shared.values.results import TuningProgress
+from softprompt.types.jobs import TuningJob
 
 
 @dataclass(frozen=True)

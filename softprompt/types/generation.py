@@ -6,25 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shared.errors import SoftPromptError, Unavailable
-from shared.values.enums import LoadedState as LoadedState
-from shared.values.generation import CandidateScore as CandidateScore
-from shared.values.generation import Completion as Completion
-from shared.values.generation import FinishReason as FinishReason
-from shared.values.generation import Generation as Generation
-from shared.values.generation import GenerationDelta as GenerationDelta
-from shared.values.generation import GenerationEnd as GenerationEnd
-from shared.values.generation import GenerationLimits as GenerationLimits
-from shared.values.generation import GenerationStart as GenerationStart
-from shared.values.generation import InputToken as InputToken
-from shared.values.generation import LoadedPrompt as LoadedPrompt
-from shared.values.generation import LoadedPrompts as LoadedPrompts
-from shared.values.generation import ModelInfo as ModelInfo
-from shared.values.generation import Scores as Scores
-from shared.values.generation import TokenAlternative as TokenAlternative
-from shared.values.generation import TokenCount as TokenCount
-from shared.values.generation import TokenIds as TokenIds
-from shared.values.generation import TokenLogprob as TokenLogprob
-from softprompt.types.common import Message
+from shared.values.generation import Generation, TokenIds
+from shared.values.message import Message
 
 Input = str | Sequence[Message | Mapping[str, str]] | TokenIds
 """A text or a conversation, rendered by the prompt's template, or token ids. A turn may be {"role": ..., "content":

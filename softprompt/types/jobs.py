@@ -8,15 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from shared.errors import PreconditionFailed
 from shared.values import job as values
-from shared.values.enums import JobOrder as JobOrder
-from shared.values.enums import JobState as JobState
-from shared.values.results import DatasetStatistics as DatasetStatistics
-from shared.values.results import DistillationResult as DistillationResult
-from shared.values.results import NearestToken as NearestToken
-from shared.values.results import SearchCandidate as SearchCandidate
-from shared.values.results import TuningError as TuningError
-from shared.values.results import TuningProgress as TuningProgress
-from shared.values.results import TuningResult as TuningResult
 
 if TYPE_CHECKING:
     from softprompt.types.history import JobHistory

@@ -6,13 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.values import report as values
-from shared.values.events import Evaluation as Evaluation
-from shared.values.report import ConfusionCell as ConfusionCell
-from shared.values.report import HeldOutAnswer as HeldOutAnswer
-from shared.values.report import JobCost as JobCost
-from shared.values.report import JobLineage as JobLineage
-from shared.values.report import ModelAnswer as ModelAnswer
-from shared.values.report import TrainingPoint as TrainingPoint
 from softprompt.types.jobs import TuningJob
 
 

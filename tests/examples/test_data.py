@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.examples import RESULTS, table
+from shared.values.enums import Metric
 from softprompt.demo.example import known_examples
-from softprompt.types.spec import Metric
 
 FOLDER = Path(__file__).parents[2] / "examples"
 NAMES = ["discharge-notes", "product-texts", "recommendations", "review-sentiment", "support-tone"]

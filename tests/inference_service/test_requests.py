@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompttuning.v1 import common_pb2, generation_pb2
 
+from inference_service.generation import resolve
 from inference_service.limits import RequestLimits
 from inference_service.requests import RequestReader
-from inference_service.sampling import resolve
 from shared.errors import FieldViolation, InvalidInput
 from shared.values.sampling import Sampling, SamplingLimits, SamplingParams
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.store import open_store
+from shared.values.sampling import Sampling
 from softprompt.client.async_client import AsyncClient
-from softprompt.types.common import Sampling
 from tests.inference_service.replica import blob, matrix, publish
 from tests.inference_service.test_process import environment, is_ready, process
 from tests.waiting import until

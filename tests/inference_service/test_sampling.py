@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference_service.sampling import resolve
+from inference_service.generation import resolve
 from shared.errors import InvalidInput
 from shared.values.sampling import Sampling
 

@@ -237,7 +237,7 @@ def test_panels_have_room_and_ids_of_their_own() -> None:
 
 def test_metrics_of_files_are_called_as_the_alerts_have_them() -> None:
     for name, module in (
-        (known_metrics.TLS_EXPIRY, "rpc/tls.py"),
+        (known_metrics.TLS_EXPIRY, "rpc/server.py"),
         (known_metrics.CALLERS_FILE, "rpc/guard.py"),
         (known_metrics.SHARED_LIMITS, "security/shared_limits.py"),
     ):

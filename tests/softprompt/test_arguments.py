@@ -18,7 +18,7 @@ import pytest
 
 from shared.errors import InvalidInput, SoftPromptError
 from shared.violations import items_of
-from shared.wire.sampling import write_sampling
+from shared.wire.generation import write_sampling
 from softprompt import AsyncClient, BaseModelInfo, JobState, Message, RetrainingPlan, TuningSpec
 from softprompt.client.arguments import checked
 from softprompt.client.convert import input_message, usage_query

@@ -25,11 +25,11 @@ from shared.errors import (
     PreconditionFailed,
     Unavailable,
 )
+from shared.values.enums import LoadedState, TaskKind
+from shared.values.generation import FinishReason
 from softprompt import AliasTarget, AsyncClient, Example, JobState, Message, Sampling, TokenIds, TuningSpec
 from softprompt.errors import JobFailed
 from softprompt.types.events import CheckpointStored, Evaluated, Note, ProgressMade, StateChanged
-from softprompt.types.generation import FinishReason, LoadedState
-from softprompt.types.spec import TaskKind
 from tests.softprompt.fakes import DATASET, JOB, FakeInference, FakeTrainer, failed_job, finished_events, serving
 
 

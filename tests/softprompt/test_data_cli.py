@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from prompttuning.v1 import tuning_pb2
 
+from shared.values.enums import TaskKind
 from softprompt.cli.data import label_set, mending_command
-from softprompt.types.spec import TaskKind
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import DATASET

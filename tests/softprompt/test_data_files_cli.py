@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from shared.values.example import Example
 from softprompt.data import checking
 from softprompt.data.prepare import prepare
-from softprompt.types.data import Data, Example
+from softprompt.types.data import Data
 from tests.softprompt.cli_runner import CliRunner
 from trainer_service.training.data.dataset_facts import scan_examples
 

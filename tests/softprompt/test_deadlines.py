@@ -13,11 +13,11 @@ import pytest
 from prompttuning.v1 import generation_pb2, prompts_pb2, tuning_pb2
 
 from shared.errors import NotFound, SoftPromptError
+from shared.values.spec import TuningSpec
 from softprompt.client import connection
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.channel import RETRIED_METHODS, service_config
 from softprompt.client.datasets import SLOWEST_BYTES_PER_SECOND
-from softprompt.types.spec import TuningSpec
 
 METHODS = {
     (service.name, method.name)

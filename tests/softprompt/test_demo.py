@@ -19,14 +19,13 @@ import psutil
 import pytest
 from rich.console import Console
 
+from shared.values.results import TuningProgress
 from softprompt.demo.answers import AnswerTable
-from softprompt.demo.curve import save_curve
+from softprompt.demo.curve import TrainingRecord, save_curve
 from softprompt.demo.plan import DemoPlan
 from softprompt.demo.promises import PromiseBroken, Promises
-from softprompt.demo.record import TrainingRecord
 from softprompt.demo.run import ending, run_demo
 from softprompt.types.events import Evaluated, ProgressMade
-from softprompt.types.jobs import TuningProgress
 
 TINY = replace(
     DemoPlan(), num_virtual_tokens=4, first_steps=8, second_steps=4, evaluation_interval_steps=4, answer_tokens=8

@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from shared.values.results import TuningProgress
 from shared.wire.mirror import read
 from softprompt.display.status import clock_text, flow
 from softprompt.display.training import TrainingStatus, training_display
 from softprompt.display.transfer import transfer_display, upload_display
 from softprompt.types.events import JobEvent, ProgressMade
-from softprompt.types.jobs import TuningProgress
 from tests.softprompt.fakes import finished_events
 
 EVENTS = [read(JobEvent, event) for event in finished_events()]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from shared.errors import InvalidInput, NotFound
+from shared.values.example import Example
 from shared.values.results import DistillationResult
 from softprompt.data.distillation import distillation_examples
 from softprompt.report.distillation import distillation_facts
-from softprompt.types.data import Example
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
 

@@ -14,8 +14,8 @@ from prompttuning.v1 import generation_pb2, prompts_pb2, tuning_pb2
 
 from shared.errors import NotFound
 from shared.model import fingerprint
-from softprompt.cli.doctor_gateway import gateway_finding
-from softprompt.cli.next_steps import after_start
+from softprompt.cli.doctor import gateway_finding
+from softprompt.cli.up import after_start
 from softprompt.local import machine_checks
 from softprompt.model_catalogue import models_dir
 from tests.softprompt.cli_runner import CliRunner

@@ -17,9 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from softprompt.local.leftovers import RUN_VARIABLE, kill, processes_of
 from softprompt.local.process import ServiceFailed
-from softprompt.local.services import LocalConfig, LocalServices
+from softprompt.local.services import RUN_VARIABLE, LocalConfig, LocalServices, kill, processes_of
 
 STAND_IN = """
 import json, os, signal, subprocess, sys, time

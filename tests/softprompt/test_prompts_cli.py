@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from shared.values.prompts import AliasSet, Deleted, Published, Snapshot
 from softprompt import Client
-from softprompt.types.prompts import AliasSet, Deleted, Published, Snapshot
 from tests.softprompt.cli_runner import CliRunner
 
 Endpoints = tuple[str, str]

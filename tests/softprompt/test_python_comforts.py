@@ -126,7 +126,7 @@ async def test_concurrency_is_bounded_and_inputs_are_taken_lazily(services: Serv
 
 
 async def test_an_overloaded_service_is_asked_again() -> None:
-    from softprompt.client.many import in_order, patient
+    from softprompt.client.generation import in_order, patient
 
     left = [Overloaded("full", 0.001), Overloaded("full", 0.001)]
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from shared.values.enums import InitMethod, JobState, Metric
+from shared.values.hyperparameters import Hyperparameters, Init
+from shared.values.prompts import Alias, AliasTarget
 from shared.values.results import TuningResult
+from shared.values.spec import PublishPolicy, TuningSpec
 from softprompt import AsyncClient
 from softprompt.client.retraining_plan import aliased_versions, why_not_comparable
 from softprompt.errors import JobFailed
-from softprompt.types.jobs import JobState
-from softprompt.types.prompts import Alias, AliasTarget
-from softprompt.types.spec import Hyperparameters, Init, InitMethod, Metric, PublishPolicy, TuningSpec
 from tests.softprompt.cli_runner import CliRunner, Outcome
 from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.conftest import RunningTrainer, running_trainer

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import typer
 
-from shared.wire.sampling import read_sampling
+from shared.values.guide import Guide
+from shared.values.sampling import Sampling
+from shared.wire.generation import read_sampling
 from softprompt.cli.failures import EXIT_INVALID
 from softprompt.cli.main import app
 from softprompt.cli.sampling import parse_sampling
-from softprompt.types.common import Guide, Sampling
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
 

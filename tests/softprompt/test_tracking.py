@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from shared.errors import PermissionDenied
+from shared.values.enums import JobState
 from softprompt.client.sync_client import Client
 from softprompt.tracking.entries import Entry, JobTracker, Sink
-from softprompt.types.jobs import JobState
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import JOB, failed_job, finished_events

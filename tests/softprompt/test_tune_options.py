@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from prompttuning.v1 import common_pb2
 
+from shared.values.hyperparameters import Hyperparameters
 from softprompt.cli.field_options import HYPERPARAMETERS, TEMPLATE
-from softprompt.types.spec import Hyperparameters
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import DATASET, JOB

@@ -11,9 +11,9 @@ import torch
 from inference_service.engine.core.request import Delta, GenerationRequest
 from inference_service.engine.engine import Engine
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.generation import GenerationDelta, TokenAlternative, TokenLogprob
 from shared.values.sampling import SamplingParams
-from softprompt.demo.undisturbed import TIE_NATS, compare
-from softprompt.types.generation import GenerationDelta, TokenAlternative, TokenLogprob
+from softprompt.demo.swap import TIE_NATS, compare
 from tests.inference_service.engine.builders import drain, greedy, run_one, small_config, soft_prompt, tiny_base
 
 PENALTY = 0.5

@@ -10,9 +10,9 @@ import pytest
 from prompttuning.v1 import prompts_pb2
 
 from shared.errors import DeadlineExceeded, NotFound, PermissionDenied, PreconditionFailed, Unimplemented
+from shared.values.example import Example
+from shared.values.spec import TuningSpec
 from softprompt.client.async_client import AsyncClient
-from softprompt.types.data import Example
-from softprompt.types.spec import TuningSpec
 from tests.both_services import both
 from tests.inference_service.replica import blob, matrix
 from tests.softprompt.cli_runner import CliRunner, Outcome

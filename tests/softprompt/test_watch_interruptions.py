@@ -13,9 +13,9 @@ from google.protobuf.duration_pb2 import Duration
 from prompttuning.v1 import common_pb2, prompts_pb2, prompts_pb2_grpc, tuning_pb2, tuning_pb2_grpc
 
 from shared.errors import InvalidInput, SoftPromptError
+from shared.values.prompts import Deleted
 from softprompt.client import resuming
 from softprompt.client.async_client import AsyncClient
-from softprompt.types.prompts import Deleted
 from tests.softprompt.fakes import JOB, SUCCEEDED
 from tests.tcp_proxy import tcp_proxy
 

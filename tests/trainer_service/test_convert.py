@@ -36,13 +36,11 @@ from shared.values.spec import Distillation, PublishGate, PublishPolicy, TuningS
 from shared.violations import Violations
 from shared.wire.events import write_event
 from shared.wire.fields import read_duration, short_float
+from shared.wire.generation import read_sampling, read_template, write_sampling
 from shared.wire.mirror import write
-from shared.wire.sampling import read_sampling, write_sampling
 from shared.wire.spec import read_checked_spec
-from shared.wire.template import read_template
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.requests import generation_examples, inline
-from trainer_service.alias_targets import stored_targets
 from trainer_service.jobs.model import (
     PAYLOADS,
     Checkpoint,
@@ -57,6 +55,7 @@ from trainer_service.jobs.states import JobState
 from trainer_service.jobs.view import shown_job, shown_payload
 from trainer_service.prompt_view import shown_version
 from trainer_service.prompts import Version
+from trainer_service.servicers.prompts import stored_targets
 from trainer_service.training.spec import (
     FilledHyperparameters,
     Hyperparameters,

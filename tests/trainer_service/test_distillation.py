@@ -11,13 +11,13 @@ import pytest
 from shared.errors import InvalidInput
 from shared.prompt.blob import decode_blob
 from shared.store import open_store
+from shared.values.enums import JobState
 from softprompt import Data, Distillation, Hyperparameters, Init, InitMethod, PrefixKind, TuningSpec
 from softprompt.client.async_client import AsyncClient
 from softprompt.data.distillation import distillation_examples
 from softprompt.errors import JobFailed
 from softprompt.report.page import report_page
 from softprompt.types.events import CheckpointStored, JobEvent, ProgressMade
-from softprompt.types.jobs import JobState
 from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.test_training_end_to_end import local_pool, training
 from trainer_service.config import TrainerSettings

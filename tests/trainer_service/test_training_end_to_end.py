@@ -16,11 +16,12 @@ from prompttuning.v1 import tuning_pb2 as pb
 from shared.errors import InvalidInput, NotFound, PreconditionFailed
 from shared.prompt.blob import decode_blob
 from shared.store import open_store
+from shared.values.enums import InitMethod, JobState
+from shared.values.hyperparameters import Hyperparameters, Init
+from shared.values.spec import TuningSpec
 from softprompt.client.async_client import AsyncClient
 from softprompt.errors import JobFailed
 from softprompt.types.events import Evaluated
-from softprompt.types.jobs import JobState
-from softprompt.types.spec import Hyperparameters, Init, InitMethod, TuningSpec
 from tests.tiny_models import FLOAT32
 from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.local_pool import LocalPool

@@ -59,10 +59,10 @@ def main(arguments: list[str]) -> int:
     return 0 if is_empty else 1
 
 
-def wait_for_notice(has_notice: Callable[[], bool], poll_seconds: float = _POLL_SECONDS) -> None:
+def wait_for_notice(has_notice: Callable[[], bool]) -> None:
     """Returns once there is a notice."""
     while not has_notice():
-        time.sleep(poll_seconds)
+        time.sleep(_POLL_SECONDS)
 
 
 def _has_notice(file: Path | None, url: str, headers: dict[str, str], expect: str) -> bool:

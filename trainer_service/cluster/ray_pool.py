@@ -14,15 +14,15 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from shared.errors import Unavailable
 from shared.model.models_file import ModelsFile, Workers
 from shared.process.call_pool import CallPool
-from shared.process.container_limits import cpu_quota, usable_cpus
+from shared.process.container_limits import cpu_quota, out_of_memory_counts, usable_cpus
 from trainer_service.cluster.draining import DrainingNodes
 from trainer_service.cluster.interface import WorkerLost, WorkerReport, WrongSoftware
-from trainer_service.cluster.oom_kills import OomKills
 from trainer_service.cluster.ray_cluster import RayCluster
 from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.cluster.worker_init import DEFAULT_NUM_THREADS, WorkerSpec, software_version
@@ -43,6 +43,36 @@ _NODE_ID = "ray.io/node-id"
 """A label that Ray gives every node."""
 _ACTOR_MODULE = f"{__package__}.ray_actor"
 _NEEDS_LESS = "shorter examples or fewer virtual tokens need less memory, or give workers more"
+
+
+class OomKills:
+    """Detects whether the kernel killed a process of this control group for memory, which Ray doesn't report.
+    Attributes each kill to at most one death; without the kernel's counter, it attributes none.
+
+    It covers only the control group of this process, which workers share if Ray is embedded. The kernel only counts
+    kills: if another process of the group was killed just before a worker died for another reason, the worker's death
+    is attributed to memory.
+    """
+
+    def __init__(self, events: Path | None = None) -> None:
+        """`events`: the file with the kernel's counter; None: the file of this process' group."""
+        self._events = out_of_memory_counts() if events is None else events
+        self._seen = self._count()
+
+    def explain_a_death(self) -> bool:
+        """Whether there was a kill since the last call. The kernel counts before it kills, so no wait is needed."""
+        count = self._count()
+        explained, self._seen = count > self._seen, count
+        return explained
+
+    def _count(self) -> int:
+        if self._events is None:
+            return 0
+        try:
+            counts = dict(line.split() for line in self._events.read_text().splitlines())
+            return int(counts.get("oom_kill", 0))
+        except (OSError, ValueError):
+            return 0
 
 
 class RayPool:

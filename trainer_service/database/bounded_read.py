@@ -19,9 +19,8 @@ def bounded(
     query: Select[Any],
     limit: int,
     size_of: Callable[[RowMapping], int],
-    max_bytes: int = MAX_BYTES,
 ) -> tuple[list[RowMapping], bool]:
-    """The first rows, at least one, at most `limit` and at most `max_bytes` by `size_of`; and whether there are more.
+    """The first rows, at least one, at most `limit` and at most MAX_BYTES by `size_of`; and whether there are more.
 
     The query may be limited to `limit + 1` rows. Omitted rows are not held in memory.
     """
@@ -29,7 +28,7 @@ def bounded(
     with connection.execute(query, execution_options={"yield_per": _ROWS_AT_ONCE}) as result:
         for row in result.mappings():
             used += size_of(row)
-            if len(kept) == limit or (kept and used > max_bytes):
+            if len(kept) == limit or (kept and used > MAX_BYTES):
                 return kept, True
             kept.append(row)
     return kept, False

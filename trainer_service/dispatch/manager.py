@@ -29,7 +29,7 @@ from trainer_service.dispatch.job_estimate import training_seconds
 from trainer_service.dispatch.start_times import StartTimes
 from trainer_service.jobs import transitions
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.context import JobsContext, JobsObserver, SilentObserver
+from trainer_service.jobs.context import JobsContext, JobsObserver
 from trainer_service.jobs.model import (
     MAX_REQUEST_ID_CHARS,
     EffectiveSpec,
@@ -125,7 +125,7 @@ class JobManager:
         pools = pools or TrainerPools()
         preparation = Preparation(datasets, prompt_store, files, pools)
         self._context = JobsContext(
-            store, files, preparation, config, observer or SilentObserver(), pools=pools, models=models or ModelsFile()
+            store, files, preparation, config, observer or JobsObserver(), pools=pools, models=models or ModelsFile()
         )
         self._publisher = Publisher(self._context, prompt_store)
         self._dispatcher = Dispatcher(self._context, pool, self._publisher, tenants)

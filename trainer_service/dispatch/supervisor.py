@@ -14,11 +14,10 @@ from dataclasses import replace
 from shared.errors import InvalidInput, SoftPromptError, Unavailable
 from shared.log import bind
 from shared.values.results import TuningError
-from trainer_service.cluster.interface import WorkerHandle, WorkerLost, WorkerPool, WrongSoftware
+from trainer_service.cluster.interface import WorkerHandle, WorkerLost, WorkerPool, WorkerReport, WrongSoftware
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerEnd, WorkerState
 from trainer_service.dispatch.capacity import Capacity
 from trainer_service.dispatch.jobs_on_worker import JobsOnWorker
-from trainer_service.dispatch.liveness import Liveness
 from trainer_service.dispatch.progress import AttemptProgress
 from trainer_service.dispatch.scheduler import WorkerView
 from trainer_service.jobs.config import retry_delay_seconds
@@ -31,6 +30,38 @@ from trainer_service.training.events import (
 )
 
 log = logging.getLogger(__name__)
+
+
+class Liveness:
+    """Detects a worker that answers polls but makes no progress. `step_seconds` is the longest time that one step may
+    take.
+
+    Another thread than the step thread answers polls, so the step thread can hang unnoticed: a deadlock, a kernel that
+    never ends, an unavailable file system.
+    """
+
+    def __init__(self, step_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._step_seconds, self._clock = step_seconds, clock
+        self._asked_at: dict[tuple[str, int], float] = {}
+        """When each pending stop was first requested, by job and attempt."""
+
+    def asked_to_stop(self, job_id: str, attempt: int) -> None:
+        """Records a stop request. Safe to repeat: the first request counts."""
+        self._asked_at.setdefault((job_id, attempt), self._clock())
+
+    def why_lost(self, report: WorkerReport) -> str:
+        """Why the worker must be given up; empty if it works. Evaluate reports on arrival; their age is not tracked.
+        The time to load the base model is not limited here.
+        """
+        self._asked_at = {
+            (job, attempt): at for (job, attempt), at in self._asked_at.items() if report.attempts.get(job) == attempt
+        }
+        if report.ready and report.busy_seconds > self._step_seconds:
+            return f"it hangs: one step has taken {report.busy_seconds:.0f} s (limit {self._step_seconds:g} s)"
+        waiting_seconds = self._clock() - min(self._asked_at.values(), default=self._clock())
+        if waiting_seconds > 2 * self._step_seconds:
+            return f"it hangs: a job has not stopped {waiting_seconds:.0f} s after the request"
+        return ""
 
 
 class WorkerSupervisor:
@@ -67,7 +98,7 @@ class WorkerSupervisor:
         """Whether its node is about to go: its jobs are to leave it, and it gets no more."""
         self._abandoned = False
         self.why_not_started = ""
-        """Why its launch failed; in words for those whose jobs wait for it."""
+        """Why its launch failed, as a text for the callers whose jobs wait for it."""
         self._launched_at = time.monotonic()
         self._task = asyncio.create_task(self._run(), name=f"follow {id}")
 

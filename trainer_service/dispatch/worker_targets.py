@@ -44,8 +44,9 @@ class WorkerLimits:
     def beside(self, elsewhere: int, ahead: int = 0, own: int = 0) -> WorkerLimits:
         """The limits of one replica with `own` workers of the base model, if others have or will have `elsewhere`.
 
-        `ahead`: workers that run on replicas ahead of this one. It stops none of the kept ones for those of replicas
-        behind it, which do the same, nor for reserved ones, which may never run.
+        `ahead`: workers that run on replicas ahead of this one. Only these let it stop one of the `least` workers that
+        the base model keeps. If replicas behind it counted too, both sides would stop theirs; a reserved worker may
+        never run.
         """
         most = None if self.most is None else max(0, self.most - elsewhere)
         return WorkerLimits(max(0, self.least - elsewhere, min(own, self.least - ahead)), most)
@@ -112,7 +113,7 @@ def targets(
     out. `most`: the number of workers that a lane's jobs can fill. `limits`: of base models; the lanes of one share its
     workers.
 
-    Workers that a base model keeps also without jobs are no others' to have: they count before the shares.
+    Workers that a base model keeps without jobs are reserved for it: they are subtracted before the rest is shared.
     """
     limits = limits or {}
     demands = _demands(backlogs, most, jobs_per_worker)

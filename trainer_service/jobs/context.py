@@ -11,14 +11,12 @@ import socket
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from shared.model.models_file import ModelsFile
 from shared.process.call_pool import CallPool
 from trainer_service.cluster.interface import WorkerMemory
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.memory_use import MemoryUse
 from trainer_service.jobs.model import EventPayload, Job
 from trainer_service.jobs.preparation import Preparation
 from trainer_service.jobs.record import Record
@@ -28,8 +26,26 @@ from trainer_service.pools import TrainerPools
 from trainer_service.training.events import TrainingEvent
 
 
-class JobsObserver(Protocol):
-    """Receives the events that metrics count. Its methods run on the event loop and must neither block nor raise."""
+class MemoryUse:
+    """The largest use that this replica has seen since its start. Used in the event loop."""
+
+    def __init__(self) -> None:
+        self._most: dict[str, int] = {}
+
+    def observe(self, base_model: str, num_jobs: int, used_bytes: int) -> None:
+        """Records a worker's memory while it runs `num_jobs` jobs; ignores a worker that only holds the model."""
+        if num_jobs:
+            self._most[base_model] = max(used_bytes, self._most.get(base_model, 0))
+
+    def most_bytes(self, base_model: str) -> int | None:
+        """The largest use with at least one job, including the model; None before the first."""
+        return self._most.get(base_model)
+
+
+class JobsObserver:
+    """Receives the events that metrics count; this one ignores them. Its methods run on the event loop and must neither
+    block nor raise.
+    """
 
     def job_changed(self, job: Job) -> None:
         """The job has a new state."""
@@ -54,26 +70,6 @@ class JobsObserver(Protocol):
 
     def publish_failed(self, job: Job) -> None:
         """An attempt to publish failed; it will be repeated."""
-
-
-class SilentObserver:
-    """A `JobsObserver` that ignores everything."""
-
-    def job_changed(self, job: Job) -> None: ...
-
-    def training_event(self, event: TrainingEvent) -> None: ...
-
-    def worker_launched(self, base_model: str) -> None: ...
-
-    def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None: ...
-
-    def worker_measured(self, base_model: str, worker: str, memory: WorkerMemory | None) -> None: ...
-
-    def worker_ended(self, base_model: str, reason: str) -> None: ...
-
-    def launch_failed(self, base_model: str, reason: LaunchFailure) -> None: ...
-
-    def publish_failed(self, job: Job) -> None: ...
 
 
 class ChangeNotifier:

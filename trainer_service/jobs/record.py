@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -64,41 +65,36 @@ def queue_key(priority: int, queued_at: float) -> float:
     return queued_at - priority * PRIORITY_POINT_SECONDS
 
 
+_OF_JOB = ("id", "pausing", "caller", "tenant", "attempt", "failures", "runtime_seconds", "checkpointed", "last_event")
+_OF_RECORD = ("queue_key", "queued_at", "not_before", "trained", "owner", "lease_until", "claimed_at")
+_TIMES = ("create_time", "start_time", "end_time")
+"""Columns that have the name of their field; times are stored as seconds since the epoch."""
+_JSON: Mapping[str, type[Any]] = {
+    "progress": TuningProgress,
+    "dataset_statistics": EncodingStatistics,
+    "error": TuningError,
+    "result": TuningResult,
+}
+"""Columns that hold a field as JSON."""
+
+
 def to_row(record: Record) -> dict[str, Any]:
     """The record as values of the columns of `jobs`."""
     job = record.job
+    stored = {name: getattr(job, name) for name in (*_TIMES, *_JSON)}
     return {
-        "id": job.id,
+        **{name: getattr(job, name) for name in _OF_JOB},
+        **{name: getattr(record, name) for name in _OF_RECORD},
+        **{name: stored[name].timestamp() if stored[name] else None for name in _TIMES},
+        **{name: to_json(stored[name]) if stored[name] else None for name in _JSON},
         "state": job.state.value,
-        "pausing": job.pausing,
         "prompt": job.spec.prompt,
         "base_model": job.effective.base_model.id,
-        "caller": job.caller,
-        "tenant": job.tenant,
         "request_id": job.request_id or None,
         "spec": to_json(job.spec),
         "effective": job.effective.model_dump_json(),
-        "queue_key": record.queue_key,
-        "queued_at": record.queued_at,
-        "not_before": record.not_before,
-        "trained": record.trained,
         "solo": record.exclusive,
-        "attempt": job.attempt,
-        "failures": job.failures,
-        "owner": record.owner,
-        "lease_until": record.lease_until,
-        "claimed_at": record.claimed_at,
-        "runtime_seconds": job.runtime_seconds,
-        "checkpointed": job.checkpointed,
         "deadline": job.spec.deadline.timestamp() if job.spec.deadline else None,
-        "progress": to_json(job.progress),
-        "dataset_statistics": to_json(job.dataset_statistics) if job.dataset_statistics else None,
-        "error": to_json(job.error) if job.error else None,
-        "result": to_json(job.result) if job.result else None,
-        "create_time": job.create_time.timestamp(),
-        "start_time": job.start_time.timestamp() if job.start_time else None,
-        "end_time": job.end_time.timestamp() if job.end_time else None,
-        "last_event": job.last_event,
     }
 
 
@@ -110,40 +106,15 @@ IMMUTABLE_COLUMNS = frozenset(
 def from_row(row: RowMapping) -> Record:
     """The record of a row of `jobs`."""
     job = Job(
-        id=row["id"],
+        **{name: row[name] for name in _OF_JOB},
+        **{name: None if row[name] is None else to_datetime(row[name]) for name in _TIMES},
+        **{name: from_json(kind, row[name]) if row[name] else None for name, kind in _JSON.items()},
+        state=JobState(row["state"]),
+        request_id=row["request_id"] or "",
         spec=_frozen(StoredSpec, row["spec"]),
         effective=_frozen(EffectiveSpec, row["effective"]),
-        state=JobState(row["state"]),
-        pausing=row["pausing"],
-        caller=row["caller"],
-        tenant=row["tenant"],
-        request_id=row["request_id"] or "",
-        attempt=row["attempt"],
-        failures=row["failures"],
-        runtime_seconds=row["runtime_seconds"],
-        checkpointed=row["checkpointed"],
-        progress=from_json(TuningProgress, row["progress"]),
-        dataset_statistics=from_json(EncodingStatistics, row["dataset_statistics"])
-        if row["dataset_statistics"]
-        else None,
-        error=from_json(TuningError, row["error"]) if row["error"] else None,
-        result=from_json(TuningResult, row["result"]) if row["result"] else None,
-        create_time=to_datetime(row["create_time"]),
-        start_time=to_datetime(row["start_time"]) if row["start_time"] is not None else None,
-        end_time=to_datetime(row["end_time"]) if row["end_time"] is not None else None,
-        last_event=row["last_event"],
     )
-    return Record(
-        job=job,
-        queue_key=row["queue_key"],
-        queued_at=row["queued_at"],
-        not_before=row["not_before"],
-        trained=row["trained"],
-        exclusive=row["solo"],
-        owner=row["owner"],
-        lease_until=row["lease_until"],
-        claimed_at=row["claimed_at"],
-    )
+    return Record(job=job, exclusive=row["solo"], **{name: row[name] for name in _OF_RECORD})
 
 
 @lru_cache(maxsize=64)

@@ -26,7 +26,7 @@ def prompt_of(name: str, field: str = "name") -> str:
 
 
 def page_size_of(page_size: int) -> int:
-    """0 means the default; more than the most is the most, as is the custom."""
+    """0 means the default; a value above the maximum is reduced to it, as is usual in Google's APIs."""
     if page_size < 0:
         raise InvalidInput.of("page_size", f"must not be negative, but is {page_size}")
     return min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from fractions import Fraction
 from typing import Any
 
 from prompttuning.v1 import prompts_pb2 as pb
 from prompttuning.v1 import prompts_pb2_grpc
 
 from shared.caller import current_caller
+from shared.errors import InvalidInput
 from shared.names import parse_version_name
 from shared.security.page_tokens import ListScope, PageTokens
-from shared.values.prompts import AliasTarget
+from shared.store.commit import MAX_TARGETS, MAX_WEIGHT, AliasTarget
+from shared.values import prompts as values
 from shared.wire.mirror import fill, read, read_checked, write
-from trainer_service.alias_targets import stored_targets
 from trainer_service.imports import ImportRequest
 from trainer_service.prompt_view import shown_alias, shown_change, shown_prompt, shown_status, shown_version
 from trainer_service.prompts import Prompts, Version
@@ -73,7 +76,7 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         alias, revision = await self._prompts.set_alias(
             prompt_of(request.prompt, "prompt"),
             request.alias,
-            stored_targets([read(AliasTarget, target) for target in request.targets]),
+            stored_targets([read(values.AliasTarget, target) for target in request.targets]),
             expected_version=request.expected_version if request.HasField("expected_version") else None,
             expected_revision=request.expected_revision if request.HasField("expected_revision") else None,
         )
@@ -120,3 +123,34 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
                 else:
                     revision, store_id = change.revision, change.store_id
                     yield write(shown_change(change), pb.WatchPromptsResponse())
+
+
+_MAX_VERSION = 999_999_999
+
+
+def stored_targets(targets: Sequence[values.AliasTarget]) -> tuple[AliasTarget, ...]:
+    """Weights are ratios; they become whole numbers, as the store keeps them. Raises InvalidInput."""
+    if len(targets) > MAX_TARGETS:
+        raise InvalidInput.of("targets", f"has {len(targets)} entries; at most {MAX_TARGETS} are allowed")
+    for index, target in enumerate(targets):
+        if not 1 <= target.version <= _MAX_VERSION:
+            raise InvalidInput.of(f"targets[{index}].version", f"{target.version} is not a version number")
+        if not (math.isfinite(target.weight) and target.weight > 0):
+            raise InvalidInput.of(f"targets[{index}].weight", f"must be above 0, not {target.weight}")
+    weights = _whole_weights([float(target.weight) for target in targets])
+    return tuple(AliasTarget(target.version, weight) for target, weight in zip(targets, weights, strict=True))
+
+
+def _whole_weights(weights: Sequence[float]) -> list[int]:
+    """Whole numbers as they are, else the smallest in these ratios: 0.9 and 0.1 are 9 and 1. Ratios beyond MAX_WEIGHT
+    are rounded to it.
+    """
+    if all(weight.is_integer() and weight <= MAX_WEIGHT for weight in weights):
+        return [int(weight) for weight in weights]
+    fractions = [Fraction(weight).limit_denominator(10_000) for weight in weights]
+    if all(fractions):
+        whole = [int(fraction * math.lcm(*(item.denominator for item in fractions))) for fraction in fractions]
+        whole = [weight // math.gcd(*whole) for weight in whole]
+        if max(whole) <= MAX_WEIGHT:
+            return whole
+    return [max(1, round(weight / max(weights) * MAX_WEIGHT)) for weight in weights]

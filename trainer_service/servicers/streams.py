@@ -45,7 +45,7 @@ async def until_draining(
 ) -> AsyncGenerator[Item | Beat, None]:
     """The items, and BEAT whenever none has come for at most `heartbeat_seconds`.
 
-    Until `draining` is set: then Unavailable, so that the caller watches again elsewhere, from where it was.
+    Raises Unavailable once `draining` is set, so that the caller continues at another replica from the same position.
     """
     drained = asyncio.ensure_future(draining.wait())
     pause_seconds = min(_FIRST_BEAT_SECONDS, heartbeat_seconds)

@@ -39,7 +39,7 @@ def joined(parts: Sequence[TeacherTargets]) -> TeacherTargets | None:
 
 @dataclass(frozen=True)
 class TeacherBatch:
-    """The distributions of the positions of a pass that have one: `positions` `[n]`, the others `[n, TOP]`."""
+    """The target distributions of a pass. `positions` `[n]` have one; the other tensors are `[n, TOP]`."""
 
     positions: torch.Tensor
     ids: torch.Tensor

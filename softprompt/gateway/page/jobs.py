@@ -15,6 +15,8 @@ from pydantic_core import from_json, to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from shared.values.hyperparameters import Hyperparameters
+from shared.values.spec import TuningSpec
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
@@ -23,7 +25,6 @@ from softprompt.gateway.page.answers import json_response, whole_number
 from softprompt.gateway.page.data import FILE_QUERY, uploaded
 from softprompt.gateway.streaming import EventStream, event
 from softprompt.gateway.uploads import upload_slot
-from softprompt.types.spec import Hyperparameters, TuningSpec
 
 _MAX_JOBS = 100
 _JOB_QUERY = {**FILE_QUERY, "prompt": {"type": "string"}, "num_steps": {"type": "integer"}}

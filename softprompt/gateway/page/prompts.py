@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from shared.errors import SoftPromptError
+from shared.values.prompts import AliasTarget
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import api_error
 from softprompt.gateway.page.answers import json_response
-from softprompt.types.prompts import AliasTarget
 
 
 @endpoint("page.prompts.list")

@@ -41,7 +41,7 @@ def issuer() -> Iterator[Issuer]:
 @pytest.fixture
 async def running(issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     monkeypatch.setattr(
-        "shared.security.failures.FREE_FAILURES", 10_000
+        "shared.security.authenticator.FREE_FAILURES", 10_000
     )  # every token is looked at, none refused by its address
     monkeypatch.setattr(oidc, "COOL_DOWN_SECONDS", 0.0)
     callers = [

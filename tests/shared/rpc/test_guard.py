@@ -18,7 +18,7 @@ from shared.errors import DeadlineExceeded, InvalidInput, Overloaded, Permission
 from shared.rpc import messages
 from shared.rpc.guard import address_of
 from shared.security import audit
-from shared.security.failures import FREE_FAILURES
+from shared.security.authenticator import FREE_FAILURES
 from shared.security.tokens import hash_token, new_token
 from tests.log_lines import log_lines
 from tests.shared.rpc.service import SERVICE, Running, count_request, refusal, running_server

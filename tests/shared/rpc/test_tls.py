@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from shared.config import ConfigError, ServerSettings
 from shared.errors import PermissionDenied
-from shared.rpc.tls import server_credentials
+from shared.rpc.server import server_credentials
 from shared.security.certificates import CertificateReader, TlsFiles
 from tests.shared.rpc.service import Running, count_request, refusal, running_server
 from tests.shared.security.pki import Authority, Pair

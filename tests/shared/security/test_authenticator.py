@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from shared.errors import SoftPromptError, Unauthenticated
-from shared.security.authenticator import Authenticator, Credentials
+from shared.security.authenticator import FREE_FAILURES, Authenticator, Credentials
 from shared.security.callers_file import CallersFile
-from shared.security.failures import FREE_FAILURES
 from shared.security.oidc import Claims
 from shared.security.tokens import find_hash, hash_token, new_token
 from tests.clock import Clock

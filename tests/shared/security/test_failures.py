@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.errors import Overloaded
-from shared.security.failures import FREE_FAILURES, MAX_PEERS, FailureLimiter
+from shared.security.authenticator import FREE_FAILURES, MAX_PEERS, FailureLimiter
 from tests.clock import Clock
 
 

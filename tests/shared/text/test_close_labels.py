@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.text.close_labels import MAX_LABELS, close_labels
-from shared.text.repetition import RepetitionCounter
+from shared.text.repetition import MAX_LABELS, RepetitionCounter, close_labels
 from shared.values.example import Example
 
 

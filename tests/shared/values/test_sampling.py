@@ -16,7 +16,7 @@ from shared.errors import InvalidInput
 from shared.prompt.manifest import SamplingDefaults
 from shared.values.guide import Guide
 from shared.values.sampling import PARAMETERS, Sampling, SamplingLimits, SamplingParams
-from shared.wire.sampling import read_sampling, write_sampling
+from shared.wire.generation import read_sampling, write_sampling
 from softprompt.cli.main import app
 
 

@@ -8,7 +8,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from prompttuning.v1 import common_pb2
 
-from shared.wire.template import read_template
+from shared.wire.generation import read_template
 
 
 def test_json_is_read_as_protobuf_reads_it() -> None:

@@ -8,10 +8,10 @@ import openai
 import pytest
 from openai import OpenAI
 
+from shared.values.generation import FinishReason, GenerationDelta, GenerationEnd, TokenLogprob
+from shared.values.message import Message
 from softprompt.gateway.answers import Parts, conversation, only_text_tokens
 from softprompt.gateway.backend import Reference
-from softprompt.types.common import Message
-from softprompt.types.generation import FinishReason, GenerationDelta, GenerationEnd, TokenLogprob
 from tests.softprompt.gateway.running import World
 
 HELLO: Any = [{"role": "user", "content": "hello"}]

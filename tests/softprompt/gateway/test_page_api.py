@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from shared.values.hyperparameters import Hyperparameters
+from shared.values.spec import TuningSpec
 from softprompt import Client
 from softprompt.gateway.files import file_id
-from softprompt.types.spec import Hyperparameters, TuningSpec
 from tests.softprompt.gateway.running import World
 
 

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
-from softprompt.cli.doctor_gateway import gateway_finding
+from softprompt.cli.doctor import gateway_finding
 from softprompt.gateway import server
 from softprompt.gateway.settings import GatewaySettings
 from tests.shared.security.pki import Authority

@@ -13,9 +13,9 @@ from openai import NotFoundError as NoSuchModel
 
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.store import open_store
+from shared.values.sampling import Sampling
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.sync_client import Client
-from softprompt.types.common import Sampling
 from tests.inference_service.conftest import Brake
 from tests.inference_service.replica import Replica, blob, matrix, publish, running_replica
 from tests.softprompt.gateway.running import running_gateway

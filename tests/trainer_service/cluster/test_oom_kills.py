@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from trainer_service.cluster.interface import WorkerLost
-from trainer_service.cluster.oom_kills import OomKills
-from trainer_service.cluster.ray_pool import RayWorker
+from trainer_service.cluster.ray_pool import OomKills, RayWorker
 
 
 def count(events: Path, kills: int) -> None:

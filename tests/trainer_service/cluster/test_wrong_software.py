@@ -20,7 +20,7 @@ from trainer_service.cluster.interface import WrongSoftware
 from trainer_service.cluster.ray_cluster import RayCluster
 from trainer_service.cluster.ray_pool import RayPool
 from trainer_service.cluster.settings import WorkerSettings
-from trainer_service.jobs.context import SilentObserver
+from trainer_service.jobs.context import JobsObserver
 from trainer_service.jobs.model import Note
 from trainer_service.jobs.states import JobState
 
@@ -45,7 +45,7 @@ async def test_waiting_jobs_get_a_note_and_are_trained_once_a_new_pod_is_there(
     service: Service, pool: RayPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed: list[str] = []
-    monkeypatch.setattr(SilentObserver, "launch_failed", lambda self, base_model, reason: failed.append(reason))
+    monkeypatch.setattr(JobsObserver, "launch_failed", lambda self, base_model, reason: failed.append(reason))
     monkeypatch.setattr(ray_pool, "software_version", lambda: "softprompt 9.9")
     manager = await service.start(pool)
     job = await manager.create(spec(num_steps=2))

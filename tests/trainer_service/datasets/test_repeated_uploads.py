@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from shared.values.enums import JobState, TooLong
+from shared.values.spec import TuningSpec
 from softprompt.client.async_client import AsyncClient
-from softprompt.types.jobs import JobState
-from softprompt.types.spec import TooLong, TuningSpec
 from tests.trainer_service.conftest import running_trainer
 from trainer_service.config import TrainerSettings
 

@@ -14,8 +14,8 @@ from tests.trainer_service.builders import BASE_MODEL, spec
 from tests.trainer_service.job_service import Service
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.dispatch.estimate import BusyWorker, Pace, WaitingJob, probable_end, starts, typical_seconds
-from trainer_service.dispatch.queue_snapshot import RunningJob, workers_of_others
 from trainer_service.dispatch.scheduler import WorkerView
+from trainer_service.dispatch.start_times import RunningJob, workers_of_others
 from trainer_service.jobs.model import EffectiveSpec, Job, JobFilter, StoredSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.training.events import StepDone, TrainingEvent, TrainingTask

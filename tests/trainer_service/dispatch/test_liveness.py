@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.clock import Clock
 from trainer_service.cluster.interface import WorkerReport
-from trainer_service.dispatch.liveness import Liveness
+from trainer_service.dispatch.supervisor import Liveness
 
 
 def report(busy_seconds: float = 0.0, *, ready: bool = True, **attempts: int) -> WorkerReport:

@@ -6,18 +6,17 @@ claim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from trainer_service.database.schema import jobs
 from trainer_service.jobs.fair_queue import QueueHead, in_order, queue_clock, share_of
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.record import Record, from_row
 from trainer_service.jobs.states import LEASED_STATES, JobState
-from trainer_service.jobs.store import tenant_shares, worker_slots
-from trainer_service.jobs.store.claiming import claim_first
+from trainer_service.jobs.store import event_log, tenant_shares, worker_slots
 from trainer_service.jobs.store.conditions import QUEUED
 from trainer_service.jobs.store.job_records import JobRecords
 from trainer_service.jobs.store.job_records import StaleAttempt as StaleAttempt
@@ -199,3 +198,45 @@ class JobStore(JobRecords):
         query = select(jobs.c.base_model, func.min(jobs.c.queued_at)).where(waiting).group_by(jobs.c.base_model)
         with self._database.read() as connection:
             return {name: max(0.0, now - queued_at) for name, queued_at in connection.execute(query)}
+
+
+def claim_first(
+    connection: Connection,
+    first: Iterable[ColumnElement[bool]],
+    owner: str,
+    lease_until: float,
+    now: float,
+    *,
+    claimed_at: float | None,
+) -> Record | None:
+    """Claims the first QUEUED job that meets the conditions, in one statement; skips jobs locked by another
+    transaction.
+    """
+    pick = (
+        select(jobs.c.id)
+        .where(QUEUED, *first)
+        .order_by(jobs.c.queue_key, jobs.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    statement = (
+        update(jobs)
+        .where(jobs.c.id == pick)
+        .values(
+            state=JobState.RUNNING.value,
+            owner=owner,
+            lease_until=lease_until,
+            claimed_at=claimed_at,
+            attempt=jobs.c.attempt + 1,
+            start_time=func.coalesce(jobs.c.start_time, now),
+            last_event=jobs.c.last_event + 1,
+        )
+        .returning(*jobs.c)
+    )
+    row = connection.execute(statement).mappings().one_or_none()
+    if row is None:
+        return None
+    record = from_row(row)
+    event_log.append(connection, record.job.id, record.job.last_event, [record.job])
+    return record

@@ -25,12 +25,12 @@ _LOCK = "worker slots"
 
 @dataclass(frozen=True)
 class OfModel:
-    """What a replica has and wants of a base model that has its own limits."""
+    """A replica's workers of a base model that has its own limits, and how many it wants."""
 
     num_workers: int
     """Its workers that have not ended."""
     wanted: int
-    """The same with those that it would launch."""
+    """Its workers and those that it would launch."""
     most: int | None = None
     """Limit of all replicas together."""
 

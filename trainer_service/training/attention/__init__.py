@@ -1,7 +1,7 @@
 """One forward and backward pass over the packed rows of many jobs.
 
 `packing` lays rows out without padding; `prefix_attention` lets all rows of a job attend to its prompt, which is
-computed once; `last_layer` skips positions that no target needs; `row_memory` bounds the memory of attention; `forward`
-combines these for a loaded model and compares the result with the model's own pass. It doesn't know jobs, optimizers or
-datasets.
+computed once; `row_memory` bounds the memory of attention; `forward` combines these for a loaded model, skips positions
+of the last layer that no target needs, and compares the result with the model's own pass. It doesn't know jobs,
+optimizers or datasets.
 """

@@ -8,7 +8,8 @@ one if they agree. Models whose attention can't be replaced, or depends on more 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -20,7 +21,6 @@ from shared.model.base_model import BaseModel
 from shared.model.causality import check_causal
 from shared.prompt.lift import attended, key_values_of, latent_layers
 from shared.prompt.prefix import PrefixInput
-from trainer_service.training.attention.last_layer import last_mlp, only_at
 from trainer_service.training.attention.packing import Row, Segment, num_packed_tokens, pack
 from trainer_service.training.attention.plain_inputs import plain_inputs
 from trainer_service.training.attention.prefix_attention import packed_attention
@@ -222,3 +222,35 @@ def _has_chunked_attention(config: Any) -> bool:
     """
     text = config.get_text_config()
     return "chunked_attention" in (getattr(text, "layer_types", None) or ())
+
+
+def last_mlp(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The MLP of `model`'s last layer, most of that layer's work; None if the layer has no module called `mlp`."""
+    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module)]
+    found = getattr(max(stacks, key=len)[-1], "mlp", None) if stacks else None
+    return found if isinstance(found, torch.nn.Module) else None
+
+
+@contextmanager
+def only_at(positions: torch.Tensor, mlp: torch.nn.Module | None) -> Iterator[None]:
+    """Within the block, `mlp` maps [1, tokens, width] to zeros everywhere except at `positions`, [targets]."""
+    if mlp is None:
+        yield
+        return
+    forward, replaced = mlp.forward, vars(mlp).get("forward")
+
+    def some(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        places = positions.to(hidden.device)
+        values = forward(hidden.index_select(1, places), *args, **kwargs)
+        if not isinstance(values, torch.Tensor):  # a mixture of experts that also returns its router's choices
+            return forward(hidden, *args, **kwargs)
+        return torch.zeros_like(hidden).index_copy(1, places, values)
+
+    mlp.forward = some
+    try:
+        yield
+    finally:
+        if replaced is None:
+            del mlp.forward
+        else:
+            mlp.forward = replaced

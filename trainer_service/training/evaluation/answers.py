@@ -223,7 +223,7 @@ def _within(answers: Iterable[HeldOutAnswer], max_bytes: int) -> Iterator[HeldOu
 
 
 def _num_bytes(answer: HeldOutAnswer) -> int:
-    """Bytes of the texts, and roughly of the numbers."""
+    """Size of the texts and, roughly, of the numbers."""
     parts = [getattr(answer, item.name) for item in fields(answer)]
     texts = [part.text if isinstance(part, ModelAnswer) else part for part in parts]
     return sum(len(text.encode("utf-8", "replace")) for text in texts if isinstance(text, str)) + 24 * len(parts)

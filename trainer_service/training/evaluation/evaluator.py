@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,11 +27,10 @@ from trainer_service.training.comparison import (
 from trainer_service.training.data.encoding import EncodedDataset, check_vocabulary
 from trainer_service.training.data.held_out import MAX_CHOOSING, MAX_JUDGING, HeldOut, parted
 from trainer_service.training.evaluation import baselines
-from trainer_service.training.evaluation.answers import TUNED, Way, held_out_answers
+from trainer_service.training.evaluation.answers import TEXT_SHARE, TUNED, Way, held_out_answers
 from trainer_service.training.evaluation.baselines import MAX_SHOT_TOKENS, Baseline
 from trainer_service.training.evaluation.evaluate import evaluate_examples
 from trainer_service.training.evaluation.generate import generated_texts
-from trainer_service.training.evaluation.remaining import EvaluationTime
 from trainer_service.training.evaluation.shared_beginning import shared_beginning
 from trainer_service.training.recipe.selection import is_better, score_of, slack
 from trainer_service.training.results import TEXT_METRICS, Results
@@ -44,10 +44,38 @@ MAX_LABEL_ROWS = 4096
 _FIELDS = {INSTRUCTED: "instructed", FEW_SHOT: "few_shot"}
 """Fields of HeldOutAnswer by baseline."""
 Measuring = Generator[Work, Any, Results]
-_Measured = TypeVar("_Measured")
+Measured = TypeVar("Measured")
 RowCheck = Callable[[int, int], None]
 OnMeasured = Callable[[int, int, float], None]
 """Called with the number of models that are measured, the number of all models, and the estimated seconds left."""
+_WRITTEN_ROWS, _WRITING = 32, 4.0
+"""At least two batches of answers are written; each answer takes about as long as scoring it this many times."""
+
+
+class EvaluationTime:
+    """Estimates the time of a run's remaining evaluations by the wall time per example of the latest one. Rough: it
+    only counts examples.
+    """
+
+    def __init__(self) -> None:
+        self._per_example = 0.0
+
+    def timed(
+        self, measuring: Generator[Work, object, Measured], num_examples: int
+    ) -> Generator[Work, object, Measured]:
+        """Yields the same work, and records its time in place of the previous measurement's."""
+        started = time.perf_counter()
+        measured = yield from measuring
+        self._per_example = (time.perf_counter() - started) / max(1, num_examples)
+        return measured
+
+    def seconds(self, num_examples: int) -> float:
+        """Estimated seconds to measure a model on this number of examples; 0 before the first measurement."""
+        return self._per_example * num_examples
+
+    def writing_seconds(self, train_seconds: float) -> float:
+        """Estimated seconds to write answers after this time of training steps (`held_out_answers`)."""
+        return max(TEXT_SHARE * train_seconds, _WRITTEN_ROWS * _WRITING * self._per_example)
 
 
 @dataclass(frozen=True)
@@ -156,7 +184,7 @@ class Evaluator:
             return Judgement()
         num_models, num_measured = self._num_models(current is not None), 0
 
-        def judged(measuring: Generator[Work, Any, _Measured]) -> Generator[Work, Any, _Measured]:
+        def judged(measuring: Generator[Work, Any, Measured]) -> Generator[Work, Any, Measured]:
             nonlocal num_measured
             found = yield from self._time.timed(measuring, len(data))
             num_measured += 1

@@ -1,6 +1,6 @@
 """Hyperparameters: defaults, initial prompts, schedules, and the choice of the best checkpoint.
 
 `defaults` fills in the values that a request leaves open, by the size of the data alone; docs/training.md has the
-measurements behind each value. `init` and `reparameterise` make the initial prompt, `optimise` is AdamW with its
+measurements behind each value. `init` and `leaves` make the initial prompt, `optimise` is AdamW with its
 schedule, `selection` chooses among checkpoints.
 """

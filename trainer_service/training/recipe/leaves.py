@@ -20,12 +20,43 @@ from shared.prompt.lift import key_values_of
 from shared.prompt.prefix import Prefix, PrefixInput, PrefixKind
 from shared.prompt.soft_prompt import TENSOR_KEY, SoftPrompt
 from trainer_service.training.recipe.init import embedding_std, initial_matrix
-from trainer_service.training.recipe.reparameterise import PROMPT, effective_matrix, new_parameters
-from trainer_service.training.spec import FilledHyperparameters, Init
+from trainer_service.training.spec import FilledHyperparameters, Init, Reparameterisation
 
 _BEST = "best"
 _FIRST, _OTHERS, _SCALE, _SHAPES = "first", "others", "scale", "shapes"
 _LEAST_SCALE = 2.0**-6
+
+
+PROMPT = "prompt"
+BOTTLENECK = 128
+
+
+def new_parameters(
+    matrix: torch.Tensor, method: Reparameterisation, embedding_std: float, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """The trained tensors, float32 leaves; `matrix` is `[num_virtual_tokens, hidden_size]` on the target device.
+
+    RESIDUAL adds a small network to the prompt (Residual Prompt Tuning, Razdaibiedina et al. 2023, arXiv:2305.03937).
+    All virtual tokens share it, so they move together early on. Its last matrix is initially zero, so training starts
+    from the initial prompt.
+    """
+    parameters = {PROMPT: matrix.detach().clone().float()}
+    if method is Reparameterisation.RESIDUAL:
+        hidden = matrix.shape[1]
+        down = torch.randn(hidden, BOTTLENECK, generator=generator) * hidden**-0.5
+        parameters["down"] = down.to(matrix.device)
+        parameters["up"] = torch.zeros(BOTTLENECK, hidden, device=matrix.device)
+        parameters["scale"] = torch.full((1,), embedding_std, device=matrix.device)
+    return {name: parameter.requires_grad_(name != "scale") for name, parameter in parameters.items()}
+
+
+def effective_matrix(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The soft prompt `[num_virtual_tokens, hidden_size]` computed from the parameters, float32, with gradient."""
+    prompt = parameters[PROMPT]
+    if "down" not in parameters:
+        return prompt
+    scale = parameters["scale"]  # the network works on numbers near one, embeddings are much smaller
+    return prompt + torch.relu(prompt / scale @ parameters["down"]) @ parameters["up"] * scale
 
 
 @dataclass

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from inference_service.engine.build import plan_memory
 from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.kv.kv_cache import LayerShape, RowKVCache
-from inference_service.engine.kv.memory import plan_memory
 
 SHAPES = [LayerShape(2, 16, 16), LayerShape(1, 8, 24), LayerShape(2, 16, 16)]
 

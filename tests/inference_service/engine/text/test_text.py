@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inference_service.engine.text.detokenizer import ByteDetokenizer, DetokenizerFactory, WindowDetokenizer
-from inference_service.engine.text.stop import StopMatcher
+from inference_service.engine.text.text_stream import StopMatcher
 from inference_service.engine.text.token_bytes import ByteTable
 from tests.tiny_models import byte_tokenizer
 

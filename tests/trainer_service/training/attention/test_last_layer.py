@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.trainer_service.training.models import ARCHITECTURES, build
-from trainer_service.training.attention.last_layer import last_mlp, only_at
+from trainer_service.training.attention.forward import last_mlp, only_at
 
 POSITIONS = torch.tensor([5, 2])
 WITHOUT = {"opt"}
