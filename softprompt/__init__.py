@@ -22,3 +22,7 @@ def __getattr__(name: str) -> Any:
     if name in public.NAMES:
         return getattr(public, name)
     raise AttributeError(f"module 'softprompt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(import_module("softprompt.public").NAMES)

@@ -230,3 +230,4 @@ def test_all_that_methods_and_callbacks_take_and_give_is_exported() -> None:
     missing = {kind.__name__ for kind in found if kind.__name__ not in softprompt.__all__}
     assert missing - {kind.__name__ for kind in found if kind.__name__ in dir(softprompt.errors)} == set()
     assert {"ProgressMade", "TuningProgress", "StateChanged"} <= set(softprompt.__all__)
+    assert set(softprompt.__all__) == set(dir(softprompt)), "notebooks complete the names"
