@@ -80,6 +80,8 @@ def load(
     if device_map is None and target.type != "cpu":
         device_map = {"": target}  # straight to the GPU: the machine's memory need not hold the whole model
     tokenizer = load_tokenizer(path)  # fails sooner than the weights
+    if why := damaged_json(path):  # transformers leaves out a generation_config.json that it can't read, and its ends
+        raise PreconditionFailed(f"{info.id} can't be loaded here: {why}")
     model = load_weights(path, info.id, chosen, attention, device_map)
     if device_map is None and not getattr(model, "hf_device_map", None):
         model = model.to(target)

@@ -159,6 +159,7 @@ def test_the_code_of_a_tokenizer_is_never_run(model_dir: Path) -> None:
         ("config.json", "[]", Unavailable, "config.json is not a JSON object"),
         ("config.json", "\ufeff{}", Unavailable, "config.json is not valid JSON .*BOM"),
         ("generation_config.json", "[]", PreconditionFailed, "generation_config.json is not a JSON object"),
+        ("generation_config.json", '{"eos_token_id": [1, ', PreconditionFailed, "generation_config.json is not valid"),
         ("tokenizer_config.json", "{", Unavailable, "tokenizer_config.json is not valid JSON"),
     ],
 )
