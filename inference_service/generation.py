@@ -90,6 +90,11 @@ class _Source:
     def prefix_id(self) -> str | None:
         return self.version.prefix_id if self.version else None
 
+    @property
+    def tokenizes_targets_exactly(self) -> bool:
+        """Whether the version's targets were tokenized as continuations, without the tokenizer's own first space."""
+        return self.version is not None and self.encoder.template.rendering > 1
+
     def start(self, usage: Usage, seed: int, request_id: str, tokens: tuple[InputToken, ...] = ()) -> GenerationStart:
         """The start of an answer. Its cached tokens include the virtual ones."""
         return GenerationStart(
@@ -158,6 +163,7 @@ class GenerationService:
                 params,
                 source.prefix_id,
                 continues=continues,
+                exact=source.tokenizes_targets_exactly,
                 guide=guide,
                 **call.account,
             )

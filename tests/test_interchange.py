@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ async def test_an_adapter_that_peft_saved_is_served_as_peft_has_it(
     )
     assert (version.num_virtual_tokens, version.labels, version.aliases) == (5, ("yes", "no"), ("default",))
     await served(services, "tone", logprobs(peft))
+
+    config_file = tmp_path / "adapter" / "adapter_config.json"
+    written = json.loads(config_file.read_text())
+    for name in ("org/another-of-this-width", f"/cache/models--org--{tiny_model_dir.name}/snapshots/0a1b"):
+        config_file.write_text(json.dumps(written | {"base_model_name_or_path": name}))
+        if "another" in name:
+            with pytest.raises(InvalidInput, match=rf"header.base_model: .*{name}.*base models \(tiny\).* say which"):
+                await services.client.import_version(tmp_path / "adapter", "tone")
+    assert (await services.client.import_version(tmp_path / "adapter", "tone")).name == "prompts/tone/versions/2"
 
     peft.save_pretrained(tmp_path / "pickled", safe_serialization=False)
     with pytest.raises(InvalidInput, match=r"adapter_model\.bin is refused: a pickle can run any code"):

@@ -4,8 +4,8 @@ are never read.
 Accepted are blobs of this system (also from another store), PEFT's adapters of prompt tuning, prefix tuning and
 cartridges, the `decoder` prompts of TGIS and caikit, and files with one plain matrix. A blob contains its base model's
 fingerprint, its template and its golden records, which are kept unless they hold inputs of its training data. The other
-formats don't name their base model, so the caller does and only the width can be checked; this trainer makes golden
-records for them.
+formats don't identify their base model, so the caller names it or confirms the name that PEFT gives, and only the
+width can be checked; this trainer makes golden records for them.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class ImportRequest:
     alias: str
     request_id: str
     kind: str = ""
+    trained_on: str = ""
+    """The base model that another program names; checked if `base_model` is empty."""
 
     def __post_init__(self) -> None:
         """Raises InvalidInput."""
@@ -108,8 +110,10 @@ def read_import(data: bytes, request: ImportRequest, models: BaseModels) -> Impo
     try:
         own = decode_blob(data)
     except DamagedBlob as error:
-        model = models.get(request.base_model, "header.base_model")
-        return _read_foreign(_read_matrix(data, error), _exported_manifest(data), request, model)
+        exported, field = _exported_manifest(data), "header.base_model"
+        is_named = bool(request.trained_on) and not request.base_model and exported is None
+        model = models.trained_on(request.trained_on, field) if is_named else models.get(request.base_model, field)
+        return _read_foreign(_read_matrix(data, error), exported, request, model)
     fitting = (info.id for info in models.infos if info.fingerprint == own.manifest.base_model.fingerprint)
     model = models.get(request.base_model or next(fitting, ""), "header.base_model")
     _check_base_model(own.manifest.base_model, model.info)

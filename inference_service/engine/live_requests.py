@@ -92,14 +92,14 @@ class LiveRequests:
         sequence = sequence_of(request, self._prefixes.num_virtual(request.prefix_id), self._arrivals, self._clock())
         model_ends = frozenset() if sequence.sampling.ignore_eos else self._base.stop_token_ids
         before: tuple[int, ...] = ()
-        guide = None
+        guide, exact = None, False
         if isinstance(request, GenerationRequest):
-            before = request.input_ids if request.continues else ()
+            before, exact = request.input_ids if request.continues else (), request.exact
             if request.guide is not None:
                 guide, model_ends = request.guide.begin(self._mask_workers, request.tenant), self._base.stop_token_ids
         stream = TextStream(
             sequence,
-            self._detokenizers(before, exact=guide is not None),
+            self._detokenizers(before, exact=exact or guide is not None),
             model_ends.union(sequence.sampling.stop_token_ids),
             self._config.max_length,
             guide,

@@ -80,6 +80,8 @@ def load(
     if device_map is None and target.type != "cpu":
         device_map = {"": target}  # straight to the GPU: the machine's memory need not hold the whole model
     tokenizer = load_tokenizer(path)  # fails sooner than the weights
+    if why := damaged_json(path):  # transformers leaves out a generation_config.json that it can't read, and its ends
+        raise PreconditionFailed(f"{info.id} can't be loaded here: {why}")
     model = load_weights(path, info.id, chosen, attention, device_map)
     if device_map is None and not getattr(model, "hf_device_map", None):
         model = model.to(target)
@@ -194,7 +196,7 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
         id=id or default_id(source),
         fingerprint=known.fingerprint,
         tokenizer_digest=known.tokenizer_digest,
-        architecture=(config.architectures or [config.model_type])[0],
+        architecture=next(iter(_architectures(config)), config.model_type),
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
         num_layers=text.num_hidden_layers,
@@ -203,20 +205,27 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
 
 
 def _check_type(path: Path) -> None:
-    """Raises PreconditionFailed for a type of model that transformers does not know; Unavailable for a config.json that
-    is no JSON object.
+    """Raises PreconditionFailed for a type of model that transformers does not know, or a description of a quantisation
+    that it can't read; Unavailable for a config.json that is no JSON object.
     """
     from transformers import CONFIG_MAPPING
 
     if why := damaged_json(path):
         raise Unavailable(f"base model {default_id(path)!r} can't be loaded here: {why}")
-    kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    kind, quantisation = config.get("model_type"), config.get("quantization_config", {})
     if not isinstance(kind, str):
         raise PreconditionFailed(f"base model {default_id(path)!r} has no model_type in its config.json")
     if kind not in CONFIG_MAPPING:
         raise PreconditionFailed(
             f"base model {default_id(path)!r} has model_type {kind[:40]!r} in its config.json, which the installed "
             "transformers does not know; a newer release may, and code that a model brings is never run"
+        )
+    if not isinstance(quantisation, dict):
+        raise PreconditionFailed(
+            f"base model {default_id(path)!r} has the quantization_config {json.dumps(quantisation)[:40]} in its "
+            'config.json, which must be an object such as {"quant_method": "fp8"}: copy the file again, or leave the '
+            "entry out if the weights are not quantised"
         )
 
 
@@ -249,8 +258,7 @@ def check_supported(config: Any) -> None:
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise PreconditionFailed(f"{kind} is an encoder-decoder model: soft prompts need a decoder-only model")
-    named = config.architectures if isinstance(getattr(config, "architectures", None), list) else []
-    if other := [name for name in map(str, named) if name.endswith(_OTHER_TASKS)]:
+    if other := [name for name in _architectures(config) if name.endswith(_OTHER_TASKS)]:
         raise PreconditionFailed(f"{other[0]} is a model for another task: soft prompts need a causal language model")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise PreconditionFailed(f"{kind} is not a causal language model that this transformers release knows")
@@ -258,6 +266,11 @@ def check_supported(config: Any) -> None:
         raise PreconditionFailed(
             f"{kind} keeps a recurrent state instead of keys and values for each token: a prefix can't be shared"
         )
+
+
+def _architectures(config: Any) -> list[str]:
+    named = getattr(config, "architectures", None)
+    return [str(name) for name in (named if isinstance(named, list) else [named] if named else [])]
 
 
 def pick_device(device: Device) -> torch.device:

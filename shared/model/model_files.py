@@ -82,7 +82,7 @@ def _shards(path: Path, name: str) -> set[str]:
     if not index.is_file():
         return set()
     try:
-        content = json.loads(index.read_text())
+        content = json.loads(index.read_bytes())
         shards = set(map(str, content["weight_map"].values()))
         if not shards or not isinstance(content["metadata"], dict):  # transformers needs both
             raise ValueError("it names no weights")

@@ -26,7 +26,7 @@ class ModelShape:
     def read(cls, path: Path) -> ModelShape | None:
         """The shape of the model in a directory; None if its configuration lacks a width, or a file can't be read."""
         try:
-            found = json.loads((path / "config.json").read_text())
+            found = json.loads((path / "config.json").read_bytes())
             config = {**found, **(found.get("text_config") or {})}
             hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
             head = int(config.get("head_dim") or hidden // heads)

@@ -100,5 +100,5 @@ def _is_finite(weight: torch.Tensor) -> bool:
 
 def _quantisation(path: Path) -> dict[str, Any]:
     """The quantisation entry of config.json; empty for plain weights."""
-    found = json.loads((path / "config.json").read_text()).get("quantization_config")
+    found = json.loads((path / "config.json").read_bytes()).get("quantization_config")
     return found if isinstance(found, dict) else {}

@@ -251,7 +251,8 @@ class PromptMethods:
         caikit.
 
         Pickle files are refused. `template` and `labels` are for foreign files; files of this service contain theirs.
-        `alias` is as in PublishPolicy. Repeating a `request_id` returns the version that it created. Raises
+        An adapter of PEFT names its base model; if the trainer has none of that name, `base_model` must say which it
+        is. `alias` is as in PublishPolicy. Repeating a `request_id` returns the version that it created. Raises
         InvalidInput, NotFound.
         """
         source = await asyncio.to_thread(ImportSource.of, path)
@@ -263,6 +264,7 @@ class PromptMethods:
             alias=alias,
             request_id=request_id,
             kind=source.kind,
+            trained_on=source.base_model,
         )
         if template is not None:
             write(template, header.template, "template")

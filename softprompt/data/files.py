@@ -25,6 +25,7 @@ from softprompt.types.data import Data
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"\xd0\xcf\x11\xe0", "is an Excel file of the old format: save it as .xlsx or .csv"),
     (b"PK\x05\x06", "is an empty archive"),
+    (b"\x1f\x8b", "is compressed twice: unpack it first (gunzip)"),
     (b"BZh", "is compressed with bzip2: unpack it first (bunzip2)"),
     (b"\xfd7zXZ", "is compressed with xz: unpack it first (unxz)"),
     (b"(\xb5/\xfd", "is compressed with zstd: unpack it first (unzstd)"),
@@ -163,6 +164,8 @@ def _noting(items: Generator[Row], rows: Rows, lines: TextLines, table: TableRea
     try:
         yield from items
     finally:
+        if lines.has_bare_returns:  # they end a line here, but not where the file is read as it is
+            rows.verbatim = None
         lines.release()
     if table is not None:
         rows.format = table.format

@@ -96,8 +96,12 @@ def _unwrapped(value: Any) -> list[Any] | None:
     lists = [(key, item) for key, item in value.items() if isinstance(item, list)]
     if len(lists) == 1 and lists[0][0] not in CHAT_NAMES and lists[0][1] and isinstance(lists[0][1][0], dict):
         return lists[0][1]
-    if len(lists) == len(value) > 1 and len({len(item) for _, item in lists}) == 1:
-        return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
+    columns = list(value.values())
+    if all(isinstance(column, dict) for column in columns) and len(set(map(tuple, columns))) == 1:
+        columns = [list(column.values()) for column in columns]  # by row, as `to_json` of pandas writes a DataFrame
+    is_table = len(columns) > 1 and all(isinstance(column, list) for column in columns)
+    if is_table and len(set(map(len, columns))) == 1:
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
     return None
 
 
@@ -128,7 +132,7 @@ def _explained(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
-        return f"is not JSON: {error.msg} at column {error.colno}"
+        return f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     if "digits" in str(error):  # Python's own sentence advises its programmer
         return "has a number with too many digits: write it as text"
     return f"is not JSON: {str(error)[:100]}"

@@ -107,6 +107,9 @@ class Layouts:
             twice = next(name for name in columns if list(columns).count(name) > 1)
             raise NotUnderstood(f"has the column {twice!r} twice")
         chosen = {role: self._wanted_column(role, columns) for role in self._wanted}
+        if len(set(chosen.values())) < len(chosen) or ("messages" in chosen and len(chosen) > 1):
+            named = ", ".join(f"{role} = {shown(name)}" for role, name in chosen.items())
+            raise NotUnderstood(f"{named}: name a column for one of them, and messages alone")
         free = [name for name in columns if name not in chosen.values()]
         if "messages" in chosen or (not chosen and (found := only_column(free, CHAT_NAMES))):
             messages = chosen.get("messages") or found

@@ -10,7 +10,7 @@ from shared.values.example import Example
 from shared.violations import MAX_ITEMS, items_of
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Row, Rows
-from softprompt.data.values import shown
+from softprompt.data.values import shown, with_short_floats
 from softprompt.types.type_names import type_name
 
 
@@ -24,18 +24,18 @@ def python_rows(source: Any, which: str) -> Rows:
         return Rows(_items(_of_columns(source, which), which), format="columns", has_columns=True)
     if hasattr(source, "itertuples") and hasattr(source, "columns"):  # pandas
         rows = source.itertuples(index=False, name=None)
-        return Rows(_items(_named(source.columns, rows), which), format="DataFrame", has_columns=True)
+        return Rows(_items(_of_frame(source, rows), which), format="DataFrame", has_columns=True)
     if hasattr(source, "iter_rows") and hasattr(source, "columns"):  # polars
-        return Rows(_items(_named(source.columns, source.iter_rows()), which), format="DataFrame", has_columns=True)
+        return Rows(_items(_of_frame(source, source.iter_rows()), which), format="DataFrame", has_columns=True)
     if hasattr(source, "collect_schema") and hasattr(source, "collect"):
         raise InvalidInput.of(which, "is a lazy frame: call its collect() first")
     if hasattr(source, "to_batches") and hasattr(source, "column_names"):  # pyarrow
         names = list(source.column_names)
         if len(set(names)) < len(names):  # its rows would have the last one alone
             raise InvalidInput.of(which, f"names a column twice: {', '.join(names)}")
-        return Rows(
-            _items((row for batch in source.to_batches() for row in batch.to_pylist()), which), format="Arrow table"
-        )
+        types = dict(zip(names, source.schema.types, strict=True))
+        rows = (row for batch in source.to_batches() for row in batch.to_pylist())
+        return Rows(_items(with_short_floats(rows, types), which), format="Arrow table")
     if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
         advice = "; collect it first" if hasattr(source, "__aiter__") else ""
         text = (
@@ -70,6 +70,10 @@ def _of_example(item: Example) -> dict[str, Any]:
     pairs = {"input": item.input, "output": item.output, "label": item.label}
     fields = {name: value for name, value in pairs.items() if value is not None and not (item.messages and value == "")}
     return fields | ({"messages": item.messages} if item.messages else {})
+
+
+def _of_frame(frame: Any, rows: Iterable[Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    return with_short_floats(_named(frame.columns, rows), dict(zip(map(str, frame.columns), frame.dtypes, strict=True)))
 
 
 def _named(columns: Iterable[Any], rows: Iterable[Sequence[Any]]) -> Iterator[dict[str, Any]]:

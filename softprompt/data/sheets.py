@@ -13,6 +13,7 @@ from shared.errors import InvalidInput
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import MAX_BYTES, Row, Rows, no_rows
 from softprompt.data.tables import named_twice
+from softprompt.data.values import with_short_floats
 
 _BATCH_ROWS = 1024
 _MAX_ROWS = 1 << 20
@@ -161,12 +162,13 @@ def parquet_rows(file: BinaryIO, name: str, which: str) -> Rows:
         number = 0
         try:
             opened = ParquetFile(file)
-            names = opened.schema_arrow.names
+            schema = opened.schema_arrow
+            names = schema.names
             if len(set(names)) < len(names):
                 yield Row(1, Unusable(f"the file names a column twice: {', '.join(names)}"))
                 return
             for batch in opened.iter_batches(_BATCH_ROWS):
-                for fields in batch.to_pylist():
+                for fields in with_short_floats(batch.to_pylist(), dict(zip(names, schema.types, strict=True))):
                     number += 1
                     yield Row(number, fields)
         except (ArrowException, OSError) as error:

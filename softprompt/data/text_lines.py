@@ -62,7 +62,13 @@ class TextLines:
         except (UnicodeError, EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise InvalidInput.of(self._which, f"is damaged or cut off after line {number} ({error})") from None
+            reason = f"is damaged or cut off after line {number}" if number else f"is not in {self.encoding.upper()}"
+            raise InvalidInput.of(self._which, f"{reason} ({error})") from None
+
+    @property
+    def has_bare_returns(self) -> bool:
+        """Whether a line so far ends as those of the first Macs do."""
+        return "\r" in (self._text.newlines or ())
 
     def release(self) -> None:
         """Detach the file without closing it. There are no more lines after that."""

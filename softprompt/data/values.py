@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, time
 from decimal import Decimal
 from enum import Enum
@@ -11,6 +13,9 @@ from uuid import UUID
 
 from softprompt.data.problems import Unusable
 from softprompt.types.type_names import type_name
+
+_NARROW = {"float16": "e", "halffloat": "e", "float32": "f", "float": "f"}
+"""struct's codes of narrow floats, by the names that numpy, pandas, polars (in lower case) and Arrow have for them."""
 
 
 def is_missing(value: Any) -> bool:
@@ -51,6 +56,23 @@ def text_of(value: Any, part: str) -> str:
     if isinstance(value, date | time):
         return value.isoformat()
     raise Unusable(f"must be text, not {type_name(value)}{_advice(value)}", part, f"{part} type {type(value).__name__}")
+
+
+def with_short_floats(rows: Iterable[dict[str, Any]], types: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+    """The rows with the shortest decimals of narrow floats, which the library widened: 0.1 as float32 means 0.1, and
+    not 0.10000000149011612. `types`: those of the columns.
+    """
+    narrow = {name: code for name, kind in types.items() if (code := _NARROW.get(str(kind).lower()))}
+    for row in rows:
+        for name, code in narrow.items():
+            if isinstance(row[name], float) and math.isfinite(row[name]):
+                row[name] = _shortest(row[name], code)
+        yield row
+
+
+def _shortest(value: float, code: str) -> float:
+    found = (float(f"{value:.{digits}g}") for digits in (range(3, 6) if code == "e" else range(6, 10)))
+    return next((short for short in found if struct.pack(code, short) == struct.pack(code, value)), value)
 
 
 def shown(value: object, most: int = 40) -> str:

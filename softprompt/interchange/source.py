@@ -41,6 +41,8 @@ class ImportSource:
 
     file: Path
     kind: str = ""
+    base_model: str = ""
+    """The hub id or directory of the base model that PEFT names; empty if no file names one."""
 
     @classmethod
     def of(cls, path: str | Path) -> ImportSource:
@@ -68,7 +70,7 @@ def _of_directory(directory: Path) -> ImportSource:
         )
     if WEIGHTS_FILE in names:
         file = _checked(directory / WEIGHTS_FILE)
-        return ImportSource(file, _checked_kind(directory / CONFIG_FILE, file))
+        return ImportSource(file, *_checked_config(directory / CONFIG_FILE, file))
     if _DECODER_FILE in names:
         return ImportSource(_checked(directory / _DECODER_FILE))
     if pickles := sorted(name for name in names if Path(name).suffix in _PICKLES):
@@ -91,8 +93,8 @@ def _checked(file: Path) -> Path:
     return file
 
 
-def _checked_kind(file: Path, weights: Path) -> str:
-    """The kind of prefix that an adapter is.
+def _checked_config(file: Path, weights: Path) -> tuple[str, str]:
+    """The kind of prefix that an adapter is, and the base model that it names.
 
     Raises InvalidInput for an adapter that is no prefix, or whose two files contradict each other.
     """
@@ -120,7 +122,8 @@ def _checked_kind(file: Path, weights: Path) -> str:
     announced, found = config.get("num_virtual_tokens"), _num_rows(weights)
     if type(announced) is int and found is not None and announced != found:
         raise InvalidInput.of("file", f"{file} has num_virtual_tokens {announced}, but {weights.name} has {found}")
-    return "PREFIX" if kind in _KEY_VALUES else "PROMPT"
+    base_model = config.get("base_model_name_or_path")
+    return "PREFIX" if kind in _KEY_VALUES else "PROMPT", base_model if isinstance(base_model, str) else ""
 
 
 def _num_rows(weights: Path) -> int | None:

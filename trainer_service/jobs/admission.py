@@ -174,7 +174,7 @@ class SpecAdmission:
                 )
             samples = {DATASET: sample, VALIDATION: held_out_sample}
             return _Examples(
-                facts.task, labels, facts.num_examples, held_out.num_examples, 0.0, facts.repetition, samples
+                facts.task, labels, facts.num_examples, held_out.num_distinct, 0.0, facts.repetition, samples
             )
         num_examples = facts.num_examples
         if num_examples < 2:

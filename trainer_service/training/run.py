@@ -138,7 +138,7 @@ class TuningRun:
         if overlap is None:
             overlap = count_overlap(self.task.train, self.task.validation)
         self._statistics = encoding.statistics(self._train, self._validation, overlap)
-        notes = data_notes(len(self._train), len(self._validation), self._hyper)
+        notes = data_notes(len(self._train), self._evaluator.num_distinct, self._hyper)
         self._emit(Started, statistics=self._statistics, step=self.step, notes=notes, restart_reason=restart_reason)
         if len(self._evaluator) and self._state.template_metrics is None:
             self._state.template_results = yield from self._evaluator.measure(None)

@@ -34,6 +34,8 @@ class GenerationRequest:
     """The answer goes on in the input's text: it keeps the space with which it begins, where the tokenizer would drop
     that from a text.
     """
+    exact: bool = False
+    """The answer keeps that space also where it begins a text."""
     always_admitted: bool = False
     """Taken also when the queue is full: the service's own golden replays, which must not wait for the load to go."""
     tenant: str = ""

@@ -652,6 +652,7 @@ class ImportHeader(_message.Message):
     ALIAS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    TRAINED_ON_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """Prompt name; its next version is published."""
     base_model: _builtins.str
@@ -665,6 +666,10 @@ class ImportHeader(_message.Message):
     kind: _builtins.str
     """What the matrix of another program's file is: "PROMPT", embeddings of virtual tokens, or "PREFIX", keys and values of
     each layer. Empty: found by its width. Ignored if the file is a blob of a version.
+    """
+    trained_on: _builtins.str
+    """The hub id or directory of the base model that another program names beside its file. If base_model is empty, its
+    last part must be that of a base model's id, hub id or directory here. Ignored if the file is a blob of a version.
     """
     @_builtins.property
     def template(self) -> _common_pb2.Template:
@@ -684,10 +689,11 @@ class ImportHeader(_message.Message):
         alias: _builtins.str = ...,
         request_id: _builtins.str = ...,
         kind: _builtins.str = ...,
+        trained_on: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "base_model", b"base_model", "kind", b"kind", "labels", b"labels", "prompt", b"prompt", "request_id", b"request_id", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "base_model", b"base_model", "kind", b"kind", "labels", b"labels", "prompt", b"prompt", "request_id", b"request_id", "template", b"template", "trained_on", b"trained_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -82,6 +82,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a context": ({"question": "a", "context": "b", "answer": "c"}, "'context' is not used"),
     "no target": ({"input": "a"}, "an example needs an input and an output or a label, or messages"),
     "two inputs": ({"prompt": "a", "question": "b", "answer": "c"}, "say which is the input"),
+    "a column that is mapped twice": (
+        {"frage": "a", "fragen": "b"},
+        "input = 'fragen', output = 'fragen': name a column for one of them",
+    ),
+    "messages that are mapped beside an input": ({"messages": "[]", "fragen": "a"}, "and messages alone"),
     "a mapped column that is not there": ({"frage": "a", "antwort": "b"}, "and no 'fragen'; do you mean 'frage'?"),
 }
 
@@ -89,7 +94,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_understood_is_refused(name: str) -> None:
     row, reason = REFUSED[name]
-    how = Data([row], input="fragen", output="antwort") if "mapped" in name else Data([row])
+    how = Data([row])
+    if "mapped" in name:
+        target = (
+            {"messages": "messages"} if "messages" in row else {"output": "fragen" if "twice" in name else "antwort"}
+        )
+        how = Data([row], input="fragen", drop_extra="not there" not in name, **target)
     with pytest.raises(UnusableData) as refused:
         prepare(how)
     assert reason in str(refused.value)

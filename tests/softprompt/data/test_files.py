@@ -24,12 +24,13 @@ from softprompt.data.prepare import prepare
 from softprompt.data.problems import UnusableData
 from softprompt.types.data import PreparedData
 
+COLUMNS = ("question", "answer")
 ROWS = [("Wie heißt das?", "So, und so"), ('Say "hi"', "two\nlines"), ("7", "x")]
 WANTED = [{"input": question, "output": answer} for question, answer in ROWS]
 
 
 def csv_text(delimiter: str = ",", end: str = "\n") -> str:
-    lines = [("question", "answer"), *ROWS]
+    lines = [COLUMNS, *ROWS]
     return "".join(delimiter.join('"' + cell.replace('"', '""') + '"' for cell in line) + end for line in lines)
 
 
@@ -63,6 +64,9 @@ FILES: dict[str, str | bytes | Callable[[Path], None]] = {
     "one-after-the-other.json": "\n".join(json.dumps(item, indent=2) for item in OBJECTS),
     "inside.json": json.dumps({"version": 1, "data": OBJECTS}),
     "columns.json": json.dumps({"question": [row[0] for row in ROWS], "answer": [row[1] for row in ROWS]}),
+    "pandas.json": json.dumps(  # a DataFrame's `to_json`
+        {name: {number: row[column] for number, row in enumerate(ROWS)} for column, name in enumerate(COLUMNS)}
+    ),
     "a.jsonl": LINES,
     "windows.jsonl": b"\xef\xbb\xbf" + LINES.replace("\n", "\r\n").encode(),
     "utf-16.jsonl": LINES.encode("utf-16"),
@@ -101,6 +105,8 @@ def test_the_same_examples_come_of_every_kind_of_file(name: str, compressed: boo
 def test_a_file_in_our_own_form_is_sent_as_it_is(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", '{"input":"a","output":"b"}\n\n{"output":"d","input":"c"}\n')
     assert (prepare(path).content, prepare(path).num_examples) == (path, 2)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
+    assert len(examples_of(prepare(path))) == 2, "but not with line ends that the trainer doesn't know"
 
 
 def test_a_pipe_of_the_shell_is_read() -> None:
@@ -120,6 +126,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "cut.parquet": (b"PAR1 and no more", "can't be read as Parquet"),
     "old.xls": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "old format: save it as .xlsx or .csv"),
     "a.zip": (b"BZh91AY", "bunzip2"),
+    "twice.csv.gz": (gzip.compress(gzip.compress(csv_text().encode())), "is compressed twice"),
     "a.tar": (b"a.csv" + bytes(252) + b"ustar\x0000" + bytes(300), "is a tar archive: unpack it first"),
     "a.tar.gz": (gzip.compress(b"a.csv" + bytes(252) + b"ustar  " + bytes(300)), "is a tar archive"),
     "page.csv": ("\ufeff\n <!DOCTYPE html>\n<html>Sign in</html>", "is a web page, perhaps of a login"),
@@ -189,6 +196,8 @@ def test_an_encoding_can_be_named(tmp_path: Path) -> None:
     for encoding in ("klingon", "rot13", "base64", "utf\0"):
         with pytest.raises(InvalidInput, match="is not a known encoding"):
             prepare(Data(path, encoding=encoding))
+    with pytest.raises(InvalidInput, match="is not in UTF-16"):
+        prepare(Data(path, encoding="utf-16"))
 
 
 def test_many_mistakes_make_one_message(tmp_path: Path) -> None:

@@ -154,6 +154,9 @@ def test_frames_and_tables_are_read() -> None:
     wanted = [{"input": "a", "label": "1"}, {"input": "b", "label": "0"}]
     frame = pd.DataFrame({"text": ["a", "b"], "label": [1, 0]}, index=[7, 3])
     columns = {"text": ["a", "b"], "label": np.array([1, 0])}
+    decimals = pd.DataFrame({"text": ["a", "b"], "label": np.array([0.1, 1e6], np.float32)})
+    for source in (decimals, pyarrow.Table.from_pandas(decimals)):
+        assert [row["label"] for row in examples_of(prepare(source))] == ["0.1", "1000000.0"]
     for source in (
         frame,
         pyarrow.table({"text": ["a", "b"], "label": [1, 0]}),

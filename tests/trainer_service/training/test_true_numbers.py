@@ -77,6 +77,15 @@ def test_what_the_held_out_examples_decide_is_judged_by_others(settings: dict[st
     assert result.num_judging == (20 if crossed else 10)
 
 
+def test_equal_held_out_examples_count_once() -> None:
+    """Else ten copies of one example would decide a gate, with an interval of no width."""
+    events = run(Cohort(BASE), task(validation=generation(1, 50) * 10 + generation(3, 60)))
+    result, started = of(events, Finished)[0].result, of(events, Started)[0]
+    assert result.num_judging == result.comparisons["bare_model"].num_examples == 4
+    assert any(note.startswith("4 held-out examples can't tell") for note in started.notes)
+    assert started.statistics.num_validation == 13
+
+
 def test_a_text_metric_is_compared_on_its_own_sample() -> None:
     one = task(validation=generation(12, 50), num_steps=4, metric="CHRF", evaluation_interval_steps=2)
     result = of(run(Cohort(BASE), one), Finished)[0].result

@@ -266,7 +266,9 @@ def _parse_line(line: bytes | str, number: int, limits: DatasetLimits, quote: bo
         value = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise _Malformed(
-            f"is not JSON: {error.msg} at column {error.colno}" if quote else f"is not JSON at column {error.colno}"
+            f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+            if quote
+            else f"is not JSON at column {error.colno}"
         ) from None
     except RecursionError:
         raise _Malformed("is nested too deeply") from None

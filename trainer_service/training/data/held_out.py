@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
-from trainer_service.training.data.split import input_digest
+from trainer_service.training.data.split import example_digest, input_digest
 
 MAX_CHOOSING, MAX_JUDGING = 128, 512
 """The most examples of each evaluation during training, and of the final one. Cross-fitting uses up to twice
@@ -52,6 +52,14 @@ def parted(data: EncodedDataset, max_choosing: int, max_judging: int, *, cross_f
     for group in ordered:
         (choosing if len(choosing) < wanted and len(choosing) + len(group) < len(data) else judging).extend(group)
     return HeldOut(_some(data, choosing[:max_choosing]), _some(data, judging[:max_judging]))
+
+
+def distinct(data: EncodedDataset) -> EncodedDataset:
+    """The examples without those equal to an earlier one, since every interval treats examples as independent."""
+    first: dict[bytes, int] = {}
+    for index, example in enumerate(data.examples):
+        first.setdefault(example_digest(example.example), index)
+    return data if len(first) == len(data) else _some(data, tuple(first.values()))
 
 
 def _folds(examples: Sequence[EncodedExample], groups: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -23,9 +23,9 @@ def split_validation(
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """(training, held out), both in the dataset's order; the same seed gives the same split.
 
-    Examples with the same input stay on one side, so that held-out inputs are new. If a few inputs have so many
-    examples that no choice of whole inputs is near `fraction` of the rows, rows are held out instead: an input may then
-    be on both sides (see `count_overlap`), but equal examples never are. A label keeps an
+    Examples with the same input, apart from case and white space, stay on one side, so that held-out inputs are new. If
+    a few inputs have so many examples that no choice of whole inputs is near `fraction` of the rows, rows are held out
+    instead: an input may then be on both sides (see `count_overlap`), but equal examples never are. A label keeps an
     example to train on, unless nothing could be held out then. Raises InvalidInput.
     """
     if not 0 <= fraction < 1:
@@ -35,7 +35,7 @@ def split_validation(
     wanted = num_held(len(examples), fraction)
     inputs, rows, labels, known = array("q"), array("q"), array("q"), dict[str | None, int]()
     for example in examples:
-        inputs.append(_number(input_digest(example)))
+        inputs.append(_number(similar_input_digest(example)))
         rows.append(_number(example_digest(example)))
         labels.append(known.setdefault(example.label, len(known)))
     groups = inputs
@@ -63,15 +63,24 @@ def check_split(num_examples: int, num_distinct: int, fraction: float) -> int:
 
 
 def count_overlap(train: Iterable[Example], validation: Iterable[Example]) -> int:
-    """The number of held-out examples whose input is also in the training data. They make the score too good."""
-    seen = {_number(input_digest(example)) for example in train}
-    return sum(_number(input_digest(example)) in seen for example in validation)
+    """The number of held-out examples whose input, apart from case and white space, is also in the training data.
+
+    They make the score too good.
+    """
+    seen = {_number(similar_input_digest(example)) for example in train}
+    return sum(_number(similar_input_digest(example)) in seen for example in validation)
 
 
 def input_digest(example: Example) -> bytes:
     """A digest of the input, 16 bytes, ignoring white space around it."""
     turns = example.messages[:-1] if example.messages else ()
     return _digest([example.input.strip(), *[(turn.role, turn.content.strip()) for turn in turns]])
+
+
+def similar_input_digest(example: Example) -> bytes:
+    """A digest of the input, 16 bytes, ignoring case and white space."""
+    texts = [example.input, *(text for turn in example.messages[:-1] for text in (turn.role, turn.content))]
+    return _digest([" ".join(text.casefold().split()) for text in texts])
 
 
 def example_digest(example: Example) -> bytes:

@@ -13,7 +13,7 @@ from shared.errors import InvalidInput, SoftPromptError
 from shared.model.base_model import BaseModel
 from shared.prompt.prefix import PrefixInput
 from shared.values.report import HeldOutAnswers
-from trainer_service.training.checkpoint import EvaluationRecord, FoldChoice, RunState
+from trainer_service.training.checkpoint import EvaluationRecord, FoldChoice, RunState, forget_evaluations
 from trainer_service.training.comparison import (
     BARE,
     CURRENT,
@@ -25,7 +25,7 @@ from trainer_service.training.comparison import (
     estimate,
 )
 from trainer_service.training.data.encoding import EncodedDataset, check_vocabulary
-from trainer_service.training.data.held_out import MAX_CHOOSING, MAX_JUDGING, HeldOut, parted
+from trainer_service.training.data.held_out import MAX_CHOOSING, MAX_JUDGING, HeldOut, distinct, parted
 from trainer_service.training.evaluation import baselines
 from trainer_service.training.evaluation.answers import TEXT_SHARE, TUNED, Way, held_out_answers
 from trainer_service.training.evaluation.baselines import MAX_SHOT_TOKENS, Baseline
@@ -118,7 +118,10 @@ class Evaluator:
         if any(len(ids) > 1 for ids in data.label_ids):
             limit = min(limit, max(16, MAX_LABEL_ROWS // len(data.label_ids)))
         depends = spec.hyperparameters.search or spec.hyperparameters.early_stop_patience > 0
+        self.num_distinct = len(data := distinct(data))
         self.held_out: HeldOut = parted(data, limit, limit * MAX_JUDGING // MAX_CHOOSING, cross_fit=not depends)
+        if state.template_results is not None and len(state.template_results) != len(self):
+            forget_evaluations(state)  # an earlier release measured equal examples more than once
         if self.held_out.fold and not state.history:
             state.folds = [FoldChoice(), FoldChoice()]
 

@@ -31,6 +31,16 @@ def test_whole_inputs_are_held_out_where_that_makes_the_share() -> None:
     assert count_overlap(train, held) == 0
 
 
+def test_inputs_that_differ_in_case_and_white_space_stay_on_one_side() -> None:
+    forms = ("Is tea {} good?", "is  TEA {} good? ", "Is tea\n{} good?")
+    inputs = [form.format(number) for number in range(20) for form in forms]
+    examples = tuple(Example(line=line, input=input, output=f"{line}") for line, input in enumerate(inputs, start=1))
+    train, held = split_validation(examples, FRACTION, seed=3)
+    assert len(held) == 6
+    assert {(example.line - 1) // 3 for example in train}.isdisjoint((example.line - 1) // 3 for example in held)
+    assert count_overlap(examples[:1], examples[1:3]) == 2
+
+
 def test_a_large_group_is_skipped_for_small_ones() -> None:
     train, held = split_validation(of_inputs(700, *[10] * 30), FRACTION, seed=1)
     assert len(held) == 100
