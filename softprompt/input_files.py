@@ -48,6 +48,13 @@ def input_file(path: str | Path, field: str) -> Path | bytes:
     raise InvalidInput.of(field, f"{str(path)!r} is {kind}; {advice}")
 
 
+def shown_name(path: Path) -> str:
+    """The file's name as errors show it."""
+    if path == STANDARD_INPUT:
+        return "standard input"
+    return repr(str(path)) if path.is_relative_to("/dev/fd") else repr(path.name)
+
+
 def _shown(path: str) -> str:
     """The path; cut if it is so long that it must be something else, such as the text of a dataset."""
     return repr(path) if len(path) <= 500 else f"{path[:80]!r}... ({len(path)} characters)"
@@ -65,10 +72,10 @@ def _read_pipe(path: Path, field: str) -> bytes:
     with open(0, "rb", closefd=False) if path == STANDARD_INPUT else path.open("rb") as pipe:
         if pipe.isatty():
             raise InvalidInput.of(
-                field, f"{str(path)!r} is the terminal; give a file, or send one (COMMAND | softprompt ... -)"
+                field, f"{shown_name(path)} is the terminal; give a file, or send one (COMMAND | softprompt ... -)"
             )
         while piece := pipe.read(_READ_BYTES):
             data += piece
             if len(data) > MAX_PIPE_BYTES:
-                raise InvalidInput.of(field, f"{str(path)!r} has more than {MAX_PIPE_BYTES >> 20} MiB; use a file")
+                raise InvalidInput.of(field, f"{shown_name(path)} has more than {MAX_PIPE_BYTES >> 20} MiB; use a file")
     return bytes(data)

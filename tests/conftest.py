@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from shared.kernels.settings import set_native_defaults
@@ -24,6 +25,15 @@ TOGETHER = ("tests/trainer_service/cluster/", "tests/packaging/", "tests/k8s/tes
 """Beginnings of the paths of tests that share what takes long to make (a Ray; a wheel and its environments) or note the
 alerts that fired. The longest is first.
 """
+
+
+hypothesis.settings.register_profile(  # its limits of time would make tests depend on the machine's speed
+    "any-machine",
+    parent=hypothesis.settings.default,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("any-machine")
 
 
 def pytest_configure() -> None:

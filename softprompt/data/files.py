@@ -19,7 +19,7 @@ from softprompt.data.rows import MAX_BYTES, Row, Rows, no_rows
 from softprompt.data.sheets import parquet_rows, sheet_rows
 from softprompt.data.tables import TableReader
 from softprompt.data.text_lines import TextLines
-from softprompt.input_files import input_file
+from softprompt.input_files import STANDARD_INPUT, input_file, shown_name
 from softprompt.types.data import Data
 
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
@@ -67,7 +67,7 @@ def file_rows(source: str | os.PathLike[str], data: Data, which: str) -> Rows:
     except BaseException:
         file.close()
         raise
-    rows.name = "standard input" if str(path) == "/dev/stdin" else path.name
+    rows.name = "standard input" if path == STANDARD_INPUT else path.name
     if isinstance(content, bytes):
         rows.verbatim = None
     rows.items = _closing(rows.items, file, path, which)
@@ -81,17 +81,17 @@ def _rows(file: BinaryIO, path: Path, data: Data, which: str) -> Rows:
     compressed = head.startswith(b"\x1f\x8b")
     if compressed:
         name = name.removesuffix(".gz")
-        file = cast(BinaryIO, _Bounded(gzip.GzipFile(fileobj=file), f"{path.name!r}", which))
+        file = cast(BinaryIO, _Bounded(gzip.GzipFile(fileobj=file), shown_name(path), which))
         head = file.read(_HEAD_BYTES)
         file.seek(0)
     if not head:
-        raise InvalidInput.of(which, f"{path.name!r} is empty")
+        raise InvalidInput.of(which, f"{shown_name(path)} is empty")
     if head.startswith(b"PK\x03\x04"):
-        return sheet_rows(_seekable(file, compressed), path.name, which)
+        return sheet_rows(_seekable(file, compressed), shown_name(path), which)
     if head.startswith(b"PAR1"):
-        return parquet_rows(_seekable(file, compressed), path.name, which)
+        return parquet_rows(_seekable(file, compressed), shown_name(path), which)
     if advice := _foreign(head):
-        raise InvalidInput.of(which, f"{path.name!r} {advice}")
+        raise InvalidInput.of(which, f"{shown_name(path)} {advice}")
     return _text_rows(file, path, name, data, compressed, which)
 
 
@@ -110,7 +110,8 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
         lines.release()
         raise InvalidInput.of(
             which,
-            f"{path.name!r} has NUL bytes, as binary formats have: give CSV, TSV, XLSX, Parquet, JSON or JSON lines",
+            f"{shown_name(path)} has NUL bytes, as binary formats have: give CSV, TSV, XLSX, Parquet, JSON or JSON "
+            "lines",
         )
     begin, first, second = _beginning(lines)
     suffix = Path(name).suffix
@@ -120,7 +121,7 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
     if is_called_json and _looks_like_a_table(first) and _looks_like_a_table(second):
         advice = "is not JSON, despite its name: if it is a table, give it a name that ends in .csv"
         lines.release()
-        raise InvalidInput.of(which, f"{path.name!r} {advice}")
+        raise InvalidInput.of(which, f"{shown_name(path)} {advice}")
     rows = Rows(no_rows(), "line")
     if looks_like_json or is_called_json:
         if is_json_lines(first, second) or not looks_like_json:

@@ -33,20 +33,20 @@ def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             if sum(item.file_size for item in archive.infolist()) > MAX_BYTES:
-                raise InvalidInput.of(which, f"{name!r} unpacks to more than {MAX_BYTES >> 30} GiB")
+                raise InvalidInput.of(which, f"{name} unpacks to more than {MAX_BYTES >> 30} GiB")
     except zipfile.BadZipFile as error:
-        raise InvalidInput.of(which, f"{name!r} is cut off or damaged: {error}") from None
+        raise InvalidInput.of(which, f"{name} is cut off or damaged: {error}") from None
     if not any(item.startswith("xl/") for item in names):
         kind = (
             "an OpenDocument file: save it as .xlsx or .csv"
             if "mimetype" in names
             else "a zip archive: unpack it first (unzip)"
         )
-        raise InvalidInput.of(which, f"{name!r} is {kind}")
+        raise InvalidInput.of(which, f"{name} is {kind}")
     try:
         import openpyxl
     except ImportError:
-        raise InvalidInput.of(which, f"reading {name!r} needs openpyxl: {_INSTALL}; or save it as CSV UTF-8") from None
+        raise InvalidInput.of(which, f"reading {name} needs openpyxl: {_INSTALL}; or save it as CSV UTF-8") from None
     rows = Rows(no_rows(), "row", format="XLSX", has_columns=True)
     file.seek(0)
     try:
@@ -54,7 +54,7 @@ def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
             warnings.simplefilter("ignore")  # about styles and extensions, which don't affect the values
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)
     except Exception as error:  # openpyxl raises whatever its XML and zip readers meet
-        raise InvalidInput.of(which, f"{name!r} can't be read as XLSX ({error}): {_ANOTHER_FORMAT}") from error
+        raise InvalidInput.of(which, f"{name} can't be read as XLSX ({error}): {_ANOTHER_FORMAT}") from error
     rows.items = _of_book(book, rows, name, which)
     return rows
 
@@ -78,7 +78,7 @@ def _of_book(book: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise InvalidInput.of(which, f"{name!r} can't be read as XLSX ({reason}): {_ANOTHER_FORMAT}") from error
+        raise InvalidInput.of(which, f"{name} can't be read as XLSX ({reason}): {_ANOTHER_FORMAT}") from error
     finally:
         book.close()
 
@@ -91,7 +91,7 @@ def _of_sheet(sheet: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
         num_empty += values.count(None)
         if number > _MAX_ROWS or num_empty > _MAX_EMPTY_CELLS:
             what = f"rows beyond {_MAX_ROWS}" if number > _MAX_ROWS else f"more than {_MAX_EMPTY_CELLS} empty cells"
-            raise InvalidInput.of(which, f"{name!r} has {what}: delete empty rows and columns, or save it as CSV UTF-8")
+            raise InvalidInput.of(which, f"{name} has {what}: delete empty rows and columns, or save it as CSV UTF-8")
         if all(value is None or (isinstance(value, str) and not value.strip()) for value in values):
             has_gaps = has_gaps or bool(columns)
             continue
@@ -155,7 +155,7 @@ def parquet_rows(file: BinaryIO, name: str, which: str) -> Rows:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise InvalidInput.of(
-            which, f"reading {name!r} needs pyarrow: {_INSTALL}; or save it as CSV or JSON lines"
+            which, f"reading {name} needs pyarrow: {_INSTALL}; or save it as CSV or JSON lines"
         ) from None
 
     def items() -> Generator[Row]:
@@ -172,6 +172,6 @@ def parquet_rows(file: BinaryIO, name: str, which: str) -> Rows:
                     number += 1
                     yield Row(number, fields)
         except (ArrowException, OSError) as error:
-            raise InvalidInput.of(which, f"{name!r} can't be read as Parquet after row {number}: {error}") from error
+            raise InvalidInput.of(which, f"{name} can't be read as Parquet after row {number}: {error}") from error
 
     return Rows(items(), "row", format="Parquet")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -160,11 +159,13 @@ Parts = AsyncIterator[tuple[int, GenerationDelta | GenerationEnd] | None]
 
 
 class TextTokens:
-    """Of the tokens of one answer, those that its text is made of: OpenAI's chat answers leave out the end token and
-    the tokens of a stop sequence.
+    """Of the tokens of one answer, those that its text is made of: OpenAI's answers leave out the end token and the
+    tokens of a stop sequence.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, echo: bytes = b"") -> None:
+        """`echo`: bytes of the input's tokens, if the text begins with the input."""
+        self._echo = echo
         self._held: list[TokenLogprob] = []
         self._ahead: int | None = None
         """Bytes of the tokens so far that are not in the text yet; None before there is text, whose leading space may
@@ -176,7 +177,8 @@ class TextTokens:
         self._held += delta.logprobs
         text = delta.text.encode()
         if self._ahead is None and text:
-            self._ahead = -max(0, b"".join(one.utf8 for one in self._held).find(text))
+            whole = self._echo + b"".join(one.utf8 for one in self._held)
+            self._ahead = len(self._echo) - max(0, whole.find(text))
         ahead, count = (self._ahead or 0) - len(text), 0
         while count < len(self._held) and ahead < 0:
             one = self._held[count]
@@ -196,25 +198,26 @@ class TextTokens:
         return tuple(self._held[:-1] if end.finish_reason is FinishReason.EOS else self._held)
 
 
-def text_tokens(completion: Completion) -> Sequence[TokenLogprob]:
+def text_tokens(completion: Completion, echo: bytes = b"") -> Sequence[TokenLogprob]:
     """`TextTokens` of a whole answer."""
-    tokens = TextTokens()
+    tokens = TextTokens(echo)
     return *tokens.add(completion.output), *tokens.rest(completion.end)
 
 
-async def only_text_tokens(parts: Parts) -> Parts:
-    """`AnswerStreams.parts` with `TextTokens` only."""
-    answers = defaultdict[int, TextTokens](TextTokens)
+async def only_text_tokens(parts: Parts, echo_of: Callable[[int], bytes] = lambda _: b"") -> Parts:
+    """`AnswerStreams.parts` with `TextTokens` only. `echo_of`: `echo` by the answer's index."""
+    answers = dict[int, TextTokens]()
     async for found in parts:
         if found is None:
             yield None
             continue
         index, part = found
+        answer = answers.setdefault(index, TextTokens(echo_of(index)))
         if isinstance(part, GenerationEnd):
-            if tokens := answers[index].rest(part):
+            if tokens := answer.rest(part):
                 yield index, GenerationDelta("", (), tokens, part.index)
         else:
-            tokens = answers[index].add(part)
+            tokens = answer.add(part)
             if not (part.text or tokens):
                 continue
             part = replace(part, logprobs=tokens)

@@ -23,7 +23,7 @@ from shared.values.generation import (
 )
 from shared.values.template import Template
 from softprompt.gateway import results
-from softprompt.gateway.answers import AnswerStreams, Ask, all_answers
+from softprompt.gateway.answers import AnswerStreams, Ask, all_answers, only_text_tokens, text_tokens
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
@@ -126,7 +126,7 @@ async def create_completion(request: Request, backend: Backend) -> Response:
         _choice(
             index,
             completion.text,
-            _logprobs((*start.input_logprobs, *completion.output.logprobs)),
+            _logprobs((*start.input_logprobs, *text_tokens(completion, _echo(start)))),
             results.finish_reason(completion.end),
         )
         for index, (start, completion) in enumerate(whole)
@@ -144,6 +144,11 @@ def _only_echo(completion: Completion) -> Completion:
     text = output.text.removesuffix("".join(one.text for one in output.logprobs)) if is_shown else output.text
     end = replace(completion.end, output_tokens=0, finish_reason=FinishReason.LENGTH)
     return Completion(replace(output, text=text, logprobs=()), end)
+
+
+def _echo(start: GenerationStart) -> bytes:
+    """The input before an answer, if its tokens are shown."""
+    return b"".join(one.utf8 for one in start.input_logprobs)
 
 
 def _input(prompt: str | list[int]) -> Input:
@@ -192,7 +197,7 @@ async def _events(
     offsets = [0] * (count * len(starts))
     inputs = [start.input_logprobs for start in starts for _ in range(count)]
     """Of each choice, the tokens of its input that no chunk has shown yet."""
-    async for part in streams.parts():
+    async for part in only_text_tokens(streams.parts(), lambda index: _echo(starts[index // count])):
         if part is None:
             yield PING
             continue

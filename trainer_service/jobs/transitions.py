@@ -15,7 +15,7 @@ from shared.errors import PreconditionFailed
 from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
 from trainer_service.jobs.config import JobsConfig, retry_delay_seconds
 from trainer_service.jobs.record import NO_REPLICA, Record, queue_key, to_datetime
-from trainer_service.jobs.states import JobState, check_move
+from trainer_service.jobs.states import JobState, check_move, refusal
 
 _EXCLUSIVE_AFTER_FAILURES = 2
 """Losses in a row after which a job runs alone: if it kills its workers, it must not repeatedly affect other jobs."""
@@ -44,7 +44,9 @@ def pause(record: Record) -> Record:
     if record.job.state is JobState.RUNNING:
         if record.trained:
             raise PreconditionFailed(
-                f"job {record.job.id!r} is trained and being published", job=record.job.id, state="RUNNING"
+                f"job {record.job.id!r} is trained and being published; it can't be paused now",
+                job=record.job.id,
+                state="RUNNING",
             )
         return record.with_job(pausing=True)
     return _to(record, JobState.PAUSED)
@@ -59,7 +61,7 @@ def resume(record: Record, now: float) -> Record:
     if record.job.state is JobState.RUNNING and record.job.pausing:
         return record.with_job(pausing=False)
     if record.job.state is JobState.RUNNING:
-        check_move(record.job.id, JobState.RUNNING, JobState.RUNNING)
+        raise refusal(record.job.id, JobState.RUNNING, JobState.QUEUED)
     return replace(_to(record, JobState.QUEUED), queue_key=queue_key(record.job.spec.priority, now), not_before=0.0)
 
 

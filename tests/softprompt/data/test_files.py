@@ -109,6 +109,21 @@ def test_a_file_in_our_own_form_is_sent_as_it_is(tmp_path: Path) -> None:
     assert len(examples_of(prepare(path))) == 2, "but not with line ends that the trainer doesn't know"
 
 
+def test_an_empty_pipe_is_named_as_its_user_knows_it() -> None:
+    stdin = os.dup(0)
+    reading, writing = os.pipe()
+    os.close(writing)
+    os.dup2(reading, 0)
+    try:
+        for path, name in (("/dev/stdin", "standard input"), (f"/dev/fd/{reading}", f"'/dev/fd/{reading}'")):
+            with pytest.raises(InvalidInput, match=f"^dataset: {name} is empty$"):
+                prepare(path)
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+        os.close(reading)
+
+
 def test_a_pipe_of_the_shell_is_read() -> None:
     reading, writing = os.pipe()
     os.write(writing, csv_text().encode())

@@ -78,8 +78,8 @@ def tuned(page: Page) -> None:
 
 
 def open_correction(page: Page) -> None:
-    """Write a better answer to the third held-out example."""
-    page.get_by_text("Correct", exact=True).nth(2).click()
+    """Write a better answer to the first held-out example."""
+    page.get_by_text("Correct", exact=True).first.click()
     box = page.locator("details[open] textarea")
     box.fill(CORRECTION + box.input_value())
 

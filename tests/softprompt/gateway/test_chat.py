@@ -172,6 +172,26 @@ def test_the_tokens_of_a_stop_sequence_are_in_no_log_probabilities(client: OpenA
         assert [token for part in parts if part.logprobs for token in part.logprobs.content or []] == found
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_the_tokens_of_a_completion_are_those_of_its_text(client: OpenAI, echo: bool) -> None:
+    parameters: dict[str, Any] = {
+        "model": "tiny-llama", "prompt": ["hello", "abc"], "max_tokens": 12, "temperature": 0, "logprobs": 1, "n": 2,
+        "logit_bias": {str(5 + index): 30 for index in range(65, 91)},
+    }  # fmt: skip
+    written = client.completions.create(**parameters).choices[0].text
+    ends: dict[str, Any] = {"logit_bias": {"1": 100}}
+    for more in ({"stop": written[:1]}, {"stop": [written[3:6], "never"]}, {"stop": written[9:]}, {}, ends):
+        choices = client.completions.create(**{**parameters, **more}, echo=echo).choices
+        found = [(choice.text, choice.logprobs.tokens if choice.logprobs else None) for choice in choices]
+        assert [text for text, _ in found] == ["".join(tokens or []) for _, tokens in found]
+        streamed: list[tuple[str, list[str]]] = [("", []) for _ in choices]
+        for chunk in client.completions.create(**{**parameters, **more}, echo=echo, stream=True):
+            for part in chunk.choices:
+                text, tokens = streamed[part.index]
+                streamed[part.index] = text + part.text, tokens + ((part.logprobs and part.logprobs.tokens) or [])
+        assert streamed == [(text, tokens or []) for text, tokens in found]
+
+
 def test_a_conversation_with_developer_and_parts_is_read_as_system_and_text(client: OpenAI, services: World) -> None:
     def answer(messages: Any) -> str | None:
         found = client.chat.completions.create(model="tone", messages=messages, max_tokens=8, temperature=0)

@@ -77,6 +77,17 @@ def test_an_illegal_move_names_the_current_state(current: JobState, target: JobS
     assert refused.value.metadata["state"] == current.value
 
 
+def test_a_refused_request_says_what_can_be_done() -> None:
+    job = record()
+    for state, request, text in (
+        (JobState.RUNNING, transitions.resume, "is RUNNING and can't be resumed: you can pause or cancel it"),
+        (JobState.CANCELLING, transitions.resume, "is CANCELLING and can't be resumed: it ends after its current step"),
+        (JobState.FAILED, transitions.cancel, "is FAILED and can't be cancelled: it has ended; you can delete it"),
+    ):
+        with pytest.raises(PreconditionFailed, match=text):
+            request(job.with_job(state=state), 1.0)
+
+
 def test_a_checkpoint_forgives_lost_attempts() -> None:
     now = 1000.0
     made = record().with_job(state=JobState.RUNNING, failures=2)
