@@ -105,7 +105,8 @@ async def test_a_trainer_that_waited_for_the_database_lets_the_others_renew_thei
 
     store = SimpleNamespace(is_shared=True, now=time.time, renew=renew, take_back=take_back)
     database = SimpleNamespace(call=call, retry=call)
-    context = SimpleNamespace(store=store, database=database, owner="one", config=JobsConfig(lease_seconds=0.4))
+    config = SimpleNamespace(lease_seconds=0.4, tick_seconds=0.1)
+    context = SimpleNamespace(store=store, database=database, owner="one", config=config)
     leases = Leases(cast(Any, context))
     await leases.start()
     await taken.wait()
