@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
+import os
 import signal
 import statistics
 import sys
@@ -209,6 +209,7 @@ async def _live(seed: int, kills: int, seconds: float, place: Path, postgres: Po
             "broken": problems,
         }
     finally:
+        await asyncio.gather(*(remote.close() for remote in (*world.trainers, *world.replicas)))
         await stack.close()
         database.close()
         (place / "history.txt").write_text("\n".join(map(str, history.events)))
@@ -243,7 +244,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no further kills after this time")
     parser.add_argument("--keep", type=Path, help="directory that keeps logs, data and history [a temporary one]")
     given = parser.parse_args()
-    logging.disable(logging.WARNING)
+    for name in [name for name in os.environ if name.startswith(("SOFTPROMPT_", "RAY_"))]:
+        del os.environ[name]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if (binaries := find_binaries()) is None:
         parser.error("PostgreSQL is not installed")

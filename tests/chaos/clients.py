@@ -31,7 +31,7 @@ from shared.store.base import ObjectBackend
 from shared.store.commit import Commit
 from shared.store.log import CommitLog
 from softprompt import AsyncClient
-from softprompt.client.security import ClientSecurity
+from softprompt.client.calls import carrying
 from softprompt.types.events import StateChanged
 from softprompt.types.spec import Hyperparameters, TuningSpec
 from tests.chaos.stack import Part, Stack
@@ -81,15 +81,15 @@ class Remote:
 
     def __init__(self, world: World, part: Part) -> None:
         self.world, self.part, self.name = world, part, part.name
+        self._client: AsyncClient | None = None
 
     async def call(self, caller: Caller, act: Callable[[Any], Awaitable[T]]) -> T:
-        """`act(self)` with a connection of the caller. Raises the errors of the service."""
-        security = ClientSecurity(token=token_of(caller.name))
+        """`act(self)` as the caller. Raises the errors of the service."""
+        if self._client is None:
+            self._client = AsyncClient(self.part.address, self.part.address, timeout_seconds=20)
         try:
-            async with AsyncClient(
-                self.part.address, self.part.address, timeout_seconds=20, security=security
-            ) as client:
-                return await act(self._view(client, caller))
+            with carrying((("authorization", f"Bearer {token_of(caller.name)}"),)):
+                return await act(self._view(self._client, caller))
         except (DeadlineExceeded, Cancelled) as error:
             raise Unavailable(error.message) from error
         except _EXPECTED:
@@ -97,6 +97,11 @@ class Remote:
         except SoftPromptError as error:
             self.world.history.add("died", server=self.name, why=f"an answer: {type(error).__name__} {error.message}")
             raise Unavailable(error.message) from error
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        if self._client is not None:
+            await self._client.close()
 
     def _view(self, client: AsyncClient, caller: Caller) -> Any:
         raise NotImplementedError

@@ -86,6 +86,9 @@ class _Server(ThreadingHTTPServer):
         self.objects = LocalBackend(directory)
         super().__init__(("127.0.0.1", port), _Handler)
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client was killed during its request."""
+
 
 def _etag(data: bytes) -> str:
     return f'"{hashlib.md5(data).hexdigest()}"'

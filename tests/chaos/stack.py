@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
+import runpy
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,36 @@ from tests.simulation.history import History
 from tests.trainer_service.postgres import Postgres
 from tests.waiting import until
 
-ROOT = Path(__file__).parents[2]
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [
+        "__main__",
+        "trainer_service.server",
+        "inference_service.server",
+        "transformers.models.llama.modeling_llama",
+        "softprompt.router.server",
+        "softprompt.gateway.server",
+        "tests.chaos.object_server",
+    ]
+)
+
+
+def _run(command: tuple[str, ...], environment: Mapping[str, str], log: Path) -> None:
+    """A process of a part: forked from one that has imported the programs, so that a start costs little."""
+    threading.Thread(target=_end_with_the_supervisor, daemon=True).start()
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    sys.argv = list(command)
+    runpy.run_module(command[0], run_name="__main__", alter_sys=False)
+
+
+def _end_with_the_supervisor() -> None:
+    supervisor = multiprocessing.parent_process()
+    assert supervisor is not None
+    supervisor.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def free_port() -> int:
@@ -39,7 +73,7 @@ class Part:
     history: History
     port: int = field(default_factory=free_port)
     ready_file: Path | None = None
-    process: asyncio.subprocess.Process | None = None
+    process: BaseProcess | None = None
     was_killed: bool = False
     """Whether its next end is our doing."""
     num_failed_starts: int = 0
@@ -58,15 +92,17 @@ class Part:
         while True:
             if self.ready_file is not None:
                 self.ready_file.unlink(missing_ok=True)
-            with (self.directory / f"{self.name}.log").open("ab") as log:
-                self.process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", *self.command, env=self.environment, cwd=ROOT, stdout=log, stderr=log
-                )
-            status = await self.process.wait()
+            process = _FORKS.Process(
+                target=_run, args=(self.command, self.environment, self.directory / f"{self.name}.log"), name=self.name
+            )
+            process.start()
+            self.process = process
+            while process.is_alive():
+                await asyncio.sleep(0.05)
             if self.was_killed:
                 self.was_killed = False
             elif self.serves:
-                self.history.add("died", server=self.name, why=f"exit status {status}")
+                self.history.add("died", server=self.name, why=f"exit status {process.exitcode}")
             else:
                 self.num_failed_starts += 1
             self.process = None
@@ -113,7 +149,7 @@ class Stack:
             "MAX_INFRASTRUCTURE_FAILURES": 1000,
         }
         serving = {"BASE_MODEL": model, "BASE_MODEL_ID": "tiny", "NUM_THREADS": 1, "HEARTBEAT_SECONDS": 1}
-        serving |= {"POLL_SECONDS": 0.5, "USAGE_DIR": directory / "usage"}
+        serving |= {"POLL_SECONDS": 0.5, "USAGE_DIR": directory / "usage", "LOG_LEVEL": "WARNING"}
         self.trainers = [
             self._part("trainer", f"trainer-{number}", "trainer_service", common | training, "TRAINER")
             for number in range(2)
@@ -122,7 +158,7 @@ class Stack:
             self._part("replica", name, "inference_service", common | serving | {"REPLICA": name}, "INFERENCE")
             for name in ("replica-0", "replica-1")
         ]
-        routing = store | {"POLL_SECONDS": 0.5, "GRACE_SECONDS": 5}
+        routing = store | {"POLL_SECONDS": 0.5, "GRACE_SECONDS": 5, "LOG_LEVEL": "WARNING"}
         self.router = self._part("router", "router", "softprompt.router", routing, "ROUTER")
         addresses = {"TRAINER": self.trainers[0].address, "INFERENCE": self.router.address, "GRACE_SECONDS": 5}
         self.gateway = self._part("gateway", "gateway", "softprompt.gateway", addresses, "GATEWAY")
@@ -133,7 +169,6 @@ class Stack:
         return [self.s3, *self.trainers, *self.replicas, self.router, self.gateway]
 
     def _part(self, kind: str, name: str, module: str, settings: Mapping[str, Any], prefix: str = "") -> Part:
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SOFTPROMPT_", "RAY_"))}
         part = Part(kind, name, (module,), {}, self.directory, self.history)
         own = {f"SOFTPROMPT_{prefix}_{key}": str(value) for key, value in settings.items()}
         if prefix:
@@ -144,7 +179,7 @@ class Stack:
             }
             own |= {f"AWS_{key}": "test" for key in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "REGION")}
             own |= {"AWS_ENDPOINT": f"http://{self.s3.address}"}
-        part.environment = inherited | own
+        part.environment = own
         return part
 
     async def start(self) -> None:
@@ -167,6 +202,5 @@ class Stack:
             supervisor.cancel()
         await asyncio.gather(*self._supervisors, return_exceptions=True)
         for part in self.parts:
-            if part.process is not None and part.process.returncode is None:
+            if part.process is not None:
                 part.process.kill()
-                await part.process.wait()
