@@ -186,7 +186,8 @@ async def _live(seed: int, kills: int, seconds: float, place: Path, postgres: Po
         finally:
             for task in load:
                 task.cancel()
-            await asyncio.gather(*load, return_exceptions=True)
+            ends = await asyncio.gather(*load, return_exceptions=True)
+        chaos.problems += [f"a client ended: {end!r}" for end in ends if not isinstance(end, asyncio.CancelledError)]
         await asyncio.gather(*(client.resume_all() for client in clients))
         problems = [*chaos.problems, *await _judged(world, clients)]
         return {
