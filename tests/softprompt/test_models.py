@@ -283,7 +283,7 @@ def test_importing_needs_no_torch() -> None:
         (ARRAY_GGUF + struct.pack("<Q", 1 << 62) + bytes(64), "an array has more than"),
         (ARRAY_GGUF + struct.pack("<Q", 1 << 20) + bytes(64), "points beyond its end"),
     ],
-    ids=["empty", "magic", "big-endian", "huge", "split"],
+    ids=["empty", "magic", "big-endian", "huge", "split", "long-array", "array-beyond-end"],
 )
 def test_a_file_that_is_no_whole_gguf_file_is_refused_in_a_sentence(data: bytes, why: str, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(data)
