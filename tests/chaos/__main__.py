@@ -65,7 +65,7 @@ class Chaos:
         """That number of kills, fewer if the time is up; returns when all is repaired."""
         done = 0
         while done < kills and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(self._rng.uniform(0.2, 4))
+            await asyncio.sleep(self._rng.uniform(1, 8))
             if len(self._broken) < MOST_BROKEN and await self._kill(self._rng.choice(KINDS)):
                 done += 1
         await asyncio.gather(*self._broken.values())
@@ -222,7 +222,7 @@ def _summary(seconds: list[float]) -> dict[str, float]:
 
 async def _judged(world: World, clients: list[ChaosClient]) -> list[str]:
     """The broken promises that are left after the time in which all must heal."""
-    deadline = asyncio.get_running_loop().time() + HEAL_SECONDS
+    deadline, seen = asyncio.get_running_loop().time() + HEAL_SECONDS, set[str]()
     while True:
         world.history.add("quiet")
         for client in clients:
@@ -232,7 +232,10 @@ async def _judged(world: World, clients: list[ChaosClient]) -> list[str]:
                         await client.generate_with(cast(Any, replica), f"{client.tenant}-{prompt}", alias)
         world.read_log()
         problems = await asyncio.to_thread(check, cast(Any, world))
-        world.history.add("judged", broken=problems)
+        for problem in problems:
+            if problem not in seen:
+                print(f"broken, or not healed yet: {problem}", file=sys.stderr, flush=True)
+        seen.update(problems)
         if not problems or asyncio.get_running_loop().time() > deadline:
             return problems
         await asyncio.sleep(5)
