@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak fuzz simulate prove-simulation simulate-fairness lock release clean tools rules images try-images try-platform bench-router
+.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak fuzz simulate chaos prove-simulation simulate-fairness lock release clean tools rules images try-images try-platform bench-router
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -136,6 +136,9 @@ simulate: dev    ## Many lives of the whole system with faults, on virtual time:
 
 fuzz: dev        ## Damaged inputs for all readers and running services: INPUTS=100000 for each (a number), from FIRST=1
 	$(BIN)/python -m tests.fuzz --first $(or $(FIRST),1) --inputs $(or $(INPUTS),10000)
+
+chaos: dev       ## kill -9 of random processes of the whole stack under load: KILLS=50 (a number), SEED=1
+	$(BIN)/python -m tests.chaos --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
 
 prove-simulation: dev ## Which seed finds each bug that is put into the product (at most SEEDS=20 seeds for each)
 	$(BIN)/python -m tests.simulation --prove $(or $(SEEDS),20)

@@ -15,6 +15,8 @@ from typing import Any
 from shared.model.model_files import first_line
 
 PARTS = 3
+_MAX_ARRAY = 1 << 21
+"""Elements of an array in the header. Tokenizers have some hundred thousand; the reader makes an object for each."""
 
 
 def convert(gguf: Path, directory: Path) -> None:
@@ -23,7 +25,7 @@ def convert(gguf: Path, directory: Path) -> None:
     Raises ValueError for a file that is no whole GGUF file, and the errors of transformers for one that it can't
     convert; the caller must remove an incomplete directory.
     """
-    _check_file(gguf)
+    check_file(gguf)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -51,11 +53,26 @@ def convert(gguf: Path, directory: Path) -> None:
     _report(3)
 
 
-def _check_file(gguf: Path) -> None:
-    from gguf import GGUFReader
+def check_file(gguf: Path) -> None:
+    """Raises ValueError for a file that is no whole GGUF file, or one that can't be converted."""
+    from gguf import GGUFReader, GGUFValueType
+
+    class BoundedReader(GGUFReader):  # type: ignore[misc]
+        """Refuses what the file does not contain. GGUFReader reads an array beyond the file's end for ever."""
+
+        def _get(self, offset: int, dtype: Any, count: Any = 1, *order: Any, **options: Any) -> Any:
+            found = super()._get(offset, dtype, count, *order, **options)
+            if len(found) < int(count):
+                raise ValueError("a number in it points beyond its end")
+            return found
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type == GGUFValueType.ARRAY and self._get(orig_offs + 4, "uint64")[0] > _MAX_ARRAY:
+                raise ValueError(f"an array has more than {_MAX_ARRAY} elements")
+            return super()._get_field_parts(orig_offs, raw_type)
 
     try:
-        reader = GGUFReader(gguf)
+        reader = BoundedReader(gguf)
         parts = reader.fields.get("split.count")
     except Exception as error:  # the reader maps the file and takes its numbers as they are
         raise ValueError(f"it is not a GGUF file, or it is cut short ({first_line(error)})") from error

@@ -11,10 +11,13 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+import numpy
 import openpyxl
 import pandas
+from gguf import GGUFWriter
 from transformers import AutoTokenizer
 
+from shared.errors import InvalidInput
 from shared.process.call_pool import CallPool
 from shared.prompt.blob import decode_blob, read_manifest
 from shared.prompt.prefix import PrefixKind
@@ -27,6 +30,7 @@ from shared.values.enums import TemplateFormat
 from shared.values.message import Message
 from shared.values.template import Template
 from softprompt.data.prepare import prepare
+from softprompt.gguf import check_file
 from softprompt.interchange.source import ImportSource
 from softprompt.types.data import Data
 from tests.fuzz.mutate import TEXTS, damaged_bytes, damaged_json, odd_value
@@ -72,6 +76,7 @@ def readers(directory: Path) -> dict[str, Reader]:
         "file": _Files(directory),
         "import": _Imports(directory),
         "callers": partial(_callers, directory),
+        "gguf": _Gguf(directory),
         "template": encoder,
     }
 
@@ -225,6 +230,37 @@ def _callers(directory: Path, random: Random) -> None:
     text = json.dumps(damaged_json(CALLERS, random)).encode()
     path.write_bytes(text if random.random() < 0.7 else damaged_bytes(text, LINES, random))
     CallersFile(path)
+
+
+class _Gguf:
+    """GGUF files; mostly damaged in the header, whose numbers are 4 and 8 bytes long."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "model.gguf"
+        writer = GGUFWriter(self._path, "llama")
+        writer.add_block_count(2)
+        writer.add_token_list(["<end>", "a", "b"])
+        writer.add_token_types([3, 1, 1])
+        writer.add_array("nested", [[1, 2], [3]])
+        writer.add_tensor("token_embd.weight", numpy.ones((3, 8), numpy.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        self._whole = self._path.read_bytes()
+
+    def __call__(self, random: Random) -> None:
+        data = bytearray(self._whole)
+        for _ in range(random.randint(1, 3)):
+            size, at = random.choice((4, 8)), random.randrange(len(data) // 2)
+            number = random.choice((random.randrange(300), random.randrange(1 << 22), random.getrandbits(8 * size)))
+            data[at : at + size] = number.to_bytes(size, "little")
+        damaged = bytes(data) if random.random() < 0.6 else damaged_bytes(self._whole, [self._whole], random)
+        self._path.write_bytes(damaged)
+        try:
+            check_file(self._path)
+        except ValueError as error:
+            raise InvalidInput.of("gguf", str(error)) from error
 
 
 class _Templates:

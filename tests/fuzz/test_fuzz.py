@@ -15,7 +15,9 @@ def all_readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
     return readers(tmp_path_factory.mktemp("fuzz"))
 
 
-@pytest.mark.parametrize("target", ["blob", "store", "dataset", "csv-upload", "file", "import", "callers", "template"])
+@pytest.mark.parametrize(
+    "target", ["blob", "store", "dataset", "csv-upload", "file", "import", "callers", "template", "gguf"]
+)
 def test_damaged_inputs_are_refused_as_they_should(all_readers: dict[str, Reader], target: str) -> None:
     tally = Tally(target)
     for number in range(INPUTS):

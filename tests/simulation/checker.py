@@ -29,6 +29,8 @@ def check(world: World) -> list[str]:
         *_jobs_leave_aliases_moved_by_hand(store, log),
         *_aliases_are_compare_and_set(world, log),
         *_streams_use_resolvable_versions(world, log),
+        *_a_version_answers_alike(world),
+        *_imports_are_published_once(world, log),
         *_replicas_agree_at_the_end(world, log),
         *_tenants_are_apart(world),
         *_served_versions_exist(world, log),
@@ -114,7 +116,11 @@ def _jobs_end_once_and_as_they_should(world: World, store: JobStore, log: _Log) 
 
 
 def _requests_make_one_job(world: World, store: JobStore) -> Iterator[str]:
-    jobs = store.page(JobFilter(), 1000).jobs
+    jobs, page = list[Job](), store.page(JobFilter(), 1000)
+    jobs.extend(page.jobs)
+    while page.next_after:
+        page = store.page(JobFilter(), 1000, page.next_after)
+        jobs.extend(page.jobs)
     by_request = Counter(job.request_id for job in jobs)
     yield from (f"request {request} made {number} jobs" for request, number in by_request.items() if number > 1)
     known = {event.job for event in world.history.of("created")}
@@ -145,7 +151,8 @@ def _events_have_no_gaps(world: World, store: JobStore) -> Iterator[str]:
 def _jobs_leave_aliases_moved_by_hand(store: JobStore, log: _Log) -> Iterator[str]:
     for (prompt, alias), moves in log.aliases.items():
         for (before, *_), (after, *_) in pairwise(moves):
-            if (name := log.publishing_job.get(after)) is None or before in log.publishing_job:
+            name = log.publishing_job.get(after, "")
+            if not name.startswith("tuningJobs/") or before in log.publishing_job:
                 continue
             recorded = store.get(name.removeprefix("tuningJobs/")).effective.alias_revision
             if recorded is not None and before > recorded:
@@ -187,12 +194,30 @@ def _streams_use_resolvable_versions(world: World, log: _Log) -> Iterator[str]:
         }
         if event.version not in named:
             yield f"{event.replica} streamed {event.prompt}@{event.version} for {event.alias}, which never named it"
+        life = (event.replica, event.life)
+        if event.life is None:  # `revision` is then that of the store, because a real replica doesn't report its own
+            continue
         if log.deleted.get((event.prompt, event.version), event.revision + 1) <= event.revision:
             yield f"{event.replica} streamed {event.prompt}@{event.version}, which it knew to be deleted"
-        life = (event.replica, event.life)
         if event.revision < seen.get(life, 0):
             yield f"{event.replica} went back from revision {seen[life]} to {event.revision}"
         seen[life] = event.revision
+
+
+def _a_version_answers_alike(world: World) -> Iterator[str]:
+    texts: defaultdict[tuple[str, int, str], set[str]] = defaultdict(set)
+    for event in world.history.of("streamed"):
+        if "text" in event.facts:  # a simulated replica has none
+            texts[event.prompt, event.version, event.form].add(event.text)
+    for (prompt, version, _), found in texts.items():
+        if len(found) > 1:
+            yield f"{prompt}@{version} answered one input with {sorted(found)}"
+
+
+def _imports_are_published_once(world: World, log: _Log) -> Iterator[str]:
+    for event in world.history.of("imported"):
+        if (found := log.by_job.get(f"imports/{event.request}")) != [(event.prompt, event.version)]:
+            yield f"the import {event.request} returned {event.prompt}@{event.version}, the log has {found}"
 
 
 def _replicas_agree_at_the_end(world: World, log: _Log) -> Iterator[str]:

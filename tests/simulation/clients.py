@@ -10,9 +10,7 @@ from typing import Any
 
 from shared.caller import Caller, Role, Tenant
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed, SoftPromptError, Unavailable
-from shared.names import PromptReference
 from shared.store import AliasTarget
-from tests.simulation.machine import EPOCH
 from tests.simulation.world import Replica, Server, Trainer, World
 from tests.trainer_service.builders import spec
 from trainer_service.jobs.model import Job, JobFilter
@@ -25,6 +23,9 @@ _TRIES = 6
 
 class Client:
     """One caller of one tenant, with its own prompts."""
+
+    wishes: tuple[str, ...] = ("plain",) * 8 + ("nan", "oom")
+    """How its jobs shall end, see `checker.ENDS`."""
 
     def __init__(self, world: World, tenant: str) -> None:
         self.world, self.tenant, self.rng = world, tenant, world.rng
@@ -47,9 +48,9 @@ class Client:
         """Creates a job, with one request id for all tries, and watches it."""
         self._numbers += 1
         request_id = f"{self.tenant}-{self._numbers}"
-        wish = self.rng.choice(("plain",) * 8 + ("nan", "oom"))
+        wish = self.rng.choice(self.wishes)
         steps = self.rng.randint(2, 15)
-        deadline = EPOCH + asyncio.get_running_loop().time() + self.rng.uniform(5, 60)
+        deadline = self.world.now() + self.rng.uniform(5, 60)
         limits = {"deadline": datetime.fromtimestamp(deadline, UTC)} if self.rng.random() < 0.1 else {}
         asked = spec(wish, f"{self.tenant}-{self.rng.choice(PROMPTS)}", steps, **limits)
         begun = self.world.history.add("creating", request=request_id, prompt=asked.prompt, wish=wish)
@@ -159,13 +160,10 @@ class Client:
             return
         other = self.rng.choice(others)
 
-        async def resolve(replica: Any) -> None:
-            replica.registry.resolve(PromptReference(other.prompt, "default", None), "", self.caller)
-
         acts: list[tuple[Server, Callable[[Any], Awaitable[Any]]]]
         acts = [
             (self._trainer(), methodcaller("get_job", other.job)),
-            (self.rng.choice(self.world.replicas), resolve),
+            (self.rng.choice(self.world.replicas), methodcaller("answer", other.prompt, "default")),
         ]
         for server, act in acts:
             try:
@@ -181,20 +179,15 @@ class Client:
         await self.generate_with(replica, prompt, alias)
 
     async def generate_with(self, replica: Replica, prompt: str, alias: str) -> None:
-        """Resolves like a request, and records the version and the life of the replica that chose it."""
-
-        async def resolve(replica: Any) -> tuple[int, int, int]:
-            record = replica.registry.resolve(PromptReference(prompt, alias, None), "", self.caller)
-            return record.version, replica.registry.index.revision, replica.num_lives
-
+        """Records which version a replica answers with."""
         begun = asyncio.get_running_loop().time()
         try:
-            version, revision, life = await replica.call(self.caller, resolve)
+            answer = await replica.call(self.caller, methodcaller("answer", prompt, alias))
         except (Unavailable, NotFound, PreconditionFailed) as error:
             self.world.history.add("refused", replica=replica.name, prompt=prompt, alias=alias, why=str(error)[:90])
             return
-        facts = {"prompt": prompt, "alias": alias, "version": version, "revision": revision, "begun": begun}
-        self.world.history.add("streamed", replica=replica.name, life=life, **facts)
+        facts = {"prompt": prompt, "alias": alias, "begun": begun}
+        self.world.history.add("streamed", replica=replica.name, **facts, **answer)
 
     async def _watch(self, job_id: str) -> None:
         """Follows a job to its end, over as many calls as that takes."""
@@ -203,12 +196,11 @@ class Client:
 
         async def follow(trainer: Trainer) -> None:
             call = call_number
-            async for event in trainer.jobs.watch(job_id, numbers[-1] if numbers else 0):
+            async for number, state in trainer.watch_job(job_id, numbers[-1] if numbers else 0):
                 if call != call_number:
                     return  # the client has given this call up; its server does not know yet
-                numbers.append(event.number)
-                if isinstance(event.payload, Job):
-                    states.append(event.payload.state.value)
+                numbers.append(number)
+                states.extend([state] if state else [])
 
         call_number = 0
         while True:

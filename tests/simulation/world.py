@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,8 +16,9 @@ from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, now, prefix_id_of
 from inference_service.prompts.version_loader import VersionLoader
 from inference_service.prompts.watcher import PromptWatcher
-from shared.caller import Caller, calling
+from shared.caller import Caller, calling, current_caller
 from shared.errors import DamagedBlob, NotFound, Unavailable
+from shared.names import PromptReference
 from shared.process.call_pool import CallPool
 from shared.prompt.blob import decode_blob
 from shared.store.index import VersionRecord
@@ -193,6 +194,11 @@ class Trainer(Server):
         """What the servicer does."""
         return await self.jobs.get(job_id)
 
+    async def watch_job(self, job_id: str, after: int) -> AsyncIterator[tuple[int, str]]:
+        """The number of each event, with the job's new state or ""."""
+        async for event in self.jobs.watch(job_id, after):
+            yield event.number, event.payload.state.value if isinstance(event.payload, Job) else ""
+
     async def drain(self) -> None:
         """Stops it in order."""
         if self.ready:
@@ -216,6 +222,11 @@ class Replica(Server):
         self.ready = True
         await self.watcher.run()
 
+    async def answer(self, prompt: str, alias: str) -> dict[str, int]:
+        """Resolves like a request of the current caller: the version, and what this life of the replica knew."""
+        record = self.registry.resolve(PromptReference(prompt, alias, None), "", current_caller())
+        return {"version": record.version, "revision": self.registry.index.revision, "life": self.num_lives}
+
 
 class World:
     """Everything of one life. `rng` decides all that is not decided by the code under test."""
@@ -235,6 +246,10 @@ class World:
     def servers(self) -> list[Server]:
         """All of them."""
         return [*self.trainers, *self.replicas]
+
+    def now(self) -> float:
+        """The wall clock of its clients."""
+        return EPOCH + asyncio.get_running_loop().time()
 
     def job_states(self) -> list[str]:
         """The states of the jobs that have not ended; a running one that is trained already is PUBLISHING."""

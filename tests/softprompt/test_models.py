@@ -21,6 +21,7 @@ from softprompt.models import CATALOGUE, CataloguedModel, models_dir, pull
 from tests.softprompt.cli_runner import CliRunner
 
 NAME = "smollm2-135m-instruct"
+ARRAY_GGUF = struct.pack("<4sIQQQ1sII", b"GGUF", 3, 0, 1, 1, b"a", 9, 0)  # one field: an array of bytes
 SPLIT_GGUF = (  # version 3, no tensors, one field: split.count, an unsigned number of 16 bits, is 2
     struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + struct.pack("<Q11sIH", 11, b"split.count", 2, 2) + bytes(64)
 )
@@ -279,8 +280,10 @@ def test_importing_needs_no_torch() -> None:
         (b"GGUF" + (3).to_bytes(4, "big") + bytes(60), "another byte order"),
         (b"GGUF" + (3).to_bytes(4, "little") + (1 << 60).to_bytes(8, "little") * 2 + bytes(60), "not a GGUF file"),
         (SPLIT_GGUF, "one of 2 parts; join them"),
+        (ARRAY_GGUF + struct.pack("<Q", 1 << 62) + bytes(64), "an array has more than"),
+        (ARRAY_GGUF + struct.pack("<Q", 1 << 20) + bytes(64), "points beyond its end"),
     ],
-    ids=["empty", "magic", "big-endian", "huge", "split"],
+    ids=["empty", "magic", "big-endian", "huge", "split", "long-array", "array-beyond-end"],
 )
 def test_a_file_that_is_no_whole_gguf_file_is_refused_in_a_sentence(data: bytes, why: str, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(data)

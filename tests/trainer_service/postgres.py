@@ -89,6 +89,12 @@ class Postgres:
             self._process.wait()
             self._process = None
 
+    def kill(self) -> None:
+        """Kills its first process; the others notice that and end. A `start` before that raises RuntimeError."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
     def create_database(self, name: str, copy_of: str = "template1") -> str:
         """The URL of a new database: empty, or with what another one holds, which must have no connections."""
         statement = f"CREATE DATABASE {name} TEMPLATE {copy_of}"

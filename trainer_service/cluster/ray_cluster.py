@@ -101,7 +101,7 @@ class RayCluster:
         try:
             async with asyncio.timeout(_JOIN_SECONDS):
                 self.resources = await asyncio.wrap_future(joined)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except Exception as error:  # Ray raises a plain Exception if its processes start too slowly
             log.warning("Ray can't be started or joined: %s", error)
             if "version mismatch" in str(error).lower():
                 raise Unavailable(

@@ -61,10 +61,12 @@ class Leases:
         period_seconds = self._context.config.lease_seconds / 4
         was_unavailable = False
         while True:
+            begun = time.monotonic()
             try:
                 await self._context.database.call(self._context.store.renew, self._context.owner, await self.until())
-                # After an outage all replicas' leases have expired. The others get time to renew theirs, as this
-                # replica just did.
+                was_unavailable = was_unavailable or time.monotonic() - begun > period_seconds
+                # After an outage, or while the database hung, all replicas' leases have expired. The others get time to
+                # renew theirs, as this replica just did.
                 if self._context.store.is_shared and not was_unavailable:
                     await self._take_back(await self._now(), self._context.database.call)
                 was_unavailable = False

@@ -1,4 +1,4 @@
-"""Ray's advice about signals, which the service handles itself, is not in the log."""
+"""Ray's advice about signals, which the service handles itself, is not in the log; what it raises has a clear error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer_service.cluster.ray_cluster import without_signal_warning
+from shared.errors import Unavailable
+from trainer_service.cluster.ray_cluster import RayCluster, without_signal_warning
 
 WARNING = "SIGTERM handler is not set because current thread is not the main thread."
 
@@ -21,6 +22,15 @@ def test_only_the_warning_about_signals_is_dropped(caplog: pytest.LogCaptureFixt
     assert [record.message for record in caplog.records] == ["another one"]
     logger.warning(WARNING)
     assert caplog.records[-1].message == WARNING, "elsewhere nothing is dropped"
+
+
+async def test_a_ray_that_starts_too_slowly_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(Unavailable, match="can't be reached"):
+        await RayCluster("192.0.2.1:6379").start()
 
 
 def test_the_installed_ray_still_says_it_so() -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from shared.errors import Overloaded, Unavailable
 from tests.trainer_service.builders import record, spec
 from tests.trainer_service.job_service import Service
+from trainer_service.dispatch.leases import Leases
 from trainer_service.jobs import transitions
 from trainer_service.jobs.config import JobsConfig
+from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store.job_store import JobStore
 
@@ -79,6 +84,34 @@ async def test_leases_are_renewed_again_after_the_database_was_away(
         job.id, lambda job: job.progress.step > 5 and service.store.record(job.id).lease_until > refused[-1] + 1
     )
     assert len(refused) == 2
+
+
+async def test_a_trainer_that_waited_for_the_database_lets_the_others_renew_their_leases_first() -> None:
+    calls, taken = list[str](), asyncio.Event()
+
+    async def call(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return method(*args, **options)
+
+    def renew(owner: str, lease_until: float) -> None:
+        calls.append("renew")
+        if len(calls) == 1:
+            time.sleep(0.2)  # longer than a quarter of the lease
+
+    def take_back(*args: Any, **options: Any) -> list[Job]:
+        if calls:  # not that of the start
+            calls.append("take back")
+            taken.set()
+        return []
+
+    store = SimpleNamespace(is_shared=True, now=time.time, renew=renew, take_back=take_back)
+    database = SimpleNamespace(call=call, retry=call)
+    config = SimpleNamespace(lease_seconds=0.4, tick_seconds=0.1)
+    context = SimpleNamespace(store=store, database=database, owner="one", config=config)
+    leases = Leases(cast(Any, context))
+    await leases.start()
+    await taken.wait()
+    await leases.stop()
+    assert calls[:2] == ["renew", "renew"]
 
 
 async def test_a_trainer_waits_for_a_database_that_fails_while_it_starts(

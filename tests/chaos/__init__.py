@@ -1,0 +1,1 @@
+"""Real processes that are killed at random under load. `docs/reliability.md` describes it."""
