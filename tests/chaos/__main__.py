@@ -27,6 +27,7 @@ from shared.caller import Caller, Role
 from shared.errors import SoftPromptError, Unavailable
 from shared.store.local import LocalBackend
 from shared.store.store import PromptStore
+from shared.values.results import TuningProgress
 from tests.chaos.clients import OPERATOR, ChaosClient, Remote, World, write_callers
 from tests.chaos.stack import Part, Stack
 from tests.inference_service.replica import blob, matrix, publish
@@ -37,7 +38,7 @@ from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.postgres import Postgres, find_binaries
 from trainer_service.database.database import Database
 from trainer_service.database.schema import jobs
-from trainer_service.jobs.model import Job, TuningProgress
+from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store.job_store import JobStore
 

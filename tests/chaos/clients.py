@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import httpx
+from softprompt.types.spec import Hyperparameters, TuningSpec
 
 from shared.caller import Caller
 from shared.errors import (
@@ -33,7 +34,6 @@ from shared.store.log import CommitLog
 from softprompt import AsyncClient
 from softprompt.client.calls import carrying
 from softprompt.types.events import StateChanged
-from softprompt.types.spec import Hyperparameters, TuningSpec
 from tests.chaos.stack import Part, Stack
 from tests.simulation.clients import PROMPTS, TENANTS, Client
 from tests.simulation.history import History
