@@ -195,14 +195,7 @@ async def _live(seed: int, kills: int, seconds: float, place: Path, postgres: Po
             "seed": seed,
             "kills": dict(Counter(event.what for event in history.of("killed"))),
             "seconds": round(loop.time() - begun),
-            "recovery_seconds": {
-                kind: {
-                    "measured": len(found),
-                    "median": round(statistics.median(found), 1),
-                    "worst": round(max(found), 1),
-                }
-                for kind, found in sorted(chaos.seconds.items())
-            },
+            "recovery_seconds": {kind: _summary(chaos.seconds[kind]) for kind in KINDS if chaos.seconds[kind]},
             "failed_starts": {part.name: part.num_failed_starts for part in stack.parts if part.num_failed_starts},
             "events": dict(Counter(event.kind for event in history.events)),
             "edges": {
@@ -224,6 +217,8 @@ def _summary(seconds: list[float]) -> dict[str, float]:
 async def _judged(world: World, clients: list[ChaosClient]) -> list[str]:
     """The broken promises that are left after the time in which all must heal."""
     deadline, seen = asyncio.get_running_loop().time() + HEAL_SECONDS, set[str]()
+    operator = ChaosClient(cast(Any, world), OPERATOR)
+    operator.caller = Caller(OPERATOR, frozenset({Role.ADMIN}))
     while True:
         world.history.add("quiet")
         for client in clients:
@@ -231,6 +226,9 @@ async def _judged(world: World, clients: list[ChaosClient]) -> list[str]:
                 for prompt in PROMPTS:
                     for alias in ("default", "canary"):
                         await client.generate_with(cast(Any, replica), f"{client.tenant}-{prompt}", alias)
+        for replica in world.replicas:
+            for alias in ("default", "canary"):
+                await operator.generate_with(cast(Any, replica), PROBE, alias)
         world.read_log()
         problems = await asyncio.to_thread(check, cast(Any, world))
         for problem in problems:
