@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import httpx
-from softprompt.types.spec import Hyperparameters, TuningSpec
 
 from shared.caller import Caller
 from shared.errors import (
@@ -31,7 +30,7 @@ from shared.security.tokens import TOKEN_PREFIX, hash_token
 from shared.store.base import ObjectBackend
 from shared.store.commit import Commit
 from shared.store.log import CommitLog
-from softprompt import AsyncClient
+from softprompt import AsyncClient, Hyperparameters, TuningSpec
 from softprompt.client.calls import carrying
 from softprompt.types.events import StateChanged
 from tests.chaos.stack import Part, Stack
