@@ -93,6 +93,7 @@ def _guess(head: bytes) -> str:
         return "utf-8-sig"
     sample = head[: len(head) // 2 * 2]
     zeros = sample[::2].count(0), sample[1::2].count(0)
-    if len(sample) >= 4 and max(zeros) > len(sample) // 5:  # UTF-16 without a mark: every other byte of ASCII is zero
+    # UTF-16 without a mark: of ASCII, every other byte is zero, and no other. Programs have zeros everywhere.
+    if len(sample) >= 4 and max(zeros) > len(sample) // 5 and min(zeros) * 10 <= max(zeros):
         return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
     return "utf-8"

@@ -153,6 +153,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
         "line 1: has a number with too many digits",
     ),
     "noise": (bytes(range(256)) * 4, "has NUL bytes, as binary formats have"),
+    "program": (b"\x7fELF\x02\x01" + bytes(58) + b"\x90\x17\0\0" * 30, "has NUL bytes, as binary formats have"),
     "latin.csv": ("text,label\nschön,a\n".encode("latin-1"), "line 2: is not UTF-8: byte 0xf6 at character 4"),
     "quote.csv": ('text,label\n"a,b\nc,d\n', 'line 2: has a quote (") that is never closed'),
     "cells.csv": ("text,label\na, b,c\n", "line 2: has 3 cells, the header 2"),
