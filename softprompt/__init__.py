@@ -1,7 +1,7 @@
 """softprompt: tune soft prompts and stream answers from them, over gRPC. Start with `softprompt.Client` or
 `softprompt.AsyncClient`.
 
-Names are imported on first use: the command line starts without loading gRPC.
+All names are imported at the first use of one: the command line starts without loading gRPC.
 """
 
 from __future__ import annotations

@@ -58,17 +58,14 @@ def check_file(gguf: Path) -> None:
     from gguf import GGUFReader, GGUFValueType
 
     class BoundedReader(GGUFReader):  # type: ignore[misc]
-        """Refuses what the file does not contain. GGUFReader reads an array beyond the file's end for ever."""
-
-        def _get(self, offset: int, dtype: Any, count: Any = 1, *order: Any, **options: Any) -> Any:
-            found = super()._get(offset, dtype, count, *order, **options)
-            if len(found) < int(count):
-                raise ValueError("a number in it points beyond its end")
-            return found
+        """Refuses arrays that the file does not contain, which GGUFReader reads for ever."""
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-            if raw_type == GGUFValueType.ARRAY and self._get(orig_offs + 4, "uint64")[0] > _MAX_ARRAY:
-                raise ValueError(f"an array has more than {_MAX_ARRAY} elements")
+            if raw_type == GGUFValueType.ARRAY:
+                kind, count = int(self._get(orig_offs, "uint32")[0]), int(self._get(orig_offs + 4, "uint64")[0])
+                scalar = self.gguf_scalar_to_np.get(kind)  # a string has 8 bytes of length, an array 12
+                if count > _MAX_ARRAY or count * (scalar().itemsize if scalar else 8) > len(self.data) - orig_offs:
+                    raise ValueError(f"an array of {count} elements is more than the file has, or than is read")
             return super()._get_field_parts(orig_offs, raw_type)
 
     try:

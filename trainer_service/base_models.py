@@ -158,18 +158,26 @@ class BaseModels:
         raise InvalidInput.of(field, f"{id[:80]!r} is not one of this trainer's base models: {', '.join(self._models)}")
 
     def trained_on(self, name: str, field: str = "base_model") -> KnownBaseModel:
-        """The model that another program calls `name`, a hub id or a directory, by its last part.
+        """The model that another program calls `name`: a hub id, or a directory, of which only the last part counts.
 
         Raises InvalidInput naming `field` if there is none, else like `get`.
         """
         for source in self._sources:
-            if default_id(name) in (source.id, default_id(source.source)):
+            if _is_hub_id(name) and _is_hub_id(source.source):
+                is_same = name.lower() == source.source.lower()
+            else:
+                is_same = default_id(name) in (source.id, default_id(source.source))
+            if is_same:
                 return self.get(source.id, field)
         text = (
             f"the file is of a prompt for {name[:80]!r}, which is not the name of one of this trainer's base models "
             f"({', '.join(source.id for source in self._sources)}): if it is one of them, say which"
         )
         raise InvalidInput.of(field, text)
+
+
+def _is_hub_id(source: str) -> bool:
+    return source.count("/") == 1 and source[0] not in "./~"
 
 
 def _reason(error: Exception, source: BaseModelSource) -> str:

@@ -213,7 +213,7 @@ def _check_type(path: Path) -> None:
     if why := damaged_json(path):
         raise Unavailable(f"base model {default_id(path)!r} can't be loaded here: {why}")
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    kind, quantisation = config.get("model_type"), config.get("quantization_config", {})
+    kind, quantisation = config.get("model_type"), config.get("quantization_config") or {}
     if not isinstance(kind, str):
         raise PreconditionFailed(f"base model {default_id(path)!r} has no model_type in its config.json")
     if kind not in CONFIG_MAPPING:

@@ -64,7 +64,9 @@ class EncodingStatistics:
     num_dropped: int = 0
     """Examples left out because they are too long."""
     num_overlapping: int = 0
-    """Held-out examples that also occur in the training part; they make the score too good."""
+    """Held-out examples whose input, apart from case and white space, is also in the training part. They make the score
+    too good.
+    """
     mean_input_tokens: float = 0.0
     max_input_tokens: int = 0
     mean_target_tokens: float = 0.0

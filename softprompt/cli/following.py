@@ -213,10 +213,10 @@ def show_result(job: TuningJob) -> None:
             f"the inputs of {statistics.num_truncated} were truncated"
         )
     if statistics is not None and statistics.num_overlapping:
-        verb = "is" if statistics.num_overlapping == 1 else "are"
+        verb = "repeats" if statistics.num_overlapping == 1 else "repeat"
         show(
-            f"  {statistics.num_overlapping} of the {counted(statistics.num_validation, 'held-out example')} {verb} "
-            "also in the training data: the held-out metrics are optimistic"
+            f"  {statistics.num_overlapping} of the {counted(statistics.num_validation, 'held-out example')} {verb} an "
+            "input of the training data, apart from case and space: the held-out metrics are optimistic"
         )
 
 

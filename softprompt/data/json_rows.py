@@ -97,8 +97,10 @@ def _unwrapped(value: Any) -> list[Any] | None:
     if len(lists) == 1 and lists[0][0] not in CHAT_NAMES and lists[0][1] and isinstance(lists[0][1][0], dict):
         return lists[0][1]
     columns = list(value.values())
-    if all(isinstance(column, dict) for column in columns) and len(set(map(tuple, columns))) == 1:
-        columns = [list(column.values()) for column in columns]  # by row, as `to_json` of pandas writes a DataFrame
+    # By row number, as `to_json` of pandas writes a DataFrame. Other names may be those of columns.
+    are_numbered = all(isinstance(column, dict) and all(map(str.isdecimal, column)) for column in columns)
+    if are_numbered and len(set(map(tuple, columns))) == 1:
+        columns = [list(column.values()) for column in columns]
     is_table = len(columns) > 1 and all(isinstance(column, list) for column in columns)
     if is_table and len(set(map(len, columns))) == 1:
         return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]

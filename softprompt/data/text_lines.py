@@ -68,7 +68,8 @@ class TextLines:
     @property
     def has_bare_returns(self) -> bool:
         """Whether a line so far ends as those of the first Macs do."""
-        return "\r" in (self._text.newlines or ())
+        found = self._text.newlines
+        return "\r" in ((found,) if isinstance(found, str) else found or ())
 
     def release(self) -> None:
         """Detach the file without closing it. There are no more lines after that."""

@@ -62,10 +62,11 @@ def with_short_floats(rows: Iterable[dict[str, Any]], types: Mapping[str, object
     """The rows with the shortest decimals of narrow floats, which the library widened: 0.1 as float32 means 0.1, and
     not 0.10000000149011612. `types`: those of the columns.
     """
-    narrow = {name: code for name, kind in types.items() if (code := _NARROW.get(str(kind).lower()))}
+    kinds = {name: str(kind).lower().removesuffix("[pyarrow]") for name, kind in types.items()}
+    narrow = {name: _NARROW[kind] for name, kind in kinds.items() if kind in _NARROW}
     for row in rows:
         for name, code in narrow.items():
-            if isinstance(row[name], float) and math.isfinite(row[name]):
+            if isinstance(row[name], float) and math.isfinite(row[name]) and not row[name].is_integer():
                 row[name] = _shortest(row[name], code)
         yield row
 

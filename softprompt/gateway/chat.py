@@ -123,7 +123,7 @@ async def create_chat_completion(request: Request, backend: Backend) -> Response
     head = {"id": results.new_id("chatcmpl"), "created": results.now()}
     if not body.stream:
         (answer,) = await all_answers(backend.client, [ask])
-        return JSONResponse(await _whole(backend, head, answer, call, body.model))
+        return JSONResponse(await _whole(backend, head, answer, call, body.model, body.num_logprobs is not None))
     streams = AnswerStreams(backend.client, [ask])
     (start,) = await streams.started()
     head |= await results.about(backend, start, body.model)
@@ -133,13 +133,13 @@ async def create_chat_completion(request: Request, backend: Backend) -> Response
 
 
 async def _whole(
-    backend: Backend, head: dict[str, Any], answer: Generation, call: Call | None, model: str
+    backend: Backend, head: dict[str, Any], answer: Generation, call: Call | None, model: str, shows_logprobs: bool
 ) -> dict[str, Any]:
     choices = [
         {
             "index": index,
             "message": _message(completion.text, call),
-            "logprobs": _logprobs(text_tokens(completion)),
+            "logprobs": _logprobs(text_tokens(completion)) if shows_logprobs else None,
             "finish_reason": _reason(completion.end, call),
         }
         for index, completion in enumerate(answer.completions)
@@ -164,8 +164,8 @@ def _reason(end: GenerationEnd, call: Call | None) -> str:
     return "tool_calls" if call is not None and reason == "stop" else reason
 
 
-def _logprobs(found: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-    return {"content": [results.token_with_top(one) for one in found], "refusal": None} if found else None
+def _logprobs(found: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {"content": [results.token_with_top(one) for one in found], "refusal": None}
 
 
 async def _events(
@@ -178,7 +178,10 @@ async def _events(
 ) -> AsyncGenerator[bytes]:
     """A chunk with the role for each choice, chunks with text, a chunk with the reason of the end; then the usage."""
 
-    def chunk(index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> bytes:
+    def chunk(
+        index: int, delta: dict[str, Any], tokens: Sequence[TokenLogprob] = (), reason: str | None = None
+    ) -> bytes:
+        logprobs = _logprobs(tokens) if tokens else None
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return event({**head, "object": "chat.completion.chunk", "choices": [choice], **empty_usage})
 
@@ -200,14 +203,14 @@ async def _events(
             ends.append(piece)
             if call is not None and not call.name:
                 message = {"tool_calls": [{"index": 0, **call.message(held[index])}]}
-                yield chunk(index, message, _logprobs(held_logprobs[index]))
+                yield chunk(index, message, held_logprobs[index])
             yield chunk(index, {}, reason=_reason(piece, call))
         elif call is not None and not call.name:
             held[index] += piece.text
             held_logprobs[index] += piece.logprobs
         elif piece.text or piece.logprobs:
             arguments = {"tool_calls": [{"index": 0, "function": {"arguments": piece.text}}]}
-            yield chunk(index, arguments if call else {"content": piece.text}, _logprobs(piece.logprobs))
+            yield chunk(index, arguments if call else {"content": piece.text}, piece.logprobs)
     if includes_usage:
         last = {**head, "object": "chat.completion.chunk", "choices": [], "usage": results.usage([start], ends)}
         yield event(last)

@@ -122,11 +122,12 @@ async def create_completion(request: Request, backend: Backend) -> Response:
     whole = [(answer.start, completion) for answer in answers for completion in answer.completions]
     if only_echoes:
         whole = [(start, _only_echo(completion)) for start, completion in whole]
+    shows = body.logprobs is not None
     choices = [
         _choice(
             index,
             completion.text,
-            _logprobs((*start.input_logprobs, *text_tokens(completion, _echo(start)))),
+            _logprobs((*start.input_logprobs, *text_tokens(completion, _echo(start)))) if shows else None,
             results.finish_reason(completion.end),
         )
         for index, (start, completion) in enumerate(whole)
@@ -159,10 +160,8 @@ def _choice(index: int, text: str, logprobs: Any, reason: str | None) -> dict[st
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _logprobs(found: Sequence[Token], offset: int = 0) -> dict[str, Any] | None:
+def _logprobs(found: Sequence[Token], offset: int = 0) -> dict[str, Any]:
     """The older form of log-probabilities. `offset`: characters of the answer before these tokens."""
-    if not found:
-        return None
     offsets = list[int]()
     for one in found:
         offsets.append(offset)
@@ -208,7 +207,7 @@ async def _events(
         elif piece.text or piece.logprobs:
             tokens: tuple[Token, ...] = (*inputs[index], *piece.logprobs)
             inputs[index] = ()
-            choice = _choice(index, piece.text, _logprobs(tokens, offsets[index]), None)
+            choice = _choice(index, piece.text, _logprobs(tokens, offsets[index]) if tokens else None, None)
             offsets[index] += sum(len(one.text) for one in tokens)
         else:
             continue

@@ -147,7 +147,7 @@ def _data(report: JobReport) -> Iterable[tuple[str, Any]]:
     return (
         ("training examples", found.num_train),
         ("held-out examples", found.num_validation),
-        ("held-out inputs that are also in training", found.num_overlapping),
+        ("held-out examples that repeat an input of the training part", found.num_overlapping),
         ("exact duplicates", found.num_duplicates),
         ("near duplicates", found.num_near_duplicates),
         ("contradictions (one input, several labels)", found.num_contradictions),

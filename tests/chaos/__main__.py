@@ -69,7 +69,7 @@ class Chaos:
             await asyncio.sleep(self._rng.uniform(1, 8))
             if len(self._broken) < MOST_BROKEN and await self._kill(self._rng.choice(KINDS)):
                 done += 1
-        await asyncio.gather(*self._broken.values())
+        await asyncio.gather(*self._broken.values(), return_exceptions=True)
 
     async def _kill(self, kind: str) -> bool:
         """Whether there was something to kill."""
@@ -100,8 +100,13 @@ class Chaos:
         self._world.history.add("killed", part=name, what=kind)
         task = asyncio.create_task(self._measure(kind, name, probes))
         self._broken[name] = task
-        task.add_done_callback(lambda _: self._broken.pop(name))
+        task.add_done_callback(lambda _: self._repaired(name))
         return True
+
+    def _repaired(self, name: str) -> None:
+        task = self._broken.pop(name)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.problems.append(f"{name} was not measured: {error!r}")
 
     async def _measure(self, kind: str, name: str, probes: list[Callable[[], Awaitable[Any]]]) -> None:
         begun = time.monotonic()

@@ -35,7 +35,7 @@ class Leases:
         """
         store, database = self._context.store, self._context.database
         try:
-            now = await self._now()
+            now = await self._prompt_now()
         except Unavailable:
             await database.retry(store.now)
             # In an outage all leases expire: live replicas get time to renew theirs first.
@@ -57,18 +57,28 @@ class Leases:
     async def _now(self) -> float:
         return await self._context.database.call(self._context.store.now)
 
+    async def _prompt_now(self) -> float:
+        """The database's time. Raises Unavailable also if the answer took half a lease, in which others may have
+        expired.
+        """
+        begun = time.monotonic()
+        now = await self._now()
+        if time.monotonic() - begun > self._context.config.lease_seconds / 2:
+            raise Unavailable("the job database took longer than half a lease to answer")
+        return now
+
     async def _keep(self) -> None:
         period_seconds = self._context.config.lease_seconds / 4
         was_unavailable = False
         while True:
-            begun = time.monotonic()
             try:
-                await self._context.database.call(self._context.store.renew, self._context.owner, await self.until())
-                was_unavailable = was_unavailable or time.monotonic() - begun > period_seconds
-                # After an outage, or while the database hung, all replicas' leases have expired. The others get time to
-                # renew theirs, as this replica just did.
+                now = await self._prompt_now()
+                until = now + self._context.config.lease_seconds
+                await self._context.database.call(self._context.store.renew, self._context.owner, until)
+                # After an outage all replicas' leases have expired. The others get time to renew theirs, as this
+                # replica just did. `now` was read before the renewal, which may have hung for longer than a lease.
                 if self._context.store.is_shared and not was_unavailable:
-                    await self._take_back(await self._now(), self._context.database.call)
+                    await self._take_back(now, self._context.database.call)
                 was_unavailable = False
                 await asyncio.sleep(period_seconds)
             except Unavailable as error:

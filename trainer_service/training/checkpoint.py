@@ -103,6 +103,8 @@ class RunState(BaseModel):
     """The results from which `template_metrics` are computed."""
     folds: list[FoldChoice] = []
     """The choices of both halves, with cross-fitting (`held_out`)."""
+    measures_distinct: bool = False
+    """Equal held-out examples were measured once. Earlier releases measured each."""
     tried: list[TriedCandidate] = []
     best_candidate: int = 0
     """Index in `tried` of the candidate that the best prefix belongs to."""

@@ -1135,7 +1135,7 @@ class DatasetStatistics(_message.Message):
     num_dropped: _builtins.int
     """Examples left out because they are too long."""
     num_overlapping: _builtins.int
-    """Held-out examples that also occur in training."""
+    """Held-out examples whose input, apart from case and white space, also occurs in training."""
     mean_input_tokens: _builtins.float
     """Mean tokens of a rendered input."""
     max_input_tokens: _builtins.int

@@ -105,7 +105,10 @@ def test_the_same_examples_come_of_every_kind_of_file(name: str, compressed: boo
 def test_a_file_in_our_own_form_is_sent_as_it_is(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", '{"input":"a","output":"b"}\n\n{"output":"d","input":"c"}\n')
     assert (prepare(path).content, prepare(path).num_examples) == (path, 2)
-    path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
+    lines = path.read_bytes()
+    path.write_bytes(lines.replace(b"\n", b"\r\n"))
+    assert prepare(path).content == path, "with line ends of Windows, too"
+    path.write_bytes(lines.replace(b"\n", b"\r"))
     assert len(examples_of(prepare(path))) == 2, "but not with line ends that the trainer doesn't know"
 
 

@@ -182,6 +182,7 @@ def test_the_tokens_of_a_completion_are_those_of_its_text(client: OpenAI, echo: 
     ends: dict[str, Any] = {"logit_bias": {"1": 100}}
     for more in ({"stop": written[:1]}, {"stop": [written[3:6], "never"]}, {"stop": written[9:]}, {}, ends):
         choices = client.completions.create(**{**parameters, **more}, echo=echo).choices
+        assert all(choice.logprobs for choice in choices), "also without a token"
         found = [(choice.text, choice.logprobs.tokens if choice.logprobs else None) for choice in choices]
         assert [text for text, _ in found] == ["".join(tokens or []) for _, tokens in found]
         streamed: list[tuple[str, list[str]]] = [("", []) for _ in choices]

@@ -87,15 +87,20 @@ async def test_leases_are_renewed_again_after_the_database_was_away(
 
 
 async def test_a_trainer_that_waited_for_the_database_lets_the_others_renew_their_leases_first() -> None:
-    calls, taken = list[str](), asyncio.Event()
+    calls, taken, has_started, has_hung = list[str](), asyncio.Event(), False, False
 
     async def call(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return method(*args, **options)
 
+    def now() -> float:
+        nonlocal has_hung
+        if has_started and not has_hung:
+            has_hung = True
+            time.sleep(0.3)  # longer than half the lease
+        return time.time()
+
     def renew(owner: str, lease_until: float) -> None:
         calls.append("renew")
-        if len(calls) == 1:
-            time.sleep(0.2)  # longer than a quarter of the lease
 
     def take_back(*args: Any, **options: Any) -> list[Job]:
         if calls:  # not that of the start
@@ -103,12 +108,13 @@ async def test_a_trainer_that_waited_for_the_database_lets_the_others_renew_thei
             taken.set()
         return []
 
-    store = SimpleNamespace(is_shared=True, now=time.time, renew=renew, take_back=take_back)
+    store = SimpleNamespace(is_shared=True, now=now, renew=renew, take_back=take_back)
     database = SimpleNamespace(call=call, retry=call)
     config = SimpleNamespace(lease_seconds=0.4, tick_seconds=0.1)
     context = SimpleNamespace(store=store, database=database, owner="one", config=config)
     leases = Leases(cast(Any, context))
     await leases.start()
+    has_started = True
     await taken.wait()
     await leases.stop()
     assert calls[:2] == ["renew", "renew"]

@@ -118,10 +118,12 @@ class Evaluator:
         if any(len(ids) > 1 for ids in data.label_ids):
             limit = min(limit, max(16, MAX_LABEL_ROWS // len(data.label_ids)))
         depends = spec.hyperparameters.search or spec.hyperparameters.early_stop_patience > 0
+        num_examples = len(data)
         self.num_distinct = len(data := distinct(data))
         self.held_out: HeldOut = parted(data, limit, limit * MAX_JUDGING // MAX_CHOOSING, cross_fit=not depends)
-        if state.template_results is not None and len(state.template_results) != len(self):
-            forget_evaluations(state)  # an earlier release measured equal examples more than once
+        if self.num_distinct < num_examples and not state.measures_distinct:
+            forget_evaluations(state)  # they were of other examples
+        state.measures_distinct = True
         if self.held_out.fold and not state.history:
             state.folds = [FoldChoice(), FoldChoice()]
 

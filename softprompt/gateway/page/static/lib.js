@@ -123,7 +123,8 @@ export function dataLine(data, isNoted = false) { // a job's notes say what is r
   if (isNoted) return `${parts.join(", ")}.`;
   if (data.num_duplicates) parts.push(`${data.num_duplicates} repeated`);
   if (data.num_contradictions) parts.push(`${data.num_contradictions} contradict each other`);
-  if (data.num_overlapping) parts.push(`${counted(data.num_overlapping, "held-out example")} also in the training part`);
+  const overlapping = data.num_overlapping;
+  if (overlapping) parts.push(`${counted(overlapping, "held-out example")} ${overlapping === 1 ? "repeats" : "repeat"} an input of the training part`);
   return [`${parts.join(", ")}.`, ...(data.label_notes ?? [])].join(" ");
 }
 
