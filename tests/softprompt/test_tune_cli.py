@@ -45,7 +45,7 @@ def test_tune_follows_to_the_result(cli: CliRunner, here: Services, examples: st
     assert "skipped        3 steps whose loss or gradient was not finite" in outcome.out
     assert "reads like     ' word0' 0.50" in outcome.out
     assert "and 2 more" in outcome.out
-    assert "3 of the 4 held-out examples are also in the training data" in outcome.out
+    assert "3 of the 4 held-out examples repeat an input of the training data" in outcome.out
     spec = here.trainer.specs[0]
     assert (spec.hyperparameters.num_steps, spec.template.text, list(spec.labels)) == (2, "Q: {input}", ["a", "b"])
     assert not spec.hyperparameters.HasField("batch_size")
