@@ -52,7 +52,7 @@ def shown_name(path: Path) -> str:
     """The file's name as errors show it."""
     if path == STANDARD_INPUT:
         return "standard input"
-    return repr(str(path)) if path.is_relative_to("/dev/fd") else repr(path.name)
+    return repr(str(path)) if path.is_relative_to("/dev") else repr(path.name)
 
 
 def _shown(path: str) -> str:

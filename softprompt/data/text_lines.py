@@ -62,8 +62,8 @@ class TextLines:
         except (UnicodeError, EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            reason = f"is damaged or cut off after line {number}" if number else f"is not in {self.encoding.upper()}"
-            raise InvalidInput.of(self._which, f"{reason} ({error})") from None
+            reason = f"after line {number}" if number else f"or is not in {self.encoding.upper()}"
+            raise InvalidInput.of(self._which, f"is damaged or cut off {reason} ({error})") from None
 
     @property
     def has_bare_returns(self) -> bool:

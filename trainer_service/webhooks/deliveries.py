@@ -57,12 +57,15 @@ class Deliveries:
         pools: TrainerPools,
         observer: DeliveryObserver,
         *,
+        lease_seconds: float = LEASE_SECONDS,
         max_attempts: int = 16,
+        first_retry_seconds: float = _FIRST_RETRY_SECONDS,
     ) -> None:
         self._outbox, self._endpoints, self._store, self._observer = outbox, endpoints, store, observer
         self._database, self._prompt_store, self._http = pools.job_database, pools.prompt_store, pools.webhooks
         self._watch_pool: CallPool = pools.prompt_store_watch
-        self._max_attempts = max_attempts
+        self._lease_seconds, self._max_attempts = lease_seconds, max_attempts
+        self._first_retry_seconds = first_retry_seconds
 
     async def run(self) -> None:
         """Delivers until cancelled, despite failures. Returns at once without a webhooks file."""
@@ -125,7 +128,7 @@ class Deliveries:
     async def _deliver_to(self, name: str) -> None:
         while True:
             try:
-                delivery = await self._database.call(self._outbox.claim, name, LEASE_SECONDS)
+                delivery = await self._database.call(self._outbox.claim, name, self._lease_seconds)
                 if delivery is not None:
                     await self._send(self._named(name), delivery)
                     continue
@@ -150,7 +153,7 @@ class Deliveries:
             log.info("webhook delivered", extra={"fields": fields})
             return
         dead = delivery.attempt >= self._max_attempts or reason == sender.GONE
-        pause = retry_delay_seconds(delivery.attempt, _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
+        pause = retry_delay_seconds(delivery.attempt, self._first_retry_seconds, _LAST_RETRY_SECONDS)
         pause = max(pause, min(asked[-1], _LAST_RETRY_SECONDS))
         await self._database.call(self._outbox.failed, delivery, reason, None if dead else pause)
         self._observer.webhook_sent("dead" if dead else "failed")

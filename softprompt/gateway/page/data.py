@@ -48,15 +48,25 @@ async def uploaded(request: Request, backend: Backend) -> AsyncIterator[Data]:
         with tempfile.TemporaryDirectory(prefix="softprompt-") as directory:
             path = Path(directory, name[-_NAME_CHARS:])
             seconds = settings.body_seconds + settings.max_file_bytes / SLOWEST_BYTES_PER_SECOND
-            with await asyncio.to_thread(path.open, "wb") as file:
-                try:
-                    async for chunk in bounded_stream(request, settings.max_file_bytes, seconds):
-                        await asyncio.to_thread(file.write, chunk)
-                except ApiError as error:
-                    raise _too_large(settings.max_file_bytes, "") if error.status == 413 else error from None
+            try:
+                await write_file(path, bounded_stream(request, settings.max_file_bytes, seconds))
+            except ApiError as error:
+                raise _too_large(settings.max_file_bytes, "") if error.status == 413 else error from None
             await asyncio.to_thread(_check_size, path, settings.max_file_bytes)
             columns = {column: query.get(column, "") for column in _COLUMNS}
             yield Data(path, drop_extra=query.get("drop_extra") == "true", **columns)
+
+
+async def write_file(path: Path, chunks: AsyncIterator[bytes]) -> None:
+    """Writes a file that is open only within a thread's call: a request that ends while one opens could not close it."""
+
+    def append(chunk: bytes) -> None:
+        with path.open("ab") as file:
+            file.write(chunk)
+
+    await asyncio.to_thread(append, b"")
+    async for chunk in chunks:
+        await asyncio.to_thread(append, chunk)
 
 
 def _check_size(path: Path, limit: int) -> None:

@@ -22,7 +22,7 @@ from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value
 from softprompt.gateway.page.answers import json_response, whole_number
-from softprompt.gateway.page.data import FILE_QUERY, uploaded
+from softprompt.gateway.page.data import FILE_QUERY, uploaded, write_file
 from softprompt.gateway.streaming import EventStream, event
 from softprompt.gateway.uploads import upload_slot
 
@@ -168,10 +168,8 @@ async def continue_job(request: Request, backend: Backend) -> Response:
 
 
 async def _download(backend: Backend, dataset: str, path: Path) -> None:
-    with await asyncio.to_thread(path.open, "wb") as file:
-        async with aclosing(backend.client.download_dataset(dataset)) as chunks:
-            async for chunk in chunks:
-                await asyncio.to_thread(file.write, chunk)
+    async with aclosing(backend.client.download_dataset(dataset)) as chunks:
+        await write_file(path, chunks)
 
 
 def _move(folder: Path, held_out: Set[int], corrected: Mapping[int, str]) -> None:
