@@ -58,7 +58,7 @@ async def uploaded(request: Request, backend: Backend) -> AsyncIterator[Data]:
 
 
 async def write_file(path: Path, chunks: AsyncIterator[bytes]) -> None:
-    """Writes a file that is open only within a thread's call: a request that ends while one opens could not close it."""
+    """Writes a file that is open only within a thread's call: a request that ends while it opens could not close it."""
 
     def append(chunk: bytes) -> None:
         with path.open("ab") as file:
