@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 OPERATOR = "operator"
 NUM_MOVES = 400
-"""Callers of each tenant. Each move of an alias has a caller of its own, by which the checker recognises it."""
+"""Callers of each tenant. The checker recognises the move of an alias by its caller, so each move needs another one."""
 MAX_JOBS = 4
 """Jobs of a tenant that have not ended; with more, the queue would grow without end."""
 _STEPS = 40

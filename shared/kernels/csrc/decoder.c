@@ -74,7 +74,7 @@ INLINE void pause_briefly(void) {
 
 /* Beside other busy processes, a thread that waits must leave its core to them without losing its turn, or both threads
  * of a step run at different times. Asleep it keeps its share of the core and runs as soon as it is woken; sched_yield
- * gives up a whole time slice in recent kernels (Linux 6.18), and a step of 16 tokens took more than twice as long. */
+ * gives up a whole time slice in recent kernels (Linux 6.18). */
 INLINE void sleep_while(const int32_t *word, int32_t value) {
 #ifdef __linux__
   syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);

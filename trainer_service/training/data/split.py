@@ -23,10 +23,10 @@ def split_validation(
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """(training, held out), both in the dataset's order; the same seed gives the same split.
 
-    Examples with the same input, apart from case and white space, stay on one side, so that held-out inputs are new. If
-    a few inputs have so many examples that no choice of whole inputs is near `fraction` of the rows, rows are held out
-    instead: an input may then be on both sides (see `count_overlap`), but equal examples never are. A label keeps an
-    example to train on, unless nothing could be held out then. Raises InvalidInput.
+    Examples with the same input, apart from case and white space, stay on one side, so that held-out inputs are new.
+    Where a few inputs have most of the examples, no choice of whole inputs is near `fraction` of the rows. Single rows
+    are held out then: an input may be on both sides (see `count_overlap`), but equal examples never are. Each label
+    keeps an example to train on, unless nothing could be held out then. Raises InvalidInput.
     """
     if not 0 <= fraction < 1:
         raise InvalidInput.of("spec.validation_fraction", f"must be at least 0 and below 1, not {fraction}")
