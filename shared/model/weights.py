@@ -6,6 +6,8 @@ Errors say what to do. Missing weights are an error, never replaced by random nu
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +17,8 @@ import torch
 
 from shared.errors import PreconditionFailed, Unavailable
 from shared.model.model_files import damaged_json, first_line
+
+_OF_LAYER = re.compile(r"(.*?\.\d+)\.(.+)")
 
 
 def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | None, device_map: Any) -> Any:
@@ -59,14 +63,40 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
         raise PreconditionFailed(
             f"{name} lacks {len(missing)} of the weights that its config.json asks for, the first is {missing[0]}"
         )
+    unexpected = report.get("unexpected_keys") or ()
+    if further := _further_layers(model, unexpected):
+        raise PreconditionFailed(
+            f"{name} has more layers than its config.json says, the first is {min(further)}: the two belong to "
+            "different models; copy both from one place"
+        )
     if not quantisation:
-        _check_plain(path, name, model, report.get("unexpected_keys") or ())
+        _check_plain(path, name, model, unexpected)
     if wrong := next((key for key, weight in model.named_parameters() if not _is_finite(weight)), ""):
         raise PreconditionFailed(
             f"{name} has weights that are not finite in {str(dtype).removeprefix('torch.')}, the first is {wrong}: "
             "copy the files again, or choose another dtype"
         )
     return model
+
+
+def _further_layers(model: Any, unexpected: Iterable[str]) -> set[str]:
+    """The layers among the unexpected weights that have no weight that a loaded layer beside them lacks. Those that
+    predict further tokens have some.
+    """
+    names = defaultdict[str, set[str]](set)
+    loaded, ignored = _weights_by_layer(model.state_dict()), _weights_by_layer(unexpected)
+    for at, keys in loaded.items():
+        names[at.rpartition(".")[0]] |= keys | ignored.get(at, set())
+    return {at for at, keys in ignored.items() if at not in loaded and keys <= names[at.rpartition(".")[0]]}
+
+
+def _weights_by_layer(keys: Iterable[str]) -> dict[str, set[str]]:
+    """`model.layers.0.mlp.bias` is the weight `mlp.bias` of the layer `model.layers.0`."""
+    found = defaultdict[str, set[str]](set)
+    for key in keys:
+        if (match := _OF_LAYER.match(key)) is not None:
+            found[match[1]].add(match[2])
+    return found
 
 
 def _check_plain(path: Path, name: str, model: Any, unexpected: Iterable[str]) -> None:

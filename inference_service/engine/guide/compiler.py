@@ -92,7 +92,8 @@ class GuideCompiler:
         found = vocabulary(base.tokenizer, base.info.vocab_size, end_ids[0] if end_ids else None)
         self._tokenizer = None if found is None else found[0]
         self._vocab_size = base.info.vocab_size
-        self.leading_spaces = 0 if found is None else found[1].stripped_spaces
+        table = ByteTable(()) if found is None else found[1]
+        self.leading_spaces = table.stripped_spaces or int(table.first_token_without_spaces)
         """Spaces that the tokenizer's decoder removes from the beginning of a text."""
 
     def compile(self, guide: Guide, lead: str = "") -> CompiledGuide:

@@ -15,11 +15,12 @@ class ByteTable:
     """The bytes of each token.
 
     `pieces[token_id]` is empty for special tokens. The decoder removes up to `stripped_spaces` leading spaces of a
-    text.
+    text, or, as Metaspace does, all spaces of its first token.
     """
 
     pieces: tuple[bytes, ...]
     stripped_spaces: int = 0
+    first_token_without_spaces: bool = False
 
 
 @dataclass
@@ -27,6 +28,7 @@ class _Rules:
     byte_level: bool = False
     byte_fallback: bool = False
     stripped_spaces: int = 0
+    first_token_without_spaces: bool = False
     replacements: tuple[tuple[str, str], ...] = ()
 
     def bytes_of(self, piece: str) -> bytes:
@@ -58,12 +60,12 @@ def byte_table(tokenizer: Any) -> ByteTable | None:
             pieces.append(b"")
         else:
             pieces.append(piece.encode() if rules.byte_level and index in added else rules.bytes_of(piece))
-    return ByteTable(tuple(pieces), rules.stripped_spaces)
+    return ByteTable(tuple(pieces), rules.stripped_spaces, rules.first_token_without_spaces)
 
 
 def _rules(decoder: dict[str, Any]) -> _Rules | None:
     """The rules of the decoder, or None if it has a step that doesn't treat tokens independently."""
-    rules = _Rules()
+    rules, is_fused = _Rules(), False
     steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     for step in steps:
         match step:
@@ -72,17 +74,17 @@ def _rules(decoder: dict[str, Any]) -> _Rules | None:
             case {"type": "ByteFallback"}:
                 rules.byte_fallback = True
             case {"type": "Fuse"}:
-                continue
-            case {"type": "Replace", "pattern": {"String": pattern}, "content": content}:
+                is_fused = True
+            case {"type": "Replace", "pattern": {"String": pattern}, "content": content} if not is_fused:
                 rules.replacements += ((pattern, content),)
-            case {"type": "Strip", "content": " ", "start": start, "stop": 0}:
+            case {"type": "Strip", "content": " ", "start": start, "stop": 0} if is_fused:  # else of every token
                 rules.stripped_spaces = start
             case {"type": "Metaspace", "replacement": mark}:
                 rules.replacements += ((mark, " "),)
-                rules.stripped_spaces = 0 if step.get("prepend_scheme") == "never" else 1
+                rules.first_token_without_spaces = step.get("prepend_scheme") != "never"
             case _:
                 return None
-    return rules if rules.byte_level or rules.byte_fallback else None
+    return rules if steps else None
 
 
 def _byte_alphabet() -> dict[int, str]:

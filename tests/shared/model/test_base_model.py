@@ -153,6 +153,7 @@ def test_the_code_of_a_tokenizer_is_never_run(model_dir: Path) -> None:
         ("config.json", {"architectures": ["LlamaForSequenceClassification"]}, PreconditionFailed, "another task"),
         ("config.json", {"architectures": "LlamaForSequenceClassification"}, PreconditionFailed, "another task"),
         ("config.json", {"num_hidden_layers": 10**6}, PreconditionFailed, "21 tensors, too few"),
+        ("config.json", {"num_hidden_layers": 1}, PreconditionFailed, "more layers .* first is model.layers.1:"),
         ("config.json", {"hidden_act": "wobble"}, PreconditionFailed, "asks for 'wobble'"),
         ("config.json", {"num_attention_heads": 3}, Unavailable, "multiple of the number of attention heads"),
         ("adapter_config.json", {"base_model_name_or_path": "x/y"}, PreconditionFailed, "it is an adapter"),
@@ -183,6 +184,7 @@ def test_damaged_descriptions_are_refused_in_a_sentence(
         ("model.layers.0.mlp.up_proj.weight_scale_inv", None, "does not explain, the first is {}"),
         ("model.layers.1.self_attn.q_proj.bias", None, "does not explain, the first is {}"),
         ("score.weight", None, ""),  # another head's, which is not used
+        ("model.layers.2.eh_proj.weight", None, ""),  # of a layer that predicts further tokens, as in DeepSeek V3
     ],
 )
 def test_weights_that_mean_something_else_are_refused(model_dir: Path, name: str, change: Any, why: str) -> None:

@@ -79,15 +79,30 @@ def test_the_window_gives_the_same_where_no_table_can(text: str) -> None:
     assert shown + subject.flush() == text
 
 
-def test_a_leading_space_goes_where_the_tokenizer_drops_it() -> None:
+STRIPPING = decoders.Sequence(
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "text", "exact"),
+    [
+        (STRIPPING, "  a a", "   a a"),
+        (decoders.Metaspace(), " a a", "   a a"),  # without every space of the first token
+        (decoders.Metaspace(prepend_scheme="never"), "   a a", "   a a"),
+        (decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)]), " aa", " aa"),  # strips each token
+    ],
+    ids=["strip", "metaspace", "metaspace-never", "strip-each"],
+)
+def test_a_leading_space_goes_where_the_tokenizer_drops_it(decoder: Any, text: str, exact: str) -> None:
     tokenizer = fallback_tokenizer()
-    tokenizer.backend_tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    ids = [260, 260]
-    assert tokenizer.decode(ids) == "a a"
-    subject = DetokenizerFactory(tokenizer)()
-    assert subject.push(ids[:1]) + subject.push(ids[1:]) == "a a"
+    tokenizer.add_tokens(["▁▁"])
+    tokenizer.backend_tokenizer.decoder = decoder
+    ids = tokenizer.convert_tokens_to_ids(["▁▁", "▁a", "▁a"])
+    make = DetokenizerFactory(tokenizer)
+    subject = make()
+    assert "".join(subject.push([token]) for token in ids) == tokenizer.decode(ids) == text
+    assert make(exact=True).push(ids) == exact
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, FALLBACK], ids=["byte-level", "byte-fallback"])
