@@ -96,9 +96,9 @@ bench-few-examples: dev model ## How long to train on 5, 20 and 50 examples of e
 bench-examples: dev model ## The examples: tuned prompt, bare and instructed model, few-shot (an hour on two cores; NAMES selects some)
 	$(BIN)/python -m benchmarks.examples $(NAMES)
 
-bench-serve: dev model   ## Serving compared with transformers, with vLLM if VLLM_PYTHON names its interpreter, with llama.cpp if LLAMA_CPP="PYTHON GGUF"
+bench-serve: dev model   ## Serving compared with transformers, with vLLM if VLLM_PYTHON names its interpreter, with llama.cpp and OpenVINO if LLAMA_CPP="PYTHON GGUF" and OPENVINO="PYTHON GGUF"
 	$(BIN)/python -m benchmarks.serve --model "$$($(BIN)/softprompt models pull $(MODEL))" $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON)) \
-		$(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP))
+		$(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP)) $(if $(OPENVINO),--openvino $(OPENVINO))
 
 bench-kernels: dev ## The compiled kernels compared with torch's
 	$(BIN)/python -m benchmarks.kernels

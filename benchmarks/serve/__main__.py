@@ -37,6 +37,13 @@ def main() -> None:
         metavar=("PYTHON", "GGUF"),
         help="an interpreter with llama-cpp-python, and the model's GGUF file; by default llama.cpp is left out",
     )
+    parser.add_argument(
+        "--openvino",
+        nargs=2,
+        type=Path,
+        metavar=("PYTHON", "GGUF"),
+        help="an interpreter with openvino-genai, and the model's GGUF file; by default OpenVINO is left out",
+    )
     names = [case.name for case in CASES]
     parser.add_argument(
         "--cases", nargs="*", choices=names, default=names, metavar="CASE", help=f"some of: {', '.join(names)}"
@@ -59,7 +66,12 @@ def main() -> None:
 async def measure(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         field = Field(
-            arguments.model, arguments.vllm_python, arguments.llama_cpp, arguments.many_prompts, Path(directory)
+            arguments.model,
+            arguments.vllm_python,
+            arguments.llama_cpp,
+            arguments.openvino,
+            arguments.many_prompts,
+            Path(directory),
         )
         try:
             for case in CASES:

@@ -13,22 +13,24 @@ MAX_REQUESTS = 64
 
 
 class Field:
-    """`llama_cpp` is an interpreter with llama-cpp-python, and the GGUF file that the model came from."""
+    """`llama_cpp` and `openvino`: an interpreter that has the package, and the GGUF file that the model came from."""
 
     def __init__(
         self,
         model: Path,
         vllm_python: Path | None,
         llama_cpp: tuple[Path, Path] | None,
+        openvino: tuple[Path, Path] | None,
         num_many: int,
         directory: Path,
     ) -> None:
         self._model, self._vllm_python, self._num_many, self._directory = model, vllm_python, num_many, directory
-        self._llama_cpp_files = llama_cpp
+        self._llama_cpp_files, self._openvino_files = llama_cpp, openvino
         self._engine: EngineContestant | None = None
         self._restored: EngineContestant | None = None
         self._vllm: PeerProcess | None = None
         self._llama_cpp: PeerProcess | None = None
+        self._openvino: PeerProcess | None = None
         self._transformers: PeerProcess | None = None
         self._replica: ReplicaContestant | None = None
         self._many: Workload | None = None
@@ -57,13 +59,13 @@ class Field:
         return self._restored
 
     async def peers(self) -> dict[str, PeerProcess]:
-        """Those that were given and decode greedily: vLLM and llama.cpp."""
-        found = {"vllm": await self.vllm(), "llama.cpp": await self.llama_cpp()}
+        """Those that were given and decode greedily."""
+        found = {"vllm": await self.vllm(), "llama.cpp": await self.llama_cpp(), "OpenVINO": await self.openvino()}
         return {name: peer for name, peer in found.items() if peer is not None}
 
     def about_peers(self) -> dict[str, str]:
         """What those that run say of themselves, to be kept with the figures."""
-        peers = {"vllm": self._vllm, "llama.cpp": self._llama_cpp}
+        peers = {"vllm": self._vllm, "llama.cpp": self._llama_cpp, "OpenVINO": self._openvino}
         return {name: peer.about for name, peer in peers.items() if peer is not None}
 
     async def llama_cpp(self) -> PeerProcess | None:
@@ -71,6 +73,12 @@ class Field:
             table = (await self.engine()).table
             self._llama_cpp = PeerProcess.llama_cpp(*self._llama_cpp_files, self.workload, table, self._directory)
         return self._llama_cpp
+
+    async def openvino(self) -> PeerProcess | None:
+        if self._openvino is None and self._openvino_files is not None:
+            table = (await self.engine()).table
+            self._openvino = PeerProcess.openvino(*self._openvino_files, self.workload, table, self._directory)
+        return self._openvino
 
     async def vllm(self) -> PeerProcess | None:
         if self._vllm is None and self._vllm_python is not None:
@@ -106,7 +114,7 @@ class Field:
     async def close(self) -> None:
         if self._replica is not None:
             await self._replica.stop()
-        for peer in (self._vllm, self._llama_cpp, self._transformers):
+        for peer in (self._vllm, self._llama_cpp, self._openvino, self._transformers):
             if peer is not None:
                 peer.close()
         for engine in (self._engine, self._restored):

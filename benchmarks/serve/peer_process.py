@@ -63,6 +63,14 @@ class PeerProcess:
         return cls("llama.cpp", [str(python), str(script)], gguf, workload, table, directory)
 
     @classmethod
+    def openvino(
+        cls, python: Path, gguf: Path, workload: Workload, table: torch.Tensor, directory: Path
+    ) -> PeerProcess:
+        """Starts OpenVINO GenAI under an interpreter that has it; `gguf` is the file that the model came from."""
+        script = Path(__file__).with_name("openvino_peer.py")
+        return cls("OpenVINO", [str(python), str(script)], gguf, workload, table, directory)
+
+    @classmethod
     def transformers(cls, model: Path, workload: Workload, table: torch.Tensor, directory: Path) -> PeerProcess:
         command = [sys.executable, "-m", "benchmarks.serve.transformers_peer"]
         return cls("transformers", command, model, workload, table, directory)
