@@ -42,6 +42,12 @@ async def test_metrics_health_and_readiness(services: World) -> None:
     assert {"softprompt_gateway_ready", "softprompt_gateway_first_byte_seconds_count"} <= {s.name for s in samples}
 
 
+@pytest.fixture
+def patient_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softprompt.cli.doctor._SECONDS", 600.0)
+
+
+@pytest.mark.usefixtures("patient_doctor")
 async def test_doctor_finds_the_gateway(services: World) -> None:
     for url in (services.url, f"{services.url}/v1/"):
         found = await asyncio.to_thread(gateway_finding, url)
@@ -51,6 +57,7 @@ async def test_doctor_finds_the_gateway(services: World) -> None:
     assert other.is_problem, "a port of the gateway that is not its API"
 
 
+@pytest.mark.usefixtures("patient_doctor")
 async def test_a_gateway_without_its_services_says_so_and_is_not_ready(tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
     settings = GatewaySettings(
