@@ -216,7 +216,7 @@ async def test_a_drain_lets_running_streams_finish_and_takes_no_new_ones(
 async def test_a_stream_that_outlives_the_grace_time_ends_with_what_is_written(
     tiny_model_dir: Path, tmp_path: Path, brake: Brake
 ) -> None:
-    async with running_replica(tiny_model_dir, tmp_path, grace_seconds=2) as replica:
+    async with running_replica(tiny_model_dir, tmp_path, grace_seconds=4) as replica:
         brake.holds = True
         stream = replica.stub.GenerateStream(stream_request(max_new_tokens=400, ignore_eos=True))
         await stream.read()
