@@ -320,8 +320,10 @@ def test_a_file_is_chosen_and_read_by_keyboard(page: Page) -> None:
         page.get_by_label("Examples").press("Enter")
     chooser.value.set_files({"name": "a.jsonl", "mimeType": "application/json", "buffer": SHEET.encode()})
     label = page.get_by_label("Label", exact=True)
-    for column in ("input", "output"):  # each choice is read at once, and the next key goes to the same control
+    for column, heading in (("input", "can't be used yet"), ("output", "20 examples")):
         label.press("ArrowDown")
+        expect(page.get_by_role("heading", name=heading)).to_be_visible()
+        # each choice is read at once, stays also where it can't be used, and the next key goes to the same control
         expect(label).to_have_value(column)
         expect(label).to_be_focused()
     expect(page.get_by_label("Output", exact=True)).to_have_value("")
