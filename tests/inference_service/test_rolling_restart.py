@@ -26,7 +26,7 @@ async def started(stack: AsyncExitStack, model_dir: Path, directory: Path, name:
     ready_file = directory / f"{name}.json"
     ready_file.unlink(missing_ok=True)
     env = environment(
-        model_dir, directory, READY_FILE=str(ready_file), PORT=str(port), GRACE_SECONDS="20", LOG_LEVEL="ERROR"
+        model_dir, directory, READY_FILE=str(ready_file), PORT=str(port), GRACE_SECONDS="600", LOG_LEVEL="ERROR"
     )
     running = await stack.enter_async_context(process(env))
     await until(lambda: is_ready(running, ready_file))
