@@ -22,9 +22,7 @@ async def outcome_of(
     A stream is read to its end or up to `num_answers` messages.
     """
     sent = iter(request) if isinstance(request, list) else request
-    call = getattr(service, method)(
-        sent, metadata=(("authorization", f"Bearer {token}"), ("x-request-id", "same")), timeout=30
-    )
+    call = getattr(service, method)(sent, metadata=(("authorization", f"Bearer {token}"), ("x-request-id", "same")))
     answers: list[Message] = []
     trailing: tuple[tuple[str, bytes], ...] = ()
     try:

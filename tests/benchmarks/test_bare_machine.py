@@ -85,9 +85,7 @@ def test_a_gpu_benchmark_needs_nothing_but_what_it_names(
         str(output),
         *extra,
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKER, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=150
-    )
+    done = subprocess.run([sys.executable, "-c", BLOCKER, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(output.read_text())
     if "train" in module:

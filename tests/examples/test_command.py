@@ -100,7 +100,7 @@ def test_an_example_with_running_services(cli: CliRunner, tiny_model_dir: Path, 
         trainer, _ = json.loads(process.stdout.readline())
         outcome = cli("example", "parity", "--trainer", trainer)
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait() == 0
     assert outcome.code == 0, outcome.err
     lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
     assert "accuracy on 12 held-out examples, with 95 % intervals" in lines

@@ -147,7 +147,7 @@ async def running_replica(model_dir: Path, directory: Path, **settings: Any) -> 
     directory.mkdir(parents=True, exist_ok=True)
     ready_file = directory / "ready.json"
     store = open_store(store_url)
-    defaults = {"dtype": "float32", "device": "cpu", "poll_seconds": 0.02, "grace_seconds": 10, "heartbeat_seconds": 1}
+    defaults = {"dtype": "float32", "device": "cpu", "poll_seconds": 0.02, "grace_seconds": 600, "heartbeat_seconds": 1}
     chosen = InferenceSettings(
         base_model=str(model_dir), store_url=store_url, ready_file=str(ready_file), **{**defaults, **settings}
     )

@@ -140,10 +140,10 @@ async def test_score_candidates_are_checked(replica: Replica) -> None:
 
 async def test_a_full_queue_says_when_to_come_back(tiny_model_dir: Any, tmp_path: Any, brake: Brake) -> None:
     async with running_replica(tiny_model_dir, tmp_path, max_running=1, max_waiting=1) as replica:
-        brake.seconds = 0.02
+        brake.holds = True
         running = replica.stub.GenerateStream(stream_request(max_new_tokens=400, ignore_eos=True))
         await running.read()
-        waiting = replica.stub.GenerateStream(stream_request(max_new_tokens=1))
+        waiting = replica.stub.GenerateStream(stream_request(max_new_tokens=400))
 
         async def one_waits() -> bool:
             return await replica.metric("requests_waiting") == 1
@@ -154,6 +154,7 @@ async def test_a_full_queue_says_when_to_come_back(tiny_model_dir: Any, tmp_path
         assert told_delay_seconds(error)
         running.cancel()
         assert (await waiting.read()).HasField("start")
+        brake.holds = False
 
 
 async def test_two_requests_may_carry_the_same_request_id(replica: Replica, brake: Brake) -> None:

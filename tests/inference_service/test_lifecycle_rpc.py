@@ -44,17 +44,18 @@ async def test_a_swap_leaves_a_running_stream_alone(replica: Replica, tiny_model
     publish(replica.store, blob(tiny_model_dir, matrix(1)))
     sampling: dict[str, Any] = {"max_new_tokens": 300, "temperature": 0, "ignore_eos": True}
     alone = await replica.generate("hello", "tone", **sampling)
-    brake.seconds = 0.02
+    brake.holds = True
     stream = replica.stub.GenerateStream(stream_request("hello", "tone", **sampling))
     assert (await stream.read()).start.version == V1
     publish(replica.store, blob(tiny_model_dir, matrix(2)))
+    await replica.state(V2, "LOADED")
 
     async def new_requests_get_v2() -> bool:
         return await replica.served_version() == V2
 
     await until(new_requests_get_v2)
     assert (await replica.loaded())[V1].active_requests == 1
-    brake.seconds = 0.0
+    brake.holds = False
     parts = await rest(stream)
     assert parts[-1].end.finish_reason == generation_pb2.FINISH_REASON_LENGTH
     assert [token for part in parts for token in part.delta.token_ids] == list(alone.output.token_ids)
@@ -113,7 +114,7 @@ async def test_the_store_may_go_away_and_come_back(replica: Replica, tiny_model_
 
 
 async def test_a_client_that_vanishes_frees_its_place(replica: Replica, brake: Brake) -> None:
-    brake.seconds = 0.02
+    brake.holds = True
     stream = replica.stub.GenerateStream(stream_request(max_new_tokens=400, ignore_eos=True))
     await stream.read()
     assert await replica.metric("requests_running") == 1
@@ -127,7 +128,7 @@ async def test_a_client_that_vanishes_frees_its_place(replica: Replica, brake: B
 
 
 async def test_a_caller_that_gives_up_on_a_whole_answer_frees_its_place(replica: Replica, brake: Brake) -> None:
-    brake.seconds = 0.02
+    brake.holds = True
     call = replica.stub.Generate(generate_request(max_new_tokens=400, ignore_eos=True))
 
     async def running() -> bool:
@@ -215,8 +216,8 @@ async def test_a_drain_lets_running_streams_finish_and_takes_no_new_ones(
 async def test_a_stream_that_outlives_the_grace_time_ends_with_what_is_written(
     tiny_model_dir: Path, tmp_path: Path, brake: Brake
 ) -> None:
-    async with running_replica(tiny_model_dir, tmp_path, grace_seconds=2) as replica:
-        brake.seconds = 0.05
+    async with running_replica(tiny_model_dir, tmp_path, grace_seconds=4) as replica:
+        brake.holds = True
         stream = replica.stub.GenerateStream(stream_request(max_new_tokens=400, ignore_eos=True))
         await stream.read()
         replica.stop.set()

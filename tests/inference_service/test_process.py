@@ -66,7 +66,7 @@ def is_ready(running: asyncio.subprocess.Process, ready_file: Path) -> bool:
 
 
 async def test_sigterm_lets_a_running_stream_finish(tiny_model_dir: Path, tmp_path: Path) -> None:
-    env = environment(tiny_model_dir, tmp_path)
+    env = environment(tiny_model_dir, tmp_path, GRACE_SECONDS="600")
     store = open_store(str(tmp_path / "store"))
     publish(store, blob(tiny_model_dir, matrix(1)))
     ready_file = tmp_path / "ready.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -15,22 +14,23 @@ from shared.values.sampling import Sampling
 from softprompt.client.async_client import AsyncClient
 from tests.inference_service.replica import blob, matrix, publish
 from tests.inference_service.test_process import environment, is_ready, process
+from tests.ports import free_port
 from tests.waiting import until
 
 NUM_CLIENTS = 4
 NEW_TOKENS = 40
 
 
-async def started(stack: AsyncExitStack, model_dir: Path, directory: Path, name: str, port: int = 0) -> tuple[Any, int]:
-    """A replica that serves, and its port."""
+async def started(stack: AsyncExitStack, model_dir: Path, directory: Path, name: str, port: int) -> Any:
+    """A replica that serves."""
     ready_file = directory / f"{name}.json"
     ready_file.unlink(missing_ok=True)
     env = environment(
-        model_dir, directory, READY_FILE=str(ready_file), PORT=str(port), GRACE_SECONDS="20", LOG_LEVEL="ERROR"
+        model_dir, directory, READY_FILE=str(ready_file), PORT=str(port), GRACE_SECONDS="600", LOG_LEVEL="ERROR"
     )
     running = await stack.enter_async_context(process(env))
     await until(lambda: is_ready(running, ready_file))
-    return running, int(json.loads(ready_file.read_text())["port"])
+    return running
 
 
 async def ended(running: Any) -> None:
@@ -61,10 +61,11 @@ async def test_a_rolling_restart_loses_no_stream(tiny_model_dir: Path, tmp_path:
             outcomes["whole" if stream.end is not None and stream.end.output_tokens == NEW_TOKENS else "cut"] += 1
 
     async with AsyncExitStack() as stack:
-        (first, first_port), (second, second_port) = await asyncio.gather(
-            started(stack, tiny_model_dir, tmp_path, "first"), started(stack, tiny_model_dir, tmp_path, "second")
+        ports = {"first": free_port(), "second": free_port()}
+        first, second = await asyncio.gather(
+            *(started(stack, tiny_model_dir, tmp_path, name, port) for name, port in ports.items())
         )
-        endpoint = f"ipv4:127.0.0.1:{first_port},127.0.0.1:{second_port}"
+        endpoint = f"ipv4:127.0.0.1:{ports['first']},127.0.0.1:{ports['second']}"
         balanced = await stack.enter_async_context(AsyncClient(inference=endpoint))
         async with asyncio.TaskGroup() as group:  # any error of a client ends the test
             for number in range(NUM_CLIENTS):
@@ -72,7 +73,7 @@ async def test_a_rolling_restart_loses_no_stream(tiny_model_dir: Path, tmp_path:
             await some_more(outcomes)
             await ended(first)
             await some_more(outcomes)
-            await started(stack, tiny_model_dir, tmp_path, "first", first_port)
+            await started(stack, tiny_model_dir, tmp_path, "first", ports["first"])
             await some_more(outcomes)
             await ended(second)
             await some_more(outcomes)

@@ -66,7 +66,7 @@ async def test_a_priority_above_the_tenants_largest_is_named(replica: Replica) -
 
 
 async def test_a_neighbour_that_fills_rows_and_queue_locks_no_tenant_out(replica: Replica, brake: Brake) -> None:
-    brake.seconds = 0.005
+    brake.holds = True
 
     async def greedy() -> str:
         call = replica.stub.Generate(
@@ -79,7 +79,12 @@ async def test_a_neighbour_that_fills_rows_and_queue_locks_no_tenant_out(replica
         return "served"
 
     calls = [asyncio.create_task(greedy()) for _ in range(12)]
-    await until(lambda: any(call.done() for call in calls))
+
+    async def is_full() -> bool:  # a call that came while the queue was full, and before the rows were, was refused
+        calls.append(asyncio.create_task(greedy()))
+        return (await replica.metric("requests_running"), await replica.metric("requests_waiting")) == (2, 4)
+
+    await until(is_full)
     error = await refusal(replica.stub.Generate(generate_request(max_new_tokens=1), metadata=bearer(GREEDY)))
     assert isinstance(error, Overloaded)
     assert "of your tenant" in error.message
@@ -90,6 +95,7 @@ async def test_a_neighbour_that_fills_rows_and_queue_locks_no_tenant_out(replica
     stream = replica.stub.GenerateStream(stream_request(max_new_tokens=4, ignore_eos=True), metadata=bearer(MODEST))
     assert [part async for part in stream]
     assert not all(call.done() for call in calls), "both were served before the neighbour was done"
+    brake.holds = False
     assert set(await asyncio.gather(*calls)) == {"served", "refused"}
 
 

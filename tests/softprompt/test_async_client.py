@@ -30,6 +30,7 @@ from shared.values.generation import FinishReason
 from softprompt import AliasTarget, AsyncClient, Example, JobState, Message, Sampling, TokenIds, TuningSpec
 from softprompt.errors import JobFailed
 from softprompt.types.events import CheckpointStored, Evaluated, Note, ProgressMade, StateChanged
+from tests.ports import free_port
 from tests.softprompt.fakes import DATASET, JOB, FakeInference, FakeTrainer, failed_job, finished_events, serving
 
 
@@ -188,9 +189,8 @@ async def test_a_watch_that_is_cut_goes_on_after_the_last_event(client: AsyncCli
 async def test_a_watch_outlives_a_restart_of_the_trainer(trainer: FakeTrainer, inference: FakeInference) -> None:
     trainer.hold_watch = asyncio.Event()
     events, trainer.events = trainer.events, trainer.events[:3]
-    seen = []
-    async with serving(trainer) as endpoint:
-        port = int(endpoint.rpartition(":")[2])
+    seen, port = [], free_port()
+    async with serving(trainer, port) as endpoint:
         client = AsyncClient(endpoint)
         watch = client.watch_job(JOB)
         seen = [(await anext(watch)).number for _ in range(3)]

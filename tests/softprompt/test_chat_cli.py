@@ -24,7 +24,7 @@ def piped(services: Services, text: str | bytes, *arguments: str) -> subprocess.
     }
     given = text if isinstance(text, bytes) else text.encode()
     command = [*COMMAND, *arguments]
-    return subprocess.run(command, input=given, capture_output=True, env=environment, timeout=60, check=False)
+    return subprocess.run(command, input=given, capture_output=True, env=environment, check=False)
 
 
 def test_each_line_of_a_pipe_is_a_turn(services: Services) -> None:

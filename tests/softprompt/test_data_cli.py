@@ -94,7 +94,7 @@ def test_mistakes_about_files_need_no_service_and_are_one_sentence(cli: CliRunne
 def test_standard_input_is_read(here: Services, tmp_path: Path) -> None:
     """In a process of its own, which alone has a standard input of its own."""
     command = [sys.executable, "-m", "softprompt.cli", "tune", "-", "--prompt", "x", "--no-follow"]
-    done = subprocess.run(command, input=b"text,label\na,x\nb,y\n", capture_output=True, timeout=120, check=False)
+    done = subprocess.run(command, input=b"text,label\na,x\nb,y\n", capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert b"standard input: 2 examples (CSV)" in done.stderr
     assert here.trainer.uploads[0][1] == b'{"input": "a", "label": "x"}\n{"input": "b", "label": "y"}\n'

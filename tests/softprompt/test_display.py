@@ -7,6 +7,7 @@ import re
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -18,6 +19,7 @@ from softprompt.display.status import clock_text, flow
 from softprompt.display.training import TrainingStatus, training_display
 from softprompt.display.transfer import transfer_display, upload_display
 from softprompt.types.events import JobEvent, ProgressMade
+from tests.clock import Clock
 from tests.softprompt.fakes import finished_events
 
 EVENTS = [read(JobEvent, event) for event in finished_events()]
@@ -122,7 +124,8 @@ def test_without_a_terminal_silent_work_is_reported_repeatedly() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "status-lines"]
 
 
-def test_the_time_left_is_read_on_the_trainers_clock() -> None:
+def test_the_time_left_is_read_on_the_trainers_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softprompt.display.training.time", SimpleNamespace(monotonic=Clock()))
     for clock in (NOW, datetime.now(UTC)):
         status = TrainingStatus("job")
         end = clock + timedelta(seconds=75)

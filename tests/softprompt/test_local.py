@@ -17,8 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from softprompt.local.process import ServiceFailed
+from softprompt.local.process import Ready, ServiceFailed, ServiceProcess
 from softprompt.local.services import RUN_VARIABLE, LocalConfig, LocalServices, kill, processes_of
+from tests.waiting import until
 
 STAND_IN = """
 import json, os, signal, subprocess, sys, time
@@ -110,10 +111,18 @@ async def test_the_reason_of_a_service_that_can_not_start_is_one_sentence(
 
 
 async def test_a_service_that_never_gets_ready_is_stopped(
-    services: LocalServices, monkeypatch: pytest.MonkeyPatch
+    services: LocalServices, lines: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_TRAINER", "slow")
-    monkeypatch.setattr("softprompt.local.services.READY_SECONDS", 1.0)
+    ready = ServiceProcess.ready
+
+    async def ready_soon(self: ServiceProcess, timeout_seconds: float) -> Ready:
+        if self.name != "trainer":
+            return await ready(self, timeout_seconds)
+        await until(lambda: ("trainer", "serving") in lines)
+        return await ready(self, 1.0)
+
+    monkeypatch.setattr(ServiceProcess, "ready", ready_soon)
     with pytest.raises(ServiceFailed, match=r"trainer is not ready after 1 s:\n  serving"):
         await services.__aenter__()
     assert services.alive() == []
@@ -183,7 +192,7 @@ def up(stand_ins: Path) -> Iterator[Any]:
 def test_up_stops_both_on_a_signal(up: Any, number: Any) -> None:
     process, run = up
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 0
     assert processes_of(run) == []
     assert "inference  drained" in errors
@@ -201,7 +210,7 @@ def test_up_ends_at_once_on_a_second_signal(deaf_trainer: None, up: Any) -> None
     while "drained" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate()
     assert processes_of(run) == []
 
 
@@ -222,7 +231,7 @@ def test_up_fails_when_a_service_dies(stand_ins: Path, monkeypatch: pytest.Monke
         assert up.stdout is not None
         assert up.stdout.readline(), "it says where both serve"
         (stand_ins / "may-die").touch()
-        _, errors = up.communicate(timeout=60)
+        _, errors = up.communicate()
     assert up.returncode == 1
     assert "inference service ended with exit code 4" in errors
 

@@ -269,7 +269,7 @@ def test_a_deployment_that_lacks_parts_is_named(spec: object) -> None:
 
 def test_importing_needs_no_torch() -> None:
     check = "import sys, softprompt.models; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def uses(path: Path) -> set[str]:
 
 
 def test_what_the_client_imports_uses_nothing_that_only_unix_has(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
     ours = [name for name in json.loads(done.stdout) if name.split(".")[0] in PACKAGES]
     assert len(ours) > 100
     paths = [ROOT / name.replace(".", "/") for name in ours]

@@ -35,7 +35,7 @@ def services(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         trainer, inference = json.loads(process.stdout.readline())
         yield trainer, inference
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait() == 0
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def service(tmp_path: Path, authority: Authority) -> dict[str, Any]:
 
 
 async def count(port: int, security: ClientSecurity) -> int:
-    async with AsyncClient(inference=f"127.0.0.1:{port}", security=security, timeout_seconds=60) as client:
+    async with AsyncClient(inference=f"127.0.0.1:{port}", security=security, timeout_seconds=600) as client:
         return (await client.count_tokens("hello")).input_tokens
 
 
@@ -87,7 +87,7 @@ async def test_going_round_replicas_works_with_any_health_access(
     async with running_server(**service, health_access=access) as running:
         await running.server.set_serving(True)
         async with AsyncClient(
-            inference=f"dns:///localhost:{running.port}", security=security, timeout_seconds=60
+            inference=f"dns:///localhost:{running.port}", security=security, timeout_seconds=600
         ) as client:
             assert (await client.count_tokens("hello")).input_tokens == 1
 

@@ -55,9 +55,7 @@ class Shell:
         """`SP` in the script is the command."""
         variables = {name: value for name, value in {**self._environment, **environment}.items() if name != without}
         command = script.replace("SP", f"{sys.executable} -m softprompt.cli")
-        return subprocess.run(
-            ["bash", "-c", command], env=variables, input=stdin, capture_output=True, timeout=60, check=False
-        )
+        return subprocess.run(["bash", "-c", command], env=variables, input=stdin, capture_output=True, check=False)
 
 
 @pytest.fixture
@@ -80,7 +78,7 @@ async def test_a_proxy_that_is_to_blame_is_named_without_its_password(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, NOWHERE)
     security = ClientSecurity(tls=False)
-    async with AsyncClient(trainer="trainer.invalid:50051", security=security, timeout_seconds=60) as client:
+    async with AsyncClient(trainer="trainer.invalid:50051", security=security, timeout_seconds=600) as client:
         with pytest.raises(Unavailable, match=rf"through the proxy {variable}=http://\*\*\*@127.0.0.1:9") as caught:
             await client.service_info()
     report(caught.value)
@@ -294,5 +292,5 @@ async def test_the_path_of_a_socket_that_is_too_long_is_refused_by_its_length() 
 def test_standard_input_is_read_also_where_it_has_no_path() -> None:
     code = "import softprompt.input_files as files; files.STANDARD_INPUT = files.Path('/none')\n"
     code += "print(files.input_file('/none', 'dataset'))"
-    done = subprocess.run([sys.executable, "-c", code], input=b"a,b", capture_output=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], input=b"a,b", capture_output=True, check=True)
     assert done.stdout == b"b'a,b'\n"

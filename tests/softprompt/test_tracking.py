@@ -150,6 +150,8 @@ def history(path: Path) -> list[dict[str, Any]]:
     while place + 7 <= len(data):
         _, length, kind = struct.unpack_from("<IHB", data, place)
         assert kind == 1, "a whole record"
+        if place + 7 + length > len(data):
+            break  # the rest is being written
         record = Record.FromString(data[place + 7 : place + 7 + length])
         place += 7 + length
         if record.WhichOneof("record_type") == "history":

@@ -22,8 +22,9 @@ from tests.tcp_proxy import tcp_proxy
 Act = Callable[[Any], Awaitable[None]]
 
 
-def heartbeat(seconds: float) -> common_pb2.Heartbeat:
-    return common_pb2.Heartbeat(interval=Duration(nanos=int(seconds * 1e9)))
+def heartbeat(acts: list[Act]) -> common_pb2.Heartbeat:
+    """Its interval is short only before a silence that the client is to notice."""
+    return common_pb2.Heartbeat(interval=Duration(nanos=50_000_000) if is_silent in acts else Duration(seconds=600))
 
 
 class Gateway(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.PromptServiceServicer):
@@ -37,7 +38,7 @@ class Gateway(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.PromptServ
         self.asked_after.append(request.after)
         if request.after < 1:
             yield tuning_pb2.WatchTuningJobResponse(event=tuning_pb2.TuningEvent(number=1, note="queued"))
-        beat = tuning_pb2.TuningEvent(number=1, heartbeat=heartbeat(0.05))
+        beat = tuning_pb2.TuningEvent(number=1, heartbeat=heartbeat(self.acts))
         yield tuning_pb2.WatchTuningJobResponse(event=beat)
         if self.acts:
             await self.acts.pop(0)(context)
@@ -60,7 +61,7 @@ class Gateway(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.PromptServ
                 yield prompts_pb2.WatchPromptsResponse(
                     revision=revision, store_id="s", deleted_version=f"prompts/a/versions/{revision}"
                 )
-            yield prompts_pb2.WatchPromptsResponse(revision=revision, store_id="s", heartbeat=heartbeat(0.05))
+            yield prompts_pb2.WatchPromptsResponse(revision=revision, store_id="s", heartbeat=heartbeat(self.acts))
             if self.acts:
                 await self.acts.pop(0)(context)
                 return
@@ -92,7 +93,12 @@ async def ends_well(context: Any) -> None:
 
 
 async def is_silent(context: Any) -> None:
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
+
+
+async def is_held(context: Any) -> None:
+    """The same to a client that expects no heartbeat soon."""
+    await asyncio.Event().wait()
 
 
 ACTS = {code.name: ends_with(code) for code in sorted(resuming.INTERRUPTIONS, key=lambda code: code.name)}
@@ -140,7 +146,7 @@ async def test_a_failure_that_lasts_is_raised_in_the_end() -> None:
 
 
 async def test_a_cancelled_watch_ends() -> None:
-    gateway = Gateway(is_silent)
+    gateway = Gateway(is_held)
     async with client_of(gateway) as client:
 
         async def watch() -> None:
@@ -175,7 +181,7 @@ async def test_every_pause_has_full_jitter_and_grows(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])
 async def test_a_connection_that_is_cut_is_made_anew(reset: bool) -> None:
-    gateway = Gateway(is_silent)
+    gateway = Gateway(is_held)
     server = grpc.aio.server()
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(gateway, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -18,6 +18,7 @@ from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.run.bisect_failure import StepFailed
 from inference_service.engine.text.text_stream import merge
 from shared.errors import AlreadyExists, InvalidInput, NotFound, Overloaded, Unavailable
+from tests.inference_service.conftest import Brake
 from tests.inference_service.engine.builders import greedy, reference, small_config, soft_prompt, tiny_base
 from tests.waiting import until
 
@@ -76,7 +77,8 @@ async def test_closing_a_stream_frees_its_slot(engine: AsyncEngine) -> None:
     assert not engine.engine.has_work
 
 
-async def test_cancelling_the_task_of_a_waiting_request_frees_it(engine: AsyncEngine) -> None:
+async def test_cancelling_the_task_of_a_waiting_request_frees_it(engine: AsyncEngine, brake: Brake) -> None:
+    brake.holds = True
     tasks = [asyncio.create_task(collect(engine, GenerationRequest(f"r{i}", IDS, greedy(110), "a"))) for i in range(8)]
     await until(lambda: engine.stats().running == 4)
     for task in tasks:
@@ -111,12 +113,13 @@ async def test_refusals_come_before_the_first_delta(engine: AsyncEngine) -> None
     await stream.aclose()  # type: ignore[attr-defined]
 
 
-async def test_overload_is_refused_and_the_rest_served() -> None:
-    subject = build(max_waiting=2, max_running=1)
+async def test_overload_is_refused_and_the_rest_served(brake: Brake) -> None:
+    subject, brake.holds = build(max_waiting=2, max_running=1), True
     subject.start()
-    results = await asyncio.gather(
-        *(collect(subject, GenerationRequest(f"r{i}", IDS, greedy(5))) for i in range(12)), return_exceptions=True
-    )
+    tasks = [asyncio.create_task(collect(subject, GenerationRequest(f"r{i}", IDS, greedy(40)))) for i in range(12)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    brake.holds = False
+    results = await asyncio.gather(*tasks, return_exceptions=True)
     refused = [result for result in results if isinstance(result, Overloaded)]
     served = [result for result in results if isinstance(result, Delta)]
     assert len(refused) + len(served) == 12
@@ -135,22 +138,23 @@ async def test_score_and_replay(engine: AsyncEngine) -> None:
     assert top != await engine.top_logprobs(None, IDS, 3), "the prompt must make a difference"
 
 
-async def test_stopping_lets_streams_finish_and_takes_no_more() -> None:
-    subject = build()
+async def test_stopping_lets_streams_finish_and_takes_no_more(brake: Brake) -> None:
+    subject, brake.holds = build(), True
     subject.start()
     task = asyncio.create_task(collect(subject, GenerationRequest("r", IDS, greedy(40))))
     await until(lambda: subject.stats().running == 1)
-    stopping = asyncio.create_task(subject.stop(20))
+    stopping = asyncio.create_task(subject.stop(600))
     await asyncio.sleep(0)
     with pytest.raises(Unavailable):
         await collect(subject, GenerationRequest("late", IDS, greedy()))
+    brake.holds = False
     await stopping
     assert len((await task).token_ids) == 40
     assert not subject.healthy
 
 
-async def test_the_end_of_the_grace_time_cancels() -> None:
-    subject = build(max_running=1)
+async def test_the_end_of_the_grace_time_cancels(brake: Brake) -> None:
+    subject, brake.holds = build(max_running=1), True
     subject.start()
     tasks = [asyncio.create_task(collect(subject, GenerationRequest(f"r{i}", IDS, greedy(120)))) for i in range(9)]
     await until(lambda: subject.stats().running == 1)
@@ -160,8 +164,8 @@ async def test_the_end_of_the_grace_time_cancels() -> None:
     assert not subject.engine.has_work
 
 
-async def test_when_the_thread_dies_no_caller_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = build()
+async def test_when_the_thread_dies_no_caller_hangs(monkeypatch: pytest.MonkeyPatch, brake: Brake) -> None:
+    subject, brake.holds = build(), True
     subject.start()
     assert subject.healthy
     stream = subject.generate(GenerationRequest("r", IDS, greedy(120)))
@@ -182,9 +186,9 @@ async def test_when_the_thread_dies_no_caller_hangs(monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_step_that_raises_is_an_internal_error_of_its_requests_alone(
-    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, brake: Brake
 ) -> None:
-    run = engine.engine.runner.run
+    run, brake.holds = engine.engine.runner.run, True
 
     def flaky(plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
         if any(chunk.sequence.request_id.startswith("bad") for chunk in plan.chunks):
@@ -198,6 +202,7 @@ async def test_a_step_that_raises_is_an_internal_error_of_its_requests_alone(
     assert bad.finish_reason is FinishReason.INTERNAL
     with pytest.raises(StepFailed):
         await engine.score(ScoreRequest("bad score", IDS, ((5,), (6, 7)), "a"))
+    brake.holds = False
     assert len((await good).token_ids) == 60
     assert engine.healthy
 
@@ -220,17 +225,18 @@ async def test_failing_step_after_step_makes_the_engine_unhealthy(monkeypatch: p
     await subject.stop()
 
 
-async def test_a_replay_passes_a_full_queue() -> None:
-    subject = build(max_waiting=1, max_running=1)
+async def test_a_replay_passes_a_full_queue(brake: Brake) -> None:
+    subject, brake.holds = build(max_waiting=1, max_running=1), True
     subject.start()
     await subject.load_prefix("a", soft_prompt(subject.engine.base))
     running = asyncio.create_task(collect(subject, GenerationRequest("r0", IDS, greedy(100), "a")))
     await until(lambda: subject.stats().running == 1)
-    waiting = asyncio.create_task(collect(subject, GenerationRequest("r1", IDS, greedy(5), "a")))
+    waiting = asyncio.create_task(collect(subject, GenerationRequest("r1", IDS, greedy(40), "a")))
     await until(lambda: subject.stats().waiting == 1)
     with pytest.raises(Overloaded):
         await collect(subject, GenerationRequest("r2", IDS, greedy(5), "a"))
     assert len(await subject.top_logprobs("a", IDS, 3, priority=9)) == 3
+    brake.holds = False
     await asyncio.gather(running, waiting)
     await subject.check_integrity()
     await subject.stop()

@@ -131,7 +131,7 @@ def test_prompts_above_the_prefix_budget_never_stop_a_stream(paged: bool) -> Non
     drain(engine)
 
 
-async def test_a_load_runs_beside_a_stream_and_says_what_is_wrong() -> None:
+async def test_a_load_runs_beside_a_stream_and_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = AsyncEngine(build(max_tokens_per_step=8))
     subject.start()
     base, steps = subject.engine.base, watch(subject.engine)
@@ -146,6 +146,7 @@ async def test_a_load_runs_beside_a_stream_and_says_what_is_wrong() -> None:
     with pytest.raises(PreconditionFailed, match="hidden size"):
         await subject.load_prefix("wide", SoftPrompt(torch.zeros(3, 65)))
     await stream.aclose()  # type: ignore[attr-defined]
+    monkeypatch.setattr(subject.engine, "step", list)  # computes nothing
     loading = asyncio.create_task(subject.load_prefix("c", soft_prompt(base, 200)))
     await asyncio.sleep(0)
     await subject.stop()

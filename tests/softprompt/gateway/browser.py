@@ -19,12 +19,13 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 NEEDS_CHROMIUM = pytest.mark.skipif(
     not CHROMIUM, reason="LOUD: no Chromium (CHROMIUM names one); the page was not tried"
 )
-SECONDS = 60_000
+MILLISECONDS = 600_000
+"""As long as pytest's timeout."""
 
 
 @pytest.fixture(scope="module")  # no longer, because asyncio's tests can't run beside its event loop
 def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=SECONDS)
+    expect.set_options(timeout=MILLISECONDS)
     with sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield made
@@ -36,7 +37,7 @@ def page(browser: Browser, services: World) -> Iterator[Page]:
     """A page that must log nothing on its console and load nothing from elsewhere."""
     context = browser.new_context(viewport={"width": 1100, "height": 900})
     made = context.new_page()
-    made.set_default_timeout(SECONDS)
+    made.set_default_timeout(MILLISECONDS)
     complaints: list[str] = []
     requested: list[str] = []
     made.on("console", lambda message: complaints.append(message.text) if is_fault(message) else None)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from openai import OpenAI
 
-from inference_service.engine.engine import Engine
 from shared.text.template import Template, TemplateFormat
+from tests.inference_service.conftest import Brake
+from tests.inference_service.conftest import brake as brake
 from tests.inference_service.replica import blob, matrix, publish
 from tests.softprompt.gateway.browser import browser as browser
 from tests.softprompt.gateway.browser import page as page
@@ -33,23 +32,18 @@ def services(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="package")
 def http(services: World) -> Iterator[httpx.Client]:
     """Plain HTTP. One client, because each new one reads the system's certificates."""
-    with httpx.Client(base_url=services.url, timeout=30) as made:
+    with httpx.Client(base_url=services.url, timeout=None) as made:
         yield made
 
 
 @pytest.fixture(scope="package")
 def client(services: World) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{services.url}/v1", api_key="unused", max_retries=0, timeout=30) as made:
+    with OpenAI(base_url=f"{services.url}/v1", api_key="unused", max_retries=0, timeout=None) as made:
         yield made
 
 
 @pytest.fixture
-def slow(services: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of the engine take long enough for a client to leave in the middle of an answer."""
-    step = Engine.step
-
-    def slowly(self: Engine, *arguments: Any) -> Any:
-        time.sleep(0.02)
-        return step(self, *arguments)
-
-    monkeypatch.setattr(Engine, "step", slowly)
+def held(services: World, brake: Brake) -> Brake:
+    """Long answers stop after their first token, until the test lets them go on."""
+    brake.holds = True
+    return brake

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,16 @@ import pytest
 from openai import OpenAI
 from prompttuning.v1 import tuning_pb2 as pb
 
-from shared.log import fields_of
 from shared.security.tokens import hash_token, new_token
+from tests.inference_service.conftest import Brake
 from tests.inference_service.replica import blob, matrix, publish
+from tests.log_lines import log_lines
 from tests.softprompt.gateway.running import World, world
 from tests.softprompt.gateway.test_fine_tuning import EXAMPLES, lines
 from tests.waiting import wait_until
 
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
-NAMES = ("admin", "shop", "tuner", "rival", "slow")
+NAMES = ("admin", "shop", "tuner", "rival", "slow", "counted")
 TOKENS = {name: new_token() for name in NAMES}
 CALLERS: list[dict[str, Any]] = [
     {"name": "admin", "roles": ["admin"]},
@@ -31,6 +31,7 @@ CALLERS: list[dict[str, Any]] = [
     {"name": "tuner", "roles": ["tuner", "generator"], "prompts": ["tone*"]},
     {"name": "rival", "roles": ["tuner", "publisher", "generator"], "prompts": ["rival-*"]},
     {"name": "slow", "roles": ["generator"], "limits": {"requests_per_second": 0.1}},
+    {"name": "counted", "roles": ["generator"], "prompts": ["tone*"]},  # of one test alone
 ]
 
 
@@ -75,7 +76,7 @@ def test_without_a_valid_token_nothing_is_answered(guarded: World) -> None:
         [("authorization", f"Bearer {good}\u00e9".encode())],
         [("authorization", "Bearer " + "x" * 5000)],
     ):
-        with httpx.Client(base_url=guarded.url, headers=headers) as client:  # type: ignore[arg-type]
+        with httpx.Client(base_url=guarded.url, headers=headers, timeout=None) as client:  # type: ignore[arg-type]
             for call in (
                 client.get("/v1/models"),
                 client.get("/v1/models/tiny-llama"),
@@ -145,50 +146,38 @@ def test_a_limit_becomes_429_with_the_time_to_wait(guarded: World) -> None:
 
 
 def test_request_ids_and_traces_reach_the_services(guarded: World) -> None:
-    found: list[dict[str, object]] = []
+    def calls() -> list[tuple[str, str]]:
+        mine = [line for line in lines if line["request_id"] == "from-the-caller"]
+        return [(line["trace_id"], line["caller"]) for line in mine if line["method"].endswith("Service/Generate")]
 
-    class Noting(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            found.append({"message": record.getMessage(), **fields_of(record)})
-
-    handler, logger = Noting(), logging.getLogger("shared.rpc.interceptors")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-        headers = {"x-request-id": "from-the-caller", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"x-request-id": "from-the-caller", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    with log_lines("shared.rpc.interceptors", "call") as lines:
         raw = by(guarded, "shop").chat.completions.with_raw_response.create(
             model="tone", messages=MESSAGES, max_tokens=2, extra_headers=headers
         )
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+        wait_until(calls)  # a call's line follows its answer
     assert raw.headers["x-request-id"] == "from-the-caller"
-    calls = [one for one in found if one.get("method") == "prompttuning.v1.GenerationService/Generate"]
-    assert [(one["request_id"], one["trace_id"], one["caller"]) for one in calls] == [
-        ("from-the-caller", trace, "shop")
-    ]
+    assert calls() == [(trace, "shop")]
 
 
-def test_requests_are_counted_for_the_tenant_that_the_service_names(guarded: World) -> None:
+def test_requests_are_counted_for_the_tenant_that_the_service_names(guarded: World, brake: Brake) -> None:
     def counted(outcome: str) -> float:
-        text = httpx.get(f"http://127.0.0.1:{guarded.gateway.metrics_port}/metrics").text
-        wanted = f'softprompt_tenant_requests_total{{outcome="{outcome}",prompt_class="standard",tenant="shop"}} '
+        text = httpx.get(f"http://127.0.0.1:{guarded.gateway.metrics_port}/metrics", timeout=None).text
+        wanted = f'softprompt_tenant_requests_total{{outcome="{outcome}",prompt_class="standard",tenant="counted"}} '
         return float(next((line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(wanted)), 0))
 
-    before = counted("ok"), counted("invalid")
-    with by(guarded, "shop") as shop:
-        chat(shop)
-        for _ in chat(shop, stream=True):
+    with by(guarded, "counted") as caller:
+        chat(caller)
+        for _ in chat(caller, stream=True):
             pass
         with pytest.raises(openai.NotFoundError):
-            chat(shop, model="rival-tone")
-    wait_until(lambda: (counted("ok"), counted("invalid")) == (before[0] + 2, before[1] + 1))
-    cancelled = counted("cancelled")
+            chat(caller, model="rival-tone")
+    wait_until(lambda: (counted("ok"), counted("invalid")) == (2, 1))
+    brake.holds = True
     with (
-        by(guarded, "shop") as shop,
-        shop.chat.completions.create(model="tone", messages=MESSAGES, max_tokens=400, stream=True) as stream,
+        by(guarded, "counted") as caller,
+        caller.chat.completions.create(model="tone", messages=MESSAGES, max_tokens=400, stream=True) as stream,
     ):
         next(iter(stream))
-    wait_until(lambda: counted("cancelled") == cancelled + 1)
+    wait_until(lambda: counted("cancelled") == 1)

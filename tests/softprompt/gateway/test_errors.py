@@ -284,7 +284,7 @@ def test_clients_do_not_try_again_when_a_budget_is_used_up(is_budget: bool, num_
 
 
 def num_failed(services: World, operation: str) -> float:
-    text = httpx.get(f"http://127.0.0.1:{services.gateway.metrics_port}/metrics").text
+    text = httpx.get(f"http://127.0.0.1:{services.gateway.metrics_port}/metrics", timeout=None).text
     wanted = f'softprompt_gateway_requests_total{{operation="{operation}",status="503"}} '
     return float(next(line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(wanted)))
 

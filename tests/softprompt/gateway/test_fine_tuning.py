@@ -238,7 +238,7 @@ def test_jobs_that_are_not_there(client: OpenAI, services: World) -> None:
         for call in (jobs.retrieve, jobs.cancel, jobs.pause, jobs.list_events, jobs.checkpoints.list):
             with pytest.raises(openai.NotFoundError):
                 call(id)
-    refused = httpx.post(f"{services.url}/v1/fine_tuning/jobs/ftjob-x/cancel", json={"reason": "x"})
+    refused = httpx.post(f"{services.url}/v1/fine_tuning/jobs/ftjob-x/cancel", json={"reason": "x"}, timeout=None)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "reason")
     unknown = f"after=ftjob-{'z' * 26}"
     for query in (
@@ -251,6 +251,6 @@ def test_jobs_that_are_not_there(client: OpenAI, services: World) -> None:
         "limit=1&limit=2",
         "metadata=1",
     ):
-        response = httpx.get(f"{services.url}/v1/fine_tuning/jobs?{query}")
+        response = httpx.get(f"{services.url}/v1/fine_tuning/jobs?{query}", timeout=None)
         assert response.status_code == 400
         assert response.json()["error"]["param"] == query.partition("=")[0]

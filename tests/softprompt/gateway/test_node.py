@@ -45,9 +45,7 @@ console.log(JSON.stringify(out));
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="NODE IS NOT INSTALLED: its client is not tested")
 def test_a_client_in_node(services: World) -> None:
-    done = subprocess.run(
-        ["node", "--input-type=module", "-e", PROGRAM, services.url], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(["node", "--input-type=module", "-e", PROGRAM, services.url], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
     assert "tone@1" in out["models"]

@@ -51,6 +51,6 @@ def test_requests_that_the_description_allows_never_break_it(services: World, me
         suppress_health_check=list(HealthCheck),
     )
     def requests(case: schemathesis.Case[Any]) -> None:
-        case.call_and_validate(checks=CHECKS)
+        case.call_and_validate(checks=CHECKS, timeout=600)
 
     requests()

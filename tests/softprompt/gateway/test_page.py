@@ -51,8 +51,8 @@ def test_from_a_file_to_an_answer(page: Page, services: World, tmp_path: Path) -
     expect(page.get_by_role("heading", name="for our-reviews")).to_be_visible()
     first_job = page.get_by_role("heading", level=1).inner_text()
     tuned(page)
-    assert "held-out" in (page.locator("svg.curve[role=img]").get_attribute("aria-label") or "")
-    assert page.locator("svg.curve[role=img] circle.s1").count() > 0
+    expect(page.locator("svg.curve[role=img]")).to_have_attribute("aria-label", re.compile("held-out"))
+    expect(page.locator("svg.curve[role=img] circle.s1").first).to_be_attached()
     expect(page.get_by_role("heading", name="held-out answers")).to_be_visible()
     expect(page.get_by_role("columnheader", name="Instructed")).to_be_visible()
     page.get_by_text("Correct", exact=True).first.click()
@@ -67,7 +67,7 @@ def test_from_a_file_to_an_answer(page: Page, services: World, tmp_path: Path) -
     page.get_by_label("Tokens").fill("8")
     page.get_by_role("button", name="Send").click()
     expect(page.locator(".panel .hint").first).to_contain_text("tokens in")
-    assert page.locator(".answer").count() == 2
+    expect(page.locator(".answer")).to_have_count(2)
     page.get_by_text("curl", exact=True).click()
     assert json.dumps("lovely staff") in page.locator("details[open] pre").inner_text()
 

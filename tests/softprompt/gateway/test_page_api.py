@@ -182,7 +182,7 @@ def test_a_correction_holds_for_every_example_of_its_input_and_the_rest_stays_he
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_sent(services: World) -> None:
     head = "POST /api/preview?filename=a.csv HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 300000000\r\n"
-    with socket.create_connection(("127.0.0.1", services.gateway.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", services.gateway.port)) as connection:
         connection.sendall(f"{head}Connection: close\r\n\r\n".encode())
         answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 413 ")

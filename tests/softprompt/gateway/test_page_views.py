@@ -110,6 +110,7 @@ def test_every_view_by_keyboard_on_a_phone_and_in_both_schemes(
 ) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     opened(page, services, view, jobs)
+    page.evaluate("() => new Promise(requestAnimationFrame)")  # and for what waits for a frame
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     expect(page.locator("th:empty")).to_have_count(0)
     for scheme, ground in (("dark", "ground 0.01"), ("light", "ground 1.00")):
@@ -319,8 +320,10 @@ def test_a_file_is_chosen_and_read_by_keyboard(page: Page) -> None:
         page.get_by_label("Examples").press("Enter")
     chooser.value.set_files({"name": "a.jsonl", "mimeType": "application/json", "buffer": SHEET.encode()})
     label = page.get_by_label("Label", exact=True)
-    for column in ("input", "output"):  # each choice is read at once, and the next key goes to the same control
+    for column, heading in (("input", "can't be used yet"), ("output", "20 examples")):
         label.press("ArrowDown")
+        expect(page.get_by_role("heading", name=heading)).to_be_visible()
+        # each choice is read at once, stays also where it can't be used, and the next key goes to the same control
         expect(label).to_have_value(column)
         expect(label).to_be_focused()
     expect(page.get_by_label("Output", exact=True)).to_have_value("")
@@ -373,6 +376,6 @@ def printed(program: str) -> str:
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from softprompt.cli.doctor import gateway_finding
 from softprompt.gateway import server
 from softprompt.gateway.settings import GatewaySettings
+from tests.inference_service.conftest import Brake
 from tests.shared.security.pki import Authority
 from tests.softprompt.gateway.running import World, running_gateway
 from tests.softprompt.gateway.test_attacks import LONG
@@ -25,7 +26,7 @@ from tests.waiting import until
 
 
 async def test_metrics_health_and_readiness(services: World) -> None:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         await client.get(f"{services.url}/v1/models")
         for port in (services.gateway.port, services.gateway.metrics_port):
             for path in ("livez", "readyz"):
@@ -41,6 +42,12 @@ async def test_metrics_health_and_readiness(services: World) -> None:
     assert {"softprompt_gateway_ready", "softprompt_gateway_first_byte_seconds_count"} <= {s.name for s in samples}
 
 
+@pytest.fixture
+def patient_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softprompt.cli.doctor._SECONDS", 600.0)
+
+
+@pytest.mark.usefixtures("patient_doctor")
 async def test_doctor_finds_the_gateway(services: World) -> None:
     for url in (services.url, f"{services.url}/v1/"):
         found = await asyncio.to_thread(gateway_finding, url)
@@ -50,6 +57,7 @@ async def test_doctor_finds_the_gateway(services: World) -> None:
     assert other.is_problem, "a port of the gateway that is not its API"
 
 
+@pytest.mark.usefixtures("patient_doctor")
 async def test_a_gateway_without_its_services_says_so_and_is_not_ready(tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
     settings = GatewaySettings(
@@ -66,7 +74,7 @@ async def test_a_gateway_without_its_services_says_so_and_is_not_ready(tmp_path:
         patched.setattr(server, "_Server", Noted)
         done = asyncio.create_task(server.serve(settings, stop))
         await until(lambda: ports or done.done())
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports[0]}", timeout=30) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports[0]}", timeout=None) as client:
         assert (await client.get("/livez")).status_code == 200
         assert (await client.get("/readyz")).status_code == 503
         found = await asyncio.to_thread(gateway_finding, f"http://127.0.0.1:{ports[0]}")
@@ -88,21 +96,23 @@ async def test_a_gateway_without_its_services_says_so_and_is_not_ready(tmp_path:
 
 
 async def test_a_service_that_hangs_or_restarts_is_answered_for_in_time(
-    services: World, slow: None, tmp_path: Path
+    services: World, held: Brake, tmp_path: Path
 ) -> None:
     with tcp_proxy(services.replica.port) as replica, tcp_proxy(services.trainer.port) as trainer:
         limits = {"call_seconds": 0.7, "generation_seconds": 2}
         async with (
-            running_gateway(tmp_path, trainer.port, replica.port, **limits) as gateway,
-            httpx.AsyncClient(base_url=gateway.url, timeout=30) as client,
+            running_gateway(tmp_path / "a", trainer.port, replica.port) as patient,
+            running_gateway(tmp_path / "b", trainer.port, replica.port, **limits) as hasty,
+            httpx.AsyncClient(base_url=patient.url, timeout=None) as client,
+            httpx.AsyncClient(base_url=hasty.url, timeout=None) as hurried,
         ):
             paths = "/v1/files", "/v1/fine_tuning/jobs", "/v1/models"
             assert {(await client.get(path)).status_code for path in paths} == {200}
-            for fail, status, code in (
-                (lambda: replica.hang(), 504, "timeout"),
-                (lambda: replica.cut(reset=True), 503, "service_unavailable"),
+            for asking, fail, status, code in (
+                (hurried, lambda: replica.hang(), 504, "timeout"),
+                (client, lambda: replica.cut(reset=True), 503, "service_unavailable"),
             ):
-                async with client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as response:
+                async with asking.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as response:
                     lines = response.aiter_lines()
                     await anext(lines)
                     fail()
@@ -112,7 +122,7 @@ async def test_a_service_that_hangs_or_restarts_is_answered_for_in_time(
                 if status == 504:
                     trainer.hang()
                     for path in paths:
-                        refused = await client.get(path)
+                        refused = await hurried.get(path)
                         assert refused.status_code == status
                         assert refused.headers["retry-after"] == "1"
                         assert refused.json()["error"]["message"] == "a service did not answer in time; try again"
@@ -124,14 +134,14 @@ async def test_a_service_that_hangs_or_restarts_is_answered_for_in_time(
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_drain_finishes_what_runs_and_takes_nothing_new(
     services: World,
-    slow: None,
+    held: Brake,
     tmp_path: Path,
     stream: bool,
 ) -> None:
     trainer, replica = services.trainer.port, services.replica.port
     async with (
         running_gateway(tmp_path, trainer, replica, grace_seconds=30) as gateway,
-        httpx.AsyncClient(base_url=gateway.url, timeout=60) as client,
+        httpx.AsyncClient(base_url=gateway.url, timeout=None) as client,
     ):
         body = {**LONG, "max_tokens": 40, "stream": stream}
         answering = asyncio.create_task(client.post("/v1/chat/completions", json=body))
@@ -154,6 +164,7 @@ async def test_a_drain_finishes_what_runs_and_takes_nothing_new(
             return False
 
         await until(refuses)
+        held.holds = False
         response = await answering
         assert response.status_code == 200
         if stream:
@@ -163,10 +174,10 @@ async def test_a_drain_finishes_what_runs_and_takes_nothing_new(
         await gateway.done
 
 
-async def test_streams_are_cut_after_the_grace_time(services: World, slow: None, tmp_path: Path) -> None:
+async def test_streams_are_cut_after_the_grace_time(services: World, held: Brake, tmp_path: Path) -> None:
     async with (
         running_gateway(tmp_path, services.trainer.port, services.replica.port, grace_seconds=0) as gateway,
-        httpx.AsyncClient(base_url=gateway.url, timeout=60) as client,
+        httpx.AsyncClient(base_url=gateway.url, timeout=None) as client,
         client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as response,
     ):
         chunks = response.aiter_bytes()
@@ -188,7 +199,7 @@ async def test_tls_and_a_certificate_that_is_renewed(
 
     async def trusts(made: Authority, url: str) -> bool:
         context = ssl.create_default_context(cadata=made.certificate.decode())
-        async with httpx.AsyncClient(verify=context) as client:
+        async with httpx.AsyncClient(verify=context, timeout=None) as client:
             try:
                 return (await client.get(f"{url}/v1/models")).status_code == 200
             except httpx.ConnectError:
@@ -199,7 +210,7 @@ async def test_tls_and_a_certificate_that_is_renewed(
         assert await trusts(authority, url)
         assert not await trusts(other, url)
         with pytest.raises(httpx.TransportError):
-            async with httpx.AsyncClient() as plain:
+            async with httpx.AsyncClient(timeout=None) as plain:
                 await plain.get(f"http://localhost:{gateway.port}/livez")
         other.issue("gateway").write(tmp_path)
         await until(lambda: trusts(other, url))

@@ -21,7 +21,7 @@ from tests.waiting import until
 """The first one imports torch, which takes a minute on a busy machine."""
 _FORKS = multiprocessing.get_context("forkserver")
 _INFERENCE = {"DTYPE": "float32", "DEVICE": "cpu", "NUM_THREADS": "1", "HEARTBEAT_SECONDS": "0.5"}
-_COMMON = {"PORT": "0", "LOG_LEVEL": "ERROR", "GRACE_SECONDS": "20"}
+_COMMON = {"PORT": "0", "LOG_LEVEL": "ERROR", "GRACE_SECONDS": "600"}
 _IMPORTED = ("inference_service.server", "transformers.models.llama.modeling_llama", "softprompt.router.server")
 
 

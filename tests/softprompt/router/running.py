@@ -39,7 +39,7 @@ async def running_router(
     """Ready inside the block: it has found a replica. Drained at its end."""
     directory.mkdir(parents=True, exist_ok=True)
     ready, stop = directory / "router.json", asyncio.Event()
-    defaults = {"port": 0, "poll_seconds": 0.02, "grace_seconds": 10, "ready_file": str(ready)}
+    defaults = {"port": 0, "poll_seconds": 0.02, "grace_seconds": 600, "ready_file": str(ready)}
     chosen = RouterSettings(store_url=str(store_dir), **{**defaults, **settings})
     done = asyncio.create_task(serve(chosen, stop, security or ClientSecurity()))
     try:

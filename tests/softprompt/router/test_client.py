@@ -92,7 +92,7 @@ async def test_a_replica_alone_refuses_another_base_model(world: World) -> None:
 
 
 async def test_a_stream_that_is_left_ends_on_the_replica(world: World, brake: Brake) -> None:
-    brake.seconds = 0.02
+    brake.holds = True
     long = Sampling(max_new_tokens=400, ignore_eos=True)
 
     async def is_idle() -> bool:

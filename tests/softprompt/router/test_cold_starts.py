@@ -75,14 +75,13 @@ async def test_the_first_calls_wait_for_the_replica_that_they_make_start(tiny_mo
             assert (await router.stub.Generate(generate_request("hi", "tone"))).output == prompted.output
 
 
-async def test_a_wait_ends_at_its_bound_and_a_call_at_its_deadline(tiny_model_dir: Path, tmp_path: Path) -> None:
+async def test_a_wait_ends_at_its_bound_and_a_call_at_its_deadline(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.model.models_file._LOOK_SECONDS", 0)
     publish(open_store(str(tmp_path / "store")), blob(tiny_model_dir, matrix(1), "tone"), "tone")
-    listed = models_file(
-        tmp_path / "models.json",
-        tiny_llama={"least": 0, "launch_seconds": 0.5},
-        slow={"least": 0, "launch_seconds": 60},
-        kept={"least": 1},
-    )
+    others: dict[str, Any] = {"slow": {"least": 0, "launch_seconds": 3600}, "kept": {"least": 1}}
+    listed = models_file(tmp_path / "models.json", tiny_llama={"least": 0, "launch_seconds": 3600}, **others)
     async with running_router(
         tmp_path / "r", tmp_path / "store", models_file=listed, max_waiting=1, wait_seconds=1
     ) as router:
@@ -94,6 +93,7 @@ async def test_a_wait_ends_at_its_bound_and_a_call_at_its_deadline(tiny_model_di
 
         await until(one_waits)
         assert isinstance(await refusal(router.stub.Generate(bare("tiny-llama"))), Overloaded)
+        models_file(listed, tiny_llama={"least": 0, "launch_seconds": 0.5}, **others)
         given_up = await first
         assert isinstance(given_up, Unavailable)
         assert given_up.message == "no replica for tone has started yet"

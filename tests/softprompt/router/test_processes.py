@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import random
 import signal
 from collections import Counter
@@ -80,9 +81,7 @@ async def test_kills_under_mixed_traffic_lose_no_stream_that_could_begin_elsewhe
     references = [*(f"tone-{model}" for model in MODELS), "moving@split"]
 
     async def one(reference: str) -> str:
-        stream = world.stub.GenerateStream(
-            stream_request("hi", reference, max_new_tokens=NEW_TOKENS, ignore_eos=False), timeout=60
-        )
+        stream = world.stub.GenerateStream(stream_request("hi", reference, max_new_tokens=NEW_TOKENS, ignore_eos=False))
         start, tokens = None, list[int]()
         try:
             while (part := await stream.read()) is not grpc.aio.EOF:
@@ -93,22 +92,27 @@ async def test_kills_under_mixed_traffic_lose_no_stream_that_could_begin_elsewhe
         assert start is not None
         return "whole" if versions[start.version] == tokens else f"wrong: {start.version} {tokens}"
 
-    async def client() -> None:
+    num_clients = 4
+    asked = [0] * num_clients
+
+    async def client(number: int) -> None:
         while not stop.is_set():
             outcomes[await one(random.choice(references))] += 1
+            asked[number] += 1
 
-    async def more(count: int = 12) -> None:
-        wanted = outcomes["whole"] + count
-        await until(lambda: outcomes["whole"] >= wanted)
+    async def more() -> None:
+        """Until every client had its stream of this moment and three others."""
+        wanted = [number + 4 for number in asked]
+        await until(lambda: all(map(operator.ge, asked, wanted)))
 
-    num_clients = 4
     async with asyncio.TaskGroup() as group:
-        for _ in range(num_clients):
-            group.create_task(client())
+        for number in range(num_clients):
+            group.create_task(client(number))
         try:
             await more()
             for model in MODELS:
                 world.replicas[model][0].signal(signal.SIGKILL)
+                await world.replicas[model][0].ended()
                 await more()
             cut_by_kills = outcomes["cut"]
             replacement = await world.fleet.replica("amber-3", world.model_dirs["amber"])

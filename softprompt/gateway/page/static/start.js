@@ -47,7 +47,7 @@ export async function start(main) {
   function show(file, data) {
     const selects = ROLES.map(([role, title]) => {
       const select = h("select", { name: role, onchange: () => choose(role, select.value) }, h("option", { value: "" }, "-"),
-        data.columns.map((column) => h("option", { value: column, selected: data.used[role] === column }, column)));
+        data.columns.map((column) => h("option", { value: column, selected: (choice[role] ?? data.used[role]) === column }, column)));
       return field(title, select);
     });
     const unused = h("input", { type: "checkbox", name: "drop_extra", checked: choice.drop_extra === "true", onchange: () => choose("drop_extra", unused.checked ? "true" : "") });
