@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ from trainer_service.training.events import DatasetFile
 FAST = JobsConfig(
     worker_idle_seconds=60,
     poll_seconds=0.5,
-    heartbeat_seconds=5,
-    launch_seconds=60,
+    heartbeat_seconds=600,
+    launch_seconds=600,
     progress_seconds=0.01,
     tick_seconds=0.05,
     retry_first_seconds=0.02,
@@ -82,10 +83,10 @@ class AdmitAll:
 
 
 def expire_leases(store: JobStore, owner: str) -> None:
-    """As if the owner had been away for longer than its lease, which is too long to expire on a slow machine."""
+    """As if the owner, given by a part of its name, had been away for longer than its lease, which is too long to expire on a slow machine."""
     with store.database.write() as connection:
         for table in (schema.jobs, schema.worker_slots):
-            connection.execute(update(table).where(table.c.owner == owner).values(lease_until=0))
+            connection.execute(update(table).where(table.c.owner.contains(owner)).values(lease_until=0))
 
 
 class Service:
@@ -95,6 +96,8 @@ class Service:
         self.directory = directory
         self.base = base or effective_spec()
         self.trainers: list[ScriptedTrainer] = []
+        self.finish = threading.Event()
+        """Set it to let jobs with inputs `forever` end."""
         self.config = FAST
         self.url = f"sqlite:///{directory / 'jobs.sqlite3'}"
         self.models = ModelsFile()
@@ -123,19 +126,23 @@ class Service:
         return self.manager
 
     def _load(self, base_model: str) -> tuple[ScriptedTrainer, dict[str, str]]:
-        self.trainers.append(ScriptedTrainer())
+        self.trainers.append(ScriptedTrainer(finish=self.finish))
         return self.trainers[-1], {}
+
+    def configure(self, **config: Any) -> None:
+        """Changes settings of workers that start from now on."""
+        object.__setattr__(self.manager._context, "config", self.config.model_copy(update=config))
 
     async def crash(self) -> None:
         """As if the process were killed: it makes no further call to the store and releases its lock."""
         await self.manager.abandon()
         self.manager = None  # type: ignore[assignment]
 
-    async def drain(self) -> None:
+    async def drain(self, grace_seconds: float = 5) -> None:
         """Does nothing if it doesn't run."""
         if self.manager is not None:
             manager, self.manager = self.manager, None  # type: ignore[assignment]
-            await manager.drain(5)
+            await manager.drain(grace_seconds)
 
     async def state(self, job_id: str, *states: JobState) -> Job:
         """Waits until the job is in one of these states. Fails at once if it ends in another state."""
