@@ -83,7 +83,10 @@ class AdmitAll:
 
 
 def expire_leases(store: JobStore, owner: str) -> None:
-    """As if the owner, given by a part of its name, had been away for longer than its lease, which is too long to expire on a slow machine."""
+    """As if the owner had been away for longer than its lease, which is too long to expire on a slow machine.
+
+    `owner`: a part of its name.
+    """
     with store.database.write() as connection:
         for table in (schema.jobs, schema.worker_slots):
             connection.execute(update(table).where(table.c.owner.contains(owner)).values(lease_until=0))

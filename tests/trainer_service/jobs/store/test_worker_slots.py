@@ -16,7 +16,6 @@ from sqlalchemy import select
 from tests.trainer_service.builders import record, spec
 from tests.trainer_service.job_service import Service, expire_leases
 from tests.trainer_service.postgres import Postgres
-from tests.trainer_service.scripted import ScriptedTrainer
 from tests.waiting import until
 from trainer_service.database import schema
 from trainer_service.database.database import Database
