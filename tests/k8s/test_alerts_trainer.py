@@ -26,6 +26,7 @@ from tests.trainer_service.requests import create_job, first_step
 from tests.trainer_service.scripted import ScriptedTrainer
 from tests.trainer_service.webhooks.receiver import receiver
 from tests.waiting import until
+from trainer_service.publish import publisher
 from trainer_service.webhooks import deliveries
 
 DISK_BYTES = 64 << 20
@@ -120,7 +121,8 @@ async def test_workers_that_die(faults: Any) -> None:
         await fault.trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=job.name))
 
 
-async def test_a_prompt_store_that_is_away(faults: Any) -> None:
+async def test_a_prompt_store_that_is_away(faults: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "_LAST_PAUSE_SECONDS", 0.25)
     finish = threading.Event()
     async with faults(scripted(lambda id: (ScriptedTrainer(64, finish=finish), {})), trainer={}) as fault:
         store: Path = fault.trainer.settings.data_dir / "prompts"

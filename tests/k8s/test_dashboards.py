@@ -25,7 +25,7 @@ from tests.k8s import known_metrics
 from tests.k8s.manifests import K8S, render
 from tests.k8s.prometheus import Prometheus, program, running_prometheus
 from tests.softprompt.gateway.running import running_gateway
-from tests.trainer_service.conftest import RunningTrainer, running_trainer
+from tests.trainer_service.conftest import PATIENT, RunningTrainer, running_trainer
 from tests.trainer_service.requests import create_job
 from tests.trainer_service.test_training_end_to_end import local_pool
 from tests.waiting import wait_until
@@ -177,6 +177,7 @@ def settings(tmp_path: Path, tiny_model_dir: Path) -> TrainerSettings:
         data_dir=tmp_path / "data",
         ready_file=str(tmp_path / "trainer.json"),
         grace_seconds=5,
+        **PATIENT,
     )
 
 

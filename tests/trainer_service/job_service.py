@@ -26,6 +26,7 @@ from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store.job_store import JobStore
+from trainer_service.pools import TrainerPools
 from trainer_service.training.events import DatasetFile
 
 FAST = JobsConfig(
@@ -38,6 +39,10 @@ FAST = JobsConfig(
     retry_first_seconds=0.02,
     retry_max_seconds=0.1,
 )
+
+
+_PATIENCE_SECONDS = 600.0
+"""Time limit of the stores, which only one that hangs exceeds."""
 
 
 class Examples:
@@ -111,7 +116,7 @@ class Service:
     async def start(self, pool: WorkerPool | None = None, prompt_store: Any = None, **config: Any) -> JobManager:
         self.config = self.config.model_copy(update=config)
         self.admission = AdmitAll(self.base)
-        store = JobStore.open(self.url)
+        store = JobStore.open(self.url, timeout_seconds=_PATIENCE_SECONDS)
         self.store = store
         self.prompt_store = prompt_store or PromptStore(LocalBackend(self.directory / "prompts"))
         self.pool = pool or LocalPool(self._load)
@@ -124,6 +129,7 @@ class Service:
             self.config,
             files=files_for(store, self.directory / "checkpoints"),
             models=self.models,
+            pools=TrainerPools.of(_PATIENCE_SECONDS, _PATIENCE_SECONDS),
         )
         await self.manager.start()
         return self.manager

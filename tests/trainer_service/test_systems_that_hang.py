@@ -59,14 +59,12 @@ def database_proxy(postgres: Postgres) -> Iterator[TcpProxy]:
 def far(
     settings: TrainerSettings, store_proxy: TcpProxy, database_proxy: TcpProxy, postgres: Postgres
 ) -> TrainerSettings:
-    """Settings with both systems behind proxies, and time limits that only a system that hangs exceeds."""
+    """Settings with both systems behind proxies."""
     name = f"far_{secrets.token_hex(4)}"
     postgres.create_database(name)
     changes: dict[str, Any] = {
         "store_url": f"s3://{BUCKET}/{name}",
-        "store_timeout_seconds": 600.0,
         "database_url": f"postgresql://softprompt@127.0.0.1:{database_proxy.port}/{name}",
-        "database_timeout_seconds": 600.0,
     }
     return settings.model_copy(update=changes)
 
