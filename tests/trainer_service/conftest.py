@@ -157,6 +157,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
         url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
     else:
         url = request.getfixturevalue("postgres").create_database(f"test_{uuid.uuid4().hex}")
-    opened = JobStore.open(url)
+    opened = JobStore.open(url, timeout_seconds=600)
     yield opened
     opened.close()
