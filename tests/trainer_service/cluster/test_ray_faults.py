@@ -99,11 +99,8 @@ async def test_workers_that_are_stopped_are_replaced_and_end_and_are_not_heard_a
     """SIGSTOP: the processes live, keep their resources and are silent. One continues, when its job belongs to another
     worker; the other one never does.
     """
-    manager = await service.start(pool, max_workers=2, max_jobs_per_worker=1, heartbeat_seconds=5.0)
+    manager = await service.start(pool, max_workers=2, max_jobs_per_worker=1, heartbeat_seconds=10.0)
     jobs = [await manager.create(spec(num_steps=400, prompt=f"p-{number}")) for number in range(2)]
-    followed = manager._dispatcher._supervisors
-    await until(lambda: sum(one._handle is not None for one in followed.values()) == 2)
-    service.configure(heartbeat_seconds=600.0)  # later ones may be slow
     stopped = [await suspended(service, job.id) for job in jobs]
     stopped_at = time.time()
     for job in jobs:
