@@ -13,7 +13,7 @@ from typing import Any
 
 from softprompt import AsyncClient
 from tests.inference_service.replica import Replica, running_replica
-from tests.trainer_service.conftest import NoWorkers, RunningTrainer, running_trainer
+from tests.trainer_service.conftest import PATIENT, NoWorkers, RunningTrainer, running_trainer
 from tests.trainer_service.test_training_end_to_end import local_pool
 from trainer_service.config import TrainerSettings
 
@@ -42,6 +42,7 @@ async def both(
         grace_seconds=5,
         dtype="float32",
         max_proof_model_bytes=max_proof_model_bytes,
+        **PATIENT,
     )
     async with (
         running_replica(model_dir, directory, **replica_settings) as replica,

@@ -18,7 +18,7 @@ from tests.k8s.exposition import MINUTES_BEFORE, ONLY_UP, Scrape, scrape, series
 from tests.k8s.prometheus import program
 from tests.k8s.test_rules import RULES, without_annotations
 from tests.softprompt.gateway.running import RunningGateway, running_gateway
-from tests.trainer_service.conftest import NoWorkers, RunningTrainer, running_trainer
+from tests.trainer_service.conftest import PATIENT, NoWorkers, RunningTrainer, running_trainer
 from tests.waiting import until
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.config import TrainerSettings
@@ -45,8 +45,10 @@ def firing(folder: Path, before: tuple[Scrape, Scrape], during: tuple[Scrape, Sc
     evaluation = {"rule_files": ["rules.yaml"], "evaluation_interval": f"{min(4, 1 + minutes // 50)}m"}
     (folder / "tests.yaml").write_text(json.dumps({**evaluation, "tests": [case]}))
     command = [program("promtool"), "test", "rules", str(folder / "tests.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    said = done.stdout + done.stderr
+    said = "query timed out"
+    while "query timed out" in said:  # promtool's own limit, which a busy machine exceeds
+        done = subprocess.run(command, capture_output=True, text=True)
+        said = done.stdout + done.stderr
     assert "got:" in said, said
     return set(re.findall(r'alertname=\\?"(\w+)\\?"', said.split("got:")[1]))
 
@@ -137,6 +139,7 @@ def maker(model_dir: Path, folder: Path) -> Any:
                         "data_dir": folder / "data",
                         "ready_file": str(folder / "trainer.json"),
                         "grace_seconds": 2,
+                        **PATIENT,
                         **trainer,
                     }
                 )

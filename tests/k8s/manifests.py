@@ -104,7 +104,7 @@ def _rendered(overlay: str) -> Manifests:
 
 def build(kustomization: Path) -> Manifests:
     """What kustomize makes of a folder."""
-    done = subprocess.run([KUBECTL, "kustomize", kustomization], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([KUBECTL, "kustomize", kustomization], capture_output=True, text=True)
     if done.returncode != 0 or done.stderr.strip():
         raise AssertionError(f"{kustomization} does not build cleanly:\n{done.stderr}")
     return Manifests([item for item in yaml.safe_load_all(done.stdout) if item])

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -58,22 +59,32 @@ class Prometheus:
             return False
 
 
+def _ports(process_id: int) -> list[int]:
+    """The ports that a process listens on."""
+    try:
+        connections = psutil.Process(process_id).net_connections("tcp")
+    except psutil.Error:
+        return []
+    return [one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN]
+
+
 @contextmanager
-def running_prometheus(folder: Path, config: dict[str, Any], port: int) -> Iterator[Prometheus]:
-    """Scrape by `config` until the block ends."""
+def running_prometheus(folder: Path, config: dict[str, Any]) -> Iterator[Prometheus]:
+    """Scrape by `config` until the block ends, on a free port."""
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     command = [
         program("prometheus"),
         f"--config.file={folder / 'prometheus.yml'}",
         f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
+        "--web.listen-address=127.0.0.1:0",
         "--log.level=warn",
     ]
     with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
-            server = Prometheus(f"http://127.0.0.1:{port}")
-            wait_until(lambda: server.is_up() or process.poll() is not None)
+            wait_until(lambda: _ports(process.pid) or process.poll() is not None)
             assert process.poll() is None, (folder / "log").read_text()
+            server = Prometheus(f"http://127.0.0.1:{_ports(process.pid)[0]}")
+            wait_until(server.is_up)
             yield server
         finally:
             process.terminate()

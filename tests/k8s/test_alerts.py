@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,12 @@ from softprompt.gateway.settings import GatewaySettings
 from tests.inference_service.replica import blob, matrix, publish, refusal
 from tests.k8s.alert_jobs import ended, job_that, scripted
 from tests.k8s.exposition import ONLY_UP
+from tests.log_lines import log_lines
 from tests.shared.security.pki import Authority
 from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.conftest import refused
 from tests.trainer_service.requests import create_job
-from tests.trainer_service.test_server import free_port
+from tests.waiting import until
 
 
 def asked(model: str) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def asked(model: str) -> dict[str, Any]:
 async def test_nothing_fires_while_all_is_well(faults: Any, tiny_model_dir: Path) -> None:
     async with (
         faults(scripted(), trainer={}, replica={}, gateway={}) as fault,
-        httpx.AsyncClient(base_url=fault.gateway.url, timeout=30) as http,
+        httpx.AsyncClient(base_url=fault.gateway.url, timeout=None) as http,
     ):
         publish(fault.replica.store, blob(tiny_model_dir, matrix(1)))
 
@@ -78,7 +78,7 @@ async def test_a_gateway_that_is_gone(faults: Any) -> None:
 async def test_a_gateway_whose_services_are_away(faults: Any) -> None:
     async with (
         faults(replica={}, gateway={}) as fault,
-        httpx.AsyncClient(base_url=fault.gateway.url, timeout=30) as http,
+        httpx.AsyncClient(base_url=fault.gateway.url, timeout=None) as http,
     ):
         fault.replica.stop.set()
         await fault.replica.done
@@ -91,11 +91,12 @@ async def test_a_gateway_whose_services_are_away(faults: Any) -> None:
 
 
 async def test_a_gateway_that_never_reached_the_replicas(faults: Any) -> None:
-    settings = GatewaySettings(port=0, metrics_port=free_port(), inference="127.0.0.1:1", call_seconds=2)
-    stop = asyncio.Event()
+    settings, stop = GatewaySettings(port=0, inference="127.0.0.1:1", call_seconds=2), asyncio.Event()
     async with faults() as fault:
-        serving = asyncio.create_task(serve_gateway(settings, stop))
-        fault.targets["gateway"] = settings.metrics_port
+        with log_lines("softprompt.gateway.server", "listening") as lines:
+            serving = asyncio.create_task(serve_gateway(settings, stop))
+            await until(lambda: lines)
+        fault.targets["gateway"] = lines[0]["metrics_port"]
         await fault.until("softprompt_gateway_ready", 0)
         assert await fault.fires(15) == {"SoftpromptGatewayNotReady"}
         stop.set()
@@ -190,13 +191,22 @@ async def test_a_certificate_that_runs_out(faults: Any, tmp_path: Path) -> None:
 async def test_first_tokens_that_come_late(faults: Any) -> None:
     async with faults(replica={"max_running": 1}) as fault:
 
+        async def late_and_all() -> tuple[float, float]:
+            quick, every = [
+                await fault.replica.metric("time_to_first_token_seconds_bucket", le=le) for le in ("2.5", "+Inf")
+            ]
+            return every - quick, every
+
         async def minute() -> None:
-            begun = time.monotonic()
-            await fault.replica.generate("hello", max_new_tokens=400, ignore_eos=True)
-            queued = int(4 / (time.monotonic() - begun)) + 2
-            await asyncio.gather(
-                *(fault.replica.generate("hello", max_new_tokens=400, ignore_eos=True) for _ in range(queued))
-            )
+            """More and more requests at once, until a tenth of all has waited for longer than the alert allows."""
+            before, num_at_once = await late_and_all(), 16
+            late = every = 0.0
+            while late <= 0.1 * every:
+                await asyncio.gather(
+                    *(fault.replica.generate("hello", max_new_tokens=400, ignore_eos=True) for _ in range(num_at_once))
+                )
+                late, every = (now - then for now, then in zip(await late_and_all(), before, strict=True))
+                num_at_once *= 2
 
         assert await fault.fires(25, minute) == {"SoftpromptFirstTokenSlow"}
 
@@ -207,14 +217,10 @@ async def test_requests_that_lose_their_place(faults: Any) -> None:
     ) as fault:
 
         async def minute() -> None:
-            while True:
-                before = await fault.replica.metric("preemptions_total")
+            while await fault.replica.metric("preemptions_total") < 8:
                 await asyncio.gather(
                     *(fault.replica.generate("hello", max_new_tokens=150, ignore_eos=True) for _ in range(8))
                 )
-                assert await fault.replica.metric("preemptions_total") > before
-                if await fault.replica.metric("preemptions_total") >= 8:
-                    return
 
         assert "SoftpromptPreempts" in await fault.fires(35, minute)
 

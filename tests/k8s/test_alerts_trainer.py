@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -22,8 +23,10 @@ from shared.store.usage import COUNTS, HOUR_SECONDS, SegmentId, UsageRecord, Usa
 from tests.k8s.alert_jobs import ended, job_that, scripted
 from tests.trainer_service.conftest import NoWorkers
 from tests.trainer_service.requests import create_job, first_step
+from tests.trainer_service.scripted import ScriptedTrainer
 from tests.trainer_service.webhooks.receiver import receiver
 from tests.waiting import until
+from trainer_service.publish import publisher
 from trainer_service.webhooks import deliveries
 
 DISK_BYTES = 64 << 20
@@ -50,7 +53,11 @@ async def test_no_worker_comes_within_the_time_for_a_launch(faults: Any) -> None
         await create_job(fault.trainer)
         failures = "softprompt_trainer_launch_failures_total"
         await fault.until(failures, 1, reason="no_place")
-        minute = partial(fault.rises, failures, reason="no_place")
+
+        async def minute() -> None:
+            await fault.rises(failures, reason="no_place")
+            await fault.queue_grows_older()
+
         assert await fault.fires(90, minute) == {"SoftpromptJobsWaitWithoutWorkers", "SoftpromptWorkersDontStart"}
 
 
@@ -114,15 +121,18 @@ async def test_workers_that_die(faults: Any) -> None:
         await fault.trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=job.name))
 
 
-async def test_a_prompt_store_that_is_away(faults: Any) -> None:
-    async with faults(scripted(), trainer={}) as fault:
+async def test_a_prompt_store_that_is_away(faults: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "_LAST_PAUSE_SECONDS", 0.25)
+    finish = threading.Event()
+    async with faults(scripted(lambda id: (ScriptedTrainer(64, finish=finish), {})), trainer={}) as fault:
         store: Path = fault.trainer.settings.data_dir / "prompts"
-        steps = pb.Hyperparameters(num_steps=500, num_virtual_tokens=4)
-        job = await create_job(fault.trainer, **job_that("plain", hyperparameters=steps))
+        job = await create_job(fault.trainer, **job_that("forever"))
         await first_step(fault.trainer.tuning, job.name)
         store.rename(store.with_name("away"))
+        finish.set()
         failures = "softprompt_trainer_publish_failures_total"
         await fault.until(failures, 1)
+        await until(partial(fault.below, "softprompt_trainer_store_reachable", 1))
         found = await fault.fires(35, partial(fault.rises, failures))
         assert found == {"SoftpromptPublishFails", "SoftpromptTrainerStoreUnreachable"}
         shutil.rmtree(store, ignore_errors=True)
@@ -165,7 +175,7 @@ async def test_a_job_database_that_has_grown_large(faults: Any) -> None:
 async def test_old_things_that_can_t_be_removed(faults: Any) -> None:
     async with faults(scripted(), trainer={"retention_seconds": 0.02, "database_timeout_seconds": 1}) as fault:
         (database,) = fault.trainer.settings.data_dir.glob("*.sqlite3")
-        other = sqlite3.connect(database, isolation_level=None)
+        other = sqlite3.connect(database, isolation_level=None, timeout=600)
         other.execute("BEGIN IMMEDIATE")  # a backup that hangs: the service reads on, and writes nothing
         failed = "softprompt_trainer_retention_rounds_total"
         await fault.until(failed, 1, outcome="failed")

@@ -4,6 +4,7 @@ health port.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import grpc
@@ -13,7 +14,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.inference_service.replica import running_replica
 from tests.k8s.manifests import render
 from tests.trainer_service.conftest import running_trainer
-from tests.trainer_service.test_server import free_port
 from trainer_service.config import TrainerSettings
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -34,19 +34,21 @@ async def answers(service: str, port: int) -> dict[str, int]:
         return found
 
 
+def health_port(directory: Path) -> int:
+    return int(json.loads((directory / "ready.json").read_bytes())["health_port"])
+
+
 async def test_a_serving_replica_passes_all_of_its_probes(tiny_model_dir: Path, tmp_path: Path) -> None:
-    port = free_port()
-    async with running_replica(tiny_model_dir, tmp_path, health_port=port):
-        assert set((await answers("inference", port)).values()) == {SERVING}
+    async with running_replica(tiny_model_dir, tmp_path, health_port=0):
+        assert set((await answers("inference", health_port(tmp_path))).values()) == {SERVING}
 
 
 async def test_a_serving_trainer_passes_all_of_its_probes(tiny_model_dir: Path, tmp_path: Path) -> None:
-    port = free_port()
     settings = TrainerSettings(
         base_models=(str(tiny_model_dir),),
         data_dir=tmp_path / "data",
         ready_file=str(tmp_path / "ready.json"),
-        health_port=port,
+        health_port=0,
     )
     async with running_trainer(settings):
-        assert set((await answers("trainer", port)).values()) == {SERVING}
+        assert set((await answers("trainer", health_port(tmp_path))).values()) == {SERVING}

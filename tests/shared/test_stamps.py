@@ -39,9 +39,10 @@ def hashings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def at(monkeypatch: pytest.MonkeyPatch, offset_ns: int) -> None:
-    """Shifts the clock of this machine relative to the file system's."""
-    monkeypatch.setattr(fingerprint, "_now_ns", lambda: time.time_ns() + offset_ns)
-    monkeypatch.setattr(watched_file, "time_ns", lambda: time.time_ns() + offset_ns)
+    """Shifts the clock of this machine relative to the file system's, and stops it."""
+    now_ns = time.time_ns() + offset_ns
+    monkeypatch.setattr(fingerprint, "_now_ns", lambda: now_ns)
+    monkeypatch.setattr(watched_file, "time_ns", lambda: now_ns)
 
 
 def flip(path: Path, *, in_place: bool) -> None:
@@ -164,6 +165,7 @@ def test_a_secret_that_is_written_twice_within_a_tick_of_a_coarse_clock(
     file = tmp_path / "token"
     file.write_text("first")
     watched = WatchedFile(file)
+    at(monkeypatch, 0)
     stamp = watched._stamp()
     monkeypatch.setattr(WatchedFile, "_stamp", lambda self: stamp)  # the file system's clock stands still
     assert watched.read() == b"first"

@@ -105,13 +105,13 @@ async def test_latencies_carry_the_trace_as_an_exemplar() -> None:
         tracing = tracing_of("test", received.url)
         async with running_server(tracing) as running:
             await running.stub.CountTokens(count_request(), metadata=(("traceparent", PARENT),))
-            exemplars = [
-                sample.exemplar.labels
-                for family in running.registry.collect()
-                for sample in family.samples
-                if sample.name == "grpc_server_handling_seconds_bucket" and sample.exemplar
-            ]
         tracing.close()
+    exemplars = [
+        sample.exemplar.labels
+        for family in running.registry.collect()
+        for sample in family.samples
+        if sample.name == "grpc_server_handling_seconds_bucket" and sample.exemplar
+    ]
     assert exemplars == [{"trace_id": TRACE_ID}]
 
 

@@ -26,6 +26,9 @@ from trainer_service.config import TrainerSettings
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.server import PoolMaker, serve
 
+PATIENT = {"store_timeout_seconds": 600.0, "database_timeout_seconds": 600.0}
+"""Settings of a trainer on a busy machine: only a system that hangs exceeds these limits."""
+
 
 class NoWorkers:
     """A pool whose first worker never becomes ready."""
@@ -106,6 +109,7 @@ def settings(tmp_path: Path, tiny_model_dir: Path) -> TrainerSettings:
         max_virtual_tokens=100,
         grace_seconds=5,
         max_proof_model_bytes=0,  # a process for each import would take seconds
+        **PATIENT,
     )
 
 
@@ -153,6 +157,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
         url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
     else:
         url = request.getfixturevalue("postgres").create_database(f"test_{uuid.uuid4().hex}")
-    opened = JobStore.open(url)
+    opened = JobStore.open(url, timeout_seconds=600)
     yield opened
     opened.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,23 @@ from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store.job_store import JobStore
+from trainer_service.pools import TrainerPools
 from trainer_service.training.events import DatasetFile
 
 FAST = JobsConfig(
     worker_idle_seconds=60,
     poll_seconds=0.5,
-    heartbeat_seconds=5,
-    launch_seconds=60,
+    heartbeat_seconds=600,
+    launch_seconds=600,
     progress_seconds=0.01,
     tick_seconds=0.05,
     retry_first_seconds=0.02,
     retry_max_seconds=0.1,
 )
+
+
+_PATIENCE_SECONDS = 600.0
+"""Time limit of the stores, which only one that hangs exceeds."""
 
 
 class Examples:
@@ -82,10 +88,13 @@ class AdmitAll:
 
 
 def expire_leases(store: JobStore, owner: str) -> None:
-    """As if the owner had been away for longer than its lease, which is too long to expire on a slow machine."""
+    """As if the owner had been away for longer than its lease, which is too long to expire on a slow machine.
+
+    `owner`: a part of its name.
+    """
     with store.database.write() as connection:
         for table in (schema.jobs, schema.worker_slots):
-            connection.execute(update(table).where(table.c.owner == owner).values(lease_until=0))
+            connection.execute(update(table).where(table.c.owner.contains(owner)).values(lease_until=0))
 
 
 class Service:
@@ -95,6 +104,8 @@ class Service:
         self.directory = directory
         self.base = base or effective_spec()
         self.trainers: list[ScriptedTrainer] = []
+        self.finish = threading.Event()
+        """Set it to let jobs with inputs `forever` end."""
         self.config = FAST
         self.url = f"sqlite:///{directory / 'jobs.sqlite3'}"
         self.models = ModelsFile()
@@ -105,7 +116,7 @@ class Service:
     async def start(self, pool: WorkerPool | None = None, prompt_store: Any = None, **config: Any) -> JobManager:
         self.config = self.config.model_copy(update=config)
         self.admission = AdmitAll(self.base)
-        store = JobStore.open(self.url)
+        store = JobStore.open(self.url, timeout_seconds=_PATIENCE_SECONDS)
         self.store = store
         self.prompt_store = prompt_store or PromptStore(LocalBackend(self.directory / "prompts"))
         self.pool = pool or LocalPool(self._load)
@@ -118,24 +129,29 @@ class Service:
             self.config,
             files=files_for(store, self.directory / "checkpoints"),
             models=self.models,
+            pools=TrainerPools.of(_PATIENCE_SECONDS, _PATIENCE_SECONDS),
         )
         await self.manager.start()
         return self.manager
 
     def _load(self, base_model: str) -> tuple[ScriptedTrainer, dict[str, str]]:
-        self.trainers.append(ScriptedTrainer())
+        self.trainers.append(ScriptedTrainer(finish=self.finish))
         return self.trainers[-1], {}
+
+    def configure(self, **config: Any) -> None:
+        """Changes settings of workers that start from now on."""
+        object.__setattr__(self.manager._context, "config", self.config.model_copy(update=config))
 
     async def crash(self) -> None:
         """As if the process were killed: it makes no further call to the store and releases its lock."""
         await self.manager.abandon()
         self.manager = None  # type: ignore[assignment]
 
-    async def drain(self) -> None:
+    async def drain(self, grace_seconds: float = 5) -> None:
         """Does nothing if it doesn't run."""
         if self.manager is not None:
             manager, self.manager = self.manager, None  # type: ignore[assignment]
-            await manager.drain(5)
+            await manager.drain(grace_seconds)
 
     async def state(self, job_id: str, *states: JobState) -> Job:
         """Waits until the job is in one of these states. Fails at once if it ends in another state."""

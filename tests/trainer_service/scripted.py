@@ -1,12 +1,13 @@
 """A trainer without a model: each job does as many steps as its spec says, and what its inputs begin with.
 
 Inputs `nan`, `oom`, `huge`, `crash` and `forever` make the job fail, run out of memory unless alone, run out of memory
-always, kill the worker's thread, or never end. Its state is the number of steps done, so a resumed job can be told from
-one that began anew.
+always, kill the worker's thread, or wait before its last step until the test lets it end. Its state is the number of
+steps done, so a resumed job can be told from one that began anew.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -32,23 +33,22 @@ from trainer_service.training.spec import Metric
 
 
 class ScriptedTrainer:
-    def __init__(self, hidden_size: int = 8, step_seconds: float = 0.002) -> None:
+    def __init__(
+        self, hidden_size: int = 8, step_seconds: float = 0.002, finish: threading.Event | None = None
+    ) -> None:
+        """`finish`: once it is set, inputs `forever` are like any others."""
         self._hidden_size, self._step_seconds = hidden_size, step_seconds
+        self._finish = finish or threading.Event()
         self._steps: dict[str, int] = {}
         self._tasks: dict[str, TrainingTask] = {}
         self._fresh: list[str] = []
         self._stopping: set[str] = set()
-        self._endless = True
         self.log: list[tuple[str, int, int]] = []
         """(job, attempt, step) of every step done."""
 
     @property
     def is_idle(self) -> bool:
         return not self._tasks
-
-    def finish_forever(self) -> None:
-        """Inputs `forever` are like any others from now on."""
-        self._endless = False
 
     def prepare(self, task: TrainingTask, on_progress: Callable[[int], None]) -> TrainingTask:
         on_progress(0)
@@ -91,8 +91,9 @@ class ScriptedTrainer:
             self._leave(job_id)
             return [Failed(job_id, attempt, "OUT_OF_MEMORY", "does not fit", retryable=True)]
         total = task.spec.hyperparameters.num_steps
-        endless = wish == "forever" and self._endless
-        self._steps[job_id] += not endless or self._steps[job_id] < total - 1
+        if wish == "forever" and not self._finish.is_set() and self._steps[job_id] >= total - 1:
+            return []
+        self._steps[job_id] += 1
         step = self._steps[job_id]
         self.log.append((job_id, attempt, step))
         loss = 1.0 / step

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import grpc
+import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from prompttuning.v1 import prompts_pb2
 from prompttuning.v1 import tuning_pb2 as pb
@@ -48,14 +49,17 @@ async def test_the_audit_names_what_was_made(trainer: RunningTrainer) -> None:
     assert {line["caller"] for line in lines} == {"anonymous"}
 
 
-async def test_a_job_that_ends_leaves_one_line_with_its_state_however_it_ended(trainer: RunningTrainer) -> None:
-    deadline = Timestamp()
-    deadline.FromNanoseconds(time.time_ns() + 500_000_000)
+async def test_a_job_that_ends_leaves_one_line_with_its_state_however_it_ended(
+    trainer: RunningTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadline, real = Timestamp(), time.time
+    deadline.FromSeconds(int(real()) + 3600)
     with log_lines(audit.LOGGER) as lines:
         late = await create_job(trainer, deadline=deadline)
         unwanted = await create_job(trainer)
         for _ in range(2):
             await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=unwanted.name))
+        monkeypatch.setattr(time, "time", lambda: real() + 7200)
         await until(lambda: sum(line["action"] == "end" for line in lines) == 2)
     cancelled, expired = sorted(
         (line for line in lines if line["action"] == "end"), key=lambda line: str(line["state"])

@@ -77,7 +77,7 @@ async def test_a_text_becomes_a_version_with_a_report(training: RunningTrainer) 
         assert stored.num_examples == 11
 
         again = await client.clone_job(job.name, prompt="again")
-        second = await client.wait_for_job(again.name, timeout_seconds=60)
+        second = await client.wait_for_job(again.name)
         assert second.result is not None
         assert second.result.metrics == job.result.metrics, "the same seed studies and trains the same"
 
@@ -157,7 +157,7 @@ async def test_a_study_goes_on_after_a_restart(quick: TrainerSettings) -> None:
     async with running_trainer(quick, local_pool) as trainer, AsyncClient(f"127.0.0.1:{trainer.port}") as client:
         name = await _begun(client)
     async with running_trainer(quick, local_pool) as trainer, AsyncClient(f"127.0.0.1:{trainer.port}") as client:
-        job = await client.wait_for_job(name, timeout_seconds=60)
+        job = await client.wait_for_job(name)
         prepared = [
             event.progress.num_prepared
             async for event in client.watch_job(name)
@@ -172,7 +172,7 @@ async def test_a_job_that_is_cancelled_in_its_study_keeps_no_prompt(quick: Train
         name = await _begun(client)
         await client.cancel_job(name)
         with pytest.raises(JobFailed):
-            await client.wait_for_job(name, timeout_seconds=60)
+            await client.wait_for_job(name)
         job = await client.get_job(name)
     assert job.state is JobState.CANCELLED
     assert not job.best_prompt_kept, "there is no prompt before the first step"

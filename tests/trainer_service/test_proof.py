@@ -32,12 +32,12 @@ async def test_an_import_is_proven_on_the_trainers_copy_of_the_model_and_replaye
         golden = decode_blob(data).manifest.golden
         assert described.name == version.name
         assert [(record.text, len(record.top_token_ids)) for record in golden] == [("", TOP_K)] * len(GOLDEN_INPUTS)
-        await services.client.wait_until_served(version.name, timeout_seconds=300)
+        await services.client.wait_until_served(version.name, timeout_seconds=600)
         # The same golden records with another matrix: what a replica says that loads something else than was imported.
         forged = blob(tiny_model_dir, matrix(2), golden=golden)
         services.replica.store.publish("tone", forged, job="forged", alias=None)
         with pytest.raises(PreconditionFailed, match="golden record disagrees"):
-            await services.client.wait_until_served("tone@2", timeout_seconds=300)
+            await services.client.wait_until_served("tone@2", timeout_seconds=600)
 
 
 async def test_a_model_that_is_too_large_or_not_there_leaves_the_import_without(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import Unavailable
 from shared.store import PromptStore, open_store
+from tests.log_lines import log_lines
 from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import create_job
 from tests.waiting import until
@@ -43,18 +45,25 @@ class SlowToStart(NoWorkers):
         self.closed = True
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@asynccontextmanager
+async def starting_trainer(settings: TrainerSettings, pool: NoWorkers) -> AsyncIterator[RunningTrainer]:
+    """One that listens, and may not serve yet. Drained at the end."""
+    stop = asyncio.Event()
+    with log_lines("trainer_service.server", "listening") as lines:
+        task = asyncio.create_task(serve(settings, stop, lambda settings: pool))
+        await until(lambda: lines)
+    port = int(lines[0]["port"])
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            yield RunningTrainer(settings, port, channel, stop, task)
+        finally:
+            stop.set()
+            await task
 
 
 async def test_it_answers_before_it_can_serve_and_says_so(settings: TrainerSettings) -> None:
-    port, pool, stop = free_port(), SlowToStart(), asyncio.Event()
-    task = asyncio.create_task(serve(settings.model_copy(update={"port": port}), stop, lambda settings: pool))
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        await channel.channel_ready()
-        trainer = RunningTrainer(settings, port, channel, stop, task)
+    pool = SlowToStart()
+    async with starting_trainer(settings, pool) as trainer:
         assert await trainer.health("live") == SERVING
         assert await trainer.health("ready") == NOT_SERVING
         assert not Path(settings.ready_file).exists()
@@ -64,13 +73,12 @@ async def test_it_answers_before_it_can_serve_and_says_so(settings: TrainerSetti
             return await trainer.health() == SERVING
 
         await until(is_serving)
-        assert Path(settings.ready_file).exists()
-        stop.set()
-        await task
+        await until(Path(settings.ready_file).exists)
     assert pool.closed
 
 
-async def test_it_can_be_stopped_while_it_starts(settings: TrainerSettings) -> None:
+async def test_it_can_be_stopped_while_it_starts(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_FINISH_BUILDING_SECONDS", 600.0)
     pool, stop = SlowToStart(), asyncio.Event()
     task = asyncio.create_task(serve(settings, stop, lambda settings: pool))
     await until(lambda: (settings.data_dir / "jobs.sqlite3").exists())

@@ -205,7 +205,7 @@ async def test_a_cancelled_jobs_best_prompt_is_kept_and_another_job_goes_on_from
             await client.continue_job(job.name)
         await client.cancel_job(job.name)
         with pytest.raises(JobFailed):
-            await client.wait_for_job(job.name, timeout_seconds=60)
+            await client.wait_for_job(job.name)
         job = await client.get_job(job.name)
         assert (job.state, job.best_prompt_kept, job.result) == (JobState.CANCELLED, True, None)
 
@@ -216,7 +216,7 @@ async def test_a_cancelled_jobs_best_prompt_is_kept_and_another_job_goes_on_from
         assert going_on.spec is not None
         assert going_on.spec.annotations == {"team": "web"}
         await client.delete_job(job.name)
-        done = await client.wait_for_job(going_on.name, timeout_seconds=60)
+        done = await client.wait_for_job(going_on.name)
         assert done.result is not None
         assert done.result.version == "prompts/tone/versions/1"
         assert done.effective_spec is not None
@@ -229,7 +229,7 @@ async def test_a_cancelled_jobs_best_prompt_is_kept_and_another_job_goes_on_from
         assert again.spec is not None
         assert again.spec.hyperparameters is not None
         assert again.spec.hyperparameters.init == Init(InitMethod.FROM_PROMPT, source="prompts/tone/versions/1")
-        done = await client.wait_for_job(again.name, timeout_seconds=60)
+        done = await client.wait_for_job(again.name)
         clone = await client.clone_job(done.name, priority=5, hyperparameters=Hyperparameters(num_steps=1))
         assert clone.spec is not None
         assert (clone.spec.priority, clone.spec.hyperparameters) == (

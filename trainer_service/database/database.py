@@ -189,6 +189,7 @@ class Database:
             if not self.is_sqlite:
                 self._deadline.lift()
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
+                connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             current = MigrationContext.configure(connection).get_current_revision()
             known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
@@ -244,7 +245,8 @@ def _postgres_connection(timeout_seconds: float) -> dict[str, Any]:
     milliseconds = int(1000 * timeout_seconds)
     connect_timeout = max(2, math.ceil(min(timeout_seconds, _CONNECT_SECONDS)))  # whole seconds; libpq's minimum is 2
     # A replica that is paused in the middle of a transaction must not lock its rows for ever.
-    options = f"-c idle_in_transaction_session_timeout=20000 -c statement_timeout={milliseconds}"
+    idle = max(20_000, milliseconds)
+    options = f"-c idle_in_transaction_session_timeout={idle} -c statement_timeout={milliseconds}"
     return {**_POSTGRES_CONNECTION, "connect_timeout": connect_timeout, "options": options}
 
 

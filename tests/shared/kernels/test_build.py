@@ -191,7 +191,7 @@ def test_processes_that_compile_at_the_same_time_make_the_same_file(package: Pat
 @pytest.mark.skipif(not TORCH_OPENMP.exists(), reason="builds for CUDA name OpenMP otherwise; there a GPU computes")
 def test_torch_and_the_kernels_share_one_team_of_threads() -> None:
     script = "from shared.kernels import library; assert library.load(); print(open('/proc/self/maps').read())"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert len({line.split()[-1] for line in done.stdout.splitlines() if "libgomp" in line}) == 1
 
 
@@ -244,7 +244,5 @@ def test_building_needs_nothing_but_the_standard_library() -> None:
     script = "import sys; before = set(sys.modules); import build\n"
     script += "print(*{n.partition('.')[0] for n in set(sys.modules) - before})"
     environment = os.environ | {"PYTHONPATH": str(Path(build.__file__).parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
     assert set(done.stdout.split()) - {"build"} <= sys.stdlib_module_names

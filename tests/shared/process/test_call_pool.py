@@ -46,6 +46,10 @@ async def stuck(pool: CallPool, system: Hanging, num_calls: int) -> None:
     await until(lambda: pool.stats().overdue == num_calls)
 
 
+def num_threads(pool: str) -> int:
+    return sum(thread.name.startswith(f"{pool} ") for thread in threading.enumerate())
+
+
 def of(tenant: str) -> AbstractContextManager[None]:
     return calling(Caller(f"caller of {tenant}", frozenset(), group=Tenant(tenant)))
 
@@ -154,20 +158,18 @@ async def test_when_every_thread_hangs_calls_fail_at_once_and_succeed_again_afte
 
 async def test_calls_that_never_return_get_few_spare_threads_and_the_pool_recovers() -> None:
     """A connection that never answers again, while the system answers new connections."""
-    pool, system = CallPool("thing", max_threads=2, timeout_seconds=0.05), Hanging()
-    before = threading.active_count()
+    pool, system = CallPool("lost", max_threads=2, timeout_seconds=0.05), Hanging()
     await stuck(pool, system, 2)
     await until(lambda: answers(pool))
-    assert threading.active_count() - before <= 4
+    assert num_threads("lost") <= 4
     system.answers.set()
     await until(lambda: pool.stats().in_flight == 0)
     pool.close()
-    await until(lambda: threading.active_count() <= before)
+    await until(lambda: num_threads("lost") == 0)
 
 
 async def test_the_number_of_threads_is_bounded_however_long_it_hangs() -> None:
-    pool, system = CallPool("thing", max_threads=2, timeout_seconds=0.001), Hanging()
-    before = threading.active_count()
+    pool, system = CallPool("crowded", max_threads=2, timeout_seconds=0.001), Hanging()
     while pool.stats().in_flight < 4:
         with pytest.raises(Unavailable):
             await pool.call(system.call)
@@ -175,10 +177,10 @@ async def test_the_number_of_threads_is_bounded_however_long_it_hangs() -> None:
     for _ in range(100):
         with pytest.raises(Unavailable):
             await pool.call(system.call)
-    assert threading.active_count() - before == 4
+    assert num_threads("crowded") == 4
     system.answers.set()
     pool.close()
-    await until(lambda: threading.active_count() <= before)
+    await until(lambda: num_threads("crowded") == 0)
 
 
 async def test_a_cancelled_call_that_waits_never_runs() -> None:

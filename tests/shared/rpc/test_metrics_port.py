@@ -68,7 +68,8 @@ async def test_slow_clients_of_one_address_end_each_others_connections_only(clie
     first = await clients.begin(CROWD)
     for _ in range(20):
         await clients.begin(CROWD)
-    assert await first.read() == b""
+    with suppress(ConnectionError):  # closed before it read all
+        assert await first.read() == b""
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await slow.read()

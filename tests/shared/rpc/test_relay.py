@@ -68,7 +68,7 @@ async def serving(directory: Path, relays: bool = True) -> AsyncIterator[tuple[R
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             link = Link(Replica("a", f"127.0.0.1:{port}", "m", "f"), channel)
             link.in_flight = 4
-            call = link.call(STREAMING, request(1), 10, AUTHORIZED)
+            call = link.call(STREAMING, request(1), None, AUTHORIZED)
             assert isinstance(call, grpc.aio.UnaryStreamCall)  # the link doesn't know yet whether there is a relay
             await read_all(call)
             await until(lambda: (found := link._relays._relay) is not None and (found.is_open or found.is_over))
@@ -96,7 +96,7 @@ async def refused(call: Any) -> grpc.aio.AioRpcError:
     return caught.value
 
 
-def relayed(link: Link, data: bytes, timeout: float | None = 10.0, metadata: Any = AUTHORIZED) -> Any:
+def relayed(link: Link, data: bytes, timeout: float | None = None, metadata: Any = AUTHORIZED) -> Any:
     call = link.call(STREAMING, data, timeout, metadata)
     assert not isinstance(call, grpc.aio.UnaryStreamCall)
     return call
@@ -111,7 +111,7 @@ async def test_relayed_calls_have_the_answers_and_refusals_of_other_calls(tmp_pa
         for data in (b"\xff\xff", request(1, "\x00" * 10)):
             pair = [await end_of(relayed(link, data)), await end_of(own(data, metadata=AUTHORIZED))]
             assert pair[0] == pair[1]
-        large = link.call(STREAMING, request(1, "x" * MAX_REQUEST_BYTES), 10, AUTHORIZED)
+        large = link.call(STREAMING, request(1, "x" * MAX_REQUEST_BYTES), None, AUTHORIZED)
         assert isinstance(large, grpc.aio.UnaryStreamCall)
         assert await read_all(large) == ["0"]
         server.draining.set()
@@ -127,19 +127,22 @@ async def end_of(call: Any) -> Any:
 
 async def test_cancellations_and_deadlines_reach_the_server(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, words, link, _):
-        late = await refused(relayed(link, request(0), timeout=1))  # long enough to reach the server
-        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: words.cancelled == 1)
-        call = relayed(link, request(0))
+        seconds = 0.1
+        while not words.cancelled:  # until a call has reached the server before its deadline
+            late = await refused(relayed(link, request(0), timeout=seconds))
+            assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            seconds *= 2
+        await until(lambda: server._calls.count == 0)
+        call, cancelled = relayed(link, request(0)), words.cancelled
         await until(lambda: server._calls.count == 1)
         call.cancel()
-        await until(lambda: words.cancelled == 2 and server._calls.count == 0)
+        await until(lambda: words.cancelled == cancelled + 1 and server._calls.count == 0)
         assert await read_all(relayed(link, request(2))) == ["0", "1"]
 
 
 async def test_a_caller_that_reads_nothing_stops_its_own_answer_only(tmp_path: Path) -> None:
     async with serving(tmp_path) as (_, _, link, _):
-        slow = relayed(link, request(5000), timeout=60)
+        slow = relayed(link, request(5000))
         await until(lambda: slow._is_paused)
         assert len(await read_all(relayed(link, request(100)))) == 100
         assert slow._unread < 3 << 20
@@ -156,7 +159,7 @@ async def test_a_relay_that_breaks_ends_its_calls_and_is_replaced(tmp_path: Path
         await until(lambda: words.cancelled == 1)
 
         async def has_another() -> bool:
-            await read_all(link.call(STREAMING, request(1), 10, AUTHORIZED))
+            await read_all(link.call(STREAMING, request(1), None, AUTHORIZED))
             found = link._relays._relay
             return found is not None and found is not broken and found.is_open
 
@@ -170,7 +173,7 @@ async def test_a_relay_that_breaks_ends_its_calls_and_is_replaced(tmp_path: Path
 async def test_a_replica_without_a_relay_gets_calls_of_their_own(tmp_path: Path) -> None:
     async with serving(tmp_path, relays=False) as (_, _, link, _):
         for _ in range(3):
-            call = link.call(STREAMING, request(1), 10, AUTHORIZED)
+            call = link.call(STREAMING, request(1), None, AUTHORIZED)
             assert isinstance(call, grpc.aio.UnaryStreamCall)
             assert await read_all(call) == ["0"]
         assert link._relays._relay is None

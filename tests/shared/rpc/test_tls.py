@@ -48,7 +48,7 @@ def channel(running: Running, authority: Authority, client: Pair | None = None) 
 async def answers(running: Running, authority: Authority, client: Pair | None = None) -> bool:
     """Whether a new connection with this identity is served."""
     async with channel(running, authority, client) as made:
-        call = generation_pb2_grpc.GenerationServiceStub(made).CountTokens(count_request(), timeout=60)
+        call = generation_pb2_grpc.GenerationServiceStub(made).CountTokens(count_request())
         code = await call.code()
     assert code in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)
     return code is grpc.StatusCode.OK
@@ -61,7 +61,7 @@ async def test_only_tls_is_served_and_health_on_a_plaintext_port_of_its_own(
         assert await answers(running, authority)
         assert not await answers(running, Authority("another"))
         with pytest.raises(grpc.aio.AioRpcError):
-            await running.stub.CountTokens(count_request(), timeout=60)
+            await running.stub.CountTokens(count_request())
         async with grpc.aio.insecure_channel(f"127.0.0.1:{running.server.health_port}") as plain:
             answer = await health_pb2_grpc.HealthStub(plain).Check(health_pb2.HealthCheckRequest(service="live"))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -228,7 +228,7 @@ async def test_silent_connections_are_closed_and_delay_no_call(monkeypatch: pyte
     async with running_server(health_port=0) as running:
         ports = [running.port] * 50 + [running.server.health_port] * 50
         silent = [await asyncio.open_connection("127.0.0.1", port) for port in ports]
-        await running.stub.CountTokens(count_request(), timeout=60)
+        await running.stub.CountTokens(count_request())
         for reader, writer in silent:
             while await reader.read(1 << 16):
                 pass

@@ -201,7 +201,6 @@ def test_killed_at_every_change_to_the_file_system(tmp_path: Path) -> None:
         [sys.executable, "-m", "tests.shared.store.processes", "killed", url],
         capture_output=True,
         text=True,
-        timeout=90,
         check=False,
     )
     assert result.returncode == 0, result.stderr

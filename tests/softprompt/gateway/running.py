@@ -15,7 +15,7 @@ from softprompt.client.loop_thread import LoopThread
 from softprompt.gateway.server import serve
 from softprompt.gateway.settings import GatewaySettings
 from tests.inference_service.replica import Replica, running_replica
-from tests.trainer_service.conftest import RunningTrainer, running_trainer
+from tests.trainer_service.conftest import PATIENT, RunningTrainer, running_trainer
 from tests.trainer_service.test_training_end_to_end import local_pool
 from tests.waiting import until
 from trainer_service.config import TrainerSettings
@@ -92,6 +92,7 @@ async def _world(loop: LoopThread, model_dir: Path, directory: Path, callers_fil
         dtype="float32",
         max_proof_model_bytes=0,
         callers_file=callers_file,
+        **PATIENT,
     )
     async with (
         running_replica(model_dir, directory, base_model_id="tiny-llama", callers_file=callers_file) as replica,

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,7 @@ class TrainerProcess:
 
     def descendants(self, containing: str = "") -> list[psutil.Process]:
         """Its processes and their children whose command line contains a text."""
-        found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if containing in " ".join(process.cmdline()):
-                    found.append(process)
-            except psutil.NoSuchProcess:
-                continue
-        return found
+        return descendants_of(self.process.pid, containing)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -158,6 +152,16 @@ class Caller:
         """The numbers of a watch's events, up to the last one."""
         watch = self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name, after=after))
         return [response.event.number async for response in watch if not response.event.HasField("heartbeat")]
+
+
+def descendants_of(process_id: int, containing: str) -> list[psutil.Process]:
+    """Children, their children and so on whose command line contains a text."""
+    found = []
+    for process in psutil.Process(process_id).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if containing in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def channel_to(trainer: TrainerProcess) -> grpc.aio.Channel:

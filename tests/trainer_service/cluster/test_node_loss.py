@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -17,7 +18,14 @@ import psutil
 import pytest
 
 from tests import recovery
-from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until_gone
+from tests.trainer_service.cluster.processes import (
+    Caller,
+    State,
+    TrainerProcess,
+    channel_to,
+    descendants_of,
+    until_gone,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -37,7 +45,7 @@ def cluster() -> Iterator[dict[str, Any]]:
         process.wait()
     _, alive = psutil.wait_procs(processes, timeout=20)
     for left in alive:  # Ray's agents outlive the nodes that they belong to
-        left.kill()
+        kill(left)
 
 
 async def test_a_drained_node_a_lost_node_and_a_killed_trainer(
@@ -67,7 +75,7 @@ async def test_a_drained_node_a_lost_node_and_a_killed_trainer(
             workers = workers_of(node)
             killed_at = time.time()
             for process in [psutil.Process(node), *psutil.Process(node).children(recursive=True)]:
-                process.kill()
+                kill(process)
             recovery.note(
                 "node of a worker lost: training again on another one",
                 await caller.reach(name, 32, attempt=3) - killed_at,
@@ -102,13 +110,14 @@ async def test_a_drained_node_a_lost_node_and_a_killed_trainer(
 
 def drained_when_told(address: str, node_id: str, notice: Path) -> subprocess.Popen[bytes]:
     """The agent on a node, which waits for a file."""
-    command = ["-m", "trainer_service", "drain-node", "--address", address, "--node-id", node_id, "--seconds", "60"]
+    command = ["-m", "trainer_service", "drain-node", "--address", address, "--node-id", node_id, "--seconds", "600"]
     return subprocess.Popen([sys.executable, *command, "--file", str(notice)], env=os.environ | TOKEN)
 
 
 def workers_of(raylet: int) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process(raylet).children(recursive=True)
-        if "WorkerActor" in " ".join(process.cmdline())
-    ]
+    return descendants_of(raylet, "WorkerActor")
+
+
+def kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it ended with another one
+        process.kill()

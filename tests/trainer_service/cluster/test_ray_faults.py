@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import resource
-import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -58,16 +56,23 @@ async def pid_of(pool: RayPool) -> int:
     return pid
 
 
+async def suspended(service: Service, job_id: str) -> psutil.Process:
+    """The worker of a job, stopped in the middle of the job: else the job might end before a test has done more."""
+    await service.until(job_id, lambda job: job.progress.step > 40 and job.checkpointed)
+    supervisors = service.manager._dispatcher._supervisors.values()
+    [handle] = [one._handle for one in supervisors if job_id in one.attempts and one._handle is not None]
+    process = psutil.Process(int((await handle.poll(0, 0)).details["pid"]))
+    process.suspend()
+    return process
+
+
 async def test_killed_workers_cost_nothing_but_the_steps_since_the_checkpoint(service: Service, pool: RayPool) -> None:
     manager = await service.start(pool, max_workers=2, max_jobs_per_worker=1)
     jobs = [await manager.create(spec(num_steps=400, prompt=f"p-{number}")) for number in range(2)]
-    for job in jobs:
-        await service.until(job.id, lambda job: job.progress.step > 40 and job.checkpointed)
-    pids = await pids_of(pool)
-    assert len(pids) == 2
+    stopped = [await suspended(service, job.id) for job in jobs]
     killed_at = time.time()
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+    for process in stopped:
+        process.kill()
     for job in jobs:
         again = await service.until(job.id, lambda job: job.attempt == 2 and job.state is not JobState.QUEUED)
         recovery.note("every worker killed: running again", time.time() - killed_at)
@@ -85,7 +90,7 @@ async def test_killed_workers_cost_nothing_but_the_steps_since_the_checkpoint(se
         manifest = decode_blob(service.prompt_store.fetch(record.digest)).manifest
         assert manifest.job == job.name
         assert manifest.golden
-    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert not any(psutil.pid_exists(process.pid) for process in stopped)
 
 
 async def test_workers_that_are_stopped_are_replaced_and_end_and_are_not_heard_again(
@@ -94,14 +99,9 @@ async def test_workers_that_are_stopped_are_replaced_and_end_and_are_not_heard_a
     """SIGSTOP: the processes live, keep their resources and are silent. One continues, when its job belongs to another
     worker; the other one never does.
     """
-    manager = await service.start(pool, max_workers=2, max_jobs_per_worker=1)
+    manager = await service.start(pool, max_workers=2, max_jobs_per_worker=1, heartbeat_seconds=10.0)
     jobs = [await manager.create(spec(num_steps=400, prompt=f"p-{number}")) for number in range(2)]
-    for job in jobs:
-        await service.until(job.id, lambda job: job.progress.step > 30)
-    stopped = [psutil.Process(pid) for pid in await pids_of(pool)]
-    assert len(stopped) == 2
-    for process in stopped:
-        process.suspend()
+    stopped = [await suspended(service, job.id) for job in jobs]
     stopped_at = time.time()
     for job in jobs:
         await service.until(job.id, lambda job: job.attempt == 2)
@@ -191,7 +191,7 @@ async def test_drain_checkpoints_and_ends_the_worker_and_the_next_service_finish
     job = await manager.create(spec(num_steps=300))
     await service.until(job.id, lambda job: job.progress.step > 20)
     pid = await pid_of(pool)
-    await service.drain()
+    await service.drain(300)
     await until(lambda: not psutil.pid_exists(pid))
     manager = await service.start(RayPool(pool._cluster, pool._base_models, pool._settings))
     done = await service.state(job.id, JobState.SUCCEEDED)

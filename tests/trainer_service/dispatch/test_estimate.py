@@ -208,7 +208,7 @@ async def test_the_guess_is_near_what_happens(service: Service, monkeypatch: pyt
         assert done.start_time is not None
         assert done.estimated_start_time is None
         seconds[job.spec.prompt] = done.start_time.timestamp() - asked_at, guess.timestamp() - asked_at
-    assert all(waited > 1.5 for waited, _ in seconds.values()), f"they really waited: {seconds}"
+    assert all(waited > 0.3 for waited, _ in seconds.values()), f"they really waited: {seconds}"
     # The tests above compare numbers. Other processes of the machine make steps several times slower, now and then.
     assert all(waited / 5 < expected < 5 * waited for waited, expected in seconds.values()), seconds
     assert seconds["a-next"][1] > seconds["b-one"][1] == seconds["b-two"][1]

@@ -36,9 +36,10 @@ async def notes(service: Service, job_id: str) -> list[str]:
 
 async def test_a_lost_worker_is_replaced_and_the_job_goes_on(service: Service) -> None:
     manager = await service.start()
-    job = await manager.create(spec(num_steps=150))
+    job = await manager.create(spec("forever", num_steps=150))
     reached = await service.until(job.id, lambda job: job.progress.step > 10)
     service.pool.workers[0].kill()
+    service.finish.set()
     done = await service.state(job.id, JobState.SUCCEEDED)
     assert done.attempt == 2
     again = [step for trainer in service.trainers for id, attempt, step in trainer.log if attempt == 2]
@@ -75,7 +76,7 @@ async def test_a_job_that_kills_workers_does_not_take_its_cohort_with_it(service
 
 async def test_jobs_whose_worker_ran_out_of_memory_are_separated(service: Service) -> None:
     manager = await service.start()
-    jobs = [await manager.create(spec(num_steps=400)) for _ in range(2)]
+    jobs = [await manager.create(spec("forever", num_steps=400)) for _ in range(2)]
     for job in jobs:
         await service.until(job.id, lambda job: job.progress.step > 5)
 
@@ -83,6 +84,9 @@ async def test_jobs_whose_worker_ran_out_of_memory_are_separated(service: Servic
         raise WorkerLost("its node ran out of memory", out_of_memory=True)
 
     service.pool.workers[0].poll = out_of_memory
+    for job in jobs:
+        await service.until(job.id, lambda job: job.attempt == 2 or job.state is JobState.QUEUED)
+    service.finish.set()
     done = [await service.state(job.id, JobState.SUCCEEDED) for job in jobs]
     assert [(job.attempt, job.failures) for job in done] == [(2, 0), (2, 0)]
     alone = [{id for id, _, _ in trainer.log} for trainer in service.trainers[1:]]
@@ -91,7 +95,7 @@ async def test_jobs_whose_worker_ran_out_of_memory_are_separated(service: Servic
 
 async def test_a_worker_that_does_not_answer_is_replaced(service: Service) -> None:
     manager = await service.start(heartbeat_seconds=1.0, poll_seconds=0.1)
-    job = await manager.create(spec(num_steps=100))
+    job = await manager.create(spec("forever", num_steps=100))
     await service.until(job.id, lambda job: job.progress.step > 5)
     hanging = service.pool.workers[0]
 
@@ -99,6 +103,9 @@ async def test_a_worker_that_does_not_answer_is_replaced(service: Service) -> No
         await asyncio.Event().wait()
 
     hanging.poll = never
+    service.configure(heartbeat_seconds=600.0)  # the other worker may be slow
+    await service.until(job.id, lambda job: job.attempt == 2)
+    service.finish.set()
     done = await service.state(job.id, JobState.SUCCEEDED)
     assert done.attempt == 2
     assert service.versions("tone") == [1]
@@ -109,7 +116,7 @@ async def test_an_attempt_that_was_given_up_is_not_heard(service: Service) -> No
     it is stored.
     """
     manager = await service.start()
-    job = await manager.create(spec(num_steps=150))
+    job = await manager.create(spec("forever", num_steps=150))
     await service.until(job.id, lambda job: job.progress.step > 5)
     taken = service.store.take_back(
         lambda record: transitions.lost(record, time.time(), "lease ran out", service.config), lease_before=math.inf
@@ -117,6 +124,7 @@ async def test_an_attempt_that_was_given_up_is_not_heard(service: Service) -> No
     assert [job.state for job in taken] == [JobState.QUEUED]
     with pytest.raises(StaleAttempt):
         service.store.change(job.id, lambda record: record, attempt=1)
+    service.finish.set()
     done = await service.state(job.id, JobState.SUCCEEDED)
     assert done.attempt == 2
     assert service.versions("tone") == [1]
@@ -126,11 +134,12 @@ async def test_an_attempt_that_was_given_up_is_not_heard(service: Service) -> No
 
 async def test_a_restart_takes_up_what_was_running_and_what_waited(service: Service) -> None:
     manager = await service.start(max_jobs_per_worker=2)
-    running = [await manager.create(spec(num_steps=200, prompt=f"r-{n}")) for n in range(2)]
+    running = [await manager.create(spec("forever", num_steps=200, prompt=f"r-{n}")) for n in range(2)]
     for job in running:
         await service.until(job.id, lambda job: job.progress.step > 10)
     waiting = await manager.create(spec(prompt="waits"))
     await service.crash()
+    service.finish.set()
     await service.start()
     for job in [*running, waiting]:
         done = await service.state(job.id, JobState.SUCCEEDED)
@@ -152,9 +161,10 @@ async def test_a_cancellation_survives_a_restart(service: Service) -> None:
 
 async def test_drain_puts_jobs_back_with_their_newest_state(service: Service) -> None:
     manager = await service.start()
-    job = await manager.create(spec(num_steps=200))
+    job = await manager.create(spec("forever", num_steps=200))
     await service.until(job.id, lambda job: job.progress.step > 10)
     await service.drain()
+    service.finish.set()
     await service.start()
     done = await service.state(job.id, JobState.SUCCEEDED)
     assert (done.attempt, done.failures) == (2, 0)
@@ -233,7 +243,7 @@ async def test_a_database_that_is_away_for_a_while_loses_nothing(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = await service.start()
-    job = await manager.create(spec(num_steps=60))
+    job = await manager.create(spec("forever", num_steps=60))
     await service.until(job.id, lambda job: job.progress.step > 5)
     unavailable = True
     write = Database.write
@@ -246,6 +256,7 @@ async def test_a_database_that_is_away_for_a_while_loses_nothing(
     monkeypatch.setattr(Database, "write", refuse)
     with pytest.raises(Unavailable):
         await manager.create(spec())
+    service.finish.set()
     await until(lambda: any(step == 60 for trainer in service.trainers for _, _, step in trainer.log))
     unavailable = False
     done = await service.state(job.id, JobState.SUCCEEDED)
@@ -275,7 +286,7 @@ async def test_a_full_disk_under_the_checkpoints_is_waited_out(
 
 async def test_a_damaged_checkpoint_begins_anew(service: Service) -> None:
     manager = await service.start()
-    job = await manager.create(spec(num_steps=100))
+    job = await manager.create(spec("forever", num_steps=100))
     await service.until(job.id, lambda job: job.progress.step > 10)
     await manager.pause(job.id)
     await service.state(job.id, JobState.PAUSED)
@@ -283,6 +294,7 @@ async def test_a_damaged_checkpoint_begins_anew(service: Service) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 255
     path.write_bytes(data)
+    service.finish.set()
     await manager.resume(job.id)
     await service.state(job.id, JobState.SUCCEEDED)
     assert [step for trainer in service.trainers for _, attempt, step in trainer.log if attempt == 2] == list(

@@ -102,7 +102,7 @@ async def test_cancel_on_a_worker_and_in_the_queue(service: Service) -> None:
 
 async def test_pause_keeps_the_steps_and_resume_goes_on(service: Service) -> None:
     manager = await service.start()
-    job = await manager.create(spec(num_steps=120))
+    job = await manager.create(spec("forever", num_steps=120))
     await service.until(job.id, lambda job: job.progress.step > 3)
     assert (await manager.pause(job.id)).state in (JobState.RUNNING, JobState.PAUSED)
     paused = await service.state(job.id, JobState.PAUSED)
@@ -110,6 +110,7 @@ async def test_pause_keeps_the_steps_and_resume_goes_on(service: Service) -> Non
     assert (await manager.pause(job.id)).state is JobState.PAUSED
     resumed = await manager.resume(job.id)
     assert resumed.state in (JobState.QUEUED, JobState.RUNNING)
+    service.finish.set()
     await service.state(job.id, JobState.SUCCEEDED)
     steps = [step for trainer in service.trainers for _, _, step in trainer.log]
     assert steps == list(range(1, 121)), "no step was done twice or left out"
@@ -189,9 +190,10 @@ async def test_publishing_may_move_no_alias(service: Service) -> None:
 
 async def test_an_ended_job_can_be_deleted_and_no_other(service: Service) -> None:
     manager = await service.start()
-    job = await manager.create(spec(num_steps=100))
+    job = await manager.create(spec("forever"))
     with pytest.raises(PreconditionFailed):
         await manager.delete(job.id)
+    service.finish.set()
     await service.state(job.id, JobState.SUCCEEDED)
     await manager.delete(job.id)
     with pytest.raises(NotFound):

@@ -106,7 +106,7 @@ async def test_a_full_disk_under_everything(tmpfs: Tmpfs, caplog: pytest.LogCapt
     """Jobs, checkpoints and prompts share one full disk: jobs that can't be stored are refused, others survive."""
     service = Service(tmpfs.path)
     manager = await service.start()
-    running = await manager.create(spec(num_steps=60))
+    running = await manager.create(spec("forever", num_steps=60))
     await service.until(running.id, lambda job: job.progress.step > 5)
     caplog.clear()
     tmpfs.fill()
@@ -116,6 +116,7 @@ async def test_a_full_disk_under_everything(tmpfs: Tmpfs, caplog: pytest.LogCapt
             accepted.append(await manager.create(spec(prompt="late")))
         except Unavailable:
             break
+    service.finish.set()
     await until(lambda: any(step == 60 for trainer in service.trainers for _, _, step in trainer.log))
     await until(lambda: writes_are_refused(caplog))
     assert (await manager.get(running.id)).state is JobState.RUNNING
@@ -134,7 +135,7 @@ async def test_a_full_disk_under_everything(tmpfs: Tmpfs, caplog: pytest.LogCapt
 async def test_a_disk_that_is_full_through_a_crash(tmpfs: Tmpfs, caplog: pytest.LogCaptureFixture) -> None:
     service = Service(tmpfs.path)
     manager = await service.start()
-    job = await manager.create(spec(num_steps=2000))
+    job = await manager.create(spec("forever", num_steps=100_000))
     await service.until(job.id, lambda job: job.progress.step > 5)
     caplog.clear()
     tmpfs.fill()

@@ -77,7 +77,7 @@ class Workers:
         waiting = list(first)
 
         def load(base_model: str) -> tuple[ScriptedTrainer, dict[str, str]]:
-            self.launched.append(waiting.pop(0) if waiting else ScriptedTrainer())
+            self.launched.append(waiting.pop(0) if waiting else ScriptedTrainer(finish=self.service.finish))
             return self.launched[-1], {}
 
         return await self.service.start(LocalPool(load, close_seconds=0.1), **config)
@@ -116,7 +116,7 @@ async def test_a_hanging_job_can_be_cancelled(workers: Workers) -> None:
     hanging = Hanging(workers.released)
     manager = await workers.start(hanging, **QUICK)
     job = await manager.create(spec(num_steps=30))
-    assert await asyncio.to_thread(hanging.hangs.wait, 10)
+    await asyncio.to_thread(hanging.hangs.wait)
     assert (await manager.cancel(job.id)).state is JobState.CANCELLING
     cancelled = await workers.service.state(job.id, JobState.CANCELLED)
     assert cancelled.attempt == 1

@@ -45,15 +45,14 @@ async def test_each_base_model_gets_its_own_number_of_workers(service: Service, 
     async def all_places_are_taken() -> bool:
         assert workers_of(service)["narrow"] <= 1
         assert workers_of(service).total() <= 5
-        return (await states(narrow))[JobState.RUNNING] == 1 and (await states(wide))[JobState.RUNNING] == 3
+        running = (await states(narrow))[JobState.RUNNING], (await states(wide))[JobState.RUNNING]
+        return running == (1, 3) and workers_of(service) == {"narrow": 1, "wide": 3, "kept": 1}
 
     await until(all_places_are_taken)
-    assert workers_of(service) == {"narrow": 1, "wide": 3, "kept": 1}
+    service.finish.set()
 
     async def all_have_ended() -> bool:
         assert workers_of(service)["narrow"] <= 1
-        for trainer in service.trainers:
-            trainer.finish_forever()
         return await states([*narrow, *wide]) == {JobState.SUCCEEDED: 8}
 
     await until(all_have_ended)
@@ -73,9 +72,9 @@ async def test_a_launch_takes_no_longer_than_its_base_model_may(service: Service
         async def close(self) -> None: ...
 
     service.models = models_file(tmp_path / "models.json", quick={"launch_seconds": 0.05})
-    await service.start(NeverThere(), max_workers=2, launch_seconds=60)
+    await service.start(NeverThere(), max_workers=2, launch_seconds=600)
     quick, _ = [await create(service, base_model, base_model) for base_model in ("quick", "slow")]
-    await until(lambda: launched["quick"] >= 3)
+    await until(lambda: launched["quick"] >= 3 and launched["slow"])
     assert launched["slow"] == 1
 
     def notes() -> list[str]:
@@ -94,7 +93,6 @@ async def test_workers_that_are_kept_leave_one_place_to_other_base_models(servic
     other = await create(service, "other", "other")
     await service.state(other, JobState.RUNNING)
     assert workers_of(service) == {"kept": 1, "other": 1}
-    for trainer in service.trainers:
-        trainer.finish_forever()
+    service.finish.set()
     await service.state(other, JobState.SUCCEEDED)
     await until(lambda: workers_of(service) == {"kept": 2})

@@ -66,7 +66,7 @@ async def test_a_decision_made_while_a_job_trains_is_kept(
     job = await manager.create(spec("forever", num_steps=150))
     await service.until(job.id, lambda job: job.progress.step > 2)
     decide(service.prompt_store)
-    service.trainers[0].finish_forever()
+    service.finish.set()
     result = await result_of(service, job.id)
     assert (result.published, result.alias_moved, targets(service)) == (True, False, left)
     assert "left alone: tone@default was" in result.gate_decision
@@ -88,7 +88,7 @@ async def test_of_two_jobs_the_later_one_ends_up_behind_the_alias_whichever_fini
     manager = await service.start()
     slow, quick = await manager.create(spec("forever", num_steps=150)), await manager.create(spec())
     assert (await result_of(service, quick.id)).alias_moved
-    service.trainers[0].finish_forever()
+    service.finish.set()
     result = await result_of(service, slow.id)
     assert (result.alias_moved, targets(service)) == (False, [1])
     assert f"by tuningJobs/{quick.id}, which was created after this job" in result.gate_decision
@@ -98,7 +98,7 @@ async def test_a_job_takes_the_place_of_one_that_was_created_before_it(service: 
     manager = await service.start()
     first, second = await manager.create(spec()), await manager.create(spec("forever", num_steps=150))
     await result_of(service, first.id)
-    service.trainers[0].finish_forever()
+    service.finish.set()
     assert (await result_of(service, second.id)).alias_moved
     assert targets(service) == [2]
 
@@ -121,6 +121,6 @@ async def test_the_decision_is_kept_when_the_trainer_restarts_meanwhile(service:
     await service.crash()
     manager = await service.start(lease_seconds=1.0)
     await service.until(job.id, lambda job: job.attempt == 2 and job.progress.step > 2)
-    service.trainers[-1].finish_forever()
+    service.finish.set()
     assert not (await result_of(service, job.id)).alias_moved
     assert targets(service) == [1]

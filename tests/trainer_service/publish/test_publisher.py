@@ -85,9 +85,10 @@ async def test_a_current_version_of_another_base_model_is_compared_by_its_kept_a
 async def test_a_version_that_became_current_after_the_comparison_is_left_in_place(service: Service) -> None:
     manager = await service.start()
     put_version(service, 1)
-    job = await manager.create(spec(num_steps=150, publish=BEAT_CURRENT))
+    job = await manager.create(spec("forever", num_steps=150, publish=BEAT_CURRENT))
     await service.until(job.id, lambda job: job.progress.step > 5)
     put_version(service, 2)
+    service.finish.set()
     result = result_of(await service.state(job.id, JobState.SUCCEEDED))
     assert (result.published, result.version, result.alias_moved) == (True, "prompts/tone/versions/3", False)
     assert "left alone" in result.gate_decision

@@ -16,7 +16,6 @@ from sqlalchemy import select
 from tests.trainer_service.builders import record, spec
 from tests.trainer_service.job_service import Service, expire_leases
 from tests.trainer_service.postgres import Postgres
-from tests.trainer_service.scripted import ScriptedTrainer
 from tests.waiting import until
 from trainer_service.database import schema
 from trainer_service.database.database import Database
@@ -49,8 +48,7 @@ async def replicas(url: str, tmp_path: Path) -> AsyncIterator[list[Service]]:
         service.url = url
     yield made
     for service in made:
-        for trainer in service.trainers:
-            trainer.finish_forever()
+        service.finish.set()
         await service.drain()
 
 
@@ -168,27 +166,12 @@ async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_lea
     expire_leases(two.store, owner)
     await until(lambda: num_workers(two) == 2)
     assert worker_slots.total(two.store.database) == 2
-    for trainer in one.trainers:
-        trainer.finish_forever()
     looking.cancel()
-    _end_forever(two)
+    one.finish.set()
+    two.finish.set()
     for job in jobs:
         await two.state(job.id, JobState.SUCCEEDED)
     assert most == [2]
-
-
-def _end_forever(service: Service) -> None:
-    """Also for trainers that start later."""
-    for trainer in service.trainers:
-        trainer.finish_forever()
-
-    def load(base_model: str) -> tuple[ScriptedTrainer, dict[str, str]]:
-        trainer = ScriptedTrainer()
-        trainer.finish_forever()
-        service.trainers.append(trainer)
-        return trainer, {}
-
-    service.pool._load = load
 
 
 async def test_a_trainer_that_was_stopped_for_longer_than_its_lease_ends_its_workers(replicas: list[Service]) -> None:
@@ -209,7 +192,7 @@ async def test_a_trainer_that_was_stopped_for_longer_than_its_lease_ends_its_wor
     await until(lambda: num_workers(one) == 0)
     assert num_workers(two) == 2
     for service in (one, two):
-        _end_forever(service)
+        service.finish.set()
     for job in jobs:
         await two.state(job.id, JobState.SUCCEEDED)
 
@@ -228,7 +211,7 @@ async def test_a_third_trainer_comes_and_goes_within_the_limit(replicas: list[Se
     await one.drain()
     await until(lambda: num_workers(three) > 0)
     for service in (one, two, three):
-        _end_forever(service)
+        service.finish.set()
     for job in jobs:
         await two.state(job.id, JobState.SUCCEEDED)
     looking.cancel()
@@ -251,7 +234,9 @@ async def test_an_idle_trainer_gives_its_part_to_one_that_needs_it(replicas: lis
 async def test_one_trainer_alone_asks_no_other(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_slots, "share", None)
     await service.start(max_workers=2, max_jobs_per_worker=1)
-    jobs = [await service.manager.create(spec(num_steps=20, prompt=f"p-{number}")) for number in range(4)]
+    jobs = [await service.manager.create(spec("forever", num_steps=20, prompt=f"p-{number}")) for number in range(4)]
+    await until(lambda: len(service.trainers) == 2)
+    service.finish.set()
     for job in jobs:
         await service.state(job.id, JobState.SUCCEEDED)
     assert len(service.trainers) == 2
