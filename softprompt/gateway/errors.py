@@ -84,6 +84,11 @@ def bad_value(param: str, message: str, code: str = "invalid_value") -> ApiError
     return ApiError(400, f"{param}: {message}", param=param, code=code)
 
 
+def missing(param: str) -> ApiError:
+    """400 for a parameter that is needed and not there."""
+    return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+
+
 def unsupported(param: str, message: str) -> ApiError:
     """400 for a parameter or a value that OpenAI's API has and this one has not."""
     return ApiError(400, f"{param}: {message}", param=param, code="unsupported_parameter")
@@ -178,7 +183,7 @@ def _of_validation(error: ValidationError) -> ApiError:
     if first["type"] == "extra_forbidden":
         return unknown_field(param)
     if first["type"] == "missing":
-        return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+        return missing(param)
     if first["type"] == "literal_error" and param.rpartition(".")[2] in REFUSED_FIELDS:
         return unknown_field(param)
     code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"

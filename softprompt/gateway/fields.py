@@ -49,6 +49,16 @@ def else_saying(sentence: str) -> WrapValidator:
 ModelName = Annotated[str, Field(min_length=1, max_length=MODEL_CHARS)]
 
 
+def _only_boolean(value: Any) -> bool:
+    """`value`; pydantic would take 0 for False."""
+    if not isinstance(value, bool):
+        raise PydanticCustomError("bool_type", "Input should be a valid boolean")
+    return value
+
+
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_only_boolean)]
+
+
 def text_or_list(value: Any) -> str | list[Any]:
     """`value`, which must be one of both, so that the error names both."""
     if not isinstance(value, str | list):
@@ -112,7 +122,7 @@ class StreamOptions(Fields):
     """Options of a stream."""
 
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: OnlyFalse | None = None
 
 
 class GenerationFields(Fields):

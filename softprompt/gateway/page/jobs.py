@@ -23,11 +23,12 @@ from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value
 from softprompt.gateway.page.answers import json_response, whole_number
 from softprompt.gateway.page.data import FILE_QUERY, uploaded, write_file
+from softprompt.gateway.paging import TEXT_SCHEMA
 from softprompt.gateway.streaming import EventStream, event
 from softprompt.gateway.uploads import upload_slot
 
 _MAX_JOBS = 100
-_JOB_QUERY = {**FILE_QUERY, "prompt": {"type": "string"}, "num_steps": {"type": "integer"}}
+_JOB_QUERY = {**FILE_QUERY, "prompt": TEXT_SCHEMA, "base_model": TEXT_SCHEMA, "num_steps": {"type": "integer"}}
 
 
 @asynccontextmanager
@@ -82,7 +83,7 @@ async def job_report(request: Request, backend: Backend) -> Response:
     return json_response(await backend.client.job_report(_job(request)))
 
 
-@endpoint("page.jobs.events", streams=True)
+@endpoint("page.jobs.events", query={"after": {"type": "integer"}}, streams=True)
 async def job_events(request: Request, backend: Backend) -> Response:
     """The events of a job after the number in the query, until it ends."""
     after = whole_number(request, "after") or 0

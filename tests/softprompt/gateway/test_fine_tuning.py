@@ -125,7 +125,7 @@ def test_the_examples_that_people_have_are_tuned_and_the_model_works_at_once(cli
         validation_file=held_out.id,
         suffix="parcels",
         seed=7,
-        metadata={"team": "shop", "for": "test"},
+        metadata={"team": "shop", "k" * 64: "v" * 512},
         method={
             "type": "supervised",
             "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 2}},
@@ -133,7 +133,7 @@ def test_the_examples_that_people_have_are_tuned_and_the_model_works_at_once(cli
     )
     assert (job.object, job.training_file, job.validation_file) == ("fine_tuning.job", train.id, held_out.id)
     assert job.status in ("queued", "validating_files", "running")
-    assert (job.user_provided_suffix, job.metadata) == ("parcels", {"team": "shop", "for": "test"})
+    assert (job.user_provided_suffix, job.metadata) == ("parcels", {"team": "shop", "k" * 64: "v" * 512})
     assert job.method.supervised.hyperparameters.to_dict() == {
         "n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 2.0,
     }  # fmt: skip
@@ -212,7 +212,7 @@ def test_a_repeated_request_is_the_same_job(client: OpenAI) -> None:
         ({"validation_file": "file-" + "1" * 64}, "validation_file"),
         ({"suffix": "My Model"}, "suffix"),
         ({"seed": -1}, "seed"),
-        ({"metadata": {"k" * 99: "v"}}, "metadata"),
+        ({"metadata": {"k" * 65: "v"}}, "metadata"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"integrations": [{"type": "wandb"}]}, "integrations"),
         ({"method": {"type": "dpo"}}, "method.type"),
