@@ -49,14 +49,14 @@ def else_saying(sentence: str) -> WrapValidator:
 ModelName = Annotated[str, Field(min_length=1, max_length=MODEL_CHARS)]
 
 
-def _only_boolean(value: Any) -> bool:
-    """`value`; pydantic would take 0 for False."""
-    if not isinstance(value, bool):
-        raise PydanticCustomError("bool_type", "Input should be a valid boolean")
+def _no_number(value: Any) -> Any:
+    if value == 0 and value is not False:
+        raise PydanticCustomError("literal_error", "Input should be False")
     return value
 
 
-OnlyFalse = Annotated[Literal[False], BeforeValidator(_only_boolean)]
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_no_number)]
+"""False, and not 0, which pydantic takes for it."""
 
 
 def text_or_list(value: Any) -> str | list[Any]:
