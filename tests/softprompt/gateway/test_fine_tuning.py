@@ -185,8 +185,11 @@ def test_a_job_is_paused_resumed_and_cancelled(client: OpenAI) -> None:
     assert list(client.fine_tuning.jobs.checkpoints.list(job.id)) == []
     nothing = client._client.post(f"{client.base_url}fine_tuning/jobs/{job.id}/cancel", content=iter([b""]))
     assert nothing.json()["status"] == "cancelled", "again, with an empty body in chunks"
-    with pytest.raises(openai.BadRequestError):
+    with pytest.raises(openai.BadRequestError, match=f"job '{job.id}' is CANCELLED and can't be paused"):
         client.fine_tuning.jobs.pause(job.id)
+    for number in (0, 1 << 40):
+        with pytest.raises(openai.BadRequestError, match="after: is not the id of an event"):
+            client.fine_tuning.jobs.list_events(job.id, after=f"{job.id.replace('ftjob', 'ftevent')}-{number}")
 
 
 def test_a_repeated_request_is_the_same_job(client: OpenAI) -> None:
@@ -198,8 +201,9 @@ def test_a_repeated_request_is_the_same_job(client: OpenAI) -> None:
     ]
     assert jobs[0].id == jobs[1].id
     client.fine_tuning.jobs.cancel(jobs[0].id)
-    with pytest.raises(openai.ConflictError):
+    with pytest.raises(openai.ConflictError, match="'my-key-1' was used before") as refused:
         client.fine_tuning.jobs.create(model="tiny-llama", training_file=train.id, seed=1, extra_headers=headers)
+    assert refused.value.param == "Idempotency-Key"
 
 
 @pytest.mark.parametrize(
