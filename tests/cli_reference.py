@@ -45,7 +45,8 @@ def _commands(group: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
 
 
 def _table(params: list[Any]) -> list[str]:
-    rows = [f"| `{_cell(names(item))}` | {_cell(meaning(item))} |" for item in params]
+    shown = [item for item in params if not getattr(item, "hidden", False)]
+    rows = [f"| `{_cell(names(item))}` | {_cell(meaning(item))} |" for item in shown]
     return ["| option | meaning |", "|---|---|", *rows] if rows else []
 
 

@@ -9,16 +9,16 @@ import typer
 
 from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
 from softprompt.cli.models import pull_with_progress
-from softprompt.cli.options import example
+from softprompt.cli.options import FormerOutput, example
 from softprompt.cli.output import stderr, stdout
 from softprompt.cli.requirements import require
 
 app = typer.Typer()
 
 
-@app.command(epilog=example("softprompt demo --output ./demo-output"))
+@app.command(epilog=example("softprompt demo --out ./demo-output"))
 def demo(
-    output: Annotated[Path, typer.Option(help="Directory for the loss curve and the services' logs.")] = Path(
+    out: Annotated[Path, typer.Option(help="Directory for the loss curve and the services' logs.")] = Path(
         "demo-output"
     ),
     model: Annotated[
@@ -27,6 +27,7 @@ def demo(
     stay: Annotated[
         bool, typer.Option("--stay", help="Keep the services and the page running at the end, until Ctrl-C.")
     ] = False,
+    output: FormerOutput = None,
 ) -> None:
     """Train a prompt, serve it, and replace it by a better version under load. Takes a few minutes. Ctrl-C stops
     everything.
@@ -38,12 +39,12 @@ def demo(
     from softprompt.local.interrupts import Interrupted
     from softprompt.local.process import ServiceFailed
 
-    plan = DemoPlan()
+    plan, out = DemoPlan(), output or out
     path = pull_with_progress(model or plan.model)
     try:
-        run_demo(path, output, plan, stdout(), stay=stay)
+        run_demo(path, out, plan, stdout(), stay=stay)
     except Interrupted:
         stderr().print("interrupted; all services are stopped")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (PromiseBroken, ServiceFailed) as error:
-        raise Failure(str(error), hint=f"the services' logs are in {output}/services.log") from None
+        raise Failure(str(error), hint=f"the services' logs are in {out}/services.log") from None

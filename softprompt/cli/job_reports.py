@@ -14,7 +14,7 @@ import typer
 
 from shared.process.standard_streams import is_utf8
 from softprompt.cli.job_names import JOB_HELP, JobArgument, job_name
-from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
+from softprompt.cli.options import FormerOutput, JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show, stderr, stdout, table
 from softprompt.display.chart import MIN_COLUMNS, beside, chart
 
@@ -48,34 +48,34 @@ def report(
         Format | None,
         typer.Option(help="html: a page; json: everything; csv: the held-out answers.", show_default=False),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; its name can say the format.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; its name can say the format.")] = None,
+    output: FormerOutput = None,
     trainer: TrainerOption = None,
 ) -> None:
     """Write a job's report: curves, metrics, held-out answers, data, recipe, lineage and cost.
 
-    Without --output, --open and --format, a terminal shows a summary, and a pipe gets the HTML page.
+    Without --out, --open and --format, a terminal shows a summary, and a pipe gets the HTML page.
     """
     from softprompt.report.data import FORMATS, check_target, save_report
 
-    kind = format or Format(check_target(output) if output is not None and output.suffix else Format.HTML)
+    out = out or output
+    kind = format or Format(check_target(out) if out is not None and out.suffix else Format.HTML)
     if open_ and kind is not Format.HTML:
         raise typer.BadParameter("--open shows the page: leave --format out, or name an HTML file")
     with open_client(trainer) as client:
         found = client.job_report(job_name(client, job))
-    if output is None and not open_ and format is None and stdout().is_terminal:
+    if out is None and not open_ and format is None and stdout().is_terminal:
         _summarize(found)
         return
-    if output is None and not open_:
+    if out is None and not open_:
         sys.stdout.buffer.write(FORMATS[kind](found).encode())
         sys.stdout.flush()
         return
-    if output is None:
-        output = Path(tempfile.mkdtemp(prefix="softprompt-")) / f"{found.job.name.removeprefix('tuningJobs/')}.html"
-    save_report(found, output, kind)
-    stderr().print(f"written to {output}", markup=False, soft_wrap=True)
-    if open_ and not webbrowser.open(output.absolute().as_uri()):
+    if out is None:
+        out = Path(tempfile.mkdtemp(prefix="softprompt-")) / f"{found.job.name.removeprefix('tuningJobs/')}.html"
+    save_report(found, out, kind)
+    stderr().print(f"written to {out}", markup=False, soft_wrap=True)
+    if open_ and not webbrowser.open(out.absolute().as_uri()):
         stderr().print("no browser was found; open the file yourself", markup=False)
 
 

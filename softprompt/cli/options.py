@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +32,8 @@ InferenceOption = Annotated[
         help="Address of the inference service [127.0.0.1:50052].",
     ),
 ]
+FormerOutput = Annotated[Path | None, typer.Option("--output", hidden=True)]
+"""The former name of `--out`."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object on each line.")]
 
 

@@ -28,6 +28,7 @@ from shared.values.sampling import Sampling
 from shared.values.template import Template
 from shared.wire.generation import write_sampling
 from shared.wire.mirror import fill, read
+from softprompt.client.arguments import completed
 from softprompt.client.chat import AsyncChat
 from softprompt.client.connection import Connection
 from softprompt.client.convert import input_message
@@ -55,6 +56,12 @@ def check_concurrency(concurrency: int) -> None:
     """Raises InvalidInput for a number of simultaneous calls outside 1 to MAX_CONCURRENCY."""
     if not 1 <= concurrency <= MAX_CONCURRENCY:
         raise InvalidInput.of("concurrency", f"must be from 1 to {MAX_CONCURRENCY}, is {concurrency}")
+
+
+def _chosen(sampling: Sampling | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Sampling | None:
+    """`sampling_with`, with a Guide in place of a mapping."""
+    chosen = sampling_with(sampling, keywords)
+    return None if chosen is None else completed(chosen, "sampling")
 
 
 async def in_order(inputs: Iterable[T], call: Callable[[T], Awaitable[R]], concurrency: int) -> AsyncIterator[R]:
@@ -125,7 +132,7 @@ class GenerationMethods:
         """
         request = generation_pb2.GenerateRequest(
             input=input_message(input, prompt, template, routing_key, truncate, base_model),
-            sampling=write_sampling(sampling_with(sampling, parameters)),
+            sampling=write_sampling(_chosen(sampling, parameters)),
         )
         fill(request, priority=priority)
         timeout_seconds = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
@@ -153,7 +160,7 @@ class GenerationMethods:
         """
         request = generation_pb2.GenerateStreamRequest(
             input=input_message(input, prompt, template, routing_key, truncate, base_model),
-            sampling=write_sampling(sampling_with(sampling, parameters)),
+            sampling=write_sampling(_chosen(sampling, parameters)),
         )
         fill(request, priority=priority)
         timeout = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
@@ -186,7 +193,7 @@ class GenerationMethods:
         asked again after the pause that it wants. Raises InvalidInput for arguments that are wrong for all inputs.
         """
         check_concurrency(concurrency)
-        chosen = sampling_with(sampling, parameters)
+        chosen = _chosen(sampling, parameters)
 
         async def one(item: tuple[int, Input | Unusable]) -> GenerationOutcome:
             index, content = item
@@ -226,7 +233,7 @@ class GenerationMethods:
         **parameters: Unpack[SamplingKeywords],
     ) -> AsyncChat:
         """A conversation that keeps its turns. With `truncate`, the oldest turns are left out once they don't fit."""
-        chosen = sampling_with(sampling, parameters)
+        chosen = _chosen(sampling, parameters)
         return AsyncChat(
             lambda messages: self.stream(
                 messages,

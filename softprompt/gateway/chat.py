@@ -27,6 +27,7 @@ from softprompt.gateway.fields import (
     Content,
     Fields,
     GenerationFields,
+    OnlyFalse,
     message_of,
     renaming,
     sampling_of,
@@ -58,8 +59,8 @@ class ChatRequest(GenerationFields):
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: ToolChoice | None = None
-    parallel_tool_calls: Literal[False] | None = None
-    store: Literal[False] | None = None
+    parallel_tool_calls: OnlyFalse | None = None
+    store: OnlyFalse | None = None
 
     @field_validator("max_tokens")
     @classmethod

@@ -38,8 +38,7 @@ class Endpoint:
         """The handler's response, or that of its error."""
         request.state.operation = self.operation
         try:
-            if request.url.path.startswith("/v1/"):
-                check_query(request, self.query)
+            check_query(request, self.query)
             return await self.handler(request, request.app.state.backend)
         except Exception as error:
             rename = getattr(request.state, "rename", lambda field: field)

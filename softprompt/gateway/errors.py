@@ -47,6 +47,7 @@ _CODES_OF_STATUSES = {404: "unknown_url", 405: "method_not_allowed"}
 _MODEL_KINDS = ("prompt", "version", "alias", "model")
 _TOO_LONG = re.compile(r"has \d+ tokens; at most \d+ fit")
 _SHOWN_CHARS = 200
+_JOB = re.compile(r"tuningJobs/|(?<=\bjob ')(?=[0-9a-z]{26}')")
 _NUMBER = re.compile(r"\[\d+\]")
 _MEMBER = re.compile(r"str|int|float|bool|none|[A-Z]\w*")
 """Names of a union's members in pydantic's locations."""
@@ -82,6 +83,11 @@ class ApiError(Exception):
 def bad_value(param: str, message: str, code: str = "invalid_value") -> ApiError:
     """400 for one parameter; `message` can follow its name."""
     return ApiError(400, f"{param}: {message}", param=param, code=code)
+
+
+def missing(param: str) -> ApiError:
+    """400 for a parameter that is needed and not there."""
+    return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
 
 
 def unsupported(param: str, message: str) -> ApiError:
@@ -151,7 +157,7 @@ def _of_service(error: errors.SoftPromptError, rename: Rename, model: str) -> Ap
         case errors.Unauthenticated():
             headers = {"WWW-Authenticate": "Bearer"}
             message = f"{message} (the API key is the token of a caller, sent as `Authorization: Bearer TOKEN`)"
-    message = message.replace("datasets/sha256-", "file-").replace("tuningJobs/", "ftjob-")  # as this API names them
+    message = _JOB.sub("ftjob-", message.replace("datasets/sha256-", "file-"))  # as this API names them
     return ApiError(status, message, type=kind, param=param, code=code, headers=headers)
 
 
@@ -178,7 +184,7 @@ def _of_validation(error: ValidationError) -> ApiError:
     if first["type"] == "extra_forbidden":
         return unknown_field(param)
     if first["type"] == "missing":
-        return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+        return missing(param)
     if first["type"] == "literal_error" and param.rpartition(".")[2] in REFUSED_FIELDS:
         return unknown_field(param)
     code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"

@@ -49,6 +49,16 @@ def else_saying(sentence: str) -> WrapValidator:
 ModelName = Annotated[str, Field(min_length=1, max_length=MODEL_CHARS)]
 
 
+def _no_number(value: Any) -> Any:
+    if value == 0 and value is not False:
+        raise PydanticCustomError("literal_error", "Input should be False")
+    return value
+
+
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_no_number)]
+"""False, and not 0, which pydantic takes for it."""
+
+
 def text_or_list(value: Any) -> str | list[Any]:
     """`value`, which must be one of both, so that the error names both."""
     if not isinstance(value, str | list):
@@ -112,7 +122,7 @@ class StreamOptions(Fields):
     """Options of a stream."""
 
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: OnlyFalse | None = None
 
 
 class GenerationFields(Fields):

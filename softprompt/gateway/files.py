@@ -23,7 +23,7 @@ from softprompt.gateway import paging
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import bounded_stream, settings_of, wrong_type
 from softprompt.gateway.endpoint import endpoint
-from softprompt.gateway.errors import ApiError, bad_value, unknown_field, unsupported
+from softprompt.gateway.errors import ApiError, bad_value, missing, unknown_field, unsupported
 from softprompt.gateway.uploads import COMPRESSED, ZIP, file_name, upload_slot
 
 PURPOSE = "fine-tune"
@@ -95,10 +95,7 @@ def _checked(form: FormData) -> tuple[BinaryIO, str]:
             raise bad_value(name, "is given twice")
     purpose, file = form.get("purpose"), form.get("file")
     if purpose is None or file is None:
-        missing = "file" if file is None else "purpose"
-        raise ApiError(
-            400, f"Missing required parameter: '{missing}'.", param=missing, code="missing_required_parameter"
-        )
+        raise missing("file" if file is None else "purpose")
     if purpose != PURPOSE:
         sent = repr(purpose[:40]) if isinstance(purpose, str) else "a file"
         raise unsupported("purpose", f"only {PURPOSE!r} is offered here, not {sent}")

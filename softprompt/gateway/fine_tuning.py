@@ -8,7 +8,7 @@ from dataclasses import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from shared.errors import NotFound, PermissionDenied
+from shared.errors import Conflict, NotFound, PermissionDenied
 from shared.values.spec import PublishPolicy, TuningSpec
 from softprompt.gateway import paging
 from softprompt.gateway.backend import Backend
@@ -56,6 +56,9 @@ async def create_job(request: Request, backend: Backend) -> Response:
     spec = await tuning_spec(backend, body, key)
     try:
         job = await _created(backend, spec, key)
+    except Conflict:
+        text = f"Idempotency-Key: {key!r} was used before, for a request with other parameters"
+        raise ApiError(409, text, param="Idempotency-Key", code="conflict") from None
     except NotFound as error:
         if error.kind != "dataset":
             raise

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from shared.values.guide import Guide
 from softprompt.gateway import results
-from softprompt.gateway.errors import ApiError, bad_value, unsupported
+from softprompt.gateway.errors import ApiError, bad_value, missing, unsupported
 from softprompt.gateway.fields import Fields, else_saying
 
 Name = Annotated[
@@ -32,6 +32,15 @@ class JsonSchema(Fields):
     strict: bool | None = None
 
 
+def check_members(type: str, place: str, needed: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> None:
+    """Raises ApiError naming a member of `place` that a JSON Schema needs, or that only a JSON Schema has."""
+    for name, value in {**needed, **(optional or {})}.items():
+        if type == "json_schema" and value is None and name in needed:
+            raise missing(f"{place}.{name}")
+        if type != "json_schema" and value is not None:
+            raise bad_value(f"{place}.{name}", "is only for the type json_schema")
+
+
 class ResponseFormat(Fields):
     """The form of an answer."""
 
@@ -40,9 +49,7 @@ class ResponseFormat(Fields):
 
     def guide(self) -> Guide | None:
         """The guide; None for text. Raises ApiError."""
-        if (self.type == "json_schema") is not (self.json_schema is not None):
-            word = "needed" if self.json_schema is None else "only"
-            raise bad_value("response_format.json_schema", f"is {word} for the type json_schema")
+        check_members(self.type, "response_format", needed={"json_schema": self.json_schema})
         if self.json_schema is not None:
             return Guide(json_schema=self.json_schema.schema_)
         return Guide(json_schema=_ANY_OBJECT) if self.type == "json_object" else None
@@ -55,6 +62,13 @@ class Function(Fields):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+    @field_validator("parameters")
+    @classmethod
+    def _of_an_object(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value and value.get("type") != "object":
+            raise ValueError('must be a schema of "type": "object", because arguments have names')
+        return value
 
 
 class Tool(Fields):

@@ -18,8 +18,17 @@ from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import Rename, bad_value
-from softprompt.gateway.fields import Content, Fields, ModelName, message_of, renaming, sampling_of, text_or_list
-from softprompt.gateway.guides import Name
+from softprompt.gateway.fields import (
+    Content,
+    Fields,
+    ModelName,
+    OnlyFalse,
+    message_of,
+    renaming,
+    sampling_of,
+    text_or_list,
+)
+from softprompt.gateway.guides import Name, check_members
 from softprompt.gateway.response_events import ResponseDraft, response_events
 from softprompt.gateway.streaming import EventStream
 
@@ -59,12 +68,8 @@ class TextFormat(Fields):
 
     def guide(self) -> Guide | None:
         """The guide; None for text. Raises ApiError."""
-        if (self.type == "json_schema") is not (self.schema_ is not None):
-            word = "needed" if self.schema_ is None else "only"
-            raise bad_value("text.format.schema", f"is {word} for the type json_schema")
-        for name in ("name", "description", "strict"):
-            if self.schema_ is None and getattr(self, name) is not None:
-                raise bad_value(f"text.format.{name}", "is only for the type json_schema")
+        needed, optional = {"name": self.name, "schema": self.schema_}, ("description", "strict")
+        check_members(self.type, "text.format", needed, {name: getattr(self, name) for name in optional})
         if self.schema_ is not None:
             return Guide(json_schema=self.schema_)
         return Guide(json_schema={"type": "object"}) if self.type == "json_object" else None
@@ -79,7 +84,7 @@ class TextOptions(Fields):
 class ResponseStreamOptions(Fields):
     """Options of a stream. Its last event has the usage in any case."""
 
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: OnlyFalse | None = None
 
 
 class ResponseRequest(Fields):
@@ -99,7 +104,7 @@ class ResponseRequest(Fields):
     truncation: Literal["auto", "disabled"] | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
-    store: Literal[False] | None = None
+    store: OnlyFalse | None = None
 
     @property
     def num_logprobs(self) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.text.counted import counted
 from shared.values.enums import JobState
-from softprompt.gateway.errors import ApiError
+from softprompt.gateway.errors import ApiError, bad_value
 from softprompt.gateway.files import file_id
 from softprompt.gateway.results import version_model
 from softprompt.gateway.tuning_specs import suffix_of
@@ -91,10 +91,11 @@ def checkpoints(job: TuningJob) -> list[dict[str, Any]]:
 
 def event_number(id: str, job: TuningJob) -> int:
     """The number in an event's id. Raises ApiError for the id of something else."""
-    prefix, _, number = id.rpartition("-")
-    if prefix != _event_prefix(job) or not (number.isascii() and number.isdecimal() and len(number) < 16):
-        raise ApiError(400, "after: is not the id of an event of this job", param="after", code="invalid_value")
-    return int(number)
+    prefix, _, text = id.rpartition("-")
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
+    if prefix != _event_prefix(job) or not 1 <= number <= job.last_event:
+        raise bad_value("after", "is not the id of an event of this job")
+    return number
 
 
 def event_object(job: TuningJob, event: JobEvent) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def test_ctrl_c_leaves_nothing_behind(moment: str, tiny_model_dir: Path, tmp_pat
         "demo",
         "--model",
         str(tiny_model_dir),
-        "--output",
+        "--out",
         str(tmp_path),
     ]
     environment = {**os.environ, "DEMO_TEST": mark}

@@ -44,6 +44,15 @@ def test_keywords_precede_the_values_of_sampling(client: Client, services: Servi
     assert not streamed.HasField("temperature")
 
 
+def test_a_guide_may_be_a_dictionary(client: Client, services: Services) -> None:
+    client.generate("hi", guide={"regex": "a+"})  # type: ignore[arg-type]
+    client.generate("hi", sampling={"guide": {"json_schema": {"type": "object"}}})
+    sent = [request.sampling.guide for request in services.inference.requests]
+    assert (sent[0].regex, sent[1].json_schema) == ("a+", '{"type": "object"}')
+    with pytest.raises(InvalidInput, match=r"sampling\.guide\.regexp: is not a field of Guide; do you mean 'regex'"):
+        list(client.generate_many(["hi"], guide={"regexp": "a"}))  # type: ignore[arg-type]
+
+
 def test_an_unknown_keyword_is_refused_with_the_one_that_is_meant(client: Client) -> None:
     calls: list[Callable[..., object]] = [client.generate, client.stream, client.generate_many]
     for call in calls:

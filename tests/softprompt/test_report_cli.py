@@ -45,9 +45,9 @@ def test_a_report_is_printed_written_or_shown(cli: CliRunner, tmp_path: Path, mo
     assert cli("jobs", "report", "job1", "--open", "--format", "csv").code == 2
     assert cli("jobs", "report", "job1", "--open", "-o", str(tmp_path / "b.csv")).code == 2
     assert not (tmp_path / "b.csv").exists()
-    refused = cli("jobs", "report", "job1", "-o", str(tmp_path / "a.pdf"))
+    refused = cli("jobs", "report", "job1", "--out", str(tmp_path / "a.pdf"))
     assert (refused.code, "'a.pdf' must end with .html, .json, .csv" in refused.err) == (2, True)
-    assert cli("jobs", "report", "job1", "-o", str(tmp_path / "a.pdf"), "--format", "html").code == 0
+    assert cli("jobs", "report", "job1", "--output", str(tmp_path / "a.pdf"), "--format", "html").code == 0
     assert cli("jobs", "report", "gone").code == 3
 
 

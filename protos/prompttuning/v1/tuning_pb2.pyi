@@ -776,7 +776,7 @@ class TuningSpec(_message.Message):
 
     @_builtins.property
     def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Key-value pairs of the caller, kept with the job; at most 32."""
+        """Key-value pairs of the caller, kept with the job: at most 32, keys of 1 to 64 characters, values of at most 512."""
 
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:

@@ -10,7 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic_core import from_json, to_json
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,13 +21,15 @@ from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value
+from softprompt.gateway.fields import Fields
 from softprompt.gateway.page.answers import json_response, whole_number
 from softprompt.gateway.page.data import FILE_QUERY, uploaded, write_file
+from softprompt.gateway.paging import TEXT_SCHEMA
 from softprompt.gateway.streaming import EventStream, event
 from softprompt.gateway.uploads import upload_slot
 
 _MAX_JOBS = 100
-_JOB_QUERY = {**FILE_QUERY, "prompt": {"type": "string"}, "num_steps": {"type": "integer"}}
+_JOB_QUERY = {**FILE_QUERY, "prompt": TEXT_SCHEMA, "base_model": TEXT_SCHEMA, "num_steps": {"type": "integer"}}
 
 
 @asynccontextmanager
@@ -82,7 +84,7 @@ async def job_report(request: Request, backend: Backend) -> Response:
     return json_response(await backend.client.job_report(_job(request)))
 
 
-@endpoint("page.jobs.events", streams=True)
+@endpoint("page.jobs.events", query={"after": {"type": "integer"}}, streams=True)
 async def job_events(request: Request, backend: Backend) -> Response:
     """The events of a job after the number in the query, until it ends."""
     after = whole_number(request, "after") or 0
@@ -110,18 +112,16 @@ def _job(request: Request) -> str:
     return f"tuningJobs/{request.path_params['job']}"
 
 
-class Corrected(BaseModel):
+class Corrected(Fields):
     """A person's answer to the held-out example at a line of the job's data, as the report numbers them."""
 
-    model_config = ConfigDict(extra="forbid")
     line: int = Field(ge=1)
     text: str = Field(min_length=1, max_length=65_536)
 
 
-class Corrections(BaseModel):
+class Corrections(Fields):
     """Answers to add to a job's data."""
 
-    model_config = ConfigDict(extra="forbid")
     examples: list[Corrected] = Field(min_length=1, max_length=1000)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,6 +15,7 @@ from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import api_error
+from softprompt.gateway.fields import Fields
 from softprompt.gateway.page.answers import json_response
 
 
@@ -34,18 +35,16 @@ async def get_prompt(request: Request, backend: Backend) -> Response:
     return json_response({"prompt": prompt, "versions": versions, "status": status})
 
 
-class _Target(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Target(Fields):
     version: int = Field(ge=1)
     weight: float = Field(default=1.0, ge=0)
 
 
-class AliasMove(BaseModel):
+class AliasMove(Fields):
     """Where an alias should point. `expected_revision`: the revision that the page showed, so that the call
     fails if the alias has moved since.
     """
 
-    model_config = ConfigDict(extra="forbid")
     targets: list[_Target] = Field(min_length=1, max_length=8)
     expected_revision: int | None = None
 

@@ -8,11 +8,13 @@ import openai
 import pytest
 from openai import OpenAI
 
+from shared.store import AliasTarget
 from shared.values.generation import FinishReason, GenerationDelta, GenerationEnd, TokenLogprob
 from shared.values.message import Message
 from softprompt.gateway.answers import Parts, conversation, only_text_tokens
 from softprompt.gateway.backend import Reference
 from tests.softprompt.gateway.running import World
+from tests.waiting import wait_until
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
@@ -213,7 +215,16 @@ def test_a_conversation_with_developer_and_parts_is_read_as_system_and_text(clie
     )
 
 
-def test_stop_penalties_top_p_and_user_are_passed_on(client: OpenAI, services: World) -> None:
+def test_a_user_always_gets_the_same_version_of_a_weighted_alias(client: OpenAI, services: World) -> None:
+    services.store.set_alias("tone", "split", [AliasTarget(1, 1), AliasTarget(2, 1)])
+    wait_until(lambda: "tone@split" in {model.id for model in client.models.list()})
+    ask: dict[str, Any] = {"model": "tone@split", "messages": HELLO, "max_tokens": 1}
+    chosen = [{client.chat.completions.create(**ask, user=f"user-{n}").model for _ in range(2)} for n in range(16)]
+    assert all(len(models) == 1 for models in chosen)
+    assert set().union(*chosen) == {"tone@1", "tone@2"}
+
+
+def test_stop_penalties_and_top_p_are_passed_on(client: OpenAI, services: World) -> None:
     def answer(**more: Any) -> Any:
         made = client.chat.completions.create(model="tone", messages=HELLO, max_tokens=12, seed=1, **more)
         return made.choices[0]
@@ -230,7 +241,6 @@ def test_stop_penalties_top_p_and_user_are_passed_on(client: OpenAI, services: W
         services.replica.generate("hello", "tone", max_new_tokens=12, frequency_penalty=2.0, presence_penalty=2.0)
     )
     assert penalised == expected.output.text
-    assert answer(temperature=0, user="someone").message.content == whole
 
 
 def test_completions_of_texts_and_token_ids(client: OpenAI, services: World) -> None:

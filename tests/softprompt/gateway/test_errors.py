@@ -89,6 +89,8 @@ def test_a_parameter_that_is_not_offered_is_refused_by_name(http: httpx.Client, 
         ({"logprobs": True, "top_logprobs": 100}, "top_logprobs", "invalid_value"),
         ({"user": "x" * 10_000}, "user", "invalid_value"),
         ({"store": True}, "store", "invalid_value"),
+        ({"store": 0}, "store", "invalid_value"),
+        ({"parallel_tool_calls": 0}, "parallel_tool_calls", "unsupported_parameter"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

@@ -125,7 +125,7 @@ def test_the_examples_that_people_have_are_tuned_and_the_model_works_at_once(cli
         validation_file=held_out.id,
         suffix="parcels",
         seed=7,
-        metadata={"team": "shop", "for": "test"},
+        metadata={"team": "shop", "k" * 64: "v" * 512},
         method={
             "type": "supervised",
             "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 2}},
@@ -133,7 +133,7 @@ def test_the_examples_that_people_have_are_tuned_and_the_model_works_at_once(cli
     )
     assert (job.object, job.training_file, job.validation_file) == ("fine_tuning.job", train.id, held_out.id)
     assert job.status in ("queued", "validating_files", "running")
-    assert (job.user_provided_suffix, job.metadata) == ("parcels", {"team": "shop", "for": "test"})
+    assert (job.user_provided_suffix, job.metadata) == ("parcels", {"team": "shop", "k" * 64: "v" * 512})
     assert job.method.supervised.hyperparameters.to_dict() == {
         "n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 2.0,
     }  # fmt: skip
@@ -185,8 +185,11 @@ def test_a_job_is_paused_resumed_and_cancelled(client: OpenAI) -> None:
     assert list(client.fine_tuning.jobs.checkpoints.list(job.id)) == []
     nothing = client._client.post(f"{client.base_url}fine_tuning/jobs/{job.id}/cancel", content=iter([b""]))
     assert nothing.json()["status"] == "cancelled", "again, with an empty body in chunks"
-    with pytest.raises(openai.BadRequestError):
+    with pytest.raises(openai.BadRequestError, match=f"job '{job.id}' is CANCELLED and can't be paused"):
         client.fine_tuning.jobs.pause(job.id)
+    for number in (0, 1 << 40):
+        with pytest.raises(openai.BadRequestError, match="after: is not the id of an event"):
+            client.fine_tuning.jobs.list_events(job.id, after=f"{job.id.replace('ftjob', 'ftevent')}-{number}")
 
 
 def test_a_repeated_request_is_the_same_job(client: OpenAI) -> None:
@@ -198,8 +201,9 @@ def test_a_repeated_request_is_the_same_job(client: OpenAI) -> None:
     ]
     assert jobs[0].id == jobs[1].id
     client.fine_tuning.jobs.cancel(jobs[0].id)
-    with pytest.raises(openai.ConflictError):
+    with pytest.raises(openai.ConflictError, match="'my-key-1' was used before") as refused:
         client.fine_tuning.jobs.create(model="tiny-llama", training_file=train.id, seed=1, extra_headers=headers)
+    assert refused.value.param == "Idempotency-Key"
 
 
 @pytest.mark.parametrize(
@@ -212,7 +216,7 @@ def test_a_repeated_request_is_the_same_job(client: OpenAI) -> None:
         ({"validation_file": "file-" + "1" * 64}, "validation_file"),
         ({"suffix": "My Model"}, "suffix"),
         ({"seed": -1}, "seed"),
-        ({"metadata": {"k" * 99: "v"}}, "metadata"),
+        ({"metadata": {"k" * 65: "v"}}, "metadata"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"integrations": [{"type": "wandb"}]}, "integrations"),
         ({"method": {"type": "dpo"}}, "method.type"),

@@ -125,6 +125,15 @@ def test_biases_change_what_is_sampled(client: OpenAI) -> None:
     )
 
 
+@pytest.mark.parametrize("left_out", ["name", "schema"])
+def test_a_text_format_without_its_name_or_schema_is_refused(http: httpx.Client, left_out: str) -> None:
+    format = {"type": "json_schema", "name": "x", "schema": SCHEMA}
+    del format[left_out]
+    refused = http.post("/v1/responses", json={"model": "tone", "input": "x", "text": {"format": format}})
+    error = refused.json()["error"]
+    assert (error["param"], error["code"]) == (f"text.format.{left_out}", "missing_required_parameter")
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
@@ -142,6 +151,7 @@ def test_biases_change_what_is_sampled(client: OpenAI) -> None:
         ({"tools": [function("paint")]}, "tool_choice"),
         ({"tools": [function("paint")], "tool_choice": "auto"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [function("a", {"type": "array"})], "tool_choice": "none"}, "tools"),
         ({"tools": [function("a"), function("a")], "tool_choice": "required"}, "tools"),
         ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tools"),
         ({"tools": [function("a")], "tool_choice": "required", "response_format": FORMAT}, "response_format"),
@@ -164,7 +174,7 @@ def test_a_form_that_can_not_be_is_refused_by_name(http: httpx.Client, change: d
 
 
 def test_a_schema_that_is_refused_is_named_with_a_plain_reason(http: httpx.Client) -> None:
-    schema: dict[str, Any] = {"not": {}}
+    schema: dict[str, Any] = {"type": "object", "not": {}}
     text = 'these keywords are not supported: "not"'
     for path, change, param in (
         (

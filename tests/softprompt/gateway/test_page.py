@@ -14,6 +14,12 @@ from tests.softprompt.gateway.running import World
 pytestmark = NEEDS_CHROMIUM
 ROWS = [("positive", "lovely soup"), ("negative", "cold soup"), ("positive", "kind staff"), ("negative", "rude staff")]
 
+DROPPED = """([name, text]) => {
+    const files = new DataTransfer();
+    files.items.add(new File([text], name));
+    return files;
+}"""
+
 
 def examples(directory: Path) -> Path:
     """A sheet whose columns have other names than ours."""
@@ -30,7 +36,9 @@ def tuned(page: Page) -> None:
 
 
 def test_from_a_file_to_an_answer(page: Page, services: World, tmp_path: Path) -> None:
-    page.get_by_label("Examples").set_input_files(examples(tmp_path))
+    sheet = examples(tmp_path)
+    files = page.evaluate_handle(DROPPED, [sheet.name, sheet.read_text()])
+    page.locator(".drop").dispatch_event("drop", {"dataTransfer": files})
     expect(page.get_by_role("heading", name="48 examples")).to_be_visible()
     expect(page.get_by_text("The columns are guessed")).to_be_visible()
     expect(page.locator("td").first).to_have_text("0")

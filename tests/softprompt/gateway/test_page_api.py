@@ -200,7 +200,10 @@ def test_a_distilled_prompt_is_not_corrected(services: World, http: httpx.Client
     assert "distill it again" in refused.text
 
 
-def test_actions_that_do_not_exist_are_unknown(http: httpx.Client) -> None:
+def test_actions_and_parameters_that_do_not_exist_are_refused(http: httpx.Client) -> None:
     assert http.post("/api/jobs/none/explode").status_code == 404
+    assert http.get("/api/jobs?limit=-1").json()["error"]["param"] == "limit"
     assert http.post("/api/jobs/none/continue", json={"examples": []}).status_code == 400
-    assert http.post("/api/prompts/tone/aliases/default", json={"targets": [{"version": 0}]}).status_code == 400
+    for version in (0, True, "1"):
+        refused = http.post("/api/prompts/tone/aliases/default", json={"targets": [{"version": version}]})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "targets[0].version")

@@ -15,6 +15,7 @@ from sqlalchemy import inspect
 
 from shared.errors import Conflict, InvalidInput, NotFound, Overloaded, PreconditionFailed
 from shared.values.results import TuningProgress, TuningResult
+from shared.values.spec import MAX_ANNOTATION_KEY_CHARS, MAX_ANNOTATION_VALUE_CHARS
 from tests.trainer_service.builders import record, spec
 from trainer_service.database.schema import metadata
 from trainer_service.jobs import transitions
@@ -47,7 +48,10 @@ def test_the_migrations_build_the_schema_that_the_code_uses(store: JobStore) -> 
 
 
 def test_a_job_comes_back_as_it_was_stored(store: JobStore) -> None:
-    made = record(spec(annotations={"team": "search", "é": "ü\n'\";--"}), caller="ann", request_id="r")
+    # PostgreSQL's index takes 2704 bytes: characters of four bytes that can't be compressed
+    longest = "".join(chr(0x10000 + 7919 * number % 0x10000) for number in range(MAX_ANNOTATION_VALUE_CHARS))
+    annotations = {"team": "search", "é": "ü\n'\";--", longest[:MAX_ANNOTATION_KEY_CHARS]: longest}
+    made = record(spec(annotations=annotations), caller="ann", request_id="r")
     created = create(store, made)
     assert created == made.job.model_copy(update={"last_event": 1})
     assert store.get(created.id) == created
