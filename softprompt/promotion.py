@@ -43,9 +43,9 @@ class Plan:
     alias: str
     """Empty: no alias moves."""
     served: PromptVersion | None
-    """The version that the target's alias names; the first one if the alias splits its traffic."""
-    alias_revision: int
-    """Of the target's alias; 0: it does not exist."""
+    """The version that the target's alias names; the one with most of the traffic if the alias divides it."""
+    current: Alias | None
+    """The target's alias (without one, its default alias); None: it does not exist."""
     present: PromptVersion | None
     """The same bytes, if the target has them already."""
     latest: int
@@ -81,7 +81,7 @@ def plan_promotion(source: Client, target: Client, reference: str, alias: str = 
         served = target.get_version(f"{prompt}@{heaviest.version}")
     differences = tuple(_differences(served, version))
     latest = there.latest_version if there else 0
-    return Plan(version, blob, prompt, alias, served, named.revision if named else 0, present, latest, differences)
+    return Plan(version, blob, prompt, alias, served, named, present, latest, differences)
 
 
 def promote(target: Client, plan: Plan) -> Promoted:
@@ -94,7 +94,8 @@ def promote(target: Client, plan: Plan) -> Promoted:
     alias = None
     if plan.alias:
         number = int(version.name.rpartition("/")[2])
-        alias = target.set_alias(plan.prompt, plan.alias, number, expected_revision=plan.alias_revision)
+        revision = plan.current.revision if plan.current else 0  # 0: it must not exist
+        alias = target.set_alias(plan.prompt, plan.alias, number, expected_revision=revision)
     return Promoted(version, plan.present is None, alias)
 
 

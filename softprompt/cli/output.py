@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from shared.process.standard_streams import is_utf8
 from softprompt.types.plain import as_plain
@@ -18,6 +19,16 @@ from softprompt.types.plain import as_plain
 _PIPE_COLUMNS = 240
 _CELL_COLUMNS = 10
 """A column of a table is at least as wide as its title and, if its cells need them, these columns."""
+# The last two ranges reverse the direction of a text.
+_CONTROL = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ESCAPED = {code: ascii(chr(code))[1:-1] for code in _CONTROL if chr(code) not in "\n\t"}
+
+
+class _Console(Console):
+    """Shows control characters escaped: a text of another caller must not move the cursor or hide a line."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(text.translate(_ESCAPED), **options)
 
 
 @cache
@@ -36,8 +47,10 @@ def _console(stderr: bool) -> Console:
     """As wide as the terminal; elsewhere wide enough that a table's row is one line for grep. `:smile:` in a text stays
     as it is.
     """
-    console = Console(stderr=stderr, highlight=False, emoji=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, emoji=False, width=_PIPE_COLUMNS)
+    console = _Console(stderr=stderr, highlight=False, emoji=False)
+    return (
+        console if console.is_terminal else _Console(stderr=stderr, highlight=False, emoji=False, width=_PIPE_COLUMNS)
+    )
 
 
 def print_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli.failures import EXIT_INVALID, EXIT_REFUSED, Failure
+from softprompt.cli.fleet import targets_text
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import agreed, print_json, show, table
 from softprompt.types.plain import as_plain
@@ -97,6 +99,9 @@ def _ask(to: str) -> None:
 
 def _show(plan: Plan, to: str) -> None:
     served = "nothing yet" if plan.served is None else plan.served.name
+    if plan.current is not None and len(plan.current.targets) > 1:
+        served += f", and others ({targets_text(plan.current)})"
+        served += ": the move ends this division" if plan.alias else ""
     show(f"{plan.version.name} ({plan.version.digest[:19]}…) to {to}")
     show(f"served there by {plan.prompt}@{plan.alias or 'default'}: {served}")
     if plan.present is not None:
@@ -108,16 +113,29 @@ def _show(plan: Plan, to: str) -> None:
     for one in plan.differences:
         if plan.served is None and one.what.startswith(_LONG) and one.what != "recipe.dataset":
             continue  # there is nothing to compare them with
-        made.add_row(one.what, _cell(one.served), _cell(one.promoted))
+        made.add_row(_text(one.what), *_cells(_text(one.served), _text(one.promoted)))
     show(made)
 
 
-def _cell(value: object) -> str:
+def _text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = value if isinstance(value, str) else json.dumps(as_plain(value), ensure_ascii=False)
+    if isinstance(value, str) and value.isprintable():
+        return value
+    return json.dumps(as_plain(value), ensure_ascii=False)
+
+
+def _cells(served: str, promoted: str) -> tuple[str, str]:
+    """Long texts are cut, so that the first place where they differ is seen."""
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(served, promoted, strict=False)))
+    start = max(0, same - _CELL_CHARS // 2)
+    return _cut(served, start), _cut(promoted, start)
+
+
+def _cut(text: str, start: int) -> str:
+    text = text if len(text) <= _CELL_CHARS or not start else f"…{text[start + 1 :]}"
     return text if len(text) <= _CELL_CHARS else f"{text[: _CELL_CHARS - 1]}…"
 
 

@@ -102,7 +102,7 @@ def _show(plan: RetrainingPlan) -> None:
             ", ".join(item.aliases),
             item.version.rpartition("/")[2],
             item.base_model,
-            {True: "kept", False: "deleted", None: ""}[item.data_kept],
+            {True: "kept", False: "missing", None: ""}[item.data_kept],
             "" if item.num_examples is None else str(item.num_examples),
             "" if item.estimated_seconds is None else clock_text(item.estimated_seconds),
             _compared_by(item),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from prompttuning.v1 import generation_pb2, tuning_pb2
 
@@ -27,7 +27,12 @@ from softprompt.types.type_names import type_name
 
 def is_remote(dataset: object) -> bool:
     """Whether this is a dataset name or a URI, which the trainer reads itself, and not a local file."""
-    return is_uri(dataset) or (isinstance(dataset, str) and dataset.startswith("datasets/sha256-"))
+    return is_uri(dataset) or is_stored(dataset)
+
+
+def is_stored(dataset: object) -> TypeGuard[str]:
+    """Whether this is the name of a dataset that the trainer has stored."""
+    return isinstance(dataset, str) and dataset.startswith("datasets/sha256-")
 
 
 def usage_query(

@@ -39,6 +39,7 @@ from softprompt.types.report import JobReport
 
 _AT_ONCE = 8
 """Versions that are looked at at the same time."""
+_NO_EXAMPLES = "your tenant has none of its examples (they may be another tenant's): train it anew with a file of them"
 _REFUSALS = (AlreadyExists, Conflict, InvalidInput, NotFound, Overloaded, PermissionDenied, PreconditionFailed)
 """Errors of one version, after which the others go on."""
 
@@ -132,7 +133,7 @@ class RetrainingMethods(TuningMethods, PromptMethods):
         except NotFound as error:
             if error.kind != "dataset":
                 raise
-            return replace(item, data_kept=False, refused="its examples are deleted: train it anew with a file of them")
+            return replace(item, data_kept=False, refused=_NO_EXAMPLES)
         statistics = check.job.dataset_statistics
         return replace(
             item,

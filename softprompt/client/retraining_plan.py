@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shared.errors import PreconditionFailed
 from shared.names import DEFAULT_ALIAS, version_name
 from shared.values.base_model import BaseModelInfo
 from shared.values.enums import InitMethod, Metric, TaskKind
@@ -20,6 +21,7 @@ from shared.values.prompts import Alias
 from shared.values.report import MIN_EXAMPLES
 from shared.values.spec import NO_ALIAS, PublishGate, PublishPolicy, TuningSpec
 from softprompt.client.clone import cloned_spec
+from softprompt.client.convert import is_stored
 from softprompt.types.jobs import TuningJob
 from softprompt.types.prompts import PromptVersion
 from softprompt.types.report import JobReport
@@ -118,7 +120,7 @@ def retraining_spec(
     version: PromptVersion, job: TuningJob | None, model: BaseModelInfo, alias: str
 ) -> tuple[TuningSpec, list[str]]:
     """The spec of a version's retraining, and notes on what differs from the old one. `job`: the version's; None: it
-    is deleted, and the version's own record of its training takes its place.
+    is not there, and the version's own record of its training takes its place.
     """
     changes: dict[str, Any] = {"base_model": model.id, "deadline": None}
     notes = []
@@ -126,7 +128,7 @@ def retraining_spec(
         old = cloned_spec(job, {})
     else:
         old = _recorded_spec(version)
-        notes.append("its job is deleted: the recipe chooses the hyperparameters again")
+        notes.append("its job is not there: the recipe chooses the hyperparameters again")
     init = old.hyperparameters.init
     if init is not None and init.chosen_method is InitMethod.FROM_PROMPT:
         changes["hyperparameters"] = replace(old.hyperparameters, init=None)
@@ -148,9 +150,7 @@ def metric_of(version: PromptVersion, job: TuningJob | None) -> Metric:
     effective = None if job is None else job.effective_spec
     if effective is not None and effective.hyperparameters.metric is not None:
         return effective.hyperparameters.metric
-    recorded = version.recipe.get("hyperparameters")
-    known = recorded.get("metric") if isinstance(recorded, Mapping) else None
-    return Metric(known) if known in list(Metric) else Metric.LOSS  # an imported version may record anything
+    return _recorded_metric(version) or Metric.LOSS
 
 
 def comparable(metric: Metric, report: JobReport | None) -> int:
@@ -170,21 +170,28 @@ def why_not_comparable(metric: Metric, num_comparable: int) -> str:
 
 
 def _recorded_spec(version: PromptVersion) -> TuningSpec:
-    """A spec from the version's own record, for a version whose job is deleted."""
-    recipe = version.recipe
-    held_out = str(recipe.get("validation_dataset") or "")
-    fraction = recipe.get("validation_fraction")
-    recorded = recipe.get("hyperparameters")
-    metric = recorded.get("metric") if isinstance(recorded, Mapping) else None
-    template = version.template
+    """A spec from the version's own record, for a version whose job is not there. An imported version may record
+    anything: a path as its dataset would name a file of this machine.
+    """
+    recipe, template = version.recipe, version.template
+    dataset, held_out = recipe.get("dataset"), recipe.get("validation_dataset")
+    fraction = None if held_out else recipe.get("validation_fraction")
+    if not is_stored(dataset) or (held_out and not is_stored(held_out)):
+        raise PreconditionFailed("its record names no examples: train it anew with a file of them")
     return TuningSpec(
         prompt=version.name.split("/")[1],
-        dataset=str(recipe.get("dataset") or ""),
+        dataset=dataset,
         validation_dataset=held_out or None,
-        validation_fraction=float(fraction) if fraction and not held_out else None,
+        validation_fraction=float(fraction) if fraction and isinstance(fraction, int | float) else None,
         template=None if template is None else replace(template, format=None, lead="", end="", rendering=1),
-        task=TaskKind(recipe["task"]) if "task" in recipe else None,
+        task=next((kind for kind in TaskKind if kind == recipe.get("task")), None),
         labels=version.labels,
-        hyperparameters=Hyperparameters(metric=Metric(metric) if metric else None),
+        hyperparameters=Hyperparameters(metric=_recorded_metric(version)),
         sampling_defaults=version.sampling_defaults or TuningSpec("", "").sampling_defaults,
     )
+
+
+def _recorded_metric(version: PromptVersion) -> Metric | None:
+    recorded = version.recipe.get("hyperparameters")
+    known = recorded.get("metric") if isinstance(recorded, Mapping) else None
+    return next((metric for metric in Metric if metric == known), None)

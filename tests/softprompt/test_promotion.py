@@ -17,8 +17,11 @@ from shared.errors import Conflict
 from shared.prompt.blob import decode_blob
 from shared.security.tokens import hash_token, new_token
 from shared.store import open_store
+from shared.store.commit import AliasTarget
 from shared.store.layout import blob_key
 from softprompt import Client
+from softprompt.cli.output import show, stdout, table
+from softprompt.cli.promote import _cells, _text
 from softprompt.client.security import ClientSecurity
 from softprompt.promotion import plan_promotion, promote
 from tests.softprompt.cli_runner import CliRunner, Outcome
@@ -134,6 +137,23 @@ async def test_from_the_first_promotion_to_the_next_version(stages: Stages) -> N
     assert (again.json[0]["published"], again.json[0]["version"]["name"]) == (False, "prompts/support-tone/versions/2")
     named = {alias.name: str(alias) for alias in production.refresh().prompt("support-tone").aliases.values()}
     assert named == {"default": "2", "canary": "2"}
+
+    production.set_alias("support-tone", "default", [AliasTarget(1, 9), AliasTarget(2, 1)])
+    divided = await stages("support-tone@2", "--dry-run")
+    assert "versions/1, and others (1:0.9 2:0.1): the move ends this division" in divided.out
+
+
+def test_what_differs_is_seen_and_moves_no_cursor() -> None:
+    old, new = "a" * 100 + "bc", "a" * 100 + "cd"
+    assert [cell[-3:] for cell in _cells(old, new)] == ["abc", "acd"]
+    assert _cells("short", new + "e" * 100)[1].endswith("…")
+    assert _text("one\nserved there by") == '"one\\nserved there by"'
+    made = table("WHAT")
+    made.add_row("\x1b[2J\u202e[red]")
+    with stdout().capture() as shown:
+        show(made)
+        show("\x9b2Jone\r")
+    assert [line.strip() for line in shown.get().splitlines()] == ["WHAT", r"\x1b[2J\u202e[red]", r"\x9b2Jone\r"]
 
 
 async def test_an_alias_that_moved_since_the_difference_was_shown_stays(stages: Stages) -> None:

@@ -6,17 +6,23 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prompttuning.v1 import prompts_pb2
 
+from shared.errors import PreconditionFailed
+from shared.values.base_model import BaseModelInfo
 from shared.values.enums import InitMethod, JobState, Metric
 from shared.values.hyperparameters import Hyperparameters, Init
 from shared.values.prompts import Alias, AliasTarget
 from shared.values.results import TuningResult
 from shared.values.spec import PublishPolicy, TuningSpec
+from shared.wire.mirror import read
 from softprompt import AsyncClient
-from softprompt.client.retraining_plan import aliased_versions, why_not_comparable
+from softprompt.client.retraining_plan import aliased_versions, retraining_spec, why_not_comparable
 from softprompt.errors import JobFailed
+from softprompt.types.prompts import PromptVersion
 from tests.softprompt.cli_runner import CliRunner, Outcome
 from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.conftest import RunningTrainer, running_trainer
@@ -161,7 +167,7 @@ async def test_what_is_gone_or_divided_is_refused_and_the_rest_goes_on(upgrade: 
     )
     plan = {item["prompt"]: item for item in (await upgrade("--json")).json}
     assert plan["gone"]["data_kept"] is False
-    assert "examples are deleted" in plan["gone"]["refused"]
+    assert "none of its examples" in plan["gone"]["refused"]
     assert "began from parity@1" in plan["canary"]["notes"][0]
     assert plan["canary"]["refused"] == plan["parity"]["refused"] == ""
     await upgrade.train(replace(SPEC, prompt="canary", publish=PublishPolicy("-")))
@@ -180,7 +186,7 @@ async def test_a_version_whose_job_is_deleted_is_retrained_by_its_own_record(upg
     assert "0 held-out answers are kept" in refused["refused"]
     (item,) = (await upgrade.client.plan_retraining("new", keep_aliases=True)).prompts
     assert item.spec is not None
-    assert "its job is deleted" in item.notes[0]
+    assert "its job is not there" in item.notes[0]
     assert (item.spec.dataset, item.spec.labels, item.spec.validation_fraction) == (
         job.spec and job.spec.dataset,
         ("even", "odd"),
@@ -217,6 +223,25 @@ def test_one_job_for_each_aliased_version() -> None:
     assert "staging will still name version 2" in found["prompts/tone/versions/2"].notes
     assert found["prompts/tone/versions/3"].alias == "next"
     assert found["prompts/tone/versions/1"].refused
+
+
+@pytest.mark.parametrize("odd", ["/etc/hostname", "file:///etc/hostname", "s3://bucket/rows.jsonl", {}, None])
+def test_an_imported_record_names_no_file_of_this_machine(odd: object) -> None:
+    """Who imports a version writes its record; who retrains it may be somebody else."""
+
+    def spec_of(recipe: dict[str, Any]) -> TuningSpec:
+        version = read(PromptVersion, prompts_pb2.PromptVersion(name="prompts/tone/versions/2"))
+        model = BaseModelInfo("new", "sha256:1", "", "LlamaForCausalLM", 8, 8, 1, 8)
+        return retraining_spec(replace(version, recipe=recipe), None, model, "")[0]
+
+    stored = f"datasets/sha256-{'0' * 64}"
+    for recipe in ({"dataset": odd}, {"dataset": stored, "validation_dataset": odd or "rows.csv"}):
+        with pytest.raises(PreconditionFailed, match="names no examples"):
+            spec_of(recipe)
+    wrong = {"task": odd, "validation_fraction": odd, "hyperparameters": {"metric": odd}}
+    spec = spec_of({"dataset": stored, **wrong})
+    assert (spec.dataset, spec.task, spec.validation_fraction) == (stored, None, None)
+    assert spec.hyperparameters.metric is None
 
 
 def test_why_not_comparable() -> None:

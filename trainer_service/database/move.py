@@ -1,6 +1,7 @@
 """Copies the whole job database into an empty one, table by table as `schema` lists them, in one transaction.
 
-Afterwards, the number and the digest of each table's rows are compared. An error leaves the target empty.
+The number and the digest of each table's rows are compared. An error leaves the target as it was. A repeated move, for
+example after a kill whose commit had arrived, finds the same rows and only compares.
 """
 
 from __future__ import annotations
@@ -38,29 +39,29 @@ def move_database(
     more: Mapping[str, Callable[[], Iterable[Row]]] | None = None,
     progress: Callable[[str, int], None] = lambda table, rows: None,
 ) -> tuple[MovedTable, ...]:
-    """Copies every row. `more`: rows of a table, by its name, that the source keeps elsewhere. `progress` gets a table
-    and the number of its rows so far.
+    """Copies every row, unless the target has them all. `more`: rows of a table, by its name, that the source keeps
+    elsewhere. `progress` gets a table and the number of its rows so far.
 
-    Raises PreconditionFailed if the target is not empty, if a trainer uses the source, or if the target refuses a row
-    or has other rows than the source afterwards; nothing is copied then.
+    Raises PreconditionFailed if the target has other rows, if a trainer uses the source, or if the target refuses a row
+    or changes one; nothing is copied then.
     """
+    moved = []
     with source.read() as reader, target.write() as writer:
         _check_tables(reader)
         _check_unused(source, reader)
-        _check_empty(writer)
-        expected = []
+        there = _rows_there(writer)
         for table in metadata.sorted_tables:
             rows = _counted(table, _rows(reader, table, (more or {}).get(table.name)), progress)
-            expected.append(_copy(table, rows, writer))
-            _set_counter(target, writer, table)
-        for moved in expected:
-            found = _digest(metadata.tables[moved.name], _rows(writer, metadata.tables[moved.name], None))
-            if found != moved:
-                raise PreconditionFailed(
-                    f"{moved.rows} rows of {moved.name} were copied, and the new database has {found.rows} with other "
-                    "content"
-                )
-    return tuple(expected)
+            expected = _digest(table, rows) if there else _copy(table, rows, writer)
+            found = _digest(table, _rows(writer, table, None))
+            if found != expected:
+                other = f"{expected.rows} rows of {table.name} were copied, and it has {found.rows} with other content"
+                empty = f"it is not empty: {there}; move into a database that no trainer has used"
+                raise PreconditionFailed(f"the new database can't be used: {empty if there else other}")
+            if not there:
+                _set_counter(target, writer, table)
+            moved.append(found)
+    return tuple(moved)
 
 
 def _check_tables(connection: Connection) -> None:
@@ -80,17 +81,15 @@ def _check_unused(source: Database, connection: Connection) -> None:
         raise PreconditionFailed(f"the trainer {owner} uses the database: stop all trainers, and try again")
 
 
-def _check_empty(connection: Connection) -> None:
-    for table in metadata.sorted_tables:
-        if count := connection.scalar(select(func.count()).select_from(table)):
-            raise PreconditionFailed(
-                f"the new database is not empty: {table.name} has {count} rows; move into a database that no trainer "
-                "has used"
-            )
+def _rows_there(connection: Connection) -> str:
+    """The first table with rows, and their number; empty for an empty database."""
+    counts = ((table.name, select(func.count()).select_from(table)) for table in metadata.sorted_tables)
+    found = ((name, connection.scalar(count)) for name, count in counts)
+    return next((f"{name} has {count} rows" for name, count in found if count), "")
 
 
 def _rows(connection: Connection, table: Table, more: Callable[[], Iterable[Row]] | None) -> Iterator[Row]:
-    with connection.execution_options(yield_per=_batch_rows(table)).execute(select(table)) as found:
+    with connection.execute(select(table), execution_options={"yield_per": _batch_rows(table)}) as found:
         for row in found.mappings():
             yield dict(row)
     if more is not None:
@@ -153,7 +152,8 @@ class _Summary:
 
 
 def _plain(value: Any) -> Any:
-    return bytes(value) if isinstance(value, bytes | memoryview | bytearray) else value
+    """Files as their digests, because their `repr` takes several times their memory."""
+    return hashlib.sha256(value).digest() if isinstance(value, bytes | memoryview | bytearray) else value
 
 
 def _set_counter(target: Database, connection: Connection, table: Table) -> None:

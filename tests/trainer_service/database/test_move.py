@@ -104,6 +104,8 @@ def test_every_table_arrives_and_numbers_go_on(
     assert moved(data_dir, target_url, monkeypatch) == 0
     told = capsys.readouterr().out
     assert dump_of(data_dir) == before
+    assert moved(data_dir, target_url, monkeypatch) == 0  # as after a kill whose commit had arrived
+    assert capsys.readouterr().out == told
     with closing(sqlite3.connect(data_dir / "jobs.sqlite3")) as source, closing(Database(target_url)) as target:
         in_source = {name for (name,) in source.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         with target.write() as connection:
