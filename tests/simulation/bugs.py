@@ -79,7 +79,15 @@ def _impatient(original: Any) -> Any:
 
 
 def _unrepeated(original: Any) -> Any:
-    async def change(context: JobsContext, job_id: str, move: Any, *, attempt: Any = None, payloads: Any = ()) -> Any:
+    async def change(
+        context: JobsContext,
+        job_id: str,
+        move: Any,
+        *,
+        attempt: Any = None,
+        payloads: Any = (),
+        is_progress: bool = False,
+    ) -> Any:
         after = await context.database.call(context.store.change, job_id, move, attempt=attempt, payloads=payloads)
         context.notify(after.job)
         return after
@@ -89,8 +97,8 @@ def _unrepeated(original: Any) -> Any:
 
 def _skipping(original: Any) -> Any:
     def event_page(store: JobStore, job_id: str, after: int, limit: int) -> Any:
-        found, more = original(store, job_id, after, limit)
-        return (found[1:] if after and len(found) > 1 else found), more
+        found, *rest = original(store, job_id, after, limit)
+        return (found[1:] if after and len(found) > 1 else found), *rest
 
     return event_page
 
@@ -114,6 +122,16 @@ def _blob_last(_: Any) -> Any:
         return revision
 
     return commit
+
+
+class _Untruncated:
+    """A log whose reader sees no truncation."""
+
+    def __init__(self, log: CommitLog) -> None:
+        self._log = log
+
+    def __getattr__(self, name: str) -> Any:
+        return (lambda: 0) if name == "horizon" else getattr(self._log, name)
 
 
 def _numbers_free(original: Any) -> Any:
@@ -198,7 +216,11 @@ BUGS: dict[str, Patch] = {
     "publication-not-recognised": _nothing(PromptRecord, "version_of_job"),
     "own-commit-not-recognised": _both(_nothing(CommitLog, "_is_written", False), _nothing(LogFollower, "find")),
     "blob-after-commit": _instead(prompt_store.PromptStore, "commit", _blob_last),
-    "truncation-not-noticed": _nothing(CommitLog, "horizon", 0),
+    "truncation-not-noticed": _instead(
+        LogFollower,
+        "__init__",
+        lambda original: lambda follower, log, identity: original(follower, _Untruncated(log), identity),
+    ),
     "numbers-used-again": _instead(index, "_delete", _numbers_free),
     "alias-claim-ignored": _nothing(publisher, "check_claim"),
     "hung-worker-kept": _instead(world, "CONFIG", lambda config: config.model_copy(update={"heartbeat_seconds": 1e6})),

@@ -11,6 +11,8 @@ from tests.simulation.storage import StorageFaults
 from tests.simulation.world import LEASE_SECONDS, Server, Trainer, World
 
 KINDS = ("kill", "pause", "drain", "cut off", "worker", "bad storage", "bad database", "bad network", "clock")
+_PATIENCE_SECONDS = 20.0
+"""How long a fault waits for its moment."""
 
 
 class Faults:
@@ -53,8 +55,19 @@ class Faults:
         whole = [server for server in self._world.servers if server.name not in self._broken]
         return self._rng.choice(whole) if whole else None
 
+    async def _victim_at(self, *moments: str) -> Server | None:
+        """Any whole server now, or the one that is the next to come to one of the moments of `Storage.next`."""
+        if self._rng.random() < 0.5:
+            return self._victim()
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                name = await self._world.storage.next(self._rng.choice(moments))
+        except TimeoutError:
+            return None
+        return next((one for one in self._world.servers if one.name == name and name not in self._broken), None)
+
     async def _kill(self) -> None:
-        if (server := self._victim()) is None:
+        if (server := await self._victim_at("uploading", "committing", "committed")) is None:
             return
         self._broken.add(server.name)
         server.kill()
@@ -64,13 +77,21 @@ class Faults:
 
     async def _pause(self) -> None:
         """The process stands still, longer than its lease at times, and does not notice."""
-        if (server := self._victim()) is None:
+        if (server := await self._victim_at("uploading", "committed")) is None:
             return
         self._broken.add(server.name)
         server.node.up = False
+        if isinstance(server, Trainer) and self._rng.random() < 0.5:
+            await self._cancel_what_publishes(server)
         await asyncio.sleep(self._rng.uniform(0.1, 3 * LEASE_SECONDS))
         wake(server.node)
         self._broken.discard(server.name)
+
+    async def _cancel_what_publishes(self, trainer: Trainer) -> None:
+        """The owners of the jobs that this trainer publishes cancel them."""
+        for client in self._world.clients:
+            for job in sorted(trainer.jobs._publisher.job_ids & set(client.jobs)):
+                await client.ask(job, "cancel")
 
     async def _drain(self) -> None:
         server = self._victim()
