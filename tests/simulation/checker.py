@@ -113,9 +113,12 @@ def _jobs_end_once_and_as_they_should(world: World, store: JobStore, log: _Log) 
         allowed = {ENDS[event.wish]} | ({JobState.CANCELLED} if job.id in cancelled else set())
         if event.has_deadline and job.error is not None and job.error.code == "DEADLINE_EXCEEDED":
             allowed.add(JobState.FAILED)
+        left = [version for version in versions if version not in log.deleted]
+        if versions and not left:  # deleted before a trainer could say that it was published
+            allowed.add(JobState.FAILED)
         if job.state not in allowed:
             yield f"job {job.id} ({event.wish}) ended {job.state}: {job.error and job.error.message}"
-        if (job.state is JobState.SUCCEEDED) != bool(versions):
+        if not versions if job.state is JobState.SUCCEEDED else left:
             yield f"job {job.id} is {job.state} and published {versions}"
         if versions and job.result and job.result.version != f"prompts/{versions[0][0]}/versions/{versions[0][1]}":
             yield f"job {job.id} says {job.result.version}, the store {versions}"
@@ -163,7 +166,7 @@ def _attempts_follow_each_other(world: World, store: JobStore) -> Iterator[str]:
                 case Job() as job:
                     if job.state is JobState.RUNNING and job.attempt <= attempt:
                         yield f"job {job.id} has the attempt {job.attempt} after the attempt {attempt}"
-                    state, attempt = job.state, job.attempt
+                    state, attempt = job.state, max(attempt, job.attempt)
                 case Note() as note if _ALONE in note.text:
                     if is_alone:
                         yield f"job {created.job} was to continue alone, and did not"

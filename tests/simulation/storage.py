@@ -30,7 +30,7 @@ class Storage:
         self._awaited: dict[str, list[asyncio.Future[str]]] = {}
 
     async def next(self, moment: str) -> str:
-        """The next node that is "uploading" a blob, "committing" (about to write to the log) or has "committed"."""
+        """The next node that has "uploaded" an object, is "committing" (will write to the log) or has "committed"."""
         reached = asyncio.get_running_loop().create_future()
         self._awaited.setdefault(moment, []).append(reached)
         return await reached
@@ -84,16 +84,16 @@ class NetworkBackend:
         if self._faults.strikes("phantom conflict", 0.3):  # S3 answers 409 to concurrent conditional writes
             self._pause()
             return False
-        moment, node = "committing" if key.startswith(LOG) else "uploading", current_node()
-        self._storage.reached(moment, node)
+        node = current_node()
+        if key.startswith(LOG):
+            self._storage.reached("committing", node)
         try:
             created = self._call(lambda: self._storage.create(key, data))
         except _AnswerLost:
             if self._faults.rng.random() < 0.5:
                 raise
             created = self._call(lambda: self._storage.create(key, data))  # S3's client repeats: its object exists
-        if key.startswith(LOG):
-            self._storage.reached("committed", node)
+        self._storage.reached("committed" if key.startswith(LOG) else "uploaded", node)
         return created
 
     def put(self, key: str, data: bytes) -> None:
