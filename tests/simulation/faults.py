@@ -50,8 +50,17 @@ class Faults:
             task.add_done_callback(self._running.discard)
         while self._running:
             await asyncio.wait(list(self._running))
-        if self._rng.random() < 0.5 and "bad storage" not in self._without:
-            await self._bad(self._world.storage_faults, 0.6)  # for the last commits, after which nothing else happens
+
+    async def strike_last(self) -> None:
+        """Replicas start while the storage is bad. No commit follows, so nothing hides what they lack then."""
+        if "bad storage" in self._without:
+            return
+        self._world.storage_faults.chance = 0.3
+        for replica in self._world.replicas:
+            replica.kill()
+            replica.start()
+        await asyncio.sleep(10)
+        self._world.storage_faults.chance = 0.0
 
     def _victim(self) -> Server | None:
         whole = [server for server in self._world.servers if server.name not in self._broken]

@@ -87,9 +87,9 @@ async def _live(world: World, faults: Faults, plan: Plan) -> list[str]:
             group.create_task(client.run(plan.busy_seconds))
         group.create_task(faults.run(plan.busy_seconds))
     await asyncio.gather(*(client.resume_all() for client in clients))
-    deadline = asyncio.get_running_loop().time() + QUIET_SECONDS
-    while (ill := _unhealed(world)) and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(5)
+    ill = await _healing(world)
+    await faults.strike_last()
+    ill += await _healing(world)
     world.history.add("quiet")
     for client in clients:
         for replica in world.replicas:
@@ -97,6 +97,14 @@ async def _live(world: World, faults: Faults, plan: Plan) -> list[str]:
                 for alias in ("default", "canary"):
                     await client.generate_with(replica, f"{client.tenant}-{prompt}", alias)
     return [f"after {QUIET_SECONDS:g} s, {what}" for what in ill] + check(world)
+
+
+async def _healing(world: World) -> list[str]:
+    """What is left to do after the time that healing may take."""
+    deadline = asyncio.get_running_loop().time() + QUIET_SECONDS
+    while (ill := _unhealed(world)) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(5)
+    return ill
 
 
 def _unhealed(world: World) -> list[str]:

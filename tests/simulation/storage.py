@@ -10,7 +10,7 @@ from typing import TypeVar
 from shared.errors import Unavailable
 from shared.store.base import ObjectInfo
 from shared.store.commit import Commit, decode_commit
-from shared.store.layout import LOG, revision_in
+from shared.store.layout import BLOBS, LOG, revision_in
 from shared.store.memory import MemoryBackend
 from tests.simulation.machine import Node, by_true_clock, current_node, wait_inside
 
@@ -30,7 +30,7 @@ class Storage:
         self._awaited: dict[str, list[asyncio.Future[str]]] = {}
 
     async def next(self, moment: str) -> str:
-        """The next node that has "uploaded" an object, is "committing" (will write to the log) or has "committed"."""
+        """The next node that has "uploaded" a blob, is "committing" (will write to the log) or has "committed"."""
         reached = asyncio.get_running_loop().create_future()
         self._awaited.setdefault(moment, []).append(reached)
         return await reached
@@ -93,7 +93,8 @@ class NetworkBackend:
             if self._faults.rng.random() < 0.5:
                 raise
             created = self._call(lambda: self._storage.create(key, data))  # S3's client repeats: its object exists
-        self._storage.reached("committed" if key.startswith(LOG) else "uploaded", node)
+        if key.startswith((LOG, BLOBS)):
+            self._storage.reached("committed" if key.startswith(LOG) else "uploaded", node)
         return created
 
     def put(self, key: str, data: bytes) -> None:
