@@ -240,7 +240,7 @@ class ChaosClient(Client):
             await super().create()
 
     async def move_alias(self) -> None:
-        if self._numbers < NUM_MOVES:
+        if self._numbers + 2 <= NUM_MOVES:
             await super().move_alias()
 
     async def delete_version(self) -> None:

@@ -22,7 +22,7 @@ from tests.simulation.bugs import BUGS
 from tests.simulation.clients import TENANTS
 from tests.simulation.coverage import not_reached
 from tests.simulation.history import History
-from tests.simulation.life import BUSY_SECONDS, Outcome, Plan, forget_template, live, silence
+from tests.simulation.life import BUSY_SECONDS, Outcome, Plan, forget_database, live, silence
 from tests.simulation.shrink import shrink
 
 
@@ -62,7 +62,7 @@ def main() -> int:
             return _many(seeds, plan, stop=given.stop, twice=given.twice)
         return _one(given.seed, shrink(given.seed, plan) if given.shrink else plan)
     finally:
-        forget_template()
+        forget_database()
 
 
 def _one(seed: int, plan: Plan) -> int:

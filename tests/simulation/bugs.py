@@ -14,7 +14,6 @@ from inference_service.prompts import registry
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.watcher import PromptWatcher
 from shared.caller import EVERY_PROMPT
-from shared.process.call_pool import CallPool
 from shared.store import index
 from shared.store import store as prompt_store
 from shared.store.commit import encode_commit
@@ -79,7 +78,15 @@ def _impatient(original: Any) -> Any:
 
 
 def _unrepeated(original: Any) -> Any:
-    async def change(context: JobsContext, job_id: str, move: Any, *, attempt: Any = None, payloads: Any = ()) -> Any:
+    async def change(
+        context: JobsContext,
+        job_id: str,
+        move: Any,
+        *,
+        attempt: Any = None,
+        payloads: Any = (),
+        is_progress: bool = False,
+    ) -> Any:
         after = await context.database.call(context.store.change, job_id, move, attempt=attempt, payloads=payloads)
         context.notify(after.job)
         return after
@@ -89,8 +96,8 @@ def _unrepeated(original: Any) -> Any:
 
 def _skipping(original: Any) -> Any:
     def event_page(store: JobStore, job_id: str, after: int, limit: int) -> Any:
-        found, more = original(store, job_id, after, limit)
-        return (found[1:] if after and len(found) > 1 else found), more
+        found, *rest = original(store, job_id, after, limit)
+        return (found[1:] if after and len(found) > 1 else found), *rest
 
     return event_page
 
@@ -114,6 +121,16 @@ def _blob_last(_: Any) -> Any:
         return revision
 
     return commit
+
+
+class _Untruncated:
+    """A log whose reader sees no truncation."""
+
+    def __init__(self, log: CommitLog) -> None:
+        self._log = log
+
+    def __getattr__(self, name: str) -> Any:
+        return (lambda: 0) if name == "horizon" else getattr(self._log, name)
 
 
 def _numbers_free(original: Any) -> Any:
@@ -148,8 +165,10 @@ def _stopping_launches(original: Any) -> Any:
 
 def _impatient_start(original: Any) -> Any:
     async def start(leases: Leases) -> None:
-        with mock.patch.object(CallPool, "retry", CallPool.call):
-            await original(leases)
+        database: Any = leases._context.database  # not the class: a killed trainer never ends a patch
+        database.retry = database.call
+        await original(leases)
+        del database.retry
 
     return start
 
@@ -198,7 +217,11 @@ BUGS: dict[str, Patch] = {
     "publication-not-recognised": _nothing(PromptRecord, "version_of_job"),
     "own-commit-not-recognised": _both(_nothing(CommitLog, "_is_written", False), _nothing(LogFollower, "find")),
     "blob-after-commit": _instead(prompt_store.PromptStore, "commit", _blob_last),
-    "truncation-not-noticed": _nothing(CommitLog, "horizon", 0),
+    "truncation-not-noticed": _instead(
+        LogFollower,
+        "__init__",
+        lambda original: lambda follower, log, identity: original(follower, _Untruncated(log), identity),
+    ),
     "numbers-used-again": _instead(index, "_delete", _numbers_free),
     "alias-claim-ignored": _nothing(publisher, "check_claim"),
     "hung-worker-kept": _instead(world, "CONFIG", lambda config: config.model_copy(update={"heartbeat_seconds": 1e6})),

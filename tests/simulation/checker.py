@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import pairwise
 
 from shared.store.layout import blob_key
+from shared.values.results import TuningProgress
 from tests.simulation.world import World
-from trainer_service.jobs.model import Job, JobEvent, JobFilter
-from trainer_service.jobs.states import LEGAL_MOVES, JobState
+from trainer_service.jobs.model import Checkpoint, Job, JobEvent, JobFilter, Note
+from trainer_service.jobs.states import LEASED_STATES, LEGAL_MOVES, JobState
 from trainer_service.jobs.store.job_store import JobStore
 
+_ALONE = "beside or after other jobs; continues alone"
+"""In the note of a job that ran out of memory on a worker with other jobs."""
 ENDS = {"plain": JobState.SUCCEEDED, "oom": JobState.SUCCEEDED, "nan": JobState.FAILED}
 """The final states of a job that no client cancels."""
 
@@ -25,6 +29,7 @@ def check(world: World) -> list[str]:
         *_jobs_end_once_and_as_they_should(world, store, log),
         *_requests_make_one_job(world, store),
         *_events_have_no_gaps(world, store),
+        *_attempts_follow_each_other(world, store),
         *log.problems(),
         *_jobs_leave_aliases_moved_by_hand(store, log),
         *_aliases_are_compare_and_set(world, log),
@@ -92,6 +97,7 @@ def edges(world: World) -> Counter[tuple[str, str]]:
     return found
 
 
+@lru_cache
 def _events(store: JobStore, job_id: str) -> list[JobEvent]:
     return store.events(job_id, 0)
 
@@ -107,9 +113,12 @@ def _jobs_end_once_and_as_they_should(world: World, store: JobStore, log: _Log) 
         allowed = {ENDS[event.wish]} | ({JobState.CANCELLED} if job.id in cancelled else set())
         if event.has_deadline and job.error is not None and job.error.code == "DEADLINE_EXCEEDED":
             allowed.add(JobState.FAILED)
+        left = [version for version in versions if version not in log.deleted]
+        if versions and not left:  # deleted before a trainer could say that it was published
+            allowed.add(JobState.FAILED)
         if job.state not in allowed:
             yield f"job {job.id} ({event.wish}) ended {job.state}: {job.error and job.error.message}"
-        if (job.state is JobState.SUCCEEDED) != bool(versions):
+        if not versions if job.state is JobState.SUCCEEDED else left:
             yield f"job {job.id} is {job.state} and published {versions}"
         if versions and job.result and job.result.version != f"prompts/{versions[0][0]}/versions/{versions[0][1]}":
             yield f"job {job.id} says {job.result.version}, the store {versions}"
@@ -146,6 +155,24 @@ def _events_have_no_gaps(world: World, store: JobStore) -> Iterator[str]:
     watched = {seen.job for seen in world.history.of("watched")}
     for job in finals.keys() - watched:
         yield f"the watcher of job {job} never saw its end"
+
+
+def _attempts_follow_each_other(world: World, store: JobStore) -> Iterator[str]:
+    """Only the attempt that has the job makes progress; each has a larger number than the one before."""
+    for created in world.history.of("created"):
+        state, attempt, is_alone = JobState.QUEUED, 0, False
+        for event in _events(store, created.job):
+            match event.payload:
+                case Job() as job:
+                    if job.state is JobState.RUNNING and job.attempt <= attempt:
+                        yield f"job {job.id} has the attempt {job.attempt} after the attempt {attempt}"
+                    state, attempt = job.state, max(attempt, job.attempt)
+                case Note() as note if _ALONE in note.text:
+                    if is_alone:
+                        yield f"job {created.job} was to continue alone, and did not"
+                    is_alone = True
+                case TuningProgress() | Checkpoint() as made if state not in LEASED_STATES:
+                    yield f"job {created.job} made step {made.step} while it was {state}"
 
 
 def _jobs_leave_aliases_moved_by_hand(store: JobStore, log: _Log) -> Iterator[str]:

@@ -76,7 +76,11 @@ class Client:
         """Cancels, pauses or resumes a job of its own."""
         if not self.jobs:
             return
-        job_id, verb = self.rng.choice(self.jobs), self.rng.choice(("cancel", "pause", "resume", "resume"))
+        some = self.rng.choice((self.jobs, self.jobs[-3:]))  # the newest have not ended
+        await self.ask(self.rng.choice(some), self.rng.choice(("cancel", "pause", "resume", "resume")))
+
+    async def ask(self, job_id: str, verb: str) -> None:
+        """Cancels, pauses or resumes this job."""
         self.world.history.add("asking", job=job_id, verb=verb)
         try:
             job: Job = await self._trainer().call(self.caller, lambda trainer: getattr(trainer.jobs, verb)(job_id))
@@ -99,8 +103,13 @@ class Client:
                     break
 
     async def move_alias(self) -> None:
-        """Moves an alias to a version at random, if it still names what was read before."""
+        """Moves an alias to a version at random, if it still names what was read before; at times with a rival."""
         prompt, alias = f"{self.tenant}-{self.rng.choice(PROMPTS)}", self.rng.choice(("default", "canary"))
+        seconds = self.rng.choice((0.0, self.rng.uniform(0, 0.5)))
+        movers = self.rng.choice((1, 1, 2))
+        await asyncio.gather(*(self._move(prompt, alias, seconds) for _ in range(movers)))
+
+    async def _move(self, prompt: str, alias: str, after_seconds: float) -> None:
         self._numbers += 1
         actor = f"{self.caller.name}/{self._numbers}"  # makes each change recognisable in the log
         caller = Caller(actor, self.caller.roles, self.caller.prompts, group=self.caller.group)
@@ -114,7 +123,7 @@ class Client:
         facts: dict[str, Any] = {"actor": actor, "prompt": prompt, "alias": alias, "target": target}
         facts["expected"] = [part.version for part in current.targets] if current else []
         begun = self.world.history.add("moving", **facts)
-        await asyncio.sleep(self.rng.uniform(0, 0.5))
+        await asyncio.sleep(after_seconds)
         try:
             _, revision = await self._trainer().call(
                 caller,
@@ -134,7 +143,7 @@ class Client:
         try:
             record = await self._trainer().call(self.caller, lambda trainer: trainer.prompts.get(prompt))
             if len(record.versions) > 3:
-                version = self.rng.choice(sorted(record.versions))
+                version = self.rng.choice((max(record.versions), *sorted(record.versions)))
                 await self._trainer().call(self.caller, lambda trainer: trainer.prompts.delete(prompt, version))
         except (Unavailable, NotFound, PreconditionFailed, Conflict):
             return

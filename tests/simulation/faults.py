@@ -11,6 +11,8 @@ from tests.simulation.storage import StorageFaults
 from tests.simulation.world import LEASE_SECONDS, Server, Trainer, World
 
 KINDS = ("kill", "pause", "drain", "cut off", "worker", "bad storage", "bad database", "bad network", "clock")
+_PATIENCE_SECONDS = 20.0
+"""How long a fault waits for its moment."""
 
 
 class Faults:
@@ -31,7 +33,7 @@ class Faults:
         harms = (
             *(self._kill, self._pause, self._drain, self._cut_off, self._harm_worker),
             lambda: self._bad(self._world.storage_faults, 0.3),
-            lambda: self._bad(self._world.database_faults, 0.2),
+            lambda: self._bad(self._world.database_faults, 0.3),
             lambda: self._bad(self._world.network_faults, 0.3),
             self._move_clock,
         )
@@ -49,12 +51,38 @@ class Faults:
         while self._running:
             await asyncio.wait(list(self._running))
 
+    async def strike_last(self) -> None:
+        """Replicas start while the storage is bad. No commit follows, so nothing hides what they lack then."""
+        if "bad storage" in self._without:
+            return
+        self._world.storage_faults.chance = 0.3
+        for replica in self._world.replicas:
+            replica.kill()
+            replica.start()
+        await asyncio.sleep(10)
+        self._world.storage_faults.chance = 0.0
+
     def _victim(self) -> Server | None:
         whole = [server for server in self._world.servers if server.name not in self._broken]
         return self._rng.choice(whole) if whole else None
 
+    async def _victim_at(self, *moments: str) -> Server | None:
+        """Any whole server now, or the one that is the next to come to one of the moments of `Storage.next`."""
+        if self._rng.random() < 0.5:
+            return self._victim()
+        name = await self._moment(self._rng.choice(moments))
+        return next((one for one in self._world.servers if one.name == name and name not in self._broken), None)
+
+    async def _moment(self, moment: str) -> str:
+        """The name of the node that comes to it; "" if it takes too long."""
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                return await self._world.storage.next(moment)
+        except TimeoutError:
+            return ""
+
     async def _kill(self) -> None:
-        if (server := self._victim()) is None:
+        if (server := await self._victim_at("uploaded", "committing", "committed")) is None:
             return
         self._broken.add(server.name)
         server.kill()
@@ -64,13 +92,22 @@ class Faults:
 
     async def _pause(self) -> None:
         """The process stands still, longer than its lease at times, and does not notice."""
-        if (server := self._victim()) is None:
+        if (server := await self._victim_at("uploaded", "committed")) is None:
             return
         self._broken.add(server.name)
         server.node.up = False
-        await asyncio.sleep(self._rng.uniform(0.1, 3 * LEASE_SECONDS))
+        if isinstance(server, Trainer) and self._rng.random() < 0.5:
+            await self._cancel_what_publishes(server)
+        await asyncio.sleep(self._rng.uniform(0.1, self._rng.choice((1, 3)) * LEASE_SECONDS))
         wake(server.node)
         self._broken.discard(server.name)
+
+    async def _cancel_what_publishes(self, trainer: Trainer) -> None:
+        """The owners of the jobs that this trainer publishes cancel them."""
+        for client in self._world.clients:
+            for job in sorted(trainer.jobs._publisher.job_ids & set(client.jobs)):
+                for _ in range(2):  # the trainer that is asked may be this one
+                    await client.ask(job, "cancel")
 
     async def _drain(self) -> None:
         server = self._victim()
@@ -95,8 +132,11 @@ class Faults:
             start_on(trainer.node, trainer.pool.harm_one())
 
     async def _bad(self, faults: StorageFaults, worst: float) -> None:
-        faults.chance = self._rng.uniform(0.02, worst)
-        await asyncio.sleep(self._rng.uniform(1, 30))
+        chance, seconds = self._rng.uniform(0.02, worst), self._rng.uniform(1, 30)
+        if self._rng.random() < 0.3 and await self._moment("committed"):
+            chance, seconds = 0.8, self._rng.uniform(0.1, 2)
+        faults.chance = chance
+        await asyncio.sleep(seconds)
         faults.chance = 0.0
 
     async def _move_clock(self) -> None:

@@ -9,9 +9,11 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from sqlalchemy import delete
 
 from tests.simulation.bugs import bug
 from tests.simulation.checker import check, edges
@@ -21,6 +23,7 @@ from tests.simulation.history import History
 from tests.simulation.machine import Loop, machine
 from tests.simulation.world import World
 from trainer_service.database.database import Database
+from trainer_service.database.schema import metadata
 from trainer_service.jobs.store.job_store import JobStore
 
 BUSY_SECONDS, QUIET_SECONDS = 120.0, 240.0
@@ -59,9 +62,7 @@ def live(seed: int, plan: Plan = Plan()) -> Outcome:
     """Runs the life of this seed."""
     begun, loop = time.perf_counter(), Loop()
     with ExitStack() as parts:
-        directory = Path(parts.enter_context(tempfile.TemporaryDirectory(dir=_memory_directory())))
-        world = World(seed, directory, _template())
-        parts.callback(world.database.close)
+        world = World(seed, _empty_database())
         parts.callback(_end, loop)
         parts.enter_context(machine(seed, loop, world.call_fault))
         parts.enter_context(bug(plan.bug))
@@ -80,34 +81,46 @@ def live(seed: int, plan: Plan = Plan()) -> Outcome:
 async def _live(world: World, faults: Faults, plan: Plan) -> list[str]:
     for server in world.servers:
         server.start()
-    clients = [Client(world, tenant) for tenant in TENANTS[: plan.num_tenants]]
+    clients = world.clients = [Client(world, tenant) for tenant in TENANTS[: plan.num_tenants]]
     async with asyncio.TaskGroup() as group:
         for client in clients:
             group.create_task(client.run(plan.busy_seconds))
         group.create_task(faults.run(plan.busy_seconds))
     await asyncio.gather(*(client.resume_all() for client in clients))
-    deadline = asyncio.get_running_loop().time() + QUIET_SECONDS
-    while not _has_healed(world) and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(5)
+    ill = await _healing(world)
+    await faults.strike_last()
+    ill += await _healing(world)
     world.history.add("quiet")
     for client in clients:
         for replica in world.replicas:
             for prompt in PROMPTS:
                 for alias in ("default", "canary"):
                     await client.generate_with(replica, f"{client.tenant}-{prompt}", alias)
-    return check(world)
+    return [f"after {QUIET_SECONDS:g} s, {what}" for what in ill] + check(world)
 
 
-def _has_healed(world: World) -> bool:
-    """Whether nothing is left to do. The checker looks at the same again, and at much more."""
-    store = JobStore(world.database)
+async def _healing(world: World) -> list[str]:
+    """What is left to do after the time that healing may take."""
+    deadline = asyncio.get_running_loop().time() + QUIET_SECONDS
+    while (ill := _unhealed(world)) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(5)
+    return ill
+
+
+def _unhealed(world: World) -> list[str]:
+    """What is left to do."""
+    store, newest = JobStore(world.database), len(world.storage.commits)
     watched = {event.job for event in world.history.of("watched")}
-    return (
-        all(event.job in watched and store.get(event.job).state.is_final for event in world.history.of("created"))
-        and all(replica.ready for replica in world.replicas)
-        and all(replica.registry.index.revision == len(world.storage.commits) for replica in world.replicas)
-        and not any(replica.registry.num_aliases_behind for replica in world.replicas)
-    )
+    jobs = [event.job for event in world.history.of("created")]
+    ill = [f"job {job} goes on" for job in jobs if job not in watched or not store.state(job).is_final]
+    for replica in world.replicas:
+        if not replica.ready:
+            ill.append(f"{replica.name} is not ready")
+        elif (revision := replica.registry.index.revision) != newest:
+            ill.append(f"{replica.name} is at revision {revision} of {newest}")
+        elif number := replica.registry.num_aliases_behind:
+            ill.append(f"{number} aliases of {replica.name} are behind")
+    return ill
 
 
 def _end(loop: Loop) -> None:
@@ -120,27 +133,29 @@ def _end(loop: Loop) -> None:
 
 _FORGOTTEN: list[Loop] = []
 """Loops of earlier lives. Collecting their tasks would run the cleanup of killed processes."""
-_TEMPLATES: list[Path] = []
+_DATABASES: list[Database] = []
 
 
-def _memory_directory() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+def _empty_database() -> Database:
+    """The database of all lives, without rows. To migrate one and compile its statements takes longer than a life."""
+    if not _DATABASES:
+        directory = tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+        _DATABASES.append(Database(f"sqlite:///{directory}/jobs.sqlite3"))
+    database = _DATABASES[0]
+    with closing(database.engine.raw_connection()) as connection:
+        connection.cursor().execute("PRAGMA synchronous=OFF")  # no machine fails here, only processes
+    with database.write() as rows:
+        for table in reversed(metadata.sorted_tables):
+            rows.execute(delete(table))
+    return database
 
 
-def _template() -> Path:
-    """An empty job database; migrating one takes as long as a life."""
-    if not _TEMPLATES:
-        directory = Path(tempfile.mkdtemp(dir=_memory_directory()))
-        Database(f"sqlite:///{directory / 'template.sqlite3'}").close()
-        _TEMPLATES.append(directory / "template.sqlite3")
-    return _TEMPLATES[0]
-
-
-def forget_template() -> None:
-    """Removes the file that all lives begin with."""
-    for path in _TEMPLATES:
-        shutil.rmtree(path.parent)
-    _TEMPLATES.clear()
+def forget_database() -> None:
+    """Removes the database."""
+    for database in _DATABASES:
+        database.close()
+        shutil.rmtree(Path(str(database.engine.url.database)).parent)
+    _DATABASES.clear()
 
 
 def silence() -> None:

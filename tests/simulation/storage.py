@@ -10,11 +10,15 @@ from typing import TypeVar
 from shared.errors import Unavailable
 from shared.store.base import ObjectInfo
 from shared.store.commit import Commit, decode_commit
-from shared.store.layout import LOG, revision_in
+from shared.store.layout import BLOBS, LOG, revision_in
 from shared.store.memory import MemoryBackend
-from tests.simulation.machine import by_true_clock, current_node, wait_inside
+from tests.simulation.machine import Node, by_true_clock, current_node, wait_inside
 
 T = TypeVar("T")
+
+
+class _AnswerLost(Unavailable):
+    """The object store did what it was asked to."""
 
 
 class Storage:
@@ -23,6 +27,19 @@ class Storage:
     def __init__(self) -> None:
         self.objects = MemoryBackend()
         self.commits: dict[int, Commit] = {}
+        self._awaited: dict[str, list[asyncio.Future[str]]] = {}
+
+    async def next(self, moment: str) -> str:
+        """The next node that has "uploaded" a blob, is "committing" (will write to the log) or has "committed"."""
+        reached = asyncio.get_running_loop().create_future()
+        self._awaited.setdefault(moment, []).append(reached)
+        return await reached
+
+    def reached(self, moment: str, node: Node | None) -> None:
+        """A node has come to this point. Whatever awaited it goes on before the node does."""
+        for waiting in self._awaited.pop(moment, []):
+            if node is not None and not waiting.done():
+                waiting.set_result(node.name)
 
     def create(self, key: str, data: bytes) -> bool:
         created = self.objects.create(key, data)
@@ -67,7 +84,18 @@ class NetworkBackend:
         if self._faults.strikes("phantom conflict", 0.3):  # S3 answers 409 to concurrent conditional writes
             self._pause()
             return False
-        return self._call(lambda: self._storage.create(key, data))
+        node = current_node()
+        if key.startswith(LOG):
+            self._storage.reached("committing", node)
+        try:
+            created = self._call(lambda: self._storage.create(key, data))
+        except _AnswerLost:
+            if self._faults.rng.random() < 0.5:
+                raise
+            created = self._call(lambda: self._storage.create(key, data))  # S3's client repeats: its object exists
+        if key.startswith((LOG, BLOBS)):
+            self._storage.reached("committed" if key.startswith(LOG) else "uploaded", node)
+        return created
 
     def put(self, key: str, data: bytes) -> None:
         self._call(lambda: self._storage.put(key, data))
@@ -106,5 +134,5 @@ class NetworkBackend:
             result = act()
         self._pause()
         if faults.strikes("lost answer"):
-            raise Unavailable("the object store's answer was lost")
+            raise _AnswerLost("the object store's answer was lost")
         return result

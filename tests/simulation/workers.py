@@ -7,7 +7,7 @@ import itertools
 import random
 from dataclasses import replace
 
-from tests.simulation.machine import current_node, start_on
+from tests.simulation.machine import Node, kill, start_on
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerLost, WorkerReport
 from trainer_service.training.events import TrainingEvent, TrainingTask
@@ -18,7 +18,7 @@ _LOAD_SECONDS = 3.0
 
 
 class SimulatedWorker:
-    """A `WorkerHandle`. It belongs to the node that launched it, and dies with it."""
+    """A `WorkerHandle`. It has its own node, so it trains while its trainer stands still; it dies with its trainer."""
 
     def __init__(self, id: str, base_model: str) -> None:
         self.id, self.base_model = id, base_model
@@ -28,9 +28,8 @@ class SimulatedWorker:
         self._attempts: dict[str, int] = {}
         self._news = asyncio.Event()
         self._ready, self._lost, self.hung = False, "", False
-        node = current_node()
-        assert node is not None
-        self._task = start_on(node, self._train())
+        self.node = Node(id)
+        self._task = start_on(self.node, self._train())
 
     async def add(self, task: TrainingTask) -> None:
         self._check()
@@ -107,6 +106,11 @@ class SimulatedPool:
     async def close(self) -> None:
         for worker in self.workers:
             await worker.close()
+
+    def die(self) -> None:
+        """All workers end with their trainer."""
+        for worker in self.workers:
+            kill(worker.node)
 
     async def harm_one(self) -> None:
         """One worker is lost, or stops answering."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -56,7 +55,7 @@ CONFIG = JobsConfig(
     step_seconds=60,
     lease_seconds=LEASE_SECONDS,
     progress_seconds=2,
-    tick_seconds=2,
+    tick_seconds=3,
     retry_max_seconds=10,
     max_infrastructure_failures=1000,
 )
@@ -165,11 +164,18 @@ class Server:
 class Trainer(Server):
     """A trainer: the real job manager, prompts and maintenance; simulated workers."""
 
+    def start(self) -> None:
+        self.pool = SimulatedPool(self.name, self.world.rng)
+        super().start()
+
+    def kill(self) -> None:
+        super().kill()
+        self.pool.die()
+
     async def _boot(self) -> None:
         pools, world = TrainerPools(), self.world
         store = await self._prompt_store(pools.prompt_store)
         job_store = SharedStore(world.database)
-        self.pool = SimulatedPool(self.name, world.rng)
         self.jobs = JobManager(
             job_store,
             AdmitAll(effective_spec()),
@@ -182,8 +188,8 @@ class Trainer(Server):
         )
         self.store, self.prompts = store, Prompts(store, cast(Any, None), cast(Any, None), pools)
         await self.jobs.start()
-        policy = MaintenancePolicy(keep_versions=6, blob_grace_seconds=700, keep_log_entries=20)
-        self._maintenance = asyncio.create_task(StoreMaintenance(store, policy, 40, lambda *_: None).run())
+        policy = MaintenancePolicy(keep_versions=3, blob_grace_seconds=700, keep_log_entries=8)
+        self._maintenance = asyncio.create_task(StoreMaintenance(store, policy, 20, lambda *_: None).run())
         self.ready = True
 
     async def resume_job(self, job_id: str) -> None:
@@ -231,16 +237,16 @@ class Replica(Server):
 class World:
     """Everything of one life. `rng` decides all that is not decided by the code under test."""
 
-    def __init__(self, seed: int, directory: Path, template: Path) -> None:
+    def __init__(self, seed: int, database: Database) -> None:
         self.rng = random.Random(seed)
         self.history = History()
         self.storage = Storage()
         self.storage_faults, self.network_faults = StorageFaults(self.rng), StorageFaults(self.rng)
         self.database_faults = StorageFaults(self.rng)
-        shutil.copy(template, directory / "jobs.sqlite3")
-        self.database = Database(f"sqlite:///{directory / 'jobs.sqlite3'}")
+        self.database = database
         self.trainers = [Trainer(self, f"trainer-{number}") for number in range(2)]
         self.replicas = [Replica(self, f"replica-{number}") for number in range(2)]
+        self.clients: list[Any] = []
 
     @property
     def servers(self) -> list[Server]:

@@ -118,6 +118,7 @@ class JobsOnWorker:
             lambda record: transitions.progressed(record, progress, statistics, checkpointed=checkpointed),
             attempt=tracker.attempt,
             payloads=payloads,
+            is_progress=True,
         )
 
     async def _finished(self, job_id: str, tracker: AttemptProgress, trained: TrainingResult) -> None:

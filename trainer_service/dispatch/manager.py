@@ -290,7 +290,7 @@ class JobManager:
             await self._context.database.call(self._store.state, job_id, current_caller().prompts)
             while True:
                 news.clear()
-                events, more = await self._context.database.call(
+                events, more, state = await self._context.database.call(
                     self._store.event_page, job_id, after, _EVENTS_PER_READ
                 )
                 for event in events:
@@ -300,9 +300,9 @@ class JobManager:
                         return
                 if more:
                     continue
-                if not events and ended:
-                    return
-                if not events and (await self._context.database.call(self._store.state, job_id)).is_final:
+                if state is not None and state.is_final:
+                    if ended:
+                        return
                     ended = True  # perhaps only after the events were read: read once more for the last event
                     continue
                 try:

@@ -134,17 +134,21 @@ class JobsContext:
         *,
         attempt: int | None = None,
         payloads: Sequence[EventPayload] = (),
+        is_progress: bool = False,
     ) -> Record:
-        """Calls `JobStore.change`, retrying while the database is unavailable, and notifies all listeners."""
+        """Calls `JobStore.change`, retrying while the database is unavailable, and notifies all listeners. Progress
+        alone doesn't wake the dispatcher, for which it changes nothing.
+        """
         after = await self.database.retry(self.store.change, job_id, move, attempt=attempt, payloads=payloads)
-        self.notify(after.job)
+        self.notify(after.job, is_progress=is_progress)
         return after
 
-    def notify(self, job: Job) -> None:
+    def notify(self, job: Job, *, is_progress: bool = False) -> None:
         """Wakes the job's watchers and the dispatcher, and reports the change to the observer."""
         self.changes.notify(job.id)
         self.observer.job_changed(job)
-        self.wake_dispatcher.set()
+        if not is_progress:
+            self.wake_dispatcher.set()
 
     def close(self) -> None:
         """Closes the thread pools."""

@@ -65,9 +65,11 @@ def queue_key(priority: int, queued_at: float) -> float:
     return queued_at - priority * PRIORITY_POINT_SECONDS
 
 
-_OF_JOB = ("id", "pausing", "caller", "tenant", "attempt", "failures", "runtime_seconds", "checkpointed", "last_event")
+_CHANGING = ("pausing", "attempt", "failures", "runtime_seconds", "checkpointed", "last_event")
+_CHANGING_TIMES = ("start_time", "end_time")
+_OF_JOB = ("id", "caller", "tenant", *_CHANGING)
 _OF_RECORD = ("queue_key", "queued_at", "not_before", "trained", "owner", "lease_until", "claimed_at")
-_TIMES = ("create_time", "start_time", "end_time")
+_TIMES = ("create_time", *_CHANGING_TIMES)
 """Columns that have the name of their field; times are stored as seconds since the epoch."""
 _JSON: Mapping[str, type[Any]] = {
     "progress": TuningProgress,
@@ -81,26 +83,33 @@ _JSON: Mapping[str, type[Any]] = {
 def to_row(record: Record) -> dict[str, Any]:
     """The record as values of the columns of `jobs`."""
     job = record.job
-    stored = {name: getattr(job, name) for name in (*_TIMES, *_JSON)}
     return {
-        **{name: getattr(job, name) for name in _OF_JOB},
-        **{name: getattr(record, name) for name in _OF_RECORD},
-        **{name: stored[name].timestamp() if stored[name] else None for name in _TIMES},
-        **{name: to_json(stored[name]) if stored[name] else None for name in _JSON},
-        "state": job.state.value,
+        **changing_columns(record),
+        "id": job.id,
+        "caller": job.caller,
+        "tenant": job.tenant,
+        "create_time": job.create_time.timestamp(),
         "prompt": job.spec.prompt,
         "base_model": job.effective.base_model.id,
         "request_id": job.request_id or None,
         "spec": to_json(job.spec),
         "effective": job.effective.model_dump_json(),
-        "solo": record.exclusive,
         "deadline": job.spec.deadline.timestamp() if job.spec.deadline else None,
     }
 
 
-IMMUTABLE_COLUMNS = frozenset(
-    {"id", "prompt", "base_model", "caller", "tenant", "request_id", "spec", "effective", "create_time", "deadline"}
-)
+def changing_columns(record: Record) -> dict[str, Any]:
+    """The columns of `to_row` that may change after the job's creation."""
+    job = record.job
+    stored = {name: getattr(job, name) for name in (*_CHANGING_TIMES, *_JSON)}
+    return {
+        **{name: getattr(job, name) for name in _CHANGING},
+        **{name: getattr(record, name) for name in _OF_RECORD},
+        **{name: stored[name].timestamp() if stored[name] else None for name in _CHANGING_TIMES},
+        **{name: to_json(stored[name]) if stored[name] else None for name in _JSON},
+        "state": job.state.value,
+        "solo": record.exclusive,
+    }
 
 
 def from_row(row: RowMapping) -> Record:

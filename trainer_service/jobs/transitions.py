@@ -2,7 +2,7 @@
 result against the legal transitions.
 
 Requests call cancel, pause and resume; the dispatcher calls expired, lost and left_worker; a worker's supervisor calls
-progressed, left_worker, lost, failed and trained; the publisher calls succeeded, failed and result_lost.
+progressed, left_worker, lost, failed and trained; the publisher calls succeeded, failed, cancelled and result_lost.
 """
 
 from __future__ import annotations
@@ -71,10 +71,13 @@ def expired(record: Record, now: float) -> Record:
 
 
 def left_worker(record: Record, now: float) -> Record:
-    """A job has left its worker: it is cancelled, paused, failed because its time is over, or queued again."""
+    """A job has left its worker: it is cancelled, paused, failed because its time is over, or queued again.
+
+    A trained job stays CANCELLING: only a publisher can find out whether it was published before (`claim_trained`).
+    """
     freed = _free(record, now)
     if freed.job.state is JobState.CANCELLING:
-        return _end(freed, JobState.CANCELLED, now)
+        return freed if freed.trained else _end(freed, JobState.CANCELLED, now)
     if freed.job.pausing:
         return _to(freed.with_job(pausing=False), JobState.PAUSED)
     if over_runtime(freed, now):
@@ -109,8 +112,13 @@ def orphaned(record: Record, now: float, reason: str, config: JobsConfig) -> Rec
 def failed(record: Record, error: TuningError, now: float) -> Record:
     """A job has failed. A CANCELLING job becomes CANCELLED instead, as its owner wanted."""
     if record.job.state is JobState.CANCELLING:
-        return _end(_free(record, now), JobState.CANCELLED, now)
+        return cancelled(record, now)
     return _end(_free(record, now).with_job(error=error, pausing=False), JobState.FAILED, now)
+
+
+def cancelled(record: Record, now: float) -> Record:
+    """A CANCELLING job that was not published ends."""
+    return _end(_free(record, now), JobState.CANCELLED, now)
 
 
 def trained(record: Record, now: float) -> Record:
@@ -137,16 +145,16 @@ def progressed(
 
 
 def separated(record: Record, now: float) -> Record:
-    """A job has failed in a worker that other jobs use or have used, perhaps because of them: it is queued again to run
-    alone in a fresh worker.
+    """A job has failed in a worker that other jobs use or have used, perhaps because of them: it is queued again (or
+    paused, if it was to pause) to run alone in a fresh worker.
     """
-    freed = left_worker(record, now)
-    return replace(freed, exclusive=True) if freed.job.state is JobState.QUEUED else freed
+    return replace(left_worker(record, now), exclusive=True)
 
 
 def result_lost(record: Record, now: float) -> Record:
     """The trained prompt of a job was lost before its publication: the job is queued to finish training again."""
-    return replace(left_worker(record, now), trained=False)
+    freed = left_worker(record, now)
+    return cancelled(freed, now) if freed.job.state is JobState.CANCELLING else replace(freed, trained=False)
 
 
 def left_with_checkpoint(record: Record, now: float) -> Record:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 
 from shared.prompt.blob import Manifest, encode_blob
@@ -128,7 +129,7 @@ def _blob(job: Job, trained: TrainingResult, result: TuningResult) -> bytes:
             "provenance": {
                 "caller": job.caller[:200],
                 "job": job.name,
-                "software": f"softprompt {version('softprompt')}",
+                "software": _software(),
             },
             "best_step": trained.best_step,
             "num_steps": trained.num_steps,
@@ -148,6 +149,12 @@ def _blob(job: Job, trained: TrainingResult, result: TuningResult) -> bytes:
         },
     )
     return encode_blob(trained.prefix, manifest)
+
+
+@cache
+def _software() -> str:
+    """This build. To read its version takes as long as all else of a small publication."""
+    return f"softprompt {version('softprompt')}"
 
 
 def _trained_with(job: Job, trained: TrainingResult) -> TrainingSpec:

@@ -277,7 +277,7 @@ class Publisher:
             await self._succeed(job, outcome, version, self._why_left_alone(job, version))
             return
         after = await self._context.change(
-            job.id, lambda record: transitions.left_worker(record, time.time()), attempt=job.attempt
+            job.id, lambda record: transitions.cancelled(record, time.time()), attempt=job.attempt
         )
         await self._clean(after.job)
 

@@ -60,7 +60,7 @@ def cancel_elsewhere(service: Service, job: Job) -> None:
     claim.
     """
     service.store.change(job.id, lambda old: transitions.cancel(old, time.time()))
-    ended = service.store.change(job.id, lambda old: transitions.left_worker(old, time.time()))
+    ended = service.store.change(job.id, lambda old: transitions.cancelled(old, time.time()))
     assert ended.job.state is JobState.CANCELLED
 
 

@@ -20,7 +20,7 @@ from trainer_service.database.database import STATEMENT_SECONDS, Database
 from trainer_service.database.schema import job_annotations, job_datasets, jobs
 from trainer_service.jobs.fair_queue import positions_before
 from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
-from trainer_service.jobs.record import IMMUTABLE_COLUMNS, Record, checked_same, from_row, to_row
+from trainer_service.jobs.record import Record, changing_columns, checked_same, from_row, to_row
 from trainer_service.jobs.states import LEASED_STATES, UNSUCCESSFUL_STATES, JobState, check_move
 from trainer_service.jobs.store import event_log, listing, queue_limits, tenant_shares
 from trainer_service.jobs.store.conditions import UNENDED
@@ -150,13 +150,13 @@ class JobRecords:
         """The events after number `after`, in order. Raises NotFound for an unknown job."""
         return self.event_page(job_id, after, limit)[0]
 
-    def event_page(self, job_id: str, after: int, limit: int) -> tuple[list[JobEvent], bool]:
-        """At most `limit` events after number `after`, fewer if they are large; and whether more follow."""
+    def event_page(self, job_id: str, after: int, limit: int) -> tuple[list[JobEvent], bool, JobState | None]:
+        """At most `limit` events after number `after`, fewer if they are large; whether more follow; and the job's
+        state, read after the events, if there is no such event. Raises NotFound.
+        """
         with self._database.read() as connection:
             found, more = event_log.read(connection, job_id, after, limit)
-            if not found:
-                _state(connection, job_id)
-            return found, more
+            return found, more, None if found else _state(connection, job_id)
 
     def delete(self, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> None:
         """Removes an ended job with its events. Raises NotFound, or PreconditionFailed if the job has not ended."""
@@ -270,8 +270,7 @@ def _store(connection: Connection, before: Record, after: Record, payloads: Sequ
     stored = after.with_job(last_event=before.job.last_event + len(payloads) + moved)
     if stored == before:
         return before
-    changed = {key: value for key, value in to_row(stored).items() if key not in IMMUTABLE_COLUMNS}
-    connection.execute(update(jobs).where(jobs.c.id == before.job.id).values(**changed))
+    connection.execute(update(jobs).where(jobs.c.id == before.job.id).values(**changing_columns(stored)))
     tenant_shares.record_move(connection, before, stored)
     event_log.append(connection, before.job.id, first, [*payloads, *([stored.job] if moved else [])])
     return stored

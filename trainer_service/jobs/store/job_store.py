@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, func, select, update
 from trainer_service.database.schema import jobs
 from trainer_service.jobs.fair_queue import QueueHead, in_order, queue_clock, share_of
 from trainer_service.jobs.model import Job
-from trainer_service.jobs.record import Record, from_row
+from trainer_service.jobs.record import NO_REPLICA, Record, from_row
 from trainer_service.jobs.states import LEASED_STATES, JobState
 from trainer_service.jobs.store import event_log, tenant_shares, worker_slots
 from trainer_service.jobs.store.conditions import QUEUED
@@ -22,6 +22,7 @@ from trainer_service.jobs.store.job_records import JobRecords
 from trainer_service.jobs.store.job_records import StaleAttempt as StaleAttempt
 
 _LEASED = [state.value for state in LEASED_STATES]
+_ORPHANED = (jobs.c.state == JobState.CANCELLING.value) & (jobs.c.owner == NO_REPLICA)
 _CLAIMS = "claims of waiting jobs"
 """Name of the lock that serializes claims, so that each claim sees the charges of the previous one."""
 
@@ -111,13 +112,17 @@ class JobStore(JobRecords):
             tenant_shares.set_known_weights(connection, weights)
 
     def claim_trained(self, owner: str, lease_until: float, now: float) -> Record | None:
-        """Claims a job that only has to be published. These are rare, so it looks for one before it locks anything."""
-        waiting = select(jobs.c.id).where(QUEUED, jobs.c.trained.is_(True)).limit(1)
+        """Claims a job that only has to be published, or that was to be cancelled when its replica ended. These are
+        rare, so it looks for one before it locks anything.
+        """
         with self._database.read() as connection:
+            waiting = select(jobs.c.id).where(jobs.c.trained.is_(True), QUEUED | _ORPHANED).limit(1)
             if connection.execute(waiting).first() is None:
                 return None
         first = (jobs.c.trained.is_(True), jobs.c.not_before <= now)
         with self._database.write() as connection:
+            if (cancelling := _adopt(connection, owner, lease_until)) is not None:
+                return cancelling
             return claim_first(connection, first, owner, lease_until, now, claimed_at=None)
 
     def now(self) -> float:
@@ -198,6 +203,15 @@ class JobStore(JobRecords):
         query = select(jobs.c.base_model, func.min(jobs.c.queued_at)).where(waiting).group_by(jobs.c.base_model)
         with self._database.read() as connection:
             return {name: max(0.0, now - queued_at) for name, queued_at in connection.execute(query)}
+
+
+def _adopt(connection: Connection, owner: str, lease_until: float) -> Record | None:
+    """Gives a trained job to this replica that stays CANCELLING."""
+    pick = select(jobs.c.id).where(jobs.c.trained.is_(True), _ORPHANED).limit(1).with_for_update(skip_locked=True)
+    changes = {"owner": owner, "lease_until": lease_until, "attempt": jobs.c.attempt + 1}
+    statement = update(jobs).where(jobs.c.id == pick.scalar_subquery()).values(**changes).returning(*jobs.c)
+    row = connection.execute(statement).mappings().one_or_none()
+    return None if row is None else from_row(row)
 
 
 def claim_first(

@@ -230,6 +230,19 @@ def test_a_trained_job_is_claimed_for_publication_only(store: JobStore) -> None:
     assert done.job.state is JobState.SUCCEEDED
 
 
+def test_a_job_cancelled_while_its_publisher_was_gone_is_given_to_another_publisher(store: JobStore) -> None:
+    """It may be published already, which only a publisher finds out."""
+    job = create(store)
+    claim(store, "one", lease_seconds=-1)
+    store.change(job.id, lambda old: transitions.trained(old, time.time()), attempt=1)
+    store.change(job.id, lambda old: transitions.cancel(old, time.time()))
+    store.take_back(lambda old: transitions.orphaned(old, time.time(), "gone", JobsConfig()), lease_before=time.time())
+    taken = store.claim_trained("two", time.time() + 60, time.time())
+    assert taken is not None
+    assert (taken.job.id, taken.job.state, taken.job.attempt, taken.owner) == (job.id, JobState.CANCELLING, 2, "two")
+    assert store.claim_trained("one", time.time() + 60, time.time()) is None
+
+
 def test_pages_are_newest_first_and_complete(store: JobStore) -> None:
     made = [create(store, record(spec(prompt=f"p-{n % 2}", annotations={"team": f"t-{n % 3}"}))) for n in range(12)]
     for job in made[:4]:
@@ -280,7 +293,7 @@ def test_large_events_are_read_a_few_at_a_time(store: JobStore) -> None:
         )
     everything = [event.number for event in store.events(job.id, 0, limit=1)]
     while everything[-1] < store.get(job.id).last_event:
-        some, more = store.event_page(job.id, everything[-1], 500)
+        some, more, _ = store.event_page(job.id, everything[-1], 500)
         assert sum(len(to_json(event.payload)) for event in some) <= 5 << 20
         everything += [event.number for event in some]
         assert more == (everything[-1] < store.get(job.id).last_event)
