@@ -147,12 +147,12 @@ def test_a_limit_becomes_429_with_the_time_to_wait(guarded: World) -> None:
 
 def test_request_ids_and_traces_reach_the_services(guarded: World) -> None:
     def calls() -> list[tuple[str, str]]:
-        mine = [line for line in lines if line["request_id"] == "from-the-caller"]
+        mine = [line for line in logged if line["request_id"] == "from-the-caller"]
         return [(line["trace_id"], line["caller"]) for line in mine if line["method"].endswith("Service/Generate")]
 
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     headers = {"x-request-id": "from-the-caller", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
-    with log_lines("shared.rpc.interceptors", "call") as lines:
+    with log_lines("shared.rpc.interceptors", "call") as logged:
         raw = by(guarded, "shop").chat.completions.with_raw_response.create(
             model="tone", messages=MESSAGES, max_tokens=2, extra_headers=headers
         )
