@@ -73,10 +73,12 @@ async def test_usage_and_budgets(settings: TrainerSettings, tmp_path: Path) -> N
             for request, answer in zip(requests, answers, strict=True)
             if isinstance(answer, pb.CreateTuningJobResponse)
         )
-        error = await refused(trainer.tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=spec), **by(SHOP)))
-        assert isinstance(error, Overloaded)
-        assert "budget 'one-job' is used up; it resets at" in str(error)
-        assert 0 < error.retry_after_seconds <= 86_400
+        for check in (False, True):
+            request = pb.CreateTuningJobRequest(spec=spec, validate_only=check)
+            error = await refused(trainer.tuning.CreateTuningJob(request, **by(SHOP)))
+            assert isinstance(error, Overloaded)
+            assert "budget 'one-job' is used up; it resets at" in str(error)
+            assert 0 < error.retry_after_seconds <= 86_400
         assert (await trainer.tuning.CreateTuningJob(first, **by(SHOP))).job.name == job.name
 
         async def ended() -> bool:

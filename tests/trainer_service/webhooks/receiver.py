@@ -16,6 +16,8 @@ from typing import Any
 
 KEY = bytes(range(32))
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
+NEXT_SECRET = "whsec_" + base64.b64encode(KEY[::-1]).decode()
+"""A secret that the operator has added, and the receiver does not know yet."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Receiver:
 
     def write_file(self, path: Path, **endpoint: Any) -> Path:
         """A webhooks file with this receiver as its endpoint."""
-        entry = {"name": "here", "url": self.url, "secrets": [SECRET], **endpoint}
+        entry = {"name": "here", "url": self.url, "secrets": [NEXT_SECRET, SECRET], **endpoint}
         path.write_text(json.dumps({"endpoints": [entry]}))
         return path
 
