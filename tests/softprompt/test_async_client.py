@@ -189,7 +189,7 @@ async def test_a_watch_that_is_cut_goes_on_after_the_last_event(client: AsyncCli
 async def test_a_watch_outlives_a_restart_of_the_trainer(trainer: FakeTrainer, inference: FakeInference) -> None:
     trainer.hold_watch = asyncio.Event()
     events, trainer.events = trainer.events, trainer.events[:3]
-    seen, port = [], free_port()
+    seen, port = list[int](), free_port()
     async with serving(trainer, port) as endpoint:
         client = AsyncClient(endpoint)
         watch = client.watch_job(JOB)
