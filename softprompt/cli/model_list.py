@@ -133,7 +133,7 @@ def _served(trainer: str | None, inference: str | None) -> list[ListedModel]:
         if (info := _asked(client.service_info)) is not None:
             found += [_of_service(model, TRAINER, client.trainer) for model in info.base_models]
             found += [ListedModel(item.id, TRAINER, item.reason) for item in info.unavailable_base_models]
-            replicas = _asked(lambda: _replicas(client)) or []
+            replicas = _asked(client.list_replicas) or []
         kinds: dict[tuple[str, str], list[str]] = {}
         for replica in replicas:
             kinds.setdefault((replica.base_model, replica.base_model_fingerprint), []).append(replica.id)
@@ -143,12 +143,6 @@ def _served(trainer: str | None, inference: str | None) -> list[ListedModel]:
             if serving.fingerprint not in [print_ for _, print_ in kinds]:
                 found.append(_of_service(serving, INFERENCE, client.inference))
     return found
-
-
-def _replicas(client: Client) -> list[ReplicaStatus]:
-    """All live replicas, by their records in the prompt store. The status of every prompt lists them."""
-    prompts = client.list_prompts()
-    return list(client.prompt_status(prompts[0].name).replicas) if prompts else []
 
 
 def _answering(client: Client) -> list[BaseModelInfo]:

@@ -26,6 +26,7 @@ from shared.values.prompts import (
     PromptChange,
     PromptStatus,
     Published,
+    ReplicaStatus,
     Snapshot,
     VersionStatus,
 )
@@ -183,6 +184,11 @@ class PromptMethods:
             PromptStatus, await self._connection.trainer.call(self._connection.prompts.GetPromptStatus, request)
         )
 
+    async def list_replicas(self) -> list[ReplicaStatus]:
+        """All live replicas of any base model, by their last reports; none before the first prompt is published."""
+        prompts = await self.list_prompts()  # the status of every prompt lists all of them
+        return list((await self.prompt_status(prompts[0].name)).replicas) if prompts else []
+
     async def wait_until_served_by_all(self, version: str, *, timeout_seconds: float = 60.0) -> VersionStatus:
         """Wait until every live replica of the version's base model serves it; there must be at least one.
 
@@ -311,6 +317,7 @@ class SyncPromptMethods(SyncMethods):
     get_version = blocking(PromptMethods.get_version)
     set_alias = blocking(PromptMethods.set_alias)
     prompt_status = blocking(PromptMethods.prompt_status)
+    list_replicas = blocking(PromptMethods.list_replicas)
     wait_until_served_by_all = blocking(PromptMethods.wait_until_served_by_all)
     first_verdict = blocking(PromptMethods.first_verdict)
     download_version = blocking(PromptMethods.download_version)

@@ -65,7 +65,7 @@ async def set_alias(request: Request, backend: Backend) -> Response:
 
 @endpoint("page.status")
 async def status(request: Request, backend: Backend) -> Response:
-    """Both services' state; a service that can't be reached has `null` and its error's text."""
+    """Both services' state and the live replicas; what can't be asked has `null` and its error's text."""
 
     async def answer(call: Any) -> dict[str, Any]:
         try:
@@ -73,7 +73,9 @@ async def status(request: Request, backend: Backend) -> Response:
         except SoftPromptError as error:
             return {"info": None, "error": api_error(error).message}
 
-    trainer, inference = await asyncio.gather(
-        answer(backend.client.service_info()), answer(backend.client.model_info())
-    )
-    return json_response({"trainer": trainer, "inference": inference})
+    calls = {
+        "trainer": backend.client.service_info(),
+        "inference": backend.client.model_info(),
+        "replicas": backend.client.list_replicas(),
+    }
+    return json_response(dict(zip(calls, await asyncio.gather(*map(answer, calls.values())), strict=True)))

@@ -101,6 +101,10 @@ def opened(page: Page, services: World, view: str, jobs: list[str]) -> None:
         page.get_by_role("button", name="Send").click()
         for number in range(2):
             expect(page.locator(".panel .hint").nth(number)).to_contain_text("tokens in")
+    elif view == "status":
+        expect(page.get_by_role("columnheader", name="Last report")).to_be_visible()
+        expect(page.get_by_role("cell", name="tiny-llama", exact=True)).to_have_count(3)
+        expect(page.get_by_role("rowheader", name="max new tokens")).to_be_visible()
     expect(page.get_by_role("heading", level=1)).to_be_visible()
 
 
