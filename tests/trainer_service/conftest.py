@@ -26,7 +26,7 @@ from trainer_service.config import TrainerSettings
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.server import PoolMaker, serve
 
-PATIENT = {"store_timeout_seconds": 600.0, "database_timeout_seconds": 600.0}
+PATIENT: dict[str, Any] = {"store_timeout_seconds": 600.0, "database_timeout_seconds": 600.0}
 """Settings of a trainer on a busy machine: only a system that hangs exceeds these limits."""
 
 
