@@ -16,7 +16,7 @@ REQUEST = framed(
 
 
 async def test_a_message_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "FIRST_MESSAGE_SECONDS", 0.5)
+    monkeypatch.setattr(messages, "FIRST_MESSAGE_SECONDS", 2.0)  # more than any other call takes
     with log_lines("shared.rpc.interceptors", "call") as lines:
         async with (
             running_server() as running,

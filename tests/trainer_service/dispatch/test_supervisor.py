@@ -50,8 +50,8 @@ class Spoilt(ScriptedTrainer):
     anywhere.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, finish: threading.Event | None = None) -> None:
+        super().__init__(finish=finish)
         self._num_added = 0
 
     def add(self, task: TrainingTask) -> None:
@@ -141,8 +141,14 @@ async def test_a_worker_that_does_not_obey_a_stop_is_ended(workers: Workers) -> 
 
 
 async def test_a_job_that_failed_unexpectedly_beside_others_gets_a_process_of_its_own(workers: Workers) -> None:
-    manager = await workers.start(Spoilt(), Spoilt(), Spoilt(), max_jobs_per_worker=2)
-    jobs = [await manager.create(spec(num_steps=30, prompt=f"p-{number}")) for number in range(2)]
+    finish = workers.service.finish
+    manager = await workers.start(Spoilt(finish), Spoilt(finish), Spoilt(finish), max_jobs_per_worker=2)
+    jobs = [await manager.create(spec("forever", num_steps=30, prompt=f"p-{number}")) for number in range(2)]
+    for job in jobs:  # both were beside each other
+        await workers.service.until(
+            job.id, lambda now: now.attempt == 2 or (now.attempt, now.state) == (1, JobState.QUEUED)
+        )
+    finish.set()
     for job in jobs:
         done = await workers.service.state(job.id, JobState.SUCCEEDED)
         assert (done.attempt, done.failures) == (2, 0)

@@ -178,7 +178,7 @@ async def test_a_trainer_that_was_stopped_for_longer_than_its_lease_ends_its_wor
     one, two, _ = replicas
     config: dict[str, Any] = {"max_workers": 2, "max_jobs_per_worker": 1}
     await one.start(**config, lease_seconds=60.0)
-    jobs = [await one.manager.create(spec("forever", num_steps=1000, prompt=f"p-{number}")) for number in range(4)]
+    jobs = [await one.manager.create(spec("forever", num_steps=50, prompt=f"p-{number}")) for number in range(4)]
     await until(lambda: one.store.counts().get(JobState.RUNNING) == 2)
     dispatcher = one.manager._dispatcher
     assert dispatcher._task is not None
