@@ -142,8 +142,8 @@ class Client:
         prompt = f"{self.tenant}-{self.rng.choice(PROMPTS)}"
         try:
             record = await self._trainer().call(self.caller, lambda trainer: trainer.prompts.get(prompt))
-            if len(record.versions) > 3:
-                version = self.rng.choice((max(record.versions), *sorted(record.versions)))
+            if len(record.versions) > 1:
+                version = self.rng.choice((max(record.versions), self.rng.choice(sorted(record.versions))))
                 await self._trainer().call(self.caller, lambda trainer: trainer.prompts.delete(prompt, version))
         except (Unavailable, NotFound, PreconditionFailed, Conflict):
             return

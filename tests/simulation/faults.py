@@ -50,16 +50,19 @@ class Faults:
             task.add_done_callback(self._running.discard)
         while self._running:
             await asyncio.wait(list(self._running))
+        if "bad database" not in self._without:  # no trainer starts again after this, which would hide what it forgot
+            await self._bad(self._world.database_faults, 0.3)
 
     async def strike_last(self) -> None:
-        """Replicas start while the storage is bad. No commit follows, so nothing hides what they lack then."""
+        """The storage gets bad as the replicas start. No commit follows, so nothing hides what they lack then."""
         if "bad storage" in self._without:
             return
-        self._world.storage_faults.chance = 0.3
         for replica in self._world.replicas:
             replica.kill()
             replica.start()
-        await asyncio.sleep(10)
+        await self._moment("starting")
+        self._world.storage_faults.chance = 0.4
+        await asyncio.sleep(5)
         self._world.storage_faults.chance = 0.0
 
     def _victim(self) -> Server | None:
@@ -133,8 +136,9 @@ class Faults:
 
     async def _bad(self, faults: StorageFaults, worst: float) -> None:
         chance, seconds = self._rng.uniform(0.02, worst), self._rng.uniform(1, 30)
-        if self._rng.random() < 0.3 and await self._moment("committed"):
-            chance, seconds = 0.8, self._rng.uniform(0.1, 2)
+        moment = "committing" if faults is self._world.storage_faults else "committed"
+        if self._rng.random() < 0.3 and await self._moment(moment):
+            chance, seconds = 0.5, self._rng.uniform(0.1, 2)
         faults.chance = chance
         await asyncio.sleep(seconds)
         faults.chance = 0.0

@@ -10,7 +10,7 @@ from typing import TypeVar
 from shared.errors import Unavailable
 from shared.store.base import ObjectInfo
 from shared.store.commit import Commit, decode_commit
-from shared.store.layout import BLOBS, LOG, revision_in
+from shared.store.layout import BLOBS, LOG, REPLICAS, revision_in
 from shared.store.memory import MemoryBackend
 from tests.simulation.machine import Node, by_true_clock, current_node, wait_inside
 
@@ -30,7 +30,9 @@ class Storage:
         self._awaited: dict[str, list[asyncio.Future[str]]] = {}
 
     async def next(self, moment: str) -> str:
-        """The next node that has "uploaded" a blob, is "committing" (will write to the log) or has "committed"."""
+        """The next node that has "uploaded" a blob, is "committing" (will write to the log), has "committed", or is
+        "starting" (as a replica, whose store is open).
+        """
         reached = asyncio.get_running_loop().create_future()
         self._awaited.setdefault(moment, []).append(reached)
         return await reached
@@ -104,6 +106,8 @@ class NetworkBackend:
         return self._call(lambda: self._storage.objects.head(key))
 
     def list(self, folder: str) -> list[ObjectInfo]:
+        if folder == REPLICAS:
+            self._storage.reached("starting", current_node())
         if self._faults.strikes("slow list"):
             wait_inside(asyncio.sleep(self._faults.rng.uniform(0.5, 5)))
         return self._call(lambda: self._storage.objects.list(folder))
