@@ -22,7 +22,7 @@ from shared.store import open_store
 from shared.store.usage import COUNTS, HOUR_SECONDS, SegmentId, UsageRecord, UsageSegments, encode_segment
 from tests.k8s.alert_jobs import ended, job_that, scripted
 from tests.trainer_service.conftest import NoWorkers
-from tests.trainer_service.requests import create_job, first_step
+from tests.trainer_service.requests import create_job
 from tests.trainer_service.scripted import ScriptedTrainer
 from tests.trainer_service.webhooks.receiver import receiver
 from tests.waiting import until
@@ -126,8 +126,8 @@ async def test_a_prompt_store_that_is_away(faults: Any, monkeypatch: pytest.Monk
     finish = threading.Event()
     async with faults(scripted(lambda id: (ScriptedTrainer(64, finish=finish), {})), trainer={}) as fault:
         store: Path = fault.trainer.settings.data_dir / "prompts"
-        job = await create_job(fault.trainer, **job_that("forever"))
-        await first_step(fault.trainer.tuning, job.name)
+        await create_job(fault.trainer, **job_that("forever"))
+        await fault.until("softprompt_trainer_jobs", 1, state="RUNNING")
         store.rename(store.with_name("away"))
         finish.set()
         failures = "softprompt_trainer_publish_failures_total"
