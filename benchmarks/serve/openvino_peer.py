@@ -23,7 +23,6 @@ def main(file: str, workload_file: str) -> None:
     ids = rng.integers(3, vocab, (len(prompts), len(prompts[0])))
     schedule = genai.SchedulerConfig()
     schedule.enable_prefix_caching, schedule.cache_size = True, 2  # GB
-    schedule.max_num_seqs, schedule.max_num_batched_tokens = 32, 512
     threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}  # as many as ours
     pipeline = genai.ContinuousBatchingPipeline(file, schedule, "CPU", threads)
 

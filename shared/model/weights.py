@@ -66,7 +66,7 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
     unexpected = report.get("unexpected_keys") or ()
     if further := _further_layers(model, unexpected):
         raise PreconditionFailed(
-            f"{name} has more layers than its config.json says, the first is {min(further)}: the two belong to "
+            f"{name} has more layers than its config.json says, the first is {further[0]}: the two belong to "
             "different models; copy both from one place"
         )
     if not quantisation:
@@ -79,15 +79,16 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
     return model
 
 
-def _further_layers(model: Any, unexpected: Iterable[str]) -> set[str]:
-    """The layers among the unexpected weights that have no weight that a loaded layer beside them lacks. Those that
-    predict further tokens have some.
+def _further_layers(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """The layers, in order, of the unexpected weights that have no weight that a loaded layer beside them lacks. Those
+    that predict further tokens have some.
     """
     names = defaultdict[str, set[str]](set)
     loaded, ignored = _weights_by_layer(model.state_dict()), _weights_by_layer(unexpected)
     for at, keys in loaded.items():
         names[at.rpartition(".")[0]] |= keys | ignored.get(at, set())
-    return {at for at, keys in ignored.items() if at not in loaded and keys <= names[at.rpartition(".")[0]]}
+    further = (at for at, keys in ignored.items() if at not in loaded and keys <= names[at.rpartition(".")[0]])
+    return sorted(further, key=lambda at: int(at.rpartition(".")[2]))
 
 
 def _weights_by_layer(keys: Iterable[str]) -> dict[str, set[str]]:

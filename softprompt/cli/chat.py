@@ -14,7 +14,7 @@ from shared.values.sampling import Sampling
 from softprompt.cli.failures import EXIT_INVALID, Failure, report
 from softprompt.cli.generate import REFERENCE_HELP, RoutingOption
 from softprompt.cli.options import InferenceOption, example, open_client
-from softprompt.cli.output import stderr
+from softprompt.cli.output import stderr, write
 from softprompt.cli.sampling import with_sampling_options
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ def _run_command(talk: Chat, command: str, is_terminal: bool) -> None:
 def _answer(talk: Chat, text: str) -> None:
     try:
         for delta in talk.stream(text):
-            sys.stdout.write(delta.text)
-            sys.stdout.flush()
+            write(delta.text)
     finally:
         sys.stdout.write("\n")
         sys.stdout.flush()

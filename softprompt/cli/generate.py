@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 from shared.values.generation import GenerationEnd, GenerationStart
 from shared.values.sampling import Sampling
 from softprompt.cli.options import InferenceOption, JsonOption, example, open_client
-from softprompt.cli.output import print_json, show, stderr, stdout, table
+from softprompt.cli.output import print_json, show, stderr, stdout, table, write
 from softprompt.cli.sampling import with_sampling_options
 from softprompt.cli.text_input import read_input
 
@@ -114,8 +113,7 @@ def generate(
             if as_json:
                 print_json({"delta": delta})
             elif len(texts) == 1:
-                sys.stdout.write(delta.text)
-                sys.stdout.flush()
+                write(delta.text)
         ends = stream.ends
     for index, text in texts.items():
         if not text.strip() and index in ends:
@@ -124,7 +122,7 @@ def generate(
             print_json({"end": ends.get(index)})
             continue
         if len(texts) > 1:
-            sys.stdout.write(text)
+            write(text)
         show("")
         if index in ends and stderr().is_terminal:
             _show_statistics(start, ends[index])

@@ -58,7 +58,7 @@ def report(
     """
     from softprompt.report.data import FORMATS, check_target, save_report
 
-    out = out or output
+    out = output or out
     kind = format or Format(check_target(out) if out is not None and out.suffix else Format.HTML)
     if open_ and kind is not Format.HTML:
         raise typer.BadParameter("--open shows the page: leave --format out, or name an HTML file")

@@ -19,8 +19,9 @@ from softprompt.types.plain import as_plain
 _PIPE_COLUMNS = 240
 _CELL_COLUMNS = 10
 """A column of a table is at least as wide as its title and, if its cells need them, these columns."""
-# The last two ranges reverse the direction of a text.
-_CONTROL = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_TURNING = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""They change the direction of a text."""
+_CONTROL = (*range(32), *range(127, 160), 0x2028, 0x2029, *_TURNING)
 _ESCAPED = {code: ascii(chr(code))[1:-1] for code in _CONTROL if chr(code) not in "\n\t"}
 
 
@@ -51,6 +52,12 @@ def _console(stderr: bool) -> Console:
     return (
         console if console.is_terminal else _Console(stderr=stderr, highlight=False, emoji=False, width=_PIPE_COLUMNS)
     )
+
+
+def write(text: str) -> None:
+    """A part of a model's answer to standard output, as it is; on a terminal, control characters are escaped."""
+    sys.stdout.write(text.translate(_ESCAPED) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def print_json(value: Any) -> None:

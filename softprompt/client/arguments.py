@@ -123,7 +123,7 @@ def _as(value: Any, hint: Any, name: str) -> Any:
             return built(origin, value, name)
         if not isinstance(value, origin):
             raise _wrong(name, f"a value of type {origin.__name__}", value)
-        return completed(value, name)
+        return _completed(value, name)
     return value
 
 
@@ -142,14 +142,14 @@ def built(kind: type[T], content: Mapping[Any, Any], name: str) -> T:
     ]
     if wrong:
         raise InvalidInput([FieldViolation(f"{name}.{field}", text) for field, text in wrong])
-    return completed(kind(**content), name)
+    return _completed(kind(**content), name)
 
 
 def _meant(key: Any, known: Sequence[str]) -> str:
     return did_you_mean(key, known) if isinstance(key, str) else ""
 
 
-def completed(value: T, name: str) -> T:
+def _completed(value: T, name: str) -> T:
     """The dataclass with dataclasses in place of the mappings that its fields have."""
     found: dict[str, Any] = {}
     hints = typing.get_type_hints(type(value))
@@ -159,7 +159,7 @@ def completed(value: T, name: str) -> T:
         if kind is not None and isinstance(content, Mapping):
             found[field.name] = built(kind, content, below)
         elif kind is not None and isinstance(content, kind):
-            found[field.name] = completed(content, below)
+            found[field.name] = _completed(content, below)
     return typing.cast(T, replace(typing.cast(Any, value), **found)) if found else value
 
 

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, Unpack
 
 from prompttuning.v1 import generation_pb2
@@ -24,11 +25,12 @@ from shared.values.generation import (
     Scores,
     TokenCount,
 )
+from shared.values.guide import Guide
 from shared.values.sampling import Sampling
 from shared.values.template import Template
 from shared.wire.generation import write_sampling
 from shared.wire.mirror import fill, read
-from softprompt.client.arguments import completed
+from softprompt.client.arguments import built
 from softprompt.client.chat import AsyncChat
 from softprompt.client.connection import Connection
 from softprompt.client.convert import input_message
@@ -61,7 +63,10 @@ def check_concurrency(concurrency: int) -> None:
 def _chosen(sampling: Sampling | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Sampling | None:
     """`sampling_with`, with a Guide in place of a mapping."""
     chosen = sampling_with(sampling, keywords)
-    return None if chosen is None else completed(chosen, "sampling")
+    guide: object = None if chosen is None else chosen.guide
+    if chosen is None or not isinstance(guide, Mapping):
+        return chosen
+    return replace(chosen, guide=built(Guide, guide, "sampling.guide"))
 
 
 async def in_order(inputs: Iterable[T], call: Callable[[T], Awaitable[R]], concurrency: int) -> AsyncIterator[R]:

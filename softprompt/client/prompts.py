@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 from prompttuning.v1 import prompts_pb2
 
-from shared.errors import DamagedBlob
+from shared.errors import DamagedBlob, NotFound
 from shared.process.user_cache import expanded
 from shared.values.prompts import (
     Alias,
@@ -186,8 +186,12 @@ class PromptMethods:
 
     async def list_replicas(self) -> list[ReplicaStatus]:
         """All live replicas of any base model, by their last reports; none before the first prompt is published."""
-        prompts = await self.list_prompts()  # the status of every prompt lists all of them
-        return list((await self.prompt_status(prompts[0].name)).replicas) if prompts else []
+        request = prompts_pb2.ListPromptsRequest(page_size=1)
+        found = (await self._connection.trainer.call(self._connection.prompts.ListPrompts, request)).prompts
+        try:  # the status of every prompt lists all replicas
+            return list((await self.prompt_status(found[0].name)).replicas) if found else []
+        except NotFound:  # it was deleted meanwhile
+            return await self.list_replicas()
 
     async def wait_until_served_by_all(self, version: str, *, timeout_seconds: float = 60.0) -> VersionStatus:
         """Wait until every live replica of the version's base model serves it; there must be at least one.

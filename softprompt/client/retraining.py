@@ -39,7 +39,9 @@ from softprompt.types.report import JobReport
 
 _AT_ONCE = 8
 """Versions that are looked at at the same time."""
-_NO_EXAMPLES = "your tenant has none of its examples (they may be another tenant's): train it anew with a file of them"
+_NO_EXAMPLES = (
+    "your tenant has none of its examples (they may be another tenant's): train it again from a file of examples"
+)
 _REFUSALS = (AlreadyExists, Conflict, InvalidInput, NotFound, Overloaded, PermissionDenied, PreconditionFailed)
 """Errors of one version, after which the others go on."""
 
@@ -69,7 +71,7 @@ class RetrainingMethods(TuningMethods, PromptMethods):
 
         found = await asyncio.gather(*map(planned, items))
         made = tuple(item for item in found if item is not None)
-        return RetrainingPlan(model, await self._num_replicas(chosen, model), made, len(found) - len(made))
+        return RetrainingPlan(model, await self._num_replicas(model), made, len(found) - len(made))
 
     async def retrain(self, plan: RetrainingPlan) -> list[PlannedRetraining]:
         """Create the jobs of a plan; returns it with the jobs, and with the reason where one was refused.
@@ -158,15 +160,13 @@ class RetrainingMethods(TuningMethods, PromptMethods):
         except (NotFound, InvalidInput):
             return None
 
-    async def _num_replicas(self, prompts: Sequence[Prompt], model: BaseModelInfo) -> int | None:
-        """Live replicas of a base model. Every prompt's status lists those of all base models."""
-        if not prompts:
-            return None
+    async def _num_replicas(self, model: BaseModelInfo) -> int | None:
+        """Live replicas of a base model."""
         try:
-            status = await self.prompt_status(_id(prompts[0]))
+            replicas = await self.list_replicas()
         except SoftPromptError:  # shown beside the plan, which does not depend on it
             return None
-        return sum(replica.base_model_fingerprint == model.fingerprint for replica in status.replicas)
+        return sum(replica.base_model_fingerprint == model.fingerprint for replica in replicas)
 
 
 class SyncRetrainingMethods(SyncTuningMethods, SyncPromptMethods):

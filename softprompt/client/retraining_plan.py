@@ -177,7 +177,7 @@ def _recorded_spec(version: PromptVersion) -> TuningSpec:
     dataset, held_out = recipe.get("dataset"), recipe.get("validation_dataset")
     fraction = None if held_out else recipe.get("validation_fraction")
     if not is_stored(dataset) or (held_out and not is_stored(held_out)):
-        raise PreconditionFailed("its record names no examples: train it anew with a file of them")
+        raise PreconditionFailed("its record names no examples: train it again from a file of examples")
     return TuningSpec(
         prompt=version.name.split("/")[1],
         dataset=dataset,

@@ -31,7 +31,7 @@ class SamplingKeywords(TypedDict, total=False):
     min_new_tokens: int | None
     ignore_eos: bool | None
     num_logprobs: int | None
-    guide: Guide | None
+    guide: Guide | Mapping[str, Any] | None
     logit_bias: Mapping[int, float] | None
     allowed_token_ids: tuple[int, ...]
     forbidden_token_ids: tuple[int, ...]

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from tests.ports import free_port
 from tests.simulation.history import History
 from tests.trainer_service.postgres import Postgres
 from tests.waiting import until
@@ -53,12 +53,6 @@ def _end_with_the_supervisor() -> None:
     assert supervisor is not None
     supervisor.join()
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def free_port() -> int:
-    """A port of this machine that no program uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @dataclass

@@ -1,4 +1,6 @@
-"""Five times what a replica can hold: the accepted are served, the others are told at once. And idle crowds."""
+"""Of five times as many requests as a replica can hold, it serves those that it accepts and refuses the others at once.
+Idle connections cost it little.
+"""
 
 from __future__ import annotations
 

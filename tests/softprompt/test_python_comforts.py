@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import pickle
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pandas
@@ -18,7 +18,7 @@ from prompttuning.v1 import tuning_pb2
 import softprompt
 from shared.close_names import did_you_mean, nearest
 from shared.errors import InvalidInput, NotFound, Overloaded, PreconditionFailed
-from softprompt import AsyncClient, Client, Example, Message, Sampling, SamplingKeywords
+from softprompt import AsyncClient, Client, Example, Guide, Message, Sampling, SamplingKeywords
 from softprompt.types.keywords import sampling_with
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import JOB
@@ -32,7 +32,8 @@ def client(services: Services) -> Iterator[Client]:
 
 def test_keywords_are_exactly_the_sampling_parameters() -> None:
     hints = typing.get_type_hints(SamplingKeywords)
-    assert hints == {item.name: typing.get_type_hints(Sampling)[item.name] for item in dataclasses.fields(Sampling)}
+    own = {item.name: typing.get_type_hints(Sampling)[item.name] for item in dataclasses.fields(Sampling)}
+    assert hints == {**own, "guide": Guide | Mapping[str, Any] | None}
 
 
 def test_keywords_precede_the_values_of_sampling(client: Client, services: Services) -> None:
@@ -45,12 +46,12 @@ def test_keywords_precede_the_values_of_sampling(client: Client, services: Servi
 
 
 def test_a_guide_may_be_a_dictionary(client: Client, services: Services) -> None:
-    client.generate("hi", guide={"regex": "a+"})  # type: ignore[arg-type]
+    client.generate("hi", guide={"regex": "a+"})
     client.generate("hi", sampling={"guide": {"json_schema": {"type": "object"}}})
     sent = [request.sampling.guide for request in services.inference.requests]
     assert (sent[0].regex, sent[1].json_schema) == ("a+", '{"type": "object"}')
     with pytest.raises(InvalidInput, match=r"sampling\.guide\.regexp: is not a field of Guide; do you mean 'regex'"):
-        list(client.generate_many(["hi"], guide={"regexp": "a"}))  # type: ignore[arg-type]
+        list(client.generate_many(["hi"], guide={"regexp": "a"}))
 
 
 def test_an_unknown_keyword_is_refused_with_the_one_that_is_meant(client: Client) -> None:

@@ -49,6 +49,8 @@ def move_database(
     with source.read() as reader, target.write() as writer:
         _check_tables(reader)
         _check_unused(source, reader)
+        if not target.is_sqlite:  # it waits while a large table of the source is read
+            writer.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         there = _rows_there(writer)
         for table in metadata.sorted_tables:
             rows = _counted(table, _rows(reader, table, (more or {}).get(table.name)), progress)

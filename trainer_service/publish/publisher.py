@@ -121,14 +121,14 @@ class Publisher:
             # The result is lost, but not the checkpoint, from which the job is trained to its end again.
             await self._train_again(job)
             return
-        if not outcome.blob:
-            await self._succeed(job, outcome, None)
-            return
         started, failures = time.monotonic(), 0
         while True:
             try:
                 if await self._is_cancelling(job):
                     await self._cancel(job, outcome)
+                    return
+                if not outcome.blob:
+                    await self._succeed(job, outcome, None)
                     return
                 if self._closing:
                     return

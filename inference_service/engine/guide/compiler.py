@@ -93,7 +93,7 @@ class GuideCompiler:
         self._tokenizer = None if found is None else found[0]
         self._vocab_size = base.info.vocab_size
         table = ByteTable(()) if found is None else found[1]
-        self.leading_spaces = table.stripped_spaces or int(table.first_token_without_spaces)
+        self.leading_spaces = table.stripped_spaces or int(table.first_piece is not None)
         """Spaces that the tokenizer's decoder removes from the beginning of a text."""
 
     def compile(self, guide: Guide, lead: str = "") -> CompiledGuide:

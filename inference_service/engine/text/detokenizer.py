@@ -57,15 +57,15 @@ class ByteDetokenizer:
     def __init__(self, table: ByteTable, begins: bool = True) -> None:
         self._table = table.pieces
         self._leading = table.stripped_spaces if begins else 0
-        self._is_before_first = begins and table.first_token_without_spaces
+        self._first_piece = table.first_piece if begins else None
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_ids: Sequence[int]) -> str:
         table = self._table
-        pieces = [table[i] for i in token_ids if i < len(table) and table[i]]
-        if self._is_before_first and pieces:
-            pieces[0] = pieces[0].replace(b" ", b"")
-            self._is_before_first = False
+        shown = [i for i in token_ids if i < len(table) and table[i]]
+        pieces = [table[i] for i in shown]
+        if self._first_piece is not None and shown:
+            pieces[0], self._first_piece = self._first_piece(shown[0]), None
         text = self._decoder.decode(b"".join(pieces))
         if self._leading and text:
             kept = text.removeprefix(" " * min(self._leading, len(text) - len(text.lstrip(" "))))

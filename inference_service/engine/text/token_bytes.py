@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,13 @@ class ByteTable:
     """The bytes of each token.
 
     `pieces[token_id]` is empty for special tokens. The decoder removes up to `stripped_spaces` leading spaces of a
-    text, or, as Metaspace does, all spaces of its first token.
+    text.
     """
 
     pieces: tuple[bytes, ...]
     stripped_spaces: int = 0
-    first_token_without_spaces: bool = False
+    first_piece: Callable[[int], bytes] | None = None
+    """The bytes of a text's first token, where the decoder is Metaspace, which removes all marks of spaces from it."""
 
 
 @dataclass
@@ -28,7 +30,7 @@ class _Rules:
     byte_level: bool = False
     byte_fallback: bool = False
     stripped_spaces: int = 0
-    first_token_without_spaces: bool = False
+    dropped_mark: str = ""
     replacements: tuple[tuple[str, str], ...] = ()
 
     def bytes_of(self, piece: str) -> bytes:
@@ -60,7 +62,12 @@ def byte_table(tokenizer: Any) -> ByteTable | None:
             pieces.append(b"")
         else:
             pieces.append(piece.encode() if rules.byte_level and index in added else rules.bytes_of(piece))
-    return ByteTable(tuple(pieces), rules.stripped_spaces, rules.first_token_without_spaces)
+    mark = rules.dropped_mark
+
+    def first_piece(index: int) -> bytes:
+        return rules.bytes_of((backend.id_to_token(index) or "").replace(mark, ""))
+
+    return ByteTable(tuple(pieces), rules.stripped_spaces, first_piece if mark else None)
 
 
 def _rules(decoder: dict[str, Any]) -> _Rules | None:
@@ -75,13 +82,15 @@ def _rules(decoder: dict[str, Any]) -> _Rules | None:
                 rules.byte_fallback = True
             case {"type": "Fuse"}:
                 is_fused = True
-            case {"type": "Replace", "pattern": {"String": pattern}, "content": content} if not is_fused:
+            case {"type": "Replace", "pattern": {"String": pattern}, "content": content} if (
+                not is_fused or len(pattern) == 1
+            ):
                 rules.replacements += ((pattern, content),)
             case {"type": "Strip", "content": " ", "start": start, "stop": 0} if is_fused:  # else of every token
                 rules.stripped_spaces = start
-            case {"type": "Metaspace", "replacement": mark}:
+            case {"type": "Metaspace", "replacement": mark} if not is_fused:
                 rules.replacements += ((mark, " "),)
-                rules.first_token_without_spaces = step.get("prepend_scheme") != "never"
+                rules.dropped_mark = mark if step.get("prepend_scheme") != "never" else ""
             case _:
                 return None
     return rules if steps else None

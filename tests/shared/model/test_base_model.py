@@ -153,7 +153,7 @@ def test_the_code_of_a_tokenizer_is_never_run(model_dir: Path) -> None:
         ("config.json", {"architectures": ["LlamaForSequenceClassification"]}, PreconditionFailed, "another task"),
         ("config.json", {"architectures": "LlamaForSequenceClassification"}, PreconditionFailed, "another task"),
         ("config.json", {"num_hidden_layers": 10**6}, PreconditionFailed, "21 tensors, too few"),
-        ("config.json", {"num_hidden_layers": 1}, PreconditionFailed, "more layers .* first is model.layers.1:"),
+        ("config.json", {"num_hidden_layers": 1}, PreconditionFailed, "more layers .* the first is model.layers.1:"),
         ("config.json", {"hidden_act": "wobble"}, PreconditionFailed, "asks for 'wobble'"),
         ("config.json", {"num_attention_heads": 3}, Unavailable, "multiple of the number of attention heads"),
         ("adapter_config.json", {"base_model_name_or_path": "x/y"}, PreconditionFailed, "it is an adapter"),

@@ -136,7 +136,7 @@ async def test_cancellations_and_deadlines_reach_the_server(tmp_path: Path) -> N
         call, cancelled = relayed(link, request(0)), words.cancelled
         await until(lambda: server._calls.count == 1)
         call.cancel()
-        await until(lambda: words.cancelled == cancelled + 1 and server._calls.count == 0)
+        await until(lambda: words.cancelled > cancelled and server._calls.count == 0)
         assert await read_all(relayed(link, request(2))) == ["0", "1"]
 
 

@@ -13,6 +13,7 @@ import pytest
 from shared.errors import Unavailable
 from shared.store.local import LocalBackend
 from shared.store.store import PromptStore, PublishedVersion
+from shared.values.spec import PublishGate, PublishPolicy
 from tests.trainer_service.builders import record, spec
 from tests.trainer_service.job_service import Service, expire_leases
 from tests.trainer_service.postgres import Postgres
@@ -22,6 +23,7 @@ from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store.job_store import JobStore, StaleAttempt
 from trainer_service.publish import publisher
+from trainer_service.publish.publication import Publication
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
@@ -104,6 +106,20 @@ async def test_a_cancellation_between_the_upload_and_the_commit(service: Service
     await until(store.arrived.is_set)
     assert (await manager.cancel(job.id)).state is JobState.CANCELLING
     store.held.set()
+    await service.state(job.id, JobState.CANCELLED)
+    assert nothing_is_published(service)
+
+
+async def test_a_cancellation_of_a_job_that_its_gate_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = publisher.Publisher._publish
+
+    async def cancelled_first(self: publisher.Publisher, job: Job, outcome: Publication | None) -> None:
+        service.store.change(job.id, lambda old: transitions.cancel(old, time.time()))
+        await publish(self, job, outcome)
+
+    monkeypatch.setattr(publisher.Publisher, "_publish", cancelled_first)
+    refused = spec(publish=PublishPolicy(gate=PublishGate(minimum_metric=1e-9)))
+    job = await (await service.start()).create(refused)
     await service.state(job.id, JobState.CANCELLED)
     assert nothing_is_published(service)
 

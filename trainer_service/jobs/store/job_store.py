@@ -157,11 +157,13 @@ class JobStore(JobRecords):
             return [Holding(row.id, row.attempt, JobState(row.state), row.pausing) for row in connection.execute(query)]
 
     def take_back(self, move: Callable[[Record], Record], *, lease_before: float, except_owner: str = "") -> list[Job]:
-        """Applies `move` to every job whose lease ended before `lease_before` (`float("inf")`: to every leased job),
-        and frees the worker slots of those replicas. Returns the changed jobs.
+        """Applies `move` to every job that a replica has and whose lease ended before `lease_before` (`float("inf")`:
+        whenever it ends), and frees the worker slots of those replicas. Returns the changed jobs.
         """
         query = select(jobs).where(
-            jobs.c.state.in_(_LEASED), jobs.c.lease_until < lease_before, jobs.c.owner != except_owner
+            jobs.c.state.in_(_LEASED),
+            jobs.c.lease_until < lease_before,
+            jobs.c.owner.not_in((except_owner, NO_REPLICA)),
         )
         query = query.order_by(jobs.c.tenant)  # all replicas charge shares in the same order, which avoids deadlocks
         with self._database.write() as connection:

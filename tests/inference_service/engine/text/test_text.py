@@ -88,7 +88,7 @@ STRIPPING = decoders.Sequence(
     ("decoder", "text", "exact"),
     [
         (STRIPPING, "  a a", "   a a"),
-        (decoders.Metaspace(), " a a", "   a a"),  # without every space of the first token
+        (decoders.Metaspace(), " a a", "   a a"),  # without every mark of the first token
         (decoders.Metaspace(prepend_scheme="never"), "   a a", "   a a"),
         (decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)]), " aa", " aa"),  # strips each token
     ],
@@ -103,6 +103,14 @@ def test_a_leading_space_goes_where_the_tokenizer_drops_it(decoder: Any, text: s
     subject = make()
     assert "".join(subject.push([token]) for token in ids) == tokenizer.decode(ids) == text
     assert make(exact=True).push(ids) == exact
+
+
+def test_metaspace_keeps_the_spaces_that_are_no_marks() -> None:
+    tokenizer = fallback_tokenizer()
+    tokenizer.add_tokens(["x▁ y"])
+    tokenizer.backend_tokenizer.decoder = decoders.Metaspace()
+    ids = tokenizer.convert_tokens_to_ids(["x▁ y", "▁a"])
+    assert DetokenizerFactory(tokenizer)().push(ids) == tokenizer.decode(ids) == "x y a"
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, FALLBACK], ids=["byte-level", "byte-fallback"])

@@ -236,7 +236,11 @@ def test_a_job_cancelled_while_its_publisher_was_gone_is_given_to_another_publis
     claim(store, "one", lease_seconds=-1)
     store.change(job.id, lambda old: transitions.trained(old, time.time()), attempt=1)
     store.change(job.id, lambda old: transitions.cancel(old, time.time()))
-    store.take_back(lambda old: transitions.orphaned(old, time.time(), "gone", JobsConfig()), lease_before=time.time())
+    for expected in ([job.id], []):
+        taken_back = store.take_back(
+            lambda old: transitions.orphaned(old, time.time(), "gone", JobsConfig()), lease_before=time.time()
+        )
+        assert [one.id for one in taken_back] == expected
     taken = store.claim_trained("two", time.time() + 60, time.time())
     assert taken is not None
     assert (taken.job.id, taken.job.state, taken.job.attempt, taken.owner) == (job.id, JobState.CANCELLING, 2, "two")
