@@ -77,7 +77,7 @@ def _rules(decoder: dict[str, Any]) -> _Rules | None:
     for step in steps:
         match step:
             case {"type": "ByteLevel"}:
-                rules.byte_level = True
+                rules.byte_level = is_fused = True
             case {"type": "ByteFallback"}:
                 rules.byte_fallback = True
             case {"type": "Fuse"}:
