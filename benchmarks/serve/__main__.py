@@ -30,20 +30,14 @@ def main() -> None:
     parser.add_argument(
         "--vllm-python", type=Path, help="an interpreter with vLLM's CPU build; by default vLLM is left out"
     )
-    parser.add_argument(
-        "--llama-cpp",
-        nargs=2,
-        type=Path,
-        metavar=("PYTHON", "GGUF"),
-        help="an interpreter with llama-cpp-python, and the model's GGUF file; by default llama.cpp is left out",
-    )
-    parser.add_argument(
-        "--openvino",
-        nargs=2,
-        type=Path,
-        metavar=("PYTHON", "GGUF"),
-        help="an interpreter with openvino-genai, and the model's GGUF file; by default OpenVINO is left out",
-    )
+    for option, package in (("--llama-cpp", "llama-cpp-python"), ("--openvino", "openvino-genai")):
+        parser.add_argument(
+            option,
+            nargs=2,
+            type=Path,
+            metavar=("PYTHON", "GGUF"),
+            help=f"an interpreter with {package}, and the model's GGUF file; without it, this peer is left out",
+        )
     names = [case.name for case in CASES]
     parser.add_argument(
         "--cases", nargs="*", choices=names, default=names, metavar="CASE", help=f"some of: {', '.join(names)}"

@@ -69,22 +69,26 @@ class Field:
         return {name: peer.about for name, peer in peers.items() if peer is not None}
 
     async def llama_cpp(self) -> PeerProcess | None:
-        if self._llama_cpp is None and self._llama_cpp_files is not None:
-            table = (await self.engine()).table
-            self._llama_cpp = PeerProcess.llama_cpp(*self._llama_cpp_files, self.workload, table, self._directory)
+        if self._llama_cpp is None:
+            self._llama_cpp = await self._peer("llama.cpp", self._llama_cpp_files)
         return self._llama_cpp
 
     async def openvino(self) -> PeerProcess | None:
-        if self._openvino is None and self._openvino_files is not None:
-            table = (await self.engine()).table
-            self._openvino = PeerProcess.openvino(*self._openvino_files, self.workload, table, self._directory)
+        if self._openvino is None:
+            self._openvino = await self._peer("OpenVINO", self._openvino_files)
         return self._openvino
 
     async def vllm(self) -> PeerProcess | None:
         if self._vllm is None and self._vllm_python is not None:
-            table = (await self.engine()).table
-            self._vllm = PeerProcess.vllm(self._vllm_python, self._model, self.workload, table, self._directory)
+            self._vllm = await self._peer("vLLM", (self._vllm_python, self._model))
         return self._vllm
+
+    async def _peer(self, name: str, files: tuple[Path, Path] | None) -> PeerProcess | None:
+        """`files`: the peer's interpreter and its model; None: it is left out."""
+        if files is None:
+            return None
+        table = (await self.engine()).table
+        return PeerProcess.of_script(name, *files, self.workload, table, self._directory)
 
     async def transformers(self) -> PeerProcess:
         if self._transformers is None:

@@ -16,6 +16,7 @@ import torch
 from benchmarks.serve.workload import NUM_NEW, Workload
 
 CLOSE_SECONDS = 30.0
+SCRIPTS = {"vLLM": "vllm_peer.py", "llama.cpp": "llama_cpp_peer.py", "OpenVINO": "openvino_peer.py"}
 
 
 class PeerProcess:
@@ -48,27 +49,15 @@ class PeerProcess:
         self._signal(signal.SIGSTOP)
 
     @classmethod
-    def vllm(cls, python: Path, model: Path, workload: Workload, table: torch.Tensor, directory: Path) -> PeerProcess:
-        """Starts vLLM under another interpreter, which lacks this project."""
-        return cls(
-            "vLLM", [str(python), str(Path(__file__).with_name("vllm_peer.py"))], model, workload, table, directory
-        )
-
-    @classmethod
-    def llama_cpp(
-        cls, python: Path, gguf: Path, workload: Workload, table: torch.Tensor, directory: Path
+    def of_script(
+        cls, name: str, python: Path, model: Path, workload: Workload, table: torch.Tensor, directory: Path
     ) -> PeerProcess:
-        """Starts llama.cpp under an interpreter with llama-cpp-python; `gguf` is the file that the model came from."""
-        script = Path(__file__).with_name("llama_cpp_peer.py")
-        return cls("llama.cpp", [str(python), str(script)], gguf, workload, table, directory)
+        """Starts a peer of SCRIPTS under another interpreter, which has the peer's package and lacks this project.
 
-    @classmethod
-    def openvino(
-        cls, python: Path, gguf: Path, workload: Workload, table: torch.Tensor, directory: Path
-    ) -> PeerProcess:
-        """Starts OpenVINO GenAI under an interpreter that has it; `gguf` is the file that the model came from."""
-        script = Path(__file__).with_name("openvino_peer.py")
-        return cls("OpenVINO", [str(python), str(script)], gguf, workload, table, directory)
+        `model`: a model directory for vLLM; for the others, the GGUF file that the model came from.
+        """
+        script = Path(__file__).with_name(SCRIPTS[name])
+        return cls(name, [str(python), str(script)], model, workload, table, directory)
 
     @classmethod
     def transformers(cls, model: Path, workload: Workload, table: torch.Tensor, directory: Path) -> PeerProcess:

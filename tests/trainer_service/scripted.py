@@ -2,7 +2,7 @@
 
 Inputs `nan`, `oom`, `huge`, `crash` and `forever` make the job fail, run out of memory unless alone, run out of memory
 always, kill the worker's thread, or wait before its last step until the test lets it end. Its state is the number of
-steps done, so a resumed job can be told from one that began anew.
+steps done, so tests can distinguish a resumed job from one that began anew.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ os.kill(os.getpid(), 9)
 
 
 def test_a_killed_parent_leaves_nothing_that_it_named_and_no_other_process_is_touched() -> None:
-    told = subprocess.run([sys.executable, "-c", KILLED_PARENT], stdout=subprocess.PIPE, check=False).stdout
-    named, stopped, other = (psutil.Process(int(pid)) for pid in told.split())
+    printed = subprocess.run([sys.executable, "-c", KILLED_PARENT], stdout=subprocess.PIPE, check=False).stdout
+    named, stopped, other = (psutil.Process(int(pid)) for pid in printed.split())
     try:
         psutil.wait_procs([named, stopped])
         assert other.is_running()

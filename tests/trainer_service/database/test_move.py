@@ -102,17 +102,17 @@ def test_every_table_arrives_and_numbers_go_on(
 ) -> None:
     before = dump_of(data_dir)
     assert moved(data_dir, target_url, monkeypatch) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert dump_of(data_dir) == before
     assert moved(data_dir, target_url, monkeypatch) == 0  # as after a kill whose commit had arrived
-    assert capsys.readouterr().out == told
+    assert capsys.readouterr().out == printed
     with closing(sqlite3.connect(data_dir / "jobs.sqlite3")) as source, closing(Database(target_url)) as target:
         in_source = {name for (name,) in source.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         with target.write() as connection:
             in_target = set(inspect(connection).get_table_names())
             assert {name for name in in_source if not name.startswith("sqlite_")} == in_target
             for name in in_target - {"alembic_version", "job_files"}:
-                assert name in told
+                assert name in printed
                 table = metadata.tables[name]
                 rows = [dict(row) for row in connection.execute(select(table)).mappings()]
                 expected = [row_of(table, number) for number in range(NUM_ROWS)]
