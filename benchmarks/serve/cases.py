@@ -172,15 +172,6 @@ def _long(num_input: int, count: int) -> Callable[[Field, Note], Awaitable[None]
     return measure
 
 
-async def _restored(field: Field, note: Note) -> None:
-    """Our blocks of 4 bits and llama.cpp's, from the same file."""
-    restored, llama = await field.restored(), await field.llama_cpp()
-    for count in (1, 16):
-        note(f"{count}: engine, tokens/s", await restored.tokens_per_second(field.workload, "few-", count))
-        if llama is not None:
-            note(f"{count}: llama.cpp, tokens/s", llama.tokens_per_second(count))
-
-
 async def _arrivals(field: Field, note: Note) -> None:
     engine = await field.engine()
     some = Workload(field.workload.prompts, field.workload.inputs[:NUM_ARRIVALS])
@@ -291,15 +282,6 @@ CASES = (
         "4 requests at once with inputs of 2,048 tokens",
         _long(2048, 4),
         _OVER_PEERS,
-    ),
-    Case(
-        "restored",
-        "1 and 16 requests with the weights in the 4-bit blocks of the model's GGUF file",
-        _restored,
-        (
-            Goal("1 request, engine over llama.cpp", "1: engine, tokens/s", "1: llama.cpp, tokens/s", 1.0),
-            Goal("16 requests, engine over llama.cpp", "16: engine, tokens/s", "16: llama.cpp, tokens/s", 2.0),
-        ),
     ),
     Case(
         "arrivals",

@@ -21,7 +21,6 @@ from inference_service.engine.core.request import GenerationRequest
 from inference_service.engine.engine import load_engine
 from inference_service.engine.guide.compiler import GuideCompiler
 from inference_service.engine.guide.matcher import CompiledGuide
-from shared.kernels.quantised_linear import Weights
 from shared.model.options import ModelOptions
 from shared.process.daemon_thread import on_daemon_thread
 from shared.prompt.manifest import GoldenRecord
@@ -37,11 +36,8 @@ class EngineContestant:
     inputs.
     """
 
-    def __init__(self, weights: Weights = "stored") -> None:
-        self._weights = weights
-
     async def start(self, model: Path) -> None:
-        config = EngineConfig(max_running=32, max_length=4096, text_reuse="off", weights=self._weights)
+        config = EngineConfig(max_running=32, max_length=4096, text_reuse="off")
         engine = await on_daemon_thread(
             lambda: load_engine(model, ModelOptions(dtype="bfloat16"), config=config), "load-model"
         )

@@ -27,7 +27,6 @@ class Field:
         self._model, self._vllm_python, self._num_many, self._directory = model, vllm_python, num_many, directory
         self._llama_cpp_files, self._openvino_files = llama_cpp, openvino
         self._engine: EngineContestant | None = None
-        self._restored: EngineContestant | None = None
         self._vllm: PeerProcess | None = None
         self._llama_cpp: PeerProcess | None = None
         self._openvino: PeerProcess | None = None
@@ -47,16 +46,6 @@ class Field:
             self.prefix_load_seconds = await self._engine.load(self.workload, "few-")
             await self._engine.tokens_per_second(self.workload, "few-", 4)
         return self._engine
-
-    async def restored(self) -> EngineContestant:
-        """A second engine, which keeps the weights in the blocks of the GGUF file that they came from."""
-        if self._restored is None:
-            await self.engine()
-            self._restored = EngineContestant("restored")
-            await self._restored.start(self._model)
-            await self._restored.load(self.workload, "few-")
-            await self._restored.tokens_per_second(self.workload, "few-", 4)
-        return self._restored
 
     async def peers(self) -> dict[str, PeerProcess]:
         """Those that were given and decode greedily."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from shared.errors import PreconditionFailed
 from shared.kernels import library, ops
-from shared.kernels.quantised_weight import QuantisedWeight, restore
+from shared.kernels.quantised_weight import QuantisedWeight, quantise, restore
 from shared.kernels.timing import best_seconds
 
 LinearKernel = Literal["auto", "torch", "onednn", "fbgemm", "native"]
@@ -145,7 +145,9 @@ KINDS: dict[str, type[OneDNNLinear] | type[FBGEMMLinear] | type[NativeLinear]] =
 def choose_linear(dtype: torch.dtype, kernel: LinearKernel = "auto") -> Swap | None:
     """A function that replaces a linear layer of `dtype` by the named kind; `auto` measures the fastest (about 0.1 s).
 
-    None keeps torch's layers. Raises PreconditionFailed if the named kernel is not available here for the dtype.
+    `auto` also measures our kernel with weights in blocks. If it is the fastest, matrices that were dequantised are
+    stored in their blocks. None keeps torch's layers. Raises PreconditionFailed if the named kernel is not available
+    here for the dtype.
     """
     if kernel == "torch":
         return None
@@ -153,16 +155,27 @@ def choose_linear(dtype: torch.dtype, kernel: LinearKernel = "auto") -> Swap | N
     if kernel != "auto" and not kinds:
         name = str(dtype).removeprefix("torch.")
         raise PreconditionFailed(f"linear_kernel: {kernel} is not available on this machine in {name}")
-    if len(kinds) > 1:
-        costs = dict(zip(kinds, _costs(kinds, dtype), strict=True))
-        kinds.sort(key=lambda kind: costs[kind] * (_OWN_FAVOUR if kind is NativeLinear else 1))
     if not kinds:
         return None
+    measured: list[Swap] = [*kinds, _in_blocks] if NativeLinear in kinds else [*kinds]
+    blocks_first = False
+    if kernel == "auto" and len(measured) > 1:
+        costs = dict(zip(measured, _costs(measured, dtype), strict=True))
+        costs |= {own: costs[own] * _OWN_FAVOUR for own in (NativeLinear, _in_blocks) if own in costs}
+        kinds.sort(key=costs.__getitem__)
+        blocks_first = _in_blocks in costs and costs[_in_blocks] < costs[kinds[0]]
 
     def swap(linear: nn.Linear) -> nn.Module:
+        if blocks_first and (quantised := restore(linear.weight)) is not None:
+            return NativeLinear(linear, quantised)
         return next((kind(linear) for kind in kinds if kind.fits(linear)), linear)
 
     return swap
+
+
+def _in_blocks(linear: nn.Linear) -> nn.Module:
+    """Of the two numbers of bits, the one that takes longer."""
+    return NativeLinear(linear, quantise(linear.weight, "q8_0"))
 
 
 @torch.no_grad()

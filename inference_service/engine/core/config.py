@@ -46,9 +46,10 @@ class EngineSettings(SettingsPart):
     weights: Weights = "stored"
     """Weights of linear layers on a CPU: stored, restored, q8_0, q4_1 or q4_0.
 
-    `restored` keeps matrices that were dequantised from a GGUF file (Q4_0, Q4_1, Q8_0) in their 4 or 8 bits, with the
-    same answers up to rounding; with AMX, `stored` does so, too, without any difference. The formats quantise any
-    model, with other answers. Decoding reads fewer bytes. Needs the compiled kernels and bfloat16.
+    Matrices that were dequantised from a GGUF file (Q4_0, Q4_1, Q8_0) can be kept in its 4 or 8 bits, with the same
+    answers up to rounding: `restored` does so always, `stored` where it is measured to be faster and `linear_kernel` is
+    auto, or where no bit of an answer differs (AMX). The formats quantise any model, with other answers. Decoding reads
+    fewer bytes. Needs the compiled kernels and bfloat16.
     """
     max_waiting: int = Field(default=256, ge=1)
     """Maximum number of waiting requests; further ones are refused with RESOURCE_EXHAUSTED.

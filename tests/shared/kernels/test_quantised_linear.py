@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +15,7 @@ from torch import nn
 from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.engine import Engine
 from shared.errors import PreconditionFailed
-from shared.kernels import library, ops
+from shared.kernels import library, ops, serving_linear
 from shared.kernels.quantised_weight import QuantisedFormat, fits, quantise, restore
 from shared.kernels.replace_modules import speed_up_serving
 from shared.kernels.serving_linear import NativeLinear
@@ -126,6 +130,27 @@ def test_restored_leaves_other_matrices_as_they_are() -> None:
     module = nn.Sequential(random_linear(), random_linear(48, 48), from_a_file)
     speed_up_serving(module, CPU, torch.bfloat16, "native", "restored")
     assert [layer.packed.bits for layer in module] == [16, 16, 4]
+
+
+@needs_kernels
+@pytest.mark.parametrize("are_fastest", [True, False])
+def test_stored_weights_are_kept_in_their_blocks_if_these_are_fastest(
+    monkeypatch: pytest.MonkeyPatch, are_fastest: bool
+) -> None:
+    def costs(kinds: Sequence[Any], dtype: torch.dtype) -> list[float]:
+        return [2.0 if isinstance(kind, type) else 4.0 - 3 * are_fastest for kind in kinds]
+
+    monkeypatch.setattr(serving_linear, "_costs", costs)
+    from_a_file = random_linear()
+    from_a_file.weight.copy_(dequantised(from_a_file.weight, "q4_1"))
+    module = nn.Sequential(random_linear(), from_a_file)
+    kept = copy.deepcopy(module)
+    speed_up_serving(module, CPU, torch.bfloat16)
+    in_blocks = are_fastest or ops.expands_blocks(from_a_file.in_features)
+    assert [layer.packed.bits for layer in module] == [16, 4 if in_blocks else 16]
+    speed_up_serving(kept, CPU, torch.bfloat16, "native")
+    same_bits = ops.expands_blocks(from_a_file.in_features)
+    assert [layer.packed.bits for layer in kept] == [16, 4 if same_bits else 16], "a named kernel has the same bits"
 
 
 @needs_kernels
