@@ -110,6 +110,5 @@ class Field:
         for peer in (self._vllm, self._llama_cpp, self._openvino, self._transformers):
             if peer is not None:
                 peer.close()
-        for engine in (self._engine, self._restored):
-            if engine is not None:
-                await engine.stop()
+        if self._engine is not None:
+            await self._engine.stop()
