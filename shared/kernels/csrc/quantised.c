@@ -7,7 +7,7 @@
 
 #include "blocks.h"
 
-enum { PAIRS = BLOCK / 2, TILE = LANES == 8 ? 4 : 8, VECTORS = PANEL / LANES };
+enum { PAIRS = BLOCK / 2, TILE = LANES == 8 ? 4 : 8, STRIPS = 2 };
 
 #define LARGEST 32767.0f
 #define TINY 1e-30f /* smaller numbers are 0: the inverse of the smallest would be infinite */
@@ -32,54 +32,75 @@ INLINE ivec add_products(ivec sums, uvec codes, int32_t pair) {
 #endif
 }
 
-/* `rows` rows, a constant at each call, times LANES outputs, of which the panel's first is `lane`. x is
- * [blocks][stride]: a block's rows lie side by side. */
-INLINE void tile(int rows, int bits, const Block *x, const uint8_t *panel, int lane, const float *bias, uint16_t *y,
-                 int64_t blocks, int64_t stride, int64_t out) {
+/* `rows` rows times `strips` strips of LANES outputs, both constants at each call; the first strip begins at `lane` of the
+ * panel. x is [blocks][stride]: a block's rows lie side by side. Two strips share each load of a row's numbers, which
+ * takes longer than a product. Sums over blocks stay in memory, so that the registers hold the sums of one block. */
+INLINE void tile(int rows, int strips, int bits, const Block *x, const uint8_t *panel, int lane, const float *bias,
+                 float (*sums)[STRIPS][LANES], uint16_t *y, int64_t blocks, int64_t stride, int64_t out) {
   const int words = bits, shifts = 16 / bits; /* words of a block; pairs in a word */
   const uint32_t mask = bits == 4 ? 0x000f000f : 0x00ff00ff;
-  vec sums[TILE];
+  const int64_t block_bytes = PANEL * 4 * (words + 1);
+  const int64_t lanes_apart = LANES == PANEL ? 0 : LANES, bytes_apart = LANES == PANEL ? blocks * block_bytes : 0;
 #pragma GCC unroll 8
-  for (int row = 0; row < rows; row++) sums[row] = bias ? load_floats(bias + lane) : (vec){0};
-  for (int64_t block = 0; block < blocks; block++, x += stride, panel += PANEL * 4 * (words + 1)) {
-    ivec dots[TILE];
+  for (int row = 0; row < rows; row++)
+#pragma GCC unroll 2
+    for (int strip = 0; strip < strips; strip++)
+      store_floats(sums[row][strip], bias ? load_floats(bias + lane + strip * LANES) : (vec){0});
+  for (int64_t block = 0; block < blocks; block++, x += stride, panel += block_bytes) {
+    ivec dots[TILE][STRIPS];
 #pragma GCC unroll 8
-    for (int row = 0; row < rows; row++) dots[row] = (ivec){0};
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 2
+      for (int strip = 0; strip < strips; strip++) dots[row][strip] = (ivec){0};
 #pragma GCC unroll 8
     for (int word = 0; word < words; word++) {
-      const uint8_t *at = panel + PANEL * 4 * (word + 1) + lane * 4;
-      uvec codes = *(const loose_uvec *)at;
-      __builtin_prefetch(at + PREFETCH_BYTES);
+      uvec codes[STRIPS];
+#pragma GCC unroll 2
+      for (int strip = 0; strip < strips; strip++) {
+        const uint8_t *at = panel + strip * bytes_apart + PANEL * 4 * (word + 1) + (lane + strip * lanes_apart) * 4;
+        codes[strip] = *(const loose_uvec *)at;
+        __builtin_prefetch(at + PREFETCH_BYTES);
+      }
 #pragma GCC unroll 4
       for (int shift = 0; shift < shifts; shift++)
 #pragma GCC unroll 8
         for (int row = 0; row < rows; row++)
-          dots[row] = add_products(dots[row], codes >> (shift * bits) & mask,
-                                   x[row].pairs[word * shifts + shift]);
+#pragma GCC unroll 2
+          for (int strip = 0; strip < strips; strip++)
+            dots[row][strip] = add_products(dots[row][strip], codes[strip] >> (shift * bits) & mask,
+                                            x[row].pairs[word * shifts + shift]);
     }
-    vec scales = from_float16((const uint16_t *)panel + lane);
-    vec leasts = from_float16((const uint16_t *)panel + PANEL + lane);
+#pragma GCC unroll 2
+    for (int strip = 0; strip < strips; strip++) {
+      const uint16_t *numbers = (const uint16_t *)(panel + strip * bytes_apart) + lane + strip * lanes_apart;
+      vec scales = from_float16(numbers), leasts = from_float16(numbers + PANEL);
 #pragma GCC unroll 8
-    for (int row = 0; row < rows; row++) {
-      const Block *here = x + row;
-      sums[row] = leasts * here->sum + sums[row];
-      sums[row] = __builtin_convertvector(dots[row], vec) * (scales * here->scale) + sums[row];
+      for (int row = 0; row < rows; row++) {
+        const Block *here = x + row;
+        vec sum = leasts * here->sum + load_floats(sums[row][strip]);
+        store_floats(sums[row][strip], __builtin_convertvector(dots[row][strip], vec) * (scales * here->scale) + sum);
+      }
     }
   }
 #pragma GCC unroll 8
-  for (int row = 0; row < rows; row++) narrow(y + row * out, sums[row]);
+  for (int row = 0; row < rows; row++)
+#pragma GCC unroll 2
+    for (int strip = 0; strip < strips; strip++)
+      narrow(y + row * out + strip * LANES, load_floats(sums[row][strip]));
 }
 
+#define OF_BITS(ROWS, COUNT, BITS) tile(ROWS, COUNT, BITS, x, panel, lane, bias, sums, y, blocks, stride, out)
 #define CASE(ROWS)                                                                                                     \
   case ROWS:                                                                                                           \
-    if (bits == 4)                                                                                                     \
-      tile(ROWS, 4, x, panel, lane, bias, y, blocks, stride, out);                                                     \
+    if (strips == STRIPS)                                                                                              \
+      bits == 4 ? OF_BITS(ROWS, STRIPS, 4) : OF_BITS(ROWS, STRIPS, 8);                                                 \
     else                                                                                                               \
-      tile(ROWS, 8, x, panel, lane, bias, y, blocks, stride, out);                                                     \
+      bits == 4 ? OF_BITS(ROWS, 1, 4) : OF_BITS(ROWS, 1, 8);                                                           \
     break;
 
-static void some_rows(int64_t rows, int bits, const Block *x, const uint8_t *panel, int lane, const float *bias,
-                      uint16_t *y, int64_t blocks, int64_t stride, int64_t out) {
+static void some_rows(int64_t rows, int strips, int bits, const Block *x, const uint8_t *panel, int lane,
+                      const float *bias, float (*sums)[STRIPS][LANES], uint16_t *y, int64_t blocks, int64_t stride,
+                      int64_t out) {
   switch (rows) {
     CASE(1)
     CASE(2)
@@ -126,12 +147,14 @@ HIDDEN void prepare_blocks(const uint16_t *x, void *prepared, int64_t rows, int6
 
 HIDDEN void multiply_blocks(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
                             int64_t end) {
+  _Alignas(64) float sums[TILE][STRIPS][LANES];
   int64_t blocks = weights->in / BLOCK, out = weights->out, bits = weights->bits;
-  for (int64_t panel = first; panel < end; panel++)
+  for (int64_t output = first * PANEL, strips; output < end * PANEL; output += strips * LANES) {
+    strips = end * PANEL - output < STRIPS * LANES ? 1 : STRIPS;
+    const uint8_t *panel = (const uint8_t *)weights->panels + output / PANEL * blocks * block_size(bits);
     for (int64_t row = 0; row < rows; row += TILE)
-      for (int lane = 0; lane < PANEL; lane += LANES)
-        some_rows(rows - row < TILE ? rows - row : TILE, (int)bits, (const Block *)prepared + row,
-                  (const uint8_t *)weights->panels + panel * blocks * block_size(bits), lane,
-                  weights->bias ? weights->bias + panel * PANEL : NULL, y + row * out + panel * PANEL + lane, blocks,
-                  rows, out);
+      some_rows(rows - row < TILE ? rows - row : TILE, (int)strips, (int)bits, (const Block *)prepared + row, panel,
+                output % PANEL, weights->bias ? weights->bias + output / PANEL * PANEL : NULL, sums,
+                y + row * out + output, blocks, rows, out);
+  }
 }
