@@ -195,10 +195,12 @@ async def _neighbours(field: Field, note: Note) -> None:
 
 _OVER_VLLM = "engine over vLLM"
 _OVER_LLAMA = "engine over llama.cpp"
+_OVER_OPENVINO = Goal("engine over OpenVINO", "engine, tokens/s", "OpenVINO, tokens/s", 1.0)
 _OVER_GREEDY = Goal("sampled over greedy", "engine, tokens/s", "engine, greedy, tokens/s", 0.95)
 _OVER_PEERS = (
     Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 2.5),
     Goal(_OVER_LLAMA, "engine, tokens/s", "llama.cpp, tokens/s", 2.5),
+    _OVER_OPENVINO,
     Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 2.5),
 )
 CASES = (
@@ -209,6 +211,7 @@ CASES = (
         (
             Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 1.5),
             Goal(_OVER_LLAMA, "engine, tokens/s", "llama.cpp, tokens/s", 1.0),
+            _OVER_OPENVINO,
         ),
     ),
     Case(
