@@ -41,7 +41,6 @@ class BlobSource(Protocol):
 
     def fetch(self, digest: str) -> bytes:
         """The blob with this digest. Raises NotFound, DamagedBlob or Unavailable."""
-        ...
 
 
 class PrefixEngine(Protocol):
@@ -52,13 +51,11 @@ class PrefixEngine(Protocol):
 
     async def unload_prefix(self, prefix_id: str) -> Any:
         """Drop the prefix once no request uses it."""
-        ...
 
     async def top_logprobs(
         self, prefix_id: str | None, input_ids: tuple[int, ...], k: int, priority: int = 0
     ) -> Sequence[tuple[int, float]]:
         """The `k` most likely next tokens after `input_ids`, most likely first, with their log-probabilities."""
-        ...
 
 
 class VersionLoader:

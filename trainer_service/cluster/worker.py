@@ -44,22 +44,18 @@ class Trainer(Protocol):
     @property
     def is_idle(self) -> bool:
         """Whether it has no job."""
-        ...
 
     def prepare(self, task: TrainingTask, on_progress: Callable[[int], None]) -> TrainingTask:
         """The task with its examples as token ids. It is called in another thread than `step`."""
-        ...
 
     def add(self, task: TrainingTask) -> None:
         """Take a prepared task into the cohort."""
 
     def stop(self, job_id: str) -> object:
         """Stop a job at the next step."""
-        ...
 
     def step(self) -> Sequence[TrainingEvent]:
         """Run one step of all jobs; returns what happened."""
-        ...
 
 
 class _Superseded(Exception):

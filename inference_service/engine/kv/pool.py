@@ -19,25 +19,20 @@ class Pool(Protocol):
     @property
     def rows(self) -> Sequence[Any]:
         """The rows; each has a `holder`."""
-        ...
 
     @property
     def num_held(self) -> int:
         """Rows that sequences hold."""
-        ...
 
     @property
     def held_blocks(self) -> int:
         """Blocks that sequences hold."""
-        ...
 
     def acquire(self, content: NewContent, length: int, prefix_ready: bool = True) -> Acquired | None:
         """A row for a sequence of `length` positions; None if there is no room."""
-        ...
 
     def extend(self, index: int, length: int) -> tuple[Any, ...] | None:
         """Room for positions up to `length`, with the operations that make it; None if there is no room."""
-        ...
 
     def advance(self, index: int, length: int) -> None:
         """Positions below `length` are computed now."""

@@ -34,7 +34,6 @@ class NewContent(Content, Protocol):
     @property
     def num_reusable(self) -> int:
         """The number of its first tokens whose keys and values may come from another row."""
-        ...
 
 
 @dataclass

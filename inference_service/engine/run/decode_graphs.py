@@ -36,7 +36,6 @@ class Graph(Protocol):
 
     def replay(self) -> torch.Tensor:
         """Run the step on the current `inputs`; logits `[batch, vocab]`, valid until the next call."""
-        ...
 
 
 class CudaGraph:

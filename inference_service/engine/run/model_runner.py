@@ -33,11 +33,9 @@ class Runner(Protocol):
 
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
         """Apply the plan's operations, run the model, and return logits `[n, vocab]` at every wanted position."""
-        ...
 
     def snapshot(self, row: int, length: int) -> PrefixKV:
         """A copy of the keys and values in the row's first slots."""
-        ...
 
 
 class ModelRunner:

@@ -26,11 +26,9 @@ class Detokenizer(Protocol):
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens complete; empty if no character is complete yet."""
-        ...
 
     def flush(self) -> str:
         """The text that is left at the end of an answer."""
-        ...
 
 
 class DetokenizerFactory:
