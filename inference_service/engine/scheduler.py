@@ -24,8 +24,8 @@ from inference_service.engine.core.plan import Chunk, StepPlan, complete_chunk, 
 from inference_service.engine.core.request import FinishReason
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.core.step_pace import StepPace
-from inference_service.engine.kv.pool import Pool
-from inference_service.engine.kv.rows import BLOCK_TOKENS, may_share
+from inference_service.engine.kv.blocks import BlockPool
+from inference_service.engine.kv.rows import BLOCK_TOKENS, RowPool, may_share
 
 WORTH_WAITING_TOKENS = 32
 """An additional step costs about as much as this number of prefill positions."""
@@ -43,9 +43,9 @@ MAX_PASSED_OVER = 64
 
 @dataclass
 class Scheduler:
-    """The queue, the running sequences and the plan of each step; pure bookkeeping over a `Pool`."""
+    """The queue, the running sequences and the plan of each step; pure bookkeeping over a pool of memory."""
 
-    pool: Pool
+    pool: RowPool | BlockPool
     max_tokens_per_step: int
     block_tokens: int = BLOCK_TOKENS
     """Positions per block of the pool."""

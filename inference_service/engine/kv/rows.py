@@ -180,19 +180,14 @@ class RowPool:
             return None
         in_place = source is row
         ops: list[RowOp] = []
-        if not in_place:
-            row.remains = None
-            row.length = 0
-        else:
-            row.length = content.num_virtual + shared
+        row.length = content.num_virtual + shared if in_place else 0
         row.holder, row.remains = content, None
         if row.blocks > blocks_for(length):  # a former holder was longer: release its memory
             row.blocks = blocks_for(length)
             ops.append(Trim(row.index, row.blocks * BLOCK_TOKENS))
         trims = self._reserve(row, blocks_for(length), keep=None if in_place else source)
         if trims is None:
-            row.holder = None
-            row.length = 0
+            row.holder, row.length = None, 0
             return None
         ops.extend(trims)
         if row.dirty:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from inference_service.engine.core.plan import Chunk
-from inference_service.engine.kv.kv_cache import KVCache
+from inference_service.engine.kv.kv_cache import RowKVCache
 from shared.kernels import ops
 from shared.kernels.fused_decoder import LayerAttention
 
@@ -155,12 +155,12 @@ def lay_out(chunks: Sequence[Chunk], device: torch.device) -> StepLayout:
 
 
 class CachedAttention:
-    """The attention function over a `KVCache`, registered with `transformers.AttentionInterface` under a unique name.
+    """The attention function over a row cache, registered with `transformers.AttentionInterface` under a unique name.
 
     `layout` is set before each forward pass.
     """
 
-    def __init__(self, cache: KVCache) -> None:
+    def __init__(self, cache: RowKVCache) -> None:
         self.cache = cache
         self.layout: StepLayout | None = None
         self.plain: dict[int, LayerAttention | None] = {}
