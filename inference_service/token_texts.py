@@ -9,7 +9,7 @@ from typing import Any
 from inference_service import completions
 from inference_service.engine.core import request
 from inference_service.engine.core.request import Delta
-from inference_service.engine.text.token_bytes import byte_table
+from shared.text.token_bytes import byte_table
 from shared.values.generation import GenerationDelta, InputToken, TokenAlternative, TokenLogprob
 
 _CACHED = 65_536

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from inference_service.engine.core.config import EngineConfig
-from inference_service.engine.core.guide import GuideProgress
 from inference_service.engine.core.integrity import IntegrityError
 from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import (
@@ -27,6 +26,7 @@ from inference_service.engine.core.request import (
 from inference_service.engine.core.running_request import RunningRequest, sequence_of
 from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver
 from inference_service.engine.guide.mask_workers import MaskWorkers
+from inference_service.engine.guide.matcher import GuideProgress
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.run import scoring
 from inference_service.engine.run.sampler import NOT_FINITE, Sampled

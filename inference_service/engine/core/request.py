@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shared.values.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from inference_service.engine.core.guide import CompiledGuide
+    from inference_service.engine.guide.matcher import CompiledGuide
     from shared.prompt.prefix import Prefix
 
 

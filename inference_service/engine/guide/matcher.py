@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from llguidance import LLMatcher
 
-from inference_service.engine.core.guide import Workers
+from inference_service.engine.guide.mask_workers import MaskWorkers
 
 _MAX_ERROR_CHARS = 300
 
@@ -38,7 +38,7 @@ class CompiledGuide:
         self.failed = False
         """Whether an answer failed under this guide; it should then be compiled again instead of being reused."""
 
-    def begin(self, workers: Workers, tenant: str) -> GuideProgress:
+    def begin(self, workers: MaskWorkers, tenant: str) -> GuideProgress:
         """The progress of a new answer."""
         return GuideProgress(self, self._matcher.deep_copy(), workers, tenant)
 
@@ -70,7 +70,7 @@ class CompiledGuide:
 class GuideProgress:
     """One answer under a guide. The engine's thread calls `advance` and `take`; a worker computes in between."""
 
-    def __init__(self, guide: CompiledGuide, matcher: LLMatcher, workers: Workers, tenant: str) -> None:
+    def __init__(self, guide: CompiledGuide, matcher: LLMatcher, workers: MaskWorkers, tenant: str) -> None:
         self._guide, self._matcher, self._workers, self._tenant = guide, matcher, workers, tenant
         self._mask = guide.mask
         self._ready = threading.Event()

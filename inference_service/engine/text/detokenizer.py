@@ -12,7 +12,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from inference_service.engine.text.token_bytes import ByteTable, byte_table
+from shared.text.token_bytes import ByteTable, byte_table
 
 REPLACEMENT = "\ufffd"
 _WINDOW = 6

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-from inference_service.engine.core.guide import GuideProgress
 from inference_service.engine.core.request import Delta, FinishReason, Timing, TokenLogprob
 from inference_service.engine.core.running_request import RunningRequest
+from inference_service.engine.guide.matcher import GuideProgress
 from inference_service.engine.text.detokenizer import Detokenizer
 
 
