@@ -15,21 +15,9 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from inference_service.completions import (
-    AnswerText,
-    check_input_logprobs,
-    completion_requests,
-    input_tokens,
-)
+from inference_service.completions import AnswerText, check_input_logprobs, completion_requests, input_tokens
 from inference_service.engine.async_engine import AsyncEngine
-from inference_service.engine.core.request import (
-    Delta,
-    FinishReason,
-    GenerationRequest,
-    ScoreRequest,
-    Timing,
-    Usage,
-)
+from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest, ScoreRequest, Timing, Usage
 from inference_service.engine.run.bisect_failure import StepFailed
 from inference_service.guides import Guides
 from inference_service.inputs import InputPreparer, InputRequest, PreparedInput

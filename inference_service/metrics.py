@@ -45,21 +45,13 @@ _STANDARD_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = 
 )
 """By the names that routers such as llm-d's look for."""
 _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
-    (
-        "preemptions",
-        "Requests that were preempted and computed again.",
-        lambda stats: stats.preemptions,
-    ),
+    ("preemptions", "Requests that were preempted and computed again.", lambda stats: stats.preemptions),
     (
         "prefix_kv_hits",
         "Uses of a soft prompt whose keys and values were in memory.",
         lambda stats: stats.prefix_kv_hits,
     ),
-    (
-        "prefix_kv_loads",
-        "Computations of a soft prompt's keys and values.",
-        lambda stats: stats.prefix_kv_loads,
-    ),
+    ("prefix_kv_loads", "Computations of a soft prompt's keys and values.", lambda stats: stats.prefix_kv_loads),
     ("prefix_kv_evictions", "Evictions of a soft prompt's keys and values.", lambda stats: stats.prefix_kv_evictions),
 )
 _GUIDE_COUNTERS: tuple[tuple[str, str, Callable[[GuideStats], float]], ...] = (

@@ -16,12 +16,7 @@ from inference_service.engine.build import assemble
 from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.core.late_masks import late_masks, still_paused
 from inference_service.engine.core.plan import StepPlan
-from inference_service.engine.core.request import (
-    Delta,
-    FinishReason,
-    PrefixLoad,
-    Request,
-)
+from inference_service.engine.core.request import Delta, FinishReason, PrefixLoad, Request
 from inference_service.engine.core.stats import EngineObserver, EngineStats, StepStats
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.live_requests import LiveRequests, Output, Results
@@ -48,12 +43,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        base: BaseModel,
-        config: EngineConfig,
-        scheduler: Scheduler,
-        runner: Runner,
-        prefixes: PrefixCache,
+        self, base: BaseModel, config: EngineConfig, scheduler: Scheduler, runner: Runner, prefixes: PrefixCache
     ) -> None:
         self.base, self.config = base, config
         self.scheduler, self.runner, self.prefixes = scheduler, runner, prefixes

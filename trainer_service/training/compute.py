@@ -12,13 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from shared.model.base_model import BaseModel
 from trainer_service.training.attention.forward import Forward
 from trainer_service.training.attention.packing import Row, Segment
-from trainer_service.training.teacher_targets import (
-    TeacherBatch,
-    TeacherTargets,
-    joined,
-    teacher_batch,
-    top_targets,
-)
+from trainer_service.training.teacher_targets import TeacherBatch, TeacherTargets, joined, teacher_batch, top_targets
 from trainer_service.training.work import RowScore, ScoreWork, TrainPart
 
 LOGITS_AT_ONCE = 1 << 26
