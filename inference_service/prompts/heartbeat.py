@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 from inference_service.prompts.registry import PromptRegistry
-from inference_service.prompts.version import Quarantine, to_timestamp
+from inference_service.prompts.version import Quarantine
 from shared.errors import SoftPromptError
 from shared.model.base_model import BaseModelInfo
 from shared.process.call_pool import CallPool
-from shared.prompt.manifest import utc_now
+from shared.prompt.manifest import to_timestamp, utc_now
 from shared.store.replicas import LoadedVersion, RefusedVersion, ReplicaDirectory, ReplicaRecord
 
 log = logging.getLogger(__name__)

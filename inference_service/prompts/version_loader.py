@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
 
 from inference_service.prompts.golden import Replay, allowed_nats, alternatives_for, disagreement
-from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, now, prefix_id_of
+from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, prefix_id_of
 from shared.errors import DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
 from shared.model.base_model import BaseModel
 from shared.process.call_pool import CallPool
@@ -75,6 +77,7 @@ class VersionLoader:
         self._fetching: dict[str, float] = {}
         """Start time of each pending fetch by digest, also of those that timed out."""
         self._max_length, self._max_logprobs = max_length, max_logprobs
+        self._unloads: set[asyncio.Task[None]] = set()
 
     async def load(self, record: VersionRecord) -> ServableVersion:
         """Load and check a version. Raises VersionRefused or Unavailable, and then keeps nothing."""
@@ -98,7 +101,17 @@ class VersionLoader:
         except BaseException:
             await asyncio.shield(self._engine.unload_prefix(prefix_id))
             raise
-        return ServableVersion(record, blob.manifest, blob.prefix, encoder, prefix_id, now())
+        return ServableVersion(record, blob.manifest, blob.prefix, encoder, prefix_id, datetime.now(UTC))
+
+    def unload(self, prefix_id: str) -> None:
+        """Unload a prefix in the background. The engine keeps it as long as a request uses it."""
+        task = asyncio.create_task(self._unload(prefix_id), name=f"unload {prefix_id}")
+        self._unloads.add(task)
+        task.add_done_callback(self._unloads.discard)
+
+    async def _unload(self, prefix_id: str) -> None:
+        with suppress(Unavailable):  # the engine has stopped, and its memory goes with it
+            await self._engine.unload_prefix(prefix_id)
 
     def _seconds_to_fetch(self, record: VersionRecord) -> float:
         return min(self._pool.timeout_seconds, MAX_FETCH_SECONDS + record.size_bytes / LEAST_BYTES_PER_SECOND)
