@@ -103,12 +103,9 @@ class PromptRegistry:
         PreconditionFailed with the reason for a version that is quarantined.
         """
         record = visible_index(self.index, caller).resolve(reference, routing_key)
-        if reference.alias is not None:
-            serving = self._serving.get((reference.prompt, reference.alias))
-            if serving is not None:
-                record = self.index.prompt(reference.prompt).version(serving.pick(reference.prompt, routing_key))
-        quarantine = self._quarantined.get((record.prompt, record.version))
-        if quarantine is not None:
+        if reference.alias is not None and (serving := self._serving.get((reference.prompt, reference.alias))):
+            record = self.index.prompt(reference.prompt).version(serving.pick(reference.prompt, routing_key))
+        if quarantine := self._quarantined.get((record.prompt, record.version)):
             raise PreconditionFailed(
                 f"{record.name} is quarantined on this replica: {quarantine.message}",
                 version=record.name,
@@ -296,8 +293,7 @@ class PromptRegistry:
     def _settle(self, name: str) -> None:
         """Move each alias of the prompt to the store's targets if all of them can serve."""
         prompt = self.index.prompts.get(name)
-        aliases = prompt.aliases if prompt else {}
-        versions = prompt.versions if prompt else {}
+        aliases, versions = (prompt.aliases, prompt.versions) if prompt else ({}, {})
         for key in [key for key in self._serving if key[0] == name and key[1] not in aliases]:
             del self._serving[key]
         for alias in aliases.values():
