@@ -222,13 +222,6 @@ def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlappin
     )
 
 
-def encode_bare(encoder: InputEncoder, example: Example) -> list[int]:
-    """The token ids of an example's input: its text, or all its messages except the last."""
-    if example.messages:
-        return encoder.encode_messages(example.messages[:-1])
-    return encoder.encode_input(example.input)
-
-
 def _shortened(
     rows: TokenRows, long: NDArray[np.int64], room: int, encoder: InputEncoder
 ) -> dict[int, tuple[int, ...]]:
