@@ -77,6 +77,12 @@ ALWAYS int any(Ints mask) {
   return found != 0;
 }
 
+ALWAYS float highest_of(Floats values) {
+  float highest = values[0];
+  for (int lane = 1; lane < LANES; lane++) highest = values[lane] > highest ? values[lane] : highest;
+  return highest;
+}
+
 /* Copies the logits as float32 and returns the highest; NaN if any is NaN. */
 ALWAYS float read_logits(const Draw *draw, Row *row) {
   int64_t whole = row->vocab / LANES * LANES;
@@ -92,12 +98,8 @@ ALWAYS float read_logits(const Draw *draw, Row *row) {
     highest = blend(values > highest, values, highest);
     unordered |= values != values;
   }
-  float top = -INFINITY;
-  int wrong = 0;
-  for (int lane = 0; lane < LANES; lane++) {
-    top = highest[lane] > top ? highest[lane] : top;
-    wrong |= unordered[lane] != 0;
-  }
+  float top = highest_of(highest);
+  int wrong = any(unordered);
   for (int64_t at = whole; at < row->vocab; at++) {
     float value;
     uint32_t bits = draw->half ? (uint32_t)((const uint16_t *)draw->logits)[at] << 16 : 0;
@@ -120,9 +122,7 @@ ALWAYS float change_logits(const Draw *draw, Row *row) {
     Floats values = *(Floats *)(row->logits + at);
     highest = blend(values > highest, values, highest);
   }
-  float top = -INFINITY;
-  for (int lane = 0; lane < LANES; lane++) top = highest[lane] > top ? highest[lane] : top;
-  return top;
+  return highest_of(highest);
 }
 
 /* 2^x for x in [-64, 0], rounded to a multiple of 2^-34. */
