@@ -12,12 +12,20 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from inference_service.completions import AnswerText, check_input_logprobs, completion_requests, input_tokens
 from inference_service.engine.async_engine import AsyncEngine
-from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest, ScoreRequest, Timing, Usage
+from inference_service.engine.core.request import (
+    Account,
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    ScoreRequest,
+    Timing,
+    Usage,
+)
 from inference_service.engine.run.bisect_failure import StepFailed
 from inference_service.guides import Guides
 from inference_service.inputs import InputPreparer, InputRequest, PreparedInput
@@ -42,21 +50,15 @@ _MAX_LOAD_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
-class Call:
-    """Metadata of a request. `deadline` is on the clock of `time.monotonic()`."""
+class Call(Account):
+    """Metadata of a request."""
 
     request_id: str
-    priority: int = 0
-    deadline: float | None = None
-    tenant: str = ""
-    """The tenant that is charged; tenants share the engine by `weight`."""
-    weight: float = 1.0
-    caller: str = ""
 
     @property
     def account(self) -> dict[str, Any]:
         """The fields of an engine request for tenant, caller, priority and deadline."""
-        return {name: getattr(self, name) for name in ("priority", "deadline", "tenant", "weight", "caller")}
+        return {item.name: getattr(self, item.name) for item in fields(Account)}
 
 
 @dataclass(frozen=True)

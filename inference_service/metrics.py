@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from inference_service.engine.core.stats import EngineStats, FinishedRequest, StepStats
+from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest, StepStats
 from inference_service.guides import GuideStats
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import RefusalReason
@@ -84,7 +84,7 @@ class PromptLabels:
         return prompt
 
 
-class EngineMetrics:
+class EngineMetrics(EngineObserver):
     """An engine observer that updates the series; called in the engine's thread."""
 
     def __init__(

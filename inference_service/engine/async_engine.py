@@ -56,7 +56,7 @@ class AsyncEngine:
     def __init__(self, engine: Engine, observer: EngineObserver | None = None) -> None:
         self.engine = engine
         if observer is not None:
-            engine.observer = observer
+            engine.live.observer = observer
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._thread_started = threading.Event()
@@ -158,7 +158,7 @@ class AsyncEngine:
         """
         sampling = SamplingParams(temperature=0.0, max_new_tokens=1, num_logprobs=k, ignore_eos=True)
         request = GenerationRequest(
-            f"replay-{uuid4().hex}", tuple(input_ids), sampling, prefix_id, priority, always_admitted=True
+            f"replay-{uuid4().hex}", tuple(input_ids), sampling, prefix_id, priority=priority, always_admitted=True
         )
         top: list[tuple[int, float]] = []
         async for delta in self.generate(request):

@@ -17,7 +17,7 @@ from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.core.late_masks import late_masks, still_paused
 from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import Delta, FinishReason, PrefixLoad, Request
-from inference_service.engine.core.stats import EngineObserver, EngineStats, StepStats
+from inference_service.engine.core.stats import EngineStats, StepStats
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.live_requests import LiveRequests, Output, Results
 from inference_service.engine.run import scoring
@@ -146,15 +146,6 @@ class Engine:
         if gone:
             self.scheduler.pool.forget(prefix_id)
         return gone
-
-    @property
-    def observer(self) -> EngineObserver:
-        """Gets each step and each request that ended."""
-        return self.live.observer
-
-    @observer.setter
-    def observer(self, observer: EngineObserver) -> None:
-        self.live.observer = observer
 
     def check_integrity(self) -> None:
         """Raise IntegrityError if the bookkeeping is inconsistent. Cheap; runs when idle and after each test."""

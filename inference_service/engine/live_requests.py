@@ -24,7 +24,7 @@ from inference_service.engine.core.request import (
     TokenLogprob,
 )
 from inference_service.engine.core.running_request import RunningRequest, sequence_of
-from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver
+from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest
 from inference_service.engine.guide.mask_workers import MaskWorkers
 from inference_service.engine.guide.matcher import GuideProgress
 from inference_service.engine.kv.prefix_cache import PrefixCache
@@ -75,7 +75,8 @@ class LiveRequests:
     ) -> None:
         self._base, self._config = base, config
         self._scheduler, self._prefixes, self._clock = scheduler, prefixes, clock
-        self.observer: EngineObserver = NullObserver()
+        self.observer = EngineObserver()
+        """Gets each step and each request that ended."""
         self.streams: dict[str, TextStream] = {}
         self.totals = EngineStats()
         self._scores: dict[str, scoring.Tally] = {}

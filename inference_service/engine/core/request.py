@@ -15,8 +15,23 @@ if TYPE_CHECKING:
     from shared.prompt.prefix import Prefix
 
 
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """Whom a request is charged to, and when it runs."""
+
+    priority: int = 0
+    """Higher runs first within a tenant; equal priorities run by arrival."""
+    deadline: float | None = None
+    """On the clock of `time.monotonic()`, in seconds; honoured while waiting and while running."""
+    tenant: str = ""
+    """The request's tenant; tenants share the engine by weight. Empty: the service's own, such as a golden replay."""
+    weight: float = 1.0
+    caller: str = ""
+    """Name of the caller, for statistics."""
+
+
 @dataclass(frozen=True)
-class GenerationRequest:
+class GenerationRequest(Account):
     """One continuation to generate. `input_ids` come from `shared.text.template`; the soft prompt's virtual tokens are
     not among them.
     """
@@ -26,10 +41,6 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     prefix_id: str | None = None
     """A soft prompt that `load_prefix` made known; None is the bare model."""
-    priority: int = 0
-    """Higher runs first within a tenant; equal priorities run by arrival."""
-    deadline: float | None = None
-    """On the clock of `time.monotonic()`, in seconds; honoured while waiting and while running."""
     continues: bool = False
     """The answer goes on in the input's text: it keeps the space with which it begins, where the tokenizer would drop
     that from a text.
@@ -38,11 +49,6 @@ class GenerationRequest:
     """The answer keeps that space also where it begins a text."""
     always_admitted: bool = False
     """Taken also when the queue is full: the service's own golden replays, which must not wait for the load to go."""
-    tenant: str = ""
-    """The request's tenant; tenants share the engine by weight. Empty: the service's own, such as a golden replay."""
-    weight: float = 1.0
-    caller: str = ""
-    """Name of the caller, for statistics."""
     guide: CompiledGuide | None = None
     """The compiled `sampling.guide`."""
     group: str = ""
@@ -52,7 +58,7 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True)
-class ScoreRequest:
+class ScoreRequest(Account):
     """How likely each candidate continuation is after the input. Candidates are token ids
     (`InputEncoder.encode_target`).
     """
@@ -61,15 +67,10 @@ class ScoreRequest:
     input_ids: tuple[int, ...]
     candidates: tuple[tuple[int, ...], ...]
     prefix_id: str | None = None
-    priority: int = 0
-    deadline: float | None = None
-    tenant: str = ""
-    weight: float = 1.0
-    caller: str = ""
 
 
 @dataclass(frozen=True)
-class PrefixLoad:
+class PrefixLoad(Account):
     """Compute the keys and values of a prefix, and keep them under `prefix_id`; chunk by chunk beside everything
     else.
 
@@ -80,8 +81,6 @@ class PrefixLoad:
     request_id: str
     prefix_id: str
     prefix: Prefix
-    tenant: str = ""
-    weight: float = 1.0
 
 
 Request = GenerationRequest | ScoreRequest | PrefixLoad
