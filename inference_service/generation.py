@@ -15,7 +15,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from inference_service.completions import AnswerText, check_input_logprobs, completion_requests, input_tokens
+from inference_service.completions import AnswerText, check_input_logprobs, completion_requests
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.core.request import (
     Account,
@@ -169,7 +169,8 @@ class GenerationService:
                     _raise_if_failed(delta, started)
                     if not started and delta.usage is not None and delta.seed is not None:
                         started = True
-                        tokens = self._texts.shown_input(input_tokens(request, delta.input_logprobs))
+                        asked = params.num_input_logprobs is not None
+                        tokens = self._texts.shown_input(prepared.ids, delta.input_logprobs) if asked else ()
                         yield source.start(delta.usage, params.seed or 0, call.request_id, tokens)
                     if delta.token_ids or delta.text:
                         yield replace(delta, text=texts[index](delta.text))

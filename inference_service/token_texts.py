@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from inference_service import completions
 from inference_service.engine.core import request
 from inference_service.engine.core.request import Delta
 from shared.text.token_bytes import byte_table
@@ -45,17 +44,17 @@ class TokenTexts:
         )
         return GenerationDelta(delta.text, delta.token_ids, logprobs, delta.index)
 
-    def shown_input(self, tokens: Sequence[completions.InputToken]) -> tuple[InputToken, ...]:
-        """The tokens of an input with their texts."""
+    def shown_input(self, token_ids: Sequence[int], logprobs: Sequence[request.TokenLogprob]) -> tuple[InputToken, ...]:
+        """The tokens of an input with their texts. `logprobs`: of all but the first, which nothing precedes."""
         return tuple(
             InputToken(
-                one.token_id,
-                None if one.logprob is None else one.logprob.logprob,
-                () if one.logprob is None else self._alternatives(one.logprob),
-                self.text_of(one.token_id),
-                self.bytes_of(one.token_id),
+                token,
+                None if one is None else one.logprob,
+                () if one is None else self._alternatives(one),
+                self.text_of(token),
+                self.bytes_of(token),
             )
-            for one in tokens
+            for token, one in zip(token_ids, (None, *logprobs), strict=False)
         )
 
     def _alternatives(self, found: request.TokenLogprob) -> tuple[TokenAlternative, ...]:
