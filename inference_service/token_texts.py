@@ -15,10 +15,7 @@ _CACHED = 65_536
 
 
 class TokenTexts:
-    """Bytes and texts of one tokenizer's tokens.
-
-    A control token has its own string, such as `<|im_end|>`, which streams never show.
-    """
+    """Bytes and texts of a tokenizer's tokens, also of control tokens such as `<|im_end|>`, which streams hide."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

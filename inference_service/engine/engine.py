@@ -251,8 +251,5 @@ def raise_if_not_loaded(end: Delta) -> None:
 def load_engine(
     source: str | Path, options: ModelOptions = DEFAULTS, *, id: str = "", config: EngineConfig | None = None
 ) -> Engine:
-    """Build an engine for a model directory or hub id.
-
-    Raises the errors of `shared.model.base_model.load` and `Engine.from_base_model`.
-    """
+    """The engine of a model directory or hub id. Raises as `base_model.load` and `Engine.from_base_model`."""
     return Engine.from_base_model(base_model.load(source, options, id=id), config)

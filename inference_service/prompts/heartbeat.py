@@ -41,9 +41,7 @@ class Heartbeat:
         address: str = "",
         queue: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
-        """`address`: where routers reach this replica, empty for nowhere. `queue`: numbers of running and of waiting
-        requests.
-        """
+        """`address`: where routers reach this replica, or empty. `queue`: numbers of running and waiting requests."""
         self._pool = pool or CallPool("prompt_store_heartbeat", max_threads=2)
         self._directory, self._registry = directory, registry
         self._replica, self._base_model, self._interval_seconds = replica, base_model, interval_seconds

@@ -1,7 +1,4 @@
-"""A replica's threads for calls to the prompt store.
-
-The pools are separate, so that a fetch that hangs delays neither polls nor heartbeats.
-"""
+"""A replica's threads for calls to the prompt store: a fetch that hangs delays neither polls nor heartbeats."""
 
 from __future__ import annotations
 

@@ -44,10 +44,7 @@ class _Entry:
 
 @dataclass
 class PromptRegistry:
-    """The state of all versions of one replica.
-
-    `unload` is called with each prefix id to unload; `max_loaded` limits the versions kept loaded.
-    """
+    """All versions on one replica. `unload` gets each prefix id to unload; `max_loaded`: most versions kept loaded."""
 
     unload: Callable[[str], None]
     max_loaded: int = 4096
@@ -58,9 +55,7 @@ class PromptRegistry:
     _loaded: OrderedDict[VersionKey, _Entry] = field(default_factory=OrderedDict)
     _retired: dict[str, _Entry] = field(default_factory=dict)
     _checked: dict[VersionKey, float | None] = field(default_factory=dict)
-    """Versions that have passed every check, with the seconds from publication to serving; None: the version is older
-    than this replica.
-    """
+    """Checked versions, with the seconds from publication to serving; None: older than this replica."""
     _quarantined: dict[VersionKey, Quarantine] = field(default_factory=dict)
     _serving: dict[tuple[str, str], Alias] = field(default_factory=dict)
     _deferred: dict[tuple[str, str], Alias] = field(default_factory=dict)
@@ -223,20 +218,14 @@ class PromptRegistry:
         return [status for name in names for status in self._statuses_of(name)]
 
     def decided(self) -> Iterator[tuple[ServableVersion | Quarantine, float | None]]:
-        """Loaded and quarantined versions with seconds from publication to serving.
-
-        Does not walk over the thousands of other versions.
-        """
+        """Loaded and quarantined versions, with seconds from publication to serving; no walk over the many others."""
         for key, entry in self._loaded.items():
             yield entry.version, self._checked.get(key)
         for quarantine in self._quarantined.values():
             yield quarantine, None
 
     def wanted(self) -> list[VersionRecord]:
-        """Versions to load: those that aliases name and that were not checked yet, in the order of publication.
-
-        Deferred aliases are left out.
-        """
+        """Unchecked versions that aliases name, except deferred aliases, in the order of publication."""
         found = {}
         for prompt in self.index.prompts.values():
             for alias in prompt.aliases.values():
@@ -251,10 +240,7 @@ class PromptRegistry:
         return list(islice(dict.fromkeys(prompt for prompt, _ in reversed(self._loaded)), most))
 
     def check_integrity(self) -> None:
-        """Check that nothing is held or retired and that the bookkeeping agrees.
-
-        Raises AssertionError; for tests and idle times.
-        """
+        """Raises AssertionError if anything is held or retired, or the accounts disagree; for tests and idle times."""
         problems = [f"{key} is held {entry.holds} times" for key, entry in self._loaded.items() if entry.holds]
         problems += [f"{name} is retired but still held" for name in self._retired]
         problems += [f"{key} is loaded but unchecked" for key in self._loaded if key not in self._checked]
@@ -337,10 +323,7 @@ class PromptRegistry:
             self.unload(entry.version.prefix_id)
 
     def _evict(self, keep: VersionKey) -> None:
-        """Evict down to `max_loaded`.
-
-        Versions without an alias go first, then the least recently used; held versions stay.
-        """
+        """Evict down to `max_loaded`, versions without an alias first, then the least recently used, but none held."""
         surplus = len(self._loaded) - self.max_loaded
         if surplus <= 0:
             return

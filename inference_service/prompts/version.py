@@ -78,10 +78,7 @@ class Quarantine:
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """The status of one version for `ListLoadedPrompts`.
-
-    `loaded` is set in state LOADED, `quarantine` in state QUARANTINED.
-    """
+    """One version in `ListLoadedPrompts`. `loaded` is set in state LOADED, `quarantine` in state QUARANTINED."""
 
     record: VersionRecord
     state: LoadedState

@@ -31,10 +31,7 @@ MAX_FETCH_SECONDS = 10.0
 LEAST_BYTES_PER_SECOND = 16 << 20
 """Larger blobs, of keys and values, get the time that they take at this speed in addition."""
 MAX_FETCHES = 16
-"""Threads for fetching blobs, more than concurrent loads.
-
-A fetch that hangs keeps its thread after its place was given to another version.
-"""
+"""Threads for fetching blobs, more than concurrent loads: a fetch that hangs keeps its thread, but not its place."""
 _FIRST = 1 << 20  # a replay is one short step, and many callers may wait for its version
 
 
@@ -198,10 +195,7 @@ class VersionLoader:
 
 
 def _check_template(records: Sequence[GoldenRecord], encoder: InputEncoder) -> None:
-    """Check that synthetic records are of the inputs that every replica can compute.
-
-    Their ids differ with another template or tokenizer.
-    """
+    """Check that synthetic records are of inputs that every replica can compute, with this template and tokenizer."""
     if not any(record.is_synthetic for record in records):
         return
     expected = set(golden_input_ids(encoder))

@@ -190,9 +190,7 @@ class ModelsFile:
     def __init__(
         self, path: Path | None = None, check: Callable[[Mapping[str, ModelEntry]], None] = lambda entries: None
     ) -> None:
-        """`check` raises ConfigError for a content that this process can't use. Raises ConfigError if the file is
-        invalid at the start.
-        """
+        """`check` raises ConfigError for a content that this process can't use. So does this if the file is invalid."""
 
         def read(file: WatchedFile) -> Mapping[str, ModelEntry]:
             entries = {entry.id: entry for entry in read_json(file, _File).models}

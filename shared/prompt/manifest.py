@@ -123,10 +123,7 @@ class GoldenRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Everything about a version except its number and digest.
-
-    A field may be added only with a default or a new `format`.
-    """
+    """All of a version but its number and digest. A field may be added only with a default or a new `format`."""
 
     model_config = _FROZEN
     format: int = MANIFEST_FORMAT

@@ -28,9 +28,7 @@ _LOOK_SECONDS = 1.0
 
 
 def read_json(file: WatchedFile, cls: type[Content]) -> Content:
-    """The file's content. Raises ConfigError with the path and the first bad keys, and without values: they may be
-    secrets.
-    """
+    """The content. Raises ConfigError with the path and the first bad keys, without values: they may be secrets."""
     try:
         data = file.read()
         content = cls.model_validate_json(data)

@@ -63,9 +63,7 @@ class _Superseded(Exception):
 
 
 class Worker:
-    """Loads a base model and trains jobs on it. `load` returns the trainer and the details for reports; it runs in the
-    worker's thread.
-    """
+    """Trains jobs. `load`, run in the worker's thread, returns the trainer and the details for reports."""
 
     def __init__(
         self,

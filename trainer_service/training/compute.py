@@ -165,9 +165,7 @@ def _cross_entropy(
 
 
 def memory_cost(forward: Forward, num_virtual: int, rows: Sequence[Row]) -> int:
-    """A segment's share of a pass's budget: its positions, or more if its rows are so long that attention's scores
-    dominate memory.
-    """
+    """A segment's share of a budget: its positions, or more if attention's scores of long rows dominate memory."""
     longest = num_virtual + max((len(row.tokens) for row in rows), default=0)
     return forward.row_memory.cost(forward.num_tokens(num_virtual, rows), longest)
 
@@ -175,10 +173,7 @@ def memory_cost(forward: Forward, num_virtual: int, rows: Sequence[Row]) -> int:
 def score_within(
     base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork], token_budget: int
 ) -> list[list[RowScore]]:
-    """`score`, in several passes if one would exceed the budget.
-
-    Without a backward pass, a position takes about a third of the memory.
-    """
+    """`score`, in passes within the budget. Without a backward pass a position takes about a third of the memory."""
     lengths = [work.num_virtual_tokens for work in works]
     budget = _WITHOUT_BACKWARD * token_budget
     if sum(memory_cost(forward, length, work.rows) for length, work in zip(lengths, works, strict=True)) <= budget:

@@ -18,10 +18,7 @@ _DEVICE = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")
 
 
 class RowTooLarge(SoftPromptError):
-    """One example is too large for this worker's memory, even in a separate pass.
-
-    `fits`: the number of tokens that would fit, if known.
-    """
+    """An example too large for this worker's memory, even alone. `fits`: tokens that would fit, if known."""
 
     def __init__(self, num_tokens: int, num_virtual_tokens: int, fits: int | None) -> None:
         limit = "" if fits is None else f"; examples of up to {fits} tokens fit"

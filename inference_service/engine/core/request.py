@@ -1,6 +1,4 @@
-"""What a caller asks of the engine and what it gets back: plain frozen data. Knows nothing of models, queues or
-transports.
-"""
+"""What a caller asks of the engine and gets back: plain frozen data, without models, queues or transports."""
 
 from __future__ import annotations
 
@@ -32,9 +30,7 @@ class Account:
 
 @dataclass(frozen=True)
 class GenerationRequest(Account):
-    """One continuation to generate. `input_ids` come from `shared.text.template`; the soft prompt's virtual tokens are
-    not among them.
-    """
+    """One continuation to generate. `input_ids` (`shared.text.template`) are without the prompt's virtual tokens."""
 
     request_id: str
     input_ids: tuple[int, ...]
@@ -42,9 +38,7 @@ class GenerationRequest(Account):
     prefix_id: str | None = None
     """A soft prompt that `load_prefix` made known; None is the bare model."""
     continues: bool = False
-    """The answer goes on in the input's text: it keeps the space with which it begins, where the tokenizer would drop
-    that from a text.
-    """
+    """The answer goes on in the input's text, and keeps a first space that the tokenizer would drop from a text."""
     exact: bool = False
     """The answer keeps that space also where it begins a text."""
     always_admitted: bool = False
@@ -59,9 +53,7 @@ class GenerationRequest(Account):
 
 @dataclass(frozen=True)
 class ScoreRequest(Account):
-    """How likely each candidate continuation is after the input. Candidates are token ids
-    (`InputEncoder.encode_target`).
-    """
+    """How likely each candidate is after the input. Candidates are token ids (`InputEncoder.encode_target`)."""
 
     request_id: str
     input_ids: tuple[int, ...]
@@ -102,9 +94,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural logarithms under the model's own distribution, before temperature and penalties. `top` is sorted, most
-    likely first.
-    """
+    """Natural logarithms under the model's own distribution, before temperature and penalties. `top`: best first."""
 
     token_id: int
     logprob: float
@@ -140,9 +130,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Delta:
-    """What is new since the last delta of a stream. The first and the last carry `usage` and `timing`; the last a
-    finish reason.
-    """
+    """What is new in a stream. The first and the last delta carry `usage` and `timing`; the last a finish reason."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()

@@ -99,10 +99,7 @@ class RowKVCache(LayerTensors):
             tensor[:, row, :, : prefix.num_virtual] = saved
 
     def trim(self, row: int, first: int = 0) -> None:
-        """Return the row's pages from slot `first` on to the system.
-
-        Its slots read as zeros afterwards, so NaNs in them are gone, too.
-        """
+        """Return the row's pages from slot `first` on to the system. The slots then read as zeros, NaNs too."""
         if not self._maps or not hasattr(mmap, "MADV_DONTNEED"):
             for tensor in (*self._keys, *self._values):
                 tensor[:, row, :, first:] = 0

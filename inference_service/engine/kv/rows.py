@@ -60,8 +60,7 @@ class Row:
     """Blocks of memory touched since the row was last trimmed."""
     last_used: int = 0
     dirty: bool = False
-    """Whether the last holder failed: its values may be not finite and would reach the next holder through its masks.
-    """
+    """Whether the last holder failed: its values may be not finite and reach the next holder through its masks."""
 
     @property
     def content(self) -> Content | None:

@@ -1,6 +1,4 @@
-"""What attention over rows and over blocks has in common: how a layer scores, the masks of a step's longer chunks, and
-attention with a mask.
-"""
+"""How a layer scores, the masks of a step's longer chunks, and attention with a mask, over rows or blocks."""
 
 from __future__ import annotations
 
@@ -13,10 +11,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class LayerScoring:
-    """How one layer scores: `cap(query . key * scale)`.
-
-    Slots `window` or more positions back are hidden (0 means no window).
-    """
+    """How a layer scores: `cap(query . key * scale)`. Slots `window` or more positions back are hidden (0: none)."""
 
     scale: float
     window: int

@@ -39,10 +39,7 @@ class Runner(Protocol):
 
 
 class ModelRunner:
-    """Runs plans over a row cache.
-
-    `scratch_row` is a row of the cache that no sequence gets; the self-check computes there.
-    """
+    """Runs plans over a row cache. The self-check computes in `scratch_row`, which no sequence gets."""
 
     def __init__(self, base: BaseModel, cache: RowKVCache) -> None:
         self._model: Any = base.model

@@ -19,10 +19,7 @@ _WINDOW = 6
 
 
 class Detokenizer(Protocol):
-    """The state of one stream.
-
-    `push` returns the text that is certain so far; `flush` returns the rest, without an unfinished character.
-    """
+    """One stream. `push` returns the text that is certain so far, `flush` the rest without an unfinished character."""
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens complete; empty if no character is complete yet."""

@@ -49,10 +49,7 @@ class StopMatcher:
 
 
 class TextStream:
-    """The text of one request.
-
-    `end_ids` end the generation; `max_length` is the maximum number of positions of the sequence.
-    """
+    """One request's text. `end_ids` end the generation; `max_length`: most positions of the sequence."""
 
     def __init__(
         self,

@@ -44,10 +44,7 @@ class EncodedExample:
 
 
 class EncodedRows(Sequence[EncodedExample]):
-    """Some rows of a dataset, converted to `EncodedExample`s on access.
-
-    `shortened`: the input ids of rows with truncated inputs.
-    """
+    """Some rows of a dataset, converted on access. `shortened`: the input ids of rows with truncated inputs."""
 
     def __init__(self, rows: TokenRows, indices: NDArray[np.int64], shortened: Mapping[int, tuple[int, ...]]) -> None:
         self._rows, self._indices, self._shortened = rows, indices, shortened
