@@ -56,7 +56,10 @@ class FieldViolation:
 
 
 class InvalidInput(SoftPromptError):
-    """The request can never succeed as it is. Collect all violations first, so callers can fix them in one attempt."""
+    """The request can never succeed as it is.
+
+    Collect all violations before raising, so that callers can fix all fields in one attempt.
+    """
 
     def __init__(self, violations: Sequence[FieldViolation]) -> None:
         self.violations = tuple(violations)
@@ -75,7 +78,10 @@ class InvalidInput(SoftPromptError):
 
 
 class NotFound(SoftPromptError):
-    """The named resource does not exist. `kind`: prompt, version, alias, tuning job, dataset, base model, in words."""
+    """The named resource does not exist.
+
+    `kind` is its type in words: prompt, version, alias, tuning job, dataset, base model.
+    """
 
     def __init__(self, kind: str, name: str, hint: str = "") -> None:
         super().__init__(f"{kind} {name!r} does not exist" + (f"; {hint}" if hint else ""), kind=kind, name=name)
