@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from shared.errors import InvalidInput, SoftPromptError
@@ -289,22 +290,15 @@ class Worker:
 
 def _unread(task: TrainingTask, error: Exception) -> Failed:
     """The Failed event of a task whose datasets can't be used."""
+    failed = partial(Failed, task.job_id, task.attempt)
     if isinstance(error, SoftPromptError):
         field = str(field_of_spec(error.violations[0].location)) if isinstance(error, InvalidInput) else "spec.dataset"
-        return Failed(task.job_id, task.attempt, "BAD_DATA", error.message, field)
+        return failed("BAD_DATA", error.message, field)
     if isinstance(error, OSError):
         log.warning("a dataset can't be read: %s", error)
-        return Failed(
-            task.job_id, task.attempt, "DATA_UNAVAILABLE", f"the worker could not read the dataset: {error.strerror}"
-        )
+        return failed("DATA_UNAVAILABLE", f"the worker could not read the dataset: {error.strerror}")
     if isinstance(error, MemoryError):
         message = "the dataset is too large for this worker's memory"
-        return Failed(task.job_id, task.attempt, "OUT_OF_MEMORY", message, "spec.dataset", retryable=True)
+        return failed("OUT_OF_MEMORY", message, "spec.dataset", retryable=True)
     log.error("reading the datasets of job %s failed", task.job_id, exc_info=error)
-    return Failed(
-        task.job_id,
-        task.attempt,
-        "INTERNAL",
-        "reading the dataset failed; the worker's log has the cause",
-        retryable=True,
-    )
+    return failed("INTERNAL", "reading the dataset failed; the worker's log has the cause", retryable=True)
