@@ -182,20 +182,12 @@ class RayWorker:
         calls: CallPool | None = None,
         draining: DrainingNodes | None = None,
     ) -> None:
-        self._id, self._base_model, self._actor = id, base_model, actor
+        self.id, self.base_model, self._actor = id, base_model, actor
         self._calls = calls or CallPool("ray")
         self._oom_kills, self._on_close = oom_kills, on_close
         self._draining, self._node_id = draining, ""
         self._loss: WorkerLost | None = None
         """Why the worker's process died, found by the first call that notices."""
-
-    @property
-    def id(self) -> str:
-        return self._id
-
-    @property
-    def base_model(self) -> str:
-        return self._base_model
 
     async def check_software(self) -> None:
         """Raises WrongSoftware if the actor has other versions than this process; pickled tasks could be misread."""

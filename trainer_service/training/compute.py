@@ -81,10 +81,7 @@ def score(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork]) -
         results.append([])
         for row in work.rows:
             some = scores[first : first + len(row.target_ids)]
-            log_probability, num_correct = (
-                sum(score.log_probability for score in some),
-                sum(score.correct for score in some),
-            )
+            log_probability, num_correct = sum(one.log_probability for one in some), sum(one.correct for one in some)
             top = joined([score.top for score in some if score.top is not None])
             results[-1].append(RowScore(log_probability, len(some), num_correct, some[0].candidates, top))
             first += len(some)
