@@ -1,24 +1,15 @@
-"""The completions of one input: their requests to the engine, their texts, and the log-probabilities of the input."""
+"""The completions of one input: their requests to the engine and their texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from inference_service.engine.core.request import GenerationRequest, TokenLogprob
+from inference_service.engine.core.request import GenerationRequest
 from shared.errors import InvalidInput
 from shared.values.sampling import SamplingParams, completion_seed
 
 MAX_INPUT_LOGPROBS = 65_536
 """Log-probabilities of one input, alternatives included; they are sent in one message of up to 2 MB."""
-
-
-@dataclass(frozen=True)
-class InputToken:
-    """A token of the input; `logprob` is None for the first one, which nothing precedes."""
-
-    token_id: int
-    logprob: TokenLogprob | None
 
 
 def completion_requests(first: GenerationRequest) -> tuple[GenerationRequest, ...]:
@@ -51,13 +42,6 @@ def check_input_logprobs(params: SamplingParams, num_input: int) -> None:
             if most >= 0
             else f"is available for inputs of at most {MAX_INPUT_LOGPROBS} tokens, this one has {num_input}",
         )
-
-
-def input_tokens(request: GenerationRequest, logprobs: Sequence[TokenLogprob]) -> tuple[InputToken, ...]:
-    """The tokens of the input with the log-probabilities of all but the first; empty if they were not requested."""
-    if request.sampling.num_input_logprobs is None:
-        return ()
-    return tuple(map(InputToken, request.input_ids, (None, *logprobs)))
 
 
 class AnswerText:

@@ -12,17 +12,13 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from inference_service.completions import (
-    AnswerText,
-    check_input_logprobs,
-    completion_requests,
-    input_tokens,
-)
+from inference_service.completions import AnswerText, check_input_logprobs, completion_requests
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.core.request import (
+    Account,
     Delta,
     FinishReason,
     GenerationRequest,
@@ -54,21 +50,15 @@ _MAX_LOAD_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
-class Call:
-    """Metadata of a request. `deadline` is on the clock of `time.monotonic()`."""
+class Call(Account):
+    """Metadata of a request."""
 
     request_id: str
-    priority: int = 0
-    deadline: float | None = None
-    tenant: str = ""
-    """The tenant that is charged; tenants share the engine by `weight`."""
-    weight: float = 1.0
-    caller: str = ""
 
     @property
     def account(self) -> dict[str, Any]:
         """The fields of an engine request for tenant, caller, priority and deadline."""
-        return {name: getattr(self, name) for name in ("priority", "deadline", "tenant", "weight", "caller")}
+        return {item.name: getattr(self, item.name) for item in fields(Account)}
 
 
 @dataclass(frozen=True)
@@ -179,7 +169,8 @@ class GenerationService:
                     _raise_if_failed(delta, started)
                     if not started and delta.usage is not None and delta.seed is not None:
                         started = True
-                        tokens = self._texts.shown_input(input_tokens(request, delta.input_logprobs))
+                        asked = params.num_input_logprobs is not None
+                        tokens = self._texts.shown_input(prepared.ids, delta.input_logprobs) if asked else ()
                         yield source.start(delta.usage, params.seed or 0, call.request_id, tokens)
                     if delta.token_ids or delta.text:
                         yield replace(delta, text=texts[index](delta.text))

@@ -7,13 +7,13 @@ their number is unbounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from inference_service.engine.core.stats import EngineStats, FinishedRequest, StepStats
+from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest, StepStats
 from inference_service.guides import GuideStats
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import RefusalReason
@@ -29,44 +29,40 @@ _STEP = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 0.5, 1, 2
 _LOAD = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _PUBLISH_TO_SERVED = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 300)
 
-_ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
-    ("requests_running", "Requests in the engine's steps.", lambda stats: stats.running),
-    ("requests_waiting", "Requests waiting for a place.", lambda stats: stats.waiting),
-    ("waiting_tokens", "Input tokens of waiting requests.", lambda stats: stats.waiting_tokens),
-    ("kv_cache_usage_ratio", "Share of the KV cache that running requests hold.", lambda stats: stats.kv_usage),
-    ("prefix_kv_bytes", "Memory of the soft prompts' keys and values.", lambda stats: stats.prefix_kv_bytes),
-    ("prefix_kv_max_bytes", "Budget of that memory.", lambda stats: stats.prefix_kv_max_bytes),
-    ("prefixes_resident", "Soft prompts whose keys and values are in memory.", lambda stats: stats.prefixes_loaded),
-)
-_STANDARD_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
-    ("vllm:num_requests_running", "softprompt_inference_requests_running.", lambda stats: stats.running),
-    ("vllm:num_requests_waiting", "softprompt_inference_requests_waiting.", lambda stats: stats.waiting),
-    ("vllm:kv_cache_usage_perc", "softprompt_inference_kv_cache_usage_ratio.", lambda stats: stats.kv_usage),
-)
-"""By the names that routers such as llm-d's look for."""
-_ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
-    (
-        "preemptions",
-        "Requests that were preempted and computed again.",
-        lambda stats: stats.preemptions,
-    ),
-    (
-        "prefix_kv_hits",
-        "Uses of a soft prompt whose keys and values were in memory.",
-        lambda stats: stats.prefix_kv_hits,
-    ),
-    (
-        "prefix_kv_loads",
-        "Computations of a soft prompt's keys and values.",
-        lambda stats: stats.prefix_kv_loads,
-    ),
-    ("prefix_kv_evictions", "Evictions of a soft prompt's keys and values.", lambda stats: stats.prefix_kv_evictions),
-)
-_GUIDE_COUNTERS: tuple[tuple[str, str, Callable[[GuideStats], float]], ...] = (
-    ("guides_compiled", "Guides that were compiled.", lambda stats: stats.num_compiled),
-    ("guides_reused", "Uses of a guide that was already compiled.", lambda stats: stats.num_reused),
-    ("guides_refused", "Guides that could not be compiled.", lambda stats: stats.num_refused),
-)
+_ENGINE_GAUGES = {
+    "requests_running": ("running", "Requests in the engine's steps."),
+    "requests_waiting": ("waiting", "Requests waiting for a place."),
+    "waiting_tokens": ("waiting_tokens", "Input tokens of waiting requests."),
+    "kv_cache_usage_ratio": ("kv_usage", "Share of the KV cache that running requests hold."),
+    "prefix_kv_bytes": ("prefix_kv_bytes", "Memory of the soft prompts' keys and values."),
+    "prefix_kv_max_bytes": ("prefix_kv_max_bytes", "Budget of that memory."),
+    "prefixes_resident": ("prefixes_loaded", "Soft prompts whose keys and values are in memory."),
+}
+"""Of each series below: the attribute with its value, and what it is."""
+_STANDARD_GAUGES = {
+    "vllm:num_requests_running": "requests_running",
+    "vllm:num_requests_waiting": "requests_waiting",
+    "vllm:kv_cache_usage_perc": "kv_cache_usage_ratio",
+}
+"""The same by the names that routers such as llm-d's look for."""
+_ENGINE_COUNTERS = {
+    "preemptions": ("preemptions", "Requests that were preempted and computed again."),
+    "prefix_kv_hits": ("prefix_kv_hits", "Uses of a soft prompt whose keys and values were in memory."),
+    "prefix_kv_loads": ("prefix_kv_loads", "Computations of a soft prompt's keys and values."),
+    "prefix_kv_evictions": ("prefix_kv_evictions", "Evictions of a soft prompt's keys and values."),
+}
+_GUIDE_COUNTERS = {
+    "guides_compiled": ("num_compiled", "Guides that were compiled."),
+    "guides_reused": ("num_reused", "Uses of a guide that was already compiled."),
+    "guides_refused": ("num_refused", "Guides that could not be compiled."),
+}
+_GUIDE_GAUGES = {"guides_kept_bytes": ("kept_bytes", "Estimated memory of the compiled guides that are kept.")}
+_VERSION_GAUGES = {
+    "versions_loaded": ("num_loaded", "Versions ready to serve."),
+    "versions_quarantined": ("num_quarantined", "Versions refused permanently."),
+    "versions_known": ("num_known", "Versions in the store."),
+    "aliases_behind": ("num_aliases_behind", "Aliases that serve something else than the store says."),
+}
 
 
 class PromptLabels:
@@ -88,7 +84,7 @@ class PromptLabels:
         return prompt
 
 
-class EngineMetrics:
+class EngineMetrics(EngineObserver):
     """An engine observer that updates the series; called in the engine's thread."""
 
     def __init__(
@@ -218,31 +214,22 @@ class StateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges and counters of the current state."""
-        stats = self._stats()
-        for name, about, value in _ENGINE_GAUGES:
-            yield GaugeMetricFamily(f"{PREFIX}_{name}", about, value=value(stats))
-        for name, about, value in _STANDARD_GAUGES:
-            yield GaugeMetricFamily(name, f"The same as {about}", value=value(stats))
-        for name, about, value in _ENGINE_COUNTERS:
-            yield CounterMetricFamily(f"{PREFIX}_{name}", about, value=value(stats))
-        guides = self._guides()
-        for name, about, read in _GUIDE_COUNTERS:
-            yield CounterMetricFamily(f"{PREFIX}_{name}", about, value=read(guides))
-        yield GaugeMetricFamily(
-            f"{PREFIX}_guides_kept_bytes",
-            "Estimated memory of the compiled guides that are kept.",
-            value=guides.kept_bytes,
-        )
-        yield GaugeMetricFamily(f"{PREFIX}_versions_loaded", "Versions ready to serve.", value=self._prompts.num_loaded)
-        yield GaugeMetricFamily(
-            f"{PREFIX}_versions_quarantined", "Versions refused permanently.", value=self._prompts.num_quarantined
-        )
-        yield GaugeMetricFamily(f"{PREFIX}_versions_known", "Versions in the store.", value=self._prompts.num_known)
-        yield GaugeMetricFamily(
-            f"{PREFIX}_aliases_behind",
-            "Aliases that serve something else than the store says.",
-            value=self._prompts.num_aliases_behind,
-        )
+        stats, guides = self._stats(), self._guides()
+        yield from _families(GaugeMetricFamily, _ENGINE_GAUGES, stats)
+        for name, same in _STANDARD_GAUGES.items():
+            value = getattr(stats, _ENGINE_GAUGES[same][0])
+            yield GaugeMetricFamily(name, f"The same as {PREFIX}_{same}.", value=value)
+        yield from _families(CounterMetricFamily, _ENGINE_COUNTERS, stats)
+        yield from _families(CounterMetricFamily, _GUIDE_COUNTERS, guides)
+        yield from _families(GaugeMetricFamily, _GUIDE_GAUGES, guides)
+        yield from _families(GaugeMetricFamily, _VERSION_GAUGES, self._prompts)
+
+
+def _families(
+    kind: type[GaugeMetricFamily | CounterMetricFamily], table: Mapping[str, tuple[str, str]], source: object
+) -> Iterator[Metric]:
+    for name, (attribute, about) in table.items():
+        yield kind(f"{PREFIX}_{name}", about, value=getattr(source, attribute))
 
 
 class UsageCollector(Collector):

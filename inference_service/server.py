@@ -30,7 +30,6 @@ from inference_service.prompts.heartbeat import Heartbeat
 from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.pools import StorePools
 from inference_service.prompts.registry import PromptRegistry
-from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import prompt_of_prefix
 from inference_service.prompts.version_loader import VersionLoader
 from inference_service.prompts.watcher import PromptWatcher
@@ -83,7 +82,7 @@ def build(
 
     `address`: where routers reach it. `usage`: None records none.
     """
-    pools = pools or StorePools.of(settings.store_timeout_seconds)
+    pools = pools or StorePools(settings.store_timeout_seconds)
     base, max_length = engine.base, engine.config.max_length
     num_labels = settings.num_prompt_labels(num_tenants)
     engine_metrics = EngineMetrics(
@@ -93,7 +92,8 @@ def build(
         *(() if usage is None else (usage.record,)),
     )
     running = AsyncEngine(engine, engine_metrics)
-    registry = PromptRegistry(PrefixUnloader(running), settings.max_loaded_versions)
+    loader = VersionLoader(store, running, base, max_length, engine.config.limits.max_logprobs, pools.fetch)
+    registry = PromptRegistry(loader.unload, settings.max_loaded_versions)
     directory, interval_seconds = ReplicaDirectory(store.backend), settings.heartbeat_seconds
     heartbeat = Heartbeat(
         directory,
@@ -108,7 +108,6 @@ def build(
     prompt_metrics = PromptMetrics(metrics, heartbeat.report_now)
     guides, texts = Guides(GuideCompiler(base), settings.guide_cache_bytes), TokenTexts(base.tokenizer)
     metrics.register(StateCollector(running.stats, registry, guides.stats))
-    loader = VersionLoader(store, running, base, max_length, engine.config.limits.max_logprobs, pools.fetch)
     loads = VersionLoads(loader, registry, prompt_metrics)
     metrics.register(PoolCollector(pools.all))
     start = StartLimits(settings.start_versions, settings.start_seconds)
@@ -168,7 +167,7 @@ async def _live(
 ) -> None:
     """Start the replica and run its tasks. Ends by cancellation, or with the error that ended the replica."""
     engine = await on_daemon_thread(lambda: _load(settings), "load-model")
-    pools = StorePools.of(settings.store_timeout_seconds)
+    pools = StorePools(settings.store_timeout_seconds)
     store = await pools.watch.open(lambda: open_store(settings.store_url, settings.store_timeout_seconds))
     journal = UsageJournal(settings.usage_folder(store.id), engine.base.info.id)
     metrics.register(UsageCollector(lambda: journal.num_lost))

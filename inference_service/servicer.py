@@ -156,7 +156,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if priority > tenant.max_priority:
             raise InvalidInput.of("priority", f"must be at most {tenant.max_priority} for {tenant.name}, is {priority}")
         return Call(
-            str(bound_fields().get("request_id", "")), priority, deadline, tenant.name, tenant.weight, caller.name
+            str(bound_fields().get("request_id", "")),
+            priority=priority,
+            deadline=deadline,
+            tenant=tenant.name,
+            weight=tenant.weight,
+            caller=caller.name,
         )
 
     def _note_end(self, part: object, call: Call) -> None:

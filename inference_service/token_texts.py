@@ -6,20 +6,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from inference_service import completions
 from inference_service.engine.core import request
 from inference_service.engine.core.request import Delta
-from inference_service.engine.text.token_bytes import byte_table
+from shared.text.token_bytes import byte_table
 from shared.values.generation import GenerationDelta, InputToken, TokenAlternative, TokenLogprob
 
 _CACHED = 65_536
 
 
 class TokenTexts:
-    """Bytes and texts of one tokenizer's tokens.
-
-    A control token has its own string, such as `<|im_end|>`, which streams never show.
-    """
+    """Bytes and texts of a tokenizer's tokens, also of control tokens such as `<|im_end|>`, which streams hide."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -45,17 +41,17 @@ class TokenTexts:
         )
         return GenerationDelta(delta.text, delta.token_ids, logprobs, delta.index)
 
-    def shown_input(self, tokens: Sequence[completions.InputToken]) -> tuple[InputToken, ...]:
-        """The tokens of an input with their texts."""
+    def shown_input(self, token_ids: Sequence[int], logprobs: Sequence[request.TokenLogprob]) -> tuple[InputToken, ...]:
+        """The tokens of an input with their texts. `logprobs`: of all but the first, which nothing precedes."""
         return tuple(
             InputToken(
-                one.token_id,
-                None if one.logprob is None else one.logprob.logprob,
-                () if one.logprob is None else self._alternatives(one.logprob),
-                self.text_of(one.token_id),
-                self.bytes_of(one.token_id),
+                token,
+                None if one is None else one.logprob,
+                () if one is None else self._alternatives(one),
+                self.text_of(token),
+                self.bytes_of(token),
             )
-            for one in tokens
+            for token, one in zip(token_ids, (None, *logprobs), strict=False)
         )
 
     def _alternatives(self, found: request.TokenLogprob) -> tuple[TokenAlternative, ...]:

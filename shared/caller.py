@@ -178,10 +178,7 @@ def current_caller() -> Caller:
 
 
 def tenant_of_work() -> str:
-    """Name of the tenant that the current work is done for.
-
-    Empty for the service's own work, and if no tenants are configured.
-    """
+    """The tenant that the current work is done for. Empty: the service's own work, or no tenants are configured."""
     caller = _current.get()
     return SERVICE if caller.group is EVERYBODY.group else caller.tenant.name
 

@@ -89,10 +89,7 @@ class FairTurns(Generic[Item]):
 
 
 class FairSlots:
-    """A semaphore for one event loop in which tenants take turns and none can hold all slots.
-
-    Use it as `async with slots.taken(holder):`.
-    """
+    """A semaphore of one event loop: tenants take turns, none can hold all slots. `async with slots.taken(holder):`"""
 
     def __init__(self, num_slots: int) -> None:
         self._num_slots, self._num_taken = num_slots, 0

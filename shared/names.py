@@ -43,10 +43,7 @@ def version_name(prompt: str, version: int) -> str:
 
 
 def parse_version_name(name: str, field: str) -> tuple[str, int]:
-    """Split `prompts/{prompt}/versions/{n}` or the short form `{prompt}@{n}` into (prompt, n).
-
-    Raises InvalidInput for `field`.
-    """
+    """(prompt, n) of `prompts/{prompt}/versions/{n}`, short `{prompt}@{n}`. Raises InvalidInput for `field`."""
     if match := _VERSION_NAME.fullmatch(name):
         return match[1], int(match[2])
     reference = PromptReference.parse(name, field)
@@ -67,10 +64,7 @@ class PromptReference:
 
     @classmethod
     def parse(cls, text: str, field: str = "prompt") -> PromptReference:
-        """Parse `name`, `name@alias` or `name@version`; a name alone means the default alias.
-
-        Raises InvalidInput for `field`.
-        """
+        """Parse `name` (its default alias), `name@alias` or `name@version`. Raises InvalidInput for `field`."""
         prompt, at, selector = text.partition("@")
         check_name(prompt, field)
         if not at:

@@ -4,8 +4,5 @@ from __future__ import annotations
 
 
 def package_name(package: str) -> str:
-    """The import name of `package` as a string, for example `trainer_service`.
-
-    In an installed wheel it is `softprompt.trainer_service`.
-    """
+    """The import name of `package`, `trainer_service`; in an installed wheel `softprompt.trainer_service`."""
     return (__package__ or "").removesuffix("shared") + package

@@ -54,9 +54,9 @@ class AsyncEngine:
     """Asyncio interface of one engine. Call `start` and all other methods on the same event loop."""
 
     def __init__(self, engine: Engine, observer: EngineObserver | None = None) -> None:
-        self._engine = engine
+        self.engine = engine
         if observer is not None:
-            engine.observer = observer
+            engine.live.observer = observer
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._thread_started = threading.Event()
@@ -69,11 +69,6 @@ class AsyncEngine:
         self._failure: str | None = None
         self._stats = engine.stats()
         self._idle = asyncio.Event()
-
-    @property
-    def engine(self) -> Engine:
-        """The wrapped engine."""
-        return self._engine
 
     @property
     def healthy(self) -> bool:
@@ -104,7 +99,7 @@ class AsyncEngine:
         if self._thread is not None and self._thread.is_alive():
             self._send(self._quit)
             await asyncio.to_thread(self._thread.join)
-        self._engine.close()
+        self.engine.close()
         self._stopping = True
 
     async def generate(self, *requests: GenerationRequest) -> AsyncIterator[Delta]:
@@ -163,7 +158,7 @@ class AsyncEngine:
         """
         sampling = SamplingParams(temperature=0.0, max_new_tokens=1, num_logprobs=k, ignore_eos=True)
         request = GenerationRequest(
-            f"replay-{uuid4().hex}", tuple(input_ids), sampling, prefix_id, priority, always_admitted=True
+            f"replay-{uuid4().hex}", tuple(input_ids), sampling, prefix_id, priority=priority, always_admitted=True
         )
         top: list[tuple[int, float]] = []
         async for delta in self.generate(request):
@@ -191,15 +186,15 @@ class AsyncEngine:
 
     def prefix_kv_bytes(self, prefix_id: str) -> int:
         """Bytes of a soft prompt's keys and values; 0 while they are not in memory."""
-        return self._engine.prefixes.kv_bytes(prefix_id)
+        return self.engine.prefixes.kv_bytes(prefix_id)
 
     async def unload_prefix(self, prefix_id: str) -> bool:
         """Unload a soft prompt. Returns False if requests still use it; the last of them then causes the unload."""
-        return await self._call(lambda: self._engine.unload_prefix(prefix_id))
+        return await self._call(lambda: self.engine.unload_prefix(prefix_id))
 
     async def check_integrity(self) -> None:
         """Raise IntegrityError if the engine's bookkeeping is inconsistent."""
-        await self._call(self._engine.check_integrity)
+        await self._call(self.engine.check_integrity)
 
     def stats(self) -> EngineStats:
         """Statistics at the end of the last step."""
@@ -259,14 +254,14 @@ class AsyncEngine:
             compute_in_this_thread()
             self._thread_started.set()
             while not self._stopping:
-                if not self._inbox and not self._engine.has_work:
-                    self._engine.check_integrity()
+                if not self._inbox and not self.engine.has_work:
+                    self.engine.check_integrity()
                     self._wake.wait()
                 self._wake.clear()
                 while self._inbox:
                     self._inbox.popleft()()
-                self._post(self._engine.step())
-                if self._engine.broken:
+                self._post(self.engine.step())
+                if self.engine.broken:
                     raise StepFailed("too many consecutive steps failed")
         except BaseException as error:
             log.exception("the engine's step loop failed")
@@ -277,15 +272,15 @@ class AsyncEngine:
 
     def _submit(self, *requests: Request) -> None:
         try:
-            self._engine.submit(*requests)
+            self.engine.submit(*requests)
         except Exception as error:
             if not isinstance(error, SoftPromptError):
                 log.exception("request %s could not be queued", requests[0].request_id)
             events: list[tuple[str, Event]] = [(request.request_id, error) for request in requests]
-            self._notify(self._deliver, events, self._engine.stats())
+            self._notify(self._deliver, events, self.engine.stats())
 
     def _cancel(self, request_id: str) -> None:
-        output = self._engine.cancel(request_id)
+        output = self.engine.cancel(request_id)
         if output is not None:
             self._post([output])
 
@@ -301,11 +296,11 @@ class AsyncEngine:
             if stream is None:
                 continue
             stream.held.append(output.delta)
-            due = now - stream.flushed_at >= self._engine.config.flush_interval_seconds
+            due = now - stream.flushed_at >= self.engine.config.flush_interval_seconds
             if due or output.delta.finish_reason is not None:
                 events.append((output.request_id, replace(output, delta=merge(stream.held))))
                 stream.held, stream.flushed_at = [], now
-        self._notify(self._deliver, events, self._engine.stats())
+        self._notify(self._deliver, events, self.engine.stats())
 
     def _notify(self, function: Callable[..., None], *args: object) -> None:
         if self._loop is None:

@@ -12,10 +12,7 @@ Event = Output | BaseException
 
 
 class DeltaStream:
-    """Unread deltas of one consumer.
-
-    Used on the event loop, except `held`, which the engine's thread fills between flushes.
-    """
+    """One consumer's unread deltas. Used on the event loop; the engine's thread fills `held` between flushes."""
 
     def __init__(self, ready: asyncio.Event | None = None) -> None:
         """`ready` may be shared by the streams of one consumer."""

@@ -16,13 +16,8 @@ from inference_service.engine.build import assemble
 from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.core.late_masks import late_masks, still_paused
 from inference_service.engine.core.plan import StepPlan
-from inference_service.engine.core.request import (
-    Delta,
-    FinishReason,
-    PrefixLoad,
-    Request,
-)
-from inference_service.engine.core.stats import EngineObserver, EngineStats, StepStats
+from inference_service.engine.core.request import Delta, FinishReason, PrefixLoad, Request
+from inference_service.engine.core.stats import EngineStats, StepStats
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.live_requests import LiveRequests, Output, Results
 from inference_service.engine.run import scoring
@@ -48,12 +43,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        base: BaseModel,
-        config: EngineConfig,
-        scheduler: Scheduler,
-        runner: Runner,
-        prefixes: PrefixCache,
+        self, base: BaseModel, config: EngineConfig, scheduler: Scheduler, runner: Runner, prefixes: PrefixCache
     ) -> None:
         self.base, self.config = base, config
         self.scheduler, self.runner, self.prefixes = scheduler, runner, prefixes
@@ -156,15 +146,6 @@ class Engine:
         if gone:
             self.scheduler.pool.forget(prefix_id)
         return gone
-
-    @property
-    def observer(self) -> EngineObserver:
-        """Gets each step and each request that ended."""
-        return self.live.observer
-
-    @observer.setter
-    def observer(self, observer: EngineObserver) -> None:
-        self.live.observer = observer
 
     def check_integrity(self) -> None:
         """Raise IntegrityError if the bookkeeping is inconsistent. Cheap; runs when idle and after each test."""
@@ -270,8 +251,5 @@ def raise_if_not_loaded(end: Delta) -> None:
 def load_engine(
     source: str | Path, options: ModelOptions = DEFAULTS, *, id: str = "", config: EngineConfig | None = None
 ) -> Engine:
-    """Build an engine for a model directory or hub id.
-
-    Raises the errors of `shared.model.base_model.load` and `Engine.from_base_model`.
-    """
+    """The engine of a model directory or hub id. Raises as `base_model.load` and `Engine.from_base_model`."""
     return Engine.from_base_model(base_model.load(source, options, id=id), config)

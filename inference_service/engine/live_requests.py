@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from inference_service.engine.core.config import EngineConfig
-from inference_service.engine.core.guide import GuideProgress
 from inference_service.engine.core.integrity import IntegrityError
 from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import (
@@ -25,8 +24,9 @@ from inference_service.engine.core.request import (
     TokenLogprob,
 )
 from inference_service.engine.core.running_request import RunningRequest, sequence_of
-from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver
+from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest
 from inference_service.engine.guide.mask_workers import MaskWorkers
+from inference_service.engine.guide.matcher import GuideProgress
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.run import scoring
 from inference_service.engine.run.sampler import NOT_FINITE, Sampled
@@ -75,7 +75,8 @@ class LiveRequests:
     ) -> None:
         self._base, self._config = base, config
         self._scheduler, self._prefixes, self._clock = scheduler, prefixes, clock
-        self.observer: EngineObserver = NullObserver()
+        self.observer = EngineObserver()
+        """Gets each step and each request that ended."""
         self.streams: dict[str, TextStream] = {}
         self.totals = EngineStats()
         self._scores: dict[str, scoring.Tally] = {}

@@ -24,8 +24,8 @@ from inference_service.engine.core.plan import Chunk, StepPlan, complete_chunk, 
 from inference_service.engine.core.request import FinishReason
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.core.step_pace import StepPace
-from inference_service.engine.kv.pool import Pool
-from inference_service.engine.kv.rows import BLOCK_TOKENS, may_share
+from inference_service.engine.kv.blocks import BlockPool
+from inference_service.engine.kv.rows import BLOCK_TOKENS, RowPool, may_share
 
 WORTH_WAITING_TOKENS = 32
 """An additional step costs about as much as this number of prefill positions."""
@@ -43,15 +43,14 @@ MAX_PASSED_OVER = 64
 
 @dataclass
 class Scheduler:
-    """The queue, the running sequences and the plan of each step; pure bookkeeping over a `Pool`."""
+    """The queue, the running sequences and the plan of each step; pure bookkeeping over a pool of memory."""
 
-    pool: Pool
+    pool: RowPool | BlockPool
     max_tokens_per_step: int
     block_tokens: int = BLOCK_TOKENS
     """Positions per block of the pool."""
     prefix_ready: Callable[[str], bool] = lambda prefix_id: True
-    """Whether a soft prompt's prefix KV is in memory; otherwise the first sequence that uses it computes it in its row.
-    """
+    """Whether a soft prompt's prefix KV is in memory; otherwise its first sequence computes it in its row."""
     waiting: list[RunningRequest] = field(default_factory=list)
     running: list[RunningRequest] = field(default_factory=list)
     num_preemptions: int = 0
@@ -105,10 +104,7 @@ class Scheduler:
                 self.pool.advance(chunk.sequence.row, chunk.sequence.num_computed)
 
     def finish(self, sequence: RunningRequest, reason: FinishReason) -> None:
-        """End a waiting or running sequence and free its row.
-
-        The row keeps its content for reuse unless the sequence failed.
-        """
+        """End a sequence and free its row, which keeps its content for reuse unless the sequence failed."""
         sequence.finish_reason = reason
         if sequence.row is not None:
             self.pool.release(sequence.row, keep=reason not in (FinishReason.ERROR, FinishReason.INTERNAL))
@@ -197,9 +193,7 @@ class Scheduler:
                 yield chunk
 
     def _continue(self, sequence: RunningRequest, budget: int) -> Chunk | None:
-        """The next chunk of a running sequence; preempts others if its memory requires it. None if it was preempted
-        itself.
-        """
+        """The next chunk of a running sequence; preempts others if it lacks memory. None if it was preempted itself."""
         chunk = next_chunk(sequence, budget, self._scorable, self._slots(sequence))
         while chunk is not None and sequence.row is not None:
             ops = self.pool.extend(sequence.row, chunk.end)

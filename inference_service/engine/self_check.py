@@ -33,10 +33,7 @@ The first has a prefill that begins with virtual tokens, its continuation and a 
 several tokens.
 """
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Allowed difference relative to the norm of the logits.
-
-bfloat16 keeps 8 bits, and the order of summation differs in every layer.
-"""
+"""Allowed difference, relative to the logits' norm: bfloat16 keeps 8 bits, and every layer sums in another order."""
 
 
 def check_tokens(vocab_size: int) -> list[int]:

@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 from inference_service.prompts.registry import PromptRegistry
-from inference_service.prompts.version import Quarantine, to_timestamp
+from inference_service.prompts.version import Quarantine
 from shared.errors import SoftPromptError
 from shared.model.base_model import BaseModelInfo
 from shared.process.call_pool import CallPool
-from shared.prompt.manifest import utc_now
+from shared.prompt.manifest import to_timestamp, utc_now
 from shared.store.replicas import LoadedVersion, RefusedVersion, ReplicaDirectory, ReplicaRecord
 
 log = logging.getLogger(__name__)
@@ -41,9 +41,7 @@ class Heartbeat:
         address: str = "",
         queue: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
-        """`address`: where routers reach this replica, empty for nowhere. `queue`: numbers of running and of waiting
-        requests.
-        """
+        """`address`: where routers reach this replica, or empty. `queue`: numbers of running and waiting requests."""
         self._pool = pool or CallPool("prompt_store_heartbeat", max_threads=2)
         self._directory, self._registry = directory, registry
         self._replica, self._base_model, self._interval_seconds = replica, base_model, interval_seconds

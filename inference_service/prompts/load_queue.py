@@ -103,10 +103,7 @@ class VersionLoads:
             log.info("version loaded", extra={"fields": fields})
 
     def _is_permanent(self, record: VersionRecord, error: Exception) -> bool:
-        """Whether to quarantine the version.
-
-        True for permanent errors, and for unknown errors after the maximum number of attempts.
-        """
+        """Whether to quarantine the version: for permanent errors, and after the maximum number of unknown ones."""
         if isinstance(error, _PERMANENT):
             return True
         if isinstance(error, SoftPromptError) or _is_out_of_memory(error):

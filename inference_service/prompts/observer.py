@@ -14,10 +14,7 @@ class PromptObserver(Protocol):
     def version_loaded(
         self, record: VersionRecord, load_seconds: float, publish_to_served_seconds: float | None
     ) -> None:
-        """The version passed all checks and can serve.
-
-        `publish_to_served_seconds` is None for versions that are older than this replica.
-        """
+        """The version can serve. `publish_to_served_seconds` is None if it is older than this replica."""
 
     def version_refused(self, record: VersionRecord, reason: RefusalReason) -> None:
         """The version was quarantined."""

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import islice
 
 from inference_service.prompts.version import (
@@ -20,7 +21,6 @@ from inference_service.prompts.version import (
     ServableVersion,
     VersionKey,
     VersionStatus,
-    now,
     publish_to_served_seconds,
 )
 from shared.caller import EVERYBODY, Caller
@@ -42,41 +42,24 @@ class _Entry:
     retired: bool = False
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """A version that has passed every check.
-
-    The time from publication to serving is None if the version is older than this replica.
-    """
-
-    digest: str
-    publish_to_served_seconds: float | None = None
-
-
 @dataclass
 class PromptRegistry:
-    """The state of all versions of one replica.
-
-    `unload` is called with each prefix id to unload; `max_loaded` limits the versions kept loaded.
-    """
+    """All versions on one replica. `unload` gets each prefix id to unload; `max_loaded`: most versions kept loaded."""
 
     unload: Callable[[str], None]
     max_loaded: int = 4096
     first_revision: int | None = None
     """The revision that this replica started from; versions after it are timed from publish to served."""
-    _index: StoreIndex = field(default_factory=StoreIndex)
+    index: StoreIndex = field(default_factory=StoreIndex)
+    """The store's state at the last applied revision."""
     _loaded: OrderedDict[VersionKey, _Entry] = field(default_factory=OrderedDict)
     _retired: dict[str, _Entry] = field(default_factory=dict)
-    _checked: dict[VersionKey, _Checked] = field(default_factory=dict)
+    _checked: dict[VersionKey, float | None] = field(default_factory=dict)
+    """Checked versions, with the seconds from publication to serving; None: older than this replica."""
     _quarantined: dict[VersionKey, Quarantine] = field(default_factory=dict)
     _serving: dict[tuple[str, str], Alias] = field(default_factory=dict)
     _deferred: dict[tuple[str, str], Alias] = field(default_factory=dict)
     """Aliases, as they were at the start, whose versions load on their first request; moved aliases no longer match."""
-
-    @property
-    def index(self) -> StoreIndex:
-        """The store's state at the last applied revision."""
-        return self._index
 
     @property
     def num_loaded(self) -> int:
@@ -91,7 +74,7 @@ class PromptRegistry:
     @property
     def num_known(self) -> int:
         """Number of versions in the store."""
-        return sum(len(prompt.versions) for prompt in self._index.prompts.values())
+        return sum(len(prompt.versions) for prompt in self.index.prompts.values())
 
     @property
     def num_aliases_behind(self) -> int:
@@ -99,7 +82,7 @@ class PromptRegistry:
 
         Aliases of other models' prompts and those that wait for their first request don't count.
         """
-        aliases = ((name, alias) for name, prompt in self._index.prompts.items() for alias in prompt.aliases.values())
+        aliases = ((name, alias) for name, prompt in self.index.prompts.items() for alias in prompt.aliases.values())
         named = [(name, alias) for name, alias in aliases if not self._is_deferred(name, alias)]
         behind = [(name, alias) for name, alias in named if self._serving.get((name, alias.name)) is not alias]
         return sum(
@@ -114,13 +97,10 @@ class PromptRegistry:
         Raises NotFound naming prompt, alias or version, also for a prompt that the caller may not use;
         PreconditionFailed with the reason for a version that is quarantined.
         """
-        record = visible_index(self._index, caller).resolve(reference, routing_key)
-        if reference.alias is not None:
-            serving = self._serving.get((reference.prompt, reference.alias))
-            if serving is not None:
-                record = self._index.prompt(reference.prompt).version(serving.pick(reference.prompt, routing_key))
-        quarantine = self._quarantined.get((record.prompt, record.version))
-        if quarantine is not None:
+        record = visible_index(self.index, caller).resolve(reference, routing_key)
+        if reference.alias is not None and (serving := self._serving.get((reference.prompt, reference.alias))):
+            record = self.index.prompt(reference.prompt).version(serving.pick(reference.prompt, routing_key))
+        if quarantine := self._quarantined.get((record.prompt, record.version)):
             raise PreconditionFailed(
                 f"{record.name} is quarantined on this replica: {quarantine.message}",
                 version=record.name,
@@ -153,16 +133,13 @@ class PromptRegistry:
 
         Returns the new versions in the order of publication.
         """
-        before, self._index = self._index, index
+        before, self.index = self.index, index
         if self.first_revision is None:
             self.first_revision = index.revision
-        changed = [
-            name
-            for name in {**before.prompts, **index.prompts}
-            if before.prompts.get(name) is not index.prompts.get(name)
-        ]
         fresh: list[VersionRecord] = []
-        for name in changed:
+        for name in {**before.prompts, **index.prompts}:
+            if before.prompts.get(name) is index.prompts.get(name):
+                continue
             old = before.prompts[name].versions if name in before.prompts else {}
             new = index.prompts[name].versions if name in index.prompts else {}
             fresh += [
@@ -180,7 +157,7 @@ class PromptRegistry:
 
     def is_current(self, record: VersionRecord) -> bool:
         """Whether the version is still published with these bytes."""
-        prompt = self._index.prompts.get(record.prompt)
+        prompt = self.index.prompts.get(record.prompt)
         known = prompt.versions.get(record.version) if prompt else None
         return known is not None and known.digest == record.digest
 
@@ -201,9 +178,9 @@ class PromptRegistry:
             return None
         seconds: float | None = None
         if version.key not in self._checked:
-            if self.first_revision is not None and record.revision > self.first_revision:
+            if self.first_revision is not None and self._is_news(record):
                 seconds = publish_to_served_seconds(record, version.loaded_at)
-            self._checked[version.key] = _Checked(record.digest, seconds)
+            self._checked[version.key] = seconds
         if version.key not in self._loaded:
             self._loaded[version.key] = _Entry(version)
             self._evict(keep=version.key)
@@ -215,8 +192,8 @@ class PromptRegistry:
         if not self.is_current(record):
             return
         self._checked.pop((record.prompt, record.version), None)
-        self._quarantined[record.prompt, record.version] = Quarantine(record, reason, message, now())
-        for name in self._index.prompt(record.prompt).aliases_of(record.version):
+        self._quarantined[record.prompt, record.version] = Quarantine(record, reason, message, datetime.now(UTC))
+        for name in self.index.prompt(record.prompt).aliases_of(record.version):
             serving = self._serving.get((record.prompt, name))
             fields = {
                 "alias": f"{record.prompt}@{name}",
@@ -224,12 +201,9 @@ class PromptRegistry:
                 "reason": reason.value,
                 "still_serving": str(serving or "none"),
             }
+            text = "an alias names a quarantined version; its previous target keeps serving"
             level = logging.INFO if reason is RefusalReason.BASE_MODEL else logging.ERROR
-            log.log(
-                level,
-                "an alias names a quarantined version; its previous target keeps serving",
-                extra={"fields": fields},
-            )
+            log.log(level, text, extra={"fields": fields})
         self._settle(record.prompt)
 
     # ---- for operators ----
@@ -239,28 +213,21 @@ class PromptRegistry:
 
         Raises NotFound for an unknown `prompt`. Prompts that the caller may not use are treated as unknown.
         """
-        index = visible_index(self._index, caller)
+        index = visible_index(self.index, caller)
         names = sorted(index.prompts) if not prompt else [index.prompt(prompt).name]
         return [status for name in names for status in self._statuses_of(name)]
 
     def decided(self) -> Iterator[tuple[ServableVersion | Quarantine, float | None]]:
-        """Loaded and quarantined versions with seconds from publication to serving.
-
-        Does not walk over the thousands of other versions.
-        """
+        """Loaded and quarantined versions, with seconds from publication to serving; no walk over the many others."""
         for key, entry in self._loaded.items():
-            checked = self._checked.get(key)
-            yield entry.version, checked.publish_to_served_seconds if checked else None
+            yield entry.version, self._checked.get(key)
         for quarantine in self._quarantined.values():
             yield quarantine, None
 
     def wanted(self) -> list[VersionRecord]:
-        """Versions to load: those that aliases name and that were not checked yet, in the order of publication.
-
-        Deferred aliases are left out.
-        """
+        """Unchecked versions that aliases name, except deferred aliases, in the order of publication."""
         found = {}
-        for prompt in self._index.prompts.values():
+        for prompt in self.index.prompts.values():
             for alias in prompt.aliases.values():
                 for target in () if self._is_deferred(prompt.name, alias) else alias.targets:
                     record = prompt.versions[target.version]
@@ -273,10 +240,7 @@ class PromptRegistry:
         return list(islice(dict.fromkeys(prompt for prompt, _ in reversed(self._loaded)), most))
 
     def check_integrity(self) -> None:
-        """Check that nothing is held or retired and that the bookkeeping agrees.
-
-        Raises AssertionError; for tests and idle times.
-        """
+        """Raises AssertionError if anything is held or retired, or the accounts disagree; for tests and idle times."""
         problems = [f"{key} is held {entry.holds} times" for key, entry in self._loaded.items() if entry.holds]
         problems += [f"{name} is retired but still held" for name in self._retired]
         problems += [f"{key} is loaded but unchecked" for key in self._loaded if key not in self._checked]
@@ -285,7 +249,7 @@ class PromptRegistry:
             raise AssertionError("; ".join(problems))
 
     def _statuses_of(self, name: str) -> Iterator[VersionStatus]:
-        prompt = self._index.prompts[name]
+        prompt = self.index.prompts[name]
         naming: dict[int, list[str]] = {}
         deferred = {alias.name for alias in prompt.aliases.values() if self._is_deferred(name, alias)}
         for alias in sorted(prompt.aliases.values(), key=lambda alias: alias.name):
@@ -293,14 +257,12 @@ class PromptRegistry:
                 naming.setdefault(target.version, []).append(alias.name)
         for number, record in sorted(prompt.versions.items()):
             key, aliases = (name, number), tuple(naming.get(number, ()))
-            entry, quarantine, checked = self._loaded.get(key), self._quarantined.get(key), self._checked.get(key)
+            entry, quarantine, seconds = self._loaded.get(key), self._quarantined.get(key), self._checked.get(key)
             if quarantine is not None:
                 yield VersionStatus(record, LoadedState.QUARANTINED, aliases, quarantine=quarantine)
             elif entry is not None:
-                seconds = checked.publish_to_served_seconds if checked else None
                 yield VersionStatus(record, LoadedState.LOADED, aliases, entry.version, None, entry.holds, seconds)
-            elif checked is not None or (not self._is_news(record) and all(alias in deferred for alias in aliases)):
-                seconds = checked.publish_to_served_seconds if checked else None
+            elif key in self._checked or (not self._is_news(record) and deferred.issuperset(aliases)):
                 yield VersionStatus(record, LoadedState.KNOWN, aliases, publish_to_served_seconds=seconds)
 
     def _is_deferred(self, prompt: str, alias: Alias) -> bool:
@@ -316,9 +278,8 @@ class PromptRegistry:
 
     def _settle(self, name: str) -> None:
         """Move each alias of the prompt to the store's targets if all of them can serve."""
-        prompt = self._index.prompts.get(name)
-        aliases = prompt.aliases if prompt else {}
-        versions = prompt.versions if prompt else {}
+        prompt = self.index.prompts.get(name)
+        aliases, versions = (prompt.aliases, prompt.versions) if prompt else ({}, {})
         for key in [key for key in self._serving if key[0] == name and key[1] not in aliases]:
             del self._serving[key]
         for alias in aliases.values():
@@ -362,10 +323,7 @@ class PromptRegistry:
             self.unload(entry.version.prefix_id)
 
     def _evict(self, keep: VersionKey) -> None:
-        """Evict down to `max_loaded`.
-
-        Versions without an alias go first, then the least recently used; held versions stay.
-        """
+        """Evict down to `max_loaded`, versions without an alias first, then the least recently used, but none held."""
         surplus = len(self._loaded) - self.max_loaded
         if surplus <= 0:
             return

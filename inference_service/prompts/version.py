@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 
 from shared.prompt.manifest import Manifest, parse_timestamp
@@ -78,10 +78,7 @@ class Quarantine:
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """The status of one version for `ListLoadedPrompts`.
-
-    `loaded` is set in state LOADED, `quarantine` in state QUARANTINED.
-    """
+    """One version in `ListLoadedPrompts`. `loaded` is set in state LOADED, `quarantine` in state QUARANTINED."""
 
     record: VersionRecord
     state: LoadedState
@@ -127,13 +124,3 @@ def version_of_prefix(prefix_id: str) -> int:
 def publish_to_served_seconds(record: VersionRecord, served_at: datetime) -> float:
     """Seconds from publication to `served_at`; at least 0, since the clocks of two machines may differ."""
     return max(0.0, (served_at - parse_timestamp(record.created_at)).total_seconds())
-
-
-def now() -> datetime:
-    """The current time in UTC."""
-    return datetime.now(UTC)
-
-
-def to_timestamp(time: datetime) -> str:
-    """Format a time as in the store's records."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

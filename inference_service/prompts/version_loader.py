@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
 
 from inference_service.prompts.golden import Replay, allowed_nats, alternatives_for, disagreement
-from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, now, prefix_id_of
+from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, prefix_id_of
 from shared.errors import DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
 from shared.model.base_model import BaseModel
 from shared.process.call_pool import CallPool
@@ -29,10 +31,7 @@ MAX_FETCH_SECONDS = 10.0
 LEAST_BYTES_PER_SECOND = 16 << 20
 """Larger blobs, of keys and values, get the time that they take at this speed in addition."""
 MAX_FETCHES = 16
-"""Threads for fetching blobs, more than concurrent loads.
-
-A fetch that hangs keeps its thread after its place was given to another version.
-"""
+"""Threads for fetching blobs, more than concurrent loads: a fetch that hangs keeps its thread, but not its place."""
 _FIRST = 1 << 20  # a replay is one short step, and many callers may wait for its version
 
 
@@ -41,7 +40,6 @@ class BlobSource(Protocol):
 
     def fetch(self, digest: str) -> bytes:
         """The blob with this digest. Raises NotFound, DamagedBlob or Unavailable."""
-        ...
 
 
 class PrefixEngine(Protocol):
@@ -52,13 +50,11 @@ class PrefixEngine(Protocol):
 
     async def unload_prefix(self, prefix_id: str) -> Any:
         """Drop the prefix once no request uses it."""
-        ...
 
     async def top_logprobs(
         self, prefix_id: str | None, input_ids: tuple[int, ...], k: int, priority: int = 0
     ) -> Sequence[tuple[int, float]]:
         """The `k` most likely next tokens after `input_ids`, most likely first, with their log-probabilities."""
-        ...
 
 
 class VersionLoader:
@@ -78,6 +74,7 @@ class VersionLoader:
         self._fetching: dict[str, float] = {}
         """Start time of each pending fetch by digest, also of those that timed out."""
         self._max_length, self._max_logprobs = max_length, max_logprobs
+        self._unloads: set[asyncio.Task[None]] = set()
 
     async def load(self, record: VersionRecord) -> ServableVersion:
         """Load and check a version. Raises VersionRefused or Unavailable, and then keeps nothing."""
@@ -101,7 +98,17 @@ class VersionLoader:
         except BaseException:
             await asyncio.shield(self._engine.unload_prefix(prefix_id))
             raise
-        return ServableVersion(record, blob.manifest, blob.prefix, encoder, prefix_id, now())
+        return ServableVersion(record, blob.manifest, blob.prefix, encoder, prefix_id, datetime.now(UTC))
+
+    def unload(self, prefix_id: str) -> None:
+        """Unload a prefix in the background. The engine keeps it as long as a request uses it."""
+        task = asyncio.create_task(self._unload(prefix_id), name=f"unload {prefix_id}")
+        self._unloads.add(task)
+        task.add_done_callback(self._unloads.discard)
+
+    async def _unload(self, prefix_id: str) -> None:
+        with suppress(Unavailable):  # the engine has stopped, and its memory goes with it
+            await self._engine.unload_prefix(prefix_id)
 
     def _seconds_to_fetch(self, record: VersionRecord) -> float:
         return min(self._pool.timeout_seconds, MAX_FETCH_SECONDS + record.size_bytes / LEAST_BYTES_PER_SECOND)
@@ -188,10 +195,7 @@ class VersionLoader:
 
 
 def _check_template(records: Sequence[GoldenRecord], encoder: InputEncoder) -> None:
-    """Check that synthetic records are of the inputs that every replica can compute.
-
-    Their ids differ with another template or tokenizer.
-    """
+    """Check that synthetic records are of inputs that every replica can compute, with this template and tokenizer."""
     if not any(record.is_synthetic for record in records):
         return
     expected = set(golden_input_ids(encoder))

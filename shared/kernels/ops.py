@@ -245,10 +245,7 @@ def packed_attention_backward(
     scale: float,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """grad `[tokens, heads, width]`, log_sums of the forward pass -> gradients like query, key and value.
-
-    Raises MemoryError.
-    """
+    """grad `[tokens, heads, width]`, the forward pass's log_sums -> gradients like the operands. Raises MemoryError."""
     (heads, tokens, width), kv_heads = query.shape, key.shape[0]
     _same((grad.shape, log_sums.shape), ((tokens, heads, width), (tokens, heads)))
     log_sums = log_sums.float().contiguous()

@@ -39,10 +39,7 @@ def fits(weight: torch.Tensor) -> bool:
 
 
 def restore(weight: torch.Tensor) -> QuantisedWeight | None:
-    """The blocks from which a matrix `[out, in]` was dequantised and rounded to bfloat16; None if it was not.
-
-    No weight differs.
-    """
+    """The blocks from which `[out, in]` was dequantised and rounded to bfloat16, bit by bit; None if it was not."""
     if not fits(weight) or weight.dtype != torch.bfloat16:
         return None
     weight = weight.detach()

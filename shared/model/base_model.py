@@ -283,9 +283,7 @@ def pick_device(device: Device) -> torch.device:
 
 
 def pick_dtype(dtype: DType, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 if the processor multiplies it natively or our kernels do; else float16 on a GPU (a T4), float32
-    on a CPU.
-    """
+    """`auto`: bfloat16 if the processor or our kernels multiply it; else float16 on a GPU (T4), float32 on a CPU."""
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     if device.type == "cuda":

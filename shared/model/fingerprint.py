@@ -49,10 +49,7 @@ _VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torc
 
 
 class Fingerprint(PydanticModel):
-    """The digests, with the files' `stamps` when hashing began at `hashed_at_ns`.
-
-    Fingerprints of earlier releases have shorter stamps.
-    """
+    """Digests, with the files' `stamps` when hashing began at `hashed_at_ns`; of earlier releases, shorter stamps."""
 
     stamps: Stamps
     hashed_at_ns: int = 0

@@ -16,24 +16,17 @@ All but `id` and `source` may be left out: the settings of the process then hold
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from shared.config import ConfigError
 from shared.kernels.formats import Weights
 from shared.model.options import DType
-from shared.security.json_file import read_json
+from shared.security.json_file import NewestContent, read_json
 from shared.security.watched_file import WatchedFile
 
-log = logging.getLogger(__name__)
-
-_LOOK_SECONDS = 1.0
 _LABEL_VALUE = r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?"
 _LABEL_KEY = r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 _LabelKey = Annotated[str, Field(pattern=rf"^{_LABEL_KEY}$")]
@@ -192,49 +185,26 @@ class _File(_Strict):
 
 
 class ModelsFile:
-    """The newest valid content of the file; without a file, no entries.
-
-    If the file becomes invalid or is deleted, the previous content stays in force and the error is logged. Thread-safe.
-    """
+    """The newest valid content of the file; without a file, no entries. Thread-safe."""
 
     def __init__(
         self, path: Path | None = None, check: Callable[[Mapping[str, ModelEntry]], None] = lambda entries: None
     ) -> None:
-        """`check` raises ConfigError for a content that this process can't use. Raises ConfigError if the file is
-        invalid at the start.
-        """
-        self._check = check
-        self._file = None if path is None else WatchedFile(path)
-        self._lock = threading.Lock()
-        self._looked = time.monotonic()
-        self._entries: Mapping[str, ModelEntry] = {} if self._file is None else self._read(self._file)
+        """`check` raises ConfigError for a content that this process can't use. So does this if the file is invalid."""
+
+        def read(file: WatchedFile) -> Mapping[str, ModelEntry]:
+            entries = {entry.id: entry for entry in read_json(file, _File).models}
+            check(entries)
+            return entries
+
+        self._newest = None if path is None else NewestContent(path, "models", read, len)
 
     @property
     def entries(self) -> Mapping[str, ModelEntry]:
         """The models by id, in the order of the file, reloaded if the file has changed."""
-        if self._file is not None:
-            with self._lock:
-                if time.monotonic() - self._looked >= _LOOK_SECONDS:
-                    self._looked = time.monotonic()
-                    self._look(self._file)
-        return self._entries
+        return {} if self._newest is None else self._newest.value
 
     def workers(self, base_model: str) -> Workers:
         """What the file says of a model's workers; nothing for a model that it does not name."""
         entry = self.entries.get(base_model)
         return Workers() if entry is None else entry.workers
-
-    def _look(self, file: WatchedFile) -> None:
-        if not file.changed():
-            return
-        try:
-            self._entries = self._read(file)
-        except ConfigError as error:
-            log.error("the models file is invalid; keeping the previous one: %s", error)
-            return
-        log.info("models file reloaded", extra={"fields": {"models": len(self._entries)}})
-
-    def _read(self, file: WatchedFile) -> Mapping[str, ModelEntry]:
-        entries = {entry.id: entry for entry in read_json(file, _File).models}
-        self._check(entries)
-        return entries

@@ -136,9 +136,7 @@ class CallPool:
                 pause = min(_LAST_PAUSE_SECONDS, pause * 2)
 
     async def open(self, function: Callable[[], Result]) -> Result:
-        """Open a system at the start of a process: wait for it while it is unavailable, with a log line for each new
-        reason. Raises other errors.
-        """
+        """Open a system at the start of a process: wait until it is available, and log why not. Raises other errors."""
         reason = ""
         while True:
             try:

@@ -109,10 +109,7 @@ def _memory_left(group: Group) -> int | None:
 
 
 def _groups(controller: str, root: Path) -> Iterator[Group]:
-    """The process's group first, then its mounted ancestors.
-
-    In a hybrid setup each controller belongs to one of the two versions.
-    """
+    """The process's group, then its mounted ancestors. In a hybrid setup a controller belongs to one version."""
     try:
         memberships = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
         mounts = list(_mounts((root / "proc/self/mountinfo").read_text()))

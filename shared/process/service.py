@@ -74,10 +74,7 @@ def _cause(error: Exception) -> Exception:
 
 
 def _report(error: Exception, settings: ListenerSettings) -> int:
-    """Report the error that ended the service and return the exit code.
-
-    Expected errors are reported in one sentence, others with a traceback.
-    """
+    """Report the error that ended the service, unexpected ones with a traceback, and return the exit code."""
     if isinstance(error, ConfigError | SoftPromptError | OSError):
         log.debug("the service ends because of an error", exc_info=error)
         sentence = (

@@ -36,10 +36,7 @@ def is_utf8(stream: Any) -> bool:
 
 
 def discard_stdout() -> None:
-    """Drop the output that is still buffered, after a write has failed.
-
-    Otherwise Python would try to write it again at exit, and print an error.
-    """
+    """Drop buffered output after a write failed, or Python would write it again at exit and print an error."""
     try:
         number = sys.stdout.fileno()
     except (OSError, ValueError):

@@ -8,10 +8,7 @@ from shared.process.user_cache import ensure_home
 
 
 def prepare_process() -> None:
-    """Repair standard streams, exclude loopback addresses from proxies, and set a missing HOME.
-
-    Call it before heavy imports.
-    """
+    """Repair standard streams, proxies of loopback addresses and a missing HOME. Call it before heavy imports."""
     prepare_streams()
     reach_loopback_directly()
     ensure_home()

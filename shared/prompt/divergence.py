@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 FLOAT32_NATS = 1e-5
-"""Divergence of two sound computations in float32, at most: kernels sum in another order, and some processors keep
-fewer bits (TF32).
-"""
+"""Most divergence of two sound float32 computations: orders of sums differ, and some processors use TF32."""
 
 
 def divergence_nats(token_ids: Sequence[int], logprobs: Sequence[float], found: Mapping[int, float]) -> float:

@@ -45,8 +45,13 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected
 
 
 def utc_now() -> str:
-    """The current time in RFC 3339, UTC, with microseconds. The order of texts is the order of times."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    """The current time as in stored records."""
+    return to_timestamp(datetime.now(UTC))
+
+
+def to_timestamp(time: datetime) -> str:
+    """A time of UTC in RFC 3339, with microseconds. The order of texts is the order of times."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def parse_timestamp(text: str) -> datetime:
@@ -118,10 +123,7 @@ class GoldenRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Everything about a version except its number and digest.
-
-    A field may be added only with a default or a new `format`.
-    """
+    """All of a version but its number and digest. A field may be added only with a default or a new `format`."""
 
     model_config = _FROZEN
     format: int = MANIFEST_FORMAT

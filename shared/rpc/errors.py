@@ -43,10 +43,7 @@ _Detail: TypeAlias = error_details_pb2.ErrorInfo | error_details_pb2.BadRequest 
 
 
 def status_of(error: BaseException) -> status_pb2.Status:
-    """The status for a caller.
-
-    An exception that isn't a domain error becomes INTERNAL with a generic text, because its text may contain secrets.
-    """
+    """The status for a caller; INTERNAL with a generic text for other exceptions, whose text may have secrets."""
     if not isinstance(error, errors.SoftPromptError):
         return status_pb2.Status(
             code=code_pb2.INTERNAL, message="internal error; the service's log has the details under this request id"

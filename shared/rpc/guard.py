@@ -1,7 +1,4 @@
-"""Checks every call: authentication, permissions and limits before it, the audit after it.
-
-Connects gRPC with `shared.security`.
-"""
+"""Authentication, permissions and limits before each call, the audit after it. Connects gRPC with `shared.security`."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         tracing: Tracing,
         endless: frozenset[str] = frozenset(),
     ) -> None:
-        self._metrics, self._calls, self._guard, self._tracing, self._endless = metrics, calls, guard, tracing, endless
+        self.metrics, self.calls, self.guard, self.tracing, self.endless = metrics, calls, guard, tracing, endless
 
     async def intercept_service(
         self,
@@ -85,7 +85,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return None
         kind, behaviour = _kind_of(handler)
         method = handler_call_details.method
-        call = _Call(self._metrics, self._calls, self._guard, self._tracing, method, kind, method in self._endless)
+        call = _Call(self, method, kind)
 
         async def respond(requests: Any, context: Any) -> Any:
             with call.observed(context) as outcome:
@@ -93,11 +93,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     # Closed here because the garbage collector would keep the generator and its objects alive longer.
                     async with aclosing(aiter(requests)) as messages:
                         if not handler.request_streaming:
-                            async with self._guard.admitted(method, context, outcome.identified) as outcome.admission:
+                            async with self.guard.admitted(method, context, outcome.identified) as outcome.admission:
                                 return await answer(await outcome.received_one(messages), context, outcome)
                         async with (
                             heard_out(messages),
-                            self._guard.admitted(method, context, outcome.identified) as outcome.admission,
+                            self.guard.admitted(method, context, outcome.identified) as outcome.admission,
                             aclosing(outcome.received_stream(messages)) as request,
                         ):
                             return await answer(request, context, outcome)
@@ -109,7 +109,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if not handler.response_streaming:
                     return outcome.sent_one(await behaviour(request, context))
                 work = _drive(behaviour, request, context, outcome)
-                await (self._calls.until_over(work) if call.is_quiet else work)
+                await (self.calls.until_over(work) if call.is_quiet else work)
                 return None
 
         wrap: Any = (
@@ -149,28 +149,19 @@ def _kind_of(handler: Any) -> tuple[str, Any]:
 class _Call:
     """Observes the calls of one method: metrics, span, log line."""
 
-    def __init__(
-        self,
-        metrics: RpcMetrics,
-        calls: CallCounter,
-        guard: Guard,
-        tracing: Tracing,
-        method: str,
-        kind: str,
-        endless: bool,
-    ) -> None:
+    def __init__(self, server: CallInterceptor, method: str, kind: str) -> None:
         _, self.service, self.name = method.split("/")
-        self._metrics, self._calls, self._guard, self._tracing = metrics, calls, guard, tracing
+        self._server = server
         self._labels = (kind, self.service, self.name)
         self.is_quiet = self.service in _QUIET_SERVICES
-        self._waited_for = not endless and not self.is_quiet
+        self._waited_for = method not in server.endless and not self.is_quiet
         self._attributes = {"rpc.system": "grpc", "rpc.service": self.service, "rpc.method": self.name}
 
     @contextmanager
     def observed(self, context: Any) -> Any:
         """Observe one call inside the `with` block, which may set the status code of the yielded outcome."""
-        outcome = _Outcome(self._metrics, self._labels, self._guard, context)
-        labels, metrics = self._labels, self._metrics
+        labels, metrics = self._labels, self._server.metrics
+        outcome = _Outcome(metrics, labels, self._server.guard, context)
         begun = time.perf_counter()
         metrics.started.labels(*labels).inc()
         metrics.in_flight.labels(*labels).inc()
@@ -196,16 +187,16 @@ class _Call:
 
     def _counted(self) -> AbstractContextManager[None]:
         if self._waited_for:
-            return self._calls.counted()
+            return self._server.calls.counted()
         if (self.service, self.name) == ("grpc.health.v1.Health", "Watch"):
-            return self._calls.watching_health()
+            return self._server.calls.watching_health()
         return nullcontext()
 
     def _traced(self, context: Any) -> AbstractContextManager[Span]:
         if self.is_quiet:
             return nullcontext(INVALID_SPAN)
         parent = parent_of(_metadata(context, TRACE_KEY), _metadata(context, STATE_KEY))
-        return self._tracing.span(f"{self.service}/{self.name}", parent, SpanKind.SERVER, self._attributes)
+        return self._server.tracing.span(f"{self.service}/{self.name}", parent, SpanKind.SERVER, self._attributes)
 
     def _report(self, outcome: _Outcome, span: Span, seconds: float, context: Any) -> None:
         about = outcome.about

@@ -51,9 +51,7 @@ _MAX_SHARE, _MAX_REST_SECONDS = 0.2, 1.0
 
 
 class RpcMetrics:
-    """Metrics of every method: calls started, handled (by code) and in flight, messages, handling seconds; and those of
-    tenants.
-    """
+    """Of every method: calls started, handled (by code) and in flight, messages, seconds; and those of tenants."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry, self.tenants = registry, TenantMetrics(registry)
@@ -69,10 +67,7 @@ class RpcMetrics:
         )
 
     def expect(self, service_names: Sequence[str]) -> None:
-        """Export 0 for every method and status code of these services.
-
-        Prometheus sees no increase in a series whose first value is 1.
-        """
+        """Export 0 for every method and code: Prometheus sees no increase in a series whose first value is 1."""
         for service_name in service_names:
             for method in descriptor_pool.Default().FindServiceByName(service_name).methods:
                 kind = _KINDS[method.client_streaming, method.server_streaming]

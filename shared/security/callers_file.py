@@ -15,9 +15,6 @@ It is JSON, and reloaded when it changes:
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,13 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from shared.caller import BUDGETED, MAX_PRIORITY, Budget, Caller, CallerLimits, PromptClass, Role, Tenant
 from shared.config import ConfigError
-from shared.security.json_file import read_json
+from shared.security.json_file import NewestContent, read_json
 from shared.security.tokens import find_hash
 from shared.security.watched_file import WatchedFile
 
-log = logging.getLogger(__name__)
-
-_LOOK_SECONDS = 1.0
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Name = Annotated[str, Field(min_length=1, max_length=300)]
 _Pattern = Annotated[str, Field(pattern=r"^[a-z0-9*-]{1,100}$")]
@@ -198,52 +192,22 @@ class Directory:
         return entry.caller(identified_by, self._tenants[entry.name], subject)
 
 
-class CallersFile:
-    """The newest valid content of the callers file.
-
-    If the file becomes invalid or is deleted, the previous content stays in force and the error is logged.
-    """
+class CallersFile(NewestContent[Directory]):
+    """The newest valid content of the callers file."""
 
     def __init__(self, path: Path | str) -> None:
         """Raises ConfigError if the file is invalid at the start."""
-        self._file = WatchedFile(path)
-        self._looked = time.monotonic()
-        self._lock = threading.Lock()
-        self._is_broken = False
-        self._directory = self._read()
+        super().__init__(path, "callers", _read, lambda directory: directory.num_callers)
 
     @property
     def directory(self) -> Directory:
         """The current callers, reloaded if the file has changed."""
-        self._look()
-        return self._directory
+        return self.value
 
-    def is_current(self) -> bool:
-        """Whether `directory` matches the file; False while the file is invalid or missing. Safe in any thread."""
-        self._look()
-        return not self._is_broken and self._file.path.exists()
 
-    def _look(self) -> None:
-        with self._lock:
-            now = time.monotonic()
-            if now - self._looked >= _LOOK_SECONDS:
-                self._looked = now
-                if self._file.changed():
-                    self._reload()
-
-    def _reload(self) -> None:
-        self._is_broken = True
-        try:
-            self._directory = self._read()
-        except ConfigError as error:
-            log.error("the callers file is invalid; keeping the previous one: %s", error)
-            return
-        self._is_broken = False
-        log.info("callers file reloaded", extra={"fields": {"callers": self._directory.num_callers}})
-
-    def _read(self) -> Directory:
-        content = read_json(self._file, _File)
-        return Directory(content.callers, content.tenants, content.prompt_classes)
+def _read(file: WatchedFile) -> Directory:
+    content = read_json(file, _File)
+    return Directory(content.callers, content.tenants, content.prompt_classes)
 
 
 def _tenants(entries: Sequence[CallerEntry], tenants: Sequence[TenantEntry]) -> Mapping[str, Tenant]:

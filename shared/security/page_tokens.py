@@ -58,10 +58,7 @@ class PageTokens:
         return base64.urlsafe_b64encode(self._cipher.encrypt(cursor.encode(), [scope.encode()])).decode().rstrip("=")
 
     def open(self, token: str, scope: ListScope) -> str:
-        """The cursor in a token; empty for an empty token.
-
-        Raises InvalidInput for `page_token` if `seal` did not create the token for this scope.
-        """
+        """The cursor in a token, or empty. Raises InvalidInput for `page_token` if it was not sealed for this scope."""
         if not token:
             return ""
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
 
@@ -16,6 +16,8 @@ from shared.errors import DamagedBlob
 from shared.names import NAME_PATTERN
 from shared.prompt.manifest import Timestamp
 from shared.store.checksum import with_checksum
+
+T = TypeVar("T")
 
 COMMIT_FORMAT = 1
 MAX_TARGETS = 8
@@ -123,15 +125,17 @@ def encode_commit(commit: Commit) -> bytes:
 
 def decode_commit(data: bytes, revision: int) -> Commit:
     """The entry from JSON. Raises DamagedBlob if it can't be read, has a newer format, or is not number `revision`."""
-    try:
-        written = _HEAD.validate_json(data).format
-        if written > COMMIT_FORMAT:
-            raise DamagedBlob(
-                f"log entry {revision} has format {written}; this build reads up to {COMMIT_FORMAT}: update it"
-            )
-        commit = _COMMIT.validate_json(data)
-    except ValidationError as error:
-        raise DamagedBlob(f"log entry {revision} can't be read", revision=revision) from error
+    commit = decoded(data, _COMMIT, f"log entry {revision}", COMMIT_FORMAT, revision)
     if commit.revision != revision:
         raise DamagedBlob(f"log entry {revision} contains revision {commit.revision}", revision=revision)
     return commit
+
+
+def decoded(data: bytes, kind: TypeAdapter[T], name: str, latest_format: int, revision: int) -> T:
+    """An object of the log from JSON. Raises DamagedBlob with its name if it can't be read or has a newer format."""
+    try:
+        if (written := _HEAD.validate_json(data).format) > latest_format:
+            raise DamagedBlob(f"{name} has format {written}; this build reads up to {latest_format}: update it")
+        return kind.validate_json(data)
+    except ValidationError as error:
+        raise DamagedBlob(f"{name} can't be read", revision=revision) from error

@@ -41,15 +41,11 @@ class LogFollower:
         self._log = log
         self._identity = identity
         self._lock = threading.RLock()
-        self._index = StoreIndex()
+        self.index = StoreIndex()
+        """The state as last read."""
         self._recent: deque[Commit] = deque(maxlen=MAX_REPLAYED)
         self._next_check = 0.0
         self.restart()
-
-    @property
-    def index(self) -> StoreIndex:
-        """The state as last read."""
-        return self._index
 
     def refresh(self, check: bool = False) -> StoreIndex:
         """Read the log to its end. `check`: also check now whether the log was truncated or the store was replaced.
@@ -58,14 +54,14 @@ class LogFollower:
         """
         with self._lock:
             self._catch_up(check)
-            return self._index
+            return self.index
 
     def restart(self) -> None:
         """Drop the state, load the newest snapshot and read the log from there."""
         with self._lock:
             self._identity.load()
             index = self._log.newest_snapshot()
-            self._index = index
+            self.index = index
             self._recent.clear()
             self._next_check = time.monotonic() + CHECK_SECONDS
             self._catch_up(check=False)
@@ -73,8 +69,8 @@ class LogFollower:
     def committed(self, commit: Commit) -> None:
         """Apply a commit that this process has appended, unless it was already read."""
         with self._lock:
-            if self._index.revision == commit.revision - 1:
-                self._advance([commit], self._index.apply(commit))
+            if self.index.revision == commit.revision - 1:
+                self._advance([commit], self.index.apply(commit))
 
     def recent_commits(self) -> tuple[Commit, ...]:
         """The last commits that were read, oldest first."""
@@ -90,7 +86,7 @@ class LogFollower:
         """Refresh and return all commits after `revision` in order; None: only the current state."""
         with self._lock:
             self._catch_up(check=False)
-            index, recent = self._index, self._recent
+            index, recent = self.index, self._recent
             if revision == index.revision:
                 return Changes((), index)
             if revision is None or not 0 <= revision < index.revision or index.revision - revision > MAX_REPLAYED:
@@ -101,7 +97,7 @@ class LogFollower:
 
     def _catch_up(self, check: bool) -> None:
         fresh: list[Commit] = []
-        index, problem = self._index, None
+        index, problem = self.index, None
         try:
             while (commit := self._log.read(index.revision + 1)) is not None:
                 index = index.apply(commit)
@@ -110,7 +106,7 @@ class LogFollower:
             problem = error
         now = time.monotonic()
         if fresh or problem or check or now >= self._next_check:
-            if not self._identity.is_same() or self._log.horizon() > self._index.revision:
+            if not self._identity.is_same() or self._log.horizon() > self.index.revision:
                 self.restart()
                 return
             self._next_check = now + CHECK_SECONDS
@@ -121,7 +117,7 @@ class LogFollower:
 
     def _advance(self, fresh: Sequence[Commit], index: StoreIndex) -> None:
         self._recent.extend(fresh)
-        self._index = index
+        self.index = index
 
     def _replay(self, revision: int, index: StoreIndex) -> Changes:
         commits: list[Commit] = []

@@ -1,7 +1,4 @@
-"""Finds old versions by a retention rule, and removes blobs that no version names.
-
-Safe while other processes publish and watch.
-"""
+"""Finds old versions, and removes blobs that no version names, safely while others publish and watch."""
 
 from __future__ import annotations
 

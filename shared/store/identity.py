@@ -1,7 +1,4 @@
-"""The identity of a store.
-
-If a store's directory is deleted and created again under a running service, it is another store with another log.
-"""
+"""A store's identity: one that is deleted and created again under a running service has another log."""
 
 from __future__ import annotations
 

@@ -96,10 +96,7 @@ class CommitLog:
             self._backend.delete(snapshot_key(revision))
 
     def truncate(self, up_to: int) -> int:
-        """Remove the entries of revisions 1 to `up_to` and return their number.
-
-        Raises ValueError unless a snapshot at or after `up_to` exists.
-        """
+        """Remove entries 1 to `up_to`; returns how many. Raises ValueError without a snapshot at or after `up_to`."""
         if max(self._revisions(SNAPSHOTS), default=0) < up_to:
             raise ValueError(f"no snapshot at or after revision {up_to}")
         self._backend.create(truncated_key(up_to), b"{}")

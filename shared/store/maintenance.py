@@ -7,7 +7,7 @@ at the same time. If a step fails, the report says why, the other steps run, and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from pydantic import Field
@@ -60,15 +60,7 @@ class MaintenanceReport:
     @property
     def did_something(self) -> bool:
         """Whether anything was removed."""
-        return any(
-            (
-                self.versions_deleted,
-                self.log_entries_removed,
-                self.blobs_removed,
-                self.replicas_forgotten,
-                self.leftovers_removed,
-            )
-        )
+        return any(value for name, value in vars(self).items() if name != "failures")
 
 
 def maintain(
@@ -79,71 +71,51 @@ def maintain(
     Each SoftPromptError is recorded in the report, not raised.
     """
     report = MaintenanceReport()
-    for name, step in _STEPS.items():
+
+    def expire_versions() -> None:
+        for deleted in _expire_versions(store, policy.keep_versions, stopped):
+            report.versions_deleted += deleted
+
+    def cut_log() -> None:
+        report.log_entries_removed = store.truncate_log(policy.keep_log_entries, at_least=policy.keep_log_entries)
+
+    def collect_blobs() -> None:
+        report.blobs_removed = len(store.collect_unreferenced_blobs(policy.blob_grace_seconds, stopped))
+
+    def forget_replicas() -> None:
+        report.replicas_forgotten = store.forget_gone_replicas()
+
+    def sweep() -> None:
+        report.leftovers_removed = store.backend.sweep()
+
+    def forget_usage() -> None:
+        report.leftovers_removed += forget_refused(store.backend)
+
+    steps = {
+        "retention": expire_versions,
+        "log": cut_log,
+        "blobs": collect_blobs,
+        "replicas": forget_replicas,
+        "leftovers": sweep,
+        "usage": forget_usage,
+    }
+    for name, step in steps.items():
         if stopped():
             break
         try:
-            step(store, policy, report, stopped)
+            step()
         except SoftPromptError as error:
             report.failures[name] = error.message
     return report
 
 
-def _expire_versions(
-    store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]
-) -> None:
-    if not policy.keep_versions:
-        return
-    index = store.refresh()
-    for prompt in index.prompts.values():
+def _expire_versions(store: PromptStore, keep: int, stopped: Callable[[], bool]) -> Iterator[int]:
+    """The number of versions deleted of each prompt that has more than `keep`. 0 for `keep`: none."""
+    for prompt in store.refresh().prompts.values() if keep else ():
         if stopped():
             return
-        if expired_versions(prompt, policy.keep_versions):
-            deleted = store.apply_retention(prompt.name, policy.keep_versions, ACTOR)
+        if expired_versions(prompt, keep):
+            deleted = store.apply_retention(prompt.name, keep, ACTOR)
             audit.record("retention", "OK", {"caller": ACTOR, "prompt": prompt.name, "versions": deleted})
-            log.info(
-                "versions expired",
-                extra={"fields": {"prompt": prompt.name, "versions": deleted, "kept": policy.keep_versions}},
-            )
-            report.versions_deleted += len(deleted)
-
-
-def _cut_log(
-    store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]
-) -> None:
-    report.log_entries_removed = store.truncate_log(policy.keep_log_entries, at_least=policy.keep_log_entries)
-
-
-def _collect_blobs(
-    store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]
-) -> None:
-    report.blobs_removed = len(store.collect_unreferenced_blobs(policy.blob_grace_seconds, stopped))
-
-
-def _forget_replicas(
-    store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]
-) -> None:
-    report.replicas_forgotten = store.forget_gone_replicas()
-
-
-def _sweep(
-    store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]
-) -> None:
-    report.leftovers_removed = store.backend.sweep()
-
-
-def _forget_usage(
-    store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]
-) -> None:
-    report.leftovers_removed += forget_refused(store.backend)
-
-
-_Step = Callable[[PromptStore, MaintenancePolicy, MaintenanceReport, Callable[[], bool]], None]
-_STEPS: dict[str, _Step] = {
-    "retention": _expire_versions,
-    "log": _cut_log,
-    "blobs": _collect_blobs,
-    "replicas": _forget_replicas,
-    "leftovers": _sweep,
-    "usage": _forget_usage,
-}
+            log.info("versions expired", extra={"fields": {"prompt": prompt.name, "versions": deleted, "kept": keep}})
+            yield len(deleted)

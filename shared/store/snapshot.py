@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from shared.errors import DamagedBlob
 from shared.store.checksum import with_checksum
+from shared.store.commit import decoded
 from shared.store.index import Alias, PromptRecord, StoreIndex, Tombstone, VersionRecord
 
 SNAPSHOT_FORMAT = 1
@@ -30,13 +31,7 @@ class _Snapshot:
     format: int = SNAPSHOT_FORMAT
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
-    format: int
-
-
 _SNAPSHOT = TypeAdapter(_Snapshot)
-_HEAD = TypeAdapter(_Head)
 
 
 def encode_snapshot(index: StoreIndex) -> bytes:
@@ -50,14 +45,7 @@ def encode_snapshot(index: StoreIndex) -> bytes:
 
 def decode_snapshot(data: bytes, revision: int) -> StoreIndex:
     """The index from JSON. Raises DamagedBlob if it can't be read, is inconsistent, or has another revision."""
-    try:
-        if (written := _HEAD.validate_json(data).format) > SNAPSHOT_FORMAT:
-            raise DamagedBlob(
-                f"snapshot {revision} has format {written}; this build reads up to {SNAPSHOT_FORMAT}: update it"
-            )
-        snapshot = _SNAPSHOT.validate_json(data)
-    except ValidationError as error:
-        raise DamagedBlob(f"snapshot {revision} can't be read", revision=revision) from error
+    snapshot = decoded(data, _SNAPSHOT, f"snapshot {revision}", SNAPSHOT_FORMAT, revision)
     if snapshot.revision != revision:
         raise DamagedBlob(f"snapshot {revision} contains revision {snapshot.revision}")
     index = StoreIndex(

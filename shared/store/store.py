@@ -221,10 +221,7 @@ class PromptStore:
     def collect_unreferenced_blobs(
         self, grace_seconds: float = GRACE_SECONDS, stopped: Callable[[], bool] = lambda: False
     ) -> list[str]:
-        """Remove blobs that no version has named for `grace_seconds`; returns their digests.
-
-        Stops early if `stopped` returns True.
-        """
+        """Remove blobs that no version has named for `grace_seconds`, until `stopped()`; returns their digests."""
         return BlobCollector(self.backend, lambda: self._follower.refresh(check=True), grace_seconds).collect(stopped)
 
     def forget_gone_replicas(self) -> int:

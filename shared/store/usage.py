@@ -165,9 +165,7 @@ class UsageSegments:
         return self._backend.head(segment.key) is not None
 
     def refuse(self, segment: SegmentId, unread: bytes = b"") -> None:
-        """Keep the lines that can't be read for the operator; by default all. Of a segment that is far too large, only
-        a note is kept.
-        """
+        """Keep unreadable lines for the operator, by default all; of a segment that is far too large, only a note."""
         try:
             data = unread or self._backend.get(segment.key, 4 * MAX_USAGE_BYTES)
         except DamagedBlob as error:

@@ -20,10 +20,7 @@ _ANCHOR = "\n"
 
 
 class PlainText:
-    """Tokenizes with one transformers tokenizer.
-
-    Control tokens are its special tokens and the added tokens that its chat template writes.
-    """
+    """One tokenizer. Control tokens are its special tokens and the added tokens that its chat template writes."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from shared.text.counted import counted
-from shared.values.example import Example
+from shared.values.example import Example, target_of
 
 MAX_COMPARED_EXAMPLES, MAX_COMPARED_CHARS = 20_000, 16_000_000
 FEW_INPUTS_SHARE = 0.1
@@ -98,7 +98,7 @@ class RepetitionCounter:
         self._num_examples += 1
         if example.label is not None and len(self._labels) <= MAX_LABELS:
             self._labels[example.label.strip()] += 1
-        text, target = _input(example), _target(example)
+        text, target = _input(example), target_of(example).strip()
         key = _digest(text)
         self._whole.add(_digest(key.hex() + target))
         group = self._groups.get(key)
@@ -161,17 +161,6 @@ def _input(example: Example) -> str:
     if not example.messages:
         return example.input.strip()
     return "\n".join(f"{turn.role}: {turn.content.strip()}" for turn in example.messages[:-1])
-
-
-def _target(example: Example) -> str:
-    text = (
-        example.messages[-1].content
-        if example.messages
-        else example.label
-        if example.label is not None
-        else example.output
-    )
-    return (text or "").strip()
 
 
 def _digest(text: str) -> bytes:

@@ -180,10 +180,7 @@ def default_format(tokenizer: Any) -> TemplateFormat:
 
 
 def bare_template(template: Template | None, default: TemplateFormat) -> Template:
-    """The template of the bare model: the caller's, or the input alone.
-
-    `default`: the format if the template sets none (`default_format`).
-    """
+    """The bare model's template: the caller's, or the input alone. `default`: its format if none is set."""
     chosen = template or Template()
     return replace(chosen, format=chosen.format or default, rendering=2)
 

@@ -26,3 +26,10 @@ class Example:
         if has == (True, False, False) and not self.input:
             return TaskKind.CHAT
         return {(False, True, False): TaskKind.GENERATION, (False, False, True): TaskKind.CLASSIFICATION}.get(has)
+
+
+def target_of(example: Example) -> str:
+    """The text of the wanted answer: the last message, the label or the output."""
+    if example.messages:
+        return example.messages[-1].content
+    return (example.label if example.label is not None else example.output) or ""

@@ -85,9 +85,7 @@ class ReplicaServing:
 
 @dataclass(frozen=True)
 class ReplicaRefusal:
-    """A replica that refused a version. `has_base_model`: the replica has the version's base model, so it should serve
-    it.
-    """
+    """A replica that refused a version. `has_base_model`: it has the version's base model, so it should serve it."""
 
     replica: str
     reason: str
@@ -139,9 +137,7 @@ class PromptChange:
 
 @dataclass(frozen=True)
 class Snapshot(PromptChange):
-    """The whole state, which replaces any earlier one. Sent at the start, and if the log is too short or belongs to
-    another store.
-    """
+    """The whole state, replacing any earlier one: at the start, or if the log is too short or of another store."""
 
     prompts: tuple[Prompt, ...]
 

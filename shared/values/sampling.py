@@ -6,12 +6,11 @@ message, the checks and the options of the command line follow from these fields
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
-from shared.values.bounds import shown
+from shared.values.bounds import Bounds, shown
 from shared.values.guide import MAX_GUIDE_BYTES, Guide
 from shared.violations import Violations
 
@@ -42,30 +41,18 @@ DEFAULTS_LIMITS = SamplingLimits(max_new_tokens=_INT32_MAX, max_stop_sequence_ch
 
 
 @dataclass(frozen=True)
-class Parameter:
+class Parameter(Bounds):
     """The allowed range and the description of a parameter."""
 
-    help: str
-    low: float = 0.0
-    high: float = _INT32_MAX
-    above_low: bool = False
-    """`low` itself is not allowed."""
+    help: str = ""
     is_default: bool = False
     """A version may have a default for this parameter."""
     option: str = ""
     """Option of the command line; empty: made from the field's name."""
 
-    def contains(self, value: float, high: float) -> bool:
-        """Whether a finite value lies within `low` and `high`."""
-        return math.isfinite(value) and value <= high and (value > self.low if self.above_low else value >= self.low)
-
-    def range_text(self, high: float) -> str:
-        """The range for an error message."""
-        return f"{'above' if self.above_low else 'at least'} {shown(self.low)} and at most {shown(high)}"
-
 
 def _parameter(default: Any, help: str, low: float = 0.0, high: float = _INT32_MAX, **more: Any) -> Any:
-    return field(default=default, metadata={"parameter": Parameter(help, low, high, **more)})
+    return field(default=default, metadata={"parameter": Parameter(low, high, help=help, **more)})
 
 
 @dataclass(frozen=True)
@@ -142,10 +129,10 @@ class Sampling:
             "num_input_logprobs": limits.max_logprobs,
             "n": limits.max_completions,
         }
-        for name, bounds in PARAMETERS.items():
-            value, high = getattr(self, name), highs.get(name, bounds.high)
-            if isinstance(value, int | float) and not bounds.contains(value, high):
-                violations.add(f"{path}.{name}", f"must be {bounds.range_text(high)}, is {shown(value)}")
+        for name, parameter in PARAMETERS.items():
+            value, high = getattr(self, name), highs.get(name, parameter.high)
+            if isinstance(value, int | float) and not (value <= high and parameter.contains(value)):
+                violations.add(f"{path}.{name}", f"must be {replace(parameter, high=high)}, is {shown(value)}")
         if self.min_new_tokens and self.min_new_tokens > (most := self.max_new_tokens or limits.max_new_tokens):
             text = f"must be from 0 to max_new_tokens ({most}), is {self.min_new_tokens}"
             violations.add(f"{path}.min_new_tokens", text)
@@ -207,10 +194,8 @@ class Sampling:
                     violations.add(f"{path}.{name}{place}", f"must be a token id from 0 to {last}, is {token}")
         bounds = PARAMETERS["logit_bias"]
         for token, bias in list((self.logit_bias or {}).items())[: limits.max_listed_token_ids]:
-            if not bounds.contains(bias, bounds.high):
-                violations.add(
-                    f"{path}.logit_bias[{token}]", f"must be {bounds.range_text(bounds.high)}, is {shown(bias)}"
-                )
+            if not bounds.contains(bias):
+                violations.add(f"{path}.logit_bias[{token}]", f"must be {bounds}, is {shown(bias)}")
         if self.allowed_token_ids and set(self.allowed_token_ids) <= set(self.forbidden_token_ids):
             violations.add(f"{path}.forbidden_token_ids", "must not contain all of allowed_token_ids")
 
@@ -244,11 +229,6 @@ class SamplingParams(Sampling):
     def penalised(self) -> bool:
         """Whether any penalty changes the logits."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
-
-    @property
-    def restricted(self) -> bool:
-        """Whether a guide, a bias or a list of token ids changes which tokens are sampled."""
-        return bool(self.guide or self.logit_bias or self.allowed_token_ids or self.forbidden_token_ids)
 
 
 def completion_seed(seed: int, index: int) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from shared.violations import Violations
 
@@ -13,29 +14,23 @@ Kind = TypeVar("Kind", bound=StrEnum)
 EnumDescriptor = Any  # its type depends on protobuf's implementation (upb or Python)
 
 
-class EnumTable(Generic[Kind]):
-    """Reads one enum. Raises ValueError if a value of either side has no partner."""
-
-    def __init__(self, enum: EnumDescriptor, kind: type[Kind]) -> None:
-        names = {value.number: value.name.removeprefix(prefix_of(enum)) for value in enum.values if value.number != 0}
-        if lonely := set(names.values()) ^ set(kind.__members__):
-            raise ValueError(f"{kind.__name__} and the protocol's {enum.full_name} differ in {sorted(lonely)}")
-        self.descriptor = enum
-        self._kinds = {number: kind[name] for number, name in names.items()}
-
-    def checked(self, number: int, field: str, violations: Violations | None) -> Kind | None:
-        """The value; None for UNSPECIFIED, and for a number of a newer protocol, which is a violation if these are
-        collected.
-        """
-        if violations is not None and number != 0 and number not in self._kinds:
-            violations.add(field, f"{number} is not a value of this enum that this service knows")
-        return self._kinds.get(number)
-
-
 @cache
-def table_of(enum: EnumDescriptor, kind: type[Kind]) -> EnumTable[Kind]:
-    """The table of an enum that is found at run time."""
-    return EnumTable(enum, kind)
+def enum_reader(enum: EnumDescriptor, kind: type[Kind]) -> Callable[[int, str, Violations | None], Kind | None]:
+    """The function that reads the enum. Raises ValueError if a value of either side has no partner.
+
+    It returns None for UNSPECIFIED, and for a number of a newer protocol, which is a violation if these are collected.
+    """
+    names = {value.number: value.name.removeprefix(prefix_of(enum)) for value in enum.values if value.number != 0}
+    if lonely := set(names.values()) ^ set(kind.__members__):
+        raise ValueError(f"{kind.__name__} and the protocol's {enum.full_name} differ in {sorted(lonely)}")
+    kinds = {number: kind[name] for number, name in names.items()}
+
+    def read(number: int, field: str, violations: Violations | None) -> Kind | None:
+        if violations is not None and number != 0 and number not in kinds:
+            violations.add(field, f"{number} is not a value of this enum that this service knows")
+        return kinds.get(number)
+
+    return read
 
 
 def enum_number(enum: EnumDescriptor, value: StrEnum | str) -> int:

@@ -25,7 +25,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from shared.errors import InvalidInput, SoftPromptError
 from shared.violations import MAX_ITEMS, Violations
-from shared.wire.enums import enum_number, table_of
+from shared.wire.enums import enum_number, enum_reader
 from shared.wire.fields import duration_nanoseconds, read_duration, read_timestamp
 
 T = TypeVar("T")
@@ -271,7 +271,7 @@ def _value_reader(descriptor: Descriptor, hint: Any) -> Reader | None:
     if isinstance(hint, type) and is_dataclass(hint):
         return partial(read, hint)
     if descriptor.enum_type is not None:
-        return table_of(descriptor.enum_type, hint).checked
+        return enum_reader(descriptor.enum_type, hint)
     return None
 
 

@@ -156,7 +156,7 @@ async def test_callers_without_a_token(faults: Any, tmp_path: Path) -> None:
 async def test_a_callers_file_that_cannot_be_used(
     faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
 ) -> None:
-    monkeypatch.setattr("shared.security.callers_file._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("shared.security.json_file._LOOK_SECONDS", 0.0)
     callers = tmp_path / "callers.json"
     callers.write_text(
         json.dumps({"callers": [{"name": "shop", "roles": ["admin"], "token_sha256": [hash_token(new_token())]}]})

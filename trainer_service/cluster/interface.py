@@ -73,28 +73,22 @@ class WorkerHandle(Protocol):
     @property
     def id(self) -> str:
         """A name that is unique within the pool."""
-        ...
 
     @property
     def base_model(self) -> str:
         """The id of the worker's base model."""
-        ...
 
     async def add(self, task: TrainingTask) -> None:
         """Add a task to the cohort at the next step boundary. A higher attempt of the same job replaces the earlier."""
-        ...
 
     async def stop(self, job_id: str, attempt: int) -> None:
         """Stop a job at the next step boundary, with a Stopped event. An unknown job is ignored."""
-        ...
 
     async def poll(self, since: int, timeout_seconds: float) -> WorkerReport:
         """Wait for events after `since`; none after the time-out. The worker drops events up to `since`."""
-        ...
 
     async def close(self) -> None:
         """End the worker immediately. Never raises."""
-        ...
 
 
 class WorkerPool(Protocol):
@@ -102,12 +96,9 @@ class WorkerPool(Protocol):
 
     async def start(self) -> None:
         """Join the cluster. Raises Unavailable if that is not possible."""
-        ...
 
     async def launch(self, base_model: str) -> WorkerHandle:
         """Start a worker that loads this base model. It takes tasks at once; its reports are `ready` after loading."""
-        ...
 
     async def close(self) -> None:
         """End all workers and leave the cluster."""
-        ...

@@ -15,10 +15,7 @@ _LOAD_SECONDS = 5.0
 
 
 def measure_memory() -> WorkerMemory:
-    """The memory of the GPU with the least free memory, or of the process. Takes at most some milliseconds.
-
-    Resets the peak of each GPU.
-    """
+    """Memory of the fullest GPU, or of the process, in some milliseconds at most. Resets the peak of each GPU."""
     resident: int = psutil.Process().memory_info().rss
     if not (torch.cuda.is_available() and torch.cuda.memory_reserved() > 0):
         return WorkerMemory(resident, resident + available_bytes(), resident)

@@ -100,10 +100,7 @@ class NodeDatasets:
             self._paths[file.digest] = copy
 
     def load(self, job_id: str, data: TaskData) -> tuple[Examples, Examples]:
-        """The training and held-out examples of a job, shared with other jobs until `forget`.
-
-        Raises DamagedBlob, InvalidInput or OSError.
-        """
+        """A job's training and held-out examples, until `forget`. Raises DamagedBlob, InvalidInput or OSError."""
         self._used_by[job_id] = tuple(file.digest for file in data.files)
         try:
             train = self._examples(data.dataset)

@@ -27,9 +27,7 @@ _OBJECT_STORE_BYTES = 128 << 20
 """Tasks and results are small; Ray's default is a third of the machine's memory."""
 
 _JOIN_SECONDS = 180.0
-"""The limit for a head that accepts the connection but never answers. Starting an embedded cluster takes 4 to 9 seconds
-on an idle machine.
-"""
+"""For a head that connects but never answers. An embedded cluster starts in 4 to 9 seconds on an idle machine."""
 _LEAVE_SECONDS = 30.0
 _DEAD_HEAD_SECONDS = "10"
 """An embedded head that died does not come back, so this process and Ray's others end after this time, not a minute."""

@@ -31,9 +31,7 @@ from trainer_service.training.events import DatasetFile, TrainingTask
 log = logging.getLogger(__name__)
 
 _CONTROL_SECONDS = 60.0
-"""The longest wait for an actor to take a task. Its calls wait for no step, but a native call may hold the
-interpreter's lock.
-"""
+"""Longest wait for an actor to take a task: no call waits for a step, but native code may hold the interpreter."""
 
 _DATA_SECONDS = 300.0
 """The longest wait for an actor to check a dataset, which reads all of it, or to receive a piece."""
@@ -184,20 +182,12 @@ class RayWorker:
         calls: CallPool | None = None,
         draining: DrainingNodes | None = None,
     ) -> None:
-        self._id, self._base_model, self._actor = id, base_model, actor
+        self.id, self.base_model, self._actor = id, base_model, actor
         self._calls = calls or CallPool("ray")
         self._oom_kills, self._on_close = oom_kills, on_close
         self._draining, self._node_id = draining, ""
         self._loss: WorkerLost | None = None
         """Why the worker's process died, found by the first call that notices."""
-
-    @property
-    def id(self) -> str:
-        return self._id
-
-    @property
-    def base_model(self) -> str:
-        return self._base_model
 
     async def check_software(self) -> None:
         """Raises WrongSoftware if the actor has other versions than this process; pickled tasks could be misread."""
@@ -211,10 +201,7 @@ class RayWorker:
         return str(await self._answer(call, _CONTROL_SECONDS))
 
     async def add(self, task: TrainingTask) -> None:
-        """Add a task, after sending the datasets that the worker's node can't read.
-
-        Arguments are pickled outside the event loop's thread.
-        """
+        """Add a task, after datasets that the worker's node can't read. Arguments are pickled in a thread."""
         for file in task.data.files if task.data is not None else ():
             if not await self._answer(self._actor.has_dataset.remote(file), _DATA_SECONDS):
                 await self._send(file)

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from shared.errors import InvalidInput, SoftPromptError
@@ -44,22 +45,18 @@ class Trainer(Protocol):
     @property
     def is_idle(self) -> bool:
         """Whether it has no job."""
-        ...
 
     def prepare(self, task: TrainingTask, on_progress: Callable[[int], None]) -> TrainingTask:
         """The task with its examples as token ids. It is called in another thread than `step`."""
-        ...
 
     def add(self, task: TrainingTask) -> None:
         """Take a prepared task into the cohort."""
 
     def stop(self, job_id: str) -> object:
         """Stop a job at the next step."""
-        ...
 
     def step(self) -> Sequence[TrainingEvent]:
         """Run one step of all jobs; returns what happened."""
-        ...
 
 
 class _Superseded(Exception):
@@ -67,9 +64,7 @@ class _Superseded(Exception):
 
 
 class Worker:
-    """Loads a base model and trains jobs on it. `load` returns the trainer and the details for reports; it runs in the
-    worker's thread.
-    """
+    """Trains jobs. `load`, run in the worker's thread, returns the trainer and the details for reports."""
 
     def __init__(
         self,
@@ -295,22 +290,15 @@ class Worker:
 
 def _unread(task: TrainingTask, error: Exception) -> Failed:
     """The Failed event of a task whose datasets can't be used."""
+    failed = partial(Failed, task.job_id, task.attempt)
     if isinstance(error, SoftPromptError):
         field = str(field_of_spec(error.violations[0].location)) if isinstance(error, InvalidInput) else "spec.dataset"
-        return Failed(task.job_id, task.attempt, "BAD_DATA", error.message, field)
+        return failed("BAD_DATA", error.message, field)
     if isinstance(error, OSError):
         log.warning("a dataset can't be read: %s", error)
-        return Failed(
-            task.job_id, task.attempt, "DATA_UNAVAILABLE", f"the worker could not read the dataset: {error.strerror}"
-        )
+        return failed("DATA_UNAVAILABLE", f"the worker could not read the dataset: {error.strerror}")
     if isinstance(error, MemoryError):
         message = "the dataset is too large for this worker's memory"
-        return Failed(task.job_id, task.attempt, "OUT_OF_MEMORY", message, "spec.dataset", retryable=True)
+        return failed("OUT_OF_MEMORY", message, "spec.dataset", retryable=True)
     log.error("reading the datasets of job %s failed", task.job_id, exc_info=error)
-    return Failed(
-        task.job_id,
-        task.attempt,
-        "INTERNAL",
-        "reading the dataset failed; the worker's log has the cause",
-        retryable=True,
-    )
+    return failed("INTERNAL", "reading the dataset failed; the worker's log has the cause", retryable=True)

@@ -61,10 +61,7 @@ def load_trainer_in_background(spec: WorkerSpec) -> tuple[Cohort, dict[str, str]
 
 
 def load_trainer(spec: WorkerSpec) -> tuple[Cohort, dict[str, str]]:
-    """Load the base model; returns an empty cohort and the details for reports.
-
-    Configures malloc and torch's threads in this process.
-    """
+    """Configure malloc and torch's threads, load the base model; returns an empty cohort and details for reports."""
     tune_allocator()
     set_torch_threads(spec.num_threads or min(DEFAULT_NUM_THREADS, usable_cpus()))
     if 0 < spec.num_gpus < 1:

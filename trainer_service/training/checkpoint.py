@@ -85,10 +85,7 @@ class EvaluationRecord(BaseModel):
 
 
 class RunState(BaseModel):
-    """The state of a run without its tensors.
-
-    `digest` covers settings and examples; a run never resumes from a checkpoint with another digest.
-    """
+    """A run without its tensors. It never resumes with another `digest`, which covers settings and examples."""
 
     model_config = ConfigDict(extra="forbid")
     format: int = FORMAT
@@ -135,10 +132,7 @@ def digest_of(spec: TrainingSpec, train: Sequence[Example], validation: Sequence
 
 
 def digest_of_format_1(spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]) -> str:
-    """The digest that earlier releases wrote, over the fields they knew.
-
-    These fields are set in a stored spec; newer ones are not.
-    """
+    """The digest of earlier releases, over the fields they knew, which are set in a stored spec; newer ones are not."""
     digest = hashlib.blake2b(spec.model_dump_json(exclude_unset=True).encode(), digest_size=16)
     for examples in (train, validation):
         digest.update(b"\0")

@@ -65,10 +65,7 @@ class Cohort:
         return self._passes.budget.current
 
     def add(self, task: TrainingTask) -> None:
-        """Add a job, which takes part from the next step on. Its faults become its Failed event.
-
-        Raises AlreadyExists.
-        """
+        """Add a job, from the next step on. Its faults become its Failed event. Raises AlreadyExists."""
         if task.job_id in self._members:
             raise AlreadyExists(f"job {task.job_id} is in this cohort already")
         passes = self._passes

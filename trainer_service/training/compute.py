@@ -12,13 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from shared.model.base_model import BaseModel
 from trainer_service.training.attention.forward import Forward
 from trainer_service.training.attention.packing import Row, Segment
-from trainer_service.training.teacher_targets import (
-    TeacherBatch,
-    TeacherTargets,
-    joined,
-    teacher_batch,
-    top_targets,
-)
+from trainer_service.training.teacher_targets import TeacherBatch, TeacherTargets, joined, teacher_batch, top_targets
 from trainer_service.training.work import RowScore, ScoreWork, TrainPart
 
 LOGITS_AT_ONCE = 1 << 26
@@ -87,10 +81,7 @@ def score(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork]) -
         results.append([])
         for row in work.rows:
             some = scores[first : first + len(row.target_ids)]
-            log_probability, num_correct = (
-                sum(score.log_probability for score in some),
-                sum(score.correct for score in some),
-            )
+            log_probability, num_correct = sum(one.log_probability for one in some), sum(one.correct for one in some)
             top = joined([score.top for score in some if score.top is not None])
             results[-1].append(RowScore(log_probability, len(some), num_correct, some[0].candidates, top))
             first += len(some)
@@ -171,9 +162,7 @@ def _cross_entropy(
 
 
 def memory_cost(forward: Forward, num_virtual: int, rows: Sequence[Row]) -> int:
-    """A segment's share of a pass's budget: its positions, or more if its rows are so long that attention's scores
-    dominate memory.
-    """
+    """A segment's share of a budget: its positions, or more if attention's scores of long rows dominate memory."""
     longest = num_virtual + max((len(row.tokens) for row in rows), default=0)
     return forward.row_memory.cost(forward.num_tokens(num_virtual, rows), longest)
 
@@ -181,10 +170,7 @@ def memory_cost(forward: Forward, num_virtual: int, rows: Sequence[Row]) -> int:
 def score_within(
     base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork], token_budget: int
 ) -> list[list[RowScore]]:
-    """`score`, in several passes if one would exceed the budget.
-
-    Without a backward pass, a position takes about a third of the memory.
-    """
+    """`score`, in passes within the budget. Without a backward pass a position takes about a third of the memory."""
     lengths = [work.num_virtual_tokens for work in works]
     budget = _WITHOUT_BACKWARD * token_budget
     if sum(memory_cost(forward, length, work.rows) for length, work in zip(lengths, works, strict=True)) <= budget:

@@ -66,9 +66,7 @@ class TrainingTask:
     current_version: str = ""
     """Name of the alias's current version. Set even if that version can't be compared on this job's data."""
     foreign_job: str | None = None
-    """Name of the job that trained `current_version` if that belongs to another base model (empty: no job did); else
-    None.
-    """
+    """The job that trained `current_version` if that is of another base model (empty: none did); else None."""
     checkpoint: bytes | None = None
     """The checkpoint to resume from."""
     priority: int = 0
@@ -159,9 +157,7 @@ class TrainingEvent:
 
 @dataclass(frozen=True)
 class Preparing(TrainingEvent):
-    """Progress of tokenizing the job's examples, or of a distillation's self-study. Sent any number of times before
-    Started.
-    """
+    """Progress of tokenizing, or of a distillation's self-study; any number of times before Started."""
 
     num_prepared: int
     num_examples: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import torch
 
@@ -18,10 +19,7 @@ _DEVICE = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")
 
 
 class RowTooLarge(SoftPromptError):
-    """One example is too large for this worker's memory, even in a separate pass.
-
-    `fits`: the number of tokens that would fit, if known.
-    """
+    """An example too large for this worker's memory, even alone. `fits`: tokens that would fit, if known."""
 
     def __init__(self, num_tokens: int, num_virtual_tokens: int, fits: int | None) -> None:
         limit = "" if fits is None else f"; examples of up to {fits} tokens fit"
@@ -33,24 +31,20 @@ class RowTooLarge(SoftPromptError):
 
 def failure(task: TrainingTask, error: Exception) -> Failed:
     """The Failed event for an exception of this job."""
+    failed = partial(Failed, task.job_id, task.attempt)
     if isinstance(error, NonFinite):
-        return Failed(task.job_id, task.attempt, code="NAN_LOSS", message=error.message)
+        return failed("NAN_LOSS", error.message)
     if isinstance(error, InvalidInput):
-        return Failed(
-            task.job_id, task.attempt, code="BAD_DATA", message=error.message, field=error.violations[0].field
-        )
+        return failed("BAD_DATA", error.message, error.violations[0].field)
     if isinstance(error, PreconditionFailed):
-        return Failed(task.job_id, task.attempt, code="BAD_DATA", message=error.message)
+        return failed("BAD_DATA", error.message)
     if isinstance(error, RowTooLarge):
-        return Failed(
-            task.job_id, task.attempt, code="OUT_OF_MEMORY", message=error.message, field="spec.dataset", retryable=True
-        )
+        return failed("OUT_OF_MEMORY", error.message, "spec.dataset", retryable=True)
     if is_out_of_memory(error):
         message = "an operation on part of a single example is too large for this worker's memory"
-        return Failed(task.job_id, task.attempt, code="OUT_OF_MEMORY", message=message, retryable=True)
+        return failed("OUT_OF_MEMORY", message, retryable=True)
     log.error("job %s failed", task.job_id, exc_info=error)
-    message = "training failed unexpectedly; the worker's log has the cause"
-    return Failed(task.job_id, task.attempt, code="INTERNAL", message=message, retryable=True)
+    return failed("INTERNAL", "training failed unexpectedly; the worker's log has the cause", retryable=True)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -6,7 +6,6 @@ and the best prefix, so a checkpoint may be taken between any two pieces of work
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
@@ -31,7 +30,7 @@ from trainer_service.training.data.token_weights import token_weights
 from trainer_service.training.distillation.outcome import distillation_result
 from trainer_service.training.distillation.self_study import SelfStudy
 from trainer_service.training.distillation.state import restore_study, study_tensors
-from trainer_service.training.evaluation.evaluate import SLICE_TOKENS, nearest_tokens, row_slices
+from trainer_service.training.evaluation.evaluate import nearest_tokens, row_slices
 from trainer_service.training.evaluation.evaluator import Evaluator, Judgement, Measuring
 from trainer_service.training.evaluation.golden import golden_records
 from trainer_service.training.events import (
@@ -47,26 +46,17 @@ from trainer_service.training.events import (
 from trainer_service.training.notes import data_notes
 from trainer_service.training.outcome import training_result
 from trainer_service.training.recipe.defaults import check_init
-from trainer_service.training.recipe.demonstrations import Demonstrations, demonstrations
-from trainer_service.training.recipe.leaves import new_leaves, read_best
 from trainer_service.training.recipe.selection import ranked, score_of
 from trainer_service.training.results import Results
-from trainer_service.training.search import candidates, is_rung, num_survivors
-from trainer_service.training.spec import Init, InitMethod, TaskKind
-from trainer_service.training.trainee import Candidate, NonFinite, Trainee, batch_indices
+from trainer_service.training.search import is_rung, num_survivors
+from trainer_service.training.spec import InitMethod, TaskKind
+from trainer_service.training.start import begin
+from trainer_service.training.trainee import NonFinite, Trainee, batch_indices
 from trainer_service.training.work import CallWork, StepOutcome, TrainPart, TrainWork, Work
 
-log = logging.getLogger(__name__)
-
-MAX_COUNTED = 20_000
-"""The most training examples whose tokens are counted for SAMPLE_VOCAB."""
 _ADVICE = "lower the learning rate, or look for examples that the model can't compute"
 RunGenerator = Generator[Work, Any, TrainingResult]
 """Yields work and receives its result; returns the job's result."""
-
-
-def _any_row(num_virtual_tokens: int, num_tokens: int) -> None:
-    return None
 
 
 class TuningRun:
@@ -76,9 +66,9 @@ class TuningRun:
         self,
         task: TrainingTask,
         base_model: BaseModel,
-        check_row: Callable[[int, int], None] | None = None,
-        piece_tokens: int = SLICE_TOKENS,
-        check_key_values: Callable[[], None] | None = None,
+        check_row: Callable[[int, int], None],
+        piece_tokens: int,
+        check_key_values: Callable[[], None],
     ) -> None:
         """`check_row(virtual tokens, tokens)` raises for a row that this worker can't compute; it gets the longest row.
 
@@ -125,21 +115,18 @@ class TuningRun:
         if self._spec.distillation is not None:
             yield from self._self_study()
         self._prepare()
-        restart_reason = self._begin()
-        self._evaluator = Evaluator(
-            self._base_model,
-            self._spec,
-            self._validation,
-            self._state,
-            self._encoder.end_token_id,
-            self._check_row or _any_row,
-        )
+        begun = begin(self.task, self._base_model, self._train, self._state)
+        self._trainees, self._state, self.best = begun.trainees, begun.state, begun.best
+        end = self._encoder.end_token_id
+        self._evaluator = Evaluator(self._base_model, self._spec, self._validation, self._state, end, self._check_row)
         overlap = self.task.num_overlapping
         if overlap is None:
             overlap = count_overlap(self.task.train, self.task.validation)
         self._statistics = encoding.statistics(self._train, self._validation, overlap)
         notes = data_notes(len(self._train), self._evaluator.num_distinct, self._hyper)
-        self._emit(Started, statistics=self._statistics, step=self.step, notes=notes, restart_reason=restart_reason)
+        self._emit(
+            Started, statistics=self._statistics, step=self.step, notes=notes, restart_reason=begun.restart_reason
+        )
         if len(self._evaluator) and self._state.template_metrics is None:
             self._state.template_results = yield from self._evaluator.measure(None)
             self._state.template_metrics = self._state.template_results.metrics(self._hyper.metric)
@@ -161,7 +148,7 @@ class TuningRun:
         encoder = InputEncoder(self._base_model.tokenizer, self._spec.template)
         study = self._study = SelfStudy(self._base_model, self._spec, self.task.train, encoder)
         if self.task.checkpoint is not None:
-            with suppress(DamagedBlob):  # `_begin` gives the reason
+            with suppress(DamagedBlob):  # `begin` gives the reason
                 saved, tensors = checkpoint.read_checkpoint(self.task.checkpoint)
                 if saved.digest == self._state.digest:
                     restore_study(study, tensors)
@@ -171,7 +158,7 @@ class TuningRun:
         def on_progress() -> None:
             self._emit(Preparing, num_prepared=study.num_asked, num_examples=study.num_questions)
 
-        encoded = yield from study.run(on_progress, self._check_row or _any_row)
+        encoded = yield from study.run(on_progress, self._check_row)
         train, held_out = (tuple(row.example for row in part.examples) for part in (encoded.train, encoded.validation))
         self.task = replace(self.task, train=train, validation=held_out, encoded=encoded, num_overlapping=None)
 
@@ -180,7 +167,7 @@ class TuningRun:
             raise InvalidInput.of("dataset", "has no training examples")
         if self._hyper.search and not self.task.validation:
             raise InvalidInput.of("spec.hyperparameters.search", "needs held-out examples to choose by")
-        if not KINDS[self._hyper.kind].is_computed and self._check_key_values is not None:
+        if not KINDS[self._hyper.kind].is_computed:
             self._check_key_values()
         check_init(self._hyper.init, self._spec.labels, self._base_model.tokenizer)
         self._encoder = InputEncoder(self._base_model.tokenizer, self._spec.template)
@@ -195,62 +182,9 @@ class TuningRun:
         )
         self._train, self._validation = encoded.train, encoded.validation
         self._row_weights = token_weights(self._train, self._spec)
-        if self._check_row is not None:
-            parts = [data.input_lengths + data.target_lengths for data in (self._train, self._validation) if len(data)]
-            longest = int(max(part.max() for part in parts)) - 1  # the model never reads the last target token
-            self._check_row(self._hyper.num_virtual_tokens, longest)
-
-    def _begin(self) -> str:
-        """Create the trainees, new or from the checkpoint. Returns why the checkpoint can't be used, or ""."""
-        reason = ""
-        if self.task.checkpoint is not None:
-            try:
-                self._resume(self.task.checkpoint)
-                return ""
-            except DamagedBlob as error:
-                reason = error.message
-                log.warning("job %s starts again from step 0: %s", self.task.job_id, reason)
-        choices = candidates(self._spec)
-        self._trainees = [
-            self._new_trainee(choice.learning_rate, choice.init, index) for index, choice in enumerate(choices)
-        ]
-        if len(choices) > 1:
-            tried = [
-                checkpoint.TriedCandidate(learning_rate=choice.learning_rate, init=choice.init) for choice in choices
-            ]
-            self._state.tried = tried
-        return reason
-
-    def _resume(self, data: bytes) -> None:
-        """Restore the run from a checkpoint. Raises DamagedBlob if that is not possible."""
-        saved, tensors = checkpoint.read_checkpoint(data)
-        checkpoint.check_match(saved, self._state.digest, self._spec, self.task.train, self.task.validation)
-        trainees = [self._new_trainee(state.learning_rate, state.init, state.index) for state in saved.trainees]
-        for index, (trainee, state) in enumerate(zip(trainees, saved.trainees, strict=True)):
-            checkpoint.restore(trainee, state, tensors, index)
-        if saved.format < 3 and self._spec.labels:
-            checkpoint.forget_evaluations(saved)
-        saved.format, saved.digest = checkpoint.FORMAT, self._state.digest
-        self._trainees, self._state = trainees, saved
-        self.best = read_best(tensors, self._hyper.kind)
-
-    def _new_trainee(self, learning_rate: float, init: Init, index: int = 0) -> Trainee:
-        generator = torch.Generator().manual_seed(self._hyper.seed % 2**63)
-        every = max(1, -(-len(self._train) // MAX_COUNTED))
-        texts = (
-            (example.input_ids for example in self._train.examples[::every])
-            if init.method is InitMethod.SAMPLE_VOCAB
-            else ()
-        )
-        shown = self._demonstrations() if init.method is InitMethod.DEMONSTRATIONS else None
-        given = texts if shown is None else [shown.token_ids]
-        leaves = new_leaves(self._base_model, init, self._hyper, generator, self._spec.labels, self.task.source, given)
-        hidden = None if shown is None else shown.hidden
-        return Trainee(Candidate(learning_rate, init), leaves, self._hyper, index, hidden)
-
-    def _demonstrations(self) -> Demonstrations:
-        first = self._base_model.tokenizer.bos_token_id
-        return demonstrations(self._train.examples, self._hyper.num_virtual_tokens, self._hyper.seed, first)
+        parts = [data.input_lengths + data.target_lengths for data in (self._train, self._validation) if len(data)]
+        longest = int(max(part.max() for part in parts)) - 1  # the model never reads the last target token
+        self._check_row(self._hyper.num_virtual_tokens, longest)
 
     def _train_step(self) -> Generator[Work, Any, list[StepOutcome]]:
         """One optimizer step in pieces: a batch of thousands of long rows would block the other jobs for minutes."""
@@ -344,14 +278,9 @@ class TuningRun:
         """Evaluate the version that training starts from. It is the first candidate, so if training only makes it
         worse, it is published unchanged.
         """
-        if (
-            self._hyper.init.method is not InitMethod.FROM_PROMPT
-            or not len(self._evaluator)
-            or self.step
-            or self._state.history
-        ):
-            return
-        self._keep(0, self._trainees[0], (yield from self._measure(self._trainees[0])))
+        from_prompt = self._hyper.init.method is InitMethod.FROM_PROMPT
+        if from_prompt and len(self._evaluator) and not self.step and not self._state.history:
+            self._keep(0, self._trainees[0], (yield from self._measure(self._trainees[0])))
 
     def _measure(self, trainee: Trainee) -> Measuring:
         return self._evaluator.measure(trainee.input(self._base_model.dtype).detach())

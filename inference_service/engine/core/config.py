@@ -20,8 +20,7 @@ class EngineSettings(SettingsPart):
     max_running: int = Field(default=32, ge=1, le=4096)
     """Maximum number of requests in one step; each has a row of the KV cache."""
     max_length: int = Field(default=4096, ge=8, le=1 << 20)
-    """Maximum of virtual, input and generated tokens of one request. Lowered to the limits of the model and the memory.
-    """
+    """Maximum of virtual, input and generated tokens of one request. Lowered to what model and memory allow."""
     max_tokens_per_step: int = Field(default=256, ge=1)
     """Maximum number of positions in one step; bounds how long a long input delays running streams."""
     kv_cache_bytes: int = Field(default=0, ge=0)
@@ -68,7 +67,6 @@ class EngineConfig(EngineSettings):
     length_limit: str = LENGTH_SETTING
     """The origin of `max_length` for error texts: the setting, the model or the memory."""
     paged: bool | None = None
-    """Store keys and values in blocks instead of rows; None means blocks on a GPU and rows on a CPU (the faster ones).
-    """
+    """Keys and values in blocks instead of rows; None: blocks on a GPU and rows on a CPU, which are faster there."""
     limits: SamplingLimits = LIMITS
     """Limits of one request's parameters."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from inference_service.engine.core.guide import GuideProgress
 from inference_service.engine.core.running_request import RunningRequest
+
+if TYPE_CHECKING:
+    from inference_service.engine.guide.matcher import GuideProgress
 
 MAX_WAIT_SECONDS = 0.005
 """Longest time that a step waits for all of its masks together."""
 
-GuideOf = Callable[[RunningRequest], GuideProgress | None]
+GuideOf = Callable[[RunningRequest], "GuideProgress | None"]
 
 
 def late_masks(sequences: Iterable[RunningRequest], guide_of: GuideOf) -> set[RunningRequest]:

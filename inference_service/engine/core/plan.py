@@ -25,8 +25,7 @@ class Chunk:
     """Whether the last position's logits choose the next token."""
     branches: tuple[tuple[int, ...], ...] = ()
     num_input_logits: int = 0
-    """Positions, the last ones before one that samples, whose logits give the log-probability of the next input token.
-    """
+    """Positions, the last before one that samples, whose logits give the log-probability of the next input token."""
 
     @property
     def num_positions(self) -> int:
@@ -55,10 +54,7 @@ class Chunk:
 
     @property
     def branch_lengths(self) -> tuple[int, ...]:
-        """Fed tokens of each non-empty branch if there are at least two, else empty.
-
-        A single branch just continues the main positions.
-        """
+        """Fed tokens of each non-empty branch; empty with fewer than two: one just continues the main positions."""
         lengths = tuple(len(branch) - 1 for branch in self.branches if len(branch) > 1)
         return lengths if len(lengths) > 1 else ()
 

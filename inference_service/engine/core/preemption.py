@@ -20,10 +20,7 @@ MIN_STEPS = 32
 This time slice keeps tenants from taking each other's rows in turn without progress.
 """
 FAR_UNDER = 0.5
-"""Only a tenant below this part of its fair share may have a row freed.
-
-Two tenants near their shares therefore don't preempt each other.
-"""
+"""Only a tenant below this part of its fair share may have a row freed, so two near theirs don't preempt each other."""
 
 
 @dataclass(frozen=True)

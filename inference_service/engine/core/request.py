@@ -1,6 +1,4 @@
-"""What a caller asks of the engine and what it gets back: plain frozen data. Knows nothing of models, queues or
-transports.
-"""
+"""What a caller asks of the engine and gets back: plain frozen data, without models, queues or transports."""
 
 from __future__ import annotations
 
@@ -11,38 +9,40 @@ from typing import TYPE_CHECKING
 from shared.values.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from inference_service.engine.core.guide import CompiledGuide
+    from inference_service.engine.guide.matcher import CompiledGuide
     from shared.prompt.prefix import Prefix
 
 
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """Whom a request is charged to, and when it runs."""
+
+    priority: int = 0
+    """Higher runs first within a tenant; equal priorities run by arrival."""
+    deadline: float | None = None
+    """On the clock of `time.monotonic()`, in seconds; honoured while waiting and while running."""
+    tenant: str = ""
+    """The request's tenant; tenants share the engine by weight. Empty: the service's own, such as a golden replay."""
+    weight: float = 1.0
+    caller: str = ""
+    """Name of the caller, for statistics."""
+
+
 @dataclass(frozen=True)
-class GenerationRequest:
-    """One continuation to generate. `input_ids` come from `shared.text.template`; the soft prompt's virtual tokens are
-    not among them.
-    """
+class GenerationRequest(Account):
+    """One continuation to generate. `input_ids` (`shared.text.template`) are without the prompt's virtual tokens."""
 
     request_id: str
     input_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     prefix_id: str | None = None
     """A soft prompt that `load_prefix` made known; None is the bare model."""
-    priority: int = 0
-    """Higher runs first within a tenant; equal priorities run by arrival."""
-    deadline: float | None = None
-    """On the clock of `time.monotonic()`, in seconds; honoured while waiting and while running."""
     continues: bool = False
-    """The answer goes on in the input's text: it keeps the space with which it begins, where the tokenizer would drop
-    that from a text.
-    """
+    """The answer goes on in the input's text, and keeps a first space that the tokenizer would drop from a text."""
     exact: bool = False
     """The answer keeps that space also where it begins a text."""
     always_admitted: bool = False
     """Taken also when the queue is full: the service's own golden replays, which must not wait for the load to go."""
-    tenant: str = ""
-    """The request's tenant; tenants share the engine by weight. Empty: the service's own, such as a golden replay."""
-    weight: float = 1.0
-    caller: str = ""
-    """Name of the caller, for statistics."""
     guide: CompiledGuide | None = None
     """The compiled `sampling.guide`."""
     group: str = ""
@@ -52,24 +52,17 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True)
-class ScoreRequest:
-    """How likely each candidate continuation is after the input. Candidates are token ids
-    (`InputEncoder.encode_target`).
-    """
+class ScoreRequest(Account):
+    """How likely each candidate is after the input. Candidates are token ids (`InputEncoder.encode_target`)."""
 
     request_id: str
     input_ids: tuple[int, ...]
     candidates: tuple[tuple[int, ...], ...]
     prefix_id: str | None = None
-    priority: int = 0
-    deadline: float | None = None
-    tenant: str = ""
-    weight: float = 1.0
-    caller: str = ""
 
 
 @dataclass(frozen=True)
-class PrefixLoad:
+class PrefixLoad(Account):
     """Compute the keys and values of a prefix, and keep them under `prefix_id`; chunk by chunk beside everything
     else.
 
@@ -80,8 +73,6 @@ class PrefixLoad:
     request_id: str
     prefix_id: str
     prefix: Prefix
-    tenant: str = ""
-    weight: float = 1.0
 
 
 Request = GenerationRequest | ScoreRequest | PrefixLoad
@@ -103,9 +94,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural logarithms under the model's own distribution, before temperature and penalties. `top` is sorted, most
-    likely first.
-    """
+    """Natural logarithms under the model's own distribution, before temperature and penalties. `top`: best first."""
 
     token_id: int
     logprob: float
@@ -141,9 +130,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Delta:
-    """What is new since the last delta of a stream. The first and the last carry `usage` and `timing`; the last a
-    finish reason.
-    """
+    """What is new in a stream. The first and the last delta carry `usage` and `timing`; the last a finish reason."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()

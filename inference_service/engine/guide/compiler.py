@@ -14,10 +14,10 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
 
 from inference_service.engine.guide.matcher import CompiledGuide, brief
-from inference_service.engine.text.token_bytes import ByteTable, byte_table
 from shared.errors import InvalidInput
 from shared.model.base_model import BaseModel
 from shared.text.plain_text import PlainText
+from shared.text.token_bytes import ByteTable, byte_table
 from shared.values.guide import Guide
 
 _LIMITS = LLParserLimits(

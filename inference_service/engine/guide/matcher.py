@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from llguidance import LLMatcher
 
-from inference_service.engine.core.guide import Workers
+from inference_service.engine.guide.mask_workers import MaskWorkers
 
 _MAX_ERROR_CHARS = 300
 
@@ -38,7 +38,7 @@ class CompiledGuide:
         self.failed = False
         """Whether an answer failed under this guide; it should then be compiled again instead of being reused."""
 
-    def begin(self, workers: Workers, tenant: str) -> GuideProgress:
+    def begin(self, workers: MaskWorkers, tenant: str) -> GuideProgress:
         """The progress of a new answer."""
         return GuideProgress(self, self._matcher.deep_copy(), workers, tenant)
 
@@ -70,9 +70,10 @@ class CompiledGuide:
 class GuideProgress:
     """One answer under a guide. The engine's thread calls `advance` and `take`; a worker computes in between."""
 
-    def __init__(self, guide: CompiledGuide, matcher: LLMatcher, workers: Workers, tenant: str) -> None:
+    def __init__(self, guide: CompiledGuide, matcher: LLMatcher, workers: MaskWorkers, tenant: str) -> None:
         self._guide, self._matcher, self._workers, self._tenant = guide, matcher, workers, tenant
-        self._mask = guide.mask
+        self.mask = guide.mask
+        """The mask of the next token, as long as it is ready."""
         self._ready = threading.Event()
         self._ready.set()
 
@@ -85,11 +86,6 @@ class GuideProgress:
         """Wait for the mask; returns whether it is computed."""
         return self._ready.wait(timeout_seconds)
 
-    @property
-    def mask(self) -> Mask:
-        """The mask of the next token; call it only when it is ready."""
-        return self._mask
-
     def advance(self, token_id: int) -> None:
         """Continue with a sampled token; a worker computes the next mask."""
         self._ready.clear()
@@ -97,9 +93,9 @@ class GuideProgress:
 
     def _compute(self, token_id: int) -> None:
         try:
-            self._mask = self._guide.next_mask(self._matcher, token_id)
+            self.mask = self._guide.next_mask(self._matcher, token_id)
         except Exception as error:  # a defect of the library must not leave the answer waiting
-            self._mask = Mask(self._mask.allowed, complete=False, error=f"the guide failed: {type(error).__name__}")
+            self.mask = Mask(self.mask.allowed, complete=False, error=f"the guide failed: {type(error).__name__}")
         self._ready.set()
 
 

@@ -97,6 +97,8 @@ class BlockPool:
     across_tenants: bool = False
     """Whether inputs may reuse blocks of other tenants."""
     rows: list[BlockRow] = field(init=False)
+    held_blocks: int = field(default=0, init=False)
+    """Blocks of running sequences, each counted once."""
 
     def __post_init__(self) -> None:
         self.rows = [BlockRow(index) for index in range(self.num_rows)]
@@ -104,7 +106,6 @@ class BlockPool:
         self._references = [0] * (self.max_blocks + 1)
         self._held = [0] * (self.max_blocks + 1)
         """References from rows only."""
-        self._num_held_blocks = 0
         self._dirty: set[int] = set()
         self._remains: list[Cached] = []
         self._prefixes: dict[str, Cached] = {}
@@ -114,11 +115,6 @@ class BlockPool:
     def num_held(self) -> int:
         """Rows that a sequence holds."""
         return sum(row.holder is not None for row in self.rows)
-
-    @property
-    def held_blocks(self) -> int:
-        """Blocks of running sequences, each counted once."""
-        return self._num_held_blocks
 
     @property
     def committed_blocks(self) -> int:
@@ -229,11 +225,8 @@ class BlockPool:
                 raise IntegrityError(f"{cached.length} slots are remembered in {len(cached.blocks)} blocks")
             for block in cached.blocks:
                 counted[block] += 1
-        if (
-            counted != self._references
-            or held != self._held
-            or sum(count > 0 for count in held) != self._num_held_blocks
-        ):
+        num_held = sum(count > 0 for count in held)
+        if counted != self._references or held != self._held or num_held != self.held_blocks:
             raise IntegrityError("the reference counts of blocks are wrong")
         free = set(self._free)
         used = {block for block, count in enumerate(counted) if count}
@@ -311,14 +304,14 @@ class BlockPool:
             self._references[block] += 1
             if held:
                 self._held[block] += 1
-                self._num_held_blocks += self._held[block] == 1
+                self.held_blocks += self._held[block] == 1
 
     def _unrefer(self, blocks: Iterable[int], *, held: bool) -> None:
         for block in blocks:
             self._references[block] -= 1
             if held:
                 self._held[block] -= 1
-                self._num_held_blocks -= self._held[block] == 0
+                self.held_blocks -= self._held[block] == 0
             if not self._references[block]:
                 self._free.append(block)
 

@@ -9,9 +9,8 @@ neighbouring rows as one dense tensor without block tables and gathering, and a 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -48,74 +47,59 @@ class PrefixKV:
         return all(bool(torch.isfinite(tensor).all()) for tensor in (*self.keys, *self.values))
 
 
-class KVCache(Protocol):
-    """The model runner's interface to a cache."""
+class LayerTensors:
+    """The keys and values of all layers. Layers of one shape share one tensor, whose first dimension is the layer: one
+    operation per shape copies a prefix.
+    """
 
-    num_rows: int
-    max_length: int
-    bytes_per_token: int
+    def __init__(self, shapes: Sequence[LayerShape], allocate: Callable[[int, int, int], torch.Tensor]) -> None:
+        """`allocate` makes the tensor of a number of layers, heads and a width, filled with zeros."""
+        self._keys: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = [(torch.empty(0), torch.empty(0))] * len(shapes)
+        for shape in dict.fromkeys(shapes):
+            members = [index for index, other in enumerate(shapes) if other == shape]
+            self._keys.append(allocate(len(members), shape.num_heads, shape.key_width))
+            self._values.append(allocate(len(members), shape.num_heads, shape.value_width))
+            for position, index in enumerate(members):
+                self._layers[index] = (self._keys[-1][position], self._values[-1][position])
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(keys, values) of a layer, each `[rows, heads, max_length, width]`, to be written and read in place."""
-
-    def copy_row(self, source: int, row: int, length: int) -> None:
-        """Copy the first `length` slots of row `source` to `row`."""
-
-    def snapshot(self, row: int, length: int) -> PrefixKV:
-        """A copy of the row's first `length` slots."""
-
-    def restore(self, prefix: PrefixKV, row: int) -> None:
-        """Write the prefix into the row's first slots."""
-
-    def trim(self, row: int, first: int = 0) -> None:
-        """Release the memory of the row's slots from `first` on; they read as zeros afterwards."""
+        """(keys, values) of a layer, without the first dimension, to be written and read in place."""
+        return self._layers[index]
 
 
-class RowKVCache:
-    """A row cache. Layers of one shape share one tensor `[layers, rows, heads, max_length, width]`.
-
-    A prefix is therefore copied in one operation per shape.
-    """
+class RowKVCache(LayerTensors):
+    """A row cache, with tensors `[layers, rows, heads, max_length, width]`."""
 
     def __init__(
         self, shapes: Sequence[LayerShape], num_rows: int, max_length: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.num_rows, self.max_length = num_rows, max_length
         self.bytes_per_token = sum(shape.bytes_per_token(dtype) for shape in shapes)
-        self._keys: list[torch.Tensor] = []
-        self._values: list[torch.Tensor] = []
         self._maps: list[tuple[torch.Tensor, mmap.mmap]] = []
-        self._page_bytes = mmap.PAGESIZE
-        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = [(torch.empty(0), torch.empty(0))] * len(shapes)
-        for shape in dict.fromkeys(shapes):
-            members = [index for index, other in enumerate(shapes) if other == shape]
-            for tensors, width in ((self._keys, shape.key_width), (self._values, shape.value_width)):
-                tensors.append(
-                    self._allocate((len(members), num_rows, shape.num_heads, max_length, width), dtype, device)
-                )
-            for position, index in enumerate(members):
-                self._layers[index] = (self._keys[-1][position], self._values[-1][position])
-
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._layers[index]
+        super().__init__(
+            shapes,
+            lambda layers, heads, width: self._allocate((layers, num_rows, heads, max_length, width), dtype, device),
+        )
 
     def copy_row(self, source: int, row: int, length: int) -> None:
+        """Copy the first `length` slots of row `source` to `row`."""
         for tensor in (*self._keys, *self._values):
             tensor[:, row, :, :length] = tensor[:, source, :, :length]
 
     def snapshot(self, row: int, length: int) -> PrefixKV:
+        """A copy of the row's first `length` slots."""
         keys = tuple(tensor[:, row, :, :length].clone() for tensor in self._keys)
         return PrefixKV(length, keys, tuple(tensor[:, row, :, :length].clone() for tensor in self._values))
 
     def restore(self, prefix: PrefixKV, row: int) -> None:
+        """Write the prefix into the row's first slots."""
         for tensor, saved in zip((*self._keys, *self._values), (*prefix.keys, *prefix.values), strict=True):
             tensor[:, row, :, : prefix.num_virtual] = saved
 
     def trim(self, row: int, first: int = 0) -> None:
-        """Return the row's pages from slot `first` on to the system.
-
-        Its slots read as zeros afterwards, so NaNs in them are gone, too.
-        """
+        """Return the row's pages from slot `first` on to the system. The slots then read as zeros, NaNs too."""
         if not self._maps or not hasattr(mmap, "MADV_DONTNEED"):
             for tensor in (*self._keys, *self._values):
                 tensor[:, row, :, first:] = 0
@@ -129,8 +113,8 @@ class RowKVCache:
     def _drop(self, row: torch.Tensor, memory: mmap.mmap) -> None:
         """Return whole pages to the system; zero the parts of pages that are shared with neighbours."""
         begin, num_bytes = row.storage_offset() * row.element_size(), row.nbytes
-        first = -(-begin // self._page_bytes) * self._page_bytes
-        last = (begin + num_bytes) // self._page_bytes * self._page_bytes
+        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (begin + num_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if last <= first:
             row.zero_()
             return

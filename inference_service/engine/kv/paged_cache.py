@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import torch
 
 from inference_service.engine.kv.blocks import NULL_BLOCK, BlockOp, ClearBlocks, CopyBlock, SetTable, WritePrefix
-from inference_service.engine.kv.kv_cache import LayerShape, PrefixKV
+from inference_service.engine.kv.kv_cache import LayerShape, LayerTensors, PrefixKV
 from inference_service.engine.kv.prefix_cache import PrefixCache
 
 SCRATCH_TOKENS = 32
 
 
-class PagedKVCache:
-    """A paged cache. Layers of one shape share one tensor `[layers, blocks, block_tokens, heads, width]`.
+class PagedKVCache(LayerTensors):
+    """A paged cache, with tensors `[layers, blocks, block_tokens, heads, width]`.
 
     `tables` is `[rows, blocks of the longest sequence]`, int32, on the device. After the rows of sequences come the
     scratch row and the null row, whose table is all padding.
@@ -43,20 +43,12 @@ class PagedKVCache:
             1 + num_blocks, 1 + num_blocks + scratch, dtype=torch.int32
         )
         self._device = device
-        self._keys: list[torch.Tensor] = []
-        self._values: list[torch.Tensor] = []
-        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = [(torch.empty(0), torch.empty(0))] * len(shapes)
-        for shape in dict.fromkeys(shapes):
-            members = [index for index, other in enumerate(shapes) if other == shape]
-            for tensors, last in ((self._keys, shape.key_width), (self._values, shape.value_width)):
-                size = (len(members), 1 + num_blocks + scratch, block_tokens, shape.num_heads, last)
-                tensors.append(torch.zeros(size, dtype=dtype, device=device))
-            for position, index in enumerate(members):
-                self._layers[index] = (self._keys[-1][position], self._values[-1][position])
 
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(keys, values) of a layer, each `[blocks, block_tokens, heads, width]`, to be written and read in place."""
-        return self._layers[index]
+        def zeros(layers: int, heads: int, last: int) -> torch.Tensor:
+            size = (layers, 1 + num_blocks + scratch, block_tokens, heads, last)
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        super().__init__(shapes, zeros)
 
     def slots(self, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Slots of the rows' positions, counted over all blocks. All `[n]`, int64; doesn't wait for the device."""

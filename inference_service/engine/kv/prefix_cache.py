@@ -19,10 +19,7 @@ from shared.prompt.prefix import Prefix
 
 @dataclass
 class _Known:
-    """One known prefix.
-
-    `holds` counts the requests that use it; `proven` means that its KV was once computed and finite.
-    """
+    """One known prefix. `holds`: requests that use it; `proven`: its KV was once computed and finite."""
 
     prefix: Prefix
     kv: PrefixKV | None = None
@@ -95,10 +92,7 @@ class PrefixCache:
         known.leaving = False
 
     def unload(self, prefix_id: str) -> bool:
-        """Remove a prefix, or mark it for removal when the last request that uses it ends.
-
-        True if it is gone, also if it was unknown.
-        """
+        """Remove a prefix now, or when the last request that uses it ends. True if it is gone or was unknown."""
         known = self._prefixes.get(prefix_id)
         if known is None:
             return True

@@ -34,7 +34,6 @@ class NewContent(Content, Protocol):
     @property
     def num_reusable(self) -> int:
         """The number of its first tokens whose keys and values may come from another row."""
-        ...
 
 
 @dataclass
@@ -61,8 +60,7 @@ class Row:
     """Blocks of memory touched since the row was last trimmed."""
     last_used: int = 0
     dirty: bool = False
-    """Whether the last holder failed: its values may be not finite and would reach the next holder through its masks.
-    """
+    """Whether the last holder failed: its values may be not finite and reach the next holder through its masks."""
 
     @property
     def content(self) -> Content | None:
@@ -181,19 +179,14 @@ class RowPool:
             return None
         in_place = source is row
         ops: list[RowOp] = []
-        if not in_place:
-            row.remains = None
-            row.length = 0
-        else:
-            row.length = content.num_virtual + shared
+        row.length = content.num_virtual + shared if in_place else 0
         row.holder, row.remains = content, None
         if row.blocks > blocks_for(length):  # a former holder was longer: release its memory
             row.blocks = blocks_for(length)
             ops.append(Trim(row.index, row.blocks * BLOCK_TOKENS))
         trims = self._reserve(row, blocks_for(length), keep=None if in_place else source)
         if trims is None:
-            row.holder = None
-            row.length = 0
+            row.holder, row.length = None, 0
             return None
         ops.extend(trims)
         if row.dirty:

@@ -7,17 +7,16 @@ knows nothing of scheduling, sampling or the model.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from inference_service.engine.core.plan import Chunk
-from inference_service.engine.kv.kv_cache import KVCache
+from inference_service.engine.kv.kv_cache import RowKVCache
+from inference_service.engine.run.masked_attention import LayerScoring, QuerySegment, additive, attend
 from shared.kernels import ops
 from shared.kernels.fused_decoder import LayerAttention
 
@@ -41,65 +40,8 @@ class DecodeGroup:
             seen = slots <= self.positions[:, None]
             if window:
                 seen &= slots > self.positions[:, None] - window
-            self.masks[window] = _additive(seen, dtype)[:, None, None]
+            self.masks[window] = additive(seen, dtype)[:, None, None]
         return self.masks[window]
-
-
-@dataclass
-class QuerySegment:
-    """Consecutive queries of one sequence: prefill, or the candidates of a score."""
-
-    begin: int
-    count: int
-    row: int
-    start: int
-    branch_lengths: tuple[int, ...]
-    device: torch.device
-    masks: dict[int, torch.Tensor | None] = field(default_factory=dict)
-
-    @property
-    def end(self) -> int:
-        """The position after its last query."""
-        return self.start + self.count
-
-    @property
-    def plainly_causal(self) -> bool:
-        """Whether the mask is a plain triangle, without a window."""
-        return self.start == 0 and not self.branch_lengths
-
-    def positions(self) -> list[int]:
-        """Position of each query from the first virtual token on. Branches continue from the last main position."""
-        main = self.count - sum(self.branch_lengths)
-        after = self.start + main
-        return [*range(self.start, after), *(after + i for length in self.branch_lengths for i in range(length))]
-
-    def mask(self, window: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """Additive mask `[1, 1, count, end]`, or None for a plain triangle.
-
-        Queries see earlier slots, and of the branches only their own.
-        """
-        if window not in self.masks:
-            self.masks[window] = (
-                None if self.plainly_causal and not 0 < window < self.count else self._build(window, dtype)
-            )
-        return self.masks[window]
-
-    def _build(self, window: int, dtype: torch.dtype) -> torch.Tensor:
-        query_positions = torch.tensor(self.positions(), device=self.device)
-        slots = torch.arange(self.end, device=self.device)
-        slot_positions = torch.cat([slots[: self.start], query_positions])
-        seen = slots <= slots[self.start :, None]
-        if self.branch_lengths:
-            main = self.count - sum(self.branch_lengths)
-            branch = torch.repeat_interleave(
-                torch.arange(len(self.branch_lengths) + 1, device=self.device),
-                torch.tensor([main, *self.branch_lengths], device=self.device),
-            )
-            slot_branch = torch.cat([branch.new_zeros(self.start), branch])
-            seen &= (slot_branch == 0) | (slot_branch == branch[:, None])
-        if window:
-            seen &= slot_positions > query_positions[:, None] - window
-        return _additive(seen, dtype)[None, None]
 
 
 @dataclass
@@ -149,18 +91,18 @@ def lay_out(chunks: Sequence[Chunk], device: torch.device) -> StepLayout:
     segments: list[QuerySegment] = []
     offset = len(singles)
     for chunk in chunks[len(singles) :]:
-        segments.append(QuerySegment(offset, chunk.num_positions, chunk.row, chunk.start, chunk.branch_lengths, device))
+        segments.append(QuerySegment(offset, chunk.num_positions, chunk.row, chunk.start, chunk.branch_lengths))
         offset += chunk.num_positions
     return StepLayout(groups, segments, len(singles), rows, positions)
 
 
 class CachedAttention:
-    """The attention function over a `KVCache`, registered with `transformers.AttentionInterface` under a unique name.
+    """The attention function over a row cache, registered with `transformers.AttentionInterface` under a unique name.
 
     `layout` is set before each forward pass.
     """
 
-    def __init__(self, cache: KVCache) -> None:
+    def __init__(self, cache: RowKVCache) -> None:
         self.cache = cache
         self.layout: StepLayout | None = None
         self.plain: dict[int, LayerAttention | None] = {}
@@ -189,140 +131,65 @@ class CachedAttention:
         index: int = module.layer_idx  # type: ignore[assignment]
         keys, values = self.cache.layer(index)
         window = sliding_window or 0
+        scoring = LayerScoring(query.shape[3] ** -0.5 if scaling is None else scaling, window, softcap, s_aux)
         if index not in self.plain:
-            scale = query.shape[3] ** -0.5 if scaling is None else scaling
-            is_plain = softcap is None and s_aux is None
-            self.plain[index] = LayerAttention(keys, values, window, scale) if is_plain else None
-        attend: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
-        if softcap is not None or s_aux is not None:
-            attend = _Explicit(softcap, s_aux)
-        heads, kv_heads, decodes = query.shape[1], value.shape[1], layout.num_decodes
+            self.plain[index] = LayerAttention(keys, values, window, scoring.scale) if scoring.plain else None
         outputs: list[torch.Tensor] = []
-        native = attend is F.scaled_dot_product_attention and ops.can_attend(keys, values)
-        if first := layout.rows.shape[0] if native else decodes:
+        native = scoring.plain and ops.can_attend(keys, values)
+        if first := layout.rows.shape[0] if native else layout.num_decodes:
             new = (
                 query[0, :, :first].transpose(0, 1),
                 key[0, :, :first].transpose(0, 1),
                 value[0, :, :first].transpose(0, 1),
             )
             if native:
-                outputs.append(ops.cached_attention(*new, keys, values, layout.rows, layout.positions, window, scaling))
+                outputs.append(
+                    ops.cached_attention(*new, keys, values, layout.rows, layout.positions, window, scoring.scale)
+                )
             else:
-                outputs.append(self._attend_decodes(attend, layout, *new, keys, values, window, scaling))
+                outputs.append(_attend_decodes(layout, *new, keys, values, scoring))
         for segment in layout.segments:
             if segment.begin < first:
                 continue
             part, row = slice(segment.begin, segment.begin + segment.count), slice(segment.row, segment.row + 1)
             keys[segment.row, :, segment.start : segment.end] = key[0, :, part]
             values[segment.row, :, segment.start : segment.end] = value[0, :, part]
-            mask = segment.mask(window, query.dtype)
+            mask = segment.mask(window, query.dtype, query.device)
             seen = slice(max(0, segment.start + 1 - window) if window else 0, segment.end)
-            attended = attend(
-                query[:, :, part],
-                keys[row, :, seen],
-                values[row, :, seen],
-                attn_mask=None if mask is None else mask[..., seen],
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=heads != kv_heads,
-            )
+            shown = None if mask is None else mask[..., seen]
+            attended = attend(query[:, :, part], keys[row, :, seen], values[row, :, seen], shown, scoring)
             outputs.append(attended[0].transpose(0, 1))
         return _concatenate(outputs)[None], None
 
-    @staticmethod
-    def _attend_decodes(
-        attend: Callable[..., torch.Tensor],
-        layout: StepLayout,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        window: int,
-        scaling: float | None,
-    ) -> torch.Tensor:
-        """Attend for the step's decodes, with one call per group.
 
-        query `[decodes, heads, width]`, key and value `[decodes, kv_heads, width]` -> `[decodes, heads, value width]`.
-        """
-        decodes, heads, _ = query.shape
-        kv_heads, width = value.shape[1:]
-        rows, positions = layout.rows[:decodes], layout.positions[:decodes]
-        keys[rows, :, positions] = key
-        values[rows, :, positions] = value
-        # The query heads of one key head become the queries of that head, so no key is repeated.
-        grouped = query.reshape(decodes, kv_heads, heads // kv_heads, query.shape[2])
-        attended = []
-        for group in layout.groups:
-            part = slice(group.begin, group.begin + group.count)
-            rows_of_group = slice(group.row, group.row + group.count)
-            mask = group.mask(window, query.dtype)
-            attended.append(
-                attend(
-                    grouped[part],
-                    keys[rows_of_group, :, : group.end],
-                    values[rows_of_group, :, : group.end],
-                    attn_mask=mask,
-                    scale=scaling,
-                )
-            )
-        return _concatenate(attended).reshape(decodes, heads, width)
+def _attend_decodes(
+    layout: StepLayout,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scoring: LayerScoring,
+) -> torch.Tensor:
+    """Write the keys and values of the step's decodes and attend, with one call per group.
 
-
-class _Explicit:
-    """Attention in plain operations, for features that the fused kernels lack.
-
-    These are soft-capped scores (Gemma 2) and attention sinks (gpt-oss).
+    query `[decodes, heads, width]`, key and value `[decodes, kv_heads, width]` -> `[decodes, heads, value width]`.
     """
-
-    def __init__(self, softcap: float | None, sinks: torch.Tensor | None) -> None:
-        self.softcap, self.sinks = softcap, sinks
-
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None,
-        scale: float | None,
-        is_causal: bool = False,
-        enable_gqa: bool = False,
-    ) -> torch.Tensor:
-        """query `[rows, heads, queries, width]`.
-
-        With `enable_gqa` the number of heads is a multiple of the keys' heads; otherwise they are the grouped heads of
-        a decode.
-        """
-        rows, heads, queries, width = query.shape
-        kv_heads = key.shape[1]
-        grouped = query.reshape(rows, kv_heads, -1, width)
-        scores = grouped @ key.transpose(2, 3) * (width**-0.5 if scale is None else scale)
-        if self.softcap is not None:
-            scores = torch.tanh(scores / self.softcap) * self.softcap
-        scores = scores.view(rows, heads, queries, -1)
-        if is_causal:
-            seen = torch.ones(queries, key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - queries)
-            scores = scores.masked_fill(~seen, -math.inf)
-        if attn_mask is not None:
-            scores = scores + attn_mask
-        weights = self._softmax(scores).to(value.dtype)
-        return (weights.view(rows, kv_heads, -1, key.shape[2]) @ value).view(rows, heads, queries, -1)
-
-    def _softmax(self, scores: torch.Tensor) -> torch.Tensor:
-        """Softmax with sinks: one more score for each query head, which takes weight and has no value.
-
-        In a decode the query heads are in the dimension of the queries, so the view of the sinks is `[heads, queries]`
-        or `[heads, 1]`.
-        """
-        if self.sinks is None:
-            return torch.softmax(scores, dim=-1, dtype=torch.float32)
-        rows, heads, queries, slots = scores.shape
-        column = self.sinks.view(heads, -1)[None, :, :, None].expand(rows, heads, queries, 1)
-        return torch.softmax(torch.cat([scores, column.to(scores.dtype)], -1), dim=-1, dtype=torch.float32)[..., :slots]
-
-
-def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -math.inf)
+    decodes, heads, _ = query.shape
+    kv_heads, width = value.shape[1:]
+    rows, positions = layout.rows[:decodes], layout.positions[:decodes]
+    keys[rows, :, positions] = key
+    values[rows, :, positions] = value
+    # The query heads of one key head become the queries of that head, so no key is repeated.
+    grouped = query.reshape(decodes, kv_heads, heads // kv_heads, query.shape[2])
+    attended = []
+    for group in layout.groups:
+        part, place = slice(group.begin, group.begin + group.count), slice(group.row, group.row + group.count)
+        mask = group.mask(scoring.window, query.dtype)
+        attended.append(
+            attend(grouped[part], keys[place, :, : group.end], values[place, :, : group.end], mask, scoring)
+        )
+    return _concatenate(attended).reshape(decodes, heads, width)
 
 
 def _concatenate(parts: list[torch.Tensor]) -> torch.Tensor:

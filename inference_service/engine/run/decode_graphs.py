@@ -36,14 +36,10 @@ class Graph(Protocol):
 
     def replay(self) -> torch.Tensor:
         """Run the step on the current `inputs`; logits `[batch, vocab]`, valid until the next call."""
-        ...
 
 
 class CudaGraph:
-    """Captures `decode` once; `replay` runs it on the current content of `inputs`.
-
-    `pool` is the memory that graphs share.
-    """
+    """Captures `decode` once; `replay` runs it on the content of `inputs`. `pool` is the graphs' common memory."""
 
     def __init__(self, decode: Decode, inputs: torch.Tensor, pool: Any) -> None:
         self.inputs = inputs
@@ -76,10 +72,7 @@ class DecodeGraphs:
             self._graphs[size] = make(torch.tensor([self._padding] * size, device=device).T.contiguous())
 
     def run(self, columns: Sequence[tuple[int, int, int]]) -> torch.Tensor | None:
-        """Logits `[n, vocab]` for n columns of (token id, row, position), valid until the next run.
-
-        None if no graph is large enough.
-        """
+        """Logits `[n, vocab]` of n (token id, row, position) until the next run. None: no graph is large enough."""
         step = bisect_left(self._sizes, len(columns))
         if step == len(self._sizes):
             return None

@@ -14,7 +14,7 @@ import torch
 
 from inference_service.engine.core.plan import Chunk, StepPlan
 from inference_service.engine.kv.cache_layout import register_attention
-from inference_service.engine.kv.kv_cache import KVCache, PrefixKV
+from inference_service.engine.kv.kv_cache import PrefixKV, RowKVCache
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.kv.rows import CopyPrefix, CopyRow, RowOp, Trim
 from inference_service.engine.run.attention import CachedAttention, StepLayout, lay_out
@@ -33,20 +33,15 @@ class Runner(Protocol):
 
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
         """Apply the plan's operations, run the model, and return logits `[n, vocab]` at every wanted position."""
-        ...
 
     def snapshot(self, row: int, length: int) -> PrefixKV:
         """A copy of the keys and values in the row's first slots."""
-        ...
 
 
 class ModelRunner:
-    """Runs plans over a row cache.
+    """Runs plans over a row cache. The self-check computes in `scratch_row`, which no sequence gets."""
 
-    `scratch_row` is a row of the cache that no sequence gets; the self-check computes there.
-    """
-
-    def __init__(self, base: BaseModel, cache: KVCache) -> None:
+    def __init__(self, base: BaseModel, cache: RowKVCache) -> None:
         self._model: Any = base.model
         self._device, self._dtype = base.device, base.dtype
         self._cache = cache
@@ -109,7 +104,7 @@ def kept(logits: torch.Tensor, keep: torch.Tensor | int) -> torch.Tensor:
     return logits if isinstance(keep, int) or logits.shape[0] == keep.shape[0] else logits[keep]
 
 
-def do_ops(ops: Sequence[RowOp], cache: KVCache, prefixes: PrefixCache) -> None:
+def do_ops(ops: Sequence[RowOp], cache: RowKVCache, prefixes: PrefixCache) -> None:
     """Apply copies and trims in order: a later one may use what an earlier one wrote."""
     for op in ops:
         match op:
@@ -177,7 +172,6 @@ def wanted_positions(chunks: Sequence[Chunk]) -> list[int]:
     wanted: list[int] = []
     begin = 0
     for chunk in chunks:
-        wanted.extend(range(begin + chunk.count - chunk.num_main_logits, begin + chunk.count))
-        wanted.extend(range(begin + chunk.count, begin + chunk.num_positions))
+        wanted.extend(range(begin + chunk.count - chunk.num_main_logits, begin + chunk.num_positions))
         begin += chunk.num_positions
     return wanted

@@ -7,55 +7,16 @@ mask. The function knows nothing of scheduling, sampling or the model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from inference_service.engine.kv.paged_cache import PagedKVCache
-from inference_service.engine.run.varlen_kernel import LayerScoring, PackedSequences, VarlenKernel
-
-
-@dataclass
-class PagedSegment:
-    """Queries `[begin, begin + count)` of the packed batch: a chunk of several positions, or one with candidates."""
-
-    begin: int
-    count: int
-    row: int
-    start: int
-    branch_lengths: tuple[int, ...] = ()
-    masks: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def end(self) -> int:
-        """The position after its last query."""
-        return self.start + self.count
-
-    def seen(self, window: int, device: torch.device) -> torch.Tensor:
-        """Mask `[1, 1, count, end]`, True where a query sees a slot.
-
-        Queries see earlier slots within `window` (0 means no window), and of the branches only their own.
-        """
-        if window not in self.masks:
-            slots = torch.arange(self.end, device=device)
-            seen = slots <= slots[self.start :, None]
-            positions = slots
-            if self.branch_lengths:
-                main = self.end - sum(self.branch_lengths)
-                lengths = torch.tensor([main, *self.branch_lengths], device=device)
-                branch = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
-                seen &= (branch == 0) | (branch == branch[self.start :, None])
-                begins = torch.cumsum(lengths, 0) - lengths
-                positions = torch.where(branch == 0, slots, main + slots - begins[branch])
-            if window:
-                seen &= positions > positions[self.start :, None] - window
-            self.masks[window] = seen[None, None]
-        return self.masks[window]
+from inference_service.engine.run.masked_attention import LayerScoring, QuerySegment, additive, attend
+from inference_service.engine.run.varlen_kernel import PackedSequences, VarlenKernel
 
 
 @dataclass
@@ -68,7 +29,7 @@ class PagedLayout:
     """Row of each decode, `[decodes]`."""
     decode_positions: torch.Tensor
     """Position of each decode, `[decodes]`."""
-    segments: Sequence[PagedSegment]
+    segments: Sequence[QuerySegment]
     longest: int
     """Slots of the longest decode; in a captured graph, of the longest possible one."""
     tables: torch.Tensor
@@ -186,9 +147,8 @@ class PagedAttention:
             seen = slots <= layout.decode_positions[:, None]
             if scoring.window:
                 seen &= slots > layout.decode_positions[:, None] - scoring.window
-            attended = attend(
-                query[:decodes, :, None], gather(keys, tables), gather(values, tables), seen[:, None, None], scoring
-            )
+            mask = additive(seen, query.dtype)[:, None, None]
+            attended = attend(query[:decodes, :, None], gather(keys, tables), gather(values, tables), mask, scoring)
             out[:decodes] = attended[:, :, 0]
         for segment in layout.segments:
             self._attend_segment(out, query, keys, values, segment, scoring)
@@ -200,13 +160,14 @@ class PagedAttention:
         query: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
-        segment: PagedSegment,
+        segment: QuerySegment,
         scoring: LayerScoring,
     ) -> None:
         part = slice(segment.begin, segment.begin + segment.count)
         table = self.cache.tables[segment.row : segment.row + 1, : -(-segment.end // self.cache.block_tokens)]
         k, v = gather(keys, table)[:, :, : segment.end], gather(values, table)[:, :, : segment.end]
-        attended = attend(query[part].transpose(0, 1)[None], k, v, segment.seen(scoring.window, query.device), scoring)
+        mask = segment.mask(scoring.window, query.dtype, query.device)
+        attended = attend(query[part].transpose(0, 1)[None], k, v, mask, scoring)
         out[part] = attended[0].transpose(0, 1)
 
 
@@ -216,29 +177,3 @@ def gather(pool: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     pool `[blocks, block_tokens, heads, width]`, tables `[n, k]` -> `[n, heads, k * block_tokens, width]`.
     """
     return pool[tables.long()].flatten(1, 2).transpose(1, 2)
-
-
-def attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor, scoring: LayerScoring
-) -> torch.Tensor:
-    """Masked attention, with soft cap and sinks if `scoring` has them.
-
-    query `[n, heads, q, width]`, keys and values `[n, kv_heads, k, width]`, seen `[n, 1, q, k]` -> `[n, heads, q, value
-    width]`.
-    """
-    if scoring.plain:
-        grouped = query.shape[1] != keys.shape[1]
-        return F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=seen, scale=scoring.scale, enable_gqa=grouped
-        )
-    rows, heads, queries, _ = query.shape
-    groups = heads // keys.shape[1]
-    scores = (query @ keys.repeat_interleave(groups, 1).transpose(2, 3)).float() * scoring.scale
-    if scoring.softcap is not None:
-        scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
-    scores = scores.masked_fill(~seen, -math.inf)
-    if scoring.sinks is not None:
-        column = scoring.sinks.float().view(1, heads, 1, 1).expand(rows, heads, queries, 1)
-        scores = torch.cat([scores, column], -1)
-    weights = torch.softmax(scores, -1)[..., : keys.shape[2]]
-    return weights.to(values.dtype) @ values.repeat_interleave(groups, 1)

@@ -17,8 +17,9 @@ from inference_service.engine.kv.paged_cache import PagedKVCache
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.run.decode_graphs import DecodeGraphs
 from inference_service.engine.run.finite_check import FiniteCheck
+from inference_service.engine.run.masked_attention import QuerySegment
 from inference_service.engine.run.model_runner import fed_tokens, kept, model_inputs, wanted_positions
-from inference_service.engine.run.paged_attention import PagedAttention, PagedLayout, PagedSegment
+from inference_service.engine.run.paged_attention import PagedAttention, PagedLayout
 from inference_service.engine.run.varlen_kernel import VarlenKernel
 from shared.model.base_model import BaseModel
 
@@ -70,9 +71,9 @@ class PagedRunner:
     def _lay_out(self, chunks: Sequence[Chunk]) -> PagedLayout:
         """Build the layout of a step from `chunks` in the order of `StepPlan`."""
         decodes = [chunk for chunk in chunks if chunk.num_positions == 1]
-        segments, begin = list[PagedSegment](), len(decodes)
+        segments, begin = list[QuerySegment](), len(decodes)
         for chunk in chunks[len(decodes) :]:
-            segments.append(PagedSegment(begin, chunk.num_positions, chunk.row, chunk.start, chunk.branch_lengths))
+            segments.append(QuerySegment(begin, chunk.num_positions, chunk.row, chunk.start, chunk.branch_lengths))
             begin += chunk.num_positions
         places = [(chunk.row, slot) for chunk in chunks for slot in range(chunk.start, chunk.end)]
         rows, slots = self._tensor(places).T.unbind(0)

@@ -14,7 +14,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from inference_service.engine.core.plan import StepPlan
-from inference_service.engine.kv.kv_cache import KVCache, LayerShape, PrefixKV
+from inference_service.engine.kv.kv_cache import LayerShape, PrefixKV, RowKVCache
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.run.finite_check import FiniteCheck
 from inference_service.engine.run.model_runner import do_ops, virtual_tokens
@@ -49,7 +49,7 @@ class RowLayer(DynamicLayer):  # type: ignore[misc]
 class RowRunner:
     """Runs plans over a row cache, one forward pass per chunk."""
 
-    def __init__(self, base: BaseModel, cache: KVCache) -> None:
+    def __init__(self, base: BaseModel, cache: RowKVCache) -> None:
         self._model: Any = base.model
         self._device, self._dtype = base.device, base.dtype
         self._num_layers = base.model.config.get_text_config().num_hidden_layers

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-from inference_service.engine.core.guide import TokenMask
 from inference_service.engine.core.request import TokenLogprob
 from inference_service.engine.core.running_request import RunningRequest
+from inference_service.engine.guide.matcher import Mask
 from inference_service.engine.run.token_choice import NOT_FINITE as NOT_FINITE_CHOICE
 from inference_service.engine.run.token_choice import Draw, choose
 from shared.kernels.sampling import Change
@@ -40,7 +40,7 @@ def sample(
     logits: torch.Tensor,
     sequences: Sequence[RunningRequest],
     end_ids: Sequence[frozenset[int]],
-    masks: Sequence[TokenMask | None] | None = None,
+    masks: Sequence[Mask | None] | None = None,
 ) -> list[Sampled]:
     """Sample a token for each sequence from its logits `[batch, vocab]`.
 
@@ -113,7 +113,7 @@ def _changes(
     logits: torch.Tensor,
     sequences: Sequence[RunningRequest],
     end_ids: Sequence[frozenset[int]],
-    masks: Sequence[TokenMask | None],
+    masks: Sequence[Mask | None],
 ) -> dict[int, Change]:
     """What penalties, biases, guides and lists change in the rows of logits `[batch, vocab]`, by index."""
     penalised, changes = _penalise(logits, sequences), dict[int, Change]()
@@ -167,9 +167,7 @@ def _add_biases(
     return biased, changed[biased] + listed[biased]
 
 
-def _possible(
-    sequence: RunningRequest, end_ids: frozenset[int], mask: TokenMask | None, vocab: int
-) -> torch.Tensor | None:
+def _possible(sequence: RunningRequest, end_ids: frozenset[int], mask: Mask | None, vocab: int) -> torch.Tensor | None:
     """The tokens that may come next, `[vocab]` bool, on the CPU; None: all.
 
     Under a guide, ends are possible only where the answer is complete. If only the end is left, the lists of tokens and
@@ -181,8 +179,7 @@ def _possible(
     if mask is None and not (too_early or listed):
         return None
     if mask is not None and not (mask.complete or listed):
-        whole: torch.Tensor = mask.allowed
-        return whole
+        return mask.allowed
     possible = torch.ones(vocab, dtype=torch.bool) if mask is None else mask.allowed.clone()
     ends = [token for token in end_ids if token < vocab]
     if mask is None and too_early:

@@ -19,9 +19,7 @@ _ROWS_AT_ONCE = 32
 
 
 def split(chunks: Sequence[Chunk], logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Split the runner's logits `[n, vocab]` into rows to sample from, and the rows of each score or scored input by
-    request id.
-    """
+    """Split logits `[n, vocab]` into rows to sample from, and the rows of each score or scored input by request id."""
     if not any(chunk.branches or chunk.num_input_logits for chunk in chunks):
         return logits, {}
     picked: list[int] = []

@@ -22,10 +22,7 @@ from shared.values.sampling import SamplingParams
 
 NOT_FINITE, NOTHING_LEFT = sampling.NOT_FINITE, sampling.NOTHING_LEFT
 SORTED_HEAD = 1024
-"""Truncated sampling in torch first sorts this number of the most likely tokens.
-
-It sorts the whole vocabulary only if they are not enough.
-"""
+"""Truncated sampling in torch sorts this number of the most likely tokens, and all only if they are not enough."""
 _SERIES = (1.5403530e-4, 1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 2.4022651e-1, 6.9314718e-1, 1.0)
 """2^x around 0, highest power first."""
 _TO_WHOLE, _TO_QUANTUM = 1.5 * 2.0**23, 1.5 * 2.0**-11

@@ -17,29 +17,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from inference_service.engine.run.masked_attention import LayerScoring, QuerySegment, attend_in_steps
+
 log = logging.getLogger(__name__)
 
 BLOCK_SIZES = (32, 256)
 """Block sizes to try: smaller blocks share more; FlashAttention 2 accepts only multiples of 256."""
 _TOLERANCE = 0.03
-
-
-@dataclass(frozen=True)
-class LayerScoring:
-    """How one layer scores: `cap(query . key * scale)`.
-
-    Slots `window` or more positions back are hidden (0 means no window).
-    """
-
-    scale: float
-    window: int
-    softcap: float | None = None
-    sinks: torch.Tensor | None = None
-
-    @property
-    def plain(self) -> bool:
-        """Whether the layer has neither a soft cap nor sinks."""
-        return self.softcap is None and self.sinks is None
 
 
 @dataclass(frozen=True)
@@ -155,9 +139,7 @@ def error_of(
         scoring = LayerScoring(width**-0.5, window)
         expected = torch.cat(
             [
-                _plain_attention(
-                    part, keys[table.long()].flatten(0, 1), values[table.long()].flatten(0, 1), end, scoring
-                )
+                _in_steps(part, keys[table.long()], values[table.long()], end, scoring)
                 for part, table, end in zip(torch.split(query, counts), tables, ends, strict=True)
             ]
         )
@@ -169,18 +151,17 @@ def error_of(
     return max(differences)
 
 
-def _plain_attention(
+def _in_steps(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, end: int, scoring: LayerScoring
 ) -> torch.Tensor:
-    """Attention in plain operations, float32. query `[q, heads, width]` are the last of `end` positions."""
-    groups = query.shape[1] // keys.shape[1]
-    q = query.float().transpose(0, 1)
-    k = keys[:end].float().transpose(0, 1).repeat_interleave(groups, 0)
-    v = values[:end].float().transpose(0, 1).repeat_interleave(groups, 0)
-    slots = torch.arange(end, device=query.device)
-    own = slots[end - query.shape[0] :, None]
-    seen = slots <= own
-    if scoring.window:
-        seen &= slots > own - scoring.window
-    scores = (q @ k.transpose(1, 2) * scoring.scale).masked_fill(~seen, float("-inf"))
-    return (torch.softmax(scores, -1) @ v).transpose(0, 1)
+    """Attention in plain operations, float32, for one sequence of the example.
+
+    query `[q, heads, width]` are the last of `end` positions, whose keys and values are in
+    `[blocks, block_tokens, kv_heads, width]`.
+    """
+    q, k, v = (
+        tensor.float().transpose(0, 1)[None] for tensor in (query, keys.flatten(0, 1)[:end], values.flatten(0, 1)[:end])
+    )
+    count = query.shape[0]
+    mask = QuerySegment(0, count, 0, end - count).mask(scoring.window, q.dtype, q.device)
+    return attend_in_steps(q, k, v, mask, scoring)[0].transpose(0, 1)

@@ -1,4 +1,1 @@
-"""Conversion of token ids to streamed text: token bytes, incremental detokenizing, stop sequences.
-
-Knows no tensors and no queues.
-"""
+"""From token ids to streamed text: detokenizing and stop sequences. Knows no tensors and no queues."""

@@ -12,25 +12,20 @@ import codecs
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from inference_service.engine.text.token_bytes import ByteTable, byte_table
+from shared.text.token_bytes import ByteTable, byte_table
 
 REPLACEMENT = "\ufffd"
 _WINDOW = 6
 
 
 class Detokenizer(Protocol):
-    """The state of one stream.
-
-    `push` returns the text that is certain so far; `flush` returns the rest, without an unfinished character.
-    """
+    """One stream. `push` returns the text that is certain so far, `flush` the rest without an unfinished character."""
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens complete; empty if no character is complete yet."""
-        ...
 
     def flush(self) -> str:
         """The text that is left at the end of an answer."""
-        ...
 
 
 class DetokenizerFactory:

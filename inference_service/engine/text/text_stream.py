@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from dataclasses import replace
 
-from inference_service.engine.core.guide import GuideProgress
 from inference_service.engine.core.request import Delta, FinishReason, Timing, TokenLogprob
 from inference_service.engine.core.running_request import RunningRequest
+from inference_service.engine.guide.matcher import GuideProgress
 from inference_service.engine.text.detokenizer import Detokenizer
 
 
@@ -49,10 +50,7 @@ class StopMatcher:
 
 
 class TextStream:
-    """The text of one request.
-
-    `end_ids` end the generation; `max_length` is the maximum number of positions of the sequence.
-    """
+    """One request's text. `end_ids` end the generation; `max_length`: most positions of the sequence."""
 
     def __init__(
         self,
@@ -166,16 +164,13 @@ def merge(deltas: list[Delta]) -> Delta:
         return deltas[0]
     last = deltas[-1]
     about = last if last.usage is not None else deltas[0]
-    return Delta(
+    return replace(
+        last,
         text="".join(delta.text for delta in deltas),
         token_ids=tuple(token for delta in deltas for token in delta.token_ids),
         logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
-        finish_reason=last.finish_reason,
         usage=about.usage,
         timing=about.timing,
         seed=about.seed,
-        error=last.error,
-        stop_sequence=last.stop_sequence,
         input_logprobs=deltas[0].input_logprobs,
-        index=last.index,
     )

@@ -32,6 +32,13 @@ static void shape_tiles(int64_t rows) {
   _tile_loadconfig(&shapes);
 }
 
+INLINE void zero_sums(void) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
 /* Prepares inputs [at, at + 32) of some rows: [rows / 16][in / 32][16 rows][32 inputs], so a tile lies in one piece. */
 INLINE void prepare_tiles(const uint16_t *x, uint16_t *prepared, int64_t rows, int64_t in, int64_t at) {
   for (int64_t row = 0; row < rows; row++)

@@ -115,10 +115,7 @@ INLINE void multiply_sides(const Tiles *left, const Tiles *right, int64_t depth,
     _tile_loadd(2, below, sums->row);
     _tile_loadd(3, below + sums->step, sums->row);
   } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero_sums();
   }
   for (int64_t i = 0; i < depth; i++, a += left->step, b += right->step) {
     _tile_loadd(4, a, left->row);

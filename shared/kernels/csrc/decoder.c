@@ -122,8 +122,6 @@ typedef struct {
   float *scratch; /* of each thread */
 } Buffers;
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* y = x W^T + bias; with `residual`, that += y. */
 static void multiply(Walk *walk, const Weights *weights, const uint16_t *x, char *prepared, uint16_t *y,
                      uint16_t *residual, int64_t rows, int64_t threads) {

@@ -122,8 +122,6 @@ static void transpose(const uint16_t *x, float *block, int64_t rows, int64_t in,
   }
 }
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static int64_t float_bytes(int64_t rows, int64_t in) {
   int64_t size = in_tiles(in) ? sizeof(uint16_t) : sizeof(float);
   return (rows + PANEL - 1) / PANEL * PANEL * in * size;

@@ -37,8 +37,6 @@ typedef void Microkernel(const float *, int64_t, int64_t, const float *, int64_t
 static Microkernel *const microkernels[ROWS][VECTORS] = {OF_ROWS(1), OF_ROWS(2), OF_ROWS(3),
                                                          OF_ROWS(4), OF_ROWS(5), OF_ROWS(6)};
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* A matrix product of operands in cache: c [m][n] = a b, or c + a b if `add` is set; n is a multiple of LANES and
  * a(i, p) = a[i * a_row + p * a_column]. */
 static void product(int64_t m, int64_t n, int64_t depth, const float *a, int64_t a_row, int64_t a_column,

@@ -37,6 +37,7 @@ typedef uint32_t loose_uvec __attribute__((vector_size(LANES * 4), aligned(2), m
 typedef uint16_t loose_halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 typedef float loose_quad __attribute__((vector_size(16), aligned(4), may_alias));
 
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE vec broadcast(float value) { return value - (vec){0}; }
 INLINE vec load_floats(const float *from) { return *(const loose_vec *)from; }
 INLINE void store_floats(float *to, vec values) { *(loose_vec *)to = values; }

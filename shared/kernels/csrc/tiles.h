@@ -25,10 +25,7 @@ INLINE void write_rows(Waiting *some, int64_t count) {
 INLINE void two_by_two(int panels, const uint16_t *x, int64_t rows, const uint16_t *weights, int64_t in,
                        const char *next, int64_t lines, Waiting *now, Waiting *before) {
   const uint16_t *other = weights + PANEL * in, *below = x + 16 * in;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  zero_sums();
   for (int64_t at = 0; at < in; at += TILE_INPUTS) {
     _tile_loadd(4, x + at * 16, 64);
     _tile_loadd(6, weights + at * PANEL, 64);
@@ -59,10 +56,7 @@ INLINE void one_by_four(int bits, const uint16_t *x, int64_t rows, const uint8_t
                         int64_t in, int64_t out) {
   int64_t size = block_size(bits), panel = in / TILE_INPUTS * size;
   _Alignas(64) uint16_t expanded[2][4][TILE_BYTES / sizeof(uint16_t)];
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  zero_sums();
   if (bits != 16)
     for (int tile = 0; tile < 4; tile++) expand_block(from + tile * panel, bits, 4 * panel, expanded[0][tile]);
 #define PANEL_OF(TILE, WEIGHTS)                                                                                        \

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest, ScoreRequest
-from inference_service.engine.core.stats import FinishedRequest, StepStats
+from inference_service.engine.core.stats import EngineObserver, StepStats
 from inference_service.engine.engine import Engine
 from shared.errors import Overloaded
 from shared.values.sampling import SamplingParams
@@ -19,7 +19,7 @@ from tests.inference_service.engine.builders import drain, run_one, small_config
 IDS = tuple(range(20, 70))
 
 
-class Counting:
+class Counting(EngineObserver):
     """Counts the positions that the engine computes."""
 
     def __init__(self) -> None:
@@ -27,9 +27,6 @@ class Counting:
 
     def on_step(self, step: StepStats) -> None:
         self.num_positions += step.num_positions
-
-    def on_finished(self, request: FinishedRequest) -> None:
-        return
 
 
 def completions(num: int, ids: tuple[int, ...] = IDS, prefix_id: str | None = None, **given: Any) -> list[Any]:
@@ -56,7 +53,7 @@ def test_the_input_is_computed_once(paged: bool, reuse: bool, ids: tuple[int, ..
         small_config(paged=paged, text_reuse="tenant" if reuse else "off", max_tokens_per_step=16, max_running=4),
     )
     fresh.load_prefix("p", soft_prompt(base))
-    fresh.observer = counting = Counting()
+    fresh.live.observer = counting = Counting()
     fresh.submit(*completions(4, ids, "p"))
     found = drain(fresh)
     assert [found[f"c{index}"].token_ids for index in range(4)] == alone

@@ -12,7 +12,7 @@ import torch
 
 from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest, ScoreRequest
-from inference_service.engine.core.stats import FinishedRequest, StepStats
+from inference_service.engine.core.stats import EngineObserver, FinishedRequest, StepStats
 from inference_service.engine.engine import MAX_FAILED_STEPS, Engine
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed
@@ -256,7 +256,7 @@ def test_one_request_without_finite_logits_does_not_touch_its_neighbours(engine:
 
 
 def test_the_observer_hears_the_whole_story(engine: Engine) -> None:
-    class Observer:
+    class Observer(EngineObserver):
         def __init__(self) -> None:
             self.finished: list[FinishedRequest] = []
             self.steps: list[StepStats] = []
@@ -268,7 +268,7 @@ def test_the_observer_hears_the_whole_story(engine: Engine) -> None:
             self.finished.append(request)
 
     observer = Observer()
-    engine.observer = observer
+    engine.live.observer = observer
     run_one(engine, IDS, greedy(5), "a")
     (story,) = observer.finished
     assert story.prefix_id == "a"

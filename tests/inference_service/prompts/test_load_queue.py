@@ -18,7 +18,6 @@ from inference_service.engine.engine import Engine
 from inference_service.prompts.heartbeat import Heartbeat
 from inference_service.prompts.load_queue import MAX_FAILED_REPLAYS, MAX_FAULTS, VersionLoads
 from inference_service.prompts.registry import PromptRegistry
-from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import RefusalReason, ServableVersion
 from inference_service.prompts.version_loader import VersionLoader
 from inference_service.prompts.watcher import PromptWatcher
@@ -43,8 +42,8 @@ class Bench:
         base = base_model.load(model_dir, FLOAT32)
         self.store: PromptStore = open_store(str(directory / "store"))
         self.engine = AsyncEngine(Engine.from_base_model(base, small_config()))
-        self.registry = PromptRegistry(PrefixUnloader(self.engine))
         self.loader = VersionLoader(self.store, self.engine, base, self.engine.engine.config.max_length, 20)
+        self.registry = PromptRegistry(self.loader.unload)
         self.loads = VersionLoads(self.loader, self.registry, NullPromptObserver())
         self.directory = ReplicaDirectory(self.store.backend)
         self.heartbeat = Heartbeat(self.directory, self.registry, "replica", base.info, 1.0)

@@ -139,7 +139,7 @@ async def test_guessing_is_slowed_down_and_known_callers_go_on(running: Running)
 
 
 async def test_a_token_that_is_taken_away_ends_at_once(callers_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.security.callers_file._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("shared.security.json_file._LOOK_SECONDS", 0.0)
     async with running_server(callers_file=str(callers_file)) as running:
         await running.stub.CountTokens(ALLOWED, metadata=bearer(SHOP))
         callers_file.write_text(json.dumps({"callers": []}))

@@ -70,7 +70,7 @@ def test_what_a_wrong_callers_file_holds_is_not_repeated(tmp_path: Path) -> None
 def test_a_callers_file_is_read_again_and_a_broken_one_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.security.callers_file._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("shared.security.json_file._LOOK_SECONDS", 0.0)
     path = write(tmp_path / "callers.json", {"name": "a", "roles": ["viewer"], "token_sha256": ["a" * 64]})
     file = CallersFile(path)
     write(path, {"name": "b", "roles": ["viewer"], "token_sha256": ["b" * 64]})

@@ -12,7 +12,7 @@ from shared.values import enums
 from shared.values.enums import TaskKind
 from shared.values.generation import FinishReason
 from shared.violations import Violations
-from shared.wire.enums import EnumTable, enum_number, table_of
+from shared.wire.enums import enum_number, enum_reader
 
 KINDS = {
     tuning_pb2.TaskKind.DESCRIPTOR: enums.TaskKind,
@@ -32,16 +32,16 @@ KINDS = {
 
 @pytest.mark.parametrize(("enum", "kind"), KINDS.items(), ids=[kind.__name__ for kind in KINDS.values()])
 def test_every_value_survives_both_ways(enum: Any, kind: type[StrEnum]) -> None:
-    table, violations = table_of(enum, kind), Violations()
+    read_one, violations = enum_reader(enum, kind), Violations()
     numbers = [value.number for value in enum.values if value.number]
     assert len(numbers) > 1
-    read = [table.checked(number, "field", violations) for number in numbers]
+    read = [read_one(number, "field", violations) for number in numbers]
     assert read == [*kind]
     assert [enum_number(enum, value) for value in read if value is not None] == numbers
-    assert table.checked(0, "field", violations) is None
+    assert read_one(0, "field", violations) is None
     assert not violations
-    assert table.checked(4711, "field", None) is None
-    assert table.checked(4711, "field", violations) is None
+    assert read_one(4711, "field", None) is None
+    assert read_one(4711, "field", violations) is None
     assert violations
 
 
@@ -50,7 +50,7 @@ def test_a_table_that_is_not_total_is_refused() -> None:
     more = StrEnum("more", [*((kind.name, kind.value) for kind in TaskKind), ("RANKING", "RANKING")])  # type: ignore[misc]
     for kind, lonely in ((fewer, "GENERATION"), (more, "RANKING")):
         with pytest.raises(ValueError, match=lonely):
-            EnumTable(tuning_pb2.TaskKind.DESCRIPTOR, kind)
+            enum_reader(tuning_pb2.TaskKind.DESCRIPTOR, kind)
 
 
 def test_a_name_may_be_in_lower_case() -> None:

@@ -78,7 +78,7 @@ async def test_the_first_calls_wait_for_the_replica_that_they_make_start(tiny_mo
 async def test_a_wait_ends_at_its_bound_and_a_call_at_its_deadline(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.model.models_file._LOOK_SECONDS", 0)
+    monkeypatch.setattr("shared.security.json_file._LOOK_SECONDS", 0)
     publish(open_store(str(tmp_path / "store")), blob(tiny_model_dir, matrix(1), "tone"), "tone")
     others: dict[str, Any] = {"slow": {"least": 0, "launch_seconds": 3600}, "kept": {"least": 1}}
     listed = models_file(tmp_path / "models.json", tiny_llama={"least": 0, "launch_seconds": 3600}, **others)

@@ -39,15 +39,12 @@ class Forward(Protocol):
 
     def states(self, segments: Sequence[Segment]) -> torch.Tensor:
         """The input of `logits`, `[targets, width]`, ordered by segment, row, target."""
-        ...
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """`[targets, vocab]` in the model's dtype."""
-        ...
 
     def num_tokens(self, num_virtual_tokens: int, rows: Sequence[Row]) -> int:
         """The number of positions that such a segment takes in a pass."""
-        ...
 
 
 class PackedForward:

@@ -157,11 +157,6 @@ class Layout:
             end = given.start + given.length
         return [*parts, self.num_tokens - end]
 
-    @property
-    def tiles(self) -> tuple[Tile, ...]:
-        """The tiles, which together contain every packed position once as a query."""
-        return self.tiles_on(self.positions.device)
-
     def tiles_on(self, device: torch.device) -> tuple[Tile, ...]:
         """The tiles on a device; the layers of one model may be on several."""
         found = self._tiles.get(device)

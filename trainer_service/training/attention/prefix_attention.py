@@ -80,9 +80,7 @@ def _attention(
 def _with_given(
     layout: Layout, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """All packed positions of a layer, `[heads, positions, width]`. Those that are given ask for nothing: queries of 0,
-    whose answers are dropped.
-    """
+    """A layer's packed positions `[heads, positions, width]`; given ones ask with 0, and their answers are dropped."""
     if not layout.given:
         return query, key, value
     if layer < 0:

@@ -16,10 +16,7 @@ class RowMemory:
     bytes_per_position: int = 1
     """Bytes kept for each position until the backward pass, in all layers together."""
     bytes_per_pair: float = 0.0
-    """The most bytes that attention keeps at a time for a pair of query and key positions, in all heads.
-
-    0 if scores are never written to memory.
-    """
+    """Most bytes that attention keeps for a pair of query and key, all heads; 0: scores are never written to memory."""
 
     def row_bytes(self, num_positions: int) -> int:
         """Bytes of one row. `num_positions` includes the virtual tokens."""

@@ -5,7 +5,7 @@ Imports no torch, so that a service that has only the tokenizer can reject examp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, overload
@@ -44,10 +44,7 @@ class EncodedExample:
 
 
 class EncodedRows(Sequence[EncodedExample]):
-    """Some rows of a dataset, converted to `EncodedExample`s on access.
-
-    `shortened`: the input ids of rows with truncated inputs.
-    """
+    """Some rows of a dataset, converted on access. `shortened`: the input ids of rows with truncated inputs."""
 
     def __init__(self, rows: TokenRows, indices: NDArray[np.int64], shortened: Mapping[int, tuple[int, ...]]) -> None:
         self._rows, self._indices, self._shortened = rows, indices, shortened
@@ -105,23 +102,24 @@ class EncodedDataset:
     @cached_property
     def input_lengths(self) -> NDArray[np.int64]:
         """`[examples]` input tokens."""
-        if isinstance(self.examples, EncodedRows):
-            return self.examples.input_lengths
-        return np.array([len(example.input_ids) for example in self.examples], np.int64)
+        return self._numbers("input_lengths", lambda example: len(example.input_ids))
 
     @cached_property
     def target_lengths(self) -> NDArray[np.int64]:
         """`[examples]` target tokens."""
-        if isinstance(self.examples, EncodedRows):
-            return self.examples.target_lengths
-        return np.array([len(example.target_ids) for example in self.examples], np.int64)
+        return self._numbers("target_lengths", lambda example: len(example.target_ids))
 
     @cached_property
     def label_indices(self) -> NDArray[np.int64]:
         """`[examples]` index of the label; -1 without one."""
+        return self._numbers("label_indices", lambda example: example.label_index)
+
+    def _numbers(self, name: str, number: Callable[[EncodedExample], int]) -> NDArray[np.int64]:
+        """A number of each example, which the rows of a dataset have as an array without reading the examples."""
         if isinstance(self.examples, EncodedRows):
-            return self.examples.label_indices
-        return np.array([example.label_index for example in self.examples], np.int64)
+            numbers: NDArray[np.int64] = getattr(self.examples, name)
+            return numbers
+        return np.array([number(example) for example in self.examples], np.int64)
 
 
 @dataclass(frozen=True)
@@ -220,13 +218,6 @@ def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlappin
         mean_target_tokens=float(targets.mean()),
         max_target_tokens=int(targets.max()),
     )
-
-
-def encode_bare(encoder: InputEncoder, example: Example) -> list[int]:
-    """The token ids of an example's input: its text, or all its messages except the last."""
-    if example.messages:
-        return encoder.encode_messages(example.messages[:-1])
-    return encoder.encode_input(example.input)
 
 
 def _shortened(

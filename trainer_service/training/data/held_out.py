@@ -16,9 +16,7 @@ from trainer_service.training.data.encoding import EncodedDataset, EncodedExampl
 from trainer_service.training.data.split import example_digest, input_digest
 
 MAX_CHOOSING, MAX_JUDGING = 128, 512
-"""The most examples of each evaluation during training, and of the final one. Cross-fitting uses up to twice
-MAX_CHOOSING.
-"""
+"""Most examples of an evaluation in training, and of the final one. Cross-fitting: up to twice MAX_CHOOSING."""
 
 
 @dataclass(frozen=True)

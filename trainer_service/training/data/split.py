@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
 
 from shared.errors import InvalidInput
+from shared.values.example import target_of
 from trainer_service.training.data.example_lines import Selection
 from trainer_service.training.spec import Example
 
@@ -85,14 +86,7 @@ def similar_input_digest(example: Example) -> bytes:
 
 def example_digest(example: Example) -> bytes:
     """A digest of input and target, 16 bytes."""
-    target = (
-        example.messages[-1].content
-        if example.messages
-        else example.label
-        if example.label is not None
-        else example.output
-    )
-    return _digest([input_digest(example).hex(), (target or "").strip()])
+    return _digest([input_digest(example).hex(), target_of(example).strip()])
 
 
 def num_held(num_examples: int, fraction: float) -> int:

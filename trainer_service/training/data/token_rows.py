@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from shared.errors import FieldViolation, InvalidInput
 from shared.location import Location
 from shared.text.template import InputEncoder
+from shared.values.example import target_of
 from trainer_service.training.data.example_lines import ExampleLines
 from trainer_service.training.spec import Example
 
@@ -118,7 +119,8 @@ def encode_rows(
         if on_progress is not None and count % REPORT_EVERY == 0:
             on_progress(count)
         try:
-            input_ids, target_ids = encode_example(example, encoder)
+            input_ids = encode_input(encoder, example)
+            target_ids = encoder.encode_target(target_of(example))
         except InvalidInput as error:
             violations += [_in_line(example, found) for found in error.violations]
         else:
@@ -141,19 +143,11 @@ def encode_rows(
     return TokenRows(source, ids, input_lengths, target_lengths, label_indices)
 
 
-def encode_example(example: Example, encoder: InputEncoder) -> tuple[list[int], list[int]]:
-    """Input and target ids."""
-    input_ids = (
-        encoder.encode_messages(example.messages[:-1]) if example.messages else encoder.encode_input(example.input)
-    )
-    return input_ids, encoder.encode_target(target_text(example))
-
-
-def target_text(example: Example) -> str:
-    """The text of the wanted answer: the last message, the label or the output."""
+def encode_input(encoder: InputEncoder, example: Example) -> list[int]:
+    """The token ids of an example's input: its text, or all its messages except the last."""
     if example.messages:
-        return example.messages[-1].content
-    return (example.label if example.label is not None else example.output) or ""
+        return encoder.encode_messages(example.messages[:-1])
+    return encoder.encode_input(example.input)
 
 
 def _in_line(example: Example, found: FieldViolation) -> FieldViolation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from shared.errors import FieldViolation, InvalidInput
+from shared.errors import InvalidInput
 from shared.location import Location
 from shared.text.template import InputEncoder, Message, TemplateFormat
 from shared.values.spec import (
@@ -17,6 +17,7 @@ from shared.values.spec import (
     QUESTION,
     Distillation,
 )
+from shared.violations import Violations
 from trainer_service.training.distillation.requests import REQUESTS
 from trainer_service.training.spec import Example, FilledDistillation, Hyperparameters, Init, InitMethod, TrainingSpec
 
@@ -25,6 +26,7 @@ MAX_DEFAULT_QUESTIONS = 512
 """The most questions of a dataset that are used if the spec doesn't say how many."""
 MAX_INIT_CHARS = 2000
 """Of the text at whose embeddings training starts; a prompt has fewer tokens."""
+_MAX_REPORTED = 20
 QUESTION_TOKENS = 64
 """Longest question that the base model writes."""
 
@@ -85,18 +87,15 @@ def texts_of(examples: Sequence[Example], num_questions: int) -> tuple[str, Sequ
 
 def check_roles(examples: Sequence[Example]) -> None:
     """Raises InvalidInput unless the first example is the text and all others are questions."""
-    found = list[FieldViolation]()
+    found = Violations(_MAX_REPORTED)
     for index, example in enumerate(examples):
         wanted = QUESTION if index else DOCUMENT
         if example.output != wanted:
             text = (
                 f"must be {wanted!r}: a distillation's first line has the text as its input, each other line a question"
             )
-            found.append(FieldViolation(Location(row=example.line, path=("output",)), text))
-            if len(found) == 20:
-                break
-    if found:
-        raise InvalidInput(found)
+            found.add(Location(row=example.line, path=("output",)), text)
+    found.raise_if_any()
 
 
 def with_text_init(chosen: Hyperparameters, document: str) -> Hyperparameters:
@@ -126,17 +125,14 @@ def check_lengths(
             f"the text has {len(teacher.ids('?'))} tokens; with a question and an answer of up to {answer} tokens it "
             f"takes {asked}, and the base model's context has {model_positions}: shorten it"
         )
-        raise InvalidInput([FieldViolation(Location(row=1, path=("input",)), text)])
-    found = list[FieldViolation]()
+        raise InvalidInput.of(Location(row=1, path=("input",)), text)
+    found = Violations(_MAX_REPORTED)
     for example in questions:
         with_text, alone = len(teacher.ids(example.input)), len(encoder.encode_input(example.input))
         if with_text + answer > model_positions or num_virtual_tokens + alone + answer > max_positions:
             text = f"the question has {alone} tokens, which leaves no room for an answer of {answer}: shorten it"
-            found.append(FieldViolation(Location(row=example.line, path=("input",)), text))
-            if len(found) == 20:
-                break
-    if found:
-        raise InvalidInput(found)
+            found.add(Location(row=example.line, path=("input",)), text)
+    found.raise_if_any()
     if num_virtual_tokens + len(encoder.encode_input("?")) + QUESTION_TOKENS + answer > max_positions:
         text = f"{answer} leave no room for a question beside {num_virtual_tokens} virtual tokens"
         raise InvalidInput.of(

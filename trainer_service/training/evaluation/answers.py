@@ -19,14 +19,13 @@ import torch
 
 from shared.model.base_model import BaseModel
 from shared.prompt.prefix import PrefixInput
-from shared.text.template import conversation_text
+from shared.values.example import target_of
 from shared.values.report import ConfusionCell, HeldOutAnswer, HeldOutAnswers, ModelAnswer
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
-from trainer_service.training.evaluation.baselines import answer_of
+from trainer_service.training.evaluation.baselines import input_text
 from trainer_service.training.evaluation.generate import MAX_BATCH_TOKENS, MAX_NEW_TOKENS, greedy_answers
 from trainer_service.training.faults import is_machine_fault
 from trainer_service.training.results import Results
-from trainer_service.training.spec import Example
 from trainer_service.training.work import CallWork, Work
 
 log = logging.getLogger(__name__)
@@ -189,7 +188,7 @@ def _answer(
     ways: Mapping[str, Way], labels: Sequence[str], texts: Mapping[tuple[str, int], str], index: int
 ) -> HeldOutAnswer:
     example = ways[TUNED].data.examples[index].example
-    reference = answer_of(example)
+    reference = target_of(example)
     answers = dict[str, ModelAnswer]()
     for name, way in ways.items():
         results = way.results
@@ -203,11 +202,7 @@ def _answer(
         elif text is not None:
             correct = text == reference.strip()
         answers[name] = ModelAnswer(None if text is None else _cut(text), loss, correct, results.num_targets[index])
-    return HeldOutAnswer(example.line, _cut(_input_of(example)), _cut(reference), **answers)
-
-
-def _input_of(example: Example) -> str:
-    return conversation_text(example.messages[:-1]) if example.messages else example.input
+    return HeldOutAnswer(example.line, _cut(input_text(example)), _cut(reference), **answers)
 
 
 def _cut(text: str) -> str:

@@ -29,7 +29,9 @@ from shared.text.template import (
     has_chat_template,
     pinned,
 )
-from trainer_service.training.data.encoding import EncodedDataset, EncodedExample, encode_bare
+from shared.values.example import target_of
+from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
+from trainer_service.training.data.token_rows import encode_input
 from trainer_service.training.recipe.defaults import init_text
 from trainer_service.training.spec import Example, InitMethod, TaskKind, TrainingSpec
 
@@ -62,7 +64,7 @@ def instruction(spec: TrainingSpec) -> str:
 def bare(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example]) -> Baseline:
     """The token ids of a request to the bare model: in the model's chat template, else the plain input."""
     encoder = InputEncoder(tokenizer, bare_template(None, default_format(tokenizer)))
-    return _encoded(encoder, spec, examples, lambda example: encode_bare(encoder, example))
+    return _encoded(encoder, spec, examples, lambda example: encode_input(encoder, example))
 
 
 def instructed(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example], max_positions: int) -> Baseline:
@@ -108,19 +110,19 @@ class _Asking:
         turns = [
             turn
             for shot in shots
-            for turn in (*self._question(shot), Message(role="assistant", content=answer_of(shot)))
+            for turn in (*self._question(shot), Message(role="assistant", content=target_of(shot)))
         ]
         turns += self._question(example)
         if self._is_chat:
             return self.encoder.encode_messages(self._with_instruction(turns))
         paragraphs = list[str]()
         for shot in shots:
-            paragraphs.append(f"{conversation_text(self._question(shot))}\nAnswer: {answer_of(shot)}")
+            paragraphs.append(f"{conversation_text(self._question(shot))}\nAnswer: {target_of(shot)}")
         paragraphs.append(conversation_text(self._question(example)))
         return self.encoder.encode_input("\n\n".join([self._instruction, *paragraphs]))
 
     def target(self, example: Example) -> list[int]:
-        return self.encoder.encode_target(answer_of(example))
+        return self.encoder.encode_target(target_of(example))
 
     def _question(self, example: Example) -> list[Message]:
         if example.messages:
@@ -141,13 +143,6 @@ class _Asking:
         return [*system, *rest]
 
 
-def answer_of(example: Example) -> str:
-    """The text of the wanted answer."""
-    if example.messages:
-        return example.messages[-1].content
-    return (example.label if example.label is not None else example.output) or ""
-
-
 def _shots(asking: _Asking, train: Sequence[Example], room: int, seed: int) -> list[Example]:
     """As many shots as fit into `room` tokens, from each label in turn.
 
@@ -165,7 +160,7 @@ def _shots(asking: _Asking, train: Sequence[Example], room: int, seed: int) -> l
                 continue
             shot = queue.pop()
             room -= (
-                len(asking.encoder.tokenizer(_text(shot) + answer_of(shot), add_special_tokens=False)["input_ids"])
+                len(asking.encoder.tokenizer(input_text(shot) + target_of(shot), add_special_tokens=False)["input_ids"])
                 + 2 * _TURN_TOKENS
             )
             if room < 0:
@@ -174,7 +169,8 @@ def _shots(asking: _Asking, train: Sequence[Example], room: int, seed: int) -> l
     return shots
 
 
-def _text(example: Example) -> str:
+def input_text(example: Example) -> str:
+    """The text of an example's input, without a template."""
     return conversation_text(example.messages[:-1]) if example.messages else example.input
 
 
@@ -186,7 +182,7 @@ def _encoded(
         EncodedExample(
             example,
             tuple(ids(example)),
-            tuple(encoder.encode_target(answer_of(example))),
+            tuple(encoder.encode_target(target_of(example))),
             labels.get(example.label or "", -1),
         )
         for example in examples

@@ -54,8 +54,8 @@ def score_rows(
     prefix: PrefixInput | None, rows: Sequence[Row], candidates: tuple[int, ...] = ()
 ) -> Generator[Work, Any, list[RowScore]]:
     """Scores in the order of `rows`, computed in slices to keep the cohort's steps short."""
-    scores: list[RowScore] = []
-    for part in _slices(rows):
+    common, scores = common_length(rows), list[RowScore]()
+    for part in row_slices(rows, max(SLICE_TOKENS, 2 * common), common):
         scores += yield ScoreWork(prefix, part, candidates)
     return scores
 
@@ -95,33 +95,20 @@ def _choose_labels(prefix: PrefixInput | None, data: EncodedDataset) -> Generato
     return [_argmax(values[first : first + width]) for first in range(0, len(values), width)]
 
 
-def row_slices(rows: Sequence[Row], max_tokens: int) -> Iterator[Sequence[Row]]:
-    """Slices of consecutive rows with at most `max_tokens` tokens in total; a longer row is a separate slice."""
-    part, used = list[Row](), 0
-    for row in rows:
-        if part and used + len(row.tokens) > max_tokens:
-            yield part
-            part, used = [], 0
-        part.append(row)
-        used += len(row.tokens)
-    if part:
-        yield part
+def row_slices(rows: Sequence[Row], max_tokens: int, common: int = 0) -> Iterator[Sequence[Row]]:
+    """Slices of consecutive rows with at most `max_tokens` tokens in total; a longer row is a separate slice.
 
-
-def _slices(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Slices for scoring. The common beginning of all rows is computed once per slice and counts once.
-
-    A slice has room for at least as many other tokens.
+    The `common` first tokens of all rows are computed once per slice and count once, but at most MAX_SHARED_TOKENS of
+    them are in one slice, counted once per row.
     """
-    common = common_length(rows)
-    size = max(SLICE_TOKENS, 2 * common)
     part, used = list[Row](), common
     for row in rows:
-        if part and (used + len(row.tokens) - common > size or len(part) * common > MAX_SHARED_TOKENS):
+        own = len(row.tokens) - common
+        if part and (used + own > max_tokens or len(part) * common > MAX_SHARED_TOKENS):
             yield part
             part, used = [], common
         part.append(row)
-        used += len(row.tokens) - common
+        used += own
     if part:
         yield part
 

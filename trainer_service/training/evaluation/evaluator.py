@@ -53,9 +53,7 @@ _WRITTEN_ROWS, _WRITING = 32, 4.0
 
 
 class EvaluationTime:
-    """Estimates the time of a run's remaining evaluations by the wall time per example of the latest one. Rough: it
-    only counts examples.
-    """
+    """Estimates a run's remaining evaluations by the latest one's time per example: rough, it only counts examples."""
 
     def __init__(self) -> None:
         self._per_example = 0.0

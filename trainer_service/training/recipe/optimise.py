@@ -44,15 +44,7 @@ class AdamW:
 
     def clip(self, max_norm: float) -> torch.Tensor:
         """Scale all gradients down to a common norm of `max_norm` (0: don't). Returns the original norm, a scalar."""
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        norm: torch.Tensor = torch.linalg.vector_norm(
-            torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
-        )
-        if max_norm > 0:
-            factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-            for gradient in gradients:
-                gradient.mul_(factor)
-        return norm
+        return torch.nn.utils.clip_grad_norm_(self.parameters.values(), max_norm or math.inf)
 
     @torch.no_grad()
     def update(self, learning_rate: float) -> None:

@@ -26,9 +26,7 @@ def score_of(metric: Metric, metrics: dict[str, float]) -> Score:
 
 
 def slack(metric: Metric, best_value: float, num_examples: int) -> float:
-    """The distance from the best value that counts as equal: one standard error for (near) shares of right answers,
-    else 0.
-    """
+    """Distance from the best that counts as equal: one standard error for (near) shares of right answers, else 0."""
     if metric not in _SHARES or num_examples < 1:
         return 0.0
     share = min(1.0, max(0.0, best_value))

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from inference_service.engine.text.detokenizer import ByteDetokenizer, DetokenizerFactory, WindowDetokenizer
 from inference_service.engine.text.text_stream import StopMatcher
-from inference_service.engine.text.token_bytes import ByteTable
+from shared.text.token_bytes import ByteTable
 from tests.tiny_models import byte_tokenizer
 
 TEXTS = st.text(st.sampled_from("ab é漢🙂\ufffd\u200d👩🏽\n"), max_size=12)
