@@ -1,6 +1,4 @@
-"""Which optional packages are installed. The lists are those of our own distribution's metadata, so they are never out
-of date.
-"""
+"""Which optional packages are installed, by the metadata of our own distribution, which is never out of date."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ _SHOWN = 3
 
 
 def missing_packages(*extras: str) -> list[str]:
-    """Names of the packages that these extras install and that are not here. None where softprompt runs without being
-    installed.
-    """
+    """Packages that these extras install and that are not here; none where softprompt itself is not installed."""
     try:
         requirements = requires("softprompt") or []
     except PackageNotFoundError:

@@ -184,9 +184,7 @@ def _scaled_object(item: Object, entry: ModelEntry, name: str, overlay: _Overlay
 
 
 def query(base_model: str, namespace: str) -> str:
-    """The requests that run or wait for a base model, in PromQL. A series that does not exist counts as 0: without
-    replicas, nothing exports theirs.
-    """
+    """The requests that run or wait for a base model, in PromQL. A series that is missing (no replicas) counts as 0."""
     of_pods = f'namespace="{namespace}",softprompt_io_base_model="{base_model}"'
     of_router = f'namespace="{namespace}",base_model="{base_model}"'
     terms = (

@@ -38,9 +38,7 @@ class Origin:
 
 
 def origin_of(directory: Path) -> Origin | None:
-    """None for a catalogued model, or one that another program put there. Raises PreconditionFailed if it is damaged,
-    OSError.
-    """
+    """None for a catalogued model or another program's. Raises PreconditionFailed if it is damaged, OSError."""
     try:
         found = json.loads((directory / ORIGIN_FILE).read_bytes())
         return Origin(str(found["hub_id"]), str(found["revision"]), str(found["commit"]))
@@ -58,9 +56,7 @@ def is_model(directory: Path) -> bool:
 
 
 def is_there(wanted: WantedModel, directory: Path) -> bool:
-    """Whether the model is in the directory. Raises PreconditionFailed if it has another model, revision or
-    fingerprint, or only a part of a model.
-    """
+    """Whether the model is there. Raises PreconditionFailed for another model, revision or fingerprint, or a part."""
     if not is_model(directory):
         return False
     if not is_complete(directory):

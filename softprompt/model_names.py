@@ -1,6 +1,4 @@
-"""Names of models for `softprompt models pull`: `[ID=]NAME[@REVISION]` or `[ID=]NAME[@sha256:FINGERPRINT]`, and the
-directory of each. Uses no network.
-"""
+"""Names for `models pull`: `[ID=]NAME[@REVISION]` or `[ID=]NAME[@sha256:FINGERPRINT]`, and their directories."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Training examples on the command line: options for reading a file, a report of what was read, and the command that
-repairs a mistake.
-"""
+"""Training examples on the command line: options for a file, a report, and the command that repairs a mistake."""
 
 from __future__ import annotations
 
@@ -65,9 +63,7 @@ def source_of(text: str) -> str:
 
 
 def read_examples(text: str, how: Data, labels: Sequence[str], which: str = "dataset") -> PreparedData | str:
-    """Return a dataset name or URI unchanged; read a file, or standard input for `-`, as `how` says. Reports on stderr
-    what was read.
-    """
+    """A dataset name or URI unchanged; the examples of a file or, for `-`, of standard input. Reports on stderr."""
     from softprompt.data.prepare import prepare
 
     if text.startswith("datasets/sha256-") or "://" in text:

@@ -74,9 +74,7 @@ _INIT_HINTS: Mapping[str, Any] = {"init": InitMethod | None, "init_text": str | 
 
 
 def with_hyperparameters(panel: str, *, init: bool = True) -> Callable[[Command], Command]:
-    """Replace the argument `hyperparameters` of a command by options for its fields; without `init`, not for where
-    training starts.
-    """
+    """Replace a command's argument `hyperparameters` by options for its fields and, if `init`, for its start."""
     hints = {name: hint for name, hint in _hints(Hyperparameters).items() if name in HYPERPARAMETERS}
     table = {**(_INIT if init else {}), **HYPERPARAMETERS}
 

@@ -44,9 +44,7 @@ def submit(
 
 
 def conclude(client: Client, job: TuningJob, *, follow: bool, as_json: bool) -> None:
-    """After a job was created: follow it to its end and to the first replica that serves its version, or print its
-    name.
-    """
+    """Follow a new job to its end and to the first replica that serves its version, or print its name."""
     if follow:
         stderr().print(f"{job.name} is queued", markup=False)
         show_verdict(client, follow_job(client, job.name, as_json=as_json), as_json=as_json)
@@ -90,9 +88,7 @@ def show_check(found: JobCheck, *, as_json: bool) -> None:
 
 
 def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = False) -> TuningJob:
-    """Show a job's progress until it ends, then its result. Raises JobFailed if the job failed. Ctrl-C does not cancel
-    the job.
-    """
+    """Show a job's progress until it ends, then its result. Raises JobFailed. Ctrl-C does not cancel the job."""
     from shared.values.enums import JobState
     from softprompt.display.training import training_display
     from softprompt.errors import JobFailed
@@ -159,9 +155,7 @@ def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> No
 
 
 def show_result(job: TuningJob) -> None:
-    """Print a job's result: its metrics beside those of the bare model on the same held-out examples, and what the
-    prompt resembles.
-    """
+    """Print a job's metrics beside those of the other models on the same examples, and what the prompt resembles."""
     result = job.result
     if result is None:
         return

@@ -83,9 +83,7 @@ _CHOICE = re.compile(r"(['\"])(?P<given>.*)\1 is not one of (?P<known>'.*')")
 
 
 def is_usage_error(error: Exception) -> bool:
-    """Whether the parser raised it: typer's, or click's with older versions of typer. Both have the same classes, which
-    have no common base.
-    """
+    """Whether typer's parser, or click's with older releases, raised it: the classes have no common base."""
     return hasattr(error, "format_message") and hasattr(error, "exit_code")
 
 

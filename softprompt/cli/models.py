@@ -188,9 +188,7 @@ def manifests(
 
 
 def pull_with_progress(name: str, to: Path | None = None, *, server: str = "", token: str = "") -> Path:
-    """The directory of a model. Downloads it if it is missing, with progress on stderr. `server` and `token`: as in
-    `softprompt.models.pull`.
-    """
+    """The directory of a model, which is downloaded if it is missing, with progress on stderr. See `models.pull`."""
     from softprompt.display.transfer import transfer_display
     from softprompt.model_catalogue import models_dir
     from softprompt.models import pull as pull_model

@@ -55,9 +55,7 @@ _addresses: ContextVar[tuple[str | None, str | None] | None] = ContextVar("softp
 
 
 def open_client(trainer: str | None = None, inference: str | None = None, *, timeout_seconds: float = 30.0) -> Client:
-    """A client with the security options and variables of this call. Imports gRPC, which commands without a service
-    don't need.
-    """
+    """A client with the security options and variables of this call. Commands without a service don't import gRPC."""
     from softprompt.cli.security import chosen_security
     from softprompt.client.sync_client import Client
 

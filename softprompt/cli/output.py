@@ -45,9 +45,7 @@ def stderr() -> Console:
 
 
 def _console(stderr: bool) -> Console:
-    """As wide as the terminal; elsewhere wide enough that a table's row is one line for grep. `:smile:` in a text stays
-    as it is.
-    """
+    """As wide as the terminal; elsewhere so wide that grep finds a table's row on a line. `:smile:` stays as it is."""
     console = _Console(stderr=stderr, highlight=False, emoji=False)
     return (
         console if console.is_terminal else _Console(stderr=stderr, highlight=False, emoji=False, width=_PIPE_COLUMNS)

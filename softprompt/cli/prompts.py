@@ -1,6 +1,4 @@
-"""`softprompt prompts`: list, show and delete versions, move aliases. `fleet`, `interchange` and `promote` add more
-commands.
-"""
+"""`softprompt prompts`: list, show and delete versions, move aliases; and the commands of the modules below."""
 
 from __future__ import annotations
 

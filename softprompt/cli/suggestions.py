@@ -1,6 +1,4 @@
-"""Did-you-mean for names that do not exist: files, prompts, versions, aliases, and what the trainer lists. Asks the
-services, briefly.
-"""
+"""Did-you-mean for files, prompts, versions, aliases, and what the trainer lists. Asks the services, briefly."""
 
 from __future__ import annotations
 

@@ -138,9 +138,7 @@ def _check_data(data: Path) -> None:
 
 @contextmanager
 def _owned(data: Path) -> Iterator[None]:
-    """The directory is this command's inside the `with` block. Raises Failure, before a model is loaded, if another
-    one has it.
-    """
+    """Owns the directory inside the `with` block. Raises Failure if another command has it."""
     lock = FileLock(data / "up.lock")
     try:
         lock.acquire(timeout=0)

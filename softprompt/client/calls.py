@@ -72,9 +72,7 @@ def metadata_of(tokens: TokenSource) -> Metadata:
 
 
 class CallingChannel:
-    """The part of a channel that generated stubs use. Reads the token before each call, so a renewed token is used at
-    once.
-    """
+    """The part of a channel that generated stubs use. Reads the token before each call: it may have been renewed."""
 
     def __init__(self, channel: grpc.aio.Channel, tokens: TokenSource) -> None:
         self._channel, self._tokens = channel, tokens

@@ -1,6 +1,4 @@
-"""Addresses, channels and stubs of both services, default deadlines, and the translation of failed calls into domain
-errors.
-"""
+"""Addresses, channels and stubs of both services, default deadlines, and domain errors for failed calls."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ _RICH_STATUS_KEY = "grpc-status-details-bin"
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the two services. `option` names its address in errors; `known_method` is one that every release of it
-    answers.
-    """
+    """One of the two services. `option` names its address in errors; every release of it answers `known_method`."""
 
     name: str
     option: str

@@ -130,9 +130,7 @@ class DatasetMethods:
     async def _stored_already(
         self, source: UploadSource, labels: Sequence[str], file_name: str
     ) -> UploadedDataset | None:
-        """The dataset of these bytes if the caller's tenant has it, by this name if one is given, and if its labels are
-        known to be allowed.
-        """
+        """The dataset of these bytes if the tenant has it, by this name if given, and if its labels are allowed."""
         try:
             found = await self.get_dataset(f"datasets/{source.digest.replace(':', '-')}")
         except (NotFound, PermissionDenied, Unimplemented):

@@ -1,6 +1,4 @@
-"""Generation, scoring and the loaded versions of a replica, asynchronously; and the blocking forms of these
-methods.
-"""
+"""Generation, scoring and the loaded versions of a replica, asynchronously; and their blocking forms."""
 
 from __future__ import annotations
 
@@ -262,9 +260,7 @@ class GenerationMethods:
         routing_key: str = "",
         base_model: str = "",
     ) -> Scores:
-        """Log-probability of each candidate as the continuation of the input. Default: the labels of the prompt's
-        version.
-        """
+        """Log-probability of each candidate as the continuation of the input. Default: the labels of the version."""
         request = generation_pb2.ScoreRequest(
             input=input_message(input, prompt, template, routing_key, False, base_model)
         )
@@ -274,9 +270,7 @@ class GenerationMethods:
     async def classify(
         self, input: Input, *, prompt: str, labels: Sequence[str] = (), routing_key: str = ""
     ) -> CandidateScore:
-        """The most probable label (`.candidate`) with its probability among `labels`. Default: the labels of the
-        prompt's version.
-        """
+        """The most probable label (`.candidate`) of `labels`, with its probability. Default: those of the version."""
         scores = await self.score(input, prompt=prompt, candidates=labels, routing_key=routing_key)
         return scores.scores[scores.best]
 
@@ -288,9 +282,7 @@ class GenerationMethods:
         return read(TokenCount, await self._connection.inference.call(self._connection.generation.CountTokens, request))
 
     async def model_info(self, base_model: str = "") -> ModelInfo:
-        """Base model, limits and default sampling of the answering replica. `base_model`: which one, at an address of
-        several.
-        """
+        """Base model, limits and default sampling of the answering replica. `base_model`: which one of several."""
         request = generation_pb2.GetModelInfoRequest(base_model=base_model)
         return read(ModelInfo, await self._connection.inference.call(self._connection.generation.GetModelInfo, request))
 

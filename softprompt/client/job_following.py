@@ -24,9 +24,7 @@ from softprompt.types.jobs import TuningJob
 
 
 async def watch(connection: Connection, name: str, after: int, reconnect_seconds: float) -> AsyncIterator[JobEvent]:
-    """Events after number `after` until the job has ended. Raises the error of the last call after `reconnect_seconds`
-    without contact.
-    """
+    """Events after number `after` to the job's end. Raises the last error after `reconnect_seconds` without contact."""
     last, contact = after, Contact(reconnect_seconds)
     while True:
         interruption: Interrupted | None = None
@@ -99,9 +97,7 @@ class JobFollowing:
         on_event: Callable[[JobEvent], object] | None = None,
         progress: bool | None = None,
     ) -> TuningJob:
-        """The job once it has succeeded. `progress` is that of `tune`. Raises JobFailed, also for a cancelled job, or
-        TimeoutError.
-        """
+        """The job once it has succeeded. `progress` as in `tune`. Raises TimeoutError; JobFailed, also if cancelled."""
         last: TuningJob | None = None
         async with asyncio.timeout(timeout_seconds):
             with notebook_progress(name.removeprefix("tuningJobs/"), progress) as show_event:

@@ -210,9 +210,7 @@ class PromptMethods:
         return await first_verdict(self._connection, version, timeout_seconds)
 
     async def download_version(self, version: str) -> tuple[PromptVersion, bytes]:
-        """The version with its whole manifest, and its blob, a safetensors file. Raises DamagedBlob if the digest
-        differs.
-        """
+        """The version with its whole manifest, and its blob (safetensors). Raises DamagedBlob if the digest differs."""
         request = prompts_pb2.DownloadPromptVersionRequest(name=version)
         call = self._connection.prompts.DownloadPromptVersion(request, timeout=DOWNLOAD_SECONDS)
         described: PromptVersion | None = None

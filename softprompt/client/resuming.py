@@ -89,9 +89,7 @@ def interruption_of(peer: Peer, error: grpc.aio.AioRpcError) -> Interrupted | No
 
 
 async def messages(peer: Peer, call: Any, contact: Contact) -> AsyncGenerator[Any, None]:
-    """The messages of one streaming call. Raises Interrupted, or the error that ends the watch. Always cancels the call
-    at the end.
-    """
+    """The messages of one streaming call, which is cancelled at the end. Raises Interrupted, or a final error."""
     try:
         while True:
             try:

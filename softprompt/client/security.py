@@ -24,9 +24,7 @@ class ClientSecurity:
     """By default plaintext to this machine and TLS with the system's certificate authorities to others."""
 
     tls: bool | None = None
-    """None: TLS if a TLS file is given or the service is on another machine. False sends everything unencrypted,
-    including tokens.
-    """
+    """None: TLS with a TLS file, or to another machine. False sends everything unencrypted, including tokens."""
     ca_file: str = ""
     """Certificate authorities to trust, as PEM; empty: the system's."""
     certificate_file: str = ""
@@ -99,9 +97,7 @@ class TokenSource:
 
 
 def is_local(endpoint: str) -> bool:
-    """Whether `host:port`, `dns:///host:port`, `ipv4:a:1,b:2` or `unix:path` is on this machine. False for unusual
-    spellings.
-    """
+    """Whether `host:port`, `dns:///host:port`, `ipv4:a:1,b:2` or `unix:path` is this machine; unusual forms are not."""
     return endpoint.startswith("unix:") or all(is_loopback(host) for host in hosts_of(endpoint))
 
 

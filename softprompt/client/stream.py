@@ -1,6 +1,4 @@
-"""One streamed answer: an iterator of deltas, asynchronous or blocking. Its call is cancelled however the iteration
-ends.
-"""
+"""One streamed answer: an iterator of deltas, asynchronous or blocking. The call ends with the iteration."""
 
 from __future__ import annotations
 
@@ -100,9 +98,7 @@ class GenerationStream:
 
 
 class SyncGenerationStream:
-    """`for delta in stream`; `start` is set before the first delta, `end` after the last one. Leaving the loop cancels
-    the call.
-    """
+    """`for delta in stream`; `start` is set before the first delta, `end` after the last. Leaving the loop cancels."""
 
     def __init__(self, stream: GenerationStream, loop: LoopThread) -> None:
         self._stream, self._loop = stream, loop

@@ -201,9 +201,7 @@ class TuningMethods(DatasetMethods, JobFollowing):
         return read(JobReport, response.report)
 
     async def cancel_job(self, name: str) -> TuningJob:
-        """The job, cancelling or cancelled; its best prompt so far is kept for `continue_job`. PreconditionFailed if it
-        ended otherwise.
-        """
+        """The job, cancelling or cancelled, with its best prompt kept. PreconditionFailed if it ended otherwise."""
         request = tuning_pb2.CancelTuningJobRequest(name=name)
         return read(
             TuningJob, (await self._connection.trainer.call(self._connection.tuning.CancelTuningJob, request)).job
@@ -294,9 +292,7 @@ class TuningMethods(DatasetMethods, JobFollowing):
         on_upload: OnUpload | None,
         check: Callable[[], Awaitable[None]],
     ) -> str:
-        """The name or URI of the data, which is uploaded first if it is local. `names` translates lines in the
-        service's errors.
-        """
+        """The name or URI of the data, which is uploaded if it is local. `names` translates lines in errors."""
         if isinstance(dataset, str) and is_remote(dataset):
             return dataset
         prepared = await asyncio.to_thread(prepare, dataset, labels, which)

@@ -20,9 +20,7 @@ VERDICT_SECONDS = 60.0
 
 
 async def version_status(connection: Connection, version: str) -> VersionStatus:
-    """The status of one version. Raises NotFound, or PreconditionFailed with the reasons of replicas of its base model
-    that refused it.
-    """
+    """The status of one version. Raises NotFound, or PreconditionFailed with the reasons why replicas refused it."""
     prompt, number = parse_version_name(version, "version")
     wanted = version_name(prompt, number)
     request = prompts_pb2.GetPromptStatusRequest(name=f"prompts/{prompt}")

@@ -53,9 +53,7 @@ _TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 
 
 def file_rows(source: str | os.PathLike[str], data: Data, which: str) -> Rows:
-    """The rows of a file, which is closed after the last one. Raises NotFound, or InvalidInput naming `which` for
-    unusable files.
-    """
+    """The rows of a file, which is closed after the last one. Raises NotFound, or InvalidInput naming `which`."""
     content = input_file(os.fspath(source), which)
     path = content if isinstance(content, Path) else Path(source)
     try:

@@ -185,9 +185,7 @@ def _named(columns: Sequence[str], name: str) -> str:
 
 
 def only_column(columns: Sequence[str], names: Sequence[str]) -> str:
-    """The column called `names[0]`, else the only column with any of the names; empty if there is none or more than
-    one.
-    """
+    """The column called `names[0]`, else the only one with any of the names; empty if there is none, or several."""
     if exact := _named(columns, names[0]):
         return exact
     found = [column for column in columns if column.strip().lower() in names]

@@ -95,9 +95,7 @@ def _fields(turn: Any, part: str) -> Mapping[str, Any]:
 
 
 def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Mapping[str, Any]] | None:
-    """The turns up to the assistant's last message that OpenAI's `weight` (0 or 1) marks for learning; None if there is
-    none.
-    """
+    """The turns up to the assistant's last message whose `weight` (OpenAI's, 0 or 1) is not 0; None without one."""
     if all(is_missing(turn.get("weight")) for turn in turns):
         return turns
     for index, turn in enumerate(turns):

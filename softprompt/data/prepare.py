@@ -1,6 +1,4 @@
-"""Preparation of a caller's data for an upload, with a report of the changes and one error for everything that is
-unusable.
-"""
+"""Preparation of a caller's data for an upload: a report of the changes, and one error for all that is unusable."""
 
 from __future__ import annotations
 

@@ -15,9 +15,7 @@ from softprompt.types.type_names import type_name
 
 
 def python_rows(source: Any, which: str) -> Rows:
-    """The rows of a value. Recognises pandas, polars and pyarrow by their methods, without importing them. Raises
-    InvalidInput.
-    """
+    """The rows of a value. Knows pandas, polars and pyarrow by their methods, without imports. Raises InvalidInput."""
     if isinstance(source, Example):
         raise InvalidInput.of(which, "a list of examples is expected, not one example: put it into a list")
     if isinstance(source, Mapping):

@@ -26,9 +26,7 @@ _INSTALL = "pip install 'softprompt[data]'"
 
 
 def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
-    """Rows of the first sheet that is not empty. Its first row that is not empty is the header. Formulas have their
-    saved values.
-    """
+    """Rows of the first sheet that is not empty, below its first row, the header. Formulas have their saved values."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()

@@ -1,6 +1,4 @@
-"""Lines of text files with byte order marks, in UTF-8, in Excel's and PowerShell's UTF-16 and UTF-32, or in a given
-encoding.
-"""
+"""Lines of text files: UTF-8, Excel's and PowerShell's UTF-16 and UTF-32 with their marks, or a given encoding."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ class TextLines:
     """Lines without line ends, counted from 1. `undecodable` has (line, byte) of each line's first unknown byte."""
 
     def __init__(self, file: BinaryIO, encoding: str, which: str) -> None:
-        """An empty `encoding` is read from the byte order mark, else it is UTF-8. Raises InvalidInput for an unknown
-        encoding.
-        """
+        """`encoding` empty: that of the byte order mark, else UTF-8. Raises InvalidInput for an unknown one."""
         self._which = which
         buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file), 1 << 16)
         head = buffered.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES]

@@ -57,9 +57,7 @@ def check_output(path: str, overwrite: bool) -> None:
 
 
 def write_rows(path: str, format: str, columns: Sequence[str], rows: Rows, *, overwrite: bool = False) -> None:
-    """Write `columns` of the rows in their order; `-` is standard output. Raises what `check_output` and the format
-    raise.
-    """
+    """Write `columns` of the rows in their order; `-` is standard output. Raises what `check_output` raises."""
     if path == STANDARD_OUTPUT:
         _write_text(sys.stdout, format, columns, rows)
         sys.stdout.flush()

@@ -14,9 +14,7 @@ _COLOURS = ("#2a78b8", "#d2691e", "#3a9a57", "#8e5bb5")
 
 @dataclass
 class TrainingRecord:
-    """Points are (step, loss). The evaluation at step 0 is of the model without a prompt and does not belong to the
-    curve.
-    """
+    """Points are (step, loss). The evaluation at step 0 is of the model without a prompt: no part of the curve."""
 
     title: str
     train: list[tuple[int, float]] = field(default_factory=list)

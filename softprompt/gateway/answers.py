@@ -159,18 +159,14 @@ Parts = AsyncIterator[tuple[int, GenerationDelta | GenerationEnd] | None]
 
 
 class TextTokens:
-    """Of the tokens of one answer, those that its text is made of: OpenAI's answers leave out the end token and the
-    tokens of a stop sequence.
-    """
+    """The tokens that an answer's text is made of: without the end token and a stop sequence, as OpenAI has them."""
 
     def __init__(self, echo: bytes = b"") -> None:
         """`echo`: bytes of the input's tokens, if the text begins with the input."""
         self._echo = echo
         self._held: list[TokenLogprob] = []
         self._ahead: int | None = None
-        """Bytes of the tokens so far that are not in the text yet; None before there is text, whose leading space may
-        be missing.
-        """
+        """Bytes of the tokens so far that the text lacks; None before any text: its leading space may be missing."""
 
     def add(self, delta: GenerationDelta) -> tuple[TokenLogprob, ...]:
         """The next tokens of which a part is in the text by now. The others are held."""

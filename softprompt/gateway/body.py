@@ -51,9 +51,7 @@ def wrong_type(what: str, media_type: str, sent: str) -> ApiError:
 
 
 async def bounded_stream(request: Request, max_bytes: int, seconds: float) -> AsyncGenerator[bytes]:
-    """The body's chunks. Raises ApiError with 413 for more than `max_bytes`, 408 if they take longer than
-    `seconds`, and 415 if they are compressed.
-    """
+    """The body's chunks. Raises ApiError: 413 above `max_bytes`, 408 after `seconds`, 415 if it is compressed."""
     if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
         raise ApiError(
             415, f"the body must not be compressed (Content-Encoding: {encoding[:80]!r})", code="unsupported_media_type"
@@ -93,9 +91,7 @@ def _fields_once(fields: list[tuple[str, Any]]) -> None:
 
 
 def _parsed(content: bytes) -> Any:
-    """The JSON value. NaN, infinities, lone surrogates, bytes that are not UTF-8, deep nesting, and fields that come
-    twice are refused.
-    """
+    """The JSON value, without NaN, infinities, lone surrogates, invalid UTF-8, deep nesting and repeated fields."""
     if content.startswith(codecs.BOM_UTF8):
         raise ApiError(400, "the body begins with a byte order mark; JSON is sent without it", code="invalid_json")
     try:

@@ -188,9 +188,7 @@ def _by_text(found: Token) -> dict[str, float | None] | None:
 async def _events(
     head: dict[str, Any], streams: AnswerStreams, starts: Sequence[GenerationStart], count: int, includes_usage: bool
 ) -> AsyncGenerator[bytes]:
-    """Chunks with text, and one with the reason of the end of each choice; then the usage. `count`: choices of each
-    input.
-    """
+    """Chunks with text, one with the reason of each choice's end, then the usage. `count`: choices of each input."""
     empty_usage: dict[str, Any] = {"usage": None} if includes_usage else {}
     ends: list[GenerationEnd] = []
     offsets = [0] * (count * len(starts))

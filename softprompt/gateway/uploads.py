@@ -19,9 +19,7 @@ ZIP = b"PK\x03\x04"
 
 @asynccontextmanager
 async def upload_slot(request: Request, backend: Backend) -> AsyncIterator[None]:
-    """One of the uploads that may run at the same time. Raises ApiError if all are taken, and the service's error for
-    a caller who may not upload.
-    """
+    """One of the simultaneous uploads. Raises ApiError if all are taken, and the service's error without the role."""
     await backend.client.list_datasets(limit=1)  # a caller without a role can't make the gateway read a whole file
     uploads: asyncio.Semaphore = request.app.state.uploads
     if uploads.locked():

@@ -23,9 +23,7 @@ _DECODER_FILE, _ENCODER_STEM = "decoder.safetensors", "encoder"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 _PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING")
-"""PEFT's kinds whose file holds embeddings of virtual tokens; for P-tuning (Liu et al. 2021) these are the encoder's
-outputs.
-"""
+"""PEFT's kinds whose file holds embeddings; for P-tuning (Liu et al. 2021) these are the encoder's outputs."""
 _KEY_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
 """PEFT's kinds whose file holds keys and values of each layer, also if a projection made them in training."""
 _WHY = "a pickle can run any code when it is read"

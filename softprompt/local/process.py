@@ -1,6 +1,4 @@
-"""One service as a child process: start it, wait until it serves, forward its log, drain it, and kill it if it does not
-stop.
-"""
+"""One service as a child process: start it, wait until it serves, forward its log, drain it, kill it at last."""
 
 from __future__ import annotations
 
@@ -38,9 +36,7 @@ class Ready:
 
 
 class ServiceProcess:
-    """`python -m MODULE` in a session of its own: Ctrl-C reaches only the parent, which decides the order of the
-    shutdown.
-    """
+    """`python -m MODULE` in a session of its own: Ctrl-C reaches only the parent, which shuts down in order."""
 
     def __init__(self, name: str, module: str, environment: Mapping[str, str], ready_file: Path, log: LogSink) -> None:
         self.name = name
@@ -119,9 +115,7 @@ class ServiceProcess:
         return self._process
 
     async def _exit(self) -> None:
-        """Wait until the process itself has ended. asyncio's `wait` also waits for its pipe, which a grandchild may
-        hold open.
-        """
+        """Wait until the process has ended. asyncio's `wait` waits for its pipe, too, which a grandchild may hold."""
         while self._started.returncode is None:
             await asyncio.sleep(POLL_SECONDS)
 

@@ -62,9 +62,7 @@ def save_report(report: JobReport, path: Path, format: str = "") -> Path:
 
 
 def check_target(path: Path, format: str = "") -> str:
-    """The format in which a report is written to this file. Raises InvalidInput for an unknown one, or if there is no
-    such directory.
-    """
+    """The format for this file. Raises InvalidInput for an unknown one, or if there is no such directory."""
     kind = format or path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise InvalidInput.of("path", f"{path.name!r} must end with {', '.join('.' + known for known in FORMATS)}")

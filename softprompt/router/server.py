@@ -127,9 +127,7 @@ def _longest_waits(settings: RouterSettings, models: ModelsFile) -> dict[str, fl
 async def _open_for_calls(
     routing: Routing, may_wait: bool, metrics: RouterMetrics, rpc: RpcServer, ready: Callable[[], None]
 ) -> None:
-    """Report SERVING once a replica is connected, or at once if calls may wait for one. It stays SERVING without
-    replicas; calls then fail, or wait.
-    """
+    """Report SERVING once a replica is connected, or at once if calls may wait. It stays SERVING without replicas."""
     log.info("waiting for a replica")
     while not may_wait and all(link.rank for link in routing.links()):
         await asyncio.sleep(_LOOK_SECONDS)

@@ -271,9 +271,7 @@ def _is_other_model(error: grpc.aio.AioRpcError) -> bool:
 
 
 def _is_behind(failed: grpc.aio.AioRpcError | None) -> bool:
-    """Whether a replica may have refused a version that its prompt had before, for another base model: a replica of
-    that one still answers.
-    """
+    """Whether a replica may have refused a version that its prompt had before: one of that base model still answers."""
     return failed is not None and failed.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 

@@ -41,9 +41,7 @@ class _Target(Fields):
 
 
 class AliasMove(Fields):
-    """Where an alias should point. `expected_revision`: the revision that the page showed, so that the call
-    fails if the alias has moved since.
-    """
+    """Where an alias should point. `expected_revision`: as the page showed it; the call fails if it has moved since."""
 
     targets: list[_Target] = Field(min_length=1, max_length=8)
     expected_revision: int | None = None
