@@ -11,7 +11,7 @@ import typer
 
 from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
 from softprompt.cli.models import pull_with_progress
-from softprompt.cli.options import JsonOption, example
+from softprompt.cli.options import JsonOption, ModelOption, example
 from softprompt.cli.output import print_json, show, stderr, table
 from softprompt.cli.requirements import require
 from softprompt.cli.security import chosen_security
@@ -27,9 +27,7 @@ app = typer.Typer()
 @app.command("example", epilog=example("softprompt example review-sentiment"))
 def run(
     name: Annotated[str, typer.Argument(help="Name of the example. Without one, all are listed.")] = "",
-    model: Annotated[
-        str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")
-    ] = "",
+    model: ModelOption = "",
     data: Annotated[
         Path | None,
         typer.Option(help="Keep the job and the prompt in this directory, for `softprompt up --data` [nowhere]."),
@@ -88,7 +86,8 @@ def _report(chosen: Example, model: str, data: Path | None, trainer: str | None)
         if trainer is None:
             require("trainer", "inference")
             folder = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-example-")))
-            services = LocalServices(LocalConfig(pull_with_progress(model or DEFAULT_MODEL), folder), _silent)
+            config = LocalConfig(pull_with_progress(model or DEFAULT_MODEL), folder)
+            services = LocalServices(config, lambda name, line: None)
 
             async def work() -> None:
                 stderr().print("starting the services ...")
@@ -128,7 +127,3 @@ def _show(result: dict[str, Any]) -> None:
 
 def _interval(found: dict[str, Any]) -> str:
     return "" if found["low"] is None or found["high"] is None else f" ({found['low']:.3g} to {found['high']:.3g})"
-
-
-def _silent(name: str, line: str) -> None:
-    return None

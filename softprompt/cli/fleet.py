@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, example, open_client
+from softprompt.cli.options import InferenceOption, JsonOption, PromptArgument, TrainerOption, example, open_client
 from softprompt.cli.output import local_time, print_json, show, table
 
 if TYPE_CHECKING:
@@ -16,11 +16,7 @@ app = typer.Typer()
 
 
 @app.command(epilog=example("softprompt prompts status support-tone"))
-def status(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")],
-    as_json: JsonOption = False,
-    trainer: TrainerOption = None,
-) -> None:
+def status(prompt: PromptArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
     """Show how many live replicas serve each version, how soon after its publication, and which replicas refused it and
     why.
     """
@@ -64,8 +60,7 @@ def loaded(
     with open_client(inference=inference) as client:
         found = client.loaded_prompts(prompt)
     if as_json:
-        for item in found.prompts:
-            print_json(item)
+        print_json(*found.prompts)
         return
     made = table("VERSION", "STATE", "KIND", "ALIASES", "TOKENS", "KIB", "SERVED AFTER", "ACTIVE", "REASON")
     for item in found.prompts:

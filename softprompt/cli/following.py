@@ -10,7 +10,7 @@ from softprompt.cli.data import repetition
 from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
 from softprompt.cli.job_names import with_source
 from softprompt.cli.options import open_client
-from softprompt.cli.output import numbers, print_json, show, stderr
+from softprompt.cli.output import numbers, print_json, show, show_or_json, stderr
 from softprompt.display.transfer import upload_display
 from softprompt.report.distillation import distillation_facts
 
@@ -51,10 +51,7 @@ def conclude(client: Client, job: TuningJob, *, follow: bool, as_json: bool) -> 
         return
     for sentence in repetition(job.dataset_statistics):
         stderr().print(sentence, markup=False)
-    if as_json:
-        print_json(job)
-    else:
-        show(job.name)
+    show_or_json(job, job.name, as_json)
 
 
 def show_check(found: JobCheck, *, as_json: bool) -> None:

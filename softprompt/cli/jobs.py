@@ -12,7 +12,7 @@ from softprompt.cli.field_options import key_values
 from softprompt.cli.following import follow_job, show_result
 from softprompt.cli.job_names import JobArgument, job_name
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, table
+from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, show_or_json, table
 from softprompt.display.training import is_distillation, is_preparing, preparing_text
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def list_(
             states=state or (), prompt=prompt, annotations=key_values(label, "--label"), order=order, limit=limit
         )
     if as_json:
-        for job in jobs:
-            print_json(job)
+        print_json(*jobs)
         return
     made = table("JOB", "PROMPT", "STATE", "STEP", "LOSS", "CREATED", "RESULT")
     for job in jobs:
@@ -133,13 +132,8 @@ def delete(job: JobArgument, trainer: TrainerOption = None) -> None:
 
 
 def _say(job: TuningJob, as_json: bool) -> None:
-    if as_json:
-        print_json(job)
-    else:
-        kept = (
-            f"; its best prompt so far is kept: `softprompt jobs continue {job.name}`" if job.best_prompt_kept else ""
-        )
-        show(f"{job.name} is {job.state.value.lower()}{kept}")
+    kept = f"; its best prompt so far is kept: `softprompt jobs continue {job.name}`" if job.best_prompt_kept else ""
+    show_or_json(job, f"{job.name} is {job.state.value.lower()}{kept}", as_json)
 
 
 def _progress(job: TuningJob) -> tuple[str, str]:

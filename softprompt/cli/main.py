@@ -22,7 +22,6 @@ from softprompt.cli import (
     distill,
     doctor,
     example,
-    gateway,
     generate,
     info,
     init,
@@ -30,8 +29,8 @@ from softprompt.cli import (
     models,
     prompts,
     retrain,
-    router,
     security,
+    servers,
     store,
     tokens,
     tune,
@@ -52,11 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-modules = (
-    *(init, up, gateway, router, tune, retrain, distill, generate, chat),
-    *(doctor, info, usage, demo, example),
-)
-for module in modules:
+for module in (init, up, servers, tune, retrain, distill, generate, chat, doctor, info, usage, demo, example):
     app.add_typer(module.app)
 _GROUPS = (
     (jobs.app, "jobs", "List, follow and cancel tuning jobs."),

@@ -48,8 +48,7 @@ def list_(as_json: JsonOption = False, trainer: TrainerOption = None, inference:
     """
     found = _compared([*_catalogue(), *_pulled(), *_served(trainer, inference)])
     if as_json:
-        for model in found:
-            print_json(model)
+        print_json(*found)
         return
     made = table("MODEL", "WHERE", "BYTES", "FINGERPRINT", "AGREES", "DETAIL")
     for model in found:

@@ -10,8 +10,8 @@ import typer
 from softprompt.cli import fleet, interchange, promote
 from softprompt.cli.commands import Commands
 from softprompt.cli.failures import EXIT_INVALID, Failure
-from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, table
+from softprompt.cli.options import JsonOption, PromptArgument, ReferenceArgument, TrainerOption, example, open_client
+from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, show_or_json, table
 from softprompt.types.plain import as_plain
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ alias_app = typer.Typer(no_args_is_help=True)
 app.add_typer(alias_app, name="alias", help="Aliases: names of versions that can be moved.", cls=Commands)
 for module in (fleet, interchange, promote):
     app.add_typer(module.app)
-PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")]
 
 
 @app.command("list", epilog=example("softprompt prompts list --prefix support-"))
@@ -35,8 +34,7 @@ def list_(
     with open_client(trainer) as client:
         prompts = client.list_prompts(name_prefix=prefix)
     if as_json:
-        for prompt in prompts:
-            print_json(prompt)
+        print_json(*prompts)
         return
     made = table("PROMPT", "LATEST", "VERSIONS", "ALIASES", "UPDATED")
     for prompt in prompts:
@@ -49,11 +47,7 @@ def list_(
 
 
 @app.command("show", epilog=example("softprompt prompts show support-tone@2"))
-def show_(
-    reference: Annotated[str, typer.Argument(metavar="REF", help="NAME (its default alias), NAME@ALIAS or NAME@7.")],
-    as_json: JsonOption = False,
-    trainer: TrainerOption = None,
-) -> None:
+def show_(reference: ReferenceArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
     """Show one version: base model, template, metrics and hyperparameters."""
     with open_client(trainer) as client:
         version = client.get_version(reference)
@@ -89,8 +83,7 @@ def versions(prompt: PromptArgument, as_json: JsonOption = False, trainer: Train
     with open_client(trainer) as client:
         found = client.list_versions(prompt)
     if as_json:
-        for version in found:
-            print_json(version)
+        print_json(*found)
         return
     made = table("VERSION", "KIND", "ALIASES", "TOKENS", "PUBLISHED", "PARENT", "HELD OUT")
     for version in found:
@@ -117,10 +110,8 @@ def delete(
     """Delete a version. This can't be undone, and its number is never used again."""
     with open_client(trainer) as client:
         revision = client.delete_version(version)
-    if as_json:
-        print_json({"deleted": version, "revision": revision})
-    else:
-        show(f"{version} is deleted (revision {revision})")
+    text = f"{version} is deleted (revision {revision})"
+    show_or_json({"deleted": version, "revision": revision}, text, as_json)
 
 
 @alias_app.command("set", epilog=example("softprompt prompts alias set support-tone default 3 --expect 2"))
@@ -157,10 +148,7 @@ def set_(
         ) from None
     with open_client(trainer) as client:
         moved = client.set_alias(prompt, alias, targets, expected_version=expect)
-    if as_json:
-        print_json(moved)
-    else:
-        show(f"{prompt}: {_alias_text(moved)} (revision {moved.revision})")
+    show_or_json(moved, f"{prompt}: {_alias_text(moved)} (revision {moved.revision})", as_json)
 
 
 @alias_app.command("remove", epilog=example("softprompt prompts alias remove support-tone canary"))
@@ -176,10 +164,7 @@ def remove(
     """Remove an alias. Its versions stay."""
     with open_client(trainer) as client:
         removed = client.set_alias(prompt, alias, [], expected_version=expect)
-    if as_json:
-        print_json(removed)
-    else:
-        show(f"{prompt}: {alias} is removed (revision {removed.revision})")
+    show_or_json(removed, f"{prompt}: {alias} is removed (revision {removed.revision})", as_json)
 
 
 def _alias_text(alias: Alias) -> str:

@@ -6,6 +6,7 @@ import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 from shared.rpc.ports import check_port
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.models import pull_with_progress
-from softprompt.cli.options import JsonOption, example
+from softprompt.cli.options import JsonOption, ModelOption, PlaintextOption, example
 from softprompt.cli.output import print_json, show, stderr
 from softprompt.cli.requirements import require
 from softprompt.endpoints import (
@@ -32,12 +33,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+_port = partial(typer.Option, min=0, max=65535)
 _LEAST_BYTES = 1 << 20
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _VARIABLES = {"trainer": TRAINER_VARIABLE, "inference": INFERENCE_VARIABLE, "gateway": "OPENAI_BASE_URL"}
 _COLOURS = {"trainer": "cyan", "inference": "magenta", "gateway": "green"}
-
-
 _DEFAULTS = {
     TRAINER_VARIABLE: f"127.0.0.1:{DEFAULT_TRAINER_PORT}",
     INFERENCE_VARIABLE: f"127.0.0.1:{DEFAULT_INFERENCE_PORT}",
@@ -60,23 +60,13 @@ def after_start(endpoints: Mapping[str, str]) -> list[str]:
 
 @app.command(epilog=example("softprompt up --data ./softprompt-data"))
 def up(
-    model: Annotated[
-        str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")
-    ] = DEFAULT_MODEL,
+    model: ModelOption = DEFAULT_MODEL,
     data: Annotated[Path, typer.Option(help="Directory for jobs, datasets and prompts.")] = Path("softprompt-data"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    plaintext: Annotated[
-        bool, typer.Option("--plaintext", help="Serve other machines without TLS (with --host).")
-    ] = False,
-    trainer_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")
-    ] = DEFAULT_TRAINER_PORT,
-    inference_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")
-    ] = DEFAULT_INFERENCE_PORT,
-    gateway_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of the HTTP API; 0 chooses a free one.")
-    ] = DEFAULT_GATEWAY_PORT,
+    plaintext: PlaintextOption = False,
+    trainer_port: Annotated[int, _port(help="Port; 0 chooses a free one.")] = DEFAULT_TRAINER_PORT,
+    inference_port: Annotated[int, _port(help="Port; 0 chooses a free one.")] = DEFAULT_INFERENCE_PORT,
+    gateway_port: Annotated[int, _port(help="Port of the HTTP API; 0 chooses a free one.")] = DEFAULT_GATEWAY_PORT,
     no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Do not serve the HTTP API.")] = False,
     grace: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Time for running streams to finish at the end.")
@@ -100,7 +90,7 @@ def up(
     with _owned(data):
         path = pull_with_progress(model)
         config = LocalConfig(path, data, host, trainer_port, inference_port, grace, plaintext, http_port)
-        services = LocalServices(config, _silent if quiet else _forward)
+        services = LocalServices(config, (lambda name, line: None) if quiet else _forward)
         try:
             run_interruptible(lambda: _serve(services, as_json), services.kill_now)
         except Interrupted:
@@ -176,7 +166,3 @@ async def _serve(services: LocalServices, as_json: bool) -> None:
 def _forward(name: str, line: str) -> None:
     stderr().print(f"[{_COLOURS.get(name, 'dim')}]{name:<10}[/] ", end="")
     stderr().print(line, markup=False, soft_wrap=True)
-
-
-def _silent(name: str, line: str) -> None:
-    return None

@@ -65,8 +65,7 @@ def usage(
     if as_csv:
         _print_csv(found, columns)
     elif as_json:
-        for row in found:
-            print_json(row)
+        print_json(*found)
     else:
         _show(found, names, columns, budgets)
 
