@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import grpc
+from google.protobuf.message import Message
 from prompttuning.v1 import generation_pb2_grpc, prompts_pb2_grpc, tuning_pb2_grpc
 
 from shared.errors import DeadlineExceeded, InvalidInput, SoftPromptError, Unavailable, Unimplemented
 from shared.process.proxies import grpc_proxy
 from shared.rpc.errors import error_from_rpc
+from shared.wire.mirror import read
 from softprompt.client.channel import open_channel
 from softprompt.client.routed_channel import SCHEME, RoutedChannel
 from softprompt.client.security import (
@@ -34,7 +36,7 @@ from softprompt.endpoints import (
 )
 
 T = TypeVar("T")
-
+PAGE_SIZE = 200
 _RICH_STATUS_KEY = "grpc-status-details-bin"
 
 
@@ -216,6 +218,36 @@ class Connection:
     def generation(self) -> generation_pb2_grpc.GenerationServiceAsyncStub:
         """Stub of the inference service's GenerationService."""
         return generation_pb2_grpc.GenerationServiceStub(self.inference.channel)
+
+    async def send(self, request: Message, timeout_seconds: float | None = None) -> Any:
+        """The response of the method that the request's name says: `GetPromptRequest` is for `GetPrompt`. A file of
+        messages is named as the stub here of the one service in it.
+        """
+        service = request.DESCRIPTOR.file.name.rpartition("/")[2].removesuffix(".proto")
+        peer = self.inference if service == "generation" else self.trainer
+        method = getattr(getattr(self, service), request.DESCRIPTOR.name.removesuffix("Request"))
+        return await peer.call(method, request, timeout_seconds)
+
+    async def ask(self, kind: type[T], request: Message, field: str = "", timeout_seconds: float | None = None) -> T:
+        """The response to the request, or a field of it, as a value of this kind."""
+        response = await self.send(request, timeout_seconds)
+        return read(kind, getattr(response, field) if field else response)
+
+    async def all_pages(self, kind: type[T], request: Any, field: str, limit: int | None = None) -> list[T]:
+        """The elements of this field in the responses to a request for a list, at most `limit`. Raises InvalidInput for
+        a negative `limit`.
+        """
+        if limit is not None and limit < 0:
+            raise InvalidInput.of("limit", f"must be at least 0, is {limit}")
+        found: list[T] = []
+        while limit is None or len(found) < limit:
+            request.page_size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))
+            response = await self.send(request)
+            found += [read(kind, element) for element in getattr(response, field)]
+            request.page_token = response.next_page_token
+            if not request.page_token:
+                break
+        return found
 
     async def close(self) -> None:
         """Close both channels."""

@@ -19,7 +19,6 @@ from shared.values.datasets import StoredDataset, UploadedDataset
 from shared.violations import moved
 from shared.wire.mirror import fill, read
 from softprompt.client.connection import Connection
-from softprompt.client.paging import all_pages
 from softprompt.data.prepare import checked_labels, prepare
 from softprompt.types.data import DATASET, Dataset, PreparedData
 
@@ -95,20 +94,11 @@ class DatasetMethods:
 
     async def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:
         """Datasets of the caller's tenant, sorted by name, at most `limit` of them."""
-
-        async def page(size: int, token: str) -> tuple[list[StoredDataset], str]:
-            request = tuning_pb2.ListDatasetsRequest(page_size=size, page_token=token)
-            response = await self._connection.trainer.call(self._connection.tuning.ListDatasets, request)
-            return [read(StoredDataset, dataset) for dataset in response.datasets], response.next_page_token
-
-        return await all_pages(page, limit)
+        return await self._connection.all_pages(StoredDataset, tuning_pb2.ListDatasetsRequest(), "datasets", limit)
 
     async def get_dataset(self, name: str) -> StoredDataset:
         """One dataset with its labels. Raises NotFound if the caller's tenant does not have it."""
-        request = tuning_pb2.GetDatasetRequest(name=name)
-        return read(
-            StoredDataset, (await self._connection.trainer.call(self._connection.tuning.GetDataset, request)).dataset
-        )
+        return await self._connection.ask(StoredDataset, tuning_pb2.GetDatasetRequest(name=name), "dataset")
 
     async def download_dataset(self, name: str) -> AsyncGenerator[bytes]:
         """The bytes of a dataset, JSON lines, in chunks. Raises NotFound if the caller's tenant does not have it."""
@@ -123,9 +113,7 @@ class DatasetMethods:
 
     async def delete_dataset(self, name: str) -> None:
         """Delete a dataset of the caller's tenant. Raises PreconditionFailed naming the jobs that still need it."""
-        await self._connection.trainer.call(
-            self._connection.tuning.DeleteDataset, tuning_pb2.DeleteDatasetRequest(name=name)
-        )
+        await self._connection.send(tuning_pb2.DeleteDatasetRequest(name=name))
 
     async def _stored_already(
         self, source: UploadSource, labels: Sequence[str], file_name: str

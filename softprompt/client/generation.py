@@ -27,7 +27,7 @@ from shared.values.guide import Guide
 from shared.values.sampling import Sampling
 from shared.values.template import Template
 from shared.wire.generation import write_sampling
-from shared.wire.mirror import fill, read
+from shared.wire.mirror import fill
 from softprompt.client.arguments import built
 from softprompt.client.chat import AsyncChat
 from softprompt.client.connection import Connection
@@ -138,11 +138,8 @@ class GenerationMethods:
             sampling=write_sampling(_chosen(sampling, parameters)),
         )
         fill(request, priority=priority)
-        timeout_seconds = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
-        return read(
-            Generation,
-            await self._connection.inference.call(self._connection.generation.Generate, request, timeout_seconds),
-        )
+        timeout = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
+        return await self._connection.ask(Generation, request, timeout_seconds=timeout)
 
     def stream(
         self,
@@ -265,7 +262,7 @@ class GenerationMethods:
             input=input_message(input, prompt, template, routing_key, False, base_model)
         )
         fill(request, candidates=candidates)
-        return read(Scores, await self._connection.inference.call(self._connection.generation.Score, request))
+        return await self._connection.ask(Scores, request)
 
     async def classify(
         self, input: Input, *, prompt: str, labels: Sequence[str] = (), routing_key: str = ""
@@ -279,19 +276,15 @@ class GenerationMethods:
     ) -> TokenCount:
         """The tokens that the input takes with the template of the prompt."""
         request = generation_pb2.CountTokensRequest(input=input_message(input, prompt, template, "", False, base_model))
-        return read(TokenCount, await self._connection.inference.call(self._connection.generation.CountTokens, request))
+        return await self._connection.ask(TokenCount, request)
 
     async def model_info(self, base_model: str = "") -> ModelInfo:
         """Base model, limits and default sampling of the answering replica. `base_model`: which one of several."""
-        request = generation_pb2.GetModelInfoRequest(base_model=base_model)
-        return read(ModelInfo, await self._connection.inference.call(self._connection.generation.GetModelInfo, request))
+        return await self._connection.ask(ModelInfo, generation_pb2.GetModelInfoRequest(base_model=base_model))
 
     async def loaded_prompts(self, prompt: str = "") -> LoadedPrompts:
         """Versions that the answering replica knows, and the state of each. `prompt` empty: of all prompts."""
-        request = generation_pb2.ListLoadedPromptsRequest(prompt=prompt)
-        return read(
-            LoadedPrompts, await self._connection.inference.call(self._connection.generation.ListLoadedPrompts, request)
-        )
+        return await self._connection.ask(LoadedPrompts, generation_pb2.ListLoadedPromptsRequest(prompt=prompt))
 
     async def wait_until_served(self, version: str, *, timeout_seconds: float = 60.0) -> LoadedPrompt:
         """Wait until the answering replica serves a version ("prompts/{prompt}/versions/{n}" or "name@7").

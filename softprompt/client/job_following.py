@@ -78,8 +78,7 @@ class JobFollowing:
 
     async def get_job(self, name: str) -> TuningJob:
         """One job. Raises NotFound."""
-        request = tuning_pb2.GetTuningJobRequest(name=name)
-        return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.GetTuningJob, request)).job)
+        return await self._connection.ask(TuningJob, tuning_pb2.GetTuningJobRequest(name=name), "job")
 
     def watch_job(self, name: str, *, after: int = 0, reconnect_seconds: float = 120.0) -> AsyncIterator[JobEvent]:
         """Events after number `after`, those of the past first, until the job's last one.

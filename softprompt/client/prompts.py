@@ -33,7 +33,6 @@ from shared.values.prompts import (
 from shared.values.template import Template
 from shared.wire.mirror import fill, read, write
 from softprompt.client.connection import Connection
-from softprompt.client.paging import all_pages
 from softprompt.client.resuming import Contact, Interrupted, Silence, interruption_of, messages
 from softprompt.client.sync_methods import SyncMethods, blocking
 from softprompt.client.verdict import VERDICT_SECONDS, first_verdict, served_by_all
@@ -118,38 +117,23 @@ class PromptMethods:
 
     async def list_prompts(self, *, name_prefix: str = "") -> list[Prompt]:
         """All prompts, sorted by name."""
-
-        async def page(size: int, token: str) -> tuple[list[Prompt], str]:
-            request = prompts_pb2.ListPromptsRequest(page_size=size, page_token=token, name_prefix=name_prefix)
-            response = await self._connection.trainer.call(self._connection.prompts.ListPrompts, request)
-            return [read(Prompt, prompt) for prompt in response.prompts], response.next_page_token
-
-        return await all_pages(page)
+        request = prompts_pb2.ListPromptsRequest(name_prefix=name_prefix)
+        return await self._connection.all_pages(Prompt, request, "prompts")
 
     async def get_prompt(self, prompt: str) -> Prompt:
         """One prompt with its aliases. Raises NotFound."""
         request = prompts_pb2.GetPromptRequest(name=resource_name(prompt))
-        return read(Prompt, (await self._connection.trainer.call(self._connection.prompts.GetPrompt, request)).prompt)
+        return await self._connection.ask(Prompt, request, "prompt")
 
     async def list_versions(self, prompt: str) -> list[PromptVersion]:
         """All versions of a prompt, newest first."""
-
-        async def page(size: int, token: str) -> tuple[list[PromptVersion], str]:
-            request = prompts_pb2.ListPromptVersionsRequest(
-                parent=resource_name(prompt), page_size=size, page_token=token
-            )
-            response = await self._connection.trainer.call(self._connection.prompts.ListPromptVersions, request)
-            return [read(PromptVersion, version) for version in response.versions], response.next_page_token
-
-        return await all_pages(page)
+        request = prompts_pb2.ListPromptVersionsRequest(parent=resource_name(prompt))
+        return await self._connection.all_pages(PromptVersion, request, "versions")
 
     async def get_version(self, version: str) -> PromptVersion:
         """One version, by "prompts/{prompt}/versions/{n}", "name", "name@alias" or "name@7". Raises NotFound."""
         request = prompts_pb2.GetPromptVersionRequest(name=version)
-        return read(
-            PromptVersion,
-            (await self._connection.trainer.call(self._connection.prompts.GetPromptVersion, request)).version,
-        )
+        return await self._connection.ask(PromptVersion, request, "version")
 
     async def set_alias(
         self,
@@ -173,21 +157,16 @@ class PromptMethods:
             expected_version=expected_version,
             expected_revision=expected_revision,
         )
-        return read(
-            Alias, (await self._connection.trainer.call(self._connection.prompts.SetPromptAlias, request)).alias
-        )
+        return await self._connection.ask(Alias, request, "alias")
 
     async def prompt_status(self, prompt: str) -> PromptStatus:
         """The replicas that serve each version, and those that refused it and why, by their last reports."""
         request = prompts_pb2.GetPromptStatusRequest(name=resource_name(prompt))
-        return read(
-            PromptStatus, await self._connection.trainer.call(self._connection.prompts.GetPromptStatus, request)
-        )
+        return await self._connection.ask(PromptStatus, request)
 
     async def list_replicas(self) -> list[ReplicaStatus]:
         """All live replicas of any base model, by their last reports; none before the first prompt is published."""
-        request = prompts_pb2.ListPromptsRequest(page_size=1)
-        found = (await self._connection.trainer.call(self._connection.prompts.ListPrompts, request)).prompts
+        found = (await self._connection.send(prompts_pb2.ListPromptsRequest(page_size=1))).prompts
         try:  # the status of every prompt lists all replicas
             return list((await self.prompt_status(found[0].name)).replicas) if found else []
         except NotFound:  # it was deleted meanwhile
@@ -284,10 +263,8 @@ class PromptMethods:
                 yield prompts_pb2.ImportPromptVersionRequest(chunk=data[start : start + CHUNK_BYTES])
 
         method = self._connection.prompts.ImportPromptVersion
-        return read(
-            PromptVersion,
-            (await self._connection.trainer.call(method, parts(), timeout_seconds or IMPORT_SECONDS)).version,
-        )
+        response = await self._connection.trainer.call(method, parts(), timeout_seconds or IMPORT_SECONDS)
+        return read(PromptVersion, response.version)
 
     def watch_prompts(
         self,
@@ -306,8 +283,7 @@ class PromptMethods:
 
     async def delete_version(self, version: str) -> int:
         """Delete a version; return the revision of the deletion. Raises PreconditionFailed if an alias names it."""
-        request = prompts_pb2.DeletePromptVersionRequest(name=version)
-        return (await self._connection.trainer.call(self._connection.prompts.DeletePromptVersion, request)).revision
+        return int((await self._connection.send(prompts_pb2.DeletePromptVersionRequest(name=version))).revision)
 
 
 class SyncPromptMethods(SyncMethods):

@@ -11,7 +11,6 @@ from prompttuning.v1 import prompts_pb2
 from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
 from shared.names import parse_version_name, version_name
 from shared.values.prompts import PromptStatus, VersionStatus
-from shared.wire.mirror import read
 from softprompt.client.connection import Connection
 
 STATUS_POLL_SECONDS = 0.2
@@ -24,7 +23,7 @@ async def version_status(connection: Connection, version: str) -> VersionStatus:
     prompt, number = parse_version_name(version, "version")
     wanted = version_name(prompt, number)
     request = prompts_pb2.GetPromptStatusRequest(name=f"prompts/{prompt}")
-    status = read(PromptStatus, await connection.trainer.call(connection.prompts.GetPromptStatus, request))
+    status = await connection.ask(PromptStatus, request)
     found = next((item for item in status.versions if item.version == wanted), None)
     if found is None:
         raise NotFound("version", wanted)
