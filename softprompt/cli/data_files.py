@@ -55,13 +55,14 @@ def check(
         print_json(replace(found, problems=found.problems[:problems]))
     else:
         _show_report(found)
-        has_parts = any(problem.part for problem in found.problems[:problems])
+        first = found.problems[:problems]
+        has_parts = any(problem.part for problem in first)
         shown = table("PLACE", *(["PART"] if has_parts else []), "PROBLEM")
-        for problem in found.problems[:problems]:
+        for problem in first:
             shown.add_row(problem.place, *([problem.part] if has_parts else []), problem.reason)
-        if found.problems[:problems]:
+        if first:
             show(shown)
-        if (rest := found.num_problems - len(found.problems[:problems])) and problems:
+        if (rest := found.num_problems - len(first)) and problems:
             show(f"and {rest} more")
     hint = "; ".join(filter(None, (mending_command(sys.argv[1:], found.fix) if found.fix else "", found.advice)))
     if found.num_problems:
@@ -93,9 +94,9 @@ def preview(
         place = str(source.place(number))
         if isinstance(found, Unusable):
             problem = " ".join(filter(None, (found.part, found.reason)))
-            fix = mending_command(sys.argv[1:], reader.layouts.fix) if reader.layouts.fix else ""
-            if reader.layouts.fix:
-                raise Failure(f"{source.name} {place}: {problem}", EXIT_INVALID, fix)
+            if fix := reader.layouts.fix:
+                hint = mending_command(sys.argv[1:], fix)
+                raise Failure(f"{source.name} {place}: {problem}", EXIT_INVALID, hint)
             stderr().print(f"{place}: {problem}", markup=False, soft_wrap=True)
         elif as_json:
             print_json(found)
@@ -147,14 +148,14 @@ def _examples(content: Path | bytes) -> Generator[dict[str, Any]]:
 
 
 def _show_report(found: Any) -> None:
-    rows = {
+    facts = {
         "file": f"{found.name} ({found.format})" if found.format else found.name,
         "examples": f"{found.num_examples}" + (f", {found.task}" if found.task else ""),
         "labels": _labels(found.labels),
         "inputs": _lengths(found.inputs),
         "targets": _lengths(found.targets),
     }
-    show_facts(rows)
+    show_facts(facts)
     repetition = found.repetition
     counts = {
         ("repeats", "repeat", "an earlier one exactly"): repetition.num_duplicates,

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
+from softprompt.cli.failures import EXIT_INTERRUPTED, Failure, require
 from softprompt.cli.models import pull_with_progress
 from softprompt.cli.options import FormerOutput, ModelOption, example
 from softprompt.cli.output import stderr, stdout
-from softprompt.cli.requirements import require
 
 app = typer.Typer()
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
+from softprompt.cli.failures import EXIT_INTERRUPTED, Failure, require
 from softprompt.cli.models import pull_with_progress
 from softprompt.cli.options import JsonOption, ModelOption, example
 from softprompt.cli.output import print_json, show, stderr, table
-from softprompt.cli.requirements import require
 from softprompt.cli.security import chosen_security
 from softprompt.cli.up import DEFAULT_MODEL
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shared.text.counted import counted
 from softprompt.cli.data import repetition
 from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
-from softprompt.cli.job_names import with_source
+from softprompt.cli.job_options import with_source
 from softprompt.cli.options import open_client
 from softprompt.cli.output import numbers, print_json, show, show_or_json, stderr
 from softprompt.display.transfer import upload_display

@@ -10,7 +10,7 @@ from shared.values.enums import JobOrder, JobState
 from softprompt.cli import job_copies, job_reports, track
 from softprompt.cli.field_options import key_values
 from softprompt.cli.following import follow_job, show_result
-from softprompt.cli.job_names import JobArgument, job_name
+from softprompt.cli.job_options import JobArgument, job_name
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, show_or_json, table
 from softprompt.display.training import is_distillation, is_preparing, preparing_text

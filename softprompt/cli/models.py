@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from softprompt.cli.failures import require
 from softprompt.cli.model_list import list_
 from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import show_or_json, stderr
-from softprompt.cli.requirements import require
 
 app = typer.Typer(no_args_is_help=True)
 _STAGES = {"wait": "waiting for another process that pulls it", "download": "downloading", "convert": "converting"}

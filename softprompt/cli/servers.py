@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from softprompt.cli.failures import require
 from softprompt.cli.options import InferenceOption, PlaintextOption, TrainerOption, example
-from softprompt.cli.requirements import require
 
 if TYPE_CHECKING:
     from shared.config import ListenerSettings

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from softprompt.cli.failures import EXIT_FAILED
+from softprompt.cli.failures import EXIT_FAILED, require
 from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import print_json, show, stderr, table
-from softprompt.cli.requirements import require
 from softprompt.display.transfer import transfer_display
 
 app = typer.Typer(no_args_is_help=True)

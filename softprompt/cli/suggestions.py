@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shared.close_names import nearest
 from shared.errors import InvalidInput, NotFound, SoftPromptError
-from softprompt.cli.job_names import PREFIX
+from softprompt.cli.job_options import PREFIX
 from softprompt.cli.options import last_addresses
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli.failures import EXIT_INTERRUPTED, EXIT_INVALID, Failure
-from softprompt.cli.job_names import JobArgument, job_name
+from softprompt.cli.job_options import JobArgument, job_name
 from softprompt.cli.options import TrainerOption, example, open_client
 from softprompt.cli.output import stderr
 

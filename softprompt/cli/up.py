@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from filelock import FileLock, Timeout
 
 from shared.rpc.ports import check_port
-from softprompt.cli.failures import EXIT_INVALID, Failure
+from softprompt.cli.failures import EXIT_INVALID, Failure, require
 from softprompt.cli.models import pull_with_progress
 from softprompt.cli.options import JsonOption, ModelOption, PlaintextOption, example
 from softprompt.cli.output import print_json, show, stderr
-from softprompt.cli.requirements import require
 from softprompt.endpoints import (
     DEFAULT_GATEWAY_PORT,
     DEFAULT_INFERENCE_PORT,
@@ -87,7 +86,7 @@ def up(
     http_port = None if no_gateway else gateway_port
     _check_ports(host, {"trainer": trainer_port, "inference": inference_port, "gateway": http_port})
     _check_data(data)
-    with _owned(data):
+    with _lock(data):  # before a model is loaded
         path = pull_with_progress(model)
         config = LocalConfig(path, data, host, trainer_port, inference_port, grace, plaintext, http_port)
         services = LocalServices(config, (lambda name, line: None) if quiet else _forward)
@@ -126,19 +125,13 @@ def _check_data(data: Path) -> None:
         raise Failure(f"--data: can't write to {str(data)!r}: {reason}", EXIT_INVALID) from None
 
 
-@contextmanager
-def _owned(data: Path) -> Iterator[None]:
-    """Owns the directory inside the `with` block. Raises Failure if another command has it."""
-    lock = FileLock(data / "up.lock")
+def _lock(data: Path) -> AbstractContextManager[Any]:
+    """The directory is this command's until the lock is left. Raises Failure if another one has it."""
     try:
-        lock.acquire(timeout=0)
+        return FileLock(data / "up.lock").acquire(timeout=0)
     except Timeout:
         reason = f"--data: another softprompt up uses {str(data)!r}"
         raise Failure(reason, EXIT_INVALID, "choose another directory") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 async def _serve(services: LocalServices, as_json: bool) -> None:

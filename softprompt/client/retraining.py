@@ -18,7 +18,6 @@ from shared.errors import (
 )
 from shared.values.base_model import BaseModelInfo
 from shared.values.enums import JobState
-from shared.values.prompts import Prompt
 from softprompt.client.prompts import PromptMethods, SyncPromptMethods
 from softprompt.client.retraining_plan import (
     PlannedRetraining,
@@ -62,7 +61,7 @@ class RetrainingMethods(TuningMethods, PromptMethods):
         """
         model = await self._new_model(base_model)
         chosen = [await self.get_prompt(name) for name in prompts] if prompts else await self.list_prompts()
-        items = [item for prompt in chosen for item in aliased_versions(_id(prompt), prompt.aliases)]
+        items = [item for prompt in chosen for item in aliased_versions(prompt)]
         free = asyncio.Semaphore(_AT_ONCE)
 
         async def planned(item: PlannedRetraining) -> PlannedRetraining | None:
@@ -174,7 +173,3 @@ class SyncRetrainingMethods(SyncTuningMethods, SyncPromptMethods):
 
     plan_retraining = blocking(RetrainingMethods.plan_retraining)
     retrain = blocking(RetrainingMethods.retrain)
-
-
-def _id(prompt: Prompt) -> str:
-    return prompt.name.removeprefix("prompts/")

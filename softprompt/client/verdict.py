@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import AsyncIterator
 
 from prompttuning.v1 import prompts_pb2
 
@@ -36,28 +37,28 @@ async def version_status(connection: Connection, version: str) -> VersionStatus:
 
 async def served_by_all(connection: Connection, version: str, timeout_seconds: float) -> VersionStatus:
     """See `PromptMethods.wait_until_served_by_all`."""
-    deadline = time.monotonic() + timeout_seconds
-    while not (found := await version_status(connection, version)).served_by_all:
-        if time.monotonic() > deadline:
-            counted = f"{len(found.served)} of {found.num_replicas} live replicas"
-            raise DeadlineExceeded(f"{found.version} is served by {counted} after {timeout_seconds:g} s")
-        await _pause()
-    return found
+    async for found in _statuses(connection, version, timeout_seconds):
+        if found.served_by_all:
+            return found
+    counted = f"{len(found.served)} of {found.num_replicas} live replicas"
+    raise DeadlineExceeded(f"{found.version} is served by {counted} after {timeout_seconds:g} s")
 
 
 async def first_verdict(
     connection: Connection, version: str, timeout_seconds: float = VERDICT_SECONDS
 ) -> VersionStatus:
     """See `PromptMethods.first_verdict`."""
-    deadline = time.monotonic() + timeout_seconds
-    while True:
-        found = await version_status(connection, version)
+    async for found in _statuses(connection, version, timeout_seconds):
         if found.served or not found.num_replicas:
             return found
+    raise DeadlineExceeded(f"no replica has served or refused {found.version} within {timeout_seconds:g} s")
+
+
+async def _statuses(connection: Connection, version: str, timeout_seconds: float) -> AsyncIterator[VersionStatus]:
+    """The status again and again, at least once, for so long."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        yield await version_status(connection, version)
         if time.monotonic() > deadline:
-            raise DeadlineExceeded(f"no replica has served or refused {found.version} within {timeout_seconds:g} s")
-        await _pause()
-
-
-async def _pause() -> None:
-    await asyncio.sleep(STATUS_POLL_SECONDS * random.uniform(0.5, 1.5))
+            return
+        await asyncio.sleep(STATUS_POLL_SECONDS * random.uniform(0.5, 1.5))
