@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 
 from prompttuning.v1 import prompts_pb2
 
@@ -37,28 +37,32 @@ async def version_status(connection: Connection, version: str) -> VersionStatus:
 
 async def served_by_all(connection: Connection, version: str, timeout_seconds: float) -> VersionStatus:
     """See `PromptMethods.wait_until_served_by_all`."""
-    async for found in _statuses(connection, version, timeout_seconds):
-        if found.served_by_all:
-            return found
-    counted = f"{len(found.served)} of {found.num_replicas} live replicas"
-    raise DeadlineExceeded(f"{found.version} is served by {counted} after {timeout_seconds:g} s")
+    found = await _awaited(connection, version, timeout_seconds, lambda status: status.served_by_all)
+    if not found.served_by_all:
+        counted = f"{len(found.served)} of {found.num_replicas} live replicas"
+        raise DeadlineExceeded(f"{found.version} is served by {counted} after {timeout_seconds:g} s")
+    return found
 
 
 async def first_verdict(
     connection: Connection, version: str, timeout_seconds: float = VERDICT_SECONDS
 ) -> VersionStatus:
     """See `PromptMethods.first_verdict`."""
-    async for found in _statuses(connection, version, timeout_seconds):
-        if found.served or not found.num_replicas:
-            return found
-    raise DeadlineExceeded(f"no replica has served or refused {found.version} within {timeout_seconds:g} s")
+    found = await _awaited(connection, version, timeout_seconds, _is_decided)
+    if not _is_decided(found):
+        raise DeadlineExceeded(f"no replica has served or refused {found.version} within {timeout_seconds:g} s")
+    return found
 
 
-async def _statuses(connection: Connection, version: str, timeout_seconds: float) -> AsyncIterator[VersionStatus]:
-    """The status again and again, at least once, for so long."""
+def _is_decided(status: VersionStatus) -> bool:
+    return bool(status.served) or not status.num_replicas
+
+
+async def _awaited(
+    connection: Connection, version: str, timeout_seconds: float, is_met: Callable[[VersionStatus], bool]
+) -> VersionStatus:
+    """The status once it `is_met`, or the last one of that time."""
     deadline = time.monotonic() + timeout_seconds
-    while True:
-        yield await version_status(connection, version)
-        if time.monotonic() > deadline:
-            return
+    while not is_met(found := await version_status(connection, version)) and time.monotonic() <= deadline:
         await asyncio.sleep(STATUS_POLL_SECONDS * random.uniform(0.5, 1.5))
+    return found

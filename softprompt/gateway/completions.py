@@ -30,7 +30,6 @@ from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import bad_value
 from softprompt.gateway.fields import GenerationFields, else_saying, renaming, sampling_of, text_or_list
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
-from softprompt.types.generation import Input
 
 _CONTINUE = Template("{input}", TemplateFormat.TEXT)
 """The bare model continues the text itself, without its chat template."""
@@ -102,7 +101,7 @@ async def create_completion(request: Request, backend: Backend) -> Response:
     )
     asks = [
         Ask(
-            _input(prompt),
+            prompt if isinstance(prompt, str) else TokenIds(tuple(prompt)),
             reference,
             sampling,
             template=_CONTINUE if not reference.prompt and isinstance(prompt, str) else None,
@@ -150,10 +149,6 @@ def _only_echo(completion: Completion) -> Completion:
 def _echo(start: GenerationStart) -> bytes:
     """The input before an answer, if its tokens are shown."""
     return b"".join(one.utf8 for one in start.input_logprobs)
-
-
-def _input(prompt: str | list[int]) -> Input:
-    return prompt if isinstance(prompt, str) else TokenIds(tuple(prompt))
 
 
 def _choice(index: int, text: str, logprobs: Any, reason: str | None) -> dict[str, Any]:

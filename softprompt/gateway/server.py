@@ -61,14 +61,15 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event, security: Client
     probes = Probes(metrics, asyncio.get_running_loop())
     backend = Backend(settings, security)
     app = create_app(settings, backend, probes)
-    tls = _tls_of(settings, registry)
+    tls = None if settings.is_plaintext else _Tls(settings, registry)
     listener = _listener(settings)
     only_local = is_loopback(settings.host)
     server = _Server(_config(settings, Exchange(app, backend, metrics, tracing, only_local), tls))
     metrics_server = serve_metrics(registry, settings.host, settings.metrics_port, probes)
     port = listener.getsockname()[1]
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
-    _warn(settings)
+    if settings.plaintext:
+        log.warning("PLAINTEXT: all traffic, including tokens, can be read and changed on the network")
     serving = asyncio.create_task(server.serve([listener]))
     opening = asyncio.create_task(_open(settings, backend, metrics, probes, port, metrics_server.port))
     renewing = asyncio.create_task(_renew(tls))
@@ -150,10 +151,6 @@ class _Tls:
         self.context.load_cert_chain(self._files.certificate, self._files.key)
 
 
-def _tls_of(settings: GatewaySettings, registry: CollectorRegistry) -> _Tls | None:
-    return None if settings.is_plaintext else _Tls(settings, registry)
-
-
 async def _renew(tls: _Tls | None) -> None:
     while tls is not None:
         await asyncio.sleep(_TLS_LOOK_SECONDS)
@@ -181,8 +178,3 @@ async def _open(
     probes.is_ready = True
     metrics.ready.set(1)
     announce(settings, port, metrics_port)
-
-
-def _warn(settings: GatewaySettings) -> None:
-    if settings.plaintext:
-        log.warning("PLAINTEXT: all traffic, including tokens, can be read and changed on the network")

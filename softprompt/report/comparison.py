@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from shared.values.hyperparameters import Hyperparameters, Init
-from softprompt.report.words import init_text, interval, number, value_text
+from softprompt.report.words import init_text, interval, job_metric, number, value_text
 
 if TYPE_CHECKING:
     from softprompt.types.report import JobReport
@@ -35,7 +35,7 @@ def final_metrics(reports: Sequence[JobReport]) -> Rows:
         rows[name] = []
         for report, result in zip(reports, results, strict=True):
             text = number(None if result is None else result.metrics.get(name))
-            if result is not None and name == _metric(report):
+            if result is not None and name == job_metric(report):
                 found = interval(result.metric_low, result.metric_high)
                 text += f" ({found})" if found else " (no interval)"
             rows[name].append(text)
@@ -46,12 +46,6 @@ def final_metrics(reports: Sequence[JobReport]) -> Rows:
             for result in results
         ]
     return rows
-
-
-def _metric(report: JobReport) -> str:
-    """The job's metric, as in its results."""
-    settings = report.job.effective_spec.hyperparameters if report.job.effective_spec is not None else None
-    return settings.metric.value.lower() if settings is not None and settings.metric is not None else ""
 
 
 def _settings(report: JobReport) -> dict[str, str]:

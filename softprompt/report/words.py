@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared.values.hyperparameters import Init
+
+if TYPE_CHECKING:
+    from softprompt.types.report import JobReport
 
 ANSWERS: Mapping[str, str] = {
     "tuned": "tuned",
@@ -29,6 +32,12 @@ RIVALS: Mapping[str, str] = {
 def number(value: float | None, digits: int = 4) -> str:
     """A number for people; a dash if there is none."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+
+
+def job_metric(report: JobReport) -> str:
+    """The metric of a job, as in its results; empty if it is unknown."""
+    settings = report.job.effective_spec.hyperparameters if report.job.effective_spec is not None else None
+    return settings.metric.value.lower() if settings is not None and settings.metric is not None else ""
 
 
 def value_text(value: Any) -> str:
