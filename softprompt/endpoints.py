@@ -28,10 +28,9 @@ def inference_endpoint() -> str:
 
 
 def check_endpoint(endpoint: str, field: str, port: int) -> None:
-    """Raises InvalidInput for `field` if gRPC could never connect to the address. `port` is used in error texts.
-
-    Valid are `host:port`, `[IPv6]:port`, `dns:///name:port`, `ipv4:a:1,b:2`, `ipv6:...` and `unix:path`; see
-    grpc.github.io, "Name Resolution". Without this check, gRPC would try until the deadline.
+    """Raises InvalidInput for `field` if gRPC could never connect to the address; it would try until the deadline.
+    `port` is for error texts. Valid are `host:port`, `[IPv6]:port`, `dns:///name:port`, `ipv4:a:1,b:2`, `ipv6:...` and
+    `unix:path` (grpc.github.io, "Name Resolution").
     """
     if problem := _problem(endpoint, port):
         raise InvalidInput.of(field, f"{endpoint!r} is not an address of a service: {problem}")

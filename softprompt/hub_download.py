@@ -23,11 +23,10 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 def download(hub_id: str, revision: str, made: Path, progress: Progress, token: str = "") -> str:
-    """Download the model's files into `made`; returns the commit. If `revision` is empty, takes the newest commit.
-
-    `token`: empty: HF_TOKEN, or the one that the hub's own client has stored. Raises Unavailable if the hub does not
-    answer or the download fails, NotFound if the hub has no such model or revision, or if the model has no safetensors,
-    PermissionDenied for a gated model, Unauthenticated for a token that the hub refuses.
+    """Download the model's files into `made`; returns the commit, the newest if `revision` is empty. `token` empty:
+    HF_TOKEN, or the one that the hub's client has stored. Raises Unavailable if the hub does not answer or the download
+    fails, NotFound without such a model, revision or safetensors, PermissionDenied for a gated model, Unauthenticated
+    for a token that the hub refuses.
     """
     if not hub.answers(hub_id):
         raise Unavailable(f"base model {hub_id!r}: the hub does not answer; try again")

@@ -32,9 +32,8 @@ CATALOGUE = {
 
 
 def models_dir() -> Path:
-    """The directory of downloaded models: `$SOFTPROMPT_MODELS`, else `models` in the user's cache.
-
-    In the cache, all checkouts and services of a user share one copy, and backups don't include it.
+    """The directory of downloaded models: `$SOFTPROMPT_MODELS`, else `models` in the user's cache, where all checkouts
+    share one copy that backups leave out.
     """
     if chosen := os.environ.get("SOFTPROMPT_MODELS"):
         return expanded(chosen)

@@ -83,9 +83,7 @@ def check_fingerprint(wanted: WantedModel, directory: Path) -> None:
 
 
 def check_whole(directory: Path) -> None:
-    """Raises PreconditionFailed if a directory lacks files of a model or has one that is cut short, as a copy that was
-    interrupted does. Reads no weights but their headers.
-    """
+    """Raises PreconditionFailed if files of a model are missing or cut short. Reads only the headers of weights."""
     problem = ""
     try:
         check_files(directory, directory.name)
@@ -109,9 +107,7 @@ def check_whole(directory: Path) -> None:
 
 
 def mark_complete(directory: Path) -> None:
-    """Write the mark if it is missing, or if the files have other sizes than those that it was made of. Does nothing
-    for a directory without weights or that can't be written.
-    """
+    """Write the mark if it is missing or made of other sizes. Does nothing without weights or the right to write."""
     if not is_complete(directory) and os.access(directory, os.W_OK):
         with suppress(NotFound):
             fingerprint.ship(directory)
@@ -125,9 +121,8 @@ def is_complete(directory: Path) -> bool:
 
 
 def wait_until_complete(wanted: list[WantedModel], destination: Path, timeout_seconds: float) -> list[Path]:
-    """Wait until another process has pulled all models into `destination`; returns their directories.
-
-    Raises DeadlineExceeded with the names of the missing ones, PreconditionFailed as `is_there`.
+    """Wait until another process has pulled all models into `destination`; returns their directories. Raises
+    DeadlineExceeded with the missing names, PreconditionFailed as `is_there`.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:

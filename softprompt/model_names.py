@@ -32,10 +32,9 @@ class WantedModel:
 
     @classmethod
     def parse(cls, text: str, *, local: bool = True) -> WantedModel:
-        """Parse `NAME` or `ID=NAME`, with `@sha256:FINGERPRINT` or, for a hub id, `@REVISION`. Raises InvalidInput.
-
-        Without ID, the directory is the last part of the name in lower case. `local`: a directory of this machine is a
-        name.
+        """Parse `NAME` or `ID=NAME`, with `@sha256:FINGERPRINT` or, for a hub id, `@REVISION`. Without ID, the
+        directory is the last part of the name in lower case. `local`: a directory of this machine is a name. Raises
+        InvalidInput.
         """
         if local and text and expanded(text).is_dir():
             return cls(text, text, Path(text).name)
@@ -80,9 +79,8 @@ def _directory_of(name: str) -> str:
 
 
 def parse_models(texts: list[str], *, local: bool = True) -> list[WantedModel]:
-    """Parse texts that each name one model or several separated by commas. `local`: as in `WantedModel.parse`.
-
-    Raises InvalidInput if one is invalid, none is named, or two models would be stored in the same directory.
+    """Parse texts that each name one model or several separated by commas. `local`: as in `WantedModel.parse`. Raises
+    InvalidInput for an invalid name, for none, and for two models with one directory.
     """
     parts = [
         part.strip()

@@ -99,9 +99,8 @@ def check_server(url: str, token: str) -> None:
 
 
 def download_from(server: str, directory: str, made: Path, progress: Progress, token: str = "") -> ModelManifest:
-    """Download a model into `made` and check every file's digest. `token`: sent as a bearer token, never to redirects.
-
-    Raises NotFound if the server has no such model, Unauthenticated, PermissionDenied, Unavailable, DamagedBlob.
+    """Download a model into `made` and check every file's digest. `token` is never sent to redirects. Raises NotFound
+    if the server has no such model, Unauthenticated, PermissionDenied, Unavailable, DamagedBlob.
     """
     check_server(server, token)
     base = f"{server.rstrip('/')}/{quote(directory)}"

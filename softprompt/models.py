@@ -45,15 +45,12 @@ log = logging.getLogger(__name__)
 
 
 def pull(name: str, destination: Path, progress: Progress | None = None, *, server: str = "", token: str = "") -> Path:
-    """Download a model if it is missing, and return its directory. `WantedModel` describes the forms of `name`.
-
-    The directory is inside `destination`, in the hub's cache (for a hub id without a revision), or a local model
-    directory given as `name`. Several processes may pull at the same time, and each may be killed at any moment: a
-    model appears complete or not at all. `server`: the URL of a file server that has the model (`model_server`), in
-    place of the hub; `token`: for the hub (empty: HF_TOKEN) or the server. Raises InvalidInput (not a name), NotFound,
-    Unavailable (no source answers), DamagedBlob (the download has the wrong digest), PreconditionFailed (the folder is
-    not writable, or has another model or revision under that name), PermissionDenied or Unauthenticated (the source
-    requires another token).
+    """Download a model if it is missing, and return its directory: inside `destination`, in the hub's cache (for a hub
+    id without a revision), or a local one given as `name` (see `WantedModel`). `server`: the URL of a file server
+    (`model_server`) in place of the hub; `token`: for the hub (empty: HF_TOKEN) or the server. Several processes may
+    pull at once and be killed at any moment: a model appears complete or not at all. Raises InvalidInput (not a name),
+    NotFound, Unavailable (no source answers), DamagedBlob (wrong digest), PreconditionFailed (not writable, or another
+    model of that name), PermissionDenied or Unauthenticated (the source requires another token).
     """
     progress = progress or (lambda stage, done, total: None)
     wanted = WantedModel.parse(name, local=not server)
@@ -77,9 +74,8 @@ def pull(name: str, destination: Path, progress: Progress | None = None, *, serv
 
 
 def _in_hubs_cache(wanted: WantedModel) -> Path | None:
-    """The model in the hub's cache, where another program or an earlier build has downloaded it; else None.
-
-    Not used if SOFTPROMPT_MODELS is set: containers don't keep the hub's cache.
+    """The model in the hub's cache, where another program or an earlier build has put it; else None, also if
+    SOFTPROMPT_MODELS is set: containers don't keep that cache.
     """
     if wanted.name in CATALOGUE or wanted.is_pinned or os.environ.get("SOFTPROMPT_MODELS"):
         return None
@@ -111,9 +107,8 @@ def _uncatalogued(name: str) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path, progress: Progress) -> Iterator[int]:
-    """Hold a lock file. Yields its descriptor, which child processes share.
-
-    The kernel releases the lock when the last process that holds it has ended.
+    """Hold a lock file. Yields its descriptor, which child processes share: the kernel releases it with the last of
+    them.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -126,9 +121,8 @@ def _locked(path: Path, progress: Progress) -> Iterator[int]:
 
 
 def _build(wanted: WantedModel, target: Path, lock: int, progress: Progress, server: str, token: str) -> Path:
-    """Create the model in a temporary directory next to `target`, then rename it. The caller holds the lock.
-
-    The temporary name starts with a dot, so that it is not taken for a model.
+    """Create the model in a temporary directory next to `target`, then rename it. The caller holds the lock. A name
+    with a dot is not taken for a model.
     """
     prefix = f".{target.name}.partial-"
     for leftover in target.parent.glob(f"{prefix}*"):
@@ -257,9 +251,8 @@ def _run(
     failure: str,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Run a command to its end. If it fails, raises Unavailable with the last line of its standard error.
-
-    The child shares the lock: if this process is killed, the next pull waits until the child has ended, too.
+    """Run a command to its end. Raises Unavailable with the last line of its standard error if it fails. It shares the
+    lock: if this process is killed, the next pull waits for the child, too.
     """
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints,

@@ -116,10 +116,8 @@ def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = Fal
 
 
 def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> None:
-    """Wait until a live replica serves or refuses the version that the alias now names. Raises Failure with the reason
-    of a refusal.
-
-    Prints nothing if no replica is alive, or if this caller can't ask for the status.
+    """Wait until a live replica serves or refuses the version that the alias now names. Raises Failure with a refusal's
+    reason. Prints nothing if no replica is alive, or if this caller can't ask for the status.
     """
     from softprompt.display.transfer import transfer_display
     from softprompt.errors import (

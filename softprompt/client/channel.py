@@ -53,11 +53,9 @@ def replica_config() -> dict[str, Any]:
 
 
 def open_channel(endpoint: str, security: ClientSecurity, retry_overloaded: bool = True) -> CallingChannel:
-    """A channel to an address that `check_endpoint` allows, for the running event loop. Raises InvalidInput for
-    unreadable TLS files.
-
-    A proxy of the environment is used for other machines only. `retry_overloaded`: whether calls that a limit refused
-    are repeated after the service's delay.
+    """A channel to an address that `check_endpoint` allows, in the running event loop. A proxy of the environment is
+    for other machines only. `retry_overloaded`: whether refusals of a limit are repeated. Raises InvalidInput for TLS
+    files.
     """
     has_replicas = endpoint.startswith("dns:") or "," in endpoint
     return CallingChannel(

@@ -45,12 +45,9 @@ class DatasetMethods:
         on_progress: OnUpload | None = None,
     ) -> UploadedDataset:
         """Store examples under the digest of their bytes. `dataset` is a path, a DataFrame, examples, or `Data`, which
-        chooses columns.
-
-        Bytes that the caller's tenant has stored already are not sent again, except to give them another `file_name`,
-        which defaults to the path's. The default deadline grows with the size.
-        `on_progress(sent bytes, all bytes)` is called during the upload. Raises InvalidInput with every kind of error
-        in the data and lines that show it; see docs/data.md.
+        chooses columns. Bytes that the tenant has already are not sent again, except under another `file_name`
+        (default: the path's). The default deadline grows with the size. Calls `on_progress(sent bytes, all bytes)`.
+        Raises InvalidInput with every kind of error in the data and lines that show it; see docs/data.md.
         """
         labels = checked_labels(labels)
         return await self._upload(

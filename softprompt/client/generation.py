@@ -129,9 +129,8 @@ class GenerationMethods:
         timeout_seconds: float | None = None,
         **parameters: Unpack[SamplingKeywords],
     ) -> Generation:
-        """The whole answer at once. `template` is only for the bare model; a prompt has its own. `parameters` are the
-        fields of `Sampling`, as in `temperature=0.2`; they precede those of `sampling`. Raises the errors of the
-        service.
+        """The whole answer at once. `template` is only for the bare model. `parameters` are the fields of `Sampling`,
+        as in `temperature=0.2`, and precede `sampling`. Raises the errors of the service.
         """
         request = generation_pb2.GenerateRequest(
             input=input_message(input, prompt, template, routing_key, truncate, base_model),
@@ -187,10 +186,9 @@ class GenerationMethods:
         **parameters: Unpack[SamplingKeywords],
     ) -> AsyncIterator[GenerationOutcome]:
         """One outcome for each input, in their order: the answer, or why there is none. At most `concurrency` answers
-        are generated at once. Inputs are taken as they are needed, so they may be a generator.
-
-        The other arguments are those of `generate`; `timeout_seconds` is for each answer. An overloaded service is
-        asked again after the pause that it wants. Raises InvalidInput for arguments that are wrong for all inputs.
+        are generated at once; inputs may come from a generator. The other arguments are those of `generate`, with
+        `timeout_seconds` for each answer. Waits as an overloaded service asks. Raises InvalidInput for arguments that
+        are wrong for all inputs.
         """
         check_concurrency(concurrency)
         chosen = _chosen(sampling, parameters)

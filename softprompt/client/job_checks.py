@@ -29,8 +29,7 @@ async def check_job(connection: Connection, spec: TuningSpec, dataset: str, vali
 
 async def check_before_upload(connection: Connection, spec: TuningSpec, request_id: str) -> None:
     """Raises what the trainer would refuse whatever the examples are: a missing permission, a full queue, a wrong name.
-
-    The request names no dataset, so a trainer that does not know `validate_only` refuses it and creates nothing.
+    Without a dataset, a trainer that does not know `validate_only` refuses the request and creates nothing.
     """
     message = _message(spec, "", "")
     message.ClearField("dataset")

@@ -81,10 +81,8 @@ class JobFollowing:
         return await self._connection.ask(TuningJob, tuning_pb2.GetTuningJobRequest(name=name), "job")
 
     def watch_job(self, name: str, *, after: int = 0, reconnect_seconds: float = 120.0) -> AsyncIterator[JobEvent]:
-        """Events after number `after`, those of the past first, until the job's last one.
-
-        A lost connection is taken up again after the last seen event; Unavailable once that failed for
-        `reconnect_seconds`.
+        """Events after number `after`, those of the past first, until the job's last one. Reconnects after the last
+        event; raises Unavailable once that failed for `reconnect_seconds`.
         """
         return watch(self._connection, name, after, reconnect_seconds)
 

@@ -49,10 +49,8 @@ IMPORT_SECONDS = 300.0
 async def watch_prompts(
     connection: Connection, after_revision: int | None, store_id: str, name_prefix: str, reconnect_seconds: float
 ) -> AsyncIterator[PromptChange]:
-    """Raises the error of the last call after `reconnect_seconds` without contact.
-
-    A commit may hold several changes under one revision. A connection lost between two of them starts again at the
-    first.
+    """Raises the last call's error after `reconnect_seconds` without contact. A commit may hold several changes under
+    one revision; after a connection lost between them, the first comes again.
     """
     contact = Contact(reconnect_seconds)
     seen: set[Hashable] = set()  # changes of the newest revision, which may be incomplete
@@ -144,10 +142,9 @@ class PromptMethods:
         expected_version: int | None = None,
         expected_revision: int | None = None,
     ) -> Alias:
-        """Move an alias to a version, or to several with weights; an empty sequence removes the alias.
-
-        Raises Conflict with the current value if the alias does not name `expected_version` (0: must not exist) or has
-        moved since `expected_revision`.
+        """Move an alias to a version, or to several with weights; an empty sequence removes it. Raises Conflict with
+        the current value if it does not name `expected_version` (0: must not exist) or has moved since
+        `expected_revision`.
         """
         request = fill(
             prompts_pb2.SetPromptAliasRequest(),
@@ -173,18 +170,14 @@ class PromptMethods:
             return await self.list_replicas()
 
     async def wait_until_served_by_all(self, version: str, *, timeout_seconds: float = 60.0) -> VersionStatus:
-        """Wait until every live replica of the version's base model serves it; there must be at least one.
-
-        Raises PreconditionFailed with the reasons if one refused it, DeadlineExceeded with the count after
-        `timeout_seconds`.
+        """Wait until every live replica of the version's base model serves it; there must be at least one. Raises
+        PreconditionFailed with the reasons of refusals, DeadlineExceeded with the count after `timeout_seconds`.
         """
         return await served_by_all(self._connection, version, timeout_seconds)
 
     async def first_verdict(self, version: str, *, timeout_seconds: float = VERDICT_SECONDS) -> VersionStatus:
-        """Wait until a live replica of the version's base model serves or refuses it. Returns at once if none is alive.
-
-        Raises PreconditionFailed with the reasons of a refusal, DeadlineExceeded if none has decided after
-        `timeout_seconds`.
+        """Wait until a live replica of the version's base model serves or refuses it; at once if none is alive. Raises
+        PreconditionFailed with the reasons of a refusal, DeadlineExceeded after `timeout_seconds`.
         """
         return await first_verdict(self._connection, version, timeout_seconds)
 
@@ -214,8 +207,7 @@ class PromptMethods:
         overwrite: bool = False,
         peft_type: str = "",
     ) -> PromptVersion:
-        """Write a version as a directory for `peft.PeftModel.from_pretrained`. It loads the model from `base_model`.
-
+        """Write a version as a directory for `peft.PeftModel.from_pretrained`, which loads the model from `base_model`.
         `peft_type`: for keys and values, PREFIX_TUNING (if empty) or CARTRIDGE.
         """
         described, data = await self.download_version(version)
@@ -235,12 +227,9 @@ class PromptMethods:
         timeout_seconds: float | None = None,
     ) -> PromptVersion:
         """Publish a prefix that was trained elsewhere: a safetensors file, or a directory written by PEFT, TGIS or
-        caikit.
-
-        Pickle files are refused. `template` and `labels` are for foreign files; files of this service contain theirs.
-        An adapter of PEFT names its base model; if the trainer has none of that name, `base_model` must say which it
-        is. `alias` is as in PublishPolicy. Repeating a `request_id` returns the version that it created. Raises
-        InvalidInput, NotFound.
+        caikit. Pickle files are refused. `template` and `labels` are for foreign files; files of this service contain
+        theirs. `base_model` is needed if the trainer has none of the name in an adapter of PEFT. `alias` is as in
+        PublishPolicy. Repeating a `request_id` returns the version that it created. Raises InvalidInput, NotFound.
         """
         source = await asyncio.to_thread(ImportSource.of, path)
         data = await asyncio.to_thread(source.file.read_bytes)
@@ -275,9 +264,8 @@ class PromptMethods:
         reconnect_seconds: float = 120.0,
     ) -> AsyncIterator[PromptChange]:
         """Changes of the store, without end: a snapshot and what follows, or the changes after `after_revision`.
-
-        Reconnects; raises Unavailable after `reconnect_seconds` without contact. Raises PreconditionFailed if
-        `store_id`, which comes with each change, is not the trainer's store.
+        Reconnects. Raises Unavailable after `reconnect_seconds` without contact, PreconditionFailed if `store_id`,
+        which comes with each change, is not the trainer's store.
         """
         return watch_prompts(self._connection, after_revision, store_id, name_prefix, reconnect_seconds)
 

@@ -73,9 +73,7 @@ class Contact:
 
     async def pause(self, interruption: Interrupted | None = None) -> None:
         """Wait before the next call: a random time below a bound that doubles, so that clients don't return all at
-        once.
-
-        Raises the interruption's error after `reconnect_seconds` without contact.
+        once. Raises the interruption's error after `reconnect_seconds` without contact.
         """
         if interruption is not None and time.monotonic() - self._last > self._reconnect_seconds:
             raise interruption.error from interruption

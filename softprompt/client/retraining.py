@@ -51,13 +51,10 @@ class RetrainingMethods(TuningMethods, PromptMethods):
     async def plan_retraining(
         self, base_model: str, prompts: Sequence[str] = (), *, keep_aliases: bool = False
     ) -> RetrainingPlan:
-        """What `retrain` would do: a job for each version that an alias names, of all visible prompts or of `prompts`.
-        Creates nothing.
-
-        `base_model`: id or fingerprint of a base model of the trainer. Each job must beat the version that it replaces,
-        by the held-out answers that are kept of it; a version of which too few are kept is refused. With
-        `keep_aliases`, the jobs must beat the bare model instead and move no alias. Raises NotFound for the base model
-        or a prompt.
+        """What `retrain` would do: a job for each version that an alias names, of all visible prompts or of `prompts`,
+        on `base_model` (id or fingerprint). Creates nothing. Each job must beat the version that it replaces, by
+        held-out answers that are kept of it; with too few, the version is refused. With `keep_aliases`, the jobs must
+        beat the bare model instead and move no alias. Raises NotFound for the base model or a prompt.
         """
         model = await self._new_model(base_model)
         chosen = [await self.get_prompt(name) for name in prompts] if prompts else await self.list_prompts()
@@ -73,9 +70,8 @@ class RetrainingMethods(TuningMethods, PromptMethods):
         return RetrainingPlan(model, await self._num_replicas(model), made, len(found) - len(made))
 
     async def retrain(self, plan: RetrainingPlan) -> list[PlannedRetraining]:
-        """Create the jobs of a plan; returns it with the jobs, and with the reason where one was refused.
-
-        A repeated call after an interruption finds the jobs of the first. Raises Unavailable, DeadlineExceeded.
+        """Create the jobs of a plan; returns it with the jobs, and with the reason where one was refused. Repeated
+        after an interruption, it finds the jobs of the first call. Raises Unavailable, DeadlineExceeded.
         """
         made = []
         for item in plan.prompts:

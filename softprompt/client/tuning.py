@@ -50,9 +50,8 @@ class TuningMethods(DatasetMethods, JobFollowing):
         on_upload: OnUpload | None = None,
     ) -> TuningJob:
         """Upload the examples and queue a job. Repeating a `request_id` returns the job that it created.
-
-        `timeout_seconds` is the deadline of the creation alone; the default is longer if the trainer copies data from a
-        URI. `on_upload` is called as `on_progress` of `upload_dataset`. Raises InvalidInput.
+        `timeout_seconds` is for the creation alone; the default is longer for data from a URI. `on_upload`: see
+        `on_progress` of `upload_dataset`. Raises InvalidInput.
         """
         with ExitStack() as names:
             dataset, validation = await self._stored_data(spec, names, on_upload, request_id)
@@ -92,9 +91,7 @@ class TuningMethods(DatasetMethods, JobFollowing):
         self, /, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
     ) -> TuningJob:
         """Queue the same job again with some fields of its spec replaced: `clone_job(name, prompt="other",
-        priority=5)`.
-
-        Of `hyperparameters` only those that are not None are replaced. A deadline is not copied. Raises InvalidInput
+        priority=5)`. Of `hyperparameters` only those that are not None; a deadline is not copied. Raises InvalidInput
         for an unknown field.
         """
         return await self.create_job(
@@ -104,10 +101,8 @@ class TuningMethods(DatasetMethods, JobFollowing):
     async def continue_job(
         self, /, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
     ) -> TuningJob:
-        """`clone_job`, starting from the job's version, or from its best prompt if it ended without a version.
-
-        `dataset=` continues with other data, for example with more of it. Raises PreconditionFailed if the job has no
-        prompt.
+        """`clone_job`, starting from the job's version, or else from its best prompt. `dataset=` continues with other
+        data, for example with more of it. Raises PreconditionFailed if the job has no prompt.
         """
         return await self.create_job(
             continued_spec(await self.get_job(name), changes), request_id=request_id, on_upload=on_upload
@@ -120,11 +115,9 @@ class TuningMethods(DatasetMethods, JobFollowing):
         on_event: Callable[[JobEvent], object] | None = None,
         progress: bool | None = None,
     ) -> TuningJob:
-        """Queue a job; wait until it succeeds and until a live replica, if there is one, serves its version.
-
-        `progress` shows state, losses and time left meanwhile; None does so in notebooks. Raises JobFailed if the job
-        fails or is cancelled, PreconditionFailed with the reason if the replica refuses the version. Leaving early does
-        not cancel the job.
+        """Queue a job; wait until it succeeds and until a live replica, if there is one, serves its version. `progress`
+        shows state, losses and time left (None: in notebooks). Raises JobFailed, also if it is cancelled,
+        PreconditionFailed with the reason if the replica refuses the version. Leaving early does not cancel the job.
         """
         job = await self.create_job(spec)
         job = await self.wait_for_job(job.name, on_event=on_event, progress=progress)

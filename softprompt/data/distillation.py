@@ -19,9 +19,7 @@ Text = str | os.PathLike[str]
 
 def distillation_examples(document: Text, questions: Text | Iterable[str] = ()) -> tuple[Example, ...]:
     """The examples of a `TuningSpec` with a `distillation`. `questions`: texts, or the path of a file with one in each
-    line; a line may also be a JSON object with an `input`, such as a line of a log or of examples.
-
-    Raises InvalidInput naming `document` or `questions[i]`, or NotFound.
+    line, as a text or a JSON object with an `input`. Raises NotFound, InvalidInput naming `document` or `questions[i]`.
     """
     text: object = _read(document, "document") if isinstance(document, os.PathLike) else document
     if not isinstance(text, str) or not text.strip():

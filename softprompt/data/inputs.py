@@ -52,8 +52,7 @@ def input_of(row: Mapping[str, Any], column: str) -> Input:
 
 def inputs_of(source: Any) -> Iterator[Input | Unusable]:
     """The inputs of a list, a Series, a DataFrame or another table. Items may be mappings or examples with an input.
-
-    Unusable items are returned, not raised. Raises InvalidInput for a value that holds no inputs.
+    Unusable ones are returned, not raised. Raises InvalidInput for a value that holds no inputs.
     """
     if isinstance(source, str | bytes | Mapping | Example) or not isinstance(source, Iterable):
         raise InvalidInput.of("inputs", f"a list of inputs or a table is expected, not {type_name(source)}")

@@ -27,9 +27,8 @@ _SAMPLE_CELLS = 6
 def prepare(
     data: str | os.PathLike[str] | Examples | Data | PreparedData, labels: Sequence[str] = (), which: str = DATASET
 ) -> PreparedData:
-    """Read all of the data. This may take seconds, so call it in a thread.
-
-    Raises UnusableData with every kind of error, InvalidInput naming `which` for a value that is not data, or NotFound.
+    """Read all of the data, which may take seconds. Raises UnusableData with every kind of error, NotFound, or
+    InvalidInput naming `which` for a value that is not data.
     """
     if isinstance(data, PreparedData):
         return data

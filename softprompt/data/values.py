@@ -31,9 +31,8 @@ def is_missing(value: Any) -> bool:
 
 
 def text_of(value: Any, part: str) -> str:
-    """The text of a cell: numbers and booleans as in JSON, dates as in ISO 8601.
-
-    Raises Unusable for a value that is missing, is not a scalar, or is not valid Unicode.
+    """The text of a cell: numbers and booleans as in JSON, dates as in ISO 8601. Raises Unusable for a value that is
+    missing, no scalar, or not valid Unicode.
     """
     if is_missing(value):
         raise Unusable("is missing", part, f"{part} is missing")

@@ -1,7 +1,4 @@
-"""Moves an alias from version 1 to version 2 while version 1 answers.
-
-Answers that have begun end on version 1; answers that begin later come from version 2.
-"""
+"""Moves an alias from version 1 to version 2 while version 1 answers: what has begun ends on version 1."""
 
 from __future__ import annotations
 
@@ -53,9 +50,8 @@ class Swap:
         self._begun = [asyncio.Event() for _ in inputs]
 
     async def run(self, old: int, new: int) -> None:
-        """Move the alias while the old version answers.
-
-        Raises DeadlineExceeded if no answer comes from version `new` within RESOLVE_SECONDS after the alias has moved.
+        """Move the alias while the old version answers. Raises DeadlineExceeded if no answer comes from version `new`
+        within RESOLVE_SECONDS after that.
         """
         # A TaskGroup would wrap the error of one answer in an ExceptionGroup, which hides its text from the reader.
         running = [asyncio.create_task(self._answer_before(row)) for row in range(len(self._inputs))]
@@ -153,13 +149,10 @@ class Comparison:
 
 
 def compare(expected: GenerationDelta, token_ids: Sequence[int], frequency_penalty: float = 0.0) -> Comparison:
-    """Whether a streamed answer is the same as the answer to the same request alone. `expected` has log-probabilities
-    with alternatives for each token, before the penalty of both answers.
-
-    The demo serves in float32, where a batch of another size changes logits by about 1e-5. Greedy answers of one
-    version therefore have the same tokens, unless two tokens are equally likely within rounding. In bfloat16, the
-    difference of two logits changes by up to 0.5 (SmolLM2-135M, decoded alone and prefilled with others): a limit that
-    tolerates this also tolerates tokens of another version.
+    """Whether a streamed answer is that to the same request alone. `expected` has log-probabilities with alternatives
+    for each token, before the penalty of both answers. In float32, as the demo serves, a batch of another size changes
+    logits by about 1e-5, so greedy answers of one version differ only at ties. In bfloat16 the difference of two logits
+    changes by up to 0.5 (SmolLM2-135M): a limit that tolerates this also tolerates tokens of another version.
     """
     for index, (token, wanted) in enumerate(zip(token_ids, expected.token_ids, strict=False)):
         if token == wanted:

@@ -211,9 +211,8 @@ def unknown_field(param: str) -> ApiError:
 
 
 def param_of(location: tuple[str | int, ...], keeps_last: bool = False) -> str:
-    """pydantic's location as the API writes it: `messages[2].content`.
-
-    Names of a union's members are left out, except the last name if `keeps_last`.
+    """pydantic's location as the API writes it, `messages[2].content`, without the names of a union's members, except
+    the last name if `keeps_last`.
     """
     text = ""
     for index, part in enumerate(location):

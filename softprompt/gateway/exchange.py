@@ -89,9 +89,8 @@ class Exchange:
             await api_error(error).response()(scope, receive, response)
 
     def _check_origin(self, method: str, headers: Headers) -> None:
-        """Refuses what a page of another site has a browser send, which would reach a gateway that asks for no token.
-
-        On a loopback address, also refuses host names that only seem to be of this machine (DNS rebinding).
+        """Refuses what a page of another site has a browser send, which would reach a gateway that asks for no token;
+        on a loopback address also host names that only seem to be of this machine (DNS rebinding).
         """
         host = headers.get("host", "")
         if self._only_local and not is_loopback(_host_name(host)):

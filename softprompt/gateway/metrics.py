@@ -25,10 +25,7 @@ FAULTS = ("500", "503", "504")
 
 
 class GatewayMetrics:
-    """Requests by operation: handled (by status), in flight, seconds until the first byte and until the end.
-
-    `tenants`: the series by tenant.
-    """
+    """Requests by operation (by status, in flight, seconds until the first byte and the end), and by tenant."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry, self.tenants = registry, TenantMetrics(registry)

@@ -15,9 +15,8 @@ TEXT_SCHEMA = {"type": "string"}
 
 
 def check_query(request: Request, known: Mapping[str, Any]) -> None:
-    """Raises ApiError naming a query parameter that is not known, or that is given twice.
-
-    `known` has the JSON schema of each; an object's members are written `name[member]`.
+    """Raises ApiError naming a query parameter that is unknown or given twice. `known` has the JSON schema of each; an
+    object's members are written `name[member]`.
     """
     names = [name for name, _ in request.query_params.multi_items()]
     for name in names:

@@ -51,9 +51,7 @@ class _Server(uvicorn.Server):
 
 
 async def serve(settings: GatewaySettings, stop: asyncio.Event, security: ClientSecurity | None = None) -> None:
-    """Run until `stop` is set, then drain. `security` is for the connections to the services, by default that of the
-    environment. Raises errors that prevent the start.
-    """
+    """Run until `stop`, then drain. `security`: towards the services; None: the environment's. Raises start errors."""
     retract(settings)
     registry = CollectorRegistry()
     metrics, tracing = GatewayMetrics(registry), tracing_of("softprompt-gateway", settings.otlp_endpoint)

@@ -33,9 +33,8 @@ class StreamFailed(Exception):
 
 
 class EventStream(Response):
-    """A response whose events come from a generator, which is closed however the response ends.
-
-    An error after the start becomes a last event, since the status has been sent.
+    """A response whose events come from a generator, which is closed at any end. After the start, an error becomes a
+    last event.
     """
 
     def __init__(

@@ -30,12 +30,10 @@ def write_adapter(
     overwrite: bool = False,
     peft_type: str = "",
 ) -> Path:
-    """Write the three files. `base_model` is the directory or hub id from which PEFT loads the model; empty: the
-    trainer's id. `peft_type`: PREFIX_TUNING (if empty) or CARTRIDGE for keys and values, PROMPT_TUNING for a soft
-    prompt.
-
-    Raises AlreadyExists if there is an adapter and `overwrite` is False, DamagedBlob if `data` does not have the
-    version's digest, InvalidInput if the directory can't be written to or PEFT has no form for the version's kind.
+    """Write the three files. `base_model`: the directory or hub id from which PEFT loads the model; empty: the
+    trainer's id. `peft_type`: PREFIX_TUNING (if empty) or CARTRIDGE for keys and values. Raises AlreadyExists without
+    `overwrite`, DamagedBlob if `data` does not have the version's digest, InvalidInput if the directory can't be
+    written or PEFT has no form for the kind.
     """
     if (found := f"sha256:{hashlib.sha256(data).hexdigest()}") != version.digest:
         raise DamagedBlob(f"{version.name} has digest {version.digest}; what arrived has {found}")
@@ -69,9 +67,8 @@ def write_adapter(
 
 
 def without_golden_records(blob: bytes) -> bytes:
-    """The blob without the golden records in its manifest, which in earlier releases contained training inputs.
-
-    A blob without a manifest is returned unchanged. Raises DamagedBlob for a manifest that can't be read.
+    """The blob without the golden records in its manifest, if it has one: in earlier releases they contained training
+    inputs. Raises DamagedBlob for a manifest that can't be read.
     """
     begin = _LENGTH_BYTES
     end = begin + int.from_bytes(blob[:begin], "little")
@@ -143,12 +140,9 @@ FLAT_KEY = "prompt_embeddings"
 
 def flattened(blob: bytes) -> tuple[bytes, int, int]:
     """Keys and values in the form of PEFT: (safetensors file with the matrix and the version's manifest, key-value
-    heads, width of a head).
-
-    A row of the matrix is a position: the key of layer 0 (head after head), its value, the key of layer 1, and so on;
-    PEFT's `prompt_embeddings` of prefix tuning and of cartridges.
-
-    Raises InvalidInput if PEFT has no form for its layers, DamagedBlob for bytes that are no such version.
+    heads, width of a head). A row of the matrix, PEFT's `prompt_embeddings`, is a position: the key of layer 0 (head
+    after head), its value, the key of layer 1, and so on. Raises InvalidInput if PEFT has no form for the layers,
+    DamagedBlob for other bytes.
     """
     begin = _LENGTH_BYTES + int.from_bytes(blob[:_LENGTH_BYTES], "little")
     try:

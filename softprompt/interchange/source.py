@@ -32,9 +32,8 @@ _REMEDY = "on a machine that may run its code, convert it with safetensors.torch
 
 @dataclass(frozen=True)
 class ImportSource:
-    """`file` is the file to send. Other files of its directory are checked and not sent.
-
-    `kind`: "PROMPT" or "PREFIX" if another file of the directory says so, else empty.
+    """The `file` to send; others of its directory are only checked. `kind`: PROMPT or PREFIX if one of them says so,
+    else empty.
     """
 
     file: Path
@@ -92,9 +91,8 @@ def _checked(file: Path) -> Path:
 
 
 def _checked_config(file: Path, weights: Path) -> tuple[str, str]:
-    """The kind of prefix that an adapter is, and the base model that it names.
-
-    Raises InvalidInput for an adapter that is no prefix, or whose two files contradict each other.
+    """The kind of prefix that an adapter is, and the base model that it names. Raises InvalidInput for an adapter that
+    is no prefix, or whose two files contradict each other.
     """
     if not file.is_file():
         raise InvalidInput.of(

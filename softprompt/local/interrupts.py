@@ -22,8 +22,7 @@ class Interrupted(Exception):
 
 def run_interruptible(work: Callable[[], Coroutine[Any, Any, None]], at_once: Callable[[], None]) -> None:
     """Run `work()`. The first signal cancels it and waits until it has cleaned up; each further one calls `at_once`.
-
-    Raises Interrupted if a signal ended it.
+    Raises Interrupted after a signal.
     """
     asyncio.run(_run(work, at_once))
 

@@ -1,6 +1,5 @@
-"""Checks of this machine for `softprompt doctor`: Python, packages, memory, disk, compiler, model, store, ports.
-
-Each check returns findings and raises nothing. It uses only what the light install has.
+"""Checks of this machine for `softprompt doctor`: Python, packages, memory, disk, compiler, model, store, ports. They
+raise nothing and need only the light install.
 """
 
 from __future__ import annotations

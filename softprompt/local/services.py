@@ -27,10 +27,8 @@ RUN_VARIABLE = "SOFTPROMPT_LOCAL_RUN"
 
 
 def processes_of(run: str, sessions: Collection[int] = ()) -> list[psutil.Process]:
-    """Living processes with the run's variable or in one of the sessions, without this process.
-
-    Ray's processes need two criteria. A variable that children inherit finds processes that created sessions of their
-    own; the services' sessions find processes that overwrote their environment with a title.
+    """Living processes of the run, without this one. Ray's need two criteria: an inherited variable finds those with
+    sessions of their own, the services' sessions those that overwrote their environment with a title.
     """
     found = []
     for process in psutil.process_iter():

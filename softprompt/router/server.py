@@ -38,9 +38,7 @@ _FAREWELL_SECONDS = 2.0
 
 
 async def serve(settings: RouterSettings, stop: asyncio.Event, security: ClientSecurity | None = None) -> None:
-    """Run until `stop` is set, then drain. `security` is for the connections to replicas, by default that of the
-    environment. Raises errors that prevent the start.
-    """
+    """Run until `stop`, then drain. `security`: towards replicas; None: the environment's. Raises start errors."""
     retract(settings)
     try:
         models = ModelsFile(settings.models_file)

@@ -76,10 +76,8 @@ class Links:
         self._seen: Sequence[Replica] | None = None
 
     def to(self, replicas: Sequence[Replica]) -> list[Link]:
-        """The links to these replicas, one for each address.
-
-        A replica whose record is gone stays as long as its connection is healthy: if the store can't be written,
-        records age while replicas serve. One that leaves is closed after its last call.
+        """The links to these replicas, one for each address. One whose record is gone stays while its connection is
+        healthy: records age if the store can't be written. One that leaves is closed after its last call.
         """
         if replicas is self._seen:
             return list(self._links.values())

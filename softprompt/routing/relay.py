@@ -54,10 +54,7 @@ class Relays:
     def call(
         self, method: str, request: bytes, timeout: float | None, metadata: Metadata, num_calls: int
     ) -> RelayedCall | None:
-        """Begin a call over the relay; None if the relay can't take it.
-
-        `num_calls` is the number of the channel's running calls.
-        """
+        """Begin a call over the relay; None if it can't take it. `num_calls`: running calls of the channel."""
         relay, now = self._relay, asyncio.get_running_loop().time()
         if relay is not None and (relay.is_over or now - relay.began > _MAX_SECONDS):
             relay.retire()

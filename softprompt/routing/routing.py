@@ -49,10 +49,7 @@ class _Route:
 
 
 class Routing:
-    """All replicas behind one object. Use it in one event loop.
-
-    `observe` is called for each attempt with the base model and the status code.
-    """
+    """All replicas behind one object, in one event loop. `observe` gets each attempt's base model and status code."""
 
     def __init__(
         self,
@@ -83,10 +80,8 @@ class Routing:
         raise Unavailable("the replica ended the call without a response")
 
     async def stream(self, given: Call, ask: Ask | None = None) -> AsyncGenerator[bytes, None]:
-        """The responses of a method. `ask` None: what the request's input says.
-
-        Closing it cancels the call. Raises the replica's AioRpcError; Unavailable if there is no replica, or it ended
-        during the answer.
+        """The responses of a method. `ask` None: what the request's input says. Closing it cancels the call. Raises the
+        replica's AioRpcError; Unavailable without a replica, or if it ended during the answer.
         """
         name, request = given.name, given.request
         if ask is None:
@@ -206,10 +201,8 @@ class Routing:
         return code in _ELSEWHERE or _is_other_model(error)
 
     async def _may_start(self, name: str, ask: Ask, failed: grpc.aio.AioRpcError | None) -> str:
-        """Id of the base model for whose first replica the call may wait; empty if it may not.
-
-        If other base models have replicas, one of them has said that the caller may use the prompt: only then, the
-        refusal is about the base model.
+        """Id of the base model for whose first replica the call may wait; empty if it may not. A replica of another
+        model must have said first that the caller may use the prompt: then its refusal is about the base model.
         """
         if name not in METHODS or not self._cold_starts.base_models:
             return ""

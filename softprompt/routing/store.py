@@ -22,9 +22,8 @@ FLEET_SECONDS = 1.0
 
 
 class StoreDirectory(Directory):
-    """Follows a store like a replica does, with two requests a poll. Use it in one event loop; `run` keeps it current.
-
-    While the store is unavailable, it stays as it is.
+    """Follows a store like a replica does, with two requests a poll; stays as it is while the store is unavailable. Use
+    it in one event loop; `run` keeps it current.
     """
 
     def __init__(self, store: PromptStore, poll_seconds: float = 0.0, pool: CallPool | None = None) -> None:

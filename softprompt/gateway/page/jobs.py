@@ -127,10 +127,8 @@ class Corrections(Fields):
 
 @endpoint("page.jobs.continue", Corrections)
 async def continue_job(request: Request, backend: Backend) -> Response:
-    """Trains a job's prompt on, with the job's data and corrected examples.
-
-    The corrected examples move from the held-out part to the training part, with all examples of the same input. Split
-    anew, they would be held out again, since a split keeps equal inputs together.
+    """Trains a job's prompt on, with the job's data and corrected examples, which move from the held-out part to the
+    training part with all examples of the same input: a new split would hold them out again.
     """
     request.state.rename = _rename
     body = await read_model(request, Corrections)
@@ -173,10 +171,9 @@ async def _download(backend: Backend, dataset: str, path: Path) -> None:
 
 
 def _move(folder: Path, held_out: Set[int], corrected: Mapping[int, str]) -> None:
-    """Write the training part, with the examples at the lines `corrected` and their new answers, and the rest of the
-    held-out part. Every example with the input of a corrected one gets the new answer and is trained on.
-
-    Without a file of held-out examples, these are the lines `held_out` of all examples. Raises ApiError.
+    """Write the training part, and the rest of the held-out part: the lines `held_out` of all examples if it is no file
+    of its own. Every example with the input of a line in `corrected` gets the new answer and is trained on. Raises
+    ApiError.
     """
     everything, own = folder / "all.jsonl", folder / "shown.jsonl"
     answers: dict[str, str] = {}
