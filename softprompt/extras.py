@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from importlib.metadata import PackageNotFoundError, distribution, requires
 
+from softprompt.types.type_names import listed
+
 _NAME = re.compile(r"[\w.-]+")
 _SHOWN = 3
 
@@ -22,11 +24,8 @@ def missing_packages(*extras: str) -> list[str]:
 
 def advice(missing: list[str], extra: str) -> str:
     """One sentence: what is missing, and the command that installs it."""
-    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-    return (
-        f"this command needs packages that are not installed ({', '.join(missing[:_SHOWN])}{more}): pip "
-        f"install 'softprompt[{extra}]'"
-    )
+    packages = listed(missing, _SHOWN)
+    return f"this command needs packages that are not installed ({packages}): pip install 'softprompt[{extra}]'"
 
 
 def _is_installed(name: str) -> bool:

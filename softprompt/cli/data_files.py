@@ -26,6 +26,7 @@ from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import print_json, show, show_facts, stderr, table
 from softprompt.types.data import Data
+from softprompt.types.type_names import listed
 
 app = typer.Typer(no_args_is_help=True)
 FileArgument = Annotated[
@@ -151,7 +152,7 @@ def _show_report(found: Any) -> None:
     facts = {
         "file": f"{found.name} ({found.format})" if found.format else found.name,
         "examples": f"{found.num_examples}" + (f", {found.task}" if found.task else ""),
-        "labels": _labels(found.labels),
+        "labels": listed([f"{label} {count}" for label, count in found.labels.items()], _LABELS_SHOWN),
         "inputs": _lengths(found.inputs),
         "targets": _lengths(found.targets),
     }
@@ -171,11 +172,6 @@ def _show_report(found: Any) -> None:
         show(f"{'':<11}similar inputs were not looked for: numpy is missing, or there is too much text")
     for sentence in (*repetition.label_notes, *found.notes):
         show(f"{'note':<11}{sentence}")
-
-
-def _labels(labels: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{label} {count}" for label, count in list(labels.items())[:_LABELS_SHOWN])
-    return shown + (f" and {len(labels) - _LABELS_SHOWN} more" if len(labels) > _LABELS_SHOWN else "")
 
 
 def _lengths(found: Any) -> str:

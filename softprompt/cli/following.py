@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shared import errors
 from shared.text.counted import counted
 from softprompt.cli.data import repetition
 from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
@@ -13,6 +14,7 @@ from softprompt.cli.options import open_client
 from softprompt.cli.output import numbers, print_json, show, show_or_json, stderr
 from softprompt.display.transfer import upload_display
 from softprompt.report.distillation import distillation_facts
+from softprompt.types.type_names import listed
 
 if TYPE_CHECKING:
     from shared.values.results import SearchCandidate, TuningResult
@@ -69,8 +71,7 @@ def show_check(found: JobCheck, *, as_json: bool) -> None:
         show(f"{'examples':<27}{statistics.num_train} to train on, {statistics.num_validation} held out")
     labels = found.job.effective_spec.labels if found.job.effective_spec else ()
     if labels:
-        more = f" and {len(labels) - MAX_LABELS} more" if len(labels) > MAX_LABELS else ""
-        show(f"{'labels':<27}{', '.join(labels[:MAX_LABELS])}{more}")
+        show(f"{'labels':<27}{listed(labels, MAX_LABELS)}")
     for sentence in repetition(statistics):
         show(f"{'':<27}{sentence}")
     for item in fields(chosen) if chosen is not None else ():
@@ -120,14 +121,6 @@ def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> No
     reason. Prints nothing if no replica is alive, or if this caller can't ask for the status.
     """
     from softprompt.display.transfer import transfer_display
-    from softprompt.errors import (
-        DeadlineExceeded,
-        NotFound,
-        PermissionDenied,
-        PreconditionFailed,
-        Unavailable,
-        Unimplemented,
-    )
 
     result = job.result
     if result is None or not result.alias_moved:  # replicas load what an alias names
@@ -136,14 +129,14 @@ def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> No
     try:
         with transfer_display(stderr(), f"waiting for a replica that serves {result.version}"):
             status = client.first_verdict(result.version)
-    except PreconditionFailed as error:
+    except errors.PreconditionFailed as error:
         raise Failure(f"{result.version} is published, but {error.message}", hint=hint) from None
-    except DeadlineExceeded as error:
+    except errors.DeadlineExceeded as error:
         stderr().print(f"{error.message}; `softprompt prompts status` shows it later", markup=False, soft_wrap=True)
         return
     except KeyboardInterrupt:
         raise Failure(f"{result.version} is published; stopped waiting for a replica", EXIT_INTERRUPTED, hint) from None
-    except (NotFound, PermissionDenied, Unavailable, Unimplemented):
+    except (errors.NotFound, errors.PermissionDenied, errors.Unavailable, errors.Unimplemented):
         return
     if status.served and not result.serving and not as_json:
         show(f"  {'served by':<15}{', '.join(serving.replica for serving in status.served)}")
@@ -156,44 +149,32 @@ def show_result(job: TuningJob) -> None:
         return
     if result.published:
         show(f"published {result.version}" + (" (alias moved)" if result.alias_moved else ""))
-        if result.gate_decision:
-            show(f"  {'gate':<15}{result.gate_decision}")
-        if result.serving:
-            show(f"  {'fleet':<15}{result.serving}")
     else:
         show(f"not published: {result.gate_decision or 'the gate refused it'}")
-    compared = (
-        ("held out", result.metrics),
-        ("bare model", result.bare_metrics),
-        ("with template", result.template_metrics),
-        ("instructed", result.instructed_metrics),
-        (f"{result.num_shots}-shot", result.few_shot_metrics),
-        ("version before", result.current_metrics),
+    tokens = [f"{token.text!r} {token.cosine:.2f}" for token in result.nearest_tokens]
+    skipped = f"{counted(result.num_skipped_steps, 'step')} whose loss or gradient was not finite"
+    stability = f"the score's standard deviation over the last evaluations is {result.score_stability:.3g}"
+    lines = (
+        ("gate", result.gate_decision if result.published else ""),
+        ("fleet", result.serving if result.published else ""),
+        ("held out", numbers(result.metrics)),
+        ("bare model", numbers(result.bare_metrics)),
+        ("with template", numbers(result.template_metrics)),
+        ("instructed", numbers(result.instructed_metrics)),
+        (f"{result.num_shots}-shot", numbers(result.few_shot_metrics)),
+        ("version before", numbers(result.current_metrics)),
+        ("measured on", _measured_on(result) if result.metrics else ""),
+        *(distillation_facts(result.distillation).items() if result.distillation is not None else ()),
+        ("verdict", result.verdict),
+        *(("tried", _candidate_text(candidate)) for candidate in result.candidates),
+        ("best step", f"{result.best_step}; {stability}"),
+        ("gradient norm", f"{job.progress.grad_norm:.3g} at the last step" if job.progress is not None else ""),
+        ("skipped", skipped if result.num_skipped_steps else ""),
+        ("reads like", listed(tokens, MAX_TOKENS)),
     )
-    for title, metrics in compared:
-        if metrics:
-            show(f"  {title:<15}{numbers(metrics)}")
-    if result.metrics:
-        show(f"  {'measured on':<15}{_measured_on(result)}")
-    if result.distillation is not None:
-        for title, text in distillation_facts(result.distillation).items():
+    for title, text in lines:
+        if text:
             show(f"  {title:<15}{text}")
-    if result.verdict:
-        show(f"  {'verdict':<15}{result.verdict}")
-    for candidate in result.candidates:
-        show(f"  {'tried':<15}{_candidate_text(candidate)}")
-    show(
-        f"  {'best step':<15}{result.best_step}; the score's standard deviation over the last "
-        f"evaluations is {result.score_stability:.3g}"
-    )
-    if job.progress is not None:
-        show(f"  {'gradient norm':<15}{job.progress.grad_norm:.3g} at the last step")
-    if result.num_skipped_steps:
-        show(f"  {'skipped':<15}{counted(result.num_skipped_steps, 'step')} whose loss or gradient was not finite")
-    if result.nearest_tokens:
-        shown = ", ".join(f"{token.text!r} {token.cosine:.2f}" for token in result.nearest_tokens[:MAX_TOKENS])
-        rest = len(result.nearest_tokens) - MAX_TOKENS
-        show(f"  {'reads like':<15}{shown}" + (f" and {rest} more" if rest > 0 else ""))
     statistics = job.dataset_statistics
     if statistics is not None and (statistics.num_dropped or statistics.num_truncated):
         verb = "was" if statistics.num_dropped == 1 else "were"

@@ -11,6 +11,7 @@ from typing import Any
 from softprompt.data.problems import Unusable
 from softprompt.data.values import is_missing, shown
 from softprompt.types.data import Data
+from softprompt.types.type_names import listed
 
 INPUT_NAMES = ("input", "prompt", "question", "query", "instruction", "text", "sentence")
 OUTPUT_NAMES = ("output", "completion", "answer", "response", "target")
@@ -41,19 +42,11 @@ class Layout:
         """Which column was read as what, for people; empty if all columns have the standard names."""
         if self.instruction:
             return f"input = {self.instruction} and {self.input}, output = {self.output}"
-        roles = {
-            "input": self.input,
-            "output": self.output,
-            "label": self.label,
-            "messages": self.messages,
-            "system": self.system,
-        }
-        used = {role: column for role, column in roles.items() if column}
-        return (
-            ", ".join(f"{role} = {column}" for role, column in used.items())
-            if any(map(str.__ne__, used, used.values()))
-            else ""
-        )
+        roles = ("input", "output", "label", "messages", "system")
+        used = {role: column for role in roles if (column := getattr(self, role))}
+        if all(role == column for role, column in used.items()):
+            return ""
+        return ", ".join(f"{role} = {column}" for role, column in used.items())
 
 
 class NotUnderstood(Unusable):
@@ -174,8 +167,7 @@ def _has(columns: Sequence[str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    text = ", ".join(shown(name) for name in names[:_SHOWN_COLUMNS])
-    return text + (f" and {len(names) - _SHOWN_COLUMNS} more" if len(names) > _SHOWN_COLUMNS else "")
+    return listed(list(map(shown, names)), _SHOWN_COLUMNS)
 
 
 def _named(columns: Sequence[str], name: str) -> str:
