@@ -39,10 +39,8 @@ def download(hub_id: str, revision: str, made: Path, progress: Progress, token: 
         info: Any = HfApi(token=token or None).model_info(
             hub_id, revision=revision or None, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True
         )
-        weights = [
-            file for file in info.siblings if Path(file.rfilename).match("*.safetensors") and "/" not in file.rfilename
-        ]
-        total = sum(file.size or 0 for file in weights)
+        names = {file.rfilename: file.size or 0 for file in info.siblings if "/" not in file.rfilename}
+        total = sum(size for name, size in names.items() if name.endswith(".safetensors"))
         check_space(made, total)
         with watching_size(made, total, progress):
             snapshot_download(
@@ -94,9 +92,8 @@ def _explained(error: Exception, hub_id: str, revision: str, token: str) -> Soft
     if status == 403:
         what = "the token may not read it" if has_token else give
         return PermissionDenied(f"base model {hub_id!r}: the hub forbids the download (403): {what}", source="hub")
-    return Unavailable(
-        f"base model {hub_id!r} can't be downloaded from the hub: {type(error).__name__}: {str(error)[:300]}"
-    )
+    reason = f"{type(error).__name__}: {str(error)[:300]}"
+    return Unavailable(f"base model {hub_id!r} can't be downloaded from the hub: {reason}")
 
 
 def check_space(folder: Path, total: int) -> None:

@@ -45,9 +45,8 @@ def origin_of(directory: Path) -> Origin | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise PreconditionFailed(
-            f"{directory / ORIGIN_FILE} can't be read: remove {directory} and pull again"
-        ) from error
+        reason = f"{directory / ORIGIN_FILE} can't be read: remove {directory} and pull again"
+        raise PreconditionFailed(reason) from error
 
 
 def is_model(directory: Path) -> bool:
@@ -63,9 +62,8 @@ def is_there(wanted: WantedModel, directory: Path) -> bool:
         check_whole(directory)
     origin = origin_of(directory)
     if origin is not None and origin.hub_id != wanted.name:
-        raise PreconditionFailed(
-            f"{directory} has {origin.hub_id} and not {wanted.name}: store one of them under another name, ID=NAME"
-        )
+        advice = "store one of them under another name, ID=NAME"
+        raise PreconditionFailed(f"{directory} has {origin.hub_id} and not {wanted.name}: {advice}")
     if origin is not None and wanted.revision not in ("", origin.revision, origin.commit):
         raise PreconditionFailed(
             f"{directory} has {origin.hub_id} at commit {origin.commit} and not at {wanted.revision}: store this "
@@ -101,9 +99,8 @@ def check_whole(directory: Path) -> None:
     if not any(file for pattern in _TOKENIZERS for file in directory.glob(pattern)):
         problem = problem or "it has no tokenizer"
     if problem:
-        raise PreconditionFailed(
-            f"{directory} has no complete model: {problem}; copy it again, or remove it and pull again"
-        )
+        advice = "copy it again, or remove it and pull again"
+        raise PreconditionFailed(f"{directory} has no complete model: {problem}; {advice}")
 
 
 def mark_complete(directory: Path) -> None:

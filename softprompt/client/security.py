@@ -51,14 +51,8 @@ class ClientSecurity:
 
     def __repr__(self) -> str:
         """Hides the token, since representations end up in logs."""
-        shown = {
-            name: getattr(self, name)
-            for name in ("tls", "ca_file", "certificate_file", "key_file", "server_name", "token_file")
-        }
-        return (
-            f"ClientSecurity({', '.join(f'{name}={value!r}' for name, value in shown.items())}, "
-            f"token={'***' if self.token else ''!r})"
-        )
+        shown = {**vars(self), "token": "***" if self.token else ""}
+        return f"ClientSecurity({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def uses_tls(self, endpoint: str) -> bool:
         """Whether a connection to this address uses TLS."""
@@ -90,9 +84,8 @@ class TokenSource:
         if self._file is None:
             return self._fixed.strip()
         if self._file.changed() or not self._last:
-            self._last = (
-                (_read(str(self._file.path), TOKEN_FILE_VARIABLE, self._file) or b"").decode(errors="replace").strip()
-            )
+            content = _read(str(self._file.path), TOKEN_FILE_VARIABLE, self._file) or b""
+            self._last = content.decode(errors="replace").strip()
         return self._last
 
 

@@ -62,9 +62,8 @@ class GenerationStream:
                     elif response.HasField("end"):
                         self._note_end(response.end)
             if len(self.ends) < self._num_completions:
-                raise Unavailable(
-                    f"the stream of {self._peer.name} at {self._peer.endpoint} ended before the answer's end"
-                )
+                stream = f"the stream of {self._peer.name} at {self._peer.endpoint}"
+                raise Unavailable(f"{stream} ended before the answer's end")
         finally:
             self.cancel()
 
@@ -72,10 +71,8 @@ class GenerationStream:
         part = {"delta": "text", "end": "end"}.get(first.WhichOneof("part") or "", "unknown part")
         if part == "end":
             part = f"end (finish reason {self._note_end(first.end).finish_reason})"
-        return (
-            f"the answer of {self._peer.name} at {self._peer.endpoint} begins with its {part}, not with "
-            "what it is generated from"
-        )
+        answer = f"the answer of {self._peer.name} at {self._peer.endpoint}"
+        return f"{answer} begins with its {part}, not with what it is generated from"
 
     def _note_end(self, message: generation_pb2.GenerationEnd) -> GenerationEnd:
         end = self.ends[message.index] = read(GenerationEnd, message)

@@ -94,9 +94,8 @@ class TuningMethods(DatasetMethods, JobFollowing):
         priority=5)`. Of `hyperparameters` only those that are not None; a deadline is not copied. Raises InvalidInput
         for an unknown field.
         """
-        return await self.create_job(
-            cloned_spec(await self.get_job(name), changes), request_id=request_id, on_upload=on_upload
-        )
+        spec = cloned_spec(await self.get_job(name), changes)
+        return await self.create_job(spec, request_id=request_id, on_upload=on_upload)
 
     async def continue_job(
         self, /, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
@@ -104,9 +103,8 @@ class TuningMethods(DatasetMethods, JobFollowing):
         """`clone_job`, starting from the job's version, or else from its best prompt. `dataset=` continues with other
         data, for example with more of it. Raises PreconditionFailed if the job has no prompt.
         """
-        return await self.create_job(
-            continued_spec(await self.get_job(name), changes), request_id=request_id, on_upload=on_upload
-        )
+        spec = continued_spec(await self.get_job(name), changes)
+        return await self.create_job(spec, request_id=request_id, on_upload=on_upload)
 
     async def tune(
         self,

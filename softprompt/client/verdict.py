@@ -29,9 +29,8 @@ async def version_status(connection: Connection, version: str) -> VersionStatus:
     if found is None:
         raise NotFound("version", wanted)
     if refusals := [item for item in found.refused if item.has_base_model]:
-        raise PreconditionFailed(
-            "; ".join(f"{item.replica} refused {wanted}: {item.reason}" for item in refusals), version=wanted
-        )
+        reasons = "; ".join(f"{item.replica} refused {wanted}: {item.reason}" for item in refusals)
+        raise PreconditionFailed(reasons, version=wanted)
     return found
 
 

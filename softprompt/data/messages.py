@@ -55,9 +55,8 @@ class Turns:
         self.was_cut = len(kept) < len(turns)
         made = [self._turn(turn, f"{part}[{index}]") for index, turn in enumerate(kept)]
         if len(made) < 2 or made[-1]["role"] != "assistant":
-            raise Unusable(
-                "must end with the assistant's message that is to be learned, after at least one other", part
-            )
+            reason = "must end with the assistant's message that is to be learned, after at least one other"
+            raise Unusable(reason, part)
         return made
 
     def _turn(self, turn: Mapping[str, Any], part: str) -> dict[str, str]:
@@ -75,9 +74,8 @@ class Turns:
         role = turn.get("role", turn.get("from"))
         known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
         if known is None:
-            raise Unusable(
-                f"must be one of system, user, assistant, not {shown(role)}", f"{part}.role", f"role {shown(role)}"
-            )
+            reason = f"must be one of system, user, assistant, not {shown(role)}"
+            raise Unusable(reason, f"{part}.role", f"role {shown(role)}")
         content = _content(turn.get("content", turn.get("value")), f"{part}.content")
         if not content.strip():
             raise Unusable("is empty", f"{part}.content", "content is empty")
@@ -89,9 +87,8 @@ def _fields(turn: Any, part: str) -> Mapping[str, Any]:
         return turn
     if is_dataclass(turn) and not isinstance(turn, type):
         return {item.name: getattr(turn, item.name) for item in fields(turn)}
-    raise Unusable(
-        f"must be an object of role and content, not {type_name(turn)}", part, f"turn type {type(turn).__name__}"
-    )
+    reason = f"must be an object of role and content, not {type_name(turn)}"
+    raise Unusable(reason, part, f"turn type {type(turn).__name__}")
 
 
 def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Mapping[str, Any]] | None:

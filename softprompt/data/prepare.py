@@ -139,6 +139,5 @@ class _Preparation:
             raise self._problems.error()
         if not self._numbers:
             what = f"{self._rows.name!r} has" if self._rows.name else "has"
-            raise InvalidInput.of(
-                self._which, f"{what} no examples" + (", only a header" if "CSV" in self._rows.format else "")
-            )
+            only = ", only a header" if "CSV" in self._rows.format else ""
+            raise InvalidInput.of(self._which, f"{what} no examples{only}")

@@ -34,13 +34,10 @@ class TextLines:
         try:
             # newline=None: also the line ends of Windows and of the first Macs
             self._text = io.TextIOWrapper(buffered, self.encoding, errors="surrogateescape", newline=None)
-        except (
-            LookupError,
-            ValueError,
-        ):  # an unknown name, one of no text such as base64, or one with a null character
-            raise InvalidInput.of(
-                "encoding", f"{encoding!r} is not a known encoding; examples are cp1252 and utf-16"
-            ) from None
+        # an unknown name, one of no text such as base64, or one with a null character
+        except (LookupError, ValueError):
+            reason = f"{encoding!r} is not a known encoding; examples are cp1252 and utf-16"
+            raise InvalidInput.of("encoding", reason) from None
         self.rest = self._lines()
         """An iterator over the remaining lines."""
 
@@ -49,9 +46,7 @@ class TextLines:
         try:
             for line in self._text:
                 number += 1
-                line = line.rstrip("\n").removeprefix(
-                    _MARK
-                )  # also the mark of a second file that was appended to a first
+                line = line.rstrip("\n").removeprefix(_MARK)  # also that of a second file, appended to a first
                 if not line.isascii():
                     line = self._checked(line, number)
                 yield line

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
+from shared.errors import InvalidInput
 from softprompt.data.problems import Unusable
 from softprompt.types.type_names import type_name
 
@@ -23,11 +24,9 @@ def is_missing(value: Any) -> bool:
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     value = _plain(value)
-    return (
-        value is None
-        or (isinstance(value, float) and math.isnan(value))
-        or (isinstance(value, Decimal) and value.is_nan())
-    )
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def text_of(value: Any, part: str) -> str:
@@ -73,6 +72,16 @@ def with_short_floats(rows: Iterable[dict[str, Any]], types: Mapping[str, object
 def _shortest(value: float, code: str) -> float:
     found = (float(f"{value:.{digits}g}") for digits in (range(3, 6) if code == "e" else range(6, 10)))
     return next((short for short in found if struct.pack(code, short) == struct.pack(code, value)), value)
+
+
+def check_unicode(text: str, field: str) -> str:
+    """The text. Raises InvalidInput for one that UTF-8 can't represent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        reason = f"is not valid Unicode: half a surrogate pair at character {error.start + 1}"
+        raise InvalidInput.of(field, reason) from None
+    return text
 
 
 def shown(value: object, most: int = 40) -> str:

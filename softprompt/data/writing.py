@@ -33,9 +33,8 @@ def format_of(path: str, format: str = "") -> str:
     found = format.lower() or FORMATS.get(Path(path).suffix.lower(), "jsonl" if path == STANDARD_OUTPUT else "")
     if found not in known:
         given = format or Path(path).suffix or path
-        raise InvalidInput.of(
-            "output", f"{given!r} is none of the formats {', '.join(known)}{did_you_mean(given.lstrip('.'), known)}"
-        )
+        meant = did_you_mean(given.lstrip("."), known)
+        raise InvalidInput.of("output", f"{given!r} is none of the formats {', '.join(known)}{meant}")
     if path == STANDARD_OUTPUT and found in ("xlsx", "parquet"):
         raise InvalidInput.of("output", f"{found} is not text and can't go to standard output: name a file")
     return found

@@ -50,43 +50,44 @@ class ImportSource:
                 return _of_directory(path)
             if not path.is_file():
                 if path.exists() or str(path) == "-":
-                    raise InvalidInput.of(
-                        "file", f"{str(path)!r} is neither a file nor a directory; a pipe can't be imported"
-                    )
+                    reason = f"{str(path)!r} is neither a file nor a directory; a pipe can't be imported"
+                    raise InvalidInput.of("file", reason)
                 raise NotFound("file", str(path))
             return cls(_checked(path))
         except OSError as error:
             raise InvalidInput.of("file", f"can't read {str(path)!r}: {error.strerror or error}") from error
 
 
+def _refused(file: Path, reason: str) -> InvalidInput:
+    return InvalidInput.of("file", f"{file} {reason}")
+
+
 def _of_directory(directory: Path) -> ImportSource:
     names = {entry.name for entry in directory.iterdir() if entry.is_file()}
     if encoders := sorted(name for name in names if Path(name).stem == _ENCODER_STEM):
-        raise InvalidInput.of(
-            "file", f"{directory / encoders[0]} belongs to an encoder-decoder model; only decoder models are served"
-        )
+        raise _refused(directory / encoders[0], "belongs to an encoder-decoder model; only decoder models are served")
     if WEIGHTS_FILE in names:
         file = _checked(directory / WEIGHTS_FILE)
         return ImportSource(file, *_checked_config(directory / CONFIG_FILE, file))
     if _DECODER_FILE in names:
         return ImportSource(_checked(directory / _DECODER_FILE))
     if pickles := sorted(name for name in names if Path(name).suffix in _PICKLES):
-        raise InvalidInput.of("file", f"{directory / pickles[0]} is refused: {_WHY}; {_REMEDY}")
+        raise _refused(directory / pickles[0], f"is refused: {_WHY}; {_REMEDY}")
     wanted = f"{WEIGHTS_FILE} with {CONFIG_FILE} (PEFT) or {_DECODER_FILE} (TGIS, caikit)"
-    raise InvalidInput.of("file", f"{directory} must contain {wanted}; or give one .safetensors file")
+    raise _refused(directory, f"must contain {wanted}; or give one .safetensors file")
 
 
 def _checked(file: Path) -> Path:
     if file.suffix.lower() in _PICKLES:
-        raise InvalidInput.of("file", f"{file} is refused: {_WHY}; {_REMEDY}")
+        raise _refused(file, f"is refused: {_WHY}; {_REMEDY}")
     size = file.stat().st_size
     if size > MAX_BYTES:
-        raise InvalidInput.of("file", f"{file} has {size} bytes; a version takes at most {MAX_BYTES}")
+        raise _refused(file, f"has {size} bytes; a version takes at most {MAX_BYTES}")
     with file.open("rb") as opened:
         if opened.read(8).startswith(_PICKLE_BEGINNINGS):
-            raise InvalidInput.of("file", f"{file} is refused: its content is a pickle or an archive of one; {_WHY}")
+            raise _refused(file, f"is refused: its content is a pickle or an archive of one; {_WHY}")
     if complaint := complaint_about(file):
-        raise InvalidInput.of("file", f"{file} is not a valid safetensors file: {complaint}")
+        raise _refused(file, f"is not a valid safetensors file: {complaint}")
     return file
 
 
@@ -95,29 +96,25 @@ def _checked_config(file: Path, weights: Path) -> tuple[str, str]:
     is no prefix, or whose two files contradict each other.
     """
     if not file.is_file():
-        raise InvalidInput.of(
-            "file", f"{file} is missing, so the kind of adapter is unknown; give the .safetensors file itself"
-        )
+        raise _refused(file, "is missing, so the kind of adapter is unknown; give the .safetensors file itself")
     if file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise InvalidInput.of("file", f"{file} is not an adapter configuration: it has {file.stat().st_size} bytes")
+        raise _refused(file, f"is not an adapter configuration: it has {file.stat().st_size} bytes")
     try:
         config: Any = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise InvalidInput.of("file", f"{file} can't be read as JSON") from error
+        raise _refused(file, "can't be read as JSON") from error
     if not isinstance(config, dict):
-        raise InvalidInput.of("file", f"{file} is not an adapter configuration")
+        raise _refused(file, "is not an adapter configuration")
     if (kind := config.get("peft_type")) not in (*_SOFT_PROMPTS, *_KEY_VALUES):
         expected = ", ".join((*_SOFT_PROMPTS, *_KEY_VALUES))
-        raise InvalidInput.of("file", f"{file} has peft_type {str(kind)[:40]!r}; expected one of {expected}")
+        raise _refused(file, f"has peft_type {str(kind)[:40]!r}; expected one of {expected}")
     if (task := config.get("task_type")) not in ("CAUSAL_LM", None):
-        raise InvalidInput.of("file", f"{file} has task_type {str(task)[:40]!r}; only CAUSAL_LM is supported")
+        raise _refused(file, f"has task_type {str(task)[:40]!r}; only CAUSAL_LM is supported")
     if (submodules := config.get("num_transformer_submodules")) not in (1, None):
-        raise InvalidInput.of(
-            "file", f"{file} has num_transformer_submodules {str(submodules)[:40]!r}; a decoder model has 1"
-        )
+        raise _refused(file, f"has num_transformer_submodules {str(submodules)[:40]!r}; a decoder model has 1")
     announced, found = config.get("num_virtual_tokens"), _num_rows(weights)
     if type(announced) is int and found is not None and announced != found:
-        raise InvalidInput.of("file", f"{file} has num_virtual_tokens {announced}, but {weights.name} has {found}")
+        raise _refused(file, f"has num_virtual_tokens {announced}, but {weights.name} has {found}")
     base_model = config.get("base_model_name_or_path")
     return "PREFIX" if kind in _KEY_VALUES else "PROMPT", base_model if isinstance(base_model, str) else ""
 

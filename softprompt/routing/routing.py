@@ -95,7 +95,9 @@ class Routing:
             if link is None and len(tried) < MAX_ATTEMPTS:
                 await self._directory.find_replicas()  # one that is new takes the place of one that is gone
                 route = self._route(ask)
-                if (link := _best(route, tried)) is None and _is_behind(failed):
+                # a version that was refused may be one of before, for another base model, whose replica still answers
+                is_behind = failed is not None and failed.code() is grpc.StatusCode.FAILED_PRECONDITION
+                if (link := _best(route, tried)) is None and is_behind:
                     link = _best(replace(route, links=self.links()), tried)
             if link is None:
                 if not (base_model := await self._may_start(name, ask, failed)):
@@ -263,15 +265,15 @@ def _is_other_model(error: grpc.aio.AioRpcError) -> bool:
     return error.code() is grpc.StatusCode.NOT_FOUND and error_from_rpc(error).metadata.get("kind") == "base model"
 
 
-def _is_behind(failed: grpc.aio.AioRpcError | None) -> bool:
-    """Whether a replica may have refused a version that its prompt had before: one of that base model still answers."""
-    return failed is not None and failed.code() is grpc.StatusCode.FAILED_PRECONDITION
-
-
 def _explained(error: grpc.aio.AioRpcError, reason: str) -> Exception:
     """The error, or Unavailable with the reason if the connection failed: its text has addresses inside the cluster."""
-    said_by_service = any(key == _RICH_STATUS_KEY for key, _ in error.trailing_metadata() or ())
-    return Unavailable(reason) if error.code() is grpc.StatusCode.UNAVAILABLE and not said_by_service else error
+    is_of_connection = error.code() is grpc.StatusCode.UNAVAILABLE and not said_by_service(error)
+    return Unavailable(reason) if is_of_connection else error
+
+
+def said_by_service(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a service itself, and not gRPC or a proxy, ended a call with this."""
+    return any(key == _RICH_STATUS_KEY for key, _ in error.trailing_metadata() or ())
 
 
 def _fits(link: Link, target: Target) -> bool:
