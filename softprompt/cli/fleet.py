@@ -27,16 +27,10 @@ def status(prompt: PromptArgument, as_json: JsonOption = False, trainer: Trainer
         return
     made = table("VERSION", "KIND", "ALIASES", "SERVED BY", "SERVED AFTER", "REFUSED BY")
     for version in found.versions:
+        about = _short(version.version), version.kind.lower(), ", ".join(version.aliases)
         served_by = f"{len(version.served)} of {version.num_replicas}"
         refused = sum(refusal.has_base_model for refusal in version.refused)
-        made.add_row(
-            _short(version.version),
-            version.kind.lower(),
-            ", ".join(version.aliases),
-            served_by,
-            _served_after(version),
-            str(refused or ""),
-        )
+        made.add_row(*about, served_by, _served_after(version), str(refused or ""))
     show(made if found.versions else f"{prompt} has no versions")
     for version in found.versions:
         for refusal in version.refused:
@@ -100,9 +94,8 @@ def _change_text(change: PromptChange) -> str:
 
     match change:
         case Snapshot(prompts=prompts):
-            return f"{len(prompts)} prompts: " + ", ".join(
-                f"{_short(prompt.name)} ({prompt.num_versions})" for prompt in prompts
-            )
+            names = [f"{_short(prompt.name)} ({prompt.num_versions})" for prompt in prompts]
+            return f"{len(prompts)} prompts: {', '.join(names)}"
         case Published(version=version):
             return f"{_short(version.name)} published"
         case AliasSet(prompt=prompt, alias=alias):

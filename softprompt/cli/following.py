@@ -102,11 +102,8 @@ def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = Fal
                 if as_json:
                     print_json({"event": type(event).__name__, **vars(event)})
     except KeyboardInterrupt:
-        raise Failure(
-            f"stopped following {name}; the job continues",
-            EXIT_INTERRUPTED,
-            hint=f"`softprompt jobs watch {name}` follows it again; `softprompt jobs cancel {name}` cancels it",
-        ) from None
+        hint = f"`softprompt jobs watch {name}` follows it again; `softprompt jobs cancel {name}` cancels it"
+        raise Failure(f"stopped following {name}; the job continues", EXIT_INTERRUPTED, hint) from None
     if job is None or not job.state.is_final:
         job = client.get_job(name)
     if job.state is not JobState.SUCCEEDED:
@@ -177,11 +174,8 @@ def show_result(job: TuningJob) -> None:
             show(f"  {title:<15}{text}")
     statistics = job.dataset_statistics
     if statistics is not None and (statistics.num_dropped or statistics.num_truncated):
-        verb = "was" if statistics.num_dropped == 1 else "were"
-        show(
-            f"  too long: {counted(statistics.num_dropped, 'example')} {verb} dropped, "
-            f"the inputs of {statistics.num_truncated} were truncated"
-        )
+        dropped = f"{counted(statistics.num_dropped, 'example')} {'was' if statistics.num_dropped == 1 else 'were'}"
+        show(f"  too long: {dropped} dropped, the inputs of {statistics.num_truncated} were truncated")
     if statistics is not None and statistics.num_overlapping:
         verb = "repeats" if statistics.num_overlapping == 1 else "repeat"
         show(
@@ -192,11 +186,9 @@ def show_result(job: TuningJob) -> None:
 
 def _measured_on(result: TuningResult) -> str:
     examples = counted(result.num_judging, "held-out example")
-    apart = (
-        "none of which chose the checkpoint that it judged"
-        if result.judged_apart
-        else "which also chose the checkpoint, so the metrics are optimistic"
-    )
+    apart = "which also chose the checkpoint, so the metrics are optimistic"
+    if result.judged_apart:
+        apart = "none of which chose the checkpoint that it judged"
     if result.metric_low is None or result.metric_high is None or not result.comparisons:
         return f"{examples}, {apart}"
     name = result.comparisons[0].metric

@@ -151,9 +151,8 @@ def compare_answers(
     if as_json:
         print_json(*({"prompt": title, "generation": answer} for title, answer in answers.items()))
         return
-    titles = [
-        f"{title} ({answer.start.version.rpartition('/')[2] or 'bare model'})" for title, answer in answers.items()
-    ]
+    versions = [answer.start.version.rpartition("/")[2] or "bare model" for answer in answers.values()]
+    titles = [f"{title} ({version})" for title, version in zip(answers, versions, strict=True)]
     texts = [answer.text.strip() or answer.why_empty for answer in answers.values()]
     console = stdout()
     if console.is_terminal and console.width >= _COLUMN_CHARS * len(texts):

@@ -40,23 +40,16 @@ def list_(
 ) -> None:
     """List jobs, newest first."""
     order = JobOrder.OLDEST_FIRST if oldest_first else JobOrder.NEWEST_FIRST
+    labels = key_values(label, "--label")
     with open_client(trainer) as client:
-        jobs = client.list_jobs(
-            states=state or (), prompt=prompt, annotations=key_values(label, "--label"), order=order, limit=limit
-        )
+        jobs = client.list_jobs(states=state or (), prompt=prompt, annotations=labels, order=order, limit=limit)
     if as_json:
         print_json(*jobs)
         return
     made = table("JOB", "PROMPT", "STATE", "STEP", "LOSS", "CREATED", "RESULT")
     for job in jobs:
-        made.add_row(
-            job.name,
-            job.spec.prompt if job.spec else "",
-            job.state,
-            *_progress(job),
-            local_time(job.create_time),
-            _outcome(job),
-        )
+        prompt = job.spec.prompt if job.spec else ""
+        made.add_row(job.name, prompt, job.state, *_progress(job), local_time(job.create_time), _outcome(job))
     show(made if jobs else "no jobs")
 
 

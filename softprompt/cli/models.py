@@ -159,10 +159,8 @@ def manifests(
         raise InvalidInput.of("overlay", f"{source} can't be read as YAML: {where}") from None
     for number, document in enumerate(documents, 1):
         if document is not None and (problem := why_no_object(document)):
-            wrong = f"document {number} of {source} {problem}"
-            raise InvalidInput.of(
-                "overlay", f"must consist of Kubernetes objects, as `kubectl kustomize OVERLAY` prints: {wrong}"
-            )
+            objects = "must consist of Kubernetes objects, as `kubectl kustomize OVERLAY` prints"
+            raise InvalidInput.of("overlay", f"{objects}: document {number} of {source} {problem}")
     objects = [document for document in documents if document is not None]
     typer.echo(as_yaml(of_models(objects, entries, content)), nl=False)
 
@@ -200,9 +198,8 @@ def _token(file: Path | None) -> str:
     try:
         token = file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise InvalidInput.of(
-            "token-file", f"{file} can't be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInput.of("token-file", f"{file} can't be read: {reason}") from error
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise InvalidInput.of("token-file", f"{file} must contain one token and nothing else")
     return token

@@ -49,12 +49,9 @@ def promote(
     of the base model. Repeating a promotion publishes nothing again.
     """
     if "://" in to or to.startswith(("/", ".")):
-        raise Failure(
-            f"--to {to!r} is a store; name the trainer service that serves it: it checks the role publisher, gives the "
-            "version its number and audits the promotion",
-            EXIT_INVALID,
-            "`softprompt store copy` copies whole stores",
-        )
+        why = "it checks the role publisher, gives the version its number and audits the promotion"
+        reason = f"--to {to!r} is a store; name the trainer service that serves it: {why}"
+        raise Failure(reason, EXIT_INVALID, "`softprompt store copy` copies whole stores")
     from softprompt.promotion import plan_promotion
     from softprompt.promotion import promote as apply
 

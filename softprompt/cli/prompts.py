@@ -16,6 +16,7 @@ from softprompt.types.plain import as_plain
 
 if TYPE_CHECKING:
     from shared.values.prompts import Alias
+    from shared.values.template import Template
 
 app = typer.Typer(no_args_is_help=True)
 alias_app = typer.Typer(no_args_is_help=True)
@@ -40,9 +41,8 @@ def list_(
     for prompt in prompts:
         aliases = ", ".join(_alias_text(alias) for alias in prompt.aliases)
         name = prompt.name.removeprefix("prompts/")
-        made.add_row(
-            name, str(prompt.latest_version), str(prompt.num_versions), aliases, local_time(prompt.update_time)
-        )
+        counts = str(prompt.latest_version), str(prompt.num_versions)
+        made.add_row(name, *counts, aliases, local_time(prompt.update_time))
     show(made if prompts else "no prompts; `softprompt tune` creates one")
 
 
@@ -63,9 +63,7 @@ def show_(reference: ReferenceArgument, as_json: JsonOption = False, trainer: Tr
         "job": version.job,
         "parent": version.parent,
         "model": f"{model.id} ({model.fingerprint[:19]}…)" if model else "",
-        "template": json.dumps(template.text, ensure_ascii=False) + (f" {template.format}" if template.format else "")
-        if template
-        else "",
+        "template": _template_text(template) if template else "",
         "kind": version.kind.lower(),
         "tokens": f"{version.num_virtual_tokens} virtual, {version.size_bytes} bytes",
         "labels": ", ".join(version.labels),
@@ -87,15 +85,9 @@ def versions(prompt: PromptArgument, as_json: JsonOption = False, trainer: Train
         return
     made = table("VERSION", "KIND", "ALIASES", "TOKENS", "PUBLISHED", "PARENT", "HELD OUT")
     for version in found:
-        made.add_row(
-            version.name.rpartition("/")[2],
-            version.kind.lower(),
-            ", ".join(version.aliases),
-            str(version.num_virtual_tokens),
-            local_time(version.create_time),
-            version.parent,
-            numbers(version.metrics),
-        )
+        about = version.name.rpartition("/")[2], version.kind.lower(), ", ".join(version.aliases)
+        tokens, published = str(version.num_virtual_tokens), local_time(version.create_time)
+        made.add_row(*about, tokens, published, version.parent, numbers(version.metrics))
     show(made if found else f"{prompt} has no versions")
 
 
@@ -165,6 +157,10 @@ def remove(
     with open_client(trainer) as client:
         removed = client.set_alias(prompt, alias, [], expected_version=expect)
     show_or_json(removed, f"{prompt}: {alias} is removed (revision {removed.revision})", as_json)
+
+
+def _template_text(template: Template) -> str:
+    return json.dumps(template.text, ensure_ascii=False) + (f" {template.format}" if template.format else "")
 
 
 def _alias_text(alias: Alias) -> str:

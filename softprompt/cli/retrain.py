@@ -66,11 +66,8 @@ def retrain(
     if refused := sum(bool(item.refused) for item in made):
         raise Failure(f"{counted(refused, 'prompt')} can't be retrained", EXIT_REFUSED, _hint(made))
     if lacks and not unserved and made is not plan.prompts:
-        raise Failure(
-            f"the jobs are created, but no live replica has {plan.base_model.id}",
-            EXIT_REFUSED,
-            "start a replica of it; --unserved accepts that there is none yet",
-        )
+        hint = "start a replica of it; --unserved accepts that there is none yet"
+        raise Failure(f"the jobs are created, but no live replica has {plan.base_model.id}", EXIT_REFUSED, hint)
 
 
 def _lacks_replicas(plan: RetrainingPlan) -> str:

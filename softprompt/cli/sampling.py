@@ -81,9 +81,8 @@ def _parse_biases(pairs: Sequence[str]) -> dict[int, float] | None:
         try:
             biases[int(token)] = float(bias)
         except ValueError:
-            raise typer.BadParameter(
-                f"{pair!r} must be ID=BIAS, for example 42=-5", param_hint="--logit-bias"
-            ) from None
+            reason = f"{pair!r} must be ID=BIAS, for example 42=-5"
+            raise typer.BadParameter(reason, param_hint="--logit-bias") from None
     return biases or None
 
 
@@ -105,11 +104,9 @@ def _parsed(hint: Any, text: str) -> Any:
     """Raises ValueError."""
     if typing.get_origin(hint) is tuple:
         return tuple(_parsed(typing.get_args(hint)[0], part) for part in text.split(","))
-    kind = (
-        next(part for part in typing.get_args(hint) if part is not type(None))
-        if typing.get_origin(hint) is types.UnionType
-        else hint
-    )
+    kind = hint
+    if typing.get_origin(hint) is types.UnionType:
+        kind = next(part for part in typing.get_args(hint) if part is not type(None))
     if kind is bool:
         if text not in ("true", "false"):
             raise ValueError("true or false is expected")

@@ -76,10 +76,8 @@ def _reference(client: Client, name: str) -> str:
 def _aliases(client: Client) -> dict[str, list[str]]:
     """The aliases of each prompt, from the trainer, else from a replica: a caller may use only one of the two."""
     with suppress(SoftPromptError):
-        return {
-            prompt.name.removeprefix("prompts/"): [alias.name for alias in prompt.aliases]
-            for prompt in client.list_prompts()
-        }
+        prompts = client.list_prompts()
+        return {one.name.removeprefix("prompts/"): [alias.name for alias in one.aliases] for one in prompts}
     found: dict[str, list[str]] = {}
     for loaded in client.loaded_prompts().prompts:
         found.setdefault(loaded.version.split("/")[1], []).extend(loaded.aliases)

@@ -58,9 +58,8 @@ def track(
             for event in client.watch_job(name, after=sink.last_event):
                 tracker(event)
         except KeyboardInterrupt:
-            raise Failure(
-                f"stopped tracking {name}; the job continues", EXIT_INTERRUPTED, "run the same command to continue"
-            ) from None
+            stopped = f"stopped tracking {name}; the job continues"
+            raise Failure(stopped, EXIT_INTERRUPTED, "run the same command to continue") from None
         finally:
             sink.close()
     stderr().print(f"{name} is tracked up to event {sink.last_event}", markup=False)

@@ -105,9 +105,8 @@ def _check_ports(host: str, ports: Mapping[str, int | None]) -> None:
         if port is None:
             continue
         if port and (other := taken.setdefault(port, name)) != name:
-            raise Failure(
-                f"two services can't listen on port {port}: change --{other}-port or --{name}-port", EXIT_INVALID
-            )
+            advice = f"change --{other}-port or --{name}-port"
+            raise Failure(f"two services can't listen on port {port}: {advice}", EXIT_INVALID)
         try:
             check_port(host, port, f"--{name}-port")
         except OSError as error:

@@ -46,21 +46,9 @@ def save_curve(records: Sequence[TrainingRecord], title: str, path: Path) -> Pat
     axes = figure.subplots()
     start = 0
     for record, colour in zip(records, _COLOURS, strict=False):
-        axes.plot(
-            *_shifted(record.train, start),
-            color=colour,
-            alpha=0.35,
-            linewidth=1.2,
-            label=f"{record.title}, training batches",
-        )
-        axes.plot(
-            *_shifted(record.held_out, start),
-            color=colour,
-            linewidth=2,
-            marker="o",
-            markersize=4.5,
-            label=f"{record.title}, held out",
-        )
+        train, held_out = _shifted(record.train, start), _shifted(record.held_out, start)
+        axes.plot(*train, color=colour, alpha=0.35, linewidth=1.2, label=f"{record.title}, training batches")
+        axes.plot(*held_out, color=colour, linewidth=2, marker="o", markersize=4.5, label=f"{record.title}, held out")
         if start:
             axes.axvline(start, color=_INK, linewidth=0.8, linestyle=":")
         start += record.last_step

@@ -62,9 +62,8 @@ def run_demo(model: Path, output: Path, plan: DemoPlan, console: Console, *, sta
                 raise
         finally:
             left = services.alive()
-            promises.check(
-                not left, "everything is stopped, no process is left" + (f": {', '.join(left)}" if left else "")
-            )
+            named = f": {', '.join(left)}" if left else ""
+            promises.check(not left, f"everything is stopped, no process is left{named}")
     if promises.broken:
         raise PromiseBroken(f"{len(promises.broken)} of the demo's claims did not hold: " + "; ".join(promises.broken))
     console.print(f"\n{ending(time.monotonic() - story.began, output, stay)}", markup=False)

@@ -53,9 +53,8 @@ def wrong_type(what: str, media_type: str, sent: str) -> ApiError:
 async def bounded_stream(request: Request, max_bytes: int, seconds: float) -> AsyncGenerator[bytes]:
     """The body's chunks. Raises ApiError: 413 above `max_bytes`, 408 after `seconds`, 415 if it is compressed."""
     if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
-        raise ApiError(
-            415, f"the body must not be compressed (Content-Encoding: {encoding[:80]!r})", code="unsupported_media_type"
-        )
+        text = f"the body must not be compressed (Content-Encoding: {encoding[:80]!r})"
+        raise ApiError(415, text, code="unsupported_media_type")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)

@@ -132,9 +132,8 @@ async def create_completion(request: Request, backend: Backend) -> Response:
         for index, (start, completion) in enumerate(whole)
     ]
     used = results.usage([answer.start for answer in answers], [completion.end for _, completion in whole])
-    return JSONResponse(
-        {**head, **await results.about(backend, answers[0].start, body.model), "choices": choices, "usage": used}
-    )
+    head |= await results.about(backend, answers[0].start, body.model)
+    return JSONResponse({**head, "choices": choices, "usage": used})
 
 
 def _only_echo(completion: Completion) -> Completion:

@@ -78,9 +78,8 @@ async def _form(request: Request) -> FormData:
     most = settings.max_file_bytes + _FORM_BYTES
     async with aclosing(bounded_stream(request, most, min(seconds, most / SLOWEST_BYTES_PER_SECOND))) as stream:
         try:
-            return await MultiPartParser(
-                request.headers, stream, max_files=8, max_fields=8, max_part_size=_FORM_BYTES
-            ).parse()
+            limits = {"max_files": 8, "max_fields": 8, "max_part_size": _FORM_BYTES}
+            return await MultiPartParser(request.headers, stream, **limits).parse()
         except (MultiPartException, UnicodeDecodeError, KeyError, LookupError) as error:
             text = error.message if isinstance(error, MultiPartException) else "it is not well-formed"
             raise ApiError(400, f"the form can't be read: {text}", code="invalid_form") from None
@@ -113,9 +112,8 @@ def _suffix(name: str) -> str:
 def _copy(file: BinaryIO, path: Path) -> None:
     file.seek(0)
     if file.read(8).startswith((ZIP, *COMPRESSED)):
-        raise bad_value(
-            "file", "is compressed or binary: upload JSON lines, JSON or CSV as it is", "invalid_file_format"
-        )
+        reason = "is compressed or binary: upload JSON lines, JSON or CSV as it is"
+        raise bad_value("file", reason, "invalid_file_format")
     file.seek(0)
     with path.open("wb") as copy:
         shutil.copyfileobj(file, copy)
@@ -128,9 +126,8 @@ async def _stored(backend: Backend, path: Path, name: str) -> str:
         found = [f"{one.field}: {one.description}".removeprefix("dataset").lstrip(": ") for one in error.violations]
         more = f" (and {len(found) - 10} more)" if len(found) > 10 else ""
         text = "; ".join(found[:10]).replace(repr(path.name), repr(name)) + more
-        raise ApiError(
-            400, f"The file can't be used as training examples: {text}", param="file", code="invalid_file_format"
-        ) from error
+        reason = f"The file can't be used as training examples: {text}"
+        raise ApiError(400, reason, param="file", code="invalid_file_format") from error
 
 
 _LIST_QUERY = {

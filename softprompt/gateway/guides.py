@@ -136,9 +136,8 @@ def call_of(tools: list[Tool] | None, choice: ToolChoice | None) -> Call | None:
     if choice == "none":
         return None
     if choice is None or choice == "auto":
-        raise unsupported(
-            "tool_choice", "must be none, required or a function: models here don't decide between answer and call"
-        )
+        reason = "models here don't decide between answer and call"
+        raise unsupported("tool_choice", f"must be none, required or a function: {reason}")
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
         raise bad_value("tools", "two functions have the same name")

@@ -21,9 +21,8 @@ def check_query(request: Request, known: Mapping[str, Any]) -> None:
     names = [name for name, _ in request.query_params.multi_items()]
     for name in names:
         base, _, member = name.partition("[")
-        is_member = (
-            len(member) > 1 and member.find("]") == len(member) - 1 and known.get(base, {}).get("type") == "object"
-        )
+        is_member = len(member) > 1 and member.find("]") == len(member) - 1
+        is_member = is_member and known.get(base, {}).get("type") == "object"
         if name not in known and not is_member:
             raise unknown_field(name)
         if names.count(name) > 1:

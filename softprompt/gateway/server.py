@@ -127,11 +127,8 @@ class _Tls:
     def __init__(self, settings: GatewaySettings, registry: CollectorRegistry) -> None:
         authority = Path(settings.tls_client_ca_file) if settings.tls_client_ca_file else None
         self._files = TlsFiles(Path(settings.tls_certificate_file), Path(settings.tls_key_file), authority)
-        expiry = Gauge(
-            "softprompt_tls_certificate_expiry_timestamp_seconds",
-            "When the served certificate expires.",
-            registry=registry,
-        )
+        series = "softprompt_tls_certificate_expiry_timestamp_seconds"
+        expiry = Gauge(series, "When the served certificate expires.", registry=registry)
         self._reader = CertificateReader(self._files, lambda material: expiry.set(material.expires.timestamp()))
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -138,11 +138,8 @@ def _content(event: JobEvent) -> tuple[str, str, dict[str, Any]]:
             if job.error is not None and job.state is JobState.FAILED:
                 return "error", f"The job failed: {job.error.message}", {}
             model = _model(job)
-            return (
-                "info",
-                f"The job's status is {_STATUSES[job.state]}" + (f"; its model is {model}" if model else ""),
-                {},
-            )
+            named = f"; its model is {model}" if model else ""
+            return "info", f"The job's status is {_STATUSES[job.state]}{named}", {}
     return "info", "", {}
 
 

@@ -23,9 +23,8 @@ async def upload_slot(request: Request, backend: Backend) -> AsyncIterator[None]
     await backend.client.list_datasets(limit=1)  # a caller without a role can't make the gateway read a whole file
     uploads: asyncio.Semaphore = request.app.state.uploads
     if uploads.locked():
-        raise ApiError(
-            429, "too many uploads at the same time", code="rate_limit_exceeded", headers={"Retry-After": "2"}
-        )
+        text, headers = "too many uploads at the same time", {"Retry-After": "2"}
+        raise ApiError(429, text, code="rate_limit_exceeded", headers=headers)
     async with uploads:
         yield
 

@@ -7,7 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -126,9 +126,7 @@ def _preview(data: Data) -> Preview:
             first.append({str(key): "" if value is None else str(value)[:500] for key, value in row.fields.items()})
             if not used:
                 with suppress(Unusable):
-                    layout = Layouts(Data("", **{name: getattr(data, name) for name in _COLUMNS}, drop_extra=True)).of(
-                        row.fields
-                    )
+                    layout = Layouts(replace(data, drop_extra=True)).of(row.fields)
                     used = {role: found for role in _COLUMNS if (found := getattr(layout, role))}
             if len(first) == _PREVIEW_ROWS:
                 break
@@ -143,9 +141,8 @@ def _preview(data: Data) -> Preview:
         if guess and "--drop-extra" in fix:
             guess["drop_extra"] = "true"
         return found(rows.format, guess=guess, num_examples=0, report=(), problems=problems, advice=advice)
-    return found(
-        prepared.format, guess={}, num_examples=prepared.num_examples, report=prepared.report, problems=(), advice=""
-    )
+    num_examples, report = prepared.num_examples, prepared.report
+    return found(prepared.format, guess={}, num_examples=num_examples, report=report, problems=(), advice="")
 
 
 @endpoint("page.preview", query=FILE_QUERY)

@@ -52,13 +52,9 @@ async def set_alias(request: Request, backend: Backend) -> Response:
     """Moves an alias: a rollback has one target, a canary two."""
     body = await read_model(request, AliasMove)
     targets = [AliasTarget(item.version, item.weight) for item in body.targets if item.weight > 0]
-    alias = await backend.client.set_alias(
-        request.path_params["prompt"],
-        request.path_params["alias"],
-        targets,
-        expected_revision=body.expected_revision,
-    )
-    return json_response(alias)
+    prompt, alias = request.path_params["prompt"], request.path_params["alias"]
+    revision = body.expected_revision
+    return json_response(await backend.client.set_alias(prompt, alias, targets, expected_revision=revision))
 
 
 @endpoint("page.status")
@@ -71,9 +67,6 @@ async def status(request: Request, backend: Backend) -> Response:
         except SoftPromptError as error:
             return {"info": None, "error": api_error(error).message}
 
-    calls = {
-        "trainer": backend.client.service_info(),
-        "inference": backend.client.model_info(),
-        "replicas": backend.client.list_replicas(),
-    }
+    client = backend.client
+    calls = {"trainer": client.service_info(), "inference": client.model_info(), "replicas": client.list_replicas()}
     return json_response(dict(zip(calls, await asyncio.gather(*map(answer, calls.values())), strict=True)))
