@@ -72,9 +72,8 @@ class ServiceProcess:
                         raise await self._failure()
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
-            raise ServiceFailed(
-                f"the {self._noun} is not ready after {timeout_seconds:g} s:\n{self._words()}"
-            ) from None
+            late = f"the {self._noun} is not ready after {timeout_seconds:g} s"
+            raise ServiceFailed(f"{late}:\n{self._words()}") from None
         content = json.loads(self._ready_file.read_bytes())
         return Ready(content["port"], content["metrics_port"], content["pid"])
 

@@ -33,11 +33,8 @@ def processes_of(run: str, sessions: Collection[int] = ()) -> list[psutil.Proces
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # processes of other users, and processes that end now
-            if (
-                process.pid != os.getpid()
-                and process.status() != psutil.STATUS_ZOMBIE
-                and _belongs(process, run, sessions)
-            ):
+            is_living = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
+            if is_living and _belongs(process, run, sessions):
                 found.append(process)
     return found
 
@@ -124,13 +121,9 @@ class LocalConfig:
         }
 
     def _common_settings(self, prefix: str, port: int) -> dict[str, str]:
-        plaintext = {f"{prefix}PLAINTEXT": "true"} if self.plaintext else {}
-        return {
-            f"{prefix}HOST": self.host,
-            f"{prefix}PORT": str(port),
-            f"{prefix}GRACE_SECONDS": str(self.grace_seconds),
-            **plaintext,
-        }
+        common = {"HOST": self.host, "PORT": str(port), "GRACE_SECONDS": str(self.grace_seconds)}
+        common |= {"PLAINTEXT": "true"} if self.plaintext else {}
+        return {f"{prefix}{name}": value for name, value in common.items()}
 
 
 class LocalServices:

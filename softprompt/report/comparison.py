@@ -19,11 +19,8 @@ Rows = Mapping[str, Sequence[str]]
 def differing_settings(reports: Sequence[JobReport]) -> Rows:
     """The effective hyperparameters, data, model and template in which the jobs differ."""
     found = [_settings(report) for report in reports]
-    return {
-        name: [settings[name] for settings in found]
-        for name in found[0]
-        if len({settings[name] for settings in found}) > 1
-    }
+    rows = {name: [settings[name] for settings in found] for name in found[0]}
+    return {name: texts for name, texts in rows.items() if len(set(texts)) > 1}
 
 
 def final_metrics(reports: Sequence[JobReport]) -> Rows:
@@ -50,10 +47,8 @@ def final_metrics(reports: Sequence[JobReport]) -> Rows:
 
 def _settings(report: JobReport) -> dict[str, str]:
     spec, lineage = report.job.effective_spec, report.lineage
-    chosen = spec.hyperparameters if spec is not None else None
-    found = {
-        item.name: _text(None if chosen is None else getattr(chosen, item.name)) for item in fields(Hyperparameters)
-    }
+    chosen = spec.hyperparameters if spec is not None else Hyperparameters()
+    found = {item.name: _text(getattr(chosen, item.name)) for item in fields(Hyperparameters)}
     found |= {
         "dataset": "" if lineage is None else lineage.dataset,
         "validation_dataset": "" if lineage is None else lineage.validation_dataset,

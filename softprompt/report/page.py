@@ -101,10 +101,9 @@ def _metrics(report: JobReport) -> str:
         elif (one := compared.get(title)) is not None:
             found = interval(one.low, one.high)
             style = "good" if one.beats else "bad" if one.high is not None and one.high < 0 else "soft"
-            difference = (
-                f'<span class="{style}">{"beaten" if one.beats else "not beaten"}, by {number(one.difference, 3)}'
-            )
-            difference += f" ({found})</span>" if found else "</span>"
+            beaten = "beaten" if one.beats else "not beaten"
+            limits = f" ({found})" if found else ""
+            difference = f'<span class="{style}">{beaten}, by {number(one.difference, 3)}{limits}</span>'
         lines.append(f"<tr><th>{escape(title)}</th>{values}<td>{difference}</td></tr>")
     metric = result.comparisons[0].metric if result.comparisons else "metric"
     heads = "".join(f'<th class="n">{escape(name)}</th>' for name in names)

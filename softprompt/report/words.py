@@ -55,9 +55,8 @@ def value_text(value: Any) -> str:
 
 def init_text(init: Init, most: int | None = None) -> str:
     """The method of an init, and its source or at most `most` characters of its text."""
-    return " ".join(
-        filter(None, ("" if init.method is None else value_text(init.method), init.source or init.text[:most]))
-    )
+    method = "" if init.method is None else value_text(init.method)
+    return " ".join(filter(None, (method, init.source or init.text[:most])))
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -82,20 +82,11 @@ async def _live(
     registry.register(PoolCollector([pool]))
     store = await pool.open(lambda: open_store(settings.store_url, settings.store_timeout_seconds))
     directory = StoreDirectory(store, settings.poll_seconds, pool)
-    cold_starts = ColdStarts(
-        partial(_longest_waits, settings, models),
-        settings.max_waiting,
-        rpc.draining.is_set,
-        settings.max_waiting_bytes,
-    )
+    longest = partial(_longest_waits, settings, models)
+    cold_starts = ColdStarts(longest, settings.max_waiting, rpc.draining.is_set, settings.max_waiting_bytes)
     metrics.waiting = cold_starts.waiting
-    routing = Routing(
-        directory,
-        lambda address: open_replica_channel(address, security),
-        settings.default_base_model,
-        metrics.observe,
-        cold_starts,
-    )
+    connect = partial(open_replica_channel, security=security)
+    routing = Routing(directory, connect, settings.default_base_model, metrics.observe, cold_starts)
     has_read = asyncio.Event()
 
     def records_read() -> None:
@@ -115,11 +106,8 @@ async def _live(
 
 def _longest_waits(settings: RouterSettings, models: ModelsFile) -> dict[str, float]:
     """The longest wait for a replica, by id, of the base models that are scaled to zero."""
-    return {
-        id: entry.replicas.launch_seconds or settings.wait_seconds
-        for id, entry in models.entries.items()
-        if entry.replicas.least == 0
-    }
+    on_demand = {id: entry.replicas for id, entry in models.entries.items() if entry.replicas.least == 0}
+    return {id: replicas.launch_seconds or settings.wait_seconds for id, replicas in on_demand.items()}
 
 
 async def _open_for_calls(

@@ -49,10 +49,7 @@ class TensorBoardSink:
 
 
 def _text(tag: str, text: str) -> Any:
-    tensor = TensorProto(
-        dtype=DT_STRING,
-        string_val=[text.encode()],
-        tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
-    )
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
+    tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=shape)
     plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
     return Summary.Value(tag=tag, metadata=plugin, tensor=tensor)

@@ -50,12 +50,9 @@ def sampling_with(sampling: Sampling | Mapping[str, Any] | None, keywords: Mappi
         given = dict(sampling) if isinstance(sampling, Mapping) else {}
     values = {**given, **keywords}
     if unknown := [name for name in values if name not in PARAMETERS]:
-        raise InvalidInput(
-            [
-                FieldViolation(name if name in keywords else f"sampling.{name}", _explanation(str(name)))
-                for name in unknown
-            ]
-        )
+        places = [name if name in keywords else f"sampling.{name}" for name in unknown]
+        reasons = [_explanation(str(name)) for name in unknown]
+        raise InvalidInput(list(map(FieldViolation, places, reasons)))
     if not values:
         return None if isinstance(sampling, Mapping) else sampling
     return replace(sampling, **values) if isinstance(sampling, Sampling) else Sampling(**values)
