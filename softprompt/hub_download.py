@@ -68,12 +68,7 @@ def download(hub_id: str, revision: str, made: Path, progress: Progress, token: 
 def _explained(error: Exception, hub_id: str, revision: str, token: str) -> SoftPromptError:
     """The error of a download in our words, with what to do."""
     from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     has_token = bool(token or get_token())

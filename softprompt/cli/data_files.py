@@ -14,14 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from shared.text.counted import counted
-from softprompt.cli.data import (
-    LabelsOption,
-    label_set,
-    mending_command,
-    read_examples,
-    source_of,
-    with_data_options,
-)
+from softprompt.cli.data import LabelsOption, label_set, mending_command, read_examples, source_of, with_data_options
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import print_json, show, show_facts, stderr, table

@@ -12,7 +12,7 @@ from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
 from softprompt.cli.job_options import with_source
 from softprompt.cli.options import open_client
 from softprompt.cli.output import numbers, print_json, show, show_or_json, stderr
-from softprompt.display.transfer import upload_display
+from softprompt.display.transfer import transfer_display, upload_display
 from softprompt.report.distillation import distillation_facts
 from softprompt.types.type_names import listed
 
@@ -117,8 +117,6 @@ def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> No
     """Wait until a live replica serves or refuses the version that the alias now names. Raises Failure with a refusal's
     reason. Prints nothing if no replica is alive, or if this caller can't ask for the status.
     """
-    from softprompt.display.transfer import transfer_display
-
     result = job.result
     if result is None or not result.alias_moved:  # replicas load what an alias names
         return

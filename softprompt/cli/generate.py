@@ -9,14 +9,7 @@ import typer
 
 from shared.values.generation import GenerationEnd, GenerationStart
 from shared.values.sampling import Sampling
-from softprompt.cli.options import (
-    REFERENCE_HELP,
-    InferenceOption,
-    JsonOption,
-    example,
-    open_client,
-    options_under,
-)
+from softprompt.cli.options import REFERENCE_HELP, InferenceOption, JsonOption, example, open_client, options_under
 from softprompt.cli.output import print_json, show, stderr, stdout, table, write
 from softprompt.cli.sampling import with_sampling_options
 from softprompt.cli.text_input import read_input

@@ -21,10 +21,9 @@ from shared.values.datasets import StoredDataset
 from softprompt.client.datasets import SLOWEST_BYTES_PER_SECOND
 from softprompt.gateway import paging
 from softprompt.gateway.backend import Backend
-from softprompt.gateway.body import bounded_stream, settings_of, wrong_type
+from softprompt.gateway.body import COMPRESSED, ZIP, bounded_stream, file_name, settings_of, upload_slot, wrong_type
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value, missing, unknown_field, unsupported
-from softprompt.gateway.uploads import COMPRESSED, ZIP, file_name, upload_slot
 
 PURPOSE = "fine-tune"
 _ID = re.compile(r"file-([0-9a-f]{64})")

@@ -18,16 +18,7 @@ from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import Rename, bad_value
-from softprompt.gateway.fields import (
-    Content,
-    Fields,
-    ModelName,
-    OnlyFalse,
-    message_of,
-    renaming,
-    sampling_of,
-    text_as,
-)
+from softprompt.gateway.fields import Content, Fields, ModelName, OnlyFalse, message_of, renaming, sampling_of, text_as
 from softprompt.gateway.guides import Name, check_members, guide_of
 from softprompt.gateway.response_events import ResponseDraft, response_events
 from softprompt.gateway.streaming import EventStream

@@ -13,8 +13,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from softprompt.tracking.entries import Entry
-from softprompt.tracking.position import PositionFile
+from softprompt.tracking.entries import Entry, PositionFile
 
 
 class TensorBoardSink:

@@ -7,8 +7,7 @@ from typing import Any
 
 import wandb
 
-from softprompt.tracking.entries import Entry
-from softprompt.tracking.position import PositionFile
+from softprompt.tracking.entries import Entry, PositionFile
 
 _LAST = "softprompt/last_event"
 

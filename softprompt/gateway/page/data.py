@@ -21,11 +21,10 @@ from softprompt.data.layout import Layouts
 from softprompt.data.prepare import prepare
 from softprompt.data.problems import Unusable, UnusableData
 from softprompt.gateway.backend import Backend
-from softprompt.gateway.body import bounded_stream, settings_of
+from softprompt.gateway.body import COMPRESSED, ZIP, bounded_stream, file_name, settings_of, upload_slot
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value
 from softprompt.gateway.page.answers import json_response
-from softprompt.gateway.uploads import COMPRESSED, ZIP, file_name, upload_slot
 from softprompt.types.data import DATASET, Data
 
 _PREVIEW_ROWS = 8

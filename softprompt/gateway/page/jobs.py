@@ -18,7 +18,7 @@ from starlette.responses import Response
 from shared.values.hyperparameters import Hyperparameters
 from shared.values.spec import TuningSpec
 from softprompt.gateway.backend import Backend
-from softprompt.gateway.body import read_model
+from softprompt.gateway.body import read_model, upload_slot
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value
 from softprompt.gateway.fields import Fields
@@ -26,7 +26,6 @@ from softprompt.gateway.page.answers import json_response, whole_number
 from softprompt.gateway.page.data import FILE_QUERY, uploaded, write_file
 from softprompt.gateway.paging import TEXT_SCHEMA
 from softprompt.gateway.streaming import EventStream, event
-from softprompt.gateway.uploads import upload_slot
 
 _MAX_JOBS = 100
 _JOB_QUERY = {**FILE_QUERY, "prompt": TEXT_SCHEMA, "base_model": TEXT_SCHEMA, "num_steps": {"type": "integer"}}
