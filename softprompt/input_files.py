@@ -16,9 +16,7 @@ _READ_BYTES = 1 << 20
 
 
 def input_file(path: str | Path, field: str) -> Path | bytes:
-    """The path of a regular file, or the bytes of a pipe or device, which can be read only once. Raises NotFound, or
-    InvalidInput for `field` if it is something else.
-    """
+    """The path of a regular file, or the bytes of a pipe or device, readable once. Raises NotFound, or InvalidInput."""
     if not str(path):
         raise InvalidInput.of(field, "the file name is empty")
     found = expanded(path)

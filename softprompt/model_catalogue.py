@@ -32,9 +32,7 @@ CATALOGUE = {
 
 
 def models_dir() -> Path:
-    """The directory of downloaded models: `$SOFTPROMPT_MODELS`, else `models` in the user's cache, where all checkouts
-    share one copy that backups leave out.
-    """
+    """The directory of downloaded models: `$SOFTPROMPT_MODELS`, else in the user's cache, which backups leave out."""
     if chosen := os.environ.get("SOFTPROMPT_MODELS"):
         return expanded(chosen)
     return user_cache() / "models"

@@ -73,9 +73,7 @@ def pull(name: str, destination: Path, progress: Progress | None = None, *, serv
 
 
 def _in_hubs_cache(wanted: WantedModel) -> Path | None:
-    """The model in the hub's cache, where another program or an earlier build has put it; else None, also if
-    SOFTPROMPT_MODELS is set: containers don't keep that cache.
-    """
+    """The model in the hub's cache, if a program has put it there and SOFTPROMPT_MODELS (containers) is not set."""
     if wanted.name in CATALOGUE or wanted.is_pinned or os.environ.get("SOFTPROMPT_MODELS"):
         return None
     from huggingface_hub import snapshot_download
@@ -102,9 +100,7 @@ def _uncatalogued(name: str) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path, progress: Progress) -> Iterator[int]:
-    """Hold a lock file. Yields its descriptor, which child processes share: the kernel releases it with the last of
-    them.
-    """
+    """Hold a lock file. Yields its descriptor: child processes share it, and the kernel releases it after the last."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if not lock_descriptor(descriptor, blocking=False):
@@ -116,9 +112,7 @@ def _locked(path: Path, progress: Progress) -> Iterator[int]:
 
 
 def _build(wanted: WantedModel, target: Path, lock: int, progress: Progress, server: str, token: str) -> Path:
-    """Create the model in a temporary directory next to `target`, then rename it. The caller holds the lock. A name
-    with a dot is not taken for a model.
-    """
+    """Create the model in a hidden directory next to `target`, then rename it. The caller holds the lock."""
     prefix = f".{target.name}.partial-"
     for leftover in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(leftover)

@@ -65,9 +65,7 @@ class Promoted:
 
 
 def plan_promotion(source: Client, target: Client, reference: str, alias: str = DEFAULT_ALIAS) -> Plan:
-    """Reads the version `reference` and what the target's `alias` names (empty: no alias moves). Changes nothing.
-    Raises NotFound, DamagedBlob.
-    """
+    """Reads `reference` and what the target's `alias` names; changes nothing. Raises NotFound, DamagedBlob."""
     version, blob = source.download_version(reference)
     prompt = PromptReference.parse(reference, "reference").prompt
     there = _find(target, prompt)

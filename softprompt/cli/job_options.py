@@ -1,6 +1,4 @@
-"""How a command names a job (its name, its id, or the beginning or the end of its id), and options of the commands that
-create one.
-"""
+"""How a command names a job (name, id, or the id's beginning or end), and options of commands that create one."""
 
 from __future__ import annotations
 

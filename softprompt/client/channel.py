@@ -57,9 +57,7 @@ def open_channel(endpoint: str, security: ClientSecurity, retry_overloaded: bool
 
 
 def open_replica_channel(address: str, security: ClientSecurity) -> grpc.aio.Channel:
-    """A channel to one replica that adds nothing to its calls and repeats none. It is READY while the replica reports
-    SERVING. Raises InvalidInput for unreadable TLS files.
-    """
+    """A channel to one replica, without retries, READY while it reports SERVING. Raises InvalidInput for TLS files."""
     config = {"healthCheckConfig": {"serviceName": ""}, "loadBalancingConfig": [{"round_robin": {}}]}
     options = (("grpc.enable_retries", 0), ("grpc.max_reconnect_backoff_ms", 2000))
     return _open(address, security, config, options)

@@ -60,12 +60,7 @@ class Peer:
     """One service at one address. Its channel opens on first use, in the event loop that uses it."""
 
     def __init__(
-        self,
-        kind: Kind,
-        endpoint: str,
-        timeout_seconds: float,
-        security: ClientSecurity,
-        retry_overloaded: bool = True,
+        self, kind: Kind, endpoint: str, timeout_seconds: float, security: ClientSecurity, retry_overloaded: bool
     ) -> None:
         self._kind, self.endpoint, self.timeout_seconds, self._security = kind, endpoint, timeout_seconds, security
         self._retry_overloaded = retry_overloaded
@@ -212,9 +207,7 @@ class Connection:
         return generation_pb2_grpc.GenerationServiceStub(self.inference.channel)
 
     async def send(self, request: Message, timeout_seconds: float | None = None) -> Any:
-        """The response of the method that the request's name says: `GetPromptRequest` is for `GetPrompt`. A file of
-        messages is named as the stub here of the one service in it.
-        """
+        """The response of the method that the request is named after: `GetPromptRequest` is of `GetPrompt`."""
         service = request.DESCRIPTOR.file.name.rpartition("/")[2].removesuffix(".proto")
         peer = self.inference if service == "generation" else self.trainer
         method = getattr(getattr(self, service), request.DESCRIPTOR.name.removesuffix("Request"))

@@ -27,9 +27,7 @@ _SAMPLE_CELLS = 6
 def prepare(
     data: str | os.PathLike[str] | Examples | Data | PreparedData, labels: Sequence[str] = (), which: str = DATASET
 ) -> PreparedData:
-    """Read all of the data, which may take seconds. Raises UnusableData with every kind of error, NotFound, or
-    InvalidInput naming `which` for a value that is not data.
-    """
+    """Read all of the data, for seconds. Raises UnusableData with every kind of error, NotFound, or InvalidInput."""
     if isinstance(data, PreparedData):
         return data
     data = data if isinstance(data, Data) else Data(data)

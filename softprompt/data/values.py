@@ -30,9 +30,7 @@ def is_missing(value: Any) -> bool:
 
 
 def text_of(value: Any, part: str) -> str:
-    """The text of a cell: numbers and booleans as in JSON, dates as in ISO 8601. Raises Unusable for a value that is
-    missing, no scalar, or not valid Unicode.
-    """
+    """The text of a cell, as in JSON or ISO 8601. Raises Unusable for no scalar, no value and invalid Unicode."""
     if is_missing(value):
         raise Unusable("is missing", part, f"{part} is missing")
     value = _plain(value)
@@ -57,9 +55,7 @@ def text_of(value: Any, part: str) -> str:
 
 
 def with_short_floats(rows: Iterable[dict[str, Any]], types: Mapping[str, object]) -> Iterator[dict[str, Any]]:
-    """The rows with the shortest decimals of narrow floats, which the library widened: 0.1 as float32 means 0.1, and
-    not 0.10000000149011612. `types`: those of the columns.
-    """
+    """The rows with narrow floats as the shortest decimals: 0.1, not 0.10000000149011612. `types`: of the columns."""
     kinds = {name: str(kind).lower().removesuffix("[pyarrow]") for name, kind in types.items()}
     narrow = {name: _NARROW[kind] for name, kind in kinds.items() if kind in _NARROW}
     for row in rows:

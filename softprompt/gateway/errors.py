@@ -206,9 +206,7 @@ def unknown_field(param: str) -> ApiError:
 
 
 def param_of(location: tuple[str | int, ...], keeps_last: bool = False) -> str:
-    """pydantic's location as the API writes it, `messages[2].content`, without the names of a union's members, except
-    the last name if `keeps_last`.
-    """
+    """pydantic's location as in `messages[2].content`, without a union's members, but the last name if `keeps_last`."""
     text = ""
     for index, part in enumerate(location):
         if isinstance(part, int):

@@ -32,9 +32,7 @@ _REMEDY = "on a machine that may run its code, convert it with safetensors.torch
 
 @dataclass(frozen=True)
 class ImportSource:
-    """The `file` to send; others of its directory are only checked. `kind`: PROMPT or PREFIX if one of them says so,
-    else empty.
-    """
+    """The `file` to send; others of its directory are only checked. `kind`: PROMPT or PREFIX if one of them says so."""
 
     file: Path
     kind: str = ""
@@ -92,9 +90,7 @@ def _checked(file: Path) -> Path:
 
 
 def _checked_config(file: Path, weights: Path) -> tuple[str, str]:
-    """The kind of prefix that an adapter is, and the base model that it names. Raises InvalidInput for an adapter that
-    is no prefix, or whose two files contradict each other.
-    """
+    """An adapter's kind of prefix and its base model. Raises InvalidInput for no prefix or contradicting files."""
     if not file.is_file():
         raise _refused(file, "is missing, so the kind of adapter is unknown; give the .safetensors file itself")
     if file.stat().st_size > _MAX_CONFIG_BYTES:

@@ -20,9 +20,7 @@ class Interrupted(Exception):
 
 
 def run_interruptible(work: Callable[[], Coroutine[Any, Any, None]], at_once: Callable[[], None]) -> None:
-    """Run `work()`. The first signal cancels it and waits until it has cleaned up; each further one calls `at_once`.
-    Raises Interrupted after a signal.
-    """
+    """Run `work()`. The first signal cancels it and raises Interrupted in the end; each further one calls `at_once`."""
     asyncio.run(_run(work, at_once))
 
 

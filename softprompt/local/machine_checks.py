@@ -1,6 +1,4 @@
-"""Checks of this machine for `softprompt doctor`: Python, packages, memory, disk, compiler, model, store, ports. They
-raise nothing and need only the light install.
-"""
+"""Checks of this machine for `softprompt doctor`. They raise nothing and need only the light install."""
 
 from __future__ import annotations
 

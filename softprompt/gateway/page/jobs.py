@@ -54,9 +54,7 @@ async def create_job(request: Request, backend: Backend) -> Response:
 
 @endpoint("page.jobs.check", query=_JOB_QUERY)
 async def check_job(request: Request, backend: Backend) -> Response:
-    """The estimate of a job with the file in the body: its time, the recipe's choices, and counts of the data. The
-    examples are stored, and no job is created.
-    """
+    """The estimate of a job with the file in the body. Its examples are stored; no job is created."""
     async with _job_spec(request, backend) as spec:
         return json_response(await backend.client.validate_job(spec))
 
