@@ -23,8 +23,7 @@ from softprompt.types.type_names import listed
 
 app = typer.Typer(no_args_is_help=True)
 FileArgument = Annotated[
-    str,
-    typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines, may be gzipped; - reads standard input."),
+    str, typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines, may be gzipped; - reads standard input.")
 ]
 _LABELS_SHOWN = 20
 

@@ -44,8 +44,7 @@ def export(
 
 
 @app.command(
-    "import",
-    epilog=example("softprompt prompts import ./peft-adapter --prompt support-tone --template 'Q: {input}'"),
+    "import", epilog=example("softprompt prompts import ./peft-adapter --prompt support-tone --template 'Q: {input}'")
 )
 def import_(
     path: Annotated[

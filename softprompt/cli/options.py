@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 _address = partial(typer.Option, metavar="HOST:PORT")
 TrainerOption = Annotated[
-    str | None,
-    _address("--trainer", envvar=TRAINER_VARIABLE, help="Address of the trainer service [127.0.0.1:50051]."),
+    str | None, _address("--trainer", envvar=TRAINER_VARIABLE, help="Address of the trainer service [127.0.0.1:50051].")
 ]
 InferenceOption = Annotated[
     str | None,

@@ -30,12 +30,10 @@ def options(
         ),
     ] = None,
     tls_ca_file: Annotated[
-        str | None,
-        _pem(help="Certificate authorities to trust instead of the system's (SOFTPROMPT_TLS_CA_FILE)."),
+        str | None, _pem(help="Certificate authorities to trust instead of the system's (SOFTPROMPT_TLS_CA_FILE).")
     ] = None,
     tls_certificate_file: Annotated[
-        str | None,
-        _pem(help="Client certificate, for services that require one (SOFTPROMPT_TLS_CERTIFICATE_FILE)."),
+        str | None, _pem(help="Client certificate, for services that require one (SOFTPROMPT_TLS_CERTIFICATE_FILE).")
     ] = None,
     tls_key_file: Annotated[str | None, _pem(help="Key of the client certificate (SOFTPROMPT_TLS_KEY_FILE).")] = None,
     tls_server_name: Annotated[

@@ -199,13 +199,7 @@ class PromptMethods:
         return described, bytes(data)
 
     async def export_version(
-        self,
-        version: str,
-        directory: str | Path,
-        *,
-        base_model: str = "",
-        overwrite: bool = False,
-        peft_type: str = "",
+        self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False, peft_type: str = ""
     ) -> PromptVersion:
         """Write a version as a directory for `peft.PeftModel.from_pretrained`, which loads the model from `base_model`.
         `peft_type`: for keys and values, PREFIX_TUNING (if empty) or CARTRIDGE.

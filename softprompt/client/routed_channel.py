@@ -147,10 +147,7 @@ class RoutedStream:
     """The part of a streaming call that the client uses."""
 
     def __init__(
-        self,
-        responses: AsyncGenerator[bytes, None],
-        deserializer: Deserializer,
-        ending: set[asyncio.Task[None]],
+        self, responses: AsyncGenerator[bytes, None], deserializer: Deserializer, ending: set[asyncio.Task[None]]
     ) -> None:
         self._responses, self._deserializer, self._ending = responses, deserializer, ending
         self._step: asyncio.Task[bytes | None] | None = None

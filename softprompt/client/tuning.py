@@ -107,11 +107,7 @@ class TuningMethods(DatasetMethods, JobFollowing):
         return await self.create_job(spec, request_id=request_id, on_upload=on_upload)
 
     async def tune(
-        self,
-        spec: TuningSpec,
-        *,
-        on_event: Callable[[JobEvent], object] | None = None,
-        progress: bool | None = None,
+        self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None, progress: bool | None = None
     ) -> TuningJob:
         """Queue a job; wait until it succeeds and until a live replica, if there is one, serves its version. `progress`
         shows state, losses and time left (None: in notebooks). Raises JobFailed, also if it is cancelled,

@@ -90,9 +90,7 @@ class TextPart(Fields):
 
 
 Content = Annotated[
-    list[TextPart],
-    Field(min_length=1),
-    text_as(lambda text: [{"type": "text", "text": text}], str | list[TextPart]),
+    list[TextPart], Field(min_length=1), text_as(lambda text: [{"type": "text", "text": text}], str | list[TextPart])
 ]
 """A text, or text parts, which are joined by line breaks as in training data."""
 

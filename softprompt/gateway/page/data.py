@@ -24,7 +24,7 @@ from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import COMPRESSED, ZIP, bounded_stream, file_name, settings_of, upload_slot
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value
-from softprompt.gateway.page.answers import json_response
+from softprompt.gateway.results import json_response
 from softprompt.types.data import DATASET, Data
 
 _PREVIEW_ROWS = 8

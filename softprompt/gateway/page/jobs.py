@@ -22,9 +22,9 @@ from softprompt.gateway.body import read_model, upload_slot
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value
 from softprompt.gateway.fields import Fields
-from softprompt.gateway.page.answers import json_response, whole_number
 from softprompt.gateway.page.data import FILE_QUERY, uploaded, write_file
-from softprompt.gateway.paging import TEXT_SCHEMA
+from softprompt.gateway.paging import TEXT_SCHEMA, whole_number
+from softprompt.gateway.results import json_response
 from softprompt.gateway.streaming import EventStream, event
 
 _MAX_JOBS = 100

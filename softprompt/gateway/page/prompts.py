@@ -16,7 +16,7 @@ from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import api_error
 from softprompt.gateway.fields import Fields
-from softprompt.gateway.page.answers import json_response
+from softprompt.gateway.results import json_response
 
 
 @endpoint("page.prompts.list")
