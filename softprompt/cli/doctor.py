@@ -124,9 +124,8 @@ def _asked(
     now: datetime | None = getattr(found, "current_time", None)
     if now is not None and now > datetime.fromtimestamp(0, UTC) + timedelta(days=1):
         skew = now.timestamp() - middle
-        is_wrong = abs(skew) - trip / 2 > MAX_SKEW_SECONDS
-        fix = "synchronise both clocks (chrony, systemd-timesyncd)" if is_wrong else ""
-        if is_wrong:
+        if abs(skew) - trip / 2 > MAX_SKEW_SECONDS:
+            fix = "synchronise both clocks (chrony, systemd-timesyncd)"
             findings.append(Finding("clock", f"the {name}'s is {skew:+.0f} s from this machine's", True, fix))
     return found, findings
 

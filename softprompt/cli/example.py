@@ -76,27 +76,26 @@ def _report(chosen: Example, model: str, data: Path | None, trainer: str | None)
 
     reports: list[JobReport] = []
 
-    async def follow(trainer: str, inference: str | None = None) -> None:
+    async def follow(trainer: str | None, inference: str | None = None) -> None:
         async with AsyncClient(trainer, inference, security=chosen_security()) as client:
             with training_display(stderr(), chosen.name) as show_event:
                 reports.append(await train(client, chosen, show_event))
 
     with ExitStack() as stack:
+        services: LocalServices | None = None
         if trainer is None:
             require("trainer", "inference")
             folder = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-example-")))
             config = LocalConfig(pull_with_progress(model or DEFAULT_MODEL), folder)
             services = LocalServices(config, lambda name, line: None)
 
-            async def work() -> None:
-                stderr().print("starting the services ...")
-                async with services:
-                    await follow(services.trainer_endpoint, services.inference_endpoint)
-        else:
-            services = None
-
-            async def work() -> None:
+        async def work() -> None:
+            if services is None:
                 await follow(trainer)
+                return
+            stderr().print("starting the services ...")
+            async with services:
+                await follow(services.trainer_endpoint, services.inference_endpoint)
 
         try:
             run_interruptible(work, lambda: services.kill_now() if services is not None else None)

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-from functools import wraps
+from functools import partial, wraps
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -183,10 +183,8 @@ def _values(given: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any
         if isinstance(value, list):
             option = {**HYPERPARAMETERS, **TEMPLATE}[name].option
             is_number = typing.get_args(hints[name])[1] is float
-            value = {
-                key: _number(text, option) if is_number else _json(text)
-                for key, text in key_values(value, option).items()
-            }
+            read = partial(_number, option=option) if is_number else _json
+            value = {key: read(text) for key, text in key_values(value, option).items()}
         values[name] = value
     return values
 

@@ -65,12 +65,8 @@ class ExampleReader:
         source = row[layout.input]
         target = "label" if layout.label else "output"
         value = row[layout.label or layout.output]
-        if (
-            _is_list(source)
-            and all(isinstance(turn, Mapping) for turn in source)
-            and layout.output
-            and not layout.instruction
-        ):  # TRL's prompt and completion, each a list of turns
+        are_turns = _is_list(source) and all(isinstance(turn, Mapping) for turn in source)
+        if are_turns and layout.output and not layout.instruction:  # TRL's prompt and completion, each a list of turns
             answer = list(value) if _is_list(value) else [{"role": "assistant", "content": value}]
             return self._messages([*source, *answer], layout.input)
         if layout.instruction:

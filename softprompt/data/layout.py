@@ -109,12 +109,8 @@ class Layouts:
             system = only_column([name for name in free if name != messages], ("system",))
             return Layout(messages=messages, system=system, extra=_rest(columns, messages, system))
         instruction, context = _named(free, "instruction"), _named(free, "input")
-        if (
-            instruction
-            and context
-            and "input" not in chosen
-            and (output := chosen.get("output") or only_column(free, OUTPUT_NAMES))
-        ):
+        output = chosen.get("output") or only_column(free, OUTPUT_NAMES)
+        if instruction and context and output and "input" not in chosen:
             return Layout(context, output, instruction=instruction, extra=_rest(columns, instruction, context, output))
         input = chosen.get("input") or only_column(free, INPUT_NAMES)
         output, label = chosen.get("output", ""), chosen.get("label", "")

@@ -71,9 +71,9 @@ class Turns:
             keys = ", ".join(map(repr, sorted(extra)))
             raise Unusable(f"has {keys} beside role and content", part, f"turn keys {keys}")
         self.dropped |= extra
-        role = turn.get("role", turn.get("from"))
-        known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+        known = _role(turn)
         if known is None:
+            role = turn.get("role", turn.get("from"))
             reason = f"must be one of system, user, assistant, not {shown(role)}"
             raise Unusable(reason, f"{part}.role", f"role {shown(role)}")
         content = _content(turn.get("content", turn.get("value")), f"{part}.content")
@@ -101,14 +101,15 @@ def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Ma
             raise Unusable(f"must be 0 or 1, not {shown(weight)}", f"{part}[{index}].weight", "weight")
     for index in range(len(turns) - 1, -1, -1):
         weight = turns[index].get("weight")
-        role = turns[index].get("role", turns[index].get("from"))
-        if (
-            isinstance(role, str)
-            and _ROLES.get(role.strip().lower()) == "assistant"
-            and (is_missing(weight) or weight == 1)
-        ):
+        if _role(turns[index]) == "assistant" and (is_missing(weight) or weight == 1):
             return turns[: index + 1]
     return None
+
+
+def _role(turn: Mapping[str, Any]) -> str | None:
+    """The role by its name here; None for an unknown one."""
+    role = turn.get("role", turn.get("from"))
+    return _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
 
 
 def _content(value: Any, part: str) -> str:

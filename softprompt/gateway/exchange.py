@@ -109,8 +109,7 @@ class Exchange:
         self._metrics.tenants.observe(labels, outcome_of_status(response.status), seconds, first)
 
     def _report(self, scope: Scope, operation: str, response: _Response) -> None:
-        metrics, ended = self._metrics, time.perf_counter()
-        seconds = ended - response.begun
+        metrics, seconds = self._metrics, time.perf_counter() - response.begun
         metrics.handled.labels(operation, str(response.status)).inc()
         metrics.seconds.labels(operation).observe(seconds)
         if response.started is not None:
