@@ -186,7 +186,7 @@ def _move(folder: Path, held_out: Set[int], corrected: Mapping[int, str]) -> Non
                         train.write(json.dumps(_answered(json.loads(line), text)).encode() + b"\n")
                     else:
                         is_held_out = path == own or (not own.exists() and number in held_out)
-                        (left if is_held_out else train).write(_whole(line))
+                        (left if is_held_out else train).write(line.removesuffix(b"\n") + b"\n")  # the last may lack it
         if not left.tell():
             message = "at least one held-out example must stay as it is, to measure the next version on"
             raise bad_value("examples", message)
@@ -199,11 +199,6 @@ def _input(line: bytes) -> str:
     row = json.loads(line)
     turns = row["messages"][:-1] if "messages" in row else [{"role": "user", "content": row["input"]}]
     return json.dumps([[turn["role"], turn["content"].strip()] for turn in turns])
-
-
-def _whole(line: bytes) -> bytes:
-    """The line with its break, which the last one may lack."""
-    return line if line.endswith(b"\n") else line + b"\n"
 
 
 def _answered(row: dict[str, Any], text: str) -> dict[str, Any]:
