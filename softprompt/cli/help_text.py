@@ -112,5 +112,5 @@ def _section(rows: list[tuple[str, str]], width: int) -> Iterable[str]:
 
 
 def _wrapped(text: str, width: int, indent: str = "", first: str = "") -> str:
-    unbroken = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=indent, **unbroken) + "\n"
+    wrapper = textwrap.TextWrapper(width, first, indent, break_long_words=False, break_on_hyphens=False)
+    return wrapper.fill(text) + "\n"

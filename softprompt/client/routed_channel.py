@@ -21,7 +21,8 @@ from softprompt.routing.ask import Call
 from softprompt.routing.overview import OVERVIEWS
 from softprompt.routing.routing import Routing
 
-Serializer, Deserializer = Callable[[Any], bytes] | None, Callable[[bytes], Any] | None
+Serializer = Callable[[Any], bytes] | None
+Deserializer = Callable[[bytes], Any] | None
 SCHEME = "store:"
 """Scheme of an address `store:URL`, with the URL of the prompt store."""
 _PAUSES_SECONDS = (0.15, 0.45, 1.35)

@@ -77,8 +77,8 @@ async def _form(request: Request) -> FormData:
     most = settings.max_file_bytes + _FORM_BYTES
     async with aclosing(bounded_stream(request, most, min(seconds, most / SLOWEST_BYTES_PER_SECOND))) as stream:
         try:
-            limits = {"max_files": 8, "max_fields": 8, "max_part_size": _FORM_BYTES}
-            return await MultiPartParser(request.headers, stream, **limits).parse()
+            form = MultiPartParser(request.headers, stream, max_files=8, max_fields=8, max_part_size=_FORM_BYTES)
+            return await form.parse()
         except (MultiPartException, UnicodeDecodeError, KeyError, LookupError) as error:
             text = error.message if isinstance(error, MultiPartException) else "it is not well-formed"
             raise ApiError(400, f"the form can't be read: {text}", code="invalid_form") from None
