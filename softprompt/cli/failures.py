@@ -64,10 +64,12 @@ def exit_code(error: Exception) -> int:
             return EXIT_REFUSED
         case errors.PermissionDenied() | errors.Unauthenticated():
             return EXIT_REFUSED
-        case errors.Unavailable() | errors.Overloaded() | errors.DeadlineExceeded() | errors.Cancelled():
+        case errors.Unavailable() | errors.Overloaded():
+            return EXIT_AWAY
+        case errors.DeadlineExceeded() | errors.Cancelled() | TimeoutError():
             return EXIT_AWAY
         case _:
-            return EXIT_AWAY if isinstance(error, TimeoutError) else EXIT_FAILED
+            return EXIT_FAILED
 
 
 def _message(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""`softprompt prompts`: list, show and delete versions, move aliases; and the commands of the modules below."""
+"""`softprompt prompts`: list, show, delete versions, move aliases. `fleet`, `interchange`, `promote` add commands."""
 
 from __future__ import annotations
 

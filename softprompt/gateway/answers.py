@@ -39,7 +39,7 @@ def conversation(messages: list[Message], model: Reference) -> Input:
 
 @dataclass(frozen=True)
 class Ask:
-    """One generation: the arguments of the client's `generate` and `stream`."""
+    """One generation."""
 
     input: Input
     model: Reference
