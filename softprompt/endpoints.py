@@ -28,10 +28,9 @@ def inference_endpoint() -> str:
 
 
 def check_endpoint(endpoint: str, field: str, port: int) -> None:
-    """Raises InvalidInput for `field` if gRPC could never connect to the address. `port` is used in error texts.
-
-    Valid are `host:port`, `[IPv6]:port`, `dns:///name:port`, `ipv4:a:1,b:2`, `ipv6:...` and `unix:path`; see
-    grpc.github.io, "Name Resolution". Without this check, gRPC would try until the deadline.
+    """Raises InvalidInput for `field` if gRPC could never connect to the address; it would try until the deadline.
+    `port` is for error texts. Valid are `host:port`, `[IPv6]:port`, `dns:///name:port`, `ipv4:a:1,b:2`, `ipv6:...` and
+    `unix:path` (grpc.github.io, "Name Resolution").
     """
     if problem := _problem(endpoint, port):
         raise InvalidInput.of(field, f"{endpoint!r} is not an address of a service: {problem}")
@@ -55,9 +54,8 @@ def _problem(endpoint: str, port: int) -> str:
     if kind == "dns":
         return _address_problem(re.sub("^//[^/]*/", "", target), port)
     if kind in ("ipv4", "ipv6"):
-        return next(
-            filter(None, (_address_problem(address, port) for address in target.removeprefix("///").split(","))), ""
-        )
+        addresses = target.removeprefix("///").split(",")
+        return next((problem for address in addresses if (problem := _address_problem(address, port))), "")
     if "," in endpoint:
         return "several addresses are written ipv4:ADDRESS:PORT,ADDRESS:PORT, or as one name, dns:///NAME:PORT"
     return _address_problem(endpoint, port)
@@ -85,9 +83,9 @@ def _address_problem(address: str, port: int) -> str:
         return f"an IPv6 address is written in brackets, as in [::1]:{port}"
     if bracketed is not None and not _is_ipv6(bracketed[1]):
         return f"[{bracketed[1]}] is not an IPv6 address"
-    host, separator, given = (
-        (f"[{bracketed[1]}]", bracketed[2][:1], bracketed[2][1:]) if bracketed else address.partition(":")
-    )
+    host, separator, given = address.partition(":")
+    if bracketed is not None:
+        host, separator, given = f"[{bracketed[1]}]", bracketed[2][:1], bracketed[2][1:]
     if not separator and host.isdecimal():
         return f"the host is missing, as in 127.0.0.1:{host}"
     if not host:

@@ -1,20 +1,18 @@
-"""Which optional packages are installed. The lists are those of our own distribution's metadata, so they are never out
-of date.
-"""
+"""Which optional packages are installed, by the metadata of our own distribution, which is never out of date."""
 
 from __future__ import annotations
 
 import re
 from importlib.metadata import PackageNotFoundError, distribution, requires
 
+from softprompt.types.type_names import listed
+
 _NAME = re.compile(r"[\w.-]+")
 _SHOWN = 3
 
 
 def missing_packages(*extras: str) -> list[str]:
-    """Names of the packages that these extras install and that are not here. None where softprompt runs without being
-    installed.
-    """
+    """Packages that these extras install and that are not here; none where softprompt itself is not installed."""
     try:
         requirements = requires("softprompt") or []
     except PackageNotFoundError:
@@ -26,11 +24,8 @@ def missing_packages(*extras: str) -> list[str]:
 
 def advice(missing: list[str], extra: str) -> str:
     """One sentence: what is missing, and the command that installs it."""
-    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-    return (
-        f"this command needs packages that are not installed ({', '.join(missing[:_SHOWN])}{more}): pip "
-        f"install 'softprompt[{extra}]'"
-    )
+    packages = listed(missing, _SHOWN)
+    return f"this command needs packages that are not installed ({packages}): pip install 'softprompt[{extra}]'"
 
 
 def _is_installed(name: str) -> bool:

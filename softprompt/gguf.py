@@ -20,9 +20,7 @@ _MAX_ARRAY = 1 << 21
 
 
 def convert(gguf: Path, directory: Path) -> None:
-    """Write the model.
-
-    Raises ValueError for a file that is no whole GGUF file, and the errors of transformers for one that it can't
+    """Write the model. Raises ValueError for no whole GGUF file, and the errors of transformers for one that it can't
     convert; the caller must remove an incomplete directory.
     """
     check_file(gguf)
@@ -80,10 +78,9 @@ def check_file(gguf: Path) -> None:
 
 
 def _restore_pre_tokenizer(gguf: Path, tokenizer: Any) -> None:
-    """Set the pre-tokenizer that the GGUF file names (`tokenizer.ggml.pre`), which transformers ignores.
-
-    `smollm` splits off each digit before the byte-level rule. Without it, white space before a number becomes different
-    tokens than in the model's training.
+    """Set the pre-tokenizer that the file names (`tokenizer.ggml.pre`), which transformers ignores. `smollm` splits off
+    each digit before the byte-level rule: without it, spaces before numbers become other tokens than in the model's
+    training.
     """
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers

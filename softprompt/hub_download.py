@@ -23,11 +23,10 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 def download(hub_id: str, revision: str, made: Path, progress: Progress, token: str = "") -> str:
-    """Download the model's files into `made`; returns the commit. If `revision` is empty, takes the newest commit.
-
-    `token`: empty: HF_TOKEN, or the one that the hub's own client has stored. Raises Unavailable if the hub does not
-    answer or the download fails, NotFound if the hub has no such model or revision, or if the model has no safetensors,
-    PermissionDenied for a gated model, Unauthenticated for a token that the hub refuses.
+    """Download the model's files into `made`; returns the commit, the newest if `revision` is empty. `token` empty:
+    HF_TOKEN, or the one that the hub's client has stored. Raises Unavailable if the hub does not answer or the download
+    fails, NotFound without such a model, revision or safetensors, PermissionDenied for a gated model, Unauthenticated
+    for a token that the hub refuses.
     """
     if not hub.answers(hub_id):
         raise Unavailable(f"base model {hub_id!r}: the hub does not answer; try again")
@@ -40,10 +39,8 @@ def download(hub_id: str, revision: str, made: Path, progress: Progress, token: 
         info: Any = HfApi(token=token or None).model_info(
             hub_id, revision=revision or None, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True
         )
-        weights = [
-            file for file in info.siblings if Path(file.rfilename).match("*.safetensors") and "/" not in file.rfilename
-        ]
-        total = sum(file.size or 0 for file in weights)
+        names = {file.rfilename: file.size or 0 for file in info.siblings if "/" not in file.rfilename}
+        total = sum(size for name, size in names.items() if name.endswith(".safetensors"))
         check_space(made, total)
         with watching_size(made, total, progress):
             snapshot_download(
@@ -71,12 +68,7 @@ def download(hub_id: str, revision: str, made: Path, progress: Progress, token: 
 def _explained(error: Exception, hub_id: str, revision: str, token: str) -> SoftPromptError:
     """The error of a download in our words, with what to do."""
     from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     has_token = bool(token or get_token())
@@ -95,9 +87,8 @@ def _explained(error: Exception, hub_id: str, revision: str, token: str) -> Soft
     if status == 403:
         what = "the token may not read it" if has_token else give
         return PermissionDenied(f"base model {hub_id!r}: the hub forbids the download (403): {what}", source="hub")
-    return Unavailable(
-        f"base model {hub_id!r} can't be downloaded from the hub: {type(error).__name__}: {str(error)[:300]}"
-    )
+    reason = f"{type(error).__name__}: {str(error)[:300]}"
+    return Unavailable(f"base model {hub_id!r} can't be downloaded from the hub: {reason}")
 
 
 def check_space(folder: Path, total: int) -> None:

@@ -16,10 +16,7 @@ _READ_BYTES = 1 << 20
 
 
 def input_file(path: str | Path, field: str) -> Path | bytes:
-    """The path of a regular file, or the bytes of a pipe or device, which can be read only once.
-
-    Raises NotFound, or InvalidInput for `field` if the path is something else.
-    """
+    """The path of a regular file, or the bytes of a pipe or device, readable once. Raises NotFound, or InvalidInput."""
     if not str(path):
         raise InvalidInput.of(field, "the file name is empty")
     found = expanded(path)
@@ -33,15 +30,13 @@ def input_file(path: str | Path, field: str) -> Path | bytes:
         if found == STANDARD_INPUT:  # Windows has no such file
             return _read_pipe(found, field)
         if found.is_symlink():
-            raise InvalidInput.of(
-                field, f"{str(path)!r} is a link to {str(found.readlink())!r}, which does not exist"
-            ) from None
+            reason = f"{str(path)!r} is a link to {str(found.readlink())!r}, which does not exist"
+            raise InvalidInput.of(field, reason) from None
         hint = "for a file of this name write ./-; for standard input write /dev/stdin" if str(path) == "-" else ""
         raise NotFound(field if field == "file" else f"{field} file", str(path), hint) from None
     except (OSError, ValueError) as error:
-        raise InvalidInput.of(
-            field, f"can't read {_shown(str(path))}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        reason = f"can't read {_shown(str(path))}: {getattr(error, 'strerror', None) or error}"
+        raise InvalidInput.of(field, reason) from error
     kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a pipe"
     names = _files_of(found)
     advice = f"name one of its files, such as {', '.join(names)}" if names else "a file is expected"
@@ -71,9 +66,8 @@ def _read_pipe(path: Path, field: str) -> bytes:
     data = bytearray()
     with open(0, "rb", closefd=False) if path == STANDARD_INPUT else path.open("rb") as pipe:
         if pipe.isatty():
-            raise InvalidInput.of(
-                field, f"{shown_name(path)} is the terminal; give a file, or send one (COMMAND | softprompt ... -)"
-            )
+            advice = "give a file, or send one (COMMAND | softprompt ... -)"
+            raise InvalidInput.of(field, f"{shown_name(path)} is the terminal; {advice}")
         while piece := pipe.read(_READ_BYTES):
             data += piece
             if len(data) > MAX_PIPE_BYTES:

@@ -88,11 +88,15 @@ def _reading(item: Object | None) -> Iterator[None]:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         assert item is not None
-        lacks = (
-            f"{error.args[0]} is missing" if isinstance(error, KeyError) else "a part is missing or has another type"
-        )
+        lacks = "a part is missing or has another type"
+        if isinstance(error, KeyError):
+            lacks = f"{error.args[0]} is missing"
         what = f"{item['kind']} {item['metadata']['name']}"
-        raise InvalidInput.of("overlay", f"{what}: {lacks}; give what `kubectl kustomize OVERLAY` prints") from error
+        raise _refused(f"{what}: {lacks}; give what `kubectl kustomize OVERLAY` prints") from error
+
+
+def _refused(reason: str) -> InvalidInput:
+    return InvalidInput.of("overlay", reason)
 
 
 class _Overlay:
@@ -108,19 +112,15 @@ class _Overlay:
     def check(self, entries: Mapping[str, ModelEntry]) -> None:
         """Raises InvalidInput."""
         if self.inference is None:
-            raise InvalidInput.of(
-                "overlay", "has no Deployment inference: give what `kubectl kustomize OVERLAY` prints"
-            )
+            raise _refused("has no Deployment inference: give what `kubectl kustomize OVERLAY` prints")
         has_gpu = _GPU in _main(self.inference)["resources"].get("limits", {})
         if len(entries) > 1 and not self.has_router:
-            raise InvalidInput.of("overlay", "needs components/router: the file has several models")
+            raise _refused("needs components/router: the file has several models")
         for id, entry in entries.items():
             if entry.replicas.least == 0 and not (self.is_scaled and self.has_router):
-                raise InvalidInput.of(
-                    "overlay", f"needs components/keda and components/router: replicas.least of {id} is 0"
-                )
+                raise _refused(f"needs components/keda and components/router: replicas.least of {id} is 0")
             if entry.replicas.num_gpus and not has_gpu:
-                raise InvalidInput.of("overlay", f"needs components/gpu: replicas.num_gpus of {id} is set")
+                raise _refused(f"needs components/gpu: replicas.num_gpus of {id} is set")
 
 
 def _names(entries: Mapping[str, ModelEntry]) -> dict[str, str]:
@@ -184,9 +184,7 @@ def _scaled_object(item: Object, entry: ModelEntry, name: str, overlay: _Overlay
 
 
 def query(base_model: str, namespace: str) -> str:
-    """The requests that run or wait for a base model, in PromQL. A series that does not exist counts as 0: without
-    replicas, nothing exports theirs.
-    """
+    """The requests that run or wait for a base model, in PromQL. A series that is missing (no replicas) counts as 0."""
     of_pods = f'namespace="{namespace}",softprompt_io_base_model="{base_model}"'
     of_router = f'namespace="{namespace}",base_model="{base_model}"'
     terms = (

@@ -32,10 +32,7 @@ CATALOGUE = {
 
 
 def models_dir() -> Path:
-    """The directory of downloaded models: `$SOFTPROMPT_MODELS`, else `models` in the user's cache.
-
-    In the cache, all checkouts and services of a user share one copy, and backups don't include it.
-    """
+    """The directory of downloaded models: `$SOFTPROMPT_MODELS`, else in the user's cache, which backups leave out."""
     if chosen := os.environ.get("SOFTPROMPT_MODELS"):
         return expanded(chosen)
     return user_cache() / "models"

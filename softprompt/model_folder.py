@@ -38,18 +38,15 @@ class Origin:
 
 
 def origin_of(directory: Path) -> Origin | None:
-    """None for a catalogued model, or one that another program put there. Raises PreconditionFailed if it is damaged,
-    OSError.
-    """
+    """None for a catalogued model or another program's. Raises PreconditionFailed if it is damaged, OSError."""
     try:
         found = json.loads((directory / ORIGIN_FILE).read_bytes())
         return Origin(str(found["hub_id"]), str(found["revision"]), str(found["commit"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise PreconditionFailed(
-            f"{directory / ORIGIN_FILE} can't be read: remove {directory} and pull again"
-        ) from error
+        reason = f"{directory / ORIGIN_FILE} can't be read: remove {directory} and pull again"
+        raise PreconditionFailed(reason) from error
 
 
 def is_model(directory: Path) -> bool:
@@ -58,18 +55,15 @@ def is_model(directory: Path) -> bool:
 
 
 def is_there(wanted: WantedModel, directory: Path) -> bool:
-    """Whether the model is in the directory. Raises PreconditionFailed if it has another model, revision or
-    fingerprint, or only a part of a model.
-    """
+    """Whether the model is there. Raises PreconditionFailed for another model, revision or fingerprint, or a part."""
     if not is_model(directory):
         return False
     if not is_complete(directory):
         check_whole(directory)
     origin = origin_of(directory)
     if origin is not None and origin.hub_id != wanted.name:
-        raise PreconditionFailed(
-            f"{directory} has {origin.hub_id} and not {wanted.name}: store one of them under another name, ID=NAME"
-        )
+        advice = "store one of them under another name, ID=NAME"
+        raise PreconditionFailed(f"{directory} has {origin.hub_id} and not {wanted.name}: {advice}")
     if origin is not None and wanted.revision not in ("", origin.revision, origin.commit):
         raise PreconditionFailed(
             f"{directory} has {origin.hub_id} at commit {origin.commit} and not at {wanted.revision}: store this "
@@ -87,9 +81,7 @@ def check_fingerprint(wanted: WantedModel, directory: Path) -> None:
 
 
 def check_whole(directory: Path) -> None:
-    """Raises PreconditionFailed if a directory lacks files of a model or has one that is cut short, as a copy that was
-    interrupted does. Reads no weights but their headers.
-    """
+    """Raises PreconditionFailed if files of a model are missing or cut short. Reads only the headers of weights."""
     problem = ""
     try:
         check_files(directory, directory.name)
@@ -107,15 +99,12 @@ def check_whole(directory: Path) -> None:
     if not any(file for pattern in _TOKENIZERS for file in directory.glob(pattern)):
         problem = problem or "it has no tokenizer"
     if problem:
-        raise PreconditionFailed(
-            f"{directory} has no complete model: {problem}; copy it again, or remove it and pull again"
-        )
+        advice = "copy it again, or remove it and pull again"
+        raise PreconditionFailed(f"{directory} has no complete model: {problem}; {advice}")
 
 
 def mark_complete(directory: Path) -> None:
-    """Write the mark if it is missing, or if the files have other sizes than those that it was made of. Does nothing
-    for a directory without weights or that can't be written.
-    """
+    """Write the mark if it is missing or made of other sizes. Does nothing without weights or the right to write."""
     if not is_complete(directory) and os.access(directory, os.W_OK):
         with suppress(NotFound):
             fingerprint.ship(directory)
@@ -129,9 +118,8 @@ def is_complete(directory: Path) -> bool:
 
 
 def wait_until_complete(wanted: list[WantedModel], destination: Path, timeout_seconds: float) -> list[Path]:
-    """Wait until another process has pulled all models into `destination`; returns their directories.
-
-    Raises DeadlineExceeded with the names of the missing ones, PreconditionFailed as `is_there`.
+    """Wait until another process has pulled all models into `destination`; returns their directories. Raises
+    DeadlineExceeded with the missing names, PreconditionFailed as `is_there`.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:

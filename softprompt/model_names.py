@@ -1,6 +1,4 @@
-"""Names of models for `softprompt models pull`: `[ID=]NAME[@REVISION]` or `[ID=]NAME[@sha256:FINGERPRINT]`, and the
-directory of each. Uses no network.
-"""
+"""Names for `models pull`: `[ID=]NAME[@REVISION]` or `[ID=]NAME[@sha256:FINGERPRINT]`, and their directories."""
 
 from __future__ import annotations
 
@@ -34,10 +32,9 @@ class WantedModel:
 
     @classmethod
     def parse(cls, text: str, *, local: bool = True) -> WantedModel:
-        """Parse `NAME` or `ID=NAME`, with `@sha256:FINGERPRINT` or, for a hub id, `@REVISION`. Raises InvalidInput.
-
-        Without ID, the directory is the last part of the name in lower case. `local`: a directory of this machine is a
-        name.
+        """Parse `NAME` or `ID=NAME`, with `@sha256:FINGERPRINT` or, for a hub id, `@REVISION`. Without ID, the
+        directory is the last part of the name in lower case. `local`: a directory of this machine is a name. Raises
+        InvalidInput.
         """
         if local and text and expanded(text).is_dir():
             return cls(text, text, Path(text).name)
@@ -45,17 +42,13 @@ class WantedModel:
         name, at, revision = rest.partition("@")
         directory = id if separator else _directory_of(name)
         if not name or not _DIRECTORY.fullmatch(directory):
-            raise InvalidInput.of(
-                "model", f"{text!r} must be a catalogued name, a model directory or [ID=]OWNER/MODEL[@REVISION]"
-            )
+            forms = "a catalogued name, a model directory or [ID=]OWNER/MODEL[@REVISION]"
+            raise InvalidInput.of("model", f"{text!r} must be {forms}")
         if _FINGERPRINT.fullmatch(revision):
             return cls(text, name, directory, fingerprint=revision)
         if at and not (_HUB_ID.fullmatch(name) and _REVISION.fullmatch(revision)):
-            raise InvalidInput.of(
-                "model",
-                f"{text!r}: only a hub id has a revision, as in OWNER/MODEL@COMMIT; any name may have "
-                "@sha256:FINGERPRINT",
-            )
+            forms = "only a hub id has a revision, as in OWNER/MODEL@COMMIT; any name may have @sha256:FINGERPRINT"
+            raise InvalidInput.of("model", f"{text!r}: {forms}")
         return cls(text, name, directory, revision)
 
     def __str__(self) -> str:
@@ -82,16 +75,13 @@ def _directory_of(name: str) -> str:
 
 
 def parse_models(texts: list[str], *, local: bool = True) -> list[WantedModel]:
-    """Parse texts that each name one model or several separated by commas. `local`: as in `WantedModel.parse`.
-
-    Raises InvalidInput if one is invalid, none is named, or two models would be stored in the same directory.
+    """Parse texts that each name one model or several separated by commas. `local`: as in `WantedModel.parse`. Raises
+    InvalidInput for an invalid name, for none, and for two models with one directory.
     """
-    parts = [
-        part.strip()
-        for text in texts
-        for part in ([text] if local and text and expanded(text).is_dir() else text.split(","))
-    ]
-    wanted = [WantedModel.parse(part, local=local) for part in parts if part]
+    parts: list[str] = []
+    for text in texts:
+        parts += [text] if local and text and expanded(text).is_dir() else text.split(",")
+    wanted = [WantedModel.parse(part.strip(), local=local) for part in parts if part.strip()]
     if not wanted:
         raise InvalidInput.of("model", "no model is named")
     for number, model in enumerate(wanted):

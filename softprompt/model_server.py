@@ -71,11 +71,9 @@ class ModelManifest(_Frozen):
 
 def write_manifest(directory: Path, hub_id: str, commit: str) -> ModelManifest:
     """Hash a model directory and write its manifest into it. Raises NotFound without weights, OSError."""
-    names = sorted({path.name for pattern in HUB_FILES for path in directory.glob(pattern) if path.is_file()})
-    kept = [name for name in names if not name.startswith(".") and name != MANIFEST]
-    files = tuple(
-        ListedFile(name=name, size=(directory / name).stat().st_size, sha256=_sha256(directory / name)) for name in kept
-    )
+    found = sorted({path for pattern in HUB_FILES for path in directory.glob(pattern) if path.is_file()})
+    paths = [path for path in found if not path.name.startswith(".") and path.name != MANIFEST]
+    files = tuple(ListedFile(name=path.name, size=path.stat().st_size, sha256=sha256_of(path)) for path in paths)
     made = ModelManifest(fingerprint=fingerprint.of(directory).fingerprint, hub_id=hub_id, commit=commit, files=files)
     temporary = directory / f"{MANIFEST}.{os.getpid()}"
     temporary.write_text(made.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -99,9 +97,8 @@ def check_server(url: str, token: str) -> None:
 
 
 def download_from(server: str, directory: str, made: Path, progress: Progress, token: str = "") -> ModelManifest:
-    """Download a model into `made` and check every file's digest. `token`: sent as a bearer token, never to redirects.
-
-    Raises NotFound if the server has no such model, Unauthenticated, PermissionDenied, Unavailable, DamagedBlob.
+    """Download a model into `made` and check every file's digest. `token` is never sent to redirects. Raises NotFound
+    if the server has no such model, Unauthenticated, PermissionDenied, Unavailable, DamagedBlob.
     """
     check_server(server, token)
     base = f"{server.rstrip('/')}/{quote(directory)}"
@@ -109,9 +106,8 @@ def download_from(server: str, directory: str, made: Path, progress: Progress, t
         with _opened(f"{base}/{MANIFEST}", token) as answer:
             text = _read_within(answer, _MAX_MANIFEST_BYTES + 1, _MANIFEST_SECONDS)
     except NotFound as error:
-        raise NotFound(
-            "base model", directory, f"{base}/{MANIFEST} is missing: `softprompt models manifest`"
-        ) from error
+        reason = f"{base}/{MANIFEST} is missing: `softprompt models manifest`"
+        raise NotFound("base model", directory, reason) from error
     try:
         manifest = ModelManifest.model_validate_json(text)
     except ValidationError as error:
@@ -153,7 +149,7 @@ def _fetch(url: str, file: ListedFile, path: Path, token: str) -> None:
     size = path.stat().st_size
     if size != file.size:
         raise DamagedBlob(f"{url} has {size} bytes, its manifest says {file.size}")
-    if (found := _sha256(path)) != file.sha256:
+    if (found := sha256_of(path)) != file.sha256:
         raise DamagedBlob(f"{url} has SHA-256 {found}, its manifest says {file.sha256}")
 
 
@@ -211,6 +207,7 @@ def _opened(url: str, token: str, offset: int = 0) -> Iterator[Any]:
         raise Unavailable(f"{url}: the server's answer broke off: {error}") from error
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

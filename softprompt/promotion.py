@@ -65,10 +65,7 @@ class Promoted:
 
 
 def plan_promotion(source: Client, target: Client, reference: str, alias: str = DEFAULT_ALIAS) -> Plan:
-    """Reads the version `reference` and what the target's `alias` names (empty: no alias moves). Changes nothing.
-
-    Raises NotFound, DamagedBlob.
-    """
+    """Reads `reference` and what the target's `alias` names; changes nothing. Raises NotFound, DamagedBlob."""
     version, blob = source.download_version(reference)
     prompt = PromptReference.parse(reference, "reference").prompt
     there = _find(target, prompt)
@@ -85,10 +82,9 @@ def plan_promotion(source: Client, target: Client, reference: str, alias: str = 
 
 
 def promote(target: Client, plan: Plan) -> Promoted:
-    """Publishes the version and moves the alias. A repeated call publishes nothing again.
-
-    Raises PermissionDenied without the role publisher, PreconditionFailed if the target lacks the base model, Conflict
-    if the alias has moved since the plan was made; the version is then published.
+    """Publishes the version and moves the alias; repeated, it publishes nothing again. Raises PermissionDenied without
+    the role publisher, PreconditionFailed without the base model, Conflict, after publishing, if the alias has moved
+    since the plan.
     """
     version = plan.present or _publish(target, plan)
     alias = None

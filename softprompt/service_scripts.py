@@ -1,6 +1,4 @@
-"""The commands `softprompt-trainer` and `softprompt-inference`: the services, under names that hold in a checkout and
-in the wheel.
-"""
+"""The commands `softprompt-trainer` and `softprompt-inference`, whose names hold in a checkout and in the wheel."""
 
 from __future__ import annotations
 

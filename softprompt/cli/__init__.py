@@ -1,6 +1,4 @@
-"""The command line `softprompt`. It starts fast: only commands that call a service import gRPC, and none imports Ray or
-torch.
-"""
+"""The command line `softprompt`. Only commands that call a service import gRPC, and none imports Ray or torch."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ import typer
 from shared.close_names import did_you_mean
 from shared.values.sampling import Sampling
 from softprompt.cli.failures import EXIT_INVALID, Failure, report
-from softprompt.cli.generate import REFERENCE_HELP, RoutingOption
-from softprompt.cli.options import InferenceOption, example, open_client
+from softprompt.cli.generate import RoutingOption
+from softprompt.cli.options import REFERENCE_HELP, InferenceOption, example, open_client
 from softprompt.cli.output import stderr, write
 from softprompt.cli.sampling import with_sampling_options
 

@@ -1,6 +1,4 @@
-"""Training examples on the command line: options for reading a file, a report of what was read, and the command that
-repairs a mistake.
-"""
+"""Training examples on the command line: options for a file, a report, and the command that repairs a mistake."""
 
 from __future__ import annotations
 
@@ -10,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from shared.text.counted import counted
 from softprompt.cli.field_options import Command, replacing
+from softprompt.cli.options import options_under
 from softprompt.cli.output import stderr
 from softprompt.types.data import Data
 
@@ -22,24 +19,20 @@ if TYPE_CHECKING:
     from softprompt.types.data import PreparedData
 
 PANEL = "Data"
-
-
-def _option(*names: str, **shown: Any) -> Any:
-    return typer.Option(*names, **shown, rich_help_panel=PANEL)
-
+in_data = options_under(PANEL)
 
 _OPTIONS: Mapping[str, Any] = {
-    "input": Annotated[str, _option(metavar="COLUMN", help="Column that holds the inputs, if not found by name.")],
-    "output": Annotated[str, _option(metavar="COLUMN", help="Column that holds the outputs.")],
-    "label": Annotated[str, _option(metavar="COLUMN", help="Column that holds the labels.")],
-    "messages": Annotated[str, _option(metavar="COLUMN", help="Column that holds the conversations.")],
-    "drop_extra": Annotated[bool, _option("--drop-extra", help="Ignore unused columns instead of refusing the file.")],
-    "encoding": Annotated[str, _option(help="Encoding of a text file that is neither UTF-8 nor UTF-16: cp1252.")],
+    "input": Annotated[str, in_data(metavar="COLUMN", help="Column that holds the inputs, if not found by name.")],
+    "output": Annotated[str, in_data(metavar="COLUMN", help="Column that holds the outputs.")],
+    "label": Annotated[str, in_data(metavar="COLUMN", help="Column that holds the labels.")],
+    "messages": Annotated[str, in_data(metavar="COLUMN", help="Column that holds the conversations.")],
+    "drop_extra": Annotated[bool, in_data("--drop-extra", help="Ignore unused columns instead of refusing the file.")],
+    "encoding": Annotated[str, in_data(help="Encoding of a text file that is neither UTF-8 nor UTF-16: cp1252.")],
 }
 """By the field of Data that they set."""
 LabelsOption = Annotated[
     list[str] | None,
-    _option("--labels", help="Allowed labels, separated by commas. Quote a label with a comma: '\"Yes, please\",No'."),
+    in_data("--labels", help="Allowed labels, separated by commas. Quote a label with a comma: '\"Yes, please\",No'."),
 ]
 _COMMANDS = (["tune"], ["datasets", "upload"], ["data", "check"], ["data", "preview"], ["data", "convert"])
 """Commands that have these options."""
@@ -65,9 +58,7 @@ def source_of(text: str) -> str:
 
 
 def read_examples(text: str, how: Data, labels: Sequence[str], which: str = "dataset") -> PreparedData | str:
-    """Return a dataset name or URI unchanged; read a file, or standard input for `-`, as `how` says. Reports on stderr
-    what was read.
-    """
+    """A dataset name or URI unchanged; the examples of a file or, for `-`, of standard input. Reports on stderr."""
     from softprompt.data.prepare import prepare
 
     if text.startswith("datasets/sha256-") or "://" in text:
@@ -75,11 +66,7 @@ def read_examples(text: str, how: Data, labels: Sequence[str], which: str = "dat
     prepared = prepare(replace(how, source=source_of(text)), labels, which)
     report = "".join(f"; {sentence}" for sentence in prepared.report)
     examples = counted(prepared.num_examples, "example")
-    stderr().print(
-        f"{prepared.name}: {examples} ({prepared.format}){report}",
-        markup=False,
-        soft_wrap=True,
-    )
+    stderr().print(f"{prepared.name}: {examples} ({prepared.format}){report}", markup=False, soft_wrap=True)
     return prepared
 
 

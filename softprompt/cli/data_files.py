@@ -14,23 +14,16 @@ from typing import Annotated, Any
 import typer
 
 from shared.text.counted import counted
-from softprompt.cli.data import (
-    LabelsOption,
-    label_set,
-    mending_command,
-    read_examples,
-    source_of,
-    with_data_options,
-)
+from softprompt.cli.data import LabelsOption, label_set, mending_command, read_examples, source_of, with_data_options
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import print_json, show, show_facts, stderr, table
 from softprompt.types.data import Data
+from softprompt.types.type_names import listed
 
 app = typer.Typer(no_args_is_help=True)
 FileArgument = Annotated[
-    str,
-    typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines, may be gzipped; - reads standard input."),
+    str, typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines, may be gzipped; - reads standard input.")
 ]
 _LABELS_SHOWN = 20
 
@@ -55,13 +48,14 @@ def check(
         print_json(replace(found, problems=found.problems[:problems]))
     else:
         _show_report(found)
-        has_parts = any(problem.part for problem in found.problems[:problems])
+        first = found.problems[:problems]
+        has_parts = any(problem.part for problem in first)
         shown = table("PLACE", *(["PART"] if has_parts else []), "PROBLEM")
-        for problem in found.problems[:problems]:
+        for problem in first:
             shown.add_row(problem.place, *([problem.part] if has_parts else []), problem.reason)
-        if found.problems[:problems]:
+        if first:
             show(shown)
-        if (rest := found.num_problems - len(found.problems[:problems])) and problems:
+        if (rest := found.num_problems - len(first)) and problems:
             show(f"and {rest} more")
     hint = "; ".join(filter(None, (mending_command(sys.argv[1:], found.fix) if found.fix else "", found.advice)))
     if found.num_problems:
@@ -93,9 +87,9 @@ def preview(
         place = str(source.place(number))
         if isinstance(found, Unusable):
             problem = " ".join(filter(None, (found.part, found.reason)))
-            fix = mending_command(sys.argv[1:], reader.layouts.fix) if reader.layouts.fix else ""
-            if reader.layouts.fix:
-                raise Failure(f"{source.name} {place}: {problem}", EXIT_INVALID, fix)
+            if fix := reader.layouts.fix:
+                hint = mending_command(sys.argv[1:], fix)
+                raise Failure(f"{source.name} {place}: {problem}", EXIT_INVALID, hint)
             stderr().print(f"{place}: {problem}", markup=False, soft_wrap=True)
         elif as_json:
             print_json(found)
@@ -147,14 +141,14 @@ def _examples(content: Path | bytes) -> Generator[dict[str, Any]]:
 
 
 def _show_report(found: Any) -> None:
-    rows = {
+    facts = {
         "file": f"{found.name} ({found.format})" if found.format else found.name,
         "examples": f"{found.num_examples}" + (f", {found.task}" if found.task else ""),
-        "labels": _labels(found.labels),
+        "labels": listed([f"{label} {count}" for label, count in found.labels.items()], _LABELS_SHOWN),
         "inputs": _lengths(found.inputs),
         "targets": _lengths(found.targets),
     }
-    show_facts(rows)
+    show_facts(facts)
     repetition = found.repetition
     counts = {
         ("repeats", "repeat", "an earlier one exactly"): repetition.num_duplicates,
@@ -170,11 +164,6 @@ def _show_report(found: Any) -> None:
         show(f"{'':<11}similar inputs were not looked for: numpy is missing, or there is too much text")
     for sentence in (*repetition.label_notes, *found.notes):
         show(f"{'note':<11}{sentence}")
-
-
-def _labels(labels: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{label} {count}" for label, count in list(labels.items())[:_LABELS_SHOWN])
-    return shown + (f" and {len(labels) - _LABELS_SHOWN} more" if len(labels) > _LABELS_SHOWN else "")
 
 
 def _lengths(found: Any) -> str:

@@ -7,14 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared.text.counted import counted
-from softprompt.cli.data import (
-    LabelsOption,
-    label_set,
-    read_examples,
-    with_data_options,
-)
+from softprompt.cli.data import LabelsOption, label_set, read_examples, with_data_options
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import local_time, print_json, show, show_facts, stderr, table
+from softprompt.cli.output import local_time, print_json, show, show_facts, show_or_json, stderr, table
 from softprompt.display.transfer import upload_display
 from softprompt.types.data import Data
 
@@ -44,10 +39,7 @@ def upload(
     prepared = read_examples(file, how, allowed)
     with open_client(trainer) as client, upload_display(stderr(), "storing the examples") as on_progress:
         uploaded = client.upload_dataset(prepared, labels=allowed, on_progress=on_progress)
-    if as_json:
-        print_json(uploaded)
-    else:
-        show(uploaded.dataset)
+    show_or_json(uploaded, uploaded.dataset, as_json)
 
 
 @app.command("list", epilog=example("softprompt datasets list --json"))
@@ -61,8 +53,7 @@ def list_(
         stored = sorted(client.list_datasets(), key=lambda dataset: -dataset.size_bytes)
     found = stored[:limit]
     if as_json:
-        for dataset in found:
-            print_json(dataset)
+        print_json(*found)
         return
     made = table("DATASET", "BYTES", "EXAMPLES", "TASK", "JOBS", "CREATED", "LAST USED")
     for dataset in found:
@@ -87,7 +78,7 @@ def show_(dataset: DatasetArgument, as_json: JsonOption = False, trainer: Traine
         "dataset": found.name,
         "bytes": str(found.size_bytes),
         "examples": _examples(found),
-        "task": f"{found.task}" if found.task else "",
+        "task": found.task or "",
         "labels": str(found.num_labels) if found.num_labels else "",
         "jobs": str(found.num_jobs),
         "created": local_time(found.create_time),
@@ -101,10 +92,7 @@ def delete(dataset: DatasetArgument, as_json: JsonOption = False, trainer: Train
     """Delete a dataset. Refused while a job that has not ended needs it. Prompts trained on it stay."""
     with open_client(trainer) as client:
         client.delete_dataset(_name(dataset))
-    if as_json:
-        print_json({"deleted": _name(dataset)})
-    else:
-        show(f"{_name(dataset)} is deleted")
+    show_or_json({"deleted": _name(dataset)}, f"{_name(dataset)} is deleted", as_json)
 
 
 def _name(text: str) -> str:

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
+from softprompt.cli.failures import EXIT_INTERRUPTED, Failure, require
 from softprompt.cli.models import pull_with_progress
-from softprompt.cli.options import FormerOutput, example
+from softprompt.cli.options import FormerOutput, ModelOption, example
 from softprompt.cli.output import stderr, stdout
-from softprompt.cli.requirements import require
 
 app = typer.Typer()
 
@@ -21,9 +20,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Directory for the loss curve and the services' logs.")] = Path(
         "demo-output"
     ),
-    model: Annotated[
-        str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")
-    ] = "",
+    model: ModelOption = "",
     stay: Annotated[
         bool, typer.Option("--stay", help="Keep the services and the page running at the end, until Ctrl-C.")
     ] = False,

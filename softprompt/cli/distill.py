@@ -13,7 +13,6 @@ from shared.values.template import Template
 from softprompt.cli.field_options import key_values, with_hyperparameters, with_template
 from softprompt.cli.following import submit
 from softprompt.cli.job_options import (
-    RESULT,
     TRAINING,
     AliasOption,
     AnnotationOption,
@@ -22,13 +21,15 @@ from softprompt.cli.job_options import (
     MaxRuntimeOption,
     PriorityOption,
     RequestIdOption,
+    in_result,
 )
-from softprompt.cli.options import JsonOption, TrainerOption, example
+from softprompt.cli.options import JsonOption, TrainerOption, example, options_under
 from softprompt.data.distillation import distillation_examples
 
 app = typer.Typer()
 
 STUDY = "Self-study"
+in_study = options_under(STUDY)
 
 
 @app.command(epilog=example("softprompt distill handbook.txt --prompt support --questions inputs.txt"))
@@ -40,19 +41,16 @@ def distill(
     prompt: Annotated[str, typer.Option(help="Name of the prompt. The job publishes its next version.")],
     questions: Annotated[
         Path | None,
-        typer.Option(
-            help="Inputs without answers, one in each line, or JSON lines with an input; the base model writes others.",
-            rich_help_panel=STUDY,
+        in_study(
+            help="Inputs without answers, one in each line, or JSON lines with an input; the base model writes others."
         ),
     ] = None,
     num_questions: Annotated[
-        int | None, typer.Option(help="Questions in all. Default: those of --questions, or 256.", rich_help_panel=STUDY)
+        int | None, in_study(help="Questions in all. Default: those of --questions, or 256.")
     ] = None,
-    answer_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer in tokens. Default: 128.", rich_help_panel=STUDY)
-    ] = None,
+    answer_tokens: Annotated[int | None, in_study(help="Longest answer in tokens. Default: 128.")] = None,
     validation_fraction: Annotated[
-        float | None, typer.Option(help="Fraction of the questions to hold out, 0 to 1.", rich_help_panel=STUDY)
+        float | None, in_study(help="Fraction of the questions to hold out, 0 to 1.")
     ] = None,
     template: Template | None,
     base_model: BaseModelOption = "",
@@ -63,19 +61,10 @@ def distill(
     alias: AliasOption = "default",
     beat_bare_model: Annotated[
         bool,
-        typer.Option(
-            "--beat-bare-model",
-            help="Publish only if the prompt is nearer to the teacher than the bare model.",
-            rich_help_panel=RESULT,
-        ),
+        in_result("--beat-bare-model", help="Publish only if the prompt is nearer to the teacher than the bare model."),
     ] = False,
     maximum_kl: Annotated[
-        float | None,
-        typer.Option(
-            "--maximum-kl",
-            help="Publish only if the divergence from the teacher is at most this.",
-            rich_help_panel=RESULT,
-        ),
+        float | None, in_result(help="Publish only if the divergence from the teacher is at most this.")
     ] = None,
     follow: FollowOption = True,
     validate_only: Annotated[
@@ -88,7 +77,7 @@ def distill(
     """Distill a long instruction or document into a prompt: the base model with the text asks itself questions and
     answers them, and the prompt learns to answer so without the text.
     """
-    has_gate = beat_bare_model or maximum_kl is not None
+    gate = PublishGate(beat_bare_model, False, maximum_kl)
     spec = TuningSpec(
         prompt=prompt,
         dataset=distillation_examples(file, () if questions is None else questions),
@@ -97,7 +86,7 @@ def distill(
         base_model=base_model,
         template=template,
         hyperparameters=hyperparameters,
-        publish=PublishPolicy(alias, PublishGate(beat_bare_model, False, maximum_kl) if has_gate else None),
+        publish=PublishPolicy(alias, gate if gate.has_conditions else None),
         priority=priority,
         max_runtime_seconds=max_runtime,
         annotations=key_values(annotation, "--annotation"),

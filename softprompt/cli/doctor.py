@@ -124,9 +124,8 @@ def _asked(
     now: datetime | None = getattr(found, "current_time", None)
     if now is not None and now > datetime.fromtimestamp(0, UTC) + timedelta(days=1):
         skew = now.timestamp() - middle
-        is_wrong = abs(skew) - trip / 2 > MAX_SKEW_SECONDS
-        fix = "synchronise both clocks (chrony, systemd-timesyncd)" if is_wrong else ""
-        if is_wrong:
+        if abs(skew) - trip / 2 > MAX_SKEW_SECONDS:
+            fix = "synchronise both clocks (chrony, systemd-timesyncd)"
             findings.append(Finding("clock", f"the {name}'s is {skew:+.0f} s from this machine's", True, fix))
     return found, findings
 
@@ -146,15 +145,12 @@ def _agreement(info: ServiceInfo | None, model: ModelInfo | None) -> Iterator[Fi
         yield Finding("base model", f"the replica has {model.base_model.id}, the trainer {names}", True, fix)
 
 
-_SECONDS = 5.0
 _MAX_BYTES = 1 << 22
 _PORTS = "ss -ltnp names the program; --gateway-port of softprompt up and --gateway here choose another address"
 
 
 def gateway_finding(url: str) -> Finding:
-    """Whether the gateway answers at `url`, is ready and has this version. Its absence is no problem, because only the
-    page and the HTTP API need it.
-    """
+    """Whether the gateway is ready and has this version. Its absence is no problem: only the page and HTTP need it."""
     url = url.rstrip("/").removesuffix("/v1")
     if not url.startswith(("http://", "https://")):
         fix = f"--gateway http://HOST:PORT, or {GATEWAY_VARIABLE}"
@@ -179,7 +175,7 @@ def gateway_finding(url: str) -> Finding:
 
 def _opened(url: str) -> Any:
     """The response, without a proxy of the environment."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_SECONDS)
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_SERVICE_SECONDS)
 
 
 def _described(url: str) -> tuple[str, str]:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
+from softprompt.cli.failures import EXIT_INTERRUPTED, Failure, require
 from softprompt.cli.models import pull_with_progress
-from softprompt.cli.options import JsonOption, example
+from softprompt.cli.options import JsonOption, ModelOption, example
 from softprompt.cli.output import print_json, show, stderr, table
-from softprompt.cli.requirements import require
 from softprompt.cli.security import chosen_security
 from softprompt.cli.up import DEFAULT_MODEL
 
@@ -27,9 +26,7 @@ app = typer.Typer()
 @app.command("example", epilog=example("softprompt example review-sentiment"))
 def run(
     name: Annotated[str, typer.Argument(help="Name of the example. Without one, all are listed.")] = "",
-    model: Annotated[
-        str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")
-    ] = "",
+    model: ModelOption = "",
     data: Annotated[
         Path | None,
         typer.Option(help="Keep the job and the prompt in this directory, for `softprompt up --data` [nowhere]."),
@@ -79,26 +76,26 @@ def _report(chosen: Example, model: str, data: Path | None, trainer: str | None)
 
     reports: list[JobReport] = []
 
-    async def follow(trainer: str, inference: str | None = None) -> None:
+    async def follow(trainer: str | None, inference: str | None = None) -> None:
         async with AsyncClient(trainer, inference, security=chosen_security()) as client:
             with training_display(stderr(), chosen.name) as show_event:
                 reports.append(await train(client, chosen, show_event))
 
     with ExitStack() as stack:
+        services: LocalServices | None = None
         if trainer is None:
             require("trainer", "inference")
             folder = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-example-")))
-            services = LocalServices(LocalConfig(pull_with_progress(model or DEFAULT_MODEL), folder), _silent)
+            config = LocalConfig(pull_with_progress(model or DEFAULT_MODEL), folder)
+            services = LocalServices(config, lambda name, line: None)
 
-            async def work() -> None:
-                stderr().print("starting the services ...")
-                async with services:
-                    await follow(services.trainer_endpoint, services.inference_endpoint)
-        else:
-            services = None
-
-            async def work() -> None:
+        async def work() -> None:
+            if services is None:
                 await follow(trainer)
+                return
+            stderr().print("starting the services ...")
+            async with services:
+                await follow(services.trainer_endpoint, services.inference_endpoint)
 
         try:
             run_interruptible(work, lambda: services.kill_now() if services is not None else None)
@@ -128,7 +125,3 @@ def _show(result: dict[str, Any]) -> None:
 
 def _interval(found: dict[str, Any]) -> str:
     return "" if found["low"] is None or found["high"] is None else f" ({found['low']:.3g} to {found['high']:.3g})"
-
-
-def _silent(name: str, line: str) -> None:
-    return None

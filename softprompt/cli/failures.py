@@ -9,35 +9,17 @@ import sys
 import typer
 from rich.markup import escape
 
-from shared.errors import (
-    AlreadyExists,
-    Cancelled,
-    Conflict,
-    DeadlineExceeded,
-    InvalidInput,
-    NotFound,
-    Overloaded,
-    PermissionDenied,
-    PreconditionFailed,
-    SoftPromptError,
-    Unauthenticated,
-    Unavailable,
-)
+from shared import errors
 from softprompt.cli.data import mending_command
 from softprompt.cli.output import stderr
 from softprompt.data.problems import UnusableData
 from softprompt.endpoints import INFERENCE_VARIABLE, TRAINER_VARIABLE
+from softprompt.extras import advice, missing_packages
 
 EXIT_FAILED, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_AWAY, EXIT_INTERRUPTED = 1, 2, 3, 4, 5, 130
 EXIT_CODES_HELP = (
     "Exit codes: 0 success; 1 failure, also of a job; 2 wrong usage or invalid input; 3 not found; 4 refused;"
     " 5 the service is unreachable, overloaded or too slow: try again; 130 interrupted."
-)
-_CODES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
-    ((InvalidInput,), EXIT_INVALID),
-    ((NotFound,), EXIT_NOT_FOUND),
-    ((PreconditionFailed, Conflict, AlreadyExists, PermissionDenied, Unauthenticated), EXIT_REFUSED),
-    ((Unavailable, Overloaded, DeadlineExceeded, Cancelled, TimeoutError), EXIT_AWAY),
 )
 
 
@@ -47,6 +29,17 @@ class Failure(Exception):
     def __init__(self, message: str, exit_code: int = EXIT_FAILED, hint: str = "") -> None:
         super().__init__(message)
         self.exit_code, self.hint = exit_code, hint
+
+
+def require(*extras: str) -> None:
+    """Raises Failure with the command that installs what these extras have and this environment lacks.
+
+    The advice is always `all`: a user of a command that runs something here needs the others next.
+    """
+    if sys.platform == "win32":
+        raise Failure("the services and models run on Linux and macOS; on Windows, use WSL 2", EXIT_INVALID)
+    if missing := missing_packages(*extras):
+        raise Failure(advice(missing, "all"), EXIT_INVALID)
 
 
 def report(error: Exception) -> int:
@@ -60,22 +53,36 @@ def report(error: Exception) -> int:
 
 def exit_code(error: Exception) -> int:
     """The exit code for scripts (EXIT_CODES_HELP)."""
-    if isinstance(error, Failure):
-        return error.exit_code
-    return next((code for kinds, code in _CODES if isinstance(error, kinds)), EXIT_FAILED)
+    match error:
+        case Failure():
+            return error.exit_code
+        case errors.InvalidInput():
+            return EXIT_INVALID
+        case errors.NotFound():
+            return EXIT_NOT_FOUND
+        case errors.PreconditionFailed() | errors.Conflict() | errors.AlreadyExists():
+            return EXIT_REFUSED
+        case errors.PermissionDenied() | errors.Unauthenticated():
+            return EXIT_REFUSED
+        case errors.Unavailable() | errors.Overloaded():
+            return EXIT_AWAY
+        case errors.DeadlineExceeded() | errors.Cancelled() | TimeoutError():
+            return EXIT_AWAY
+        case _:
+            return EXIT_FAILED
 
 
 def _message(error: Exception) -> str:
-    if isinstance(error, InvalidInput) and len(error.violations) > 1:
+    if isinstance(error, errors.InvalidInput) and len(error.violations) > 1:
         title = "the request has several errors"
         if isinstance(error, UnusableData):
             title = f"{error.source or 'the data'} can't be used as training examples"
         return f"{title}:\n" + "\n".join(f"  {_named(item.field)}: {item.description}" for item in error.violations)
-    if isinstance(error, InvalidInput) and (field := error.violations[0].field).startswith("spec."):
+    if isinstance(error, errors.InvalidInput) and (field := error.violations[0].field).startswith("spec."):
         return str(error).replace(field, _named(field), 1)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, SoftPromptError | Failure | OSError | TimeoutError):
+    if isinstance(error, errors.SoftPromptError | Failure | OSError | TimeoutError):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error} (a bug in this program; SOFTPROMPT_DEBUG=1 shows the traceback)"
 
@@ -97,7 +104,7 @@ def _named(field: str) -> str:
 
 def _meant(error: Exception) -> str:
     """The name that is probably meant, if one does not exist."""
-    if not isinstance(error, NotFound | InvalidInput):
+    if not isinstance(error, errors.NotFound | errors.InvalidInput):
         return ""
     from softprompt.cli.suggestions import suggestion
 
@@ -111,31 +118,25 @@ def _hint(error: Exception) -> str:
         case UnusableData():
             command = mending_command(sys.argv[1:], error.fix) if error.fix else ""
             return "; ".join(filter(None, (command, error.advice)))
-        case Unavailable() | DeadlineExceeded() if "proxy" in error.metadata:
+        case errors.Unavailable() | errors.DeadlineExceeded() if "proxy" in error.metadata:
             return "if calls to this service should not use the proxy, set no_proxy=HOST"
-        case Unavailable() if "endpoint" in error.metadata:
-            return (
-                "is the service running? `softprompt up` starts both services on this machine; "
-                f"--trainer and --inference, or {TRAINER_VARIABLE} and {INFERENCE_VARIABLE}, set other addresses"
-            )
-        case Unauthenticated() | PermissionDenied() if "source" in error.metadata:
+        case errors.Unavailable() if "endpoint" in error.metadata:
+            others = f"--trainer and --inference, or {TRAINER_VARIABLE} and {INFERENCE_VARIABLE}, set other addresses"
+            return f"is the service running? `softprompt up` starts both services on this machine; {others}"
+        case errors.Unauthenticated() | errors.PermissionDenied() if "source" in error.metadata:
             return ""  # of a download, whose message says what to do
-        case Unauthenticated():
+        case errors.Unauthenticated():
             token = "SOFTPROMPT_TOKEN or SOFTPROMPT_TOKEN_FILE (--token-file)"
             return f"set {token}, or SOFTPROMPT_TLS_CERTIFICATE_FILE for a certificate"
-        case NotFound() if error.kind == "prompt":
-            return (
-                "a prompt exists once its first version is published; "
-                "`softprompt prompts list` (role viewer) shows your prompts"
-            )
-        case PermissionDenied() if error.metadata.get("role") == "publisher":
-            return (
-                "`--alias -` publishes without moving an alias; "
-                "or ask the operator for the role publisher in the service's callers file"
-            )
-        case PermissionDenied():
+        case errors.NotFound() if error.kind == "prompt":
+            shown = "`softprompt prompts list` (role viewer) shows your prompts"
+            return f"a prompt exists once its first version is published; {shown}"
+        case errors.PermissionDenied() if error.metadata.get("role") == "publisher":
+            ask = "ask the operator for the role publisher in the service's callers file"
+            return f"`--alias -` publishes without moving an alias; or {ask}"
+        case errors.PermissionDenied():
             return "ask the operator for this role in the service's callers file"
-        case Overloaded():
+        case errors.Overloaded():
             return f"try again in {_duration(error.retry_after_seconds)}"
         case _:
             return ""

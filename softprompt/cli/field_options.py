@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-from functools import wraps
+from functools import partial, wraps
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -74,9 +74,7 @@ _INIT_HINTS: Mapping[str, Any] = {"init": InitMethod | None, "init_text": str | 
 
 
 def with_hyperparameters(panel: str, *, init: bool = True) -> Callable[[Command], Command]:
-    """Replace the argument `hyperparameters` of a command by options for its fields; without `init`, not for where
-    training starts.
-    """
+    """Replace a command's argument `hyperparameters` by options for its fields and, if `init`, for its start."""
     hints = {name: hint for name, hint in _hints(Hyperparameters).items() if name in HYPERPARAMETERS}
     table = {**(_INIT if init else {}), **HYPERPARAMETERS}
 
@@ -185,10 +183,8 @@ def _values(given: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any
         if isinstance(value, list):
             option = {**HYPERPARAMETERS, **TEMPLATE}[name].option
             is_number = typing.get_args(hints[name])[1] is float
-            value = {
-                key: _number(text, option) if is_number else _json(text)
-                for key, text in key_values(value, option).items()
-            }
+            read = partial(_number, option=option) if is_number else _json
+            value = {key: read(text) for key, text in key_values(value, option).items()}
         values[name] = value
     return values
 

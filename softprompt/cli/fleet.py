@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, example, open_client
+from softprompt.cli.options import InferenceOption, JsonOption, PromptArgument, TrainerOption, example, open_client
 from softprompt.cli.output import local_time, print_json, show, table
 
 if TYPE_CHECKING:
@@ -16,11 +16,7 @@ app = typer.Typer()
 
 
 @app.command(epilog=example("softprompt prompts status support-tone"))
-def status(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")],
-    as_json: JsonOption = False,
-    trainer: TrainerOption = None,
-) -> None:
+def status(prompt: PromptArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
     """Show how many live replicas serve each version, how soon after its publication, and which replicas refused it and
     why.
     """
@@ -31,16 +27,10 @@ def status(
         return
     made = table("VERSION", "KIND", "ALIASES", "SERVED BY", "SERVED AFTER", "REFUSED BY")
     for version in found.versions:
+        about = _short(version.version), version.kind.lower(), ", ".join(version.aliases)
         served_by = f"{len(version.served)} of {version.num_replicas}"
         refused = sum(refusal.has_base_model for refusal in version.refused)
-        made.add_row(
-            _short(version.version),
-            version.kind.lower(),
-            ", ".join(version.aliases),
-            served_by,
-            _served_after(version),
-            str(refused or ""),
-        )
+        made.add_row(*about, served_by, _served_after(version), str(refused or ""))
     show(made if found.versions else f"{prompt} has no versions")
     for version in found.versions:
         for refusal in version.refused:
@@ -64,8 +54,7 @@ def loaded(
     with open_client(inference=inference) as client:
         found = client.loaded_prompts(prompt)
     if as_json:
-        for item in found.prompts:
-            print_json(item)
+        print_json(*found.prompts)
         return
     made = table("VERSION", "STATE", "KIND", "ALIASES", "TOKENS", "KIB", "SERVED AFTER", "ACTIVE", "REASON")
     for item in found.prompts:
@@ -105,9 +94,8 @@ def _change_text(change: PromptChange) -> str:
 
     match change:
         case Snapshot(prompts=prompts):
-            return f"{len(prompts)} prompts: " + ", ".join(
-                f"{_short(prompt.name)} ({prompt.num_versions})" for prompt in prompts
-            )
+            names = [f"{_short(prompt.name)} ({prompt.num_versions})" for prompt in prompts]
+            return f"{len(prompts)} prompts: {', '.join(names)}"
         case Published(version=version):
             return f"{_short(version.name)} published"
         case AliasSet(prompt=prompt, alias=alias):

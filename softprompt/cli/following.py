@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shared import errors
 from shared.text.counted import counted
 from softprompt.cli.data import repetition
 from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
-from softprompt.cli.job_names import with_source
+from softprompt.cli.job_options import with_source
 from softprompt.cli.options import open_client
-from softprompt.cli.output import numbers, print_json, show, stderr
-from softprompt.display.transfer import upload_display
+from softprompt.cli.output import numbers, print_json, show, show_or_json, stderr
+from softprompt.display.transfer import transfer_display, upload_display
 from softprompt.report.distillation import distillation_facts
+from softprompt.types.type_names import listed
 
 if TYPE_CHECKING:
     from shared.values.results import SearchCandidate, TuningResult
@@ -44,19 +46,14 @@ def submit(
 
 
 def conclude(client: Client, job: TuningJob, *, follow: bool, as_json: bool) -> None:
-    """After a job was created: follow it to its end and to the first replica that serves its version, or print its
-    name.
-    """
+    """Follow a new job to its end and to the first replica that serves its version, or print its name."""
     if follow:
         stderr().print(f"{job.name} is queued", markup=False)
         show_verdict(client, follow_job(client, job.name, as_json=as_json), as_json=as_json)
         return
     for sentence in repetition(job.dataset_statistics):
         stderr().print(sentence, markup=False)
-    if as_json:
-        print_json(job)
-    else:
-        show(job.name)
+    show_or_json(job, job.name, as_json)
 
 
 def show_check(found: JobCheck, *, as_json: bool) -> None:
@@ -74,8 +71,7 @@ def show_check(found: JobCheck, *, as_json: bool) -> None:
         show(f"{'examples':<27}{statistics.num_train} to train on, {statistics.num_validation} held out")
     labels = found.job.effective_spec.labels if found.job.effective_spec else ()
     if labels:
-        more = f" and {len(labels) - MAX_LABELS} more" if len(labels) > MAX_LABELS else ""
-        show(f"{'labels':<27}{', '.join(labels[:MAX_LABELS])}{more}")
+        show(f"{'labels':<27}{listed(labels, MAX_LABELS)}")
     for sentence in repetition(statistics):
         show(f"{'':<27}{sentence}")
     for item in fields(chosen) if chosen is not None else ():
@@ -90,9 +86,7 @@ def show_check(found: JobCheck, *, as_json: bool) -> None:
 
 
 def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = False) -> TuningJob:
-    """Show a job's progress until it ends, then its result. Raises JobFailed if the job failed. Ctrl-C does not cancel
-    the job.
-    """
+    """Show a job's progress until it ends, then its result. Raises JobFailed. Ctrl-C does not cancel the job."""
     from shared.values.enums import JobState
     from softprompt.display.training import training_display
     from softprompt.errors import JobFailed
@@ -108,11 +102,8 @@ def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = Fal
                 if as_json:
                     print_json({"event": type(event).__name__, **vars(event)})
     except KeyboardInterrupt:
-        raise Failure(
-            f"stopped following {name}; the job continues",
-            EXIT_INTERRUPTED,
-            hint=f"`softprompt jobs watch {name}` follows it again; `softprompt jobs cancel {name}` cancels it",
-        ) from None
+        hint = f"`softprompt jobs watch {name}` follows it again; `softprompt jobs cancel {name}` cancels it"
+        raise Failure(f"stopped following {name}; the job continues", EXIT_INTERRUPTED, hint) from None
     if job is None or not job.state.is_final:
         job = client.get_job(name)
     if job.state is not JobState.SUCCEEDED:
@@ -123,21 +114,9 @@ def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = Fal
 
 
 def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> None:
-    """Wait until a live replica serves or refuses the version that the alias now names. Raises Failure with the reason
-    of a refusal.
-
-    Prints nothing if no replica is alive, or if this caller can't ask for the status.
+    """Wait until a live replica serves or refuses the version that the alias now names. Raises Failure with a refusal's
+    reason. Prints nothing if no replica is alive, or if this caller can't ask for the status.
     """
-    from softprompt.display.transfer import transfer_display
-    from softprompt.errors import (
-        DeadlineExceeded,
-        NotFound,
-        PermissionDenied,
-        PreconditionFailed,
-        Unavailable,
-        Unimplemented,
-    )
-
     result = job.result
     if result is None or not result.alias_moved:  # replicas load what an alias names
         return
@@ -145,73 +124,56 @@ def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> No
     try:
         with transfer_display(stderr(), f"waiting for a replica that serves {result.version}"):
             status = client.first_verdict(result.version)
-    except PreconditionFailed as error:
+    except errors.PreconditionFailed as error:
         raise Failure(f"{result.version} is published, but {error.message}", hint=hint) from None
-    except DeadlineExceeded as error:
+    except errors.DeadlineExceeded as error:
         stderr().print(f"{error.message}; `softprompt prompts status` shows it later", markup=False, soft_wrap=True)
         return
     except KeyboardInterrupt:
         raise Failure(f"{result.version} is published; stopped waiting for a replica", EXIT_INTERRUPTED, hint) from None
-    except (NotFound, PermissionDenied, Unavailable, Unimplemented):
+    except (errors.NotFound, errors.PermissionDenied, errors.Unavailable, errors.Unimplemented):
         return
     if status.served and not result.serving and not as_json:
         show(f"  {'served by':<15}{', '.join(serving.replica for serving in status.served)}")
 
 
 def show_result(job: TuningJob) -> None:
-    """Print a job's result: its metrics beside those of the bare model on the same held-out examples, and what the
-    prompt resembles.
-    """
+    """Print a job's metrics beside those of the other models on the same examples, and what the prompt resembles."""
     result = job.result
     if result is None:
         return
     if result.published:
         show(f"published {result.version}" + (" (alias moved)" if result.alias_moved else ""))
-        if result.gate_decision:
-            show(f"  {'gate':<15}{result.gate_decision}")
-        if result.serving:
-            show(f"  {'fleet':<15}{result.serving}")
     else:
         show(f"not published: {result.gate_decision or 'the gate refused it'}")
-    compared = (
-        ("held out", result.metrics),
-        ("bare model", result.bare_metrics),
-        ("with template", result.template_metrics),
-        ("instructed", result.instructed_metrics),
-        (f"{result.num_shots}-shot", result.few_shot_metrics),
-        ("version before", result.current_metrics),
+    tokens = [f"{token.text!r} {token.cosine:.2f}" for token in result.nearest_tokens]
+    skipped = f"{counted(result.num_skipped_steps, 'step')} whose loss or gradient was not finite"
+    stability = f"the score's standard deviation over the last evaluations is {result.score_stability:.3g}"
+    lines = (
+        ("gate", result.gate_decision if result.published else ""),
+        ("fleet", result.serving if result.published else ""),
+        ("held out", numbers(result.metrics)),
+        ("bare model", numbers(result.bare_metrics)),
+        ("with template", numbers(result.template_metrics)),
+        ("instructed", numbers(result.instructed_metrics)),
+        (f"{result.num_shots}-shot", numbers(result.few_shot_metrics)),
+        ("version before", numbers(result.current_metrics)),
+        ("measured on", _measured_on(result) if result.metrics else ""),
+        *(distillation_facts(result.distillation).items() if result.distillation is not None else ()),
+        ("verdict", result.verdict),
+        *(("tried", _candidate_text(candidate)) for candidate in result.candidates),
+        ("best step", f"{result.best_step}; {stability}"),
+        ("gradient norm", f"{job.progress.grad_norm:.3g} at the last step" if job.progress is not None else ""),
+        ("skipped", skipped if result.num_skipped_steps else ""),
+        ("reads like", listed(tokens, MAX_TOKENS)),
     )
-    for title, metrics in compared:
-        if metrics:
-            show(f"  {title:<15}{numbers(metrics)}")
-    if result.metrics:
-        show(f"  {'measured on':<15}{_measured_on(result)}")
-    if result.distillation is not None:
-        for title, text in distillation_facts(result.distillation).items():
+    for title, text in lines:
+        if text:
             show(f"  {title:<15}{text}")
-    if result.verdict:
-        show(f"  {'verdict':<15}{result.verdict}")
-    for candidate in result.candidates:
-        show(f"  {'tried':<15}{_candidate_text(candidate)}")
-    show(
-        f"  {'best step':<15}{result.best_step}; the score's standard deviation over the last "
-        f"evaluations is {result.score_stability:.3g}"
-    )
-    if job.progress is not None:
-        show(f"  {'gradient norm':<15}{job.progress.grad_norm:.3g} at the last step")
-    if result.num_skipped_steps:
-        show(f"  {'skipped':<15}{counted(result.num_skipped_steps, 'step')} whose loss or gradient was not finite")
-    if result.nearest_tokens:
-        shown = ", ".join(f"{token.text!r} {token.cosine:.2f}" for token in result.nearest_tokens[:MAX_TOKENS])
-        rest = len(result.nearest_tokens) - MAX_TOKENS
-        show(f"  {'reads like':<15}{shown}" + (f" and {rest} more" if rest > 0 else ""))
     statistics = job.dataset_statistics
     if statistics is not None and (statistics.num_dropped or statistics.num_truncated):
-        verb = "was" if statistics.num_dropped == 1 else "were"
-        show(
-            f"  too long: {counted(statistics.num_dropped, 'example')} {verb} dropped, "
-            f"the inputs of {statistics.num_truncated} were truncated"
-        )
+        dropped = f"{counted(statistics.num_dropped, 'example')} {'was' if statistics.num_dropped == 1 else 'were'}"
+        show(f"  too long: {dropped} dropped, the inputs of {statistics.num_truncated} were truncated")
     if statistics is not None and statistics.num_overlapping:
         verb = "repeats" if statistics.num_overlapping == 1 else "repeat"
         show(
@@ -222,11 +184,9 @@ def show_result(job: TuningJob) -> None:
 
 def _measured_on(result: TuningResult) -> str:
     examples = counted(result.num_judging, "held-out example")
-    apart = (
-        "none of which chose the checkpoint that it judged"
-        if result.judged_apart
-        else "which also chose the checkpoint, so the metrics are optimistic"
-    )
+    apart = "which also chose the checkpoint, so the metrics are optimistic"
+    if result.judged_apart:
+        apart = "none of which chose the checkpoint that it judged"
     if result.metric_low is None or result.metric_high is None or not result.comparisons:
         return f"{examples}, {apart}"
     name = result.comparisons[0].metric

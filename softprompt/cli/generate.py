@@ -9,7 +9,7 @@ import typer
 
 from shared.values.generation import GenerationEnd, GenerationStart
 from shared.values.sampling import Sampling
-from softprompt.cli.options import InferenceOption, JsonOption, example, open_client
+from softprompt.cli.options import REFERENCE_HELP, InferenceOption, JsonOption, example, open_client, options_under
 from softprompt.cli.output import print_json, show, stderr, stdout, table, write
 from softprompt.cli.sampling import with_sampling_options
 from softprompt.cli.text_input import read_input
@@ -23,10 +23,9 @@ RoutingOption = Annotated[
     str,
     typer.Option(metavar="KEY", help="If an alias names several versions, the same key always gets the same version."),
 ]
-FILE = "A file of inputs"
+in_file = options_under("A file of inputs")
 _COLUMN_CHARS = 32
 """A terminal with fewer characters for each answer shows them one after the other."""
-REFERENCE_HELP = "NAME (its default alias), NAME@ALIAS or NAME@7"
 
 
 @app.command(
@@ -53,30 +52,14 @@ def generate(
         ),
     ] = None,
     file: Annotated[
-        str | None,
-        typer.Option(help="Answer every row of this file (CSV, TSV, XLSX, Parquet, JSON lines).", rich_help_panel=FILE),
+        str | None, in_file(help="Answer every row of this file (CSV, TSV, XLSX, Parquet, JSON lines).")
     ] = None,
-    out: Annotated[
-        str, typer.Option(help="File for the rows with their answers; - is stdout.", rich_help_panel=FILE)
-    ] = "-",
-    input: Annotated[
-        str,
-        typer.Option(
-            "--input", metavar="COLUMN", help="Column of the inputs, if not found by name.", rich_help_panel=FILE
-        ),
-    ] = "",
-    answer_column: Annotated[
-        str, typer.Option(metavar="COLUMN", help="New column for the answers.", rich_help_panel=FILE)
-    ] = "answer",
-    encoding: Annotated[
-        str, typer.Option(help="Encoding of a file that is neither UTF-8 nor UTF-16: cp1252.", rich_help_panel=FILE)
-    ] = "",
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=1024, help="Rows that are asked for at once.", rich_help_panel=FILE)
-    ] = 8,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output file if it exists.", rich_help_panel=FILE)
-    ] = False,
+    out: Annotated[str, in_file(help="File for the rows with their answers; - is stdout.")] = "-",
+    input: Annotated[str, in_file(metavar="COLUMN", help="Column of the inputs, if not found by name.")] = "",
+    answer_column: Annotated[str, in_file(metavar="COLUMN", help="New column for the answers.")] = "answer",
+    encoding: Annotated[str, in_file(help="Encoding of a file that is neither UTF-8 nor UTF-16: cp1252.")] = "",
+    concurrency: Annotated[int, in_file(min=1, max=1024, help="Rows that are asked for at once.")] = 8,
+    overwrite: Annotated[bool, in_file("--overwrite", help="Replace the output file if it exists.")] = False,
     as_json: JsonOption = False,
     inference: InferenceOption = None,
 ) -> None:
@@ -88,22 +71,17 @@ def generate(
         from softprompt.cli.generate_file import FileTask, generate_file
 
         targets = {answer_column: prompt} | {f"{answer_column} {name}": other for name, other in others.items()}
+        task = FileTask(file, out, targets, sampling, input, encoding, routing_key, truncate, concurrency, overwrite)
         with open_client(inference=inference) as client:
-            task = FileTask(
-                file, out, targets, sampling, input, encoding, routing_key, truncate, concurrency, overwrite
-            )
             generate_file(client, task)
         return
     assert text is not None
-    if others:
-        with open_client(inference=inference) as client:
-            options = {"sampling": sampling, "routing_key": routing_key, "truncate": truncate}
-            compare_answers(client, read_input(text), {prompt or "base": prompt, **others}, options, as_json=as_json)
-        return
+    options: dict[str, Any] = {"sampling": sampling, "routing_key": routing_key, "truncate": truncate}
     with open_client(inference=inference) as client:
-        stream = client.stream(
-            read_input(text), prompt=prompt, sampling=sampling, routing_key=routing_key, truncate=truncate
-        )
+        if others:
+            compare_answers(client, read_input(text), {prompt or "base": prompt, **others}, options, as_json=as_json)
+            return
+        stream = client.stream(read_input(text), prompt=prompt, **options)
         start = stream.started()
         if as_json:
             print_json({"start": start})
@@ -129,16 +107,10 @@ def generate(
 
 
 def _show_statistics(start: GenerationStart, end: GenerationEnd) -> None:
-    first = (
-        ""
-        if end.first_token_time_seconds is None
-        else f", first token after {1000 * end.first_token_time_seconds:.0f} ms"
-    )
-    stderr().print(
-        f"{start.version or 'bare model'}: {end.output_tokens} tokens, {end.finish_reason}{first}",
-        style="dim",
-        markup=False,
-    )
+    text = f"{start.version or 'bare model'}: {end.output_tokens} tokens, {end.finish_reason}"
+    if end.first_token_time_seconds is not None:
+        text += f", first token after {1000 * end.first_token_time_seconds:.0f} ms"
+    stderr().print(text, style="dim", markup=False)
 
 
 @app.command(epilog=example('softprompt classify --prompt review-sentiment "It broke after a day."'))
@@ -170,12 +142,10 @@ def compare_answers(
     """Ask each reference, given by its title, and show all answers."""
     answers = {title: client.generate(question, prompt=reference, **options) for title, reference in references.items()}
     if as_json:
-        for title, answer in answers.items():
-            print_json({"prompt": title, "generation": answer})
+        print_json(*({"prompt": title, "generation": answer} for title, answer in answers.items()))
         return
-    titles = [
-        f"{title} ({answer.start.version.rpartition('/')[2] or 'bare model'})" for title, answer in answers.items()
-    ]
+    versions = [answer.start.version.rpartition("/")[2] or "bare model" for answer in answers.values()]
+    titles = [f"{title} ({version})" for title, version in zip(answers, versions, strict=True)]
     texts = [answer.text.strip() or answer.why_empty for answer in answers.values()]
     console = stdout()
     if console.is_terminal and console.width >= _COLUMN_CHARS * len(texts):

@@ -161,9 +161,8 @@ def generate_file(client: Client, task: FileTask) -> None:
     finally:
         journal.close(remove=is_done)
     if num_failed:
-        hint = "the column that ends with _error says why" + (
-            "; the same command asks for these again" if journal.path else ""
-        )
+        again = "; the same command asks for these again" if journal.path else ""
+        hint = f"the column that ends with _error says why{again}"
         raise Failure(f"{num_failed} of {len(inputs) * len(task.targets)} answers are missing", hint=hint)
 
 

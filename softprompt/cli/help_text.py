@@ -112,7 +112,5 @@ def _section(rows: list[tuple[str, str]], width: int) -> Iterable[str]:
 
 
 def _wrapped(text: str, width: int, indent: str = "", first: str = "") -> str:
-    filled = textwrap.fill(
-        text, width, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-    return filled + "\n"
+    wrapper = textwrap.TextWrapper(width, first, indent, break_long_words=False, break_on_hyphens=False)
+    return wrapper.fill(text) + "\n"

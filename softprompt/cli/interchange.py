@@ -10,8 +10,8 @@ import typer
 from shared.values.enums import TemplateFormat
 from shared.values.template import Template
 from softprompt.cli.data import LabelsOption, label_set
-from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import print_json, show, stderr
+from softprompt.cli.options import REQUEST_ID_HELP, JsonOption, ReferenceArgument, TrainerOption, example, open_client
+from softprompt.cli.output import show_or_json, stderr
 from softprompt.display.transfer import transfer_display
 
 app = typer.Typer()
@@ -19,7 +19,7 @@ app = typer.Typer()
 
 @app.command("export", epilog=example("softprompt prompts export support-tone@2 ./support-tone-adapter"))
 def export(
-    version: Annotated[str, typer.Argument(metavar="REF", help="NAME (its default alias), NAME@ALIAS or NAME@7.")],
+    version: ReferenceArgument,
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="Directory for the adapter; created if it is missing.")
     ],
@@ -38,18 +38,13 @@ def export(
         exported = client.export_version(
             version, directory, base_model=base_model, overwrite=overwrite, peft_type=peft_type
         )
-    if as_json:
-        print_json({"version": exported.name, "digest": exported.digest, "directory": directory})
-    else:
-        show(
-            f"{exported.name} is in {directory} ({exported.num_virtual_tokens} virtual tokens, "
-            f"{exported.size_bytes} bytes)"
-        )
+    described = {"version": exported.name, "digest": exported.digest, "directory": directory}
+    size = f"{exported.num_virtual_tokens} virtual tokens, {exported.size_bytes} bytes"
+    show_or_json(described, f"{exported.name} is in {directory} ({size})", as_json)
 
 
 @app.command(
-    "import",
-    epilog=example("softprompt prompts import ./peft-adapter --prompt support-tone --template 'Q: {input}'"),
+    "import", epilog=example("softprompt prompts import ./peft-adapter --prompt support-tone --template 'Q: {input}'")
 )
 def import_(
     path: Annotated[
@@ -74,7 +69,7 @@ def import_(
     system: Annotated[str, typer.Option(help="System message for --format chat.")] = "",
     labels: LabelsOption = None,
     alias: Annotated[str, typer.Option(help="Alias to move to the new version; - for none.")] = "default",
-    request_id: Annotated[str, typer.Option(help="A unique key of yours. Repeating it returns the same version.")] = "",
+    request_id: Annotated[str, typer.Option(help=f"{REQUEST_ID_HELP} version.")] = "",
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
@@ -89,8 +84,6 @@ def import_(
             alias=alias,
             request_id=request_id,
         )
-    if as_json:
-        print_json(imported)
-    else:
-        aliases = f", named by {', '.join(imported.aliases)}" if imported.aliases else ""
-        show(f"published {imported.name} ({imported.num_virtual_tokens} virtual tokens{aliases})")
+    aliases = f", named by {', '.join(imported.aliases)}" if imported.aliases else ""
+    text = f"published {imported.name} ({imported.num_virtual_tokens} virtual tokens{aliases})"
+    show_or_json(imported, text, as_json)

@@ -10,8 +10,7 @@ from shared.values.hyperparameters import Hyperparameters
 from shared.values.spec import PublishPolicy
 from softprompt.cli.field_options import Command, with_hyperparameters
 from softprompt.cli.following import conclude
-from softprompt.cli.job_names import JobArgument, job_name, with_source
-from softprompt.cli.job_options import FollowOption
+from softprompt.cli.job_options import FollowOption, JobArgument, job_name, with_source
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import stderr
 from softprompt.display.transfer import upload_display

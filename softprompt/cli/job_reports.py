@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.process.standard_streams import is_utf8
-from softprompt.cli.job_names import JOB_HELP, JobArgument, job_name
+from softprompt.cli.job_options import JOB_HELP, JobArgument, job_name
 from softprompt.cli.options import FormerOutput, JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show, stderr, stdout, table
 from softprompt.display.chart import MIN_COLUMNS, beside, chart

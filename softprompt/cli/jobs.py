@@ -10,9 +10,9 @@ from shared.values.enums import JobOrder, JobState
 from softprompt.cli import job_copies, job_reports, track
 from softprompt.cli.field_options import key_values
 from softprompt.cli.following import follow_job, show_result
-from softprompt.cli.job_names import JobArgument, job_name
+from softprompt.cli.job_options import JobArgument, job_name
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, table
+from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, show_or_json, table
 from softprompt.display.training import is_distillation, is_preparing, preparing_text
 
 if TYPE_CHECKING:
@@ -40,24 +40,16 @@ def list_(
 ) -> None:
     """List jobs, newest first."""
     order = JobOrder.OLDEST_FIRST if oldest_first else JobOrder.NEWEST_FIRST
+    labels = key_values(label, "--label")
     with open_client(trainer) as client:
-        jobs = client.list_jobs(
-            states=state or (), prompt=prompt, annotations=key_values(label, "--label"), order=order, limit=limit
-        )
+        jobs = client.list_jobs(states=state or (), prompt=prompt, annotations=labels, order=order, limit=limit)
     if as_json:
-        for job in jobs:
-            print_json(job)
+        print_json(*jobs)
         return
     made = table("JOB", "PROMPT", "STATE", "STEP", "LOSS", "CREATED", "RESULT")
     for job in jobs:
-        made.add_row(
-            job.name,
-            job.spec.prompt if job.spec else "",
-            job.state,
-            *_progress(job),
-            local_time(job.create_time),
-            _outcome(job),
-        )
+        prompt = job.spec.prompt if job.spec else ""
+        made.add_row(job.name, prompt, job.state, *_progress(job), local_time(job.create_time), _outcome(job))
     show(made if jobs else "no jobs")
 
 
@@ -133,13 +125,8 @@ def delete(job: JobArgument, trainer: TrainerOption = None) -> None:
 
 
 def _say(job: TuningJob, as_json: bool) -> None:
-    if as_json:
-        print_json(job)
-    else:
-        kept = (
-            f"; its best prompt so far is kept: `softprompt jobs continue {job.name}`" if job.best_prompt_kept else ""
-        )
-        show(f"{job.name} is {job.state.value.lower()}{kept}")
+    kept = f"; its best prompt so far is kept: `softprompt jobs continue {job.name}`" if job.best_prompt_kept else ""
+    show_or_json(job, f"{job.name} is {job.state.value.lower()}{kept}", as_json)
 
 
 def _progress(job: TuningJob) -> tuple[str, str]:

@@ -22,7 +22,6 @@ from softprompt.cli import (
     distill,
     doctor,
     example,
-    gateway,
     generate,
     info,
     init,
@@ -30,8 +29,8 @@ from softprompt.cli import (
     models,
     prompts,
     retrain,
-    router,
     security,
+    servers,
     store,
     tokens,
     tune,
@@ -52,11 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-modules = (
-    *(init, up, gateway, router, tune, retrain, distill, generate, chat),
-    *(doctor, info, usage, demo, example),
-)
-for module in modules:
+for module in (init, up, servers, tune, retrain, distill, generate, chat, doctor, info, usage, demo, example):
     app.add_typer(module.app)
 _GROUPS = (
     (jobs.app, "jobs", "List, follow and cancel tuning jobs."),
@@ -83,9 +78,7 @@ _CHOICE = re.compile(r"(['\"])(?P<given>.*)\1 is not one of (?P<known>'.*')")
 
 
 def is_usage_error(error: Exception) -> bool:
-    """Whether the parser raised it: typer's, or click's with older versions of typer. Both have the same classes, which
-    have no common base.
-    """
+    """Whether typer's parser, or click's with older releases, raised it: the classes have no common base."""
     return hasattr(error, "format_message") and hasattr(error, "exit_code")
 
 

@@ -48,8 +48,7 @@ def list_(as_json: JsonOption = False, trainer: TrainerOption = None, inference:
     """
     found = _compared([*_catalogue(), *_pulled(), *_served(trainer, inference)])
     if as_json:
-        for model in found:
-            print_json(model)
+        print_json(*found)
         return
     made = table("MODEL", "WHERE", "BYTES", "FINGERPRINT", "AGREES", "DETAIL")
     for model in found:
@@ -63,10 +62,10 @@ def list_(as_json: JsonOption = False, trainer: TrainerOption = None, inference:
 
 def _compared(found: list[ListedModel]) -> list[ListedModel]:
     """The models with `agrees`, by fingerprint."""
-    prints = {
-        where: {model.fingerprint for model in found if model.where == where} - {""} for where in (TRAINER, INFERENCE)
+    others = {
+        where: {model.fingerprint for model in found if model.where == other} - {""}
+        for where, other in ((TRAINER, INFERENCE), (INFERENCE, TRAINER))
     }
-    others = {TRAINER: prints[INFERENCE], INFERENCE: prints[TRAINER]}
     made = []
     for model in found:
         other = others.get(model.where, set())

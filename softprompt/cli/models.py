@@ -8,20 +8,13 @@ from typing import Annotated
 
 import typer
 
+from softprompt.cli.failures import require
 from softprompt.cli.model_list import list_
 from softprompt.cli.options import JsonOption, example
-from softprompt.cli.output import print_json, stderr
-from softprompt.cli.requirements import require
+from softprompt.cli.output import show_or_json, stderr
 
 app = typer.Typer(no_args_is_help=True)
 _STAGES = {"wait": "waiting for another process that pulls it", "download": "downloading", "convert": "converting"}
-
-
-@app.callback()
-def models() -> None:
-    """Base models on this machine."""
-
-
 NamesArgument = Annotated[
     list[str],
     typer.Argument(
@@ -33,6 +26,7 @@ NamesArgument = Annotated[
 ToOption = Annotated[
     Path | None, typer.Option(help="Parent directory. Default: $SOFTPROMPT_MODELS or the user's cache.")
 ]
+DirectoryArgument = Annotated[Path, typer.Argument(help="A model directory with config.json and *.safetensors.")]
 
 
 @app.command(epilog=example("softprompt models pull smollm2-135m-instruct"))
@@ -71,10 +65,7 @@ def pull(
             raise
         if not (server or model.is_hub_id or model.name in CATALOGUE):  # a directory, which is taken as it is
             check_whole(path)
-        if as_json:
-            print_json({"name": str(model), "path": str(path)})
-        else:
-            typer.echo(str(path))
+        show_or_json({"name": str(model), "path": str(path)}, str(path), as_json)
 
 
 @app.command(epilog=example("softprompt models wait smollm2-135m-instruct --to /models"))
@@ -97,17 +88,11 @@ def wait(
     if missing:
         stderr().print(f"waiting for {', '.join(missing)} in {parent}", markup=False, soft_wrap=True)
     for model, path in zip(wanted, wait_until_complete(wanted, parent, timeout), strict=True):
-        if as_json:
-            print_json({"name": str(model), "path": str(path)})
-        else:
-            typer.echo(str(path))
+        show_or_json({"name": str(model), "path": str(path)}, str(path), as_json)
 
 
 @app.command(epilog=example("softprompt models manifest ./models/my-model"))
-def manifest(
-    directory: Annotated[Path, typer.Argument(help="A model directory with config.json and *.safetensors.")],
-    as_json: JsonOption = False,
-) -> None:
+def manifest(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
     """Write the manifest of a model directory into it, with the digest of each file, for `models pull --from` of a
     file server that serves its parent directory. Prints the fingerprint.
     """
@@ -122,19 +107,14 @@ def manifest(
         made = write_manifest(directory, *((origin.hub_id, origin.commit) if origin is not None else ("", "")))
     except OSError as error:
         raise InvalidInput.of("directory", f"can't write the manifest into {directory}: {error.strerror}") from error
-    if as_json:
-        print_json(made.model_dump())
-    else:
-        typer.echo(made.fingerprint)
+    show_or_json(made.model_dump(), made.fingerprint, as_json)
 
 
 app.command("list", epilog=example("softprompt models list"))(list_)
 
 
 @app.command(epilog=example("softprompt models fingerprint ./models/my-model"))
-def fingerprint(
-    directory: Annotated[Path, typer.Argument(help="A model directory with config.json and *.safetensors.")],
-) -> None:
+def fingerprint(directory: DirectoryArgument) -> None:
     """Hash a model directory and store the fingerprint in it, for images and volumes that are mounted read-only."""
     require("inference")
     from shared.errors import InvalidInput
@@ -179,18 +159,14 @@ def manifests(
         raise InvalidInput.of("overlay", f"{source} can't be read as YAML: {where}") from None
     for number, document in enumerate(documents, 1):
         if document is not None and (problem := why_no_object(document)):
-            wrong = f"document {number} of {source} {problem}"
-            raise InvalidInput.of(
-                "overlay", f"must consist of Kubernetes objects, as `kubectl kustomize OVERLAY` prints: {wrong}"
-            )
+            objects = "must consist of Kubernetes objects, as `kubectl kustomize OVERLAY` prints"
+            raise InvalidInput.of("overlay", f"{objects}: document {number} of {source} {problem}")
     objects = [document for document in documents if document is not None]
     typer.echo(as_yaml(of_models(objects, entries, content)), nl=False)
 
 
 def pull_with_progress(name: str, to: Path | None = None, *, server: str = "", token: str = "") -> Path:
-    """The directory of a model. Downloads it if it is missing, with progress on stderr. `server` and `token`: as in
-    `softprompt.models.pull`.
-    """
+    """The directory of a model, which is downloaded if it is missing, with progress on stderr. See `models.pull`."""
     from softprompt.display.transfer import transfer_display
     from softprompt.model_catalogue import models_dir
     from softprompt.models import pull as pull_model
@@ -222,9 +198,8 @@ def _token(file: Path | None) -> str:
     try:
         token = file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise InvalidInput.of(
-            "token-file", f"{file} can't be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInput.of("token-file", f"{file} can't be read: {reason}") from error
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise InvalidInput.of("token-file", f"{file} must contain one token and nothing else")
     return token

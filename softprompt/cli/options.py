@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,27 +16,31 @@ from softprompt.endpoints import INFERENCE_VARIABLE, TRAINER_VARIABLE
 if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
 
+_address = partial(typer.Option, metavar="HOST:PORT")
 TrainerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--trainer",
-        envvar=TRAINER_VARIABLE,
-        metavar="HOST:PORT",
-        help="Address of the trainer service [127.0.0.1:50051].",
-    ),
+    str | None, _address("--trainer", envvar=TRAINER_VARIABLE, help="Address of the trainer service [127.0.0.1:50051].")
 ]
 InferenceOption = Annotated[
     str | None,
-    typer.Option(
-        "--inference",
-        envvar=INFERENCE_VARIABLE,
-        metavar="HOST:PORT",
-        help="Address of the inference service [127.0.0.1:50052].",
-    ),
+    _address("--inference", envvar=INFERENCE_VARIABLE, help="Address of the inference service [127.0.0.1:50052]."),
 ]
 FormerOutput = Annotated[Path | None, typer.Option("--output", hidden=True)]
 """The former name of `--out`."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object on each line.")]
+ModelOption = Annotated[
+    str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")
+]
+PlaintextOption = Annotated[bool, typer.Option("--plaintext", help="Serve other machines without TLS (with --host).")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")]
+REFERENCE_HELP = "NAME (its default alias), NAME@ALIAS or NAME@7"
+ReferenceArgument = Annotated[str, typer.Argument(metavar="REF", help=f"{REFERENCE_HELP}.")]
+REQUEST_ID_HELP = "A unique key of yours. Repeating it returns the same"
+
+
+def options_under(panel: str) -> Callable[..., Any]:
+    """`typer.Option` for options with this heading in `--help`."""
+    return partial(typer.Option, rich_help_panel=panel)
 
 
 def _print_version(wanted: bool) -> None:
@@ -55,9 +61,7 @@ _addresses: ContextVar[tuple[str | None, str | None] | None] = ContextVar("softp
 
 
 def open_client(trainer: str | None = None, inference: str | None = None, *, timeout_seconds: float = 30.0) -> Client:
-    """A client with the security options and variables of this call. Imports gRPC, which commands without a service
-    don't need.
-    """
+    """A client with the security options and variables of this call. Commands without a service don't import gRPC."""
     from softprompt.cli.security import chosen_security
     from softprompt.client.sync_client import Client
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from rich.console import Console
@@ -45,13 +45,10 @@ def stderr() -> Console:
 
 
 def _console(stderr: bool) -> Console:
-    """As wide as the terminal; elsewhere wide enough that a table's row is one line for grep. `:smile:` in a text stays
-    as it is.
-    """
-    console = _Console(stderr=stderr, highlight=False, emoji=False)
-    return (
-        console if console.is_terminal else _Console(stderr=stderr, highlight=False, emoji=False, width=_PIPE_COLUMNS)
-    )
+    """As wide as the terminal; elsewhere so wide that grep finds a table's row on a line. `:smile:` stays as it is."""
+    make = partial(_Console, stderr=stderr, highlight=False, emoji=False)
+    console = make()
+    return console if console.is_terminal else make(width=_PIPE_COLUMNS)
 
 
 def write(text: str) -> None:
@@ -60,10 +57,11 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-def print_json(value: Any) -> None:
-    """Print one line of JSON and flush it. Uses ASCII escapes if the output's encoding is not UTF-8."""
-    sys.stdout.write(json.dumps(as_plain(value), ensure_ascii=not is_utf8(sys.stdout)) + "\n")
-    sys.stdout.flush()
+def print_json(*values: Any) -> None:
+    """Print each value as a line of JSON and flush it. Uses ASCII escapes if the output's encoding is not UTF-8."""
+    for value in values:
+        sys.stdout.write(json.dumps(as_plain(value), ensure_ascii=not is_utf8(sys.stdout)) + "\n")
+        sys.stdout.flush()
 
 
 def table(*columns: str) -> Table:
@@ -79,6 +77,14 @@ def show(value: Table | str) -> None:
     if isinstance(value, Table) and _least_width(value) > stdout().width:
         value = "\n\n".join(_blocks(value))
     stdout().print(value, soft_wrap=isinstance(value, str), markup=False)
+
+
+def show_or_json(value: Any, text: str, as_json: bool) -> None:
+    """Print a result: the value as JSON for scripts, or a text for people."""
+    if as_json:
+        print_json(value)
+    else:
+        show(text)
 
 
 def show_facts(facts: Mapping[str, str], width: int = 11) -> None:

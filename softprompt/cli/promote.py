@@ -12,7 +12,7 @@ import typer
 
 from softprompt.cli.failures import EXIT_INVALID, EXIT_REFUSED, Failure
 from softprompt.cli.fleet import targets_text
-from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
+from softprompt.cli.options import JsonOption, TrainerOption, YesOption, example, open_client
 from softprompt.cli.output import agreed, print_json, show, table
 from softprompt.types.plain import as_plain
 
@@ -39,7 +39,7 @@ def promote(
         str | None, typer.Option(metavar="PEM", help="Certificate authorities of the target, if they are others.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference and change nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
@@ -49,12 +49,9 @@ def promote(
     of the base model. Repeating a promotion publishes nothing again.
     """
     if "://" in to or to.startswith(("/", ".")):
-        raise Failure(
-            f"--to {to!r} is a store; name the trainer service that serves it: it checks the role publisher, gives the "
-            "version its number and audits the promotion",
-            EXIT_INVALID,
-            "`softprompt store copy` copies whole stores",
-        )
+        why = "it checks the role publisher, gives the version its number and audits the promotion"
+        reason = f"--to {to!r} is a store; name the trainer service that serves it: {why}"
+        raise Failure(reason, EXIT_INVALID, "`softprompt store copy` copies whole stores")
     from softprompt.promotion import plan_promotion
     from softprompt.promotion import promote as apply
 

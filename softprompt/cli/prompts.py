@@ -1,6 +1,4 @@
-"""`softprompt prompts`: list, show and delete versions, move aliases. `fleet`, `interchange` and `promote` add more
-commands.
-"""
+"""`softprompt prompts`: list, show, delete versions, move aliases. `fleet`, `interchange`, `promote` add commands."""
 
 from __future__ import annotations
 
@@ -12,19 +10,19 @@ import typer
 from softprompt.cli import fleet, interchange, promote
 from softprompt.cli.commands import Commands
 from softprompt.cli.failures import EXIT_INVALID, Failure
-from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, table
+from softprompt.cli.options import JsonOption, PromptArgument, ReferenceArgument, TrainerOption, example, open_client
+from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, show_or_json, table
 from softprompt.types.plain import as_plain
 
 if TYPE_CHECKING:
     from shared.values.prompts import Alias
+    from shared.values.template import Template
 
 app = typer.Typer(no_args_is_help=True)
 alias_app = typer.Typer(no_args_is_help=True)
 app.add_typer(alias_app, name="alias", help="Aliases: names of versions that can be moved.", cls=Commands)
 for module in (fleet, interchange, promote):
     app.add_typer(module.app)
-PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")]
 
 
 @app.command("list", epilog=example("softprompt prompts list --prefix support-"))
@@ -37,25 +35,19 @@ def list_(
     with open_client(trainer) as client:
         prompts = client.list_prompts(name_prefix=prefix)
     if as_json:
-        for prompt in prompts:
-            print_json(prompt)
+        print_json(*prompts)
         return
     made = table("PROMPT", "LATEST", "VERSIONS", "ALIASES", "UPDATED")
     for prompt in prompts:
         aliases = ", ".join(_alias_text(alias) for alias in prompt.aliases)
         name = prompt.name.removeprefix("prompts/")
-        made.add_row(
-            name, str(prompt.latest_version), str(prompt.num_versions), aliases, local_time(prompt.update_time)
-        )
+        counts = str(prompt.latest_version), str(prompt.num_versions)
+        made.add_row(name, *counts, aliases, local_time(prompt.update_time))
     show(made if prompts else "no prompts; `softprompt tune` creates one")
 
 
 @app.command("show", epilog=example("softprompt prompts show support-tone@2"))
-def show_(
-    reference: Annotated[str, typer.Argument(metavar="REF", help="NAME (its default alias), NAME@ALIAS or NAME@7.")],
-    as_json: JsonOption = False,
-    trainer: TrainerOption = None,
-) -> None:
+def show_(reference: ReferenceArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
     """Show one version: base model, template, metrics and hyperparameters."""
     with open_client(trainer) as client:
         version = client.get_version(reference)
@@ -71,9 +63,7 @@ def show_(
         "job": version.job,
         "parent": version.parent,
         "model": f"{model.id} ({model.fingerprint[:19]}…)" if model else "",
-        "template": json.dumps(template.text, ensure_ascii=False) + (f" {template.format}" if template.format else "")
-        if template
-        else "",
+        "template": _template_text(template) if template else "",
         "kind": version.kind.lower(),
         "tokens": f"{version.num_virtual_tokens} virtual, {version.size_bytes} bytes",
         "labels": ", ".join(version.labels),
@@ -91,20 +81,13 @@ def versions(prompt: PromptArgument, as_json: JsonOption = False, trainer: Train
     with open_client(trainer) as client:
         found = client.list_versions(prompt)
     if as_json:
-        for version in found:
-            print_json(version)
+        print_json(*found)
         return
     made = table("VERSION", "KIND", "ALIASES", "TOKENS", "PUBLISHED", "PARENT", "HELD OUT")
     for version in found:
-        made.add_row(
-            version.name.rpartition("/")[2],
-            version.kind.lower(),
-            ", ".join(version.aliases),
-            str(version.num_virtual_tokens),
-            local_time(version.create_time),
-            version.parent,
-            numbers(version.metrics),
-        )
+        about = version.name.rpartition("/")[2], version.kind.lower(), ", ".join(version.aliases)
+        tokens, published = str(version.num_virtual_tokens), local_time(version.create_time)
+        made.add_row(*about, tokens, published, version.parent, numbers(version.metrics))
     show(made if found else f"{prompt} has no versions")
 
 
@@ -119,10 +102,8 @@ def delete(
     """Delete a version. This can't be undone, and its number is never used again."""
     with open_client(trainer) as client:
         revision = client.delete_version(version)
-    if as_json:
-        print_json({"deleted": version, "revision": revision})
-    else:
-        show(f"{version} is deleted (revision {revision})")
+    text = f"{version} is deleted (revision {revision})"
+    show_or_json({"deleted": version, "revision": revision}, text, as_json)
 
 
 @alias_app.command("set", epilog=example("softprompt prompts alias set support-tone default 3 --expect 2"))
@@ -159,10 +140,7 @@ def set_(
         ) from None
     with open_client(trainer) as client:
         moved = client.set_alias(prompt, alias, targets, expected_version=expect)
-    if as_json:
-        print_json(moved)
-    else:
-        show(f"{prompt}: {_alias_text(moved)} (revision {moved.revision})")
+    show_or_json(moved, f"{prompt}: {_alias_text(moved)} (revision {moved.revision})", as_json)
 
 
 @alias_app.command("remove", epilog=example("softprompt prompts alias remove support-tone canary"))
@@ -178,10 +156,11 @@ def remove(
     """Remove an alias. Its versions stay."""
     with open_client(trainer) as client:
         removed = client.set_alias(prompt, alias, [], expected_version=expect)
-    if as_json:
-        print_json(removed)
-    else:
-        show(f"{prompt}: {alias} is removed (revision {removed.revision})")
+    show_or_json(removed, f"{prompt}: {alias} is removed (revision {removed.revision})", as_json)
+
+
+def _template_text(template: Template) -> str:
+    return json.dumps(template.text, ensure_ascii=False) + (f" {template.format}" if template.format else "")
 
 
 def _alias_text(alias: Alias) -> str:

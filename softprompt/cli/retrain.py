@@ -9,7 +9,7 @@ import typer
 
 from shared.text.counted import counted
 from softprompt.cli.failures import EXIT_INVALID, EXIT_REFUSED, Failure
-from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
+from softprompt.cli.options import JsonOption, TrainerOption, YesOption, example, open_client
 from softprompt.cli.output import agreed, print_json, show, stderr, table
 from softprompt.display.status import clock_text
 
@@ -37,7 +37,7 @@ def retrain(
         typer.Option("--unserved", help="End with 0 also if no live replica has the new base model: one comes later."),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and create no jobs.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
@@ -62,16 +62,12 @@ def retrain(
             if not as_json:
                 _show_created(plan.prompts, made)
     if as_json:
-        for item in made:
-            print_json({**_described(item), "num_replicas": plan.num_replicas})
+        print_json(*({**_described(item), "num_replicas": plan.num_replicas} for item in made))
     if refused := sum(bool(item.refused) for item in made):
         raise Failure(f"{counted(refused, 'prompt')} can't be retrained", EXIT_REFUSED, _hint(made))
     if lacks and not unserved and made is not plan.prompts:
-        raise Failure(
-            f"the jobs are created, but no live replica has {plan.base_model.id}",
-            EXIT_REFUSED,
-            "start a replica of it; --unserved accepts that there is none yet",
-        )
+        hint = "start a replica of it; --unserved accepts that there is none yet"
+        raise Failure(f"the jobs are created, but no live replica has {plan.base_model.id}", EXIT_REFUSED, hint)
 
 
 def _lacks_replicas(plan: RetrainingPlan) -> str:

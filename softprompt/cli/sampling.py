@@ -14,31 +14,32 @@ from shared.values.guide import Guide
 from shared.values.sampling import PARAMETERS, Sampling
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.field_options import Command, replacing
+from softprompt.cli.options import options_under
 
 PANEL = "Sampling (what is left out: the prompt's defaults, then the service's)"
 _DEFAULTS = [name for name, parameter in PARAMETERS.items() if parameter.is_default]
 _HINTS = {name: hint for name, hint in typing.get_type_hints(Sampling).items() if name in PARAMETERS}
-
-
-_GUIDE_OPTIONS = {
-    "choices": (list[str] | None, typer.Option("--choice", help="The answer is one of these; may be repeated.")),
-    "regex": (str | None, typer.Option("--regex", help="The answer matches this regular expression.")),
-    "json_schema": (
+in_sampling = options_under(PANEL)
+_GUIDE_OPTIONS: Mapping[str, Any] = {
+    "choices": Annotated[
+        list[str] | None, in_sampling("--choice", help="The answer is one of these; may be repeated.")
+    ],
+    "regex": Annotated[str | None, in_sampling("--regex", help="The answer matches this regular expression.")],
+    "json_schema": Annotated[
         Path | None,
-        typer.Option("--json-schema", metavar="FILE", help="The answer is JSON that is valid under this JSON Schema."),
-    ),
-    "grammar": (
+        in_sampling("--json-schema", metavar="FILE", help="The answer is JSON that is valid under this JSON Schema."),
+    ],
+    "grammar": Annotated[
         Path | None,
-        typer.Option("--grammar", metavar="FILE", help="The answer is a text of this grammar in Lark's syntax."),
-    ),
+        in_sampling("--grammar", metavar="FILE", help="The answer is a text of this grammar in Lark's syntax."),
+    ],
 }
 """One option for each kind of guide, by the name of its field."""
 
 
 def with_sampling_options(command: Command) -> Command:
     """Replace the argument `sampling` of a command by an option for each sampling parameter and kind of guide."""
-    options = {name: _option(name) for name in PARAMETERS if name != "guide"}
-    options |= {name: Annotated[kind, _in_panel(option)] for name, (kind, option) in _GUIDE_OPTIONS.items()}
+    options = {name: _option(name) for name in PARAMETERS if name != "guide"} | dict(_GUIDE_OPTIONS)
     return replacing("sampling", options, _sampling)(command)
 
 
@@ -54,16 +55,10 @@ def _sampling(given: Mapping[str, Any]) -> Sampling:
 def _option(name: str) -> Any:
     parameter, hint = PARAMETERS[name], _HINTS[name]
     if name == "logit_bias":
-        option = typer.Option(metavar="ID=BIAS", help=parameter.help, rich_help_panel=PANEL)
-        return Annotated[list[str] | None, option]
+        return Annotated[list[str] | None, in_sampling(metavar="ID=BIAS", help=parameter.help)]
     kind = list[typing.get_args(hint)[0]] | None if typing.get_origin(hint) is tuple else hint  # type: ignore[misc]
     names = (parameter.option,) if parameter.option else ()
-    return Annotated[kind, typer.Option(*names, help=parameter.help, rich_help_panel=PANEL)]
-
-
-def _in_panel(option: Any) -> Any:
-    option.rich_help_panel = PANEL
-    return option
+    return Annotated[kind, in_sampling(*names, help=parameter.help)]
 
 
 def _guide_text(value: str | Path | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
@@ -86,9 +81,8 @@ def _parse_biases(pairs: Sequence[str]) -> dict[int, float] | None:
         try:
             biases[int(token)] = float(bias)
         except ValueError:
-            raise typer.BadParameter(
-                f"{pair!r} must be ID=BIAS, for example 42=-5", param_hint="--logit-bias"
-            ) from None
+            reason = f"{pair!r} must be ID=BIAS, for example 42=-5"
+            raise typer.BadParameter(reason, param_hint="--logit-bias") from None
     return biases or None
 
 
@@ -110,11 +104,9 @@ def _parsed(hint: Any, text: str) -> Any:
     """Raises ValueError."""
     if typing.get_origin(hint) is tuple:
         return tuple(_parsed(typing.get_args(hint)[0], part) for part in text.split(","))
-    kind = (
-        next(part for part in typing.get_args(hint) if part is not type(None))
-        if typing.get_origin(hint) is types.UnionType
-        else hint
-    )
+    kind = hint
+    if typing.get_origin(hint) is types.UnionType:
+        kind = next(part for part in typing.get_args(hint) if part is not type(None))
     if kind is bool:
         if text not in ("true", "false"):
             raise ValueError("true or false is expected")

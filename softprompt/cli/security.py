@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from softprompt.client.security import ClientSecurity
 
 
+_pem = partial(typer.Option, metavar="PEM")
 _given: ContextVar[Mapping[str, bool | str | None]] = ContextVar("softprompt_security_options", default={})  # noqa: B039 - never mutated
 
 
@@ -28,20 +30,12 @@ def options(
         ),
     ] = None,
     tls_ca_file: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PEM", help="Certificate authorities to trust instead of the system's (SOFTPROMPT_TLS_CA_FILE)."
-        ),
+        str | None, _pem(help="Certificate authorities to trust instead of the system's (SOFTPROMPT_TLS_CA_FILE).")
     ] = None,
     tls_certificate_file: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PEM", help="Client certificate, for services that require one (SOFTPROMPT_TLS_CERTIFICATE_FILE)."
-        ),
+        str | None, _pem(help="Client certificate, for services that require one (SOFTPROMPT_TLS_CERTIFICATE_FILE).")
     ] = None,
-    tls_key_file: Annotated[
-        str | None, typer.Option(metavar="PEM", help="Key of the client certificate (SOFTPROMPT_TLS_KEY_FILE).")
-    ] = None,
+    tls_key_file: Annotated[str | None, _pem(help="Key of the client certificate (SOFTPROMPT_TLS_KEY_FILE).")] = None,
     tls_server_name: Annotated[
         str | None,
         typer.Option(
@@ -59,15 +53,8 @@ def options(
     version: VersionOption = False,
 ) -> None:
     """Remember the options for `chosen_security`."""
-    given = {
-        "tls": tls,
-        "ca_file": tls_ca_file,
-        "certificate_file": tls_certificate_file,
-        "key_file": tls_key_file,
-        "server_name": tls_server_name,
-        "token_file": token_file,
-    }
-    _given.set(given)
+    files = {"ca_file": tls_ca_file, "certificate_file": tls_certificate_file, "key_file": tls_key_file}
+    _given.set({"tls": tls, **files, "server_name": tls_server_name, "token_file": token_file})
 
 
 def chosen_security() -> ClientSecurity:

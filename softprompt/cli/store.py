@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from softprompt.cli.failures import EXIT_FAILED
+from softprompt.cli.failures import EXIT_FAILED, require
 from softprompt.cli.options import JsonOption, example
-from softprompt.cli.output import print_json, show, stderr, table
-from softprompt.cli.requirements import require
+from softprompt.cli.output import print_json, show, show_facts, stderr, table
 from softprompt.display.transfer import transfer_display
 
 app = typer.Typer(no_args_is_help=True)
@@ -57,9 +56,7 @@ def copy(
         "aliases": f"{report.aliases_moved} moved",
         "pruned": f"{report.versions_pruned} versions, {report.aliases_pruned} aliases" if prune else "",
     }
-    for name, text in counts.items():
-        if text:
-            show(f"{name:<10}{text}")
+    show_facts(counts, 10)
 
 
 @app.command(epilog=example("softprompt store verify s3://prompts/production"))

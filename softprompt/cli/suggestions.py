@@ -1,6 +1,4 @@
-"""Did-you-mean for names that do not exist: files, prompts, versions, aliases, and what the trainer lists. Asks the
-services, briefly.
-"""
+"""Did-you-mean for files, prompts, versions, aliases, and what the trainer lists. Asks the services, briefly."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shared.close_names import nearest
 from shared.errors import InvalidInput, NotFound, SoftPromptError
-from softprompt.cli.job_names import PREFIX
+from softprompt.cli.job_options import PREFIX
 from softprompt.cli.options import last_addresses
 
 if TYPE_CHECKING:
@@ -78,10 +76,8 @@ def _reference(client: Client, name: str) -> str:
 def _aliases(client: Client) -> dict[str, list[str]]:
     """The aliases of each prompt, from the trainer, else from a replica: a caller may use only one of the two."""
     with suppress(SoftPromptError):
-        return {
-            prompt.name.removeprefix("prompts/"): [alias.name for alias in prompt.aliases]
-            for prompt in client.list_prompts()
-        }
+        prompts = client.list_prompts()
+        return {one.name.removeprefix("prompts/"): [alias.name for alias in one.aliases] for one in prompts}
     found: dict[str, list[str]] = {}
     for loaded in client.loaded_prompts().prompts:
         found.setdefault(loaded.version.split("/")[1], []).extend(loaded.aliases)

@@ -9,9 +9,7 @@ from softprompt.cli.failures import EXIT_INVALID, Failure
 
 
 def readable_argument(argument: str) -> str:
-    """The argument decoded as UTF-8 if the locale can't decode it (LC_ALL=C). Unchanged if it is not UTF-8 or names an
-    existing file.
-    """
+    """The argument as UTF-8 if the locale can't decode it (LC_ALL=C). Unchanged if it can't be, or names a file."""
     if _is_text(argument) or os.path.exists(argument):
         return argument
     try:

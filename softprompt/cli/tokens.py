@@ -7,7 +7,7 @@ import typer
 from shared.security.tokens import MIN_TOKEN_CHARS, hash_token, is_token, new_token
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.options import JsonOption, example
-from softprompt.cli.output import print_json, show
+from softprompt.cli.output import show, show_or_json
 from softprompt.cli.text_input import read_input
 
 app = typer.Typer(no_args_is_help=True)
@@ -17,11 +17,8 @@ app = typer.Typer(no_args_is_help=True)
 def new(as_json: JsonOption = False) -> None:
     """Create a token. It is shown only now: a callers file holds just its hash (token_sha256)."""
     token = new_token()
-    if as_json:
-        print_json({"token": token, "token_sha256": hash_token(token)})
-        return
-    show(f"token         {token}")
-    show(f"token_sha256  {hash_token(token)}")
+    made = {"token": token, "token_sha256": hash_token(token)}
+    show_or_json(made, "\n".join(f"{name:<14}{value}" for name, value in made.items()), as_json)
 
 
 @app.command(name="hash", epilog=example("softprompt tokens hash < token.txt"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli.failures import EXIT_INTERRUPTED, EXIT_INVALID, Failure
-from softprompt.cli.job_names import JobArgument, job_name
+from softprompt.cli.job_options import JobArgument, job_name
 from softprompt.cli.options import TrainerOption, example, open_client
 from softprompt.cli.output import stderr
 
@@ -58,9 +58,8 @@ def track(
             for event in client.watch_job(name, after=sink.last_event):
                 tracker(event)
         except KeyboardInterrupt:
-            raise Failure(
-                f"stopped tracking {name}; the job continues", EXIT_INTERRUPTED, "run the same command to continue"
-            ) from None
+            stopped = f"stopped tracking {name}; the job continues"
+            raise Failure(stopped, EXIT_INTERRUPTED, "run the same command to continue") from None
         finally:
             sink.close()
     stderr().print(f"{name} is tracked up to event {sink.last_event}", markup=False)

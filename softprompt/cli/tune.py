@@ -12,17 +12,10 @@ from shared.values.hyperparameters import Hyperparameters
 from shared.values.sampling import Sampling
 from shared.values.spec import PublishGate, PublishPolicy, TuningSpec
 from shared.values.template import Template
-from softprompt.cli.data import (
-    PANEL,
-    LabelsOption,
-    label_set,
-    read_examples,
-    with_data_options,
-)
+from softprompt.cli.data import PANEL, LabelsOption, in_data, label_set, read_examples, with_data_options
 from softprompt.cli.field_options import key_values, with_hyperparameters, with_template
 from softprompt.cli.following import submit
 from softprompt.cli.job_options import (
-    RESULT,
     TRAINING,
     AliasOption,
     AnnotationOption,
@@ -31,6 +24,8 @@ from softprompt.cli.job_options import (
     MaxRuntimeOption,
     PriorityOption,
     RequestIdOption,
+    in_result,
+    in_training,
 )
 from softprompt.cli.options import JsonOption, TrainerOption, example
 from softprompt.cli.sampling import parse_sampling
@@ -38,11 +33,9 @@ from softprompt.types.data import VALIDATION_DATASET, Data
 
 app = typer.Typer()
 
-DATA = PANEL
-
 
 @app.command(epilog=example("softprompt tune train.jsonl --prompt support-tone --validation heldout.jsonl --steps 200"))
-@with_template(DATA)
+@with_template(PANEL)
 @with_data_options
 @with_hyperparameters(TRAINING)
 def tune(
@@ -52,26 +45,17 @@ def tune(
     ],
     *,
     prompt: Annotated[str, typer.Option(help="Name of the prompt. The job publishes its next version.")],
-    validation: Annotated[
-        str | None, typer.Option(help="Held-out examples: a file, a dataset name or a URI.", rich_help_panel=DATA)
-    ] = None,
-    validation_fraction: Annotated[
-        float | None, typer.Option(help="Fraction of the examples to hold out, 0 to 1.", rich_help_panel=DATA)
-    ] = None,
+    validation: Annotated[str | None, in_data(help="Held-out examples: a file, a dataset name or a URI.")] = None,
+    validation_fraction: Annotated[float | None, in_data(help="Fraction of the examples to hold out, 0 to 1.")] = None,
     template: Template | None,
     how: Data,
     labels: LabelsOption = None,
     task: Annotated[
-        TaskKind | None,
-        typer.Option(case_sensitive=False, help="Kind of task, if the data does not show it.", rich_help_panel=DATA),
+        TaskKind | None, in_data(case_sensitive=False, help="Kind of task, if the data does not show it.")
     ] = None,
     too_long: Annotated[
         TooLong | None,
-        typer.Option(
-            case_sensitive=False,
-            help="For examples that are too long: refuse the job, truncate or drop them.",
-            rich_help_panel=DATA,
-        ),
+        in_data(case_sensitive=False, help="For examples that are too long: refuse the job, truncate or drop them."),
     ] = None,
     base_model: BaseModelOption = "",
     hyperparameters: Hyperparameters,
@@ -79,46 +63,29 @@ def tune(
     max_runtime: MaxRuntimeOption = None,
     deadline: Annotated[
         str | None,
-        typer.Option(
+        in_training(
             metavar="TIME",
             help="The job fails if its training has not ended by then: 2030-01-31T18:00, with or without a time zone.",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
     annotation: AnnotationOption = None,
     alias: AliasOption = "default",
     beat_bare_model: Annotated[
-        bool,
-        typer.Option(
-            "--beat-bare-model", help="Publish only if the prompt beats the bare model.", rich_help_panel=RESULT
-        ),
+        bool, in_result("--beat-bare-model", help="Publish only if the prompt beats the bare model.")
     ] = False,
     beat_current: Annotated[
-        bool,
-        typer.Option(
-            "--beat-current", help="Publish only if the prompt beats the alias's version.", rich_help_panel=RESULT
-        ),
+        bool, in_result("--beat-current", help="Publish only if the prompt beats the alias's version.")
     ] = False,
     minimum_metric: Annotated[
-        float | None,
-        typer.Option(help="Publish only if the metric is at least this; a loss: at most.", rich_help_panel=RESULT),
+        float | None, in_result(help="Publish only if the metric is at least this; a loss: at most.")
     ] = None,
     sampling: Annotated[
         list[str] | None,
-        typer.Option(
-            "--sampling",
-            metavar="NAME=VALUE",
-            help="Default of the prompt's answers, such as top_p=0.9; repeatable.",
-            rich_help_panel=RESULT,
-        ),
+        in_result(metavar="NAME=VALUE", help="Default of the prompt's answers, such as top_p=0.9; repeatable."),
     ] = None,
     wait_until_served: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="Keep the job running until all live replicas serve the version.",
-            rich_help_panel=RESULT,
-        ),
+        in_result(metavar="SECONDS", help="Keep the job running until all live replicas serve the version."),
     ] = None,
     follow: FollowOption = True,
     validate_only: Annotated[
@@ -132,11 +99,7 @@ def tune(
     trainer: TrainerOption = None,
 ) -> None:
     """Tune a soft prompt on examples, publish it, and wait until the first live replica serves it."""
-    gate = (
-        PublishGate(beat_bare_model, beat_current, minimum_metric)
-        if beat_bare_model or beat_current or minimum_metric is not None
-        else None
-    )
+    gate = PublishGate(beat_bare_model, beat_current, minimum_metric)
     allowed = label_set(labels)
     spec = TuningSpec(
         prompt=prompt,
@@ -148,7 +111,7 @@ def tune(
         task=task,
         labels=allowed,
         hyperparameters=hyperparameters,
-        publish=PublishPolicy(alias, gate, wait_until_served),
+        publish=PublishPolicy(alias, gate if gate.has_conditions else None, wait_until_served),
         sampling_defaults=parse_sampling(sampling or ()) or Sampling(),
         priority=priority,
         max_runtime_seconds=max_runtime,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from filelock import FileLock, Timeout
 
 from shared.rpc.ports import check_port
-from softprompt.cli.failures import EXIT_INVALID, Failure
+from softprompt.cli.failures import EXIT_INVALID, Failure, require
 from softprompt.cli.models import pull_with_progress
-from softprompt.cli.options import JsonOption, example
+from softprompt.cli.options import JsonOption, ModelOption, PlaintextOption, example
 from softprompt.cli.output import print_json, show, stderr
-from softprompt.cli.requirements import require
 from softprompt.endpoints import (
     DEFAULT_GATEWAY_PORT,
     DEFAULT_INFERENCE_PORT,
@@ -32,12 +32,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+_port = partial(typer.Option, min=0, max=65535)
 _LEAST_BYTES = 1 << 20
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _VARIABLES = {"trainer": TRAINER_VARIABLE, "inference": INFERENCE_VARIABLE, "gateway": "OPENAI_BASE_URL"}
 _COLOURS = {"trainer": "cyan", "inference": "magenta", "gateway": "green"}
-
-
 _DEFAULTS = {
     TRAINER_VARIABLE: f"127.0.0.1:{DEFAULT_TRAINER_PORT}",
     INFERENCE_VARIABLE: f"127.0.0.1:{DEFAULT_INFERENCE_PORT}",
@@ -60,23 +59,13 @@ def after_start(endpoints: Mapping[str, str]) -> list[str]:
 
 @app.command(epilog=example("softprompt up --data ./softprompt-data"))
 def up(
-    model: Annotated[
-        str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")
-    ] = DEFAULT_MODEL,
+    model: ModelOption = DEFAULT_MODEL,
     data: Annotated[Path, typer.Option(help="Directory for jobs, datasets and prompts.")] = Path("softprompt-data"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    plaintext: Annotated[
-        bool, typer.Option("--plaintext", help="Serve other machines without TLS (with --host).")
-    ] = False,
-    trainer_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")
-    ] = DEFAULT_TRAINER_PORT,
-    inference_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")
-    ] = DEFAULT_INFERENCE_PORT,
-    gateway_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of the HTTP API; 0 chooses a free one.")
-    ] = DEFAULT_GATEWAY_PORT,
+    plaintext: PlaintextOption = False,
+    trainer_port: Annotated[int, _port(help="Port; 0 chooses a free one.")] = DEFAULT_TRAINER_PORT,
+    inference_port: Annotated[int, _port(help="Port; 0 chooses a free one.")] = DEFAULT_INFERENCE_PORT,
+    gateway_port: Annotated[int, _port(help="Port of the HTTP API; 0 chooses a free one.")] = DEFAULT_GATEWAY_PORT,
     no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Do not serve the HTTP API.")] = False,
     grace: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Time for running streams to finish at the end.")
@@ -97,10 +86,10 @@ def up(
     http_port = None if no_gateway else gateway_port
     _check_ports(host, {"trainer": trainer_port, "inference": inference_port, "gateway": http_port})
     _check_data(data)
-    with _owned(data):
+    with _lock(data):  # before a model is loaded
         path = pull_with_progress(model)
         config = LocalConfig(path, data, host, trainer_port, inference_port, grace, plaintext, http_port)
-        services = LocalServices(config, _silent if quiet else _forward)
+        services = LocalServices(config, (lambda name, line: None) if quiet else _forward)
         try:
             run_interruptible(lambda: _serve(services, as_json), services.kill_now)
         except Interrupted:
@@ -116,9 +105,8 @@ def _check_ports(host: str, ports: Mapping[str, int | None]) -> None:
         if port is None:
             continue
         if port and (other := taken.setdefault(port, name)) != name:
-            raise Failure(
-                f"two services can't listen on port {port}: change --{other}-port or --{name}-port", EXIT_INVALID
-            )
+            advice = f"change --{other}-port or --{name}-port"
+            raise Failure(f"two services can't listen on port {port}: {advice}", EXIT_INVALID)
         try:
             check_port(host, port, f"--{name}-port")
         except OSError as error:
@@ -136,21 +124,13 @@ def _check_data(data: Path) -> None:
         raise Failure(f"--data: can't write to {str(data)!r}: {reason}", EXIT_INVALID) from None
 
 
-@contextmanager
-def _owned(data: Path) -> Iterator[None]:
-    """The directory is this command's inside the `with` block. Raises Failure, before a model is loaded, if another
-    one has it.
-    """
-    lock = FileLock(data / "up.lock")
+def _lock(data: Path) -> AbstractContextManager[Any]:
+    """The directory is this command's until the lock is left. Raises Failure if another one has it."""
     try:
-        lock.acquire(timeout=0)
+        return FileLock(data / "up.lock").acquire(timeout=0)
     except Timeout:
         reason = f"--data: another softprompt up uses {str(data)!r}"
         raise Failure(reason, EXIT_INVALID, "choose another directory") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 async def _serve(services: LocalServices, as_json: bool) -> None:
@@ -178,7 +158,3 @@ async def _serve(services: LocalServices, as_json: bool) -> None:
 def _forward(name: str, line: str) -> None:
     stderr().print(f"[{_COLOURS.get(name, 'dim')}]{name:<10}[/] ", end="")
     stderr().print(line, markup=False, soft_wrap=True)
-
-
-def _silent(name: str, line: str) -> None:
-    return None

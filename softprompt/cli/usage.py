@@ -11,6 +11,7 @@ import typer
 
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show, table
+from softprompt.report.data import guarded
 
 if TYPE_CHECKING:
     from shared.values.usage import BudgetStatus, UsageRow
@@ -28,7 +29,6 @@ _SUMS = (
     ("stored_bytes", "STORED BYTES"),
 )
 _BY = ("hour", "tenant", "caller", "prompt", "version", "model")
-_FIRST_OF_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @app.command(epilog=example("softprompt usage --from 2030-01-01 --by tenant --by hour --csv"))
@@ -65,8 +65,7 @@ def usage(
     if as_csv:
         _print_csv(found, columns)
     elif as_json:
-        for row in found:
-            print_json(row)
+        print_json(*found)
     else:
         _show(found, names, columns, budgets)
 
@@ -97,12 +96,7 @@ def _print_csv(found: list[UsageRow], columns: list[str]) -> None:
     sums = [name for name, _ in _SUMS]
     writer.writerow([*columns, *sums])
     for row in found:
-        writer.writerow([*(_safe(_text(row, name)) for name in columns), *(_text(row, name) for name in sums)])
-
-
-def _safe(text: str) -> str:
-    """A caller's name must not become a formula in a spreadsheet."""
-    return f"'{text}" if text.startswith(_FIRST_OF_FORMULA) else text
+        writer.writerow([*(guarded(_text(row, name)) for name in columns), *(_text(row, name) for name in sums)])
 
 
 def _text(row: UsageRow, name: str) -> str:

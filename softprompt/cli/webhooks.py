@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import local_time, print_json, show, table
+from softprompt.cli.output import local_time, print_json, show, show_or_json, table
 
 if TYPE_CHECKING:
     from shared.values.webhooks import DeadLetter, Webhook
@@ -22,8 +22,7 @@ def list_(as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
     with open_client(trainer) as client:
         found = client.list_webhooks()
     if as_json:
-        for webhook in found:
-            print_json(webhook)
+        print_json(*found)
         return
     if not found:
         show("no webhooks: the trainer has no webhooks file, or it is empty")
@@ -45,10 +44,7 @@ def send_test(name: NameArgument, as_json: JsonOption = False, trainer: TrainerO
     """Send an event of the type "test" to a webhook, and print its id. `webhooks list` shows whether it arrived."""
     with open_client(trainer) as client:
         event_id = client.test_webhook(name)
-    if as_json:
-        print_json({"event_id": event_id})
-    else:
-        show(event_id)
+    show_or_json({"event_id": event_id}, event_id, as_json)
 
 
 @app.command(epilog=example("softprompt webhooks retry ci"))
@@ -56,10 +52,8 @@ def retry(name: NameArgument, as_json: JsonOption = False, trainer: TrainerOptio
     """Repeat the dead and the waiting deliveries of a webhook at once."""
     with open_client(trainer) as client:
         repeated = client.retry_webhook(name)
-    if as_json:
-        print_json({"num_deliveries": repeated})
-    else:
-        show("1 delivery is repeated" if repeated == 1 else f"{repeated} deliveries are repeated")
+    text = "1 delivery is repeated" if repeated == 1 else f"{repeated} deliveries are repeated"
+    show_or_json({"num_deliveries": repeated}, text, as_json)
 
 
 def _show_failed(failed: list[tuple[Webhook, DeadLetter]]) -> None:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from shared.close_names import did_you_mean
 from shared.errors import FieldViolation, InvalidInput
 from shared.violations import items_of, readable
-from softprompt.data.values import shown
+from softprompt.data.values import check_unicode, shown
 from softprompt.types.type_names import type_name
 
 C = TypeVar("C", bound=type)
@@ -170,13 +170,7 @@ def _is_list(value: Any) -> bool:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise _wrong(name, "text", value)
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInput.of(
-            name, f"is not valid Unicode: half a surrogate pair at character {error.start + 1}"
-        ) from None
-    return value
+    return check_unicode(value, name)
 
 
 def _whole(value: Any, name: str) -> int:

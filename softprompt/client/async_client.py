@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Self
 
 from softprompt.client.arguments import checks_arguments
@@ -34,9 +33,8 @@ class AsyncClient(RetrainingMethods, GenerationMethods):
         security: ClientSecurity | None = None,
         retry_overloaded: bool = True,
     ) -> None:
-        self._connection = Connection(
-            trainer, inference, timeout_seconds, security or ClientSecurity.from_environment(), retry_overloaded
-        )
+        security = security or ClientSecurity.from_environment()
+        self._connection = Connection(trainer, inference, timeout_seconds, security, retry_overloaded)
         self._generation_timeout_seconds = generation_timeout_seconds
 
     @property
@@ -56,7 +54,5 @@ class AsyncClient(RetrainingMethods, GenerationMethods):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()

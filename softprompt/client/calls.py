@@ -43,10 +43,8 @@ _latest: ContextVar[LatestAnswer | None] = ContextVar("softprompt_call_answer", 
 
 @contextmanager
 def carrying(metadata: Metadata, latest: LatestAnswer | None = None) -> Iterator[None]:
-    """Send this metadata with every call that begins in the block, instead of the client's own token.
-
-    A program that calls on behalf of others, such as the gateway, passes on their tokens in this way. `latest` notes
-    what the services answer.
+    """Send this metadata with every call that begins in the block, instead of the client's own token: a program such as
+    the gateway passes on the tokens of its callers. `latest` notes what the services answer.
     """
     token, latest_token = _carried.set(metadata), _latest.set(latest)
     try:
@@ -72,9 +70,7 @@ def metadata_of(tokens: TokenSource) -> Metadata:
 
 
 class CallingChannel:
-    """The part of a channel that generated stubs use. Reads the token before each call, so a renewed token is used at
-    once.
-    """
+    """The part of a channel that generated stubs use. Reads the token before each call: it may have been renewed."""
 
     def __init__(self, channel: grpc.aio.Channel, tokens: TokenSource) -> None:
         self._channel, self._tokens = channel, tokens

@@ -47,31 +47,20 @@ def service_config(has_replicas: bool, retry_overloaded: bool = True) -> dict[st
     }
 
 
-def replica_config() -> dict[str, Any]:
-    """The service config of a channel to one replica, whose caller chooses another one itself instead of retrying."""
-    return {"healthCheckConfig": {"serviceName": ""}, "loadBalancingConfig": [{"round_robin": {}}]}
-
-
 def open_channel(endpoint: str, security: ClientSecurity, retry_overloaded: bool = True) -> CallingChannel:
-    """A channel to an address that `check_endpoint` allows, for the running event loop. Raises InvalidInput for
-    unreadable TLS files.
-
-    A proxy of the environment is used for other machines only. `retry_overloaded`: whether calls that a limit refused
-    are repeated after the service's delay.
+    """A channel to an address that `check_endpoint` allows, in the running event loop. A proxy of the environment is
+    for other machines only. `retry_overloaded`: whether refusals of a limit are repeated. Raises InvalidInput for TLS
+    files.
     """
-    has_replicas = endpoint.startswith("dns:") or "," in endpoint
-    return CallingChannel(
-        _open(endpoint, security, service_config(has_replicas, retry_overloaded)), TokenSource(security)
-    )
+    config = service_config(endpoint.startswith("dns:") or "," in endpoint, retry_overloaded)
+    return CallingChannel(_open(endpoint, security, config), TokenSource(security))
 
 
 def open_replica_channel(address: str, security: ClientSecurity) -> grpc.aio.Channel:
-    """A channel to one replica that adds nothing to its calls and repeats none. It is READY while the replica reports
-    SERVING. Raises InvalidInput for unreadable TLS files.
-    """
-    return _open(
-        address, security, replica_config(), (("grpc.enable_retries", 0), ("grpc.max_reconnect_backoff_ms", 2000))
-    )
+    """A channel to one replica, without retries, READY while it reports SERVING. Raises InvalidInput for TLS files."""
+    config = {"healthCheckConfig": {"serviceName": ""}, "loadBalancingConfig": [{"round_robin": {}}]}
+    options = (("grpc.enable_retries", 0), ("grpc.max_reconnect_backoff_ms", 2000))
+    return _open(address, security, config, options)
 
 
 def _open(
@@ -85,10 +74,8 @@ def _open(
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        (
-            "grpc.dns_min_time_between_resolutions_ms",
-            5_000,
-        ),  # finds new replicas behind a headless service within seconds
+        # finds new replicas behind a headless service within seconds
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     ]
     if is_local(endpoint) or not any(map(grpc_proxy, hosts_of(endpoint))):  # gRPC itself does not know `no_proxy=*`
         options.append(("grpc.enable_http_proxy", 0))

@@ -71,9 +71,7 @@ class Chat:
         self._chat.reset()
 
     def stream(self, text: str) -> Iterator[GenerationDelta]:
-        """The answer to `text` while it is generated. Leaving the loop, or Ctrl-C, cancels it; what came until then is
-        kept.
-        """
+        """The answer to `text` while it is generated. Leaving the loop, or Ctrl-C, cancels it and keeps what came."""
         return self._loop.iterate(self._chat.stream(text))
 
     def send(self, text: str) -> str:

@@ -15,9 +15,7 @@ from softprompt.types.jobs import TuningJob
 
 
 def cloned_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
-    """The job's spec with `changes` to its fields. Hyperparameters are merged: None keeps the old value. Raises
-    InvalidInput.
-    """
+    """The job's spec with `changes` to its fields; hyperparameters that are None stay. Raises InvalidInput."""
     if job.spec is None:
         raise PreconditionFailed(f"{job.name} has no spec in the trainer's answer")
     known = {field.name for field in fields(TuningSpec)}
@@ -34,9 +32,7 @@ def cloned_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
 
 
 def continued_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
-    """`cloned_spec` that starts from the job's version or from its kept best prompt. Raises PreconditionFailed if it
-    has neither.
-    """
+    """`cloned_spec` that starts from the job's version or kept best prompt. Raises PreconditionFailed for neither."""
     source = job.result.version if job.result is not None and job.result.version else job.name
     if source == job.name and not job.best_prompt_kept:
         raise PreconditionFailed(f"{job.name} is {job.state} and has no prompt to start from", state=job.state.value)

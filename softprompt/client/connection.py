@@ -1,22 +1,22 @@
-"""Addresses, channels and stubs of both services, default deadlines, and the translation of failed calls into domain
-errors.
-"""
+"""Addresses, channels and stubs of both services, default deadlines, and domain errors for failed calls."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import grpc
+from google.protobuf.message import Message
 from prompttuning.v1 import generation_pb2_grpc, prompts_pb2_grpc, tuning_pb2_grpc
 
 from shared.errors import DeadlineExceeded, InvalidInput, SoftPromptError, Unavailable, Unimplemented
 from shared.process.proxies import grpc_proxy
 from shared.rpc.errors import error_from_rpc
+from shared.wire.mirror import read
 from softprompt.client.channel import open_channel
 from softprompt.client.routed_channel import SCHEME, RoutedChannel
 from softprompt.client.security import (
@@ -34,17 +34,15 @@ from softprompt.endpoints import (
     inference_endpoint,
     trainer_endpoint,
 )
+from softprompt.routing.routing import said_by_service
 
 T = TypeVar("T")
-
-_RICH_STATUS_KEY = "grpc-status-details-bin"
+PAGE_SIZE = 200
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the two services. `option` names its address in errors; `known_method` is one that every release of it
-    answers.
-    """
+    """One of the two services. `option` names its address in errors; every release of it answers `known_method`."""
 
     name: str
     option: str
@@ -62,12 +60,7 @@ class Peer:
     """One service at one address. Its channel opens on first use, in the event loop that uses it."""
 
     def __init__(
-        self,
-        kind: Kind,
-        endpoint: str,
-        timeout_seconds: float,
-        security: ClientSecurity,
-        retry_overloaded: bool = True,
+        self, kind: Kind, endpoint: str, timeout_seconds: float, security: ClientSecurity, retry_overloaded: bool
     ) -> None:
         self._kind, self.endpoint, self.timeout_seconds, self._security = kind, endpoint, timeout_seconds, security
         self._retry_overloaded = retry_overloaded
@@ -109,11 +102,9 @@ class Peer:
     async def explained(self, error: grpc.aio.AioRpcError) -> SoftPromptError:
         """`domain_error`, or InvalidInput where the address turns out to be that of another service."""
         found = self.domain_error(error)
-        if (
-            not isinstance(found, Unimplemented)
-            or _said_by_service(error)
-            or await self._answers(self._kind.known_method)
-        ):
+        if not isinstance(found, Unimplemented) or said_by_service(error):
+            return found
+        if await self._answers(self._kind.known_method):
             return found
         other = INFERENCE if self._kind is TRAINER else TRAINER
         if await self._answers(other.known_method):
@@ -127,7 +118,7 @@ class Peer:
             ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(method, None, None)
             await ask(b"", timeout=self.timeout_seconds)
         except grpc.aio.AioRpcError as error:
-            return error.code() is not grpc.StatusCode.UNIMPLEMENTED or _said_by_service(error)
+            return error.code() is not grpc.StatusCode.UNIMPLEMENTED or said_by_service(error)
         return True
 
     async def close(self) -> None:
@@ -138,20 +129,19 @@ class Peer:
     def domain_error(self, error: grpc.aio.AioRpcError) -> SoftPromptError:
         """The exception for a failed call. An error of the connection itself names the address."""
         found = error_from_rpc(error)
-        said_by_service = _said_by_service(error)
-        if isinstance(found, Unavailable) and not said_by_service:
+        if said_by_service(error):
+            return found
+        if isinstance(found, Unavailable):
             if "Failed parsing HTTP/2" in found.message:
                 other = "another program, or the service's port for metrics"
-                return InvalidInput.of(
-                    self._kind.option, f"{self.endpoint} does not speak gRPC: it is the port of {other}"
-                )
+                reason = f"{self.endpoint} does not speak gRPC: it is the port of {other}"
+                return InvalidInput.of(self._kind.option, reason)
             advice = _advice(found.message, self._security, self._security.uses_tls(self.endpoint))
             through = self._through_proxy()
             about = {"endpoint": self.endpoint} | ({"proxy": through} if through else {})
-            return Unavailable(
-                f"{self.name} can't be reached at {self.endpoint}{through}: {_reason(found.message)}{advice}", **about
-            )
-        if isinstance(found, DeadlineExceeded) and not said_by_service:
+            where = f"{self.name} can't be reached at {self.endpoint}{through}"
+            return Unavailable(f"{where}: {_reason(found.message)}{advice}", **about)
+        if isinstance(found, DeadlineExceeded):
             message = found.message.replace("Deadline Exceeded", f"{self.name} did not answer in time")  # gRPC's text
             if through := self._through_proxy():
                 return DeadlineExceeded(f"{message} (asked{through})", proxy=through)
@@ -164,11 +154,6 @@ class Peer:
             return ""
         proxy = next((proxy for host in hosts_of(self.endpoint) if (proxy := grpc_proxy(host))), "")
         return f" through the proxy {proxy}" if proxy else ""
-
-
-def _said_by_service(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the service itself, and not gRPC or a gateway, said this."""
-    return _RICH_STATUS_KEY in dict(cast("Iterable[tuple[str, object]]", error.trailing_metadata() or ()))
 
 
 def _reason(message: str) -> str:
@@ -220,6 +205,34 @@ class Connection:
     def generation(self) -> generation_pb2_grpc.GenerationServiceAsyncStub:
         """Stub of the inference service's GenerationService."""
         return generation_pb2_grpc.GenerationServiceStub(self.inference.channel)
+
+    async def send(self, request: Message, timeout_seconds: float | None = None) -> Any:
+        """The response of the method that the request is named after: `GetPromptRequest` is of `GetPrompt`."""
+        service = request.DESCRIPTOR.file.name.rpartition("/")[2].removesuffix(".proto")
+        peer = self.inference if service == "generation" else self.trainer
+        method = getattr(getattr(self, service), request.DESCRIPTOR.name.removesuffix("Request"))
+        return await peer.call(method, request, timeout_seconds)
+
+    async def ask(self, kind: type[T], request: Message, field: str = "", timeout_seconds: float | None = None) -> T:
+        """The response to the request, or a field of it, as a value of this kind."""
+        response = await self.send(request, timeout_seconds)
+        return read(kind, getattr(response, field) if field else response)
+
+    async def all_pages(self, kind: type[T], request: Any, field: str, limit: int | None = None) -> list[T]:
+        """The elements of this field in the responses to a request for a list, at most `limit`. Raises InvalidInput for
+        a negative `limit`.
+        """
+        if limit is not None and limit < 0:
+            raise InvalidInput.of("limit", f"must be at least 0, is {limit}")
+        found: list[T] = []
+        while limit is None or len(found) < limit:
+            request.page_size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))
+            response = await self.send(request)
+            found += [read(kind, element) for element in getattr(response, field)]
+            request.page_token = response.next_page_token
+            if not request.page_token:
+                break
+        return found
 
     async def close(self) -> None:
         """Close both channels."""

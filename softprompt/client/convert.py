@@ -1,6 +1,4 @@
-"""Conversion of messages that `mirror` can't convert by name: oneofs, and datasets, which callers give as files or
-examples.
-"""
+"""Conversion of messages that `mirror` can't convert by name: oneofs, and datasets, which may be local data."""
 
 from __future__ import annotations
 

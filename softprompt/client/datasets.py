@@ -19,7 +19,6 @@ from shared.values.datasets import StoredDataset, UploadedDataset
 from shared.violations import moved
 from shared.wire.mirror import fill, read
 from softprompt.client.connection import Connection
-from softprompt.client.paging import all_pages
 from softprompt.data.prepare import checked_labels, prepare
 from softprompt.types.data import DATASET, Dataset, PreparedData
 
@@ -46,17 +45,13 @@ class DatasetMethods:
         on_progress: OnUpload | None = None,
     ) -> UploadedDataset:
         """Store examples under the digest of their bytes. `dataset` is a path, a DataFrame, examples, or `Data`, which
-        chooses columns.
-
-        Bytes that the caller's tenant has stored already are not sent again, except to give them another `file_name`,
-        which defaults to the path's. The default deadline grows with the size.
-        `on_progress(sent bytes, all bytes)` is called during the upload. Raises InvalidInput with every kind of error
-        in the data and lines that show it; see docs/data.md.
+        chooses columns. Bytes that the tenant has already are not sent again, except under another `file_name`
+        (default: the path's). The default deadline grows with the size. Calls `on_progress(sent bytes, all bytes)`.
+        Raises InvalidInput with every kind of error in the data and lines that show it; see docs/data.md.
         """
         labels = checked_labels(labels)
-        return await self._upload(
-            await asyncio.to_thread(prepare, dataset, labels), labels, timeout_seconds, on_progress, file_name
-        )
+        prepared = await asyncio.to_thread(prepare, dataset, labels)
+        return await self._upload(prepared, labels, timeout_seconds, on_progress, file_name)
 
     async def _upload(
         self,
@@ -88,27 +83,17 @@ class DatasetMethods:
                     on_progress(num_sent, source.size_bytes)
 
         with moved(_of_dataset), prepared.named(DATASET):
-            response = await self._connection.trainer.call(
-                self._connection.tuning.UploadDataset, parts(), timeout_seconds
-            )
+            method = self._connection.tuning.UploadDataset
+            response = await self._connection.trainer.call(method, parts(), timeout_seconds)
         return read(UploadedDataset, response)
 
     async def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:
         """Datasets of the caller's tenant, sorted by name, at most `limit` of them."""
-
-        async def page(size: int, token: str) -> tuple[list[StoredDataset], str]:
-            request = tuning_pb2.ListDatasetsRequest(page_size=size, page_token=token)
-            response = await self._connection.trainer.call(self._connection.tuning.ListDatasets, request)
-            return [read(StoredDataset, dataset) for dataset in response.datasets], response.next_page_token
-
-        return await all_pages(page, limit)
+        return await self._connection.all_pages(StoredDataset, tuning_pb2.ListDatasetsRequest(), "datasets", limit)
 
     async def get_dataset(self, name: str) -> StoredDataset:
         """One dataset with its labels. Raises NotFound if the caller's tenant does not have it."""
-        request = tuning_pb2.GetDatasetRequest(name=name)
-        return read(
-            StoredDataset, (await self._connection.trainer.call(self._connection.tuning.GetDataset, request)).dataset
-        )
+        return await self._connection.ask(StoredDataset, tuning_pb2.GetDatasetRequest(name=name), "dataset")
 
     async def download_dataset(self, name: str) -> AsyncGenerator[bytes]:
         """The bytes of a dataset, JSON lines, in chunks. Raises NotFound if the caller's tenant does not have it."""
@@ -123,16 +108,12 @@ class DatasetMethods:
 
     async def delete_dataset(self, name: str) -> None:
         """Delete a dataset of the caller's tenant. Raises PreconditionFailed naming the jobs that still need it."""
-        await self._connection.trainer.call(
-            self._connection.tuning.DeleteDataset, tuning_pb2.DeleteDatasetRequest(name=name)
-        )
+        await self._connection.send(tuning_pb2.DeleteDatasetRequest(name=name))
 
     async def _stored_already(
         self, source: UploadSource, labels: Sequence[str], file_name: str
     ) -> UploadedDataset | None:
-        """The dataset of these bytes if the caller's tenant has it, by this name if one is given, and if its labels are
-        known to be allowed.
-        """
+        """The dataset of these bytes if the tenant has it, by this name if given, and if its labels are allowed."""
         try:
             found = await self.get_dataset(f"datasets/{source.digest.replace(':', '-')}")
         except (NotFound, PermissionDenied, Unimplemented):

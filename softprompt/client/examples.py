@@ -1,6 +1,4 @@
-"""Examples in the docstrings of `Client`'s methods. A test runs them against a real trainer and a real replica, with a
-client and a prompt `tone`.
-"""
+"""Examples in the docstrings of `Client`, which a test runs against real services, with a prompt `tone`."""
 
 from __future__ import annotations
 

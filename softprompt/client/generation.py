@@ -1,6 +1,4 @@
-"""Generation, scoring and the loaded versions of a replica, asynchronously; and the blocking forms of these
-methods.
-"""
+"""Generation, scoring and the loaded versions of a replica, asynchronously; and their blocking forms."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ from shared.values.guide import Guide
 from shared.values.sampling import Sampling
 from shared.values.template import Template
 from shared.wire.generation import write_sampling
-from shared.wire.mirror import fill, read
+from shared.wire.mirror import fill
 from softprompt.client.arguments import built
 from softprompt.client.chat import AsyncChat
 from softprompt.client.connection import Connection
@@ -131,20 +129,16 @@ class GenerationMethods:
         timeout_seconds: float | None = None,
         **parameters: Unpack[SamplingKeywords],
     ) -> Generation:
-        """The whole answer at once. `template` is only for the bare model; a prompt has its own. `parameters` are the
-        fields of `Sampling`, as in `temperature=0.2`; they precede those of `sampling`. Raises the errors of the
-        service.
+        """The whole answer at once. `template` is only for the bare model. `parameters` are the fields of `Sampling`,
+        as in `temperature=0.2`, and precede `sampling`. Raises the errors of the service.
         """
         request = generation_pb2.GenerateRequest(
             input=input_message(input, prompt, template, routing_key, truncate, base_model),
             sampling=write_sampling(_chosen(sampling, parameters)),
         )
         fill(request, priority=priority)
-        timeout_seconds = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
-        return read(
-            Generation,
-            await self._connection.inference.call(self._connection.generation.Generate, request, timeout_seconds),
-        )
+        timeout = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
+        return await self._connection.ask(Generation, request, timeout_seconds=timeout)
 
     def stream(
         self,
@@ -192,10 +186,9 @@ class GenerationMethods:
         **parameters: Unpack[SamplingKeywords],
     ) -> AsyncIterator[GenerationOutcome]:
         """One outcome for each input, in their order: the answer, or why there is none. At most `concurrency` answers
-        are generated at once. Inputs are taken as they are needed, so they may be a generator.
-
-        The other arguments are those of `generate`; `timeout_seconds` is for each answer. An overloaded service is
-        asked again after the pause that it wants. Raises InvalidInput for arguments that are wrong for all inputs.
+        are generated at once; inputs may come from a generator. The other arguments are those of `generate`, with
+        `timeout_seconds` for each answer. Waits as an overloaded service asks. Raises InvalidInput for arguments that
+        are wrong for all inputs.
         """
         check_concurrency(concurrency)
         chosen = _chosen(sampling, parameters)
@@ -262,21 +255,17 @@ class GenerationMethods:
         routing_key: str = "",
         base_model: str = "",
     ) -> Scores:
-        """Log-probability of each candidate as the continuation of the input. Default: the labels of the prompt's
-        version.
-        """
+        """Log-probability of each candidate as the continuation of the input. Default: the labels of the version."""
         request = generation_pb2.ScoreRequest(
             input=input_message(input, prompt, template, routing_key, False, base_model)
         )
         fill(request, candidates=candidates)
-        return read(Scores, await self._connection.inference.call(self._connection.generation.Score, request))
+        return await self._connection.ask(Scores, request)
 
     async def classify(
         self, input: Input, *, prompt: str, labels: Sequence[str] = (), routing_key: str = ""
     ) -> CandidateScore:
-        """The most probable label (`.candidate`) with its probability among `labels`. Default: the labels of the
-        prompt's version.
-        """
+        """The most probable label (`.candidate`) of `labels`, with its probability. Default: those of the version."""
         scores = await self.score(input, prompt=prompt, candidates=labels, routing_key=routing_key)
         return scores.scores[scores.best]
 
@@ -285,21 +274,15 @@ class GenerationMethods:
     ) -> TokenCount:
         """The tokens that the input takes with the template of the prompt."""
         request = generation_pb2.CountTokensRequest(input=input_message(input, prompt, template, "", False, base_model))
-        return read(TokenCount, await self._connection.inference.call(self._connection.generation.CountTokens, request))
+        return await self._connection.ask(TokenCount, request)
 
     async def model_info(self, base_model: str = "") -> ModelInfo:
-        """Base model, limits and default sampling of the answering replica. `base_model`: which one, at an address of
-        several.
-        """
-        request = generation_pb2.GetModelInfoRequest(base_model=base_model)
-        return read(ModelInfo, await self._connection.inference.call(self._connection.generation.GetModelInfo, request))
+        """Base model, limits and default sampling of the answering replica. `base_model`: which one of several."""
+        return await self._connection.ask(ModelInfo, generation_pb2.GetModelInfoRequest(base_model=base_model))
 
     async def loaded_prompts(self, prompt: str = "") -> LoadedPrompts:
         """Versions that the answering replica knows, and the state of each. `prompt` empty: of all prompts."""
-        request = generation_pb2.ListLoadedPromptsRequest(prompt=prompt)
-        return read(
-            LoadedPrompts, await self._connection.inference.call(self._connection.generation.ListLoadedPrompts, request)
-        )
+        return await self._connection.ask(LoadedPrompts, generation_pb2.ListLoadedPromptsRequest(prompt=prompt))
 
     async def wait_until_served(self, version: str, *, timeout_seconds: float = 60.0) -> LoadedPrompt:
         """Wait until the answering replica serves a version ("prompts/{prompt}/versions/{n}" or "name@7").
@@ -311,9 +294,8 @@ class GenerationMethods:
         while True:
             found = await self._loaded_version(prompt, wanted)
             if found is not None and found.state is LoadedState.QUARANTINED:
-                raise PreconditionFailed(
-                    f"{wanted} was refused by the inference service: {found.reason}", version=wanted
-                )
+                reason = f"{wanted} was refused by the inference service: {found.reason}"
+                raise PreconditionFailed(reason, version=wanted)
             if found is not None:
                 return found
             if time.monotonic() > deadline:

@@ -19,7 +19,7 @@ async def check_job(connection: Connection, spec: TuningSpec, dataset: str, vali
     """What the trainer says about a job with stored datasets; it creates none. Raises its refusal."""
     message = _message(spec, dataset, validation)
     request = tuning_pb2.CreateTuningJobRequest(spec=message, validate_only=True)
-    response = await connection.trainer.call(connection.tuning.CreateTuningJob, request)
+    response = await connection.send(request)
     if response.job.name:
         raise Unimplemented(f"this trainer is too old to check jobs: it created {response.job.name}")
     seconds = response.estimate.duration.ToNanoseconds() / 1e9 if response.estimate.HasField("duration") else None
@@ -29,14 +29,13 @@ async def check_job(connection: Connection, spec: TuningSpec, dataset: str, vali
 
 async def check_before_upload(connection: Connection, spec: TuningSpec, request_id: str) -> None:
     """Raises what the trainer would refuse whatever the examples are: a missing permission, a full queue, a wrong name.
-
-    The request names no dataset, so a trainer that does not know `validate_only` refuses it and creates nothing.
+    Without a dataset, a trainer that does not know `validate_only` refuses the request and creates nothing.
     """
     message = _message(spec, "", "")
     message.ClearField("dataset")
     request = tuning_pb2.CreateTuningJobRequest(spec=message, request_id=request_id, validate_only=True)
     try:
-        await connection.trainer.call(connection.tuning.CreateTuningJob, request)
+        await connection.send(request)
     except InvalidInput as error:
         if any(violation.field != _DATASET_FIELD for violation in error.violations):
             raise

@@ -24,9 +24,7 @@ from softprompt.types.jobs import TuningJob
 
 
 async def watch(connection: Connection, name: str, after: int, reconnect_seconds: float) -> AsyncIterator[JobEvent]:
-    """Events after number `after` until the job has ended. Raises the error of the last call after `reconnect_seconds`
-    without contact.
-    """
+    """Events after number `after` to the job's end. Raises the last error after `reconnect_seconds` without contact."""
     last, contact = after, Contact(reconnect_seconds)
     while True:
         interruption: Interrupted | None = None
@@ -80,14 +78,11 @@ class JobFollowing:
 
     async def get_job(self, name: str) -> TuningJob:
         """One job. Raises NotFound."""
-        request = tuning_pb2.GetTuningJobRequest(name=name)
-        return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.GetTuningJob, request)).job)
+        return await self._connection.ask(TuningJob, tuning_pb2.GetTuningJobRequest(name=name), "job")
 
     def watch_job(self, name: str, *, after: int = 0, reconnect_seconds: float = 120.0) -> AsyncIterator[JobEvent]:
-        """Events after number `after`, those of the past first, until the job's last one.
-
-        A lost connection is taken up again after the last seen event; Unavailable once that failed for
-        `reconnect_seconds`.
+        """Events after number `after`, those of the past first, until the job's last one. Reconnects after the last
+        event; raises Unavailable once that failed for `reconnect_seconds`.
         """
         return watch(self._connection, name, after, reconnect_seconds)
 
@@ -99,9 +94,7 @@ class JobFollowing:
         on_event: Callable[[JobEvent], object] | None = None,
         progress: bool | None = None,
     ) -> TuningJob:
-        """The job once it has succeeded. `progress` is that of `tune`. Raises JobFailed, also for a cancelled job, or
-        TimeoutError.
-        """
+        """The job once it has succeeded. `progress` as in `tune`. Raises TimeoutError; JobFailed, also if cancelled."""
         last: TuningJob | None = None
         async with asyncio.timeout(timeout_seconds):
             with notebook_progress(name.removeprefix("tuningJobs/"), progress) as show_event:

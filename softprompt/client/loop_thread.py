@@ -1,8 +1,5 @@
-"""An event loop in a separate thread that runs coroutines and asynchronous iterators for synchronous callers.
-
-anyio's blocking portal starts and stops such a thread, too. It does not handle iterators that Ctrl-C interrupts between
-the start of a step and the wait for it, which is most of the code here, so it would save few lines and add a
-dependency.
+"""An event loop in a separate thread that runs coroutines and asynchronous iterators for synchronous callers. anyio's
+blocking portal lacks the largest part: iterators that Ctrl-C interrupts between a step's start and the wait for it.
 """
 
 from __future__ import annotations
@@ -57,11 +54,8 @@ class LoopThread:
         """Run a coroutine and return its result. Raises RuntimeError after `stop` and in the loop's own thread."""
         if self.stopped or threading.current_thread() is self._thread:
             coroutine.close()
-            raise RuntimeError(
-                "the client is closed"
-                if self.stopped
-                else "called from the client's own event loop; use AsyncClient there"
-            )
+            own_loop = "called from the client's own event loop; use AsyncClient there"
+            raise RuntimeError("the client is closed" if self.stopped else own_loop)
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
@@ -108,10 +102,7 @@ async def _next(generator: AsyncGeneratorType[T, None], steps: set[asyncio.Task[
 
 
 async def _close(generator: AsyncGeneratorType[T, None], steps: set[asyncio.Task[Any]]) -> None:
-    """Close a generator after cancelling a step that still runs.
-
-    Ctrl-C may interrupt the caller after it has started a step, but before it could cancel the step.
-    """
+    """Close a generator after cancelling a running step: Ctrl-C may come between its start and the wait for it."""
     for task in steps:
         task.cancel()
     await asyncio.gather(*steps, return_exceptions=True)

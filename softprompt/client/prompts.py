@@ -33,7 +33,6 @@ from shared.values.prompts import (
 from shared.values.template import Template
 from shared.wire.mirror import fill, read, write
 from softprompt.client.connection import Connection
-from softprompt.client.paging import all_pages
 from softprompt.client.resuming import Contact, Interrupted, Silence, interruption_of, messages
 from softprompt.client.sync_methods import SyncMethods, blocking
 from softprompt.client.verdict import VERDICT_SECONDS, first_verdict, served_by_all
@@ -50,10 +49,8 @@ IMPORT_SECONDS = 300.0
 async def watch_prompts(
     connection: Connection, after_revision: int | None, store_id: str, name_prefix: str, reconnect_seconds: float
 ) -> AsyncIterator[PromptChange]:
-    """Raises the error of the last call after `reconnect_seconds` without contact.
-
-    A commit may hold several changes under one revision. A connection lost between two of them starts again at the
-    first.
+    """Raises the last call's error after `reconnect_seconds` without contact. A commit may hold several changes under
+    one revision; after a connection lost between them, the first comes again.
     """
     contact = Contact(reconnect_seconds)
     seen: set[Hashable] = set()  # changes of the newest revision, which may be incomplete
@@ -118,38 +115,23 @@ class PromptMethods:
 
     async def list_prompts(self, *, name_prefix: str = "") -> list[Prompt]:
         """All prompts, sorted by name."""
-
-        async def page(size: int, token: str) -> tuple[list[Prompt], str]:
-            request = prompts_pb2.ListPromptsRequest(page_size=size, page_token=token, name_prefix=name_prefix)
-            response = await self._connection.trainer.call(self._connection.prompts.ListPrompts, request)
-            return [read(Prompt, prompt) for prompt in response.prompts], response.next_page_token
-
-        return await all_pages(page)
+        request = prompts_pb2.ListPromptsRequest(name_prefix=name_prefix)
+        return await self._connection.all_pages(Prompt, request, "prompts")
 
     async def get_prompt(self, prompt: str) -> Prompt:
         """One prompt with its aliases. Raises NotFound."""
         request = prompts_pb2.GetPromptRequest(name=resource_name(prompt))
-        return read(Prompt, (await self._connection.trainer.call(self._connection.prompts.GetPrompt, request)).prompt)
+        return await self._connection.ask(Prompt, request, "prompt")
 
     async def list_versions(self, prompt: str) -> list[PromptVersion]:
         """All versions of a prompt, newest first."""
-
-        async def page(size: int, token: str) -> tuple[list[PromptVersion], str]:
-            request = prompts_pb2.ListPromptVersionsRequest(
-                parent=resource_name(prompt), page_size=size, page_token=token
-            )
-            response = await self._connection.trainer.call(self._connection.prompts.ListPromptVersions, request)
-            return [read(PromptVersion, version) for version in response.versions], response.next_page_token
-
-        return await all_pages(page)
+        request = prompts_pb2.ListPromptVersionsRequest(parent=resource_name(prompt))
+        return await self._connection.all_pages(PromptVersion, request, "versions")
 
     async def get_version(self, version: str) -> PromptVersion:
         """One version, by "prompts/{prompt}/versions/{n}", "name", "name@alias" or "name@7". Raises NotFound."""
         request = prompts_pb2.GetPromptVersionRequest(name=version)
-        return read(
-            PromptVersion,
-            (await self._connection.trainer.call(self._connection.prompts.GetPromptVersion, request)).version,
-        )
+        return await self._connection.ask(PromptVersion, request, "version")
 
     async def set_alias(
         self,
@@ -160,10 +142,9 @@ class PromptMethods:
         expected_version: int | None = None,
         expected_revision: int | None = None,
     ) -> Alias:
-        """Move an alias to a version, or to several with weights; an empty sequence removes the alias.
-
-        Raises Conflict with the current value if the alias does not name `expected_version` (0: must not exist) or has
-        moved since `expected_revision`.
+        """Move an alias to a version, or to several with weights; an empty sequence removes it. Raises Conflict with
+        the current value if it does not name `expected_version` (0: must not exist) or has moved since
+        `expected_revision`.
         """
         request = fill(
             prompts_pb2.SetPromptAliasRequest(),
@@ -173,46 +154,35 @@ class PromptMethods:
             expected_version=expected_version,
             expected_revision=expected_revision,
         )
-        return read(
-            Alias, (await self._connection.trainer.call(self._connection.prompts.SetPromptAlias, request)).alias
-        )
+        return await self._connection.ask(Alias, request, "alias")
 
     async def prompt_status(self, prompt: str) -> PromptStatus:
         """The replicas that serve each version, and those that refused it and why, by their last reports."""
         request = prompts_pb2.GetPromptStatusRequest(name=resource_name(prompt))
-        return read(
-            PromptStatus, await self._connection.trainer.call(self._connection.prompts.GetPromptStatus, request)
-        )
+        return await self._connection.ask(PromptStatus, request)
 
     async def list_replicas(self) -> list[ReplicaStatus]:
         """All live replicas of any base model, by their last reports; none before the first prompt is published."""
-        request = prompts_pb2.ListPromptsRequest(page_size=1)
-        found = (await self._connection.trainer.call(self._connection.prompts.ListPrompts, request)).prompts
+        found = (await self._connection.send(prompts_pb2.ListPromptsRequest(page_size=1))).prompts
         try:  # the status of every prompt lists all replicas
             return list((await self.prompt_status(found[0].name)).replicas) if found else []
         except NotFound:  # it was deleted meanwhile
             return await self.list_replicas()
 
     async def wait_until_served_by_all(self, version: str, *, timeout_seconds: float = 60.0) -> VersionStatus:
-        """Wait until every live replica of the version's base model serves it; there must be at least one.
-
-        Raises PreconditionFailed with the reasons if one refused it, DeadlineExceeded with the count after
-        `timeout_seconds`.
+        """Wait until every live replica of the version's base model serves it; there must be at least one. Raises
+        PreconditionFailed with the reasons of refusals, DeadlineExceeded with the count after `timeout_seconds`.
         """
         return await served_by_all(self._connection, version, timeout_seconds)
 
     async def first_verdict(self, version: str, *, timeout_seconds: float = VERDICT_SECONDS) -> VersionStatus:
-        """Wait until a live replica of the version's base model serves or refuses it. Returns at once if none is alive.
-
-        Raises PreconditionFailed with the reasons of a refusal, DeadlineExceeded if none has decided after
-        `timeout_seconds`.
+        """Wait until a live replica of the version's base model serves or refuses it; at once if none is alive. Raises
+        PreconditionFailed with the reasons of a refusal, DeadlineExceeded after `timeout_seconds`.
         """
         return await first_verdict(self._connection, version, timeout_seconds)
 
     async def download_version(self, version: str) -> tuple[PromptVersion, bytes]:
-        """The version with its whole manifest, and its blob, a safetensors file. Raises DamagedBlob if the digest
-        differs.
-        """
+        """The version with its whole manifest, and its blob (safetensors). Raises DamagedBlob if the digest differs."""
         request = prompts_pb2.DownloadPromptVersionRequest(name=version)
         call = self._connection.prompts.DownloadPromptVersion(request, timeout=DOWNLOAD_SECONDS)
         described: PromptVersion | None = None
@@ -229,16 +199,9 @@ class PromptMethods:
         return described, bytes(data)
 
     async def export_version(
-        self,
-        version: str,
-        directory: str | Path,
-        *,
-        base_model: str = "",
-        overwrite: bool = False,
-        peft_type: str = "",
+        self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False, peft_type: str = ""
     ) -> PromptVersion:
-        """Write a version as a directory for `peft.PeftModel.from_pretrained`. It loads the model from `base_model`.
-
+        """Write a version as a directory for `peft.PeftModel.from_pretrained`, which loads the model from `base_model`.
         `peft_type`: for keys and values, PREFIX_TUNING (if empty) or CARTRIDGE.
         """
         described, data = await self.download_version(version)
@@ -258,12 +221,9 @@ class PromptMethods:
         timeout_seconds: float | None = None,
     ) -> PromptVersion:
         """Publish a prefix that was trained elsewhere: a safetensors file, or a directory written by PEFT, TGIS or
-        caikit.
-
-        Pickle files are refused. `template` and `labels` are for foreign files; files of this service contain theirs.
-        An adapter of PEFT names its base model; if the trainer has none of that name, `base_model` must say which it
-        is. `alias` is as in PublishPolicy. Repeating a `request_id` returns the version that it created. Raises
-        InvalidInput, NotFound.
+        caikit. Pickle files are refused. `template` and `labels` are for foreign files; files of this service contain
+        theirs. `base_model` is needed if the trainer has none of the name in an adapter of PEFT. `alias` is as in
+        PublishPolicy. Repeating a `request_id` returns the version that it created. Raises InvalidInput, NotFound.
         """
         source = await asyncio.to_thread(ImportSource.of, path)
         data = await asyncio.to_thread(source.file.read_bytes)
@@ -286,10 +246,8 @@ class PromptMethods:
                 yield prompts_pb2.ImportPromptVersionRequest(chunk=data[start : start + CHUNK_BYTES])
 
         method = self._connection.prompts.ImportPromptVersion
-        return read(
-            PromptVersion,
-            (await self._connection.trainer.call(method, parts(), timeout_seconds or IMPORT_SECONDS)).version,
-        )
+        response = await self._connection.trainer.call(method, parts(), timeout_seconds or IMPORT_SECONDS)
+        return read(PromptVersion, response.version)
 
     def watch_prompts(
         self,
@@ -300,16 +258,14 @@ class PromptMethods:
         reconnect_seconds: float = 120.0,
     ) -> AsyncIterator[PromptChange]:
         """Changes of the store, without end: a snapshot and what follows, or the changes after `after_revision`.
-
-        Reconnects; raises Unavailable after `reconnect_seconds` without contact. Raises PreconditionFailed if
-        `store_id`, which comes with each change, is not the trainer's store.
+        Reconnects. Raises Unavailable after `reconnect_seconds` without contact, PreconditionFailed if `store_id`,
+        which comes with each change, is not the trainer's store.
         """
         return watch_prompts(self._connection, after_revision, store_id, name_prefix, reconnect_seconds)
 
     async def delete_version(self, version: str) -> int:
         """Delete a version; return the revision of the deletion. Raises PreconditionFailed if an alias names it."""
-        request = prompts_pb2.DeletePromptVersionRequest(name=version)
-        return (await self._connection.trainer.call(self._connection.prompts.DeletePromptVersion, request)).revision
+        return int((await self._connection.send(prompts_pb2.DeletePromptVersionRequest(name=version))).revision)
 
 
 class SyncPromptMethods(SyncMethods):

@@ -73,9 +73,7 @@ class Contact:
 
     async def pause(self, interruption: Interrupted | None = None) -> None:
         """Wait before the next call: a random time below a bound that doubles, so that clients don't return all at
-        once.
-
-        Raises the interruption's error after `reconnect_seconds` without contact.
+        once. Raises the interruption's error after `reconnect_seconds` without contact.
         """
         if interruption is not None and time.monotonic() - self._last > self._reconnect_seconds:
             raise interruption.error from interruption
@@ -89,9 +87,7 @@ def interruption_of(peer: Peer, error: grpc.aio.AioRpcError) -> Interrupted | No
 
 
 async def messages(peer: Peer, call: Any, contact: Contact) -> AsyncGenerator[Any, None]:
-    """The messages of one streaming call. Raises Interrupted, or the error that ends the watch. Always cancels the call
-    at the end.
-    """
+    """The messages of one streaming call, which is cancelled at the end. Raises Interrupted, or a final error."""
     try:
         while True:
             try:

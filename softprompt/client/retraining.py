@@ -18,7 +18,6 @@ from shared.errors import (
 )
 from shared.values.base_model import BaseModelInfo
 from shared.values.enums import JobState
-from shared.values.prompts import Prompt
 from softprompt.client.prompts import PromptMethods, SyncPromptMethods
 from softprompt.client.retraining_plan import (
     PlannedRetraining,
@@ -52,17 +51,14 @@ class RetrainingMethods(TuningMethods, PromptMethods):
     async def plan_retraining(
         self, base_model: str, prompts: Sequence[str] = (), *, keep_aliases: bool = False
     ) -> RetrainingPlan:
-        """What `retrain` would do: a job for each version that an alias names, of all visible prompts or of `prompts`.
-        Creates nothing.
-
-        `base_model`: id or fingerprint of a base model of the trainer. Each job must beat the version that it replaces,
-        by the held-out answers that are kept of it; a version of which too few are kept is refused. With
-        `keep_aliases`, the jobs must beat the bare model instead and move no alias. Raises NotFound for the base model
-        or a prompt.
+        """What `retrain` would do: a job for each version that an alias names, of all visible prompts or of `prompts`,
+        on `base_model` (id or fingerprint). Creates nothing. Each job must beat the version that it replaces, by
+        held-out answers that are kept of it; with too few, the version is refused. With `keep_aliases`, the jobs must
+        beat the bare model instead and move no alias. Raises NotFound for the base model or a prompt.
         """
         model = await self._new_model(base_model)
         chosen = [await self.get_prompt(name) for name in prompts] if prompts else await self.list_prompts()
-        items = [item for prompt in chosen for item in aliased_versions(_id(prompt), prompt.aliases)]
+        items = [item for prompt in chosen for item in aliased_versions(prompt)]
         free = asyncio.Semaphore(_AT_ONCE)
 
         async def planned(item: PlannedRetraining) -> PlannedRetraining | None:
@@ -74,9 +70,8 @@ class RetrainingMethods(TuningMethods, PromptMethods):
         return RetrainingPlan(model, await self._num_replicas(model), made, len(found) - len(made))
 
     async def retrain(self, plan: RetrainingPlan) -> list[PlannedRetraining]:
-        """Create the jobs of a plan; returns it with the jobs, and with the reason where one was refused.
-
-        A repeated call after an interruption finds the jobs of the first. Raises Unavailable, DeadlineExceeded.
+        """Create the jobs of a plan; returns it with the jobs, and with the reason where one was refused. Repeated
+        after an interruption, it finds the jobs of the first call. Raises Unavailable, DeadlineExceeded.
         """
         made = []
         for item in plan.prompts:
@@ -174,7 +169,3 @@ class SyncRetrainingMethods(SyncTuningMethods, SyncPromptMethods):
 
     plan_retraining = blocking(RetrainingMethods.plan_retraining)
     retrain = blocking(RetrainingMethods.retrain)
-
-
-def _id(prompt: Prompt) -> str:
-    return prompt.name.removeprefix("prompts/")

@@ -17,7 +17,7 @@ from shared.names import DEFAULT_ALIAS, version_name
 from shared.values.base_model import BaseModelInfo
 from shared.values.enums import InitMethod, Metric, TaskKind
 from shared.values.hyperparameters import Hyperparameters
-from shared.values.prompts import Alias
+from shared.values.prompts import Prompt
 from shared.values.report import MIN_EXAMPLES
 from shared.values.spec import NO_ALIAS, PublishGate, PublishPolicy, TuningSpec
 from softprompt.client.clone import cloned_spec
@@ -85,27 +85,26 @@ class RetrainingPlan:
     """Versions that aliases name and that belong to the new base model already."""
 
 
-def aliased_versions(prompt: str, aliases: tuple[Alias, ...]) -> Iterator[PlannedRetraining]:
+def aliased_versions(prompt: Prompt) -> Iterator[PlannedRetraining]:
     """The versions that aliases name, each once. An alias that splits its traffic is refused: its canary must end."""
-    named: dict[int, list[str]] = {}
-    for alias in aliases:
+    id, named = prompt.name.removeprefix("prompts/"), dict[int, list[str]]()
+    for alias in prompt.aliases:
         if len(alias.targets) == 1:
             named.setdefault(alias.targets[0].version, []).append(alias.name)
             continue
         numbers = ", ".join(str(target.version) for target in alias.targets)
         heaviest = max(alias.targets, key=lambda target: (target.weight, target.version))
         refused = f"{alias.name} divides its traffic among the versions {numbers}: give it one version first"
-        yield PlannedRetraining(version_name(prompt, heaviest.version), (alias.name,), refused=refused)
+        yield PlannedRetraining(version_name(id, heaviest.version), (alias.name,), refused=refused)
     for number, names in sorted(named.items()):
         ordered = sorted(names, key=lambda name: (name != DEFAULT_ALIAS, name))
         stay = [f"{', '.join(ordered[1:])} will still name version {number}"] if ordered[1:] else []
-        yield PlannedRetraining(version_name(prompt, number), tuple(ordered), ordered[0], notes=tuple(stay))
+        yield PlannedRetraining(version_name(id, number), tuple(ordered), ordered[0], notes=tuple(stay))
 
 
 def request_id(version: PromptVersion, model: BaseModelInfo, alias: str, earlier: Sequence[TuningJob]) -> str:
-    """The request id of the version's retraining, so that a repeated call finds the job of the first. `earlier`: jobs
-    that failed or were cancelled, after which a new one is made. Their names are part of the request id: a job that
-    still exists is one of them, so its request id can't be made again, also after others were deleted.
+    """The request id of the version's retraining, so that a repeated call finds the job of the first. It has the names
+    of `earlier` jobs, which failed or were cancelled: after them, a new job is made, also once others were deleted.
     """
     text = "\n".join((version.name, version.digest, model.fingerprint, alias, *sorted(job.name for job in earlier)))
     return f"retrain-{hashlib.sha256(text.encode()).hexdigest()[:32]}"

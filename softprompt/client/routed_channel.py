@@ -21,6 +21,8 @@ from softprompt.routing.ask import Call
 from softprompt.routing.overview import OVERVIEWS
 from softprompt.routing.routing import Routing
 
+Serializer = Callable[[Any], bytes] | None
+Deserializer = Callable[[bytes], Any] | None
 SCHEME = "store:"
 """Scheme of an address `store:URL`, with the URL of the prompt store."""
 _PAUSES_SECONDS = (0.15, 0.45, 1.35)
@@ -39,11 +41,7 @@ class RoutedChannel:
         self._ending: set[asyncio.Task[None]] = set()
 
     def unary_unary(
-        self,
-        method: str,
-        request_serializer: Callable[[Any], bytes] | None = None,
-        response_deserializer: Callable[[bytes], Any] | None = None,
-        **_: Any,
+        self, method: str, request_serializer: Serializer = None, response_deserializer: Deserializer = None, **_: Any
     ) -> Callable[..., Awaitable[Any]]:
         """As grpc.aio.Channel.unary_unary."""
 
@@ -55,11 +53,7 @@ class RoutedChannel:
         return call
 
     def unary_stream(
-        self,
-        method: str,
-        request_serializer: Callable[[Any], bytes] | None = None,
-        response_deserializer: Callable[[bytes], Any] | None = None,
-        **_: Any,
+        self, method: str, request_serializer: Serializer = None, response_deserializer: Deserializer = None, **_: Any
     ) -> Callable[..., RoutedStream]:
         """As grpc.aio.Channel.unary_stream."""
 
@@ -80,9 +74,7 @@ class RoutedChannel:
             with suppress(asyncio.CancelledError, SoftPromptError):
                 await (await self._opening).close()
 
-    def _call(
-        self, method: str, serializer: Callable[[Any], bytes] | None, request: Any, seconds: float | None
-    ) -> Call:
+    def _call(self, method: str, serializer: Serializer, request: Any, seconds: float | None) -> Call:
         data = serializer(request) if serializer else request
         return Call(method.rpartition("/")[2], data, metadata_of(self._tokens), seconds, note_answer)
 
@@ -156,10 +148,7 @@ class RoutedStream:
     """The part of a streaming call that the client uses."""
 
     def __init__(
-        self,
-        responses: AsyncGenerator[bytes, None],
-        deserializer: Callable[[bytes], Any] | None,
-        ending: set[asyncio.Task[None]],
+        self, responses: AsyncGenerator[bytes, None], deserializer: Deserializer, ending: set[asyncio.Task[None]]
     ) -> None:
         self._responses, self._deserializer, self._ending = responses, deserializer, ending
         self._step: asyncio.Task[bytes | None] | None = None

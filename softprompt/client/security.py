@@ -24,9 +24,7 @@ class ClientSecurity:
     """By default plaintext to this machine and TLS with the system's certificate authorities to others."""
 
     tls: bool | None = None
-    """None: TLS if a TLS file is given or the service is on another machine. False sends everything unencrypted,
-    including tokens.
-    """
+    """None: TLS with a TLS file, or to another machine. False sends everything unencrypted, including tokens."""
     ca_file: str = ""
     """Certificate authorities to trust, as PEM; empty: the system's."""
     certificate_file: str = ""
@@ -53,14 +51,8 @@ class ClientSecurity:
 
     def __repr__(self) -> str:
         """Hides the token, since representations end up in logs."""
-        shown = {
-            name: getattr(self, name)
-            for name in ("tls", "ca_file", "certificate_file", "key_file", "server_name", "token_file")
-        }
-        return (
-            f"ClientSecurity({', '.join(f'{name}={value!r}' for name, value in shown.items())}, "
-            f"token={'***' if self.token else ''!r})"
-        )
+        shown = {**vars(self), "token": "***" if self.token else ""}
+        return f"ClientSecurity({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def uses_tls(self, endpoint: str) -> bool:
         """Whether a connection to this address uses TLS."""
@@ -92,16 +84,13 @@ class TokenSource:
         if self._file is None:
             return self._fixed.strip()
         if self._file.changed() or not self._last:
-            self._last = (
-                (_read(str(self._file.path), TOKEN_FILE_VARIABLE, self._file) or b"").decode(errors="replace").strip()
-            )
+            content = _read(str(self._file.path), TOKEN_FILE_VARIABLE, self._file) or b""
+            self._last = content.decode(errors="replace").strip()
         return self._last
 
 
 def is_local(endpoint: str) -> bool:
-    """Whether `host:port`, `dns:///host:port`, `ipv4:a:1,b:2` or `unix:path` is on this machine. False for unusual
-    spellings.
-    """
+    """Whether `host:port`, `dns:///host:port`, `ipv4:a:1,b:2` or `unix:path` is this machine; unusual forms are not."""
     return endpoint.startswith("unix:") or all(is_loopback(host) for host in hosts_of(endpoint))
 
 

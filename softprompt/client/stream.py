@@ -1,6 +1,4 @@
-"""One streamed answer: an iterator of deltas, asynchronous or blocking. Its call is cancelled however the iteration
-ends.
-"""
+"""One streamed answer: an iterator of deltas, asynchronous or blocking. The call ends with the iteration."""
 
 from __future__ import annotations
 
@@ -64,9 +62,8 @@ class GenerationStream:
                     elif response.HasField("end"):
                         self._note_end(response.end)
             if len(self.ends) < self._num_completions:
-                raise Unavailable(
-                    f"the stream of {self._peer.name} at {self._peer.endpoint} ended before the answer's end"
-                )
+                stream = f"the stream of {self._peer.name} at {self._peer.endpoint}"
+                raise Unavailable(f"{stream} ended before the answer's end")
         finally:
             self.cancel()
 
@@ -74,10 +71,8 @@ class GenerationStream:
         part = {"delta": "text", "end": "end"}.get(first.WhichOneof("part") or "", "unknown part")
         if part == "end":
             part = f"end (finish reason {self._note_end(first.end).finish_reason})"
-        return (
-            f"the answer of {self._peer.name} at {self._peer.endpoint} begins with its {part}, not with "
-            "what it is generated from"
-        )
+        answer = f"the answer of {self._peer.name} at {self._peer.endpoint}"
+        return f"{answer} begins with its {part}, not with what it is generated from"
 
     def _note_end(self, message: generation_pb2.GenerationEnd) -> GenerationEnd:
         end = self.ends[message.index] = read(GenerationEnd, message)
@@ -100,9 +95,7 @@ class GenerationStream:
 
 
 class SyncGenerationStream:
-    """`for delta in stream`; `start` is set before the first delta, `end` after the last one. Leaving the loop cancels
-    the call.
-    """
+    """`for delta in stream`; `start` is set before the first delta, `end` after the last. Leaving the loop cancels."""
 
     def __init__(self, stream: GenerationStream, loop: LoopThread) -> None:
         self._stream, self._loop = stream, loop

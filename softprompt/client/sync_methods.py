@@ -52,9 +52,7 @@ def blocking(
     method: Callable[Concatenate[Any, P], AsyncIterator[T]],
 ) -> Callable[Concatenate[SyncMethods, P], Iterator[T]]: ...
 def blocking(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of a SyncMethods that calls `method` of its client and waits for the result. Its docstring has the
-    example of EXAMPLES.
-    """
+    """A method that calls `method` of the client and waits for the result. Adds the example of EXAMPLES."""
 
     @functools.wraps(method)
     def call(self: SyncMethods, *given: Any, **named: Any) -> Any:

@@ -26,7 +26,6 @@ from softprompt.client.convert import is_remote, usage_query
 from softprompt.client.datasets import COPY_SECONDS, DatasetMethods, OnUpload
 from softprompt.client.job_checks import check_before_upload, check_job
 from softprompt.client.job_following import JobFollowing
-from softprompt.client.paging import all_pages
 from softprompt.client.sync_methods import SyncMethods, blocking
 from softprompt.client.verdict import first_verdict
 from softprompt.data.distillation import Text, distillation_examples
@@ -51,9 +50,8 @@ class TuningMethods(DatasetMethods, JobFollowing):
         on_upload: OnUpload | None = None,
     ) -> TuningJob:
         """Upload the examples and queue a job. Repeating a `request_id` returns the job that it created.
-
-        `timeout_seconds` is the deadline of the creation alone; the default is longer if the trainer copies data from a
-        URI. `on_upload` is called as `on_progress` of `upload_dataset`. Raises InvalidInput.
+        `timeout_seconds` is for the creation alone; the default is longer for data from a URI. `on_upload`: see
+        `on_progress` of `upload_dataset`. Raises InvalidInput.
         """
         with ExitStack() as names:
             dataset, validation = await self._stored_data(spec, names, on_upload, request_id)
@@ -62,10 +60,7 @@ class TuningMethods(DatasetMethods, JobFollowing):
             stored = replace(spec, dataset=dataset, validation_dataset=validation)
             message = write(stored, tuning_pb2.TuningSpec(), "spec")
             request = tuning_pb2.CreateTuningJobRequest(spec=message, request_id=request_id or uuid.uuid4().hex)
-            response = await self._connection.trainer.call(
-                self._connection.tuning.CreateTuningJob, request, timeout_seconds
-            )
-        return read(TuningJob, response.job)
+            return await self._connection.ask(TuningJob, request, "job", timeout_seconds)
 
     async def validate_job(self, spec: TuningSpec, *, on_upload: OnUpload | None = None) -> JobCheck:
         """Store the examples and check the job without creating it: what the recipe chooses, what was counted in the
@@ -96,39 +91,27 @@ class TuningMethods(DatasetMethods, JobFollowing):
         self, /, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
     ) -> TuningJob:
         """Queue the same job again with some fields of its spec replaced: `clone_job(name, prompt="other",
-        priority=5)`.
-
-        Of `hyperparameters` only those that are not None are replaced. A deadline is not copied. Raises InvalidInput
+        priority=5)`. Of `hyperparameters` only those that are not None; a deadline is not copied. Raises InvalidInput
         for an unknown field.
         """
-        return await self.create_job(
-            cloned_spec(await self.get_job(name), changes), request_id=request_id, on_upload=on_upload
-        )
+        spec = cloned_spec(await self.get_job(name), changes)
+        return await self.create_job(spec, request_id=request_id, on_upload=on_upload)
 
     async def continue_job(
         self, /, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
     ) -> TuningJob:
-        """`clone_job`, starting from the job's version, or from its best prompt if it ended without a version.
-
-        `dataset=` continues with other data, for example with more of it. Raises PreconditionFailed if the job has no
-        prompt.
+        """`clone_job`, starting from the job's version, or else from its best prompt. `dataset=` continues with other
+        data, for example with more of it. Raises PreconditionFailed if the job has no prompt.
         """
-        return await self.create_job(
-            continued_spec(await self.get_job(name), changes), request_id=request_id, on_upload=on_upload
-        )
+        spec = continued_spec(await self.get_job(name), changes)
+        return await self.create_job(spec, request_id=request_id, on_upload=on_upload)
 
     async def tune(
-        self,
-        spec: TuningSpec,
-        *,
-        on_event: Callable[[JobEvent], object] | None = None,
-        progress: bool | None = None,
+        self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None, progress: bool | None = None
     ) -> TuningJob:
-        """Queue a job; wait until it succeeds and until a live replica, if there is one, serves its version.
-
-        `progress` shows state, losses and time left meanwhile; None does so in notebooks. Raises JobFailed if the job
-        fails or is cancelled, PreconditionFailed with the reason if the replica refuses the version. Leaving early does
-        not cancel the job.
+        """Queue a job; wait until it succeeds and until a live replica, if there is one, serves its version. `progress`
+        shows state, losses and time left (None: in notebooks). Raises JobFailed, also if it is cancelled,
+        PreconditionFailed with the reason if the replica refuses the version. Leaving early does not cancel the job.
         """
         job = await self.create_job(spec)
         job = await self.wait_for_job(job.name, on_event=on_event, progress=progress)
@@ -176,77 +159,50 @@ class TuningMethods(DatasetMethods, JobFollowing):
         limit: int | None = None,
     ) -> list[TuningJob]:
         """Jobs in this order that follow the job `after`, at most `limit` of them."""
-
-        async def page(size: int, token: str) -> tuple[list[TuningJob], str]:
-            request = tuning_pb2.ListTuningJobsRequest(
-                page_size=size,
-                page_token=token,
-                states=[tuning_pb2.TuningJob.State.Value(f"STATE_{JobState(state)}") for state in states],
-                prompt=prompt,
-                annotations=annotations or {},
-                order=tuning_pb2.ListTuningJobsRequest.Order.Value(f"ORDER_{JobOrder(order)}"),
-                after=after,
-            )
-            response = await self._connection.trainer.call(self._connection.tuning.ListTuningJobs, request)
-            return [read(TuningJob, job) for job in response.jobs], response.next_page_token
-
-        return await all_pages(page, limit)
+        request = tuning_pb2.ListTuningJobsRequest(
+            states=[tuning_pb2.TuningJob.State.Value(f"STATE_{JobState(state)}") for state in states],
+            prompt=prompt,
+            annotations=annotations or {},
+            order=tuning_pb2.ListTuningJobsRequest.Order.Value(f"ORDER_{JobOrder(order)}"),
+            after=after,
+        )
+        return await self._connection.all_pages(TuningJob, request, "jobs", limit)
 
     async def job_report(self, name: str, *, answers: bool = True) -> JobReport:
         """Curves, metrics, held-out answers, lineage and cost of a job, running or ended. Raises NotFound, or
         PermissionDenied for the answers of another tenant's job; `answers=False` leaves them out.
         """
         request = tuning_pb2.GetJobReportRequest(name=name, omit_answers=not answers)
-        response = await self._connection.trainer.call(self._connection.tuning.GetJobReport, request)
-        return read(JobReport, response.report)
+        return await self._connection.ask(JobReport, request, "report")
 
     async def cancel_job(self, name: str) -> TuningJob:
-        """The job, cancelling or cancelled; its best prompt so far is kept for `continue_job`. PreconditionFailed if it
-        ended otherwise.
-        """
-        request = tuning_pb2.CancelTuningJobRequest(name=name)
-        return read(
-            TuningJob, (await self._connection.trainer.call(self._connection.tuning.CancelTuningJob, request)).job
-        )
+        """The job, cancelling or cancelled, with its best prompt kept. PreconditionFailed if it ended otherwise."""
+        return await self._connection.ask(TuningJob, tuning_pb2.CancelTuningJobRequest(name=name), "job")
 
     async def pause_job(self, name: str) -> TuningJob:
         """Take the job off its worker at its next step, keeping a checkpoint."""
-        request = tuning_pb2.PauseTuningJobRequest(name=name)
-        return read(
-            TuningJob, (await self._connection.trainer.call(self._connection.tuning.PauseTuningJob, request)).job
-        )
+        return await self._connection.ask(TuningJob, tuning_pb2.PauseTuningJobRequest(name=name), "job")
 
     async def resume_job(self, name: str) -> TuningJob:
         """Queue a paused job again. It continues from its checkpoint."""
-        request = tuning_pb2.ResumeTuningJobRequest(name=name)
-        return read(
-            TuningJob, (await self._connection.trainer.call(self._connection.tuning.ResumeTuningJob, request)).job
-        )
+        return await self._connection.ask(TuningJob, tuning_pb2.ResumeTuningJobRequest(name=name), "job")
 
     async def delete_job(self, name: str) -> None:
         """Delete an ended job with its events. Versions that it published stay."""
-        await self._connection.trainer.call(
-            self._connection.tuning.DeleteTuningJob, tuning_pb2.DeleteTuningJobRequest(name=name)
-        )
+        await self._connection.send(tuning_pb2.DeleteTuningJobRequest(name=name))
 
     async def list_webhooks(self) -> list[Webhook]:
         """The endpoints of the trainer's webhooks file, with their deliveries and dead letters. For administrators."""
-        response = await self._connection.trainer.call(
-            self._connection.tuning.ListWebhooks, tuning_pb2.ListWebhooksRequest()
-        )
+        response = await self._connection.send(tuning_pb2.ListWebhooksRequest())
         return [read(Webhook, webhook) for webhook in response.webhooks]
 
     async def test_webhook(self, name: str) -> str:
         """Queue a delivery of the type "test" for one webhook; returns its id. Raises NotFound. For administrators."""
-        request = tuning_pb2.TestWebhookRequest(name=name)
-        response = await self._connection.trainer.call(self._connection.tuning.TestWebhook, request)
-        return str(response.event_id)
+        return str((await self._connection.send(tuning_pb2.TestWebhookRequest(name=name))).event_id)
 
     async def retry_webhook(self, name: str) -> int:
         """Repeat all dead and waiting deliveries of one webhook at once; returns their number. For administrators."""
-        request = tuning_pb2.RetryWebhookRequest(name=name)
-        response = await self._connection.trainer.call(self._connection.tuning.RetryWebhook, request)
-        return int(response.num_deliveries)
+        return int((await self._connection.send(tuning_pb2.RetryWebhookRequest(name=name))).num_deliveries)
 
     async def list_usage(
         self,
@@ -260,30 +216,17 @@ class TuningMethods(DatasetMethods, JobFollowing):
         """Usage in whole hours, by default of the last 30 days, summed by `by` (hour, tenant, caller, prompt, version,
         base_model). Administrators see all tenants, others their own. Times without a zone are local.
         """
-        query = usage_query(by, start, end, tenant)
-
-        async def page(page_size: int, token: str) -> tuple[Sequence[UsageRow], str]:
-            found = await self._usage_page(replace(query, page_token=token), page_size)
-            return found.usage, found.next_page_token
-
-        return await all_pages(page, limit)
+        request = write(usage_query(by, start, end, tenant), tuning_pb2.ListUsageRequest())
+        return await self._connection.all_pages(UsageRow, request, "usage", limit)
 
     async def list_budgets(self, tenant: str = "") -> list[BudgetStatus]:
         """The budgets of all tenants for administrators, otherwise of the caller's own tenant."""
-        return list((await self._usage_page(UsageQuery(tenant=tenant), 1)).budgets)
-
-    async def _usage_page(self, query: UsageQuery, page_size: int) -> UsagePage:
-        request = write(query, tuning_pb2.ListUsageRequest(page_size=page_size))
-        return read(UsagePage, await self._connection.trainer.call(self._connection.tuning.ListUsage, request))
+        request = write(UsageQuery(tenant=tenant), tuning_pb2.ListUsageRequest(page_size=1))
+        return list((await self._connection.ask(UsagePage, request)).budgets)
 
     async def service_info(self) -> ServiceInfo:
         """What the trainer can train, its limits and its defaults."""
-        return read(
-            ServiceInfo,
-            await self._connection.trainer.call(
-                self._connection.tuning.GetServiceInfo, tuning_pb2.GetServiceInfoRequest()
-            ),
-        )
+        return await self._connection.ask(ServiceInfo, tuning_pb2.GetServiceInfoRequest())
 
     async def _stored(
         self,
@@ -294,9 +237,7 @@ class TuningMethods(DatasetMethods, JobFollowing):
         on_upload: OnUpload | None,
         check: Callable[[], Awaitable[None]],
     ) -> str:
-        """The name or URI of the data, which is uploaded first if it is local. `names` translates lines in the
-        service's errors.
-        """
+        """The name or URI of the data, which is uploaded if it is local. `names` translates lines in errors."""
         if isinstance(dataset, str) and is_remote(dataset):
             return dataset
         prepared = await asyncio.to_thread(prepare, dataset, labels, which)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 
 from prompttuning.v1 import prompts_pb2
 
 from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
 from shared.names import parse_version_name, version_name
 from shared.values.prompts import PromptStatus, VersionStatus
-from shared.wire.mirror import read
 from softprompt.client.connection import Connection
 
 STATUS_POLL_SECONDS = 0.2
@@ -20,31 +20,26 @@ VERDICT_SECONDS = 60.0
 
 
 async def version_status(connection: Connection, version: str) -> VersionStatus:
-    """The status of one version. Raises NotFound, or PreconditionFailed with the reasons of replicas of its base model
-    that refused it.
-    """
+    """The status of one version. Raises NotFound, or PreconditionFailed with the reasons why replicas refused it."""
     prompt, number = parse_version_name(version, "version")
     wanted = version_name(prompt, number)
     request = prompts_pb2.GetPromptStatusRequest(name=f"prompts/{prompt}")
-    status = read(PromptStatus, await connection.trainer.call(connection.prompts.GetPromptStatus, request))
+    status = await connection.ask(PromptStatus, request)
     found = next((item for item in status.versions if item.version == wanted), None)
     if found is None:
         raise NotFound("version", wanted)
     if refusals := [item for item in found.refused if item.has_base_model]:
-        raise PreconditionFailed(
-            "; ".join(f"{item.replica} refused {wanted}: {item.reason}" for item in refusals), version=wanted
-        )
+        reasons = "; ".join(f"{item.replica} refused {wanted}: {item.reason}" for item in refusals)
+        raise PreconditionFailed(reasons, version=wanted)
     return found
 
 
 async def served_by_all(connection: Connection, version: str, timeout_seconds: float) -> VersionStatus:
     """See `PromptMethods.wait_until_served_by_all`."""
-    deadline = time.monotonic() + timeout_seconds
-    while not (found := await version_status(connection, version)).served_by_all:
-        if time.monotonic() > deadline:
-            counted = f"{len(found.served)} of {found.num_replicas} live replicas"
-            raise DeadlineExceeded(f"{found.version} is served by {counted} after {timeout_seconds:g} s")
-        await _pause()
+    found = await _awaited(connection, version, timeout_seconds, lambda status: status.served_by_all)
+    if not found.served_by_all:
+        counted = f"{len(found.served)} of {found.num_replicas} live replicas"
+        raise DeadlineExceeded(f"{found.version} is served by {counted} after {timeout_seconds:g} s")
     return found
 
 
@@ -52,15 +47,21 @@ async def first_verdict(
     connection: Connection, version: str, timeout_seconds: float = VERDICT_SECONDS
 ) -> VersionStatus:
     """See `PromptMethods.first_verdict`."""
+    found = await _awaited(connection, version, timeout_seconds, _is_decided)
+    if not _is_decided(found):
+        raise DeadlineExceeded(f"no replica has served or refused {found.version} within {timeout_seconds:g} s")
+    return found
+
+
+def _is_decided(status: VersionStatus) -> bool:
+    return bool(status.served) or not status.num_replicas
+
+
+async def _awaited(
+    connection: Connection, version: str, timeout_seconds: float, is_met: Callable[[VersionStatus], bool]
+) -> VersionStatus:
+    """The status once it `is_met`, or the last one of that time."""
     deadline = time.monotonic() + timeout_seconds
-    while True:
-        found = await version_status(connection, version)
-        if found.served or not found.num_replicas:
-            return found
-        if time.monotonic() > deadline:
-            raise DeadlineExceeded(f"no replica has served or refused {found.version} within {timeout_seconds:g} s")
-        await _pause()
-
-
-async def _pause() -> None:
-    await asyncio.sleep(STATUS_POLL_SECONDS * random.uniform(0.5, 1.5))
+    while not is_met(found := await version_status(connection, version)) and time.monotonic() <= deadline:
+        await asyncio.sleep(STATUS_POLL_SECONDS * random.uniform(0.5, 1.5))
+    return found

@@ -97,9 +97,8 @@ def check(data: Data, labels: Sequence[str] = (), which: str = "dataset") -> Dat
     problems, num_problems = list[RowProblem](), 0
     for number, found in examples_in(rows, reader):
         if not isinstance(found, Unusable) and len(line_of(found)) > MAX_LINE_BYTES:
-            found = Unusable(
-                f"is longer than {MAX_LINE_BYTES} bytes, which trainers refuse by default: shorten or split it"
-            )
+            limit = f"{MAX_LINE_BYTES} bytes, which trainers refuse by default"
+            found = Unusable(f"is longer than {limit}: shorten or split it")
         if isinstance(found, Unusable):
             num_problems += 1
             if len(problems) < MAX_PROBLEMS:

@@ -11,6 +11,7 @@ from shared.errors import InvalidInput
 from shared.values.example import Example
 from shared.values.spec import DOCUMENT, QUESTION
 from shared.violations import items_of
+from softprompt.data.values import check_unicode
 from softprompt.input_files import input_file
 
 Text = str | os.PathLike[str]
@@ -19,14 +20,12 @@ Text = str | os.PathLike[str]
 
 def distillation_examples(document: Text, questions: Text | Iterable[str] = ()) -> tuple[Example, ...]:
     """The examples of a `TuningSpec` with a `distillation`. `questions`: texts, or the path of a file with one in each
-    line; a line may also be a JSON object with an `input`, such as a line of a log or of examples.
-
-    Raises InvalidInput naming `document` or `questions[i]`, or NotFound.
+    line, as a text or a JSON object with an `input`. Raises NotFound, InvalidInput naming `document` or `questions[i]`.
     """
     text: object = _read(document, "document") if isinstance(document, os.PathLike) else document
     if not isinstance(text, str) or not text.strip():
         raise InvalidInput.of("document", "is blank: give the text that the prompt is to replace")
-    _check_unicode(text, "document")
+    check_unicode(text, "document")
     if isinstance(questions, str) or not isinstance(questions, os.PathLike | Iterable):
         raise InvalidInput.of("questions", "must be a list of texts, or the path of a file as pathlib.Path")
     given: Iterable[object] = _lines(_read(questions, "questions")) if isinstance(questions, os.PathLike) else questions
@@ -34,7 +33,7 @@ def distillation_examples(document: Text, questions: Text | Iterable[str] = ()) 
     for index, question in enumerate(items_of(given, "questions")):
         if not isinstance(question, str) or not question.strip():
             raise InvalidInput.of(f"questions[{index}]", "must be a text that is not blank")
-        _check_unicode(question, f"questions[{index}]")
+        check_unicode(question, f"questions[{index}]")
         examples.append(Example(question, QUESTION))
     return tuple(examples)
 
@@ -46,14 +45,6 @@ def _read(path: os.PathLike[str], field: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInput.of(field, f"is not UTF-8 (byte {error.start + 1})") from None
-
-
-def _check_unicode(text: str, field: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        reason = f"is not valid Unicode: half a surrogate pair at character {error.start + 1}"
-        raise InvalidInput.of(field, reason) from None
 
 
 def _lines(text: str) -> list[str]:

@@ -51,27 +51,22 @@ class ExampleReader:
         """What was changed or dropped, as sentences."""
         sentences = [f"read as {sentence}" for sentence in self._sentences if sentence]
         if self._dropped:
-            sentences.append(
-                "dropped: " + ", ".join(f"{name} ({count} values)" for name, count in self._dropped.items())
-            )
-        counts = {
+            counts = [f"{name} ({count} values)" for name, count in self._dropped.items()]
+            sentences.append(f"dropped: {', '.join(counts)}")
+        changes = {
             "numbers, booleans and dates written as text": self._num_converted,
             "labels without the space around them": self._num_stripped,
             "conversations that end with their last message of weight 1": self._num_cut,
             "conversations dropped because no message has weight 1": self._num_unlearned,
         }
-        return sentences + [f"{sentence}: {count}" for sentence, count in counts.items() if count]
+        return sentences + [f"{sentence}: {count}" for sentence, count in changes.items() if count]
 
     def _pair(self, row: Mapping[str, Any], layout: Layout) -> Fields | None:
         source = row[layout.input]
         target = "label" if layout.label else "output"
         value = row[layout.label or layout.output]
-        if (
-            _is_list(source)
-            and all(isinstance(turn, Mapping) for turn in source)
-            and layout.output
-            and not layout.instruction
-        ):  # TRL's prompt and completion, each a list of turns
+        are_turns = _is_list(source) and all(isinstance(turn, Mapping) for turn in source)
+        if are_turns and layout.output and not layout.instruction:  # TRL's prompt and completion, each a list of turns
             answer = list(value) if _is_list(value) else [{"role": "assistant", "content": value}]
             return self._messages([*source, *answer], layout.input)
         if layout.instruction:

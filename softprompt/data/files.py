@@ -22,7 +22,8 @@ from softprompt.data.text_lines import TextLines
 from softprompt.input_files import STANDARD_INPUT, input_file, shown_name
 from softprompt.types.data import Data
 
-_FOREIGN: tuple[tuple[bytes, str], ...] = (
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04\x95", b"\x80\x05\x95")
+_FOREIGN: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (b"\xd0\xcf\x11\xe0", "is an Excel file of the old format: save it as .xlsx or .csv"),
     (b"PK\x05\x06", "is an empty archive"),
     (b"\x1f\x8b", "is compressed twice: unpack it first (gunzip)"),
@@ -34,14 +35,10 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"ORC", "is an ORC file: save it as Parquet"),
     (b"SQLite format 3", "is a database: save the table as CSV"),
     (b"%PDF", "is a PDF document: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
-    (b"\x80\x02", "is a pickle, which may run code when it is read: save it as Parquet"),
-    (b"\x80\x03", "is a pickle, which may run code when it is read: save it as Parquet"),
-    (b"\x80\x04\x95", "is a pickle, which may run code when it is read: save it as Parquet"),
-    (b"\x80\x05\x95", "is a pickle, which may run code when it is read: save it as Parquet"),
+    (_PICKLES, "is a pickle, which may run code when it is read: save it as Parquet"),
 )
 _MARKUP = (
-    (b"<!doctype html", "is a web page, perhaps of a login or an error: download the file itself"),
-    (b"<html", "is a web page, perhaps of a login or an error: download the file itself"),
+    ((b"<!doctype html", b"<html"), "is a web page, perhaps of a login or an error: download the file itself"),
     (b"<?xml", "is an XML file: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
     (b"{\\rtf", "is a document of a word processor: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
 )
@@ -53,9 +50,7 @@ _TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 
 
 def file_rows(source: str | os.PathLike[str], data: Data, which: str) -> Rows:
-    """The rows of a file, which is closed after the last one. Raises NotFound, or InvalidInput naming `which` for
-    unusable files.
-    """
+    """The rows of a file, which is closed after the last one. Raises NotFound, or InvalidInput naming `which`."""
     content = input_file(os.fspath(source), which)
     path = content if isinstance(content, Path) else Path(source)
     try:
@@ -108,11 +103,8 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
     lines = TextLines(file, data.encoding, which)
     if lines.is_binary:
         lines.release()
-        raise InvalidInput.of(
-            which,
-            f"{shown_name(path)} has NUL bytes, as binary formats have: give CSV, TSV, XLSX, Parquet, JSON or JSON "
-            "lines",
-        )
+        advice = "give CSV, TSV, XLSX, Parquet, JSON or JSON lines"
+        raise InvalidInput.of(which, f"{shown_name(path)} has NUL bytes, as binary formats have: {advice}")
     begin, first, second = _beginning(lines)
     suffix = Path(name).suffix
     every = itertools.chain(begin, lines.rest)
@@ -133,10 +125,8 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
         rows.items = _noting(items, rows, lines, None)
     else:
         rows.has_columns = True
-        rows.advice = (
-            "if its first line is already an example, put a header before it: (echo input,label; cat "
-            "FILE) > with-header.csv"
-        )
+        advice = "if its first line is already an example, put a header before it"
+        rows.advice = f"{advice}: (echo input,label; cat FILE) > with-header.csv"
         table = TableReader(every, is_tsv=suffix in (".tsv", ".tab"))
         rows.items = _noting(_decoded(iter(table), lines), rows, lines, table)
     return rows

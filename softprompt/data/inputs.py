@@ -52,8 +52,7 @@ def input_of(row: Mapping[str, Any], column: str) -> Input:
 
 def inputs_of(source: Any) -> Iterator[Input | Unusable]:
     """The inputs of a list, a Series, a DataFrame or another table. Items may be mappings or examples with an input.
-
-    Unusable items are returned, not raised. Raises InvalidInput for a value that holds no inputs.
+    Unusable ones are returned, not raised. Raises InvalidInput for a value that holds no inputs.
     """
     if isinstance(source, str | bytes | Mapping | Example) or not isinstance(source, Iterable):
         raise InvalidInput.of("inputs", f"a list of inputs or a table is expected, not {type_name(source)}")
@@ -74,7 +73,10 @@ def _of_rows(rows: Iterable[Mapping[str, Any] | Unusable]) -> Iterator[Input | U
                 column = input_column(list(row))
             except Unusable as error:
                 raise InvalidInput.of("inputs", error.reason) from None
-        yield _usable(row, column)
+        try:
+            yield input_of(row, column)
+        except Unusable as error:
+            yield error
 
 
 def _item(item: Any) -> Input | Unusable:
@@ -88,10 +90,3 @@ def _item(item: Any) -> Input | Unusable:
         return error
     except Exception as error:  # a caller's mapping may raise anything
         return Unusable(f"can't be read: {type(error).__name__}: {error}")
-
-
-def _usable(row: Mapping[str, Any], column: str) -> Input | Unusable:
-    try:
-        return input_of(row, column)
-    except Unusable as error:
-        return error

@@ -58,12 +58,8 @@ def json_document(text: str, rows: Rows) -> Generator[Row]:
             if text[position : position + 1] == ",":
                 position = _skip(text, position + 1)
             elif position < len(text) and text[position] != "]":
-                yield Row(
-                    number,
-                    Unusable(
-                        "is not JSON: a comma is missing after this object; what follows is not read", kind="json"
-                    ),
-                )
+                reason = "is not JSON: a comma is missing after this object; what follows is not read"
+                yield Row(number, Unusable(reason, kind="json"))
                 return
     if is_array and position >= len(text):
         yield Row(number, Unusable("the file ends inside the array: it is cut off", kind="json"))

@@ -11,6 +11,7 @@ from typing import Any
 from softprompt.data.problems import Unusable
 from softprompt.data.values import is_missing, shown
 from softprompt.types.data import Data
+from softprompt.types.type_names import listed
 
 INPUT_NAMES = ("input", "prompt", "question", "query", "instruction", "text", "sentence")
 OUTPUT_NAMES = ("output", "completion", "answer", "response", "target")
@@ -41,19 +42,11 @@ class Layout:
         """Which column was read as what, for people; empty if all columns have the standard names."""
         if self.instruction:
             return f"input = {self.instruction} and {self.input}, output = {self.output}"
-        roles = {
-            "input": self.input,
-            "output": self.output,
-            "label": self.label,
-            "messages": self.messages,
-            "system": self.system,
-        }
-        used = {role: column for role, column in roles.items() if column}
-        return (
-            ", ".join(f"{role} = {column}" for role, column in used.items())
-            if any(map(str.__ne__, used, used.values()))
-            else ""
-        )
+        roles = ("input", "output", "label", "messages", "system")
+        used = {role: column for role in roles if (column := getattr(self, role))}
+        if all(role == column for role, column in used.items()):
+            return ""
+        return ", ".join(f"{role} = {column}" for role, column in used.items())
 
 
 class NotUnderstood(Unusable):
@@ -116,12 +109,8 @@ class Layouts:
             system = only_column([name for name in free if name != messages], ("system",))
             return Layout(messages=messages, system=system, extra=_rest(columns, messages, system))
         instruction, context = _named(free, "instruction"), _named(free, "input")
-        if (
-            instruction
-            and context
-            and "input" not in chosen
-            and (output := chosen.get("output") or only_column(free, OUTPUT_NAMES))
-        ):
+        output = chosen.get("output") or only_column(free, OUTPUT_NAMES)
+        if instruction and context and output and "input" not in chosen:
             return Layout(context, output, instruction=instruction, extra=_rest(columns, instruction, context, output))
         input = chosen.get("input") or only_column(free, INPUT_NAMES)
         output, label = chosen.get("output", ""), chosen.get("label", "")
@@ -174,8 +163,7 @@ def _has(columns: Sequence[str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    text = ", ".join(shown(name) for name in names[:_SHOWN_COLUMNS])
-    return text + (f" and {len(names) - _SHOWN_COLUMNS} more" if len(names) > _SHOWN_COLUMNS else "")
+    return listed(list(map(shown, names)), _SHOWN_COLUMNS)
 
 
 def _named(columns: Sequence[str], name: str) -> str:
@@ -185,9 +173,7 @@ def _named(columns: Sequence[str], name: str) -> str:
 
 
 def only_column(columns: Sequence[str], names: Sequence[str]) -> str:
-    """The column called `names[0]`, else the only column with any of the names; empty if there is none or more than
-    one.
-    """
+    """The column called `names[0]`, else the only one with any of the names; empty if there is none, or several."""
     if exact := _named(columns, names[0]):
         return exact
     found = [column for column in columns if column.strip().lower() in names]

@@ -55,9 +55,8 @@ class Turns:
         self.was_cut = len(kept) < len(turns)
         made = [self._turn(turn, f"{part}[{index}]") for index, turn in enumerate(kept)]
         if len(made) < 2 or made[-1]["role"] != "assistant":
-            raise Unusable(
-                "must end with the assistant's message that is to be learned, after at least one other", part
-            )
+            reason = "must end with the assistant's message that is to be learned, after at least one other"
+            raise Unusable(reason, part)
         return made
 
     def _turn(self, turn: Mapping[str, Any], part: str) -> dict[str, str]:
@@ -72,12 +71,11 @@ class Turns:
             keys = ", ".join(map(repr, sorted(extra)))
             raise Unusable(f"has {keys} beside role and content", part, f"turn keys {keys}")
         self.dropped |= extra
-        role = turn.get("role", turn.get("from"))
-        known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+        known = _role(turn)
         if known is None:
-            raise Unusable(
-                f"must be one of system, user, assistant, not {shown(role)}", f"{part}.role", f"role {shown(role)}"
-            )
+            role = turn.get("role", turn.get("from"))
+            reason = f"must be one of system, user, assistant, not {shown(role)}"
+            raise Unusable(reason, f"{part}.role", f"role {shown(role)}")
         content = _content(turn.get("content", turn.get("value")), f"{part}.content")
         if not content.strip():
             raise Unusable("is empty", f"{part}.content", "content is empty")
@@ -89,15 +87,12 @@ def _fields(turn: Any, part: str) -> Mapping[str, Any]:
         return turn
     if is_dataclass(turn) and not isinstance(turn, type):
         return {item.name: getattr(turn, item.name) for item in fields(turn)}
-    raise Unusable(
-        f"must be an object of role and content, not {type_name(turn)}", part, f"turn type {type(turn).__name__}"
-    )
+    reason = f"must be an object of role and content, not {type_name(turn)}"
+    raise Unusable(reason, part, f"turn type {type(turn).__name__}")
 
 
 def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Mapping[str, Any]] | None:
-    """The turns up to the assistant's last message that OpenAI's `weight` (0 or 1) marks for learning; None if there is
-    none.
-    """
+    """The turns up to the assistant's last message whose `weight` (OpenAI's, 0 or 1) is not 0; None without one."""
     if all(is_missing(turn.get("weight")) for turn in turns):
         return turns
     for index, turn in enumerate(turns):
@@ -106,14 +101,15 @@ def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Ma
             raise Unusable(f"must be 0 or 1, not {shown(weight)}", f"{part}[{index}].weight", "weight")
     for index in range(len(turns) - 1, -1, -1):
         weight = turns[index].get("weight")
-        role = turns[index].get("role", turns[index].get("from"))
-        if (
-            isinstance(role, str)
-            and _ROLES.get(role.strip().lower()) == "assistant"
-            and (is_missing(weight) or weight == 1)
-        ):
+        if _role(turns[index]) == "assistant" and (is_missing(weight) or weight == 1):
             return turns[: index + 1]
     return None
+
+
+def _role(turn: Mapping[str, Any]) -> str | None:
+    """The role by its name here; None for an unknown one."""
+    role = turn.get("role", turn.get("from"))
+    return _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
 
 
 def _content(value: Any, part: str) -> str:

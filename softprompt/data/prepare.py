@@ -1,6 +1,4 @@
-"""Preparation of a caller's data for an upload, with a report of the changes and one error for everything that is
-unusable.
-"""
+"""Preparation of a caller's data for an upload: a report of the changes, and one error for all that is unusable."""
 
 from __future__ import annotations
 
@@ -29,10 +27,7 @@ _SAMPLE_CELLS = 6
 def prepare(
     data: str | os.PathLike[str] | Examples | Data | PreparedData, labels: Sequence[str] = (), which: str = DATASET
 ) -> PreparedData:
-    """Read all of the data. This may take seconds, so call it in a thread.
-
-    Raises UnusableData with every kind of error, InvalidInput naming `which` for a value that is not data, or NotFound.
-    """
+    """Read all of the data, for seconds. Raises UnusableData with every kind of error, NotFound, or InvalidInput."""
     if isinstance(data, PreparedData):
         return data
     data = data if isinstance(data, Data) else Data(data)
@@ -142,6 +137,5 @@ class _Preparation:
             raise self._problems.error()
         if not self._numbers:
             what = f"{self._rows.name!r} has" if self._rows.name else "has"
-            raise InvalidInput.of(
-                self._which, f"{what} no examples" + (", only a header" if "CSV" in self._rows.format else "")
-            )
+            only = ", only a header" if "CSV" in self._rows.format else ""
+            raise InvalidInput.of(self._which, f"{what} no examples{only}")

@@ -24,10 +24,7 @@ class Unusable(Exception):
 
 class UnusableData(InvalidInput):
     """Data that can't be read as examples. Has a violation for each kind of error, whose field is the first place of
-    it.
-
-    `source` is the file's name, or empty. `fix` has options of `softprompt tune` and `datasets upload` that would
-    resolve the errors; `advice` is further advice.
+    it. `source`: the file's name, if any. `fix`: options of the command line that would resolve the errors.
     """
 
     def __init__(

@@ -15,9 +15,7 @@ from softprompt.types.type_names import type_name
 
 
 def python_rows(source: Any, which: str) -> Rows:
-    """The rows of a value. Recognises pandas, polars and pyarrow by their methods, without importing them. Raises
-    InvalidInput.
-    """
+    """The rows of a value. Knows pandas, polars and pyarrow by their methods, without imports. Raises InvalidInput."""
     if isinstance(source, Example):
         raise InvalidInput.of(which, "a list of examples is expected, not one example: put it into a list")
     if isinstance(source, Mapping):
@@ -38,11 +36,8 @@ def python_rows(source: Any, which: str) -> Rows:
         return Rows(_items(with_short_floats(rows, types), which), format="Arrow table")
     if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
         advice = "; collect it first" if hasattr(source, "__aiter__") else ""
-        text = (
-            "examples are expected (a path, a DataFrame, or an iterable of examples or mappings), not "
-            f"{type_name(source)}{advice}"
-        )
-        raise InvalidInput.of(which, text)
+        expected = "examples are expected (a path, a DataFrame, or an iterable of examples or mappings)"
+        raise InvalidInput.of(which, f"{expected}, not {type_name(source)}{advice}")
     return Rows(_items(source, which))
 
 
@@ -53,9 +48,8 @@ def _items(source: Iterable[Any], which: str) -> Generator[Row]:
 
 def _fields(item: Any) -> Mapping[str, Any] | Unusable:
     if not isinstance(item, Mapping | Example):
-        return Unusable(
-            f"an Example or a mapping is expected, not {type_name(item)}", kind=f"item type {type(item).__name__}"
-        )
+        reason = f"an Example or a mapping is expected, not {type_name(item)}"
+        return Unusable(reason, kind=f"item type {type(item).__name__}")
     try:
         fields = _of_example(item) if isinstance(item, Example) else dict(item)
     except Exception as error:  # a caller's mapping may raise anything
@@ -87,26 +81,18 @@ def _named(columns: Iterable[Any], rows: Iterable[Sequence[Any]]) -> Iterator[di
 
 def _of_columns(source: Mapping[Any, Any], which: str) -> Iterator[dict[str, Any]]:
     columns: dict[str, list[Any]] = {}
+    keys = ", ".join(shown(key) for key in list(source)[:6])
     for name, values in source.items():
-        if (
-            isinstance(values, str | bytes | Mapping)
-            or not isinstance(values, Iterable)
-            or not isinstance(values, Sized)
-        ):
-            keys = ", ".join(shown(key) for key in list(source)[:6])
-            text = (
-                f"a list of examples is expected, not a mapping of {keys}: put one example into a list, "
-                "or name one of several parts"
-            )
-            raise InvalidInput.of(which, text)
+        is_column = isinstance(values, Iterable) and isinstance(values, Sized)
+        if isinstance(values, str | bytes | Mapping) or not is_column:
+            advice = "put one example into a list, or name one of several parts"
+            raise InvalidInput.of(which, f"a list of examples is expected, not a mapping of {keys}: {advice}")
         if len(values) > MAX_ITEMS:
             raise InvalidInput.of(which, f"its column {name!r} has more than {MAX_ITEMS} values")
         columns[str(name)] = list(values)
         if columns[str(name)] and isinstance(columns[str(name)][0], Mapping):
-            keys = ", ".join(shown(key) for key in list(source)[:6])
-            raise InvalidInput.of(
-                which, f"a list of examples is expected, not a mapping of lists of examples: choose one of {keys}"
-            )
+            reason = "a list of examples is expected, not a mapping of lists of examples"
+            raise InvalidInput.of(which, f"{reason}: choose one of {keys}")
     if len({len(values) for values in columns.values()}) > 1:
         lengths = ", ".join(f"{name!r} {len(values)}" for name, values in columns.items())
         raise InvalidInput.of(which, f"its columns have different lengths: {lengths}")

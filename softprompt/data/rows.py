@@ -16,9 +16,7 @@ MAX_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Row:
-    """`number` is the first line in a text file, the row of a table, or the index + 1. `fields` is Unusable if it can't
-    be read.
-    """
+    """`number` is the first line in a text file, the row of a table, or the index + 1. `fields` may be Unusable."""
 
     number: int
     fields: Mapping[str, Any] | Unusable
@@ -31,9 +29,7 @@ def no_rows() -> Generator[Row]:
 
 @dataclass
 class Rows:
-    """`unit` is "line", "row", or empty for items of a Python value. `report` has sentences and is complete after the
-    last row.
-    """
+    """`unit` is "line", "row", or empty for Python values. `report` has sentences, all of them after the last row."""
 
     items: Generator[Row]
     unit: str = ""

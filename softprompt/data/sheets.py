@@ -26,9 +26,7 @@ _INSTALL = "pip install 'softprompt[data]'"
 
 
 def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
-    """Rows of the first sheet that is not empty. Its first row that is not empty is the header. Formulas have their
-    saved values.
-    """
+    """Rows of the first sheet that is not empty, below its first row, the header. Formulas have their saved values."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
@@ -37,12 +35,9 @@ def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
     except zipfile.BadZipFile as error:
         raise InvalidInput.of(which, f"{name} is cut off or damaged: {error}") from None
     if not any(item.startswith("xl/") for item in names):
-        kind = (
-            "an OpenDocument file: save it as .xlsx or .csv"
-            if "mimetype" in names
-            else "a zip archive: unpack it first (unzip)"
-        )
-        raise InvalidInput.of(which, f"{name} is {kind}")
+        if "mimetype" in names:
+            raise InvalidInput.of(which, f"{name} is an OpenDocument file: save it as .xlsx or .csv")
+        raise InvalidInput.of(which, f"{name} is a zip archive: unpack it first (unzip)")
     try:
         import openpyxl
     except ImportError:
@@ -98,18 +93,15 @@ def _of_sheet(sheet: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
         if not columns:
             while values and values[-1] is None:
                 values.pop()
-            columns = [
-                f"column {index}" if value is None else str(value).strip()
-                for index, value in enumerate(values, start=1)
-            ]
+            numbered = enumerate(values, start=1)
+            columns = [f"column {index}" if value is None else str(value).strip() for index, value in numbered]
             if twice := named_twice(columns):
                 yield Row(number, twice)
                 return
             continue
         if broken := next((cell for cell in cells if getattr(cell, "data_type", "") == "e"), None):
-            yield Row(
-                number, Unusable(f"the cell {broken.coordinate} has the error {broken.value}", kind="error in a cell")
-            )
+            reason = f"the cell {broken.coordinate} has the error {broken.value}"
+            yield Row(number, Unusable(reason, kind="error in a cell"))
         elif any(value is not None for value in values[len(columns) :]):
             reason = f"has {len(values)} cells, the header {len(columns)} ({', '.join(columns)[:60]})"
             yield Row(number, Unusable(f"{reason}: every column needs a name", kind="too many cells"))
@@ -154,9 +146,8 @@ def parquet_rows(file: BinaryIO, name: str, which: str) -> Rows:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise InvalidInput.of(
-            which, f"reading {name} needs pyarrow: {_INSTALL}; or save it as CSV or JSON lines"
-        ) from None
+        needs = f"reading {name} needs pyarrow: {_INSTALL}"
+        raise InvalidInput.of(which, f"{needs}; or save it as CSV or JSON lines") from None
 
     def items() -> Generator[Row]:
         number = 0

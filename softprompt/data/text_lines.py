@@ -1,6 +1,4 @@
-"""Lines of text files with byte order marks, in UTF-8, in Excel's and PowerShell's UTF-16 and UTF-32, or in a given
-encoding.
-"""
+"""Lines of text files: UTF-8, Excel's and PowerShell's UTF-16 and UTF-32 with their marks, or a given encoding."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ class TextLines:
     """Lines without line ends, counted from 1. `undecodable` has (line, byte) of each line's first unknown byte."""
 
     def __init__(self, file: BinaryIO, encoding: str, which: str) -> None:
-        """An empty `encoding` is read from the byte order mark, else it is UTF-8. Raises InvalidInput for an unknown
-        encoding.
-        """
+        """`encoding` empty: that of the byte order mark, else UTF-8. Raises InvalidInput for an unknown one."""
         self._which = which
         buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file), 1 << 16)
         head = buffered.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES]
@@ -38,13 +34,10 @@ class TextLines:
         try:
             # newline=None: also the line ends of Windows and of the first Macs
             self._text = io.TextIOWrapper(buffered, self.encoding, errors="surrogateescape", newline=None)
-        except (
-            LookupError,
-            ValueError,
-        ):  # an unknown name, one of no text such as base64, or one with a null character
-            raise InvalidInput.of(
-                "encoding", f"{encoding!r} is not a known encoding; examples are cp1252 and utf-16"
-            ) from None
+        # an unknown name, one of no text such as base64, or one with a null character
+        except (LookupError, ValueError):
+            reason = f"{encoding!r} is not a known encoding; examples are cp1252 and utf-16"
+            raise InvalidInput.of("encoding", reason) from None
         self.rest = self._lines()
         """An iterator over the remaining lines."""
 
@@ -53,9 +46,7 @@ class TextLines:
         try:
             for line in self._text:
                 number += 1
-                line = line.rstrip("\n").removeprefix(
-                    _MARK
-                )  # also the mark of a second file that was appended to a first
+                line = line.rstrip("\n").removeprefix(_MARK)  # also that of a second file, appended to a first
                 if not line.isascii():
                     line = self._checked(line, number)
                 yield line

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
+from shared.errors import InvalidInput
 from softprompt.data.problems import Unusable
 from softprompt.types.type_names import type_name
 
@@ -23,18 +24,13 @@ def is_missing(value: Any) -> bool:
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     value = _plain(value)
-    return (
-        value is None
-        or (isinstance(value, float) and math.isnan(value))
-        or (isinstance(value, Decimal) and value.is_nan())
-    )
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def text_of(value: Any, part: str) -> str:
-    """The text of a cell: numbers and booleans as in JSON, dates as in ISO 8601.
-
-    Raises Unusable for a value that is missing, is not a scalar, or is not valid Unicode.
-    """
+    """The text of a cell, as in JSON or ISO 8601. Raises Unusable for no scalar, no value and invalid Unicode."""
     if is_missing(value):
         raise Unusable("is missing", part, f"{part} is missing")
     value = _plain(value)
@@ -59,9 +55,7 @@ def text_of(value: Any, part: str) -> str:
 
 
 def with_short_floats(rows: Iterable[dict[str, Any]], types: Mapping[str, object]) -> Iterator[dict[str, Any]]:
-    """The rows with the shortest decimals of narrow floats, which the library widened: 0.1 as float32 means 0.1, and
-    not 0.10000000149011612. `types`: those of the columns.
-    """
+    """The rows with narrow floats as the shortest decimals: 0.1, not 0.10000000149011612. `types`: of the columns."""
     kinds = {name: str(kind).lower().removesuffix("[pyarrow]") for name, kind in types.items()}
     narrow = {name: _NARROW[kind] for name, kind in kinds.items() if kind in _NARROW}
     for row in rows:
@@ -74,6 +68,16 @@ def with_short_floats(rows: Iterable[dict[str, Any]], types: Mapping[str, object
 def _shortest(value: float, code: str) -> float:
     found = (float(f"{value:.{digits}g}") for digits in (range(3, 6) if code == "e" else range(6, 10)))
     return next((short for short in found if struct.pack(code, short) == struct.pack(code, value)), value)
+
+
+def check_unicode(text: str, field: str) -> str:
+    """The text. Raises InvalidInput for one that UTF-8 can't represent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        reason = f"is not valid Unicode: half a surrogate pair at character {error.start + 1}"
+        raise InvalidInput.of(field, reason) from None
+    return text
 
 
 def shown(value: object, most: int = 40) -> str:

@@ -33,9 +33,8 @@ def format_of(path: str, format: str = "") -> str:
     found = format.lower() or FORMATS.get(Path(path).suffix.lower(), "jsonl" if path == STANDARD_OUTPUT else "")
     if found not in known:
         given = format or Path(path).suffix or path
-        raise InvalidInput.of(
-            "output", f"{given!r} is none of the formats {', '.join(known)}{did_you_mean(given.lstrip('.'), known)}"
-        )
+        meant = did_you_mean(given.lstrip("."), known)
+        raise InvalidInput.of("output", f"{given!r} is none of the formats {', '.join(known)}{meant}")
     if path == STANDARD_OUTPUT and found in ("xlsx", "parquet"):
         raise InvalidInput.of("output", f"{found} is not text and can't go to standard output: name a file")
     return found
@@ -57,9 +56,7 @@ def check_output(path: str, overwrite: bool) -> None:
 
 
 def write_rows(path: str, format: str, columns: Sequence[str], rows: Rows, *, overwrite: bool = False) -> None:
-    """Write `columns` of the rows in their order; `-` is standard output. Raises what `check_output` and the format
-    raise.
-    """
+    """Write `columns` of the rows in their order; `-` is standard output. Raises what `check_output` raises."""
     if path == STANDARD_OUTPUT:
         _write_text(sys.stdout, format, columns, rows)
         sys.stdout.flush()

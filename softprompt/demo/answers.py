@@ -81,9 +81,7 @@ def unseen_inputs(file: Path, count: int) -> list[str]:
 
 
 def greedy(plan: DemoPlan) -> Sampling:
-    """Greedy decoding, with a penalty since small models fall into loops without one. The same for every answer of the
-    demo.
-    """
+    """Greedy decoding for every answer of the demo, with a penalty: small models fall into loops without one."""
     return Sampling(temperature=0, frequency_penalty=0.5, max_new_tokens=plan.answer_tokens)
 
 

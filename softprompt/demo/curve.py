@@ -14,9 +14,7 @@ _COLOURS = ("#2a78b8", "#d2691e", "#3a9a57", "#8e5bb5")
 
 @dataclass
 class TrainingRecord:
-    """Points are (step, loss). The evaluation at step 0 is of the model without a prompt and does not belong to the
-    curve.
-    """
+    """Points are (step, loss). The evaluation at step 0 is of the model without a prompt: no part of the curve."""
 
     title: str
     train: list[tuple[int, float]] = field(default_factory=list)
@@ -48,21 +46,9 @@ def save_curve(records: Sequence[TrainingRecord], title: str, path: Path) -> Pat
     axes = figure.subplots()
     start = 0
     for record, colour in zip(records, _COLOURS, strict=False):
-        axes.plot(
-            *_shifted(record.train, start),
-            color=colour,
-            alpha=0.35,
-            linewidth=1.2,
-            label=f"{record.title}, training batches",
-        )
-        axes.plot(
-            *_shifted(record.held_out, start),
-            color=colour,
-            linewidth=2,
-            marker="o",
-            markersize=4.5,
-            label=f"{record.title}, held out",
-        )
+        train, held_out = _shifted(record.train, start), _shifted(record.held_out, start)
+        axes.plot(*train, color=colour, alpha=0.35, linewidth=1.2, label=f"{record.title}, training batches")
+        axes.plot(*held_out, color=colour, linewidth=2, marker="o", markersize=4.5, label=f"{record.title}, held out")
         if start:
             axes.axvline(start, color=_INK, linewidth=0.8, linestyle=":")
         start += record.last_step

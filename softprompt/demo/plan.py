@@ -21,9 +21,7 @@ class DemoPlan:
     learning_rate: float = 0.03
     """High because there are few steps: the held-out loss was 1.85 after 30 of them; at 0.005 it was 2.26 after 40."""
     second_learning_rate: float = 0.006
-    """For the training that starts from version 1. At 0.03 it first loses what version 1 has learned (1.53 became
-    1.68).
-    """
+    """For the training from version 1. At 0.03 it first loses what version 1 has learned (1.53 became 1.68)."""
     first_steps: int = 64
     second_steps: int = 24
     evaluation_interval_steps: int = 12

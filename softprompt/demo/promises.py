@@ -19,9 +19,8 @@ class Promises:
 
     def check(self, kept: bool, text: str) -> bool:
         """Print the claim `text` and whether it holds. Returns `kept`."""
-        self._console.print(
-            f"  [green]✓[/] {escape(text)}" if kept else f"  [bold red]✗ {escape(text)}[/]", soft_wrap=True
-        )
+        line = f"  [green]✓[/] {escape(text)}" if kept else f"  [bold red]✗ {escape(text)}[/]"
+        self._console.print(line, soft_wrap=True)
         if not kept:
             self.broken.append(text)
         return kept

@@ -20,10 +20,8 @@ from softprompt.local.services import LocalConfig, LocalServices
 
 
 def run_demo(model: Path, output: Path, plan: DemoPlan, console: Console, *, stay: bool = False) -> None:
-    """Run the demo. With `stay`, the services run on after its last step until Ctrl-C, unless a claim did not hold.
-
-    Raises PromiseBroken if a claim did not hold, Interrupted after Ctrl-C before the last step's end, ServiceFailed if
-    a service ends by itself.
+    """Run the demo. With `stay`, the services run on after its last step until Ctrl-C. Raises PromiseBroken if a claim
+    did not hold, Interrupted after an earlier Ctrl-C, ServiceFailed if a service ends by itself.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise PromiseBroken("the picture needs matplotlib: pip install 'softprompt[plot]'")
@@ -64,9 +62,8 @@ def run_demo(model: Path, output: Path, plan: DemoPlan, console: Console, *, sta
                 raise
         finally:
             left = services.alive()
-            promises.check(
-                not left, "everything is stopped, no process is left" + (f": {', '.join(left)}" if left else "")
-            )
+            named = f": {', '.join(left)}" if left else ""
+            promises.check(not left, f"everything is stopped, no process is left{named}")
     if promises.broken:
         raise PromiseBroken(f"{len(promises.broken)} of the demo's claims did not hold: " + "; ".join(promises.broken))
     console.print(f"\n{ending(time.monotonic() - story.began, output, stay)}", markup=False)

@@ -49,20 +49,16 @@ class Story:
         async with AsyncClient(services.trainer_endpoint, services.inference_endpoint) as client:
             await self._upload(client)
             with self._act("Train version 1"):
-                first = await self._train(
-                    client, "version 1", self._spec(plan.first_steps, plan.learning_rate, PublishPolicy("default"))
-                )
+                spec = self._spec(plan.first_steps, plan.learning_rate, PublishPolicy("default"))
+                first = await self._train(client, "version 1", spec)
             with self._act("Wait until it is served"):
                 await self._wait_until_served(client, first)
             with self._act("Unseen products: the bare model beside the prompt, one batch"):
                 await show_side_by_side(client, self.console, self.plan, first)
             with self._act("Train on from version 1"):
                 init = Init(InitMethod.FROM_PROMPT, source=f"{self.plan.prompt}@{_number(first)}")
-                second = await self._train(
-                    client,
-                    "version 2",
-                    self._spec(plan.second_steps, plan.second_learning_rate, PublishPolicy("-"), init),
-                )
+                spec = self._spec(plan.second_steps, plan.second_learning_rate, PublishPolicy("-"), init)
+                second = await self._train(client, "version 2", spec)
                 await self._wait_until_served(client, second)
             with self._act("Swap version 2 in while version 1 answers"):
                 await self._swap(client, _number(first), _number(second))
@@ -116,9 +112,8 @@ class Story:
 
     def _published(self, job: TuningJob, record: TrainingRecord) -> str:
         if job.result is None or not job.result.published:
-            raise PromiseBroken(
-                f"{job.name} published nothing: {job.result.gate_decision if job.result else 'no result'}"
-            )
+            reason = job.result.gate_decision if job.result else "no result"
+            raise PromiseBroken(f"{job.name} published nothing: {reason}")
         result = job.result
         record.bare_loss = result.bare_metrics.get("loss")
         tuned, bare = result.metrics.get("loss", float("nan")), result.bare_metrics.get("loss", float("nan"))

@@ -1,7 +1,4 @@
-"""Moves an alias from version 1 to version 2 while version 1 answers.
-
-Answers that have begun end on version 1; answers that begin later come from version 2.
-"""
+"""Moves an alias from version 1 to version 2 while version 1 answers: what has begun ends on version 1."""
 
 from __future__ import annotations
 
@@ -53,9 +50,8 @@ class Swap:
         self._begun = [asyncio.Event() for _ in inputs]
 
     async def run(self, old: int, new: int) -> None:
-        """Move the alias while the old version answers.
-
-        Raises DeadlineExceeded if no answer comes from version `new` within RESOLVE_SECONDS after the alias has moved.
+        """Move the alias while the old version answers. Raises DeadlineExceeded if no answer comes from version `new`
+        within RESOLVE_SECONDS after that.
         """
         # A TaskGroup would wrap the error of one answer in an ExceptionGroup, which hides its text from the reader.
         running = [asyncio.create_task(self._answer_before(row)) for row in range(len(self._inputs))]
@@ -115,17 +111,12 @@ def check_swap(
     numbers = {answer.version for answer in swap.before}
     promises.check(numbers == {old}, f"all {count} answers begun before the swap are version {old}'s")
     digest = swap.after[0].start.digest[:19] if swap.after[0].start is not None else "-"
-    promises.check(
-        {answer.version for answer in swap.after} == {new}, f"all {count} begun after it are version {new}'s ({digest})"
-    )
-    whole = [
-        answer.end is not None and answer.end.finish_reason in (FinishReason.EOS, FinishReason.LENGTH)
-        for answer in swap.before
-    ]
-    promises.check(
-        all(whole),
-        f"all {count} of version {old} went on to their end; {swap.running_at_swap} ran when version {new} began",
-    )
+    numbers = {answer.version for answer in swap.after}
+    promises.check(numbers == {new}, f"all {count} begun after it are version {new}'s ({digest})")
+    ends = {answer.end.finish_reason if answer.end is not None else None for answer in swap.before}
+    running = f"{swap.running_at_swap} ran when version {new} began"
+    are_whole = ends <= {FinishReason.EOS, FinishReason.LENGTH}
+    promises.check(are_whole, f"all {count} of version {old} went on to their end; {running}")
     for answer, alone in zip(swap.before, expected, strict=True):
         comparison = compare(alone.output, answer.token_ids, sampling.frequency_penalty or 0.0)
         promises.check(comparison.undisturbed, f"version {old} wrote {comparison.account}")
@@ -153,13 +144,10 @@ class Comparison:
 
 
 def compare(expected: GenerationDelta, token_ids: Sequence[int], frequency_penalty: float = 0.0) -> Comparison:
-    """Whether a streamed answer is the same as the answer to the same request alone. `expected` has log-probabilities
-    with alternatives for each token, before the penalty of both answers.
-
-    The demo serves in float32, where a batch of another size changes logits by about 1e-5. Greedy answers of one
-    version therefore have the same tokens, unless two tokens are equally likely within rounding. In bfloat16, the
-    difference of two logits changes by up to 0.5 (SmolLM2-135M, decoded alone and prefilled with others): a limit that
-    tolerates this also tolerates tokens of another version.
+    """Whether a streamed answer is that to the same request alone. `expected` has log-probabilities with alternatives
+    for each token, before the penalty of both answers. In float32, as the demo serves, a batch of another size changes
+    logits by about 1e-5, so greedy answers of one version differ only at ties. In bfloat16 the difference of two logits
+    changes by up to 0.5 (SmolLM2-135M): a limit that tolerates this also tolerates tokens of another version.
     """
     for index, (token, wanted) in enumerate(zip(token_ids, expected.token_ids, strict=False)):
         if token == wanted:
@@ -169,9 +157,8 @@ def compare(expected: GenerationDelta, token_ids: Sequence[int], frequency_penal
         penalties = frequency_penalty * (written[wanted] - written[token])
         gap = None if other is None else place.logprob - other - penalties
         if gap is not None and abs(gap) <= TIE_NATS:
-            return Comparison(
-                True, f"the same tokens as without a swap up to token {index}, a tie by rounding ({gap:.4f} nats)"
-            )
+            tie = f"a tie by rounding ({gap:.4f} nats)"
+            return Comparison(True, f"the same tokens as without a swap up to token {index}, {tie}")
         far = "no likely alternative" if gap is None else f"{gap:.2f} nats less likely"
         return Comparison(False, f"different tokens from those without a swap, from token {index} on ({far})")
     same_length = len(token_ids) == len(expected.token_ids)

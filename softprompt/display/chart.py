@@ -48,9 +48,8 @@ def beside(charts: Sequence[str], columns: int, width: int) -> str:
         parts = [text.splitlines() for text in charts[start : start + per_row]]
         longest = max(map(len, parts))
         padded = [[*part, *[""] * (longest - len(part))] for part in parts]
-        blocks.append(
-            "\n".join("  ".join(f"{cell:<{width}}" for cell in row).rstrip() for row in zip(*padded, strict=True))
-        )
+        rows = ("  ".join(f"{cell:<{width}}" for cell in row) for row in zip(*padded, strict=True))
+        blocks.append("\n".join(map(str.rstrip, rows)))
     return "\n\n".join(blocks)
 
 

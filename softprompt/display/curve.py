@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,9 @@ def curve_figure(history: JobHistory, metric: str, path: str | Path | None = Non
         """Notebooks show it, also without %matplotlib."""
 
         def _repr_png_(self) -> bytes:
-            return _png(self)
+            content = BytesIO()
+            self.savefig(content, format="png")
+            return content.getvalue()
 
     figure = Curve(figsize=(7, 3.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -45,11 +48,3 @@ def curve_figure(history: JobHistory, metric: str, path: str | Path | None = Non
     if path is not None:
         figure.savefig(path)
     return figure
-
-
-def _png(figure: Any) -> bytes:
-    from io import BytesIO
-
-    content = BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()

@@ -53,10 +53,8 @@ def history_html(history: JobHistory) -> str:
     training = [(point.step, point.loss) for point in history.points]
     held_out = [(item.step, item.metrics["loss"]) for item in history.evaluations if "loss" in item.metrics]
     notes = "".join(f"<li>{escape(note.text)}</li>" for note in history.notes)
-    last = {
-        "training loss": f"{training[-1][1]:.4g}" if training else "",
-        "held-out loss": f"{held_out[-1][1]:.4g}" if held_out else "",
-    }
+    curves = {"training loss": training, "held-out loss": held_out}
+    last = {title: f"{points[-1][1]:.4g}" for title, points in curves.items() if points}
     return _curves(training, held_out) + _table(history.job, last) + (f"<ul>{notes}</ul>" if notes else "")
 
 

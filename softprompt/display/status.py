@@ -1,6 +1,4 @@
-"""The status of long work: a few lines that are redrawn on a terminal, one line a minute elsewhere, so that a log shows
-progress, too.
-"""
+"""The status of long work: a few lines that are redrawn on a terminal; elsewhere, for logs, one line a minute."""
 
 from __future__ import annotations
 
@@ -115,9 +113,7 @@ class LiveStatus:
 
 
 def flow(parts: Sequence[Text], width: int) -> list[Text]:
-    """Lines of at most `width` columns with as many parts each as fit. A part is never broken; one that is too long is
-    cut.
-    """
+    """Lines of at most `width` columns with as many parts each as fit. No part is broken; a longer one is cut."""
     lines: list[Text] = []
     for part in parts:
         if lines and lines[-1].cell_len + len(_GAP) + part.cell_len <= width:

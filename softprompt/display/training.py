@@ -21,9 +21,7 @@ from softprompt.types.jobs import TuningJob
 def training_display(
     console: Console, title: str, line_seconds: float = LINE_SECONDS
 ) -> Iterator[Callable[[JobEvent], None]]:
-    """A function to call with each event, from any thread. Where there is no terminal, a line is printed every
-    `line_seconds`.
-    """
+    """A function to call with each event, from any thread. Without a terminal: a line every `line_seconds`."""
     status = TrainingStatus(title)
     with status_display(console, status, line_seconds) as display:
 

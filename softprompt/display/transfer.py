@@ -17,9 +17,7 @@ OnTransfer = Callable[[str, int, int], None]
 
 @contextmanager
 def transfer_display(console: Console, title: str) -> Iterator[OnTransfer]:
-    """A function to call with what is going on ("uploading"), how much of it is done, and how much it is. `title` is
-    shown before that.
-    """
+    """A function to call with the stage ("uploading"), what is done and the total. Before that, `title` is shown."""
     status = TransferStatus(title)
     shown = set[str]()
     with status_display(console, status, transient=True) as display:

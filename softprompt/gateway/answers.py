@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from shared.errors import Cancelled, Unimplemented
@@ -53,32 +53,20 @@ class Ask:
         """Answers to this input."""
         return self.sampling.n or 1
 
-    def open(self, client: AsyncClient) -> GenerationStream:
-        """The answer as a stream, not yet begun."""
-        return client.stream(
-            self.input,
-            prompt=self.model.prompt,
-            base_model=self.model.base_model,
-            sampling=self.sampling,
-            template=self.template,
-            routing_key=self.routing_key,
-            truncate=self.truncate,
-        )
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the client's `generate` and `stream`."""
+        return {
+            **{field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"},
+            **self.model._asdict(),
+        }
 
 
 async def all_answers(client: AsyncClient, asks: Sequence[Ask]) -> list[Generation]:
     """Whole answers of each input, in order. The first error cancels the others."""
 
     async def one(ask: Ask) -> Generation:
-        found = await client.generate(
-            ask.input,
-            prompt=ask.model.prompt,
-            base_model=ask.model.base_model,
-            sampling=ask.sampling,
-            template=ask.template,
-            routing_key=ask.routing_key,
-            truncate=ask.truncate,
-        )
+        found = await client.generate(**ask.arguments)
         if len(found.completions) != ask.num_completions:
             raise Unimplemented("this inference service does not offer several answers to one input")
         for completion in found.completions:
@@ -98,7 +86,7 @@ class AnswerStreams:
     """Several streams as one: `started`, then `parts`, and always `cancel`."""
 
     def __init__(self, client: AsyncClient, asks: Sequence[Ask]) -> None:
-        self._streams = [ask.open(client) for ask in asks]
+        self._streams = [client.stream(**ask.arguments) for ask in asks]
         counts = [ask.num_completions for ask in asks]
         self._num_answers = sum(counts)
         self._first = [sum(counts[:index]) for index in range(len(counts))]
@@ -159,18 +147,14 @@ Parts = AsyncIterator[tuple[int, GenerationDelta | GenerationEnd] | None]
 
 
 class TextTokens:
-    """Of the tokens of one answer, those that its text is made of: OpenAI's answers leave out the end token and the
-    tokens of a stop sequence.
-    """
+    """The tokens that an answer's text is made of: without the end token and a stop sequence, as OpenAI has them."""
 
     def __init__(self, echo: bytes = b"") -> None:
         """`echo`: bytes of the input's tokens, if the text begins with the input."""
         self._echo = echo
         self._held: list[TokenLogprob] = []
         self._ahead: int | None = None
-        """Bytes of the tokens so far that are not in the text yet; None before there is text, whose leading space may
-        be missing.
-        """
+        """Bytes of the tokens so far that the text lacks; None before any text: its leading space may be missing."""
 
     def add(self, delta: GenerationDelta) -> tuple[TokenLogprob, ...]:
         """The next tokens of which a part is in the text by now. The others are held."""

@@ -17,7 +17,7 @@ from softprompt.gateway.endpoint import Endpoint
 from softprompt.gateway.errors import api_error
 from softprompt.gateway.metrics import Probes
 from softprompt.gateway.openapi import openapi
-from softprompt.gateway.page.api import PAGE_API
+from softprompt.gateway.page import data, jobs, prompts
 from softprompt.gateway.page.static_files import static_file
 from softprompt.gateway.settings import GatewaySettings
 
@@ -42,6 +42,22 @@ API: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/fine_tuning/jobs/{id}/checkpoints", fine_tuning.list_checkpoints),
 )
 """Method, path and endpoint of OpenAI's API. OpenAPI describes these."""
+PAGE_API: tuple[tuple[str, str, Endpoint], ...] = (
+    ("POST", "/api/preview", data.preview),
+    ("POST", "/api/check", jobs.check_job),
+    ("GET", "/api/jobs", jobs.list_jobs),
+    ("POST", "/api/jobs", jobs.create_job),
+    ("GET", "/api/jobs/{job}", jobs.get_job),
+    ("GET", "/api/jobs/{job}/events", jobs.job_events),
+    ("GET", "/api/jobs/{job}/report", jobs.job_report),
+    ("POST", "/api/jobs/{job}/continue", jobs.continue_job),
+    ("POST", "/api/jobs/{job}/{action}", jobs.act_on_job),
+    ("GET", "/api/prompts", prompts.list_prompts),
+    ("GET", "/api/prompts/{prompt}", prompts.get_prompt),
+    ("POST", "/api/prompts/{prompt}/aliases/{alias}", prompts.set_alias),
+    ("GET", "/api/status", prompts.status),
+)
+"""The page's own endpoints."""
 _SHOWN_CHARS = 200
 OPERATIONS = tuple(one.operation for _, _, one in (*API, *PAGE_API))
 """Labels of the metrics."""

@@ -52,10 +52,9 @@ class Backend:
 
     @contextmanager
     def acting_for(self, authorization: list[str], request_id: str, latest: LatestAnswer) -> Iterator[None]:
-        """Calls in the block carry the caller's token and the request's id. `latest` notes what the services answer.
-
-        `authorization`: the values of the request's headers. Raises Unauthenticated for anything but one bearer token
-        or none; without one if the gateway has a certificate, which the services would take for the caller's.
+        """Calls in the block carry the caller's token and the request's id; `latest` notes the services' answers.
+        Raises Unauthenticated for `authorization` headers other than one bearer token or none; also for none if the
+        gateway has a certificate, which the services would take for the caller's.
         """
         metadata: tuple[tuple[str, str], ...] = (("x-request-id", request_id),)
         if authorization:

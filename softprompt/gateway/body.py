@@ -1,21 +1,27 @@
-"""Reads the bodies of requests within limits of size and time, and JSON strictly."""
+"""Reads the bodies of requests within limits of size, time and number, and JSON strictly."""
 
 from __future__ import annotations
 
 import asyncio
 import codecs
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.requests import Request
 
+from softprompt.gateway.backend import Backend
 from softprompt.gateway.errors import ApiError, bad_value
 from softprompt.gateway.settings import GatewaySettings
 
 Model = TypeVar("Model", bound=BaseModel)
+COMPRESSED = (b"\x1f\x8b", b"PAR1", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
+"""First bytes of compressed files, which need more memory than their size."""
+ZIP = b"PK\x03\x04"
+"""First bytes of an archive, XLSX among them."""
 
 
 def settings_of(request: Request) -> GatewaySettings:
@@ -51,13 +57,10 @@ def wrong_type(what: str, media_type: str, sent: str) -> ApiError:
 
 
 async def bounded_stream(request: Request, max_bytes: int, seconds: float) -> AsyncGenerator[bytes]:
-    """The body's chunks. Raises ApiError with 413 for more than `max_bytes`, 408 if they take longer than
-    `seconds`, and 415 if they are compressed.
-    """
+    """The body's chunks. Raises ApiError: 413 above `max_bytes`, 408 after `seconds`, 415 if it is compressed."""
     if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
-        raise ApiError(
-            415, f"the body must not be compressed (Content-Encoding: {encoding[:80]!r})", code="unsupported_media_type"
-        )
+        text = f"the body must not be compressed (Content-Encoding: {encoding[:80]!r})"
+        raise ApiError(415, text, code="unsupported_media_type")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
@@ -79,6 +82,24 @@ async def bounded_stream(request: Request, max_bytes: int, seconds: float) -> As
         yield chunk
 
 
+@asynccontextmanager
+async def upload_slot(request: Request, backend: Backend) -> AsyncIterator[None]:
+    """One of the simultaneous uploads. Raises ApiError if all are taken, and the service's error without the role."""
+    await backend.client.list_datasets(limit=1)  # a caller without a role can't make the gateway read a whole file
+    uploads: asyncio.Semaphore = request.app.state.uploads
+    if uploads.locked():
+        text, headers = "too many uploads at the same time", {"Retry-After": "2"}
+        raise ApiError(429, text, code="rate_limit_exceeded", headers=headers)
+    async with uploads:
+        yield
+
+
+def file_name(given: str) -> str:
+    """The name without directories and control characters; empty if nothing is left."""
+    name = given.rpartition("/")[2].rpartition("\\")[2]
+    return "".join(character for character in name if character.isprintable())[-255:]
+
+
 def _too_large(max_bytes: int) -> ApiError:
     return ApiError(413, f"the body has more than {max_bytes} bytes", code="request_too_large")
 
@@ -93,9 +114,7 @@ def _fields_once(fields: list[tuple[str, Any]]) -> None:
 
 
 def _parsed(content: bytes) -> Any:
-    """The JSON value. NaN, infinities, lone surrogates, bytes that are not UTF-8, deep nesting, and fields that come
-    twice are refused.
-    """
+    """The JSON value, without NaN, infinities, lone surrogates, invalid UTF-8, deep nesting and repeated fields."""
     if content.startswith(codecs.BOM_UTF8):
         raise ApiError(400, "the body begins with a byte order mark; JSON is sent without it", code="invalid_json")
     try:

@@ -11,27 +11,12 @@ from starlette.responses import JSONResponse, Response
 
 from shared.values.generation import Generation, GenerationEnd, GenerationStart, TokenLogprob
 from softprompt.gateway import results
-from softprompt.gateway.answers import (
-    AnswerStreams,
-    Ask,
-    all_answers,
-    conversation,
-    only_text_tokens,
-    text_tokens,
-)
+from softprompt.gateway.answers import AnswerStreams, Ask, all_answers, conversation, only_text_tokens, text_tokens
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import Rename, bad_value
-from softprompt.gateway.fields import (
-    Content,
-    Fields,
-    GenerationFields,
-    OnlyFalse,
-    message_of,
-    renaming,
-    sampling_of,
-)
+from softprompt.gateway.fields import Content, Fields, GenerationFields, OnlyFalse, message_of, renaming, sampling_of
 from softprompt.gateway.guides import Call, ResponseFormat, Tool, ToolChoice, call_of
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
 

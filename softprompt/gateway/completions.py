@@ -30,7 +30,6 @@ from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import bad_value
 from softprompt.gateway.fields import GenerationFields, else_saying, renaming, sampling_of, text_or_list
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
-from softprompt.types.generation import Input
 
 _CONTINUE = Template("{input}", TemplateFormat.TEXT)
 """The bare model continues the text itself, without its chat template."""
@@ -102,7 +101,7 @@ async def create_completion(request: Request, backend: Backend) -> Response:
     )
     asks = [
         Ask(
-            _input(prompt),
+            prompt if isinstance(prompt, str) else TokenIds(tuple(prompt)),
             reference,
             sampling,
             template=_CONTINUE if not reference.prompt and isinstance(prompt, str) else None,
@@ -133,9 +132,8 @@ async def create_completion(request: Request, backend: Backend) -> Response:
         for index, (start, completion) in enumerate(whole)
     ]
     used = results.usage([answer.start for answer in answers], [completion.end for _, completion in whole])
-    return JSONResponse(
-        {**head, **await results.about(backend, answers[0].start, body.model), "choices": choices, "usage": used}
-    )
+    head |= await results.about(backend, answers[0].start, body.model)
+    return JSONResponse({**head, "choices": choices, "usage": used})
 
 
 def _only_echo(completion: Completion) -> Completion:
@@ -150,10 +148,6 @@ def _only_echo(completion: Completion) -> Completion:
 def _echo(start: GenerationStart) -> bytes:
     """The input before an answer, if its tokens are shown."""
     return b"".join(one.utf8 for one in start.input_logprobs)
-
-
-def _input(prompt: str | list[int]) -> Input:
-    return prompt if isinstance(prompt, str) else TokenIds(tuple(prompt))
 
 
 def _choice(index: int, text: str, logprobs: Any, reason: str | None) -> dict[str, Any]:
@@ -188,9 +182,7 @@ def _by_text(found: Token) -> dict[str, float | None] | None:
 async def _events(
     head: dict[str, Any], streams: AnswerStreams, starts: Sequence[GenerationStart], count: int, includes_usage: bool
 ) -> AsyncGenerator[bytes]:
-    """Chunks with text, and one with the reason of the end of each choice; then the usage. `count`: choices of each
-    input.
-    """
+    """Chunks with text, one with the reason of each choice's end, then the usage. `count`: choices of each input."""
     empty_usage: dict[str, Any] = {"usage": None} if includes_usage else {}
     ends: list[GenerationEnd] = []
     offsets = [0] * (count * len(starts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
@@ -24,14 +24,14 @@ class Endpoint:
     operation: str
     """Name as in OpenAI's client: `chat.completions.create`. The label of its metrics."""
     handler: Handler
-    body: type[BaseModel] | None
-    query: Mapping[str, Any]
+    body: type[BaseModel] | None = None
+    query: Mapping[str, Any] = field(default_factory=dict)
     """JSON schema by name of its query parameters."""
-    form: Mapping[str, Any] | None
+    form: Mapping[str, Any] | None = None
     """JSON schema of its multipart form."""
-    streams: bool
+    streams: bool = False
     """Whether it can answer with server-sent events."""
-    downloads: bool
+    downloads: bool = False
     """Whether it answers with a file."""
 
     async def respond(self, request: Request) -> Response:
@@ -45,14 +45,6 @@ class Endpoint:
             return api_error(error, rename, getattr(request.state, "model", "")).response()
 
 
-def endpoint(
-    operation: str,
-    body: type[BaseModel] | None = None,
-    *,
-    query: Mapping[str, Any] | None = None,
-    form: Mapping[str, Any] | None = None,
-    streams: bool = False,
-    downloads: bool = False,
-) -> Callable[[Handler], Endpoint]:
-    """Make a handler an endpoint. `body`: the model of its JSON body."""
-    return lambda handler: Endpoint(operation, handler, body, query or {}, form, streams, downloads)
+def endpoint(operation: str, body: type[BaseModel] | None = None, **about: Any) -> Callable[[Handler], Endpoint]:
+    """Make a handler an endpoint. `body`: the model of its JSON body; `about`: the further fields of `Endpoint`."""
+    return lambda handler: Endpoint(operation, handler, body, **about)

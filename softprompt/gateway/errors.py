@@ -163,13 +163,8 @@ def _of_service(error: errors.SoftPromptError, rename: Rename, model: str) -> Ap
 
 def _misconfigured(error: errors.InvalidInput) -> ApiError:
     log.error("the gateway's settings are wrong: %s", error.message)
-    return ApiError(
-        503,
-        "the gateway is not connected to its services",
-        type=SERVER,
-        code="service_unavailable",
-        headers=_retry_after(),
-    )
+    text, code = "the gateway is not connected to its services", "service_unavailable"
+    return ApiError(503, text, type=SERVER, code=code, headers=_retry_after())
 
 
 def _retry_after(seconds: float = _RETRY_SECONDS) -> dict[str, str]:
@@ -211,10 +206,7 @@ def unknown_field(param: str) -> ApiError:
 
 
 def param_of(location: tuple[str | int, ...], keeps_last: bool = False) -> str:
-    """pydantic's location as the API writes it: `messages[2].content`.
-
-    Names of a union's members are left out, except the last name if `keeps_last`.
-    """
+    """pydantic's location as in `messages[2].content`, without a union's members, but the last name if `keeps_last`."""
     text = ""
     for index, part in enumerate(location):
         if isinstance(part, int):

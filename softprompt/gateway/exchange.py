@@ -89,9 +89,8 @@ class Exchange:
             await api_error(error).response()(scope, receive, response)
 
     def _check_origin(self, method: str, headers: Headers) -> None:
-        """Refuses what a page of another site has a browser send, which would reach a gateway that asks for no token.
-
-        On a loopback address, also refuses host names that only seem to be of this machine (DNS rebinding).
+        """Refuses what a page of another site has a browser send, which would reach a gateway that asks for no token;
+        on a loopback address also host names that only seem to be of this machine (DNS rebinding).
         """
         host = headers.get("host", "")
         if self._only_local and not is_loopback(_host_name(host)):
@@ -110,8 +109,7 @@ class Exchange:
         self._metrics.tenants.observe(labels, outcome_of_status(response.status), seconds, first)
 
     def _report(self, scope: Scope, operation: str, response: _Response) -> None:
-        metrics, ended = self._metrics, time.perf_counter()
-        seconds = ended - response.begun
+        metrics, seconds = self._metrics, time.perf_counter() - response.begun
         metrics.handled.labels(operation, str(response.status)).inc()
         metrics.seconds.labels(operation).observe(seconds)
         if response.started is not None:

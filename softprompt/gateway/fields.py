@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -66,11 +66,16 @@ def text_or_list(value: Any) -> str | list[Any]:
     return value
 
 
-def _as_list(value: Any) -> list[Any]:
-    return [value] if isinstance(text_or_list(value), str) else value
+def text_as(make: Callable[[str], list[Any]], kind: Any) -> BeforeValidator:
+    """Accepts a text for a list, which `make` makes of it. `kind`: both types, for the schema."""
+
+    def as_list(value: Any) -> list[Any]:
+        return make(value) if isinstance(text_or_list(value), str) else value
+
+    return BeforeValidator(as_list, json_schema_input_type=kind)
 
 
-Stop = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
+Stop = Annotated[list[str], text_as(lambda text: [text], str | list[str])]
 """One text or several at which an answer stops."""
 
 
@@ -84,12 +89,8 @@ class TextPart(Fields):
     """Of an answer that comes back as a part of the conversation; not read."""
 
 
-def _as_parts(value: Any) -> list[Any]:
-    return [{"type": "text", "text": value}] if isinstance(text_or_list(value), str) else value
-
-
 Content = Annotated[
-    list[TextPart], Field(min_length=1), BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart])
+    list[TextPart], Field(min_length=1), text_as(lambda text: [{"type": "text", "text": text}], str | list[TextPart])
 ]
 """A text, or text parts, which are joined by line breaks as in training data."""
 

@@ -21,10 +21,9 @@ from shared.values.datasets import StoredDataset
 from softprompt.client.datasets import SLOWEST_BYTES_PER_SECOND
 from softprompt.gateway import paging
 from softprompt.gateway.backend import Backend
-from softprompt.gateway.body import bounded_stream, settings_of, wrong_type
+from softprompt.gateway.body import COMPRESSED, ZIP, bounded_stream, file_name, settings_of, upload_slot, wrong_type
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value, missing, unknown_field, unsupported
-from softprompt.gateway.uploads import COMPRESSED, ZIP, file_name, upload_slot
 
 PURPOSE = "fine-tune"
 _ID = re.compile(r"file-([0-9a-f]{64})")
@@ -78,9 +77,8 @@ async def _form(request: Request) -> FormData:
     most = settings.max_file_bytes + _FORM_BYTES
     async with aclosing(bounded_stream(request, most, min(seconds, most / SLOWEST_BYTES_PER_SECOND))) as stream:
         try:
-            return await MultiPartParser(
-                request.headers, stream, max_files=8, max_fields=8, max_part_size=_FORM_BYTES
-            ).parse()
+            form = MultiPartParser(request.headers, stream, max_files=8, max_fields=8, max_part_size=_FORM_BYTES)
+            return await form.parse()
         except (MultiPartException, UnicodeDecodeError, KeyError, LookupError) as error:
             text = error.message if isinstance(error, MultiPartException) else "it is not well-formed"
             raise ApiError(400, f"the form can't be read: {text}", code="invalid_form") from None
@@ -113,9 +111,8 @@ def _suffix(name: str) -> str:
 def _copy(file: BinaryIO, path: Path) -> None:
     file.seek(0)
     if file.read(8).startswith((ZIP, *COMPRESSED)):
-        raise bad_value(
-            "file", "is compressed or binary: upload JSON lines, JSON or CSV as it is", "invalid_file_format"
-        )
+        reason = "is compressed or binary: upload JSON lines, JSON or CSV as it is"
+        raise bad_value("file", reason, "invalid_file_format")
     file.seek(0)
     with path.open("wb") as copy:
         shutil.copyfileobj(file, copy)
@@ -128,9 +125,8 @@ async def _stored(backend: Backend, path: Path, name: str) -> str:
         found = [f"{one.field}: {one.description}".removeprefix("dataset").lstrip(": ") for one in error.violations]
         more = f" (and {len(found) - 10} more)" if len(found) > 10 else ""
         text = "; ".join(found[:10]).replace(repr(path.name), repr(name)) + more
-        raise ApiError(
-            400, f"The file can't be used as training examples: {text}", param="file", code="invalid_file_format"
-        ) from error
+        reason = f"The file can't be used as training examples: {text}"
+        raise ApiError(400, reason, param="file", code="invalid_file_format") from error
 
 
 _LIST_QUERY = {

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from shared.values.guide import Guide
 from softprompt.gateway import results
-from softprompt.gateway.errors import ApiError, bad_value, missing, unsupported
+from softprompt.gateway.errors import bad_value, missing, unsupported
 from softprompt.gateway.fields import Fields, else_saying
 
 Name = Annotated[
@@ -41,6 +41,12 @@ def check_members(type: str, place: str, needed: Mapping[str, Any], optional: Ma
             raise bad_value(f"{place}.{name}", "is only for the type json_schema")
 
 
+def guide_of(type: str, schema: Mapping[str, Any] | None) -> Guide | None:
+    """The guide to a form of answers; None for text."""
+    wanted = _ANY_OBJECT if type == "json_object" else schema
+    return None if wanted is None else Guide(json_schema=wanted)
+
+
 class ResponseFormat(Fields):
     """The form of an answer."""
 
@@ -50,9 +56,7 @@ class ResponseFormat(Fields):
     def guide(self) -> Guide | None:
         """The guide; None for text. Raises ApiError."""
         check_members(self.type, "response_format", needed={"json_schema": self.json_schema})
-        if self.json_schema is not None:
-            return Guide(json_schema=self.json_schema.schema_)
-        return Guide(json_schema=_ANY_OBJECT) if self.type == "json_object" else None
+        return guide_of(self.type, self.json_schema.schema_ if self.json_schema else None)
 
 
 class Function(Fields):
@@ -132,9 +136,8 @@ def call_of(tools: list[Tool] | None, choice: ToolChoice | None) -> Call | None:
     if choice == "none":
         return None
     if choice is None or choice == "auto":
-        raise unsupported(
-            "tool_choice", "must be none, required or a function: models here don't decide between answer and call"
-        )
+        reason = "models here don't decide between answer and call"
+        raise unsupported("tool_choice", f"must be none, required or a function: {reason}")
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
         raise bad_value("tools", "two functions have the same name")
@@ -147,12 +150,9 @@ def call_of(tools: list[Tool] | None, choice: ToolChoice | None) -> Call | None:
         return Call(names[0], Guide(json_schema=_parameters(tools[index])), f"tools[{index}].function.parameters")
     for index, tool in enumerate(tools):
         if "$ref" in json.dumps(tool.function.parameters):
-            raise _with_reference(index)
+            reason = "can't have $ref beside other tools: name one function"
+            raise unsupported(f"tools[{index}].function.parameters", reason)
     return Call("", Guide(json_schema={"anyOf": [_one_of_several(tool) for tool in tools]}), "tools")
-
-
-def _with_reference(index: int) -> ApiError:
-    return unsupported(f"tools[{index}].function.parameters", "can't have $ref beside other tools: name one function")
 
 
 def _parameters(tool: Tool) -> Mapping[str, Any]:

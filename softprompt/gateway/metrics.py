@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Iterable
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -25,34 +26,16 @@ FAULTS = ("500", "503", "504")
 
 
 class GatewayMetrics:
-    """Requests by operation: handled (by status), in flight, seconds until the first byte and until the end.
-
-    `tenants`: the series by tenant.
-    """
+    """Requests by operation (by status, in flight, seconds until the first byte and the end), and by tenant."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry, self.tenants = registry, TenantMetrics(registry)
-        self.handled = Counter(
-            "softprompt_gateway_requests",
-            "Requests by status; 499: the client left.",
-            ["operation", "status"],
-            registry=registry,
-        )
+        about = "Requests by status; 499: the client left."
+        self.handled = Counter("softprompt_gateway_requests", about, ["operation", "status"], registry=registry)
         self.in_flight = Gauge("softprompt_gateway_requests_in_flight", "Requests that run now.", registry=registry)
-        self.first_byte = Histogram(
-            "softprompt_gateway_first_byte_seconds",
-            "Time until the response began.",
-            ["operation"],
-            registry=registry,
-            buckets=_SECONDS,
-        )
-        self.seconds = Histogram(
-            "softprompt_gateway_request_seconds",
-            "Time until the response ended.",
-            ["operation"],
-            registry=registry,
-            buckets=_SECONDS,
-        )
+        times = partial(Histogram, labelnames=["operation"], registry=registry, buckets=_SECONDS)
+        self.first_byte = times("softprompt_gateway_first_byte_seconds", "Time until the response began.")
+        self.seconds = times("softprompt_gateway_request_seconds", "Time until the response ended.")
         self.ready = Gauge("softprompt_gateway_ready", "1 while the gateway takes requests.", registry=registry)
 
     def expect(self, operations: Iterable[str]) -> None:

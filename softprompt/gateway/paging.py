@@ -1,4 +1,4 @@
-"""Lists in OpenAI's form: `limit`, and `after` with the id of the last object of the previous page."""
+"""Query parameters, and lists in OpenAI's form: `limit`, and `after` with the last id of the previous page."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from softprompt.gateway.errors import bad_value, unknown_field
 MAX_LIMIT = 1000
 LIMIT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}
 TEXT_SCHEMA = {"type": "string"}
+_MAX_DIGITS = 15
 
 
 def check_query(request: Request, known: Mapping[str, Any]) -> None:
-    """Raises ApiError naming a query parameter that is not known, or that is given twice.
-
-    `known` has the JSON schema of each; an object's members are written `name[member]`.
+    """Raises ApiError naming a query parameter that is unknown or given twice. `known` has the JSON schema of each; an
+    object's members are written `name[member]`.
     """
     names = [name for name, _ in request.query_params.multi_items()]
     for name in names:
         base, _, member = name.partition("[")
-        is_member = (
-            len(member) > 1 and member.find("]") == len(member) - 1 and known.get(base, {}).get("type") == "object"
-        )
+        is_member = len(member) > 1 and member.find("]") == len(member) - 1
+        is_member = is_member and known.get(base, {}).get("type") == "object"
         if name not in known and not is_member:
             raise unknown_field(name)
         if names.count(name) > 1:
@@ -36,6 +35,16 @@ def limit_of(request: Request, default: int, most: int = MAX_LIMIT) -> int:
     text = request.query_params.get("limit", str(default))
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most):
         raise bad_value("limit", f"must be a number from 1 to {most}")
+    return int(text)
+
+
+def whole_number(request: Request, name: str) -> int | None:
+    """A whole number of the query; None if it is missing or empty. Raises ApiError naming it."""
+    text = request.query_params.get(name, "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
+        raise bad_value(name, f"a whole number is expected, not {text[:20]!r}")
     return int(text)
 
 

@@ -52,9 +52,7 @@ REFUSED_FIELDS: Mapping[str, str] = {
     "web_search_options": _NO_BUILT_IN_TOOLS,
     "wandb": "follow the job's events instead",
 }
-"""Reason by the parameter's name, as a phrase that can follow a colon. Some are offered with one value, which changes
-nothing.
-"""
+"""Reason by the parameter's name, a phrase for after a colon. Some are offered with one value that changes nothing."""
 REFUSED_VALUES: Mapping[str, str] = {
     "store": _NOTHING_STORED,
     "messages.role=tool": _NO_TOOL_TURNS,
@@ -72,6 +70,4 @@ REFUSED_VALUES: Mapping[str, str] = {
     "method.type": _ONLY_SUPERVISED,
     "integrations": "follow the job's events instead",
 }
-"""Reason by the name of a parameter, without numbers in brackets, of which not every value is offered, or by name and
-value.
-"""
+"""Reason by a parameter, without its numbers in brackets, not every value of which is offered, or by name and value."""

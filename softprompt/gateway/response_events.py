@@ -11,8 +11,6 @@ from softprompt.gateway.answers import AnswerStreams, only_text_tokens
 from softprompt.gateway.errors import Rename, api_error
 from softprompt.gateway.streaming import PING, StreamFailed, event
 
-_PLACE = {"output_index": 0, "content_index": 0}
-
 
 class ResponseDraft:
     """One response: an answer of one message with one text."""
@@ -97,7 +95,8 @@ async def response_events(
     yield numbered("response.created", response=draft.begun())
     yield numbered("response.in_progress", response=draft.begun())
     yield numbered("response.output_item.added", output_index=0, item=draft.item("in_progress"))
-    yield numbered("response.content_part.added", item_id=draft.item_id, **_PLACE, part=draft.part())
+    place = {"item_id": draft.item_id, "output_index": 0, "content_index": 0}
+    yield numbered("response.content_part.added", **place, part=draft.part())
     try:
         async for found in only_text_tokens(streams.parts()):
             if found is None:
@@ -106,19 +105,11 @@ async def response_events(
             _, part = found
             if isinstance(part, GenerationDelta):
                 logprobs = draft.add(part)
-                yield numbered(
-                    "response.output_text.delta", item_id=draft.item_id, **_PLACE, delta=part.text, logprobs=logprobs
-                )
+                yield numbered("response.output_text.delta", **place, delta=part.text, logprobs=logprobs)
                 continue
             whole, text = draft.ended(part), draft.part()
-            yield numbered(
-                "response.output_text.done",
-                item_id=draft.item_id,
-                **_PLACE,
-                text=text["text"],
-                logprobs=text["logprobs"],
-            )
-            yield numbered("response.content_part.done", item_id=draft.item_id, **_PLACE, part=text)
+            yield numbered("response.output_text.done", **place, text=text["text"], logprobs=text["logprobs"])
+            yield numbered("response.content_part.done", **place, part=text)
             yield numbered("response.output_item.done", output_index=0, item=draft.item(whole["status"]))
             yield numbered(f"response.{whole['status']}", response=whole)
     except Exception as error:

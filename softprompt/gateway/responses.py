@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -18,17 +18,8 @@ from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import Rename, bad_value
-from softprompt.gateway.fields import (
-    Content,
-    Fields,
-    ModelName,
-    OnlyFalse,
-    message_of,
-    renaming,
-    sampling_of,
-    text_or_list,
-)
-from softprompt.gateway.guides import Name, check_members
+from softprompt.gateway.fields import Content, Fields, ModelName, OnlyFalse, message_of, renaming, sampling_of, text_as
+from softprompt.gateway.guides import Name, check_members, guide_of
 from softprompt.gateway.response_events import ResponseDraft, response_events
 from softprompt.gateway.streaming import EventStream
 
@@ -46,14 +37,10 @@ class InputMessage(Fields):
     phase: None = None
 
 
-def _as_messages(value: Any) -> list[Any]:
-    return [{"role": "user", "content": value}] if isinstance(text_or_list(value), str) else value
-
-
 Input = Annotated[
     list[InputMessage],
     Field(min_length=1),
-    BeforeValidator(_as_messages, json_schema_input_type=str | list[InputMessage]),
+    text_as(lambda text: [{"role": "user", "content": text}], str | list[InputMessage]),
 ]
 
 
@@ -70,9 +57,7 @@ class TextFormat(Fields):
         """The guide; None for text. Raises ApiError."""
         needed, optional = {"name": self.name, "schema": self.schema_}, ("description", "strict")
         check_members(self.type, "text.format", needed, {name: getattr(self, name) for name in optional})
-        if self.schema_ is not None:
-            return Guide(json_schema=self.schema_)
-        return Guide(json_schema={"type": "object"}) if self.type == "json_object" else None
+        return guide_of(self.type, self.schema_)
 
 
 class TextOptions(Fields):

@@ -7,12 +7,20 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pydantic_core import to_json
+from starlette.responses import Response
+
 from shared.names import parse_version_name
 from shared.values.generation import FinishReason, GenerationEnd, GenerationStart, TokenAlternative, TokenLogprob
 from softprompt.gateway.backend import Backend
 
 LOWEST_LOGPROB = -9999.0
 """What OpenAI's API writes for a token that is practically impossible; JSON has no infinity."""
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """Values of the client as JSON. Numbers that are not finite become null."""
+    return Response(to_json(value, inf_nan_mode="null"), status, media_type="application/json")
 
 
 def new_id(prefix: str) -> str:

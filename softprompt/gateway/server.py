@@ -51,9 +51,7 @@ class _Server(uvicorn.Server):
 
 
 async def serve(settings: GatewaySettings, stop: asyncio.Event, security: ClientSecurity | None = None) -> None:
-    """Run until `stop` is set, then drain. `security` is for the connections to the services, by default that of the
-    environment. Raises errors that prevent the start.
-    """
+    """Run until `stop`, then drain. `security`: towards the services; None: the environment's. Raises start errors."""
     retract(settings)
     registry = CollectorRegistry()
     metrics, tracing = GatewayMetrics(registry), tracing_of("softprompt-gateway", settings.otlp_endpoint)
@@ -61,14 +59,15 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event, security: Client
     probes = Probes(metrics, asyncio.get_running_loop())
     backend = Backend(settings, security)
     app = create_app(settings, backend, probes)
-    tls = _tls_of(settings, registry)
+    tls = None if settings.is_plaintext else _Tls(settings, registry)
     listener = _listener(settings)
     only_local = is_loopback(settings.host)
     server = _Server(_config(settings, Exchange(app, backend, metrics, tracing, only_local), tls))
     metrics_server = serve_metrics(registry, settings.host, settings.metrics_port, probes)
     port = listener.getsockname()[1]
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
-    _warn(settings)
+    if settings.plaintext:
+        log.warning("PLAINTEXT: all traffic, including tokens, can be read and changed on the network")
     serving = asyncio.create_task(server.serve([listener]))
     opening = asyncio.create_task(_open(settings, backend, metrics, probes, port, metrics_server.port))
     renewing = asyncio.create_task(_renew(tls))
@@ -128,11 +127,8 @@ class _Tls:
     def __init__(self, settings: GatewaySettings, registry: CollectorRegistry) -> None:
         authority = Path(settings.tls_client_ca_file) if settings.tls_client_ca_file else None
         self._files = TlsFiles(Path(settings.tls_certificate_file), Path(settings.tls_key_file), authority)
-        expiry = Gauge(
-            "softprompt_tls_certificate_expiry_timestamp_seconds",
-            "When the served certificate expires.",
-            registry=registry,
-        )
+        series = "softprompt_tls_certificate_expiry_timestamp_seconds"
+        expiry = Gauge(series, "When the served certificate expires.", registry=registry)
         self._reader = CertificateReader(self._files, lambda material: expiry.set(material.expires.timestamp()))
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -148,10 +144,6 @@ class _Tls:
 
     def _load(self) -> None:
         self.context.load_cert_chain(self._files.certificate, self._files.key)
-
-
-def _tls_of(settings: GatewaySettings, registry: CollectorRegistry) -> _Tls | None:
-    return None if settings.is_plaintext else _Tls(settings, registry)
 
 
 async def _renew(tls: _Tls | None) -> None:
@@ -181,8 +173,3 @@ async def _open(
     probes.is_ready = True
     metrics.ready.set(1)
     announce(settings, port, metrics_port)
-
-
-def _warn(settings: GatewaySettings) -> None:
-    if settings.plaintext:
-        log.warning("PLAINTEXT: all traffic, including tokens, can be read and changed on the network")

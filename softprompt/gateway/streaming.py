@@ -33,10 +33,7 @@ class StreamFailed(Exception):
 
 
 class EventStream(Response):
-    """A response whose events come from a generator, which is closed however the response ends.
-
-    An error after the start becomes a last event, since the status has been sent.
-    """
+    """A response of events from a generator, which it closes at the end. A late error becomes a last event."""
 
     def __init__(
         self, events: AsyncGenerator[bytes], on_end: Callable[[], None], rename: Rename, model: str = ""

@@ -56,8 +56,8 @@ def job_object(job: TuningJob, recipe_rate: float | None) -> dict[str, Any]:
         "fine_tuned_model": _model(job),
         "organization_id": "",
         "status": status,
-        "training_file": _file(spec.dataset) if spec else "",
-        "validation_file": _file(spec.validation_dataset) if spec and spec.validation_dataset else None,
+        "training_file": file_id(str(spec.dataset)) if spec else "",
+        "validation_file": file_id(str(spec.validation_dataset)) if spec and spec.validation_dataset else None,
         "result_files": [],
         "trained_tokens": _trained_tokens(job),
         "seed": (effective.seed or 0) if effective else 0,
@@ -138,11 +138,8 @@ def _content(event: JobEvent) -> tuple[str, str, dict[str, Any]]:
             if job.error is not None and job.state is JobState.FAILED:
                 return "error", f"The job failed: {job.error.message}", {}
             model = _model(job)
-            return (
-                "info",
-                f"The job's status is {_STATUSES[job.state]}" + (f"; its model is {model}" if model else ""),
-                {},
-            )
+            named = f"; its model is {model}" if model else ""
+            return "info", f"The job's status is {_STATUSES[job.state]}{named}", {}
     return "info", "", {}
 
 
@@ -178,10 +175,6 @@ def _trained_tokens(job: TuningJob) -> int | None:
 
 def _model(job: TuningJob) -> str | None:
     return version_model(job.result.version) if job.result and job.result.version else None
-
-
-def _file(dataset: object) -> str:
-    return file_id(str(dataset))
 
 
 def _job_id(job: TuningJob) -> str:

@@ -30,12 +30,10 @@ def write_adapter(
     overwrite: bool = False,
     peft_type: str = "",
 ) -> Path:
-    """Write the three files. `base_model` is the directory or hub id from which PEFT loads the model; empty: the
-    trainer's id. `peft_type`: PREFIX_TUNING (if empty) or CARTRIDGE for keys and values, PROMPT_TUNING for a soft
-    prompt.
-
-    Raises AlreadyExists if there is an adapter and `overwrite` is False, DamagedBlob if `data` does not have the
-    version's digest, InvalidInput if the directory can't be written to or PEFT has no form for the version's kind.
+    """Write the three files. `base_model`: the directory or hub id from which PEFT loads the model; empty: the
+    trainer's id. `peft_type`: PREFIX_TUNING (if empty) or CARTRIDGE for keys and values. Raises AlreadyExists without
+    `overwrite`, DamagedBlob if `data` does not have the version's digest, InvalidInput if the directory can't be
+    written or PEFT has no form for the kind.
     """
     if (found := f"sha256:{hashlib.sha256(data).hexdigest()}") != version.digest:
         raise DamagedBlob(f"{version.name} has digest {version.digest}; what arrived has {found}")
@@ -51,11 +49,7 @@ def write_adapter(
         config = key_values_config(version, chosen, heads, width, base_model)
     else:
         config = adapter_config(version, base_model)
-    files = {
-        WEIGHTS_FILE: weights,
-        CONFIG_FILE: _as_json(config),
-        ABOUT_FILE: _as_json(_about(version)),
-    }
+    files = {WEIGHTS_FILE: weights, CONFIG_FILE: _as_json(config), ABOUT_FILE: _as_json(_about(version))}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         taken = [name for name in files if (directory / name).exists()]
@@ -69,14 +63,11 @@ def write_adapter(
 
 
 def without_golden_records(blob: bytes) -> bytes:
-    """The blob without the golden records in its manifest, which in earlier releases contained training inputs.
-
-    A blob without a manifest is returned unchanged. Raises DamagedBlob for a manifest that can't be read.
+    """The blob without the golden records in its manifest, if it has one: in earlier releases they contained training
+    inputs. Raises DamagedBlob for a manifest that can't be read.
     """
-    begin = _LENGTH_BYTES
-    end = begin + int.from_bytes(blob[:begin], "little")
     try:
-        header = json.loads(blob[begin:end])
+        header, begin = _header(blob)
         metadata = header.get("__metadata__", {})
         if "manifest" not in metadata:
             return blob
@@ -85,9 +76,20 @@ def without_golden_records(blob: bytes) -> bytes:
         metadata["manifest"] = json.dumps(manifest, separators=(",", ":"), ensure_ascii=False)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedBlob("the version's manifest can't be read") from error
-    written = json.dumps(header, separators=(",", ":")).encode()
-    written += b" " * (-len(written) % _LENGTH_BYTES)
-    return len(written).to_bytes(_LENGTH_BYTES, "little") + written + blob[end:]
+    return _file(header, blob[begin:])
+
+
+def _header(blob: bytes) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where its data begins."""
+    begin = _LENGTH_BYTES + int.from_bytes(blob[:_LENGTH_BYTES], "little")
+    return json.loads(blob[_LENGTH_BYTES:begin]), begin
+
+
+def _file(header: dict[str, Any], data: bytes) -> bytes:
+    """A safetensors file."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + data
 
 
 def adapter_config(version: PromptVersion, base_model: str = "") -> dict[str, Any]:
@@ -143,41 +145,28 @@ FLAT_KEY = "prompt_embeddings"
 
 def flattened(blob: bytes) -> tuple[bytes, int, int]:
     """Keys and values in the form of PEFT: (safetensors file with the matrix and the version's manifest, key-value
-    heads, width of a head).
-
-    A row of the matrix is a position: the key of layer 0 (head after head), its value, the key of layer 1, and so on;
-    PEFT's `prompt_embeddings` of prefix tuning and of cartridges.
-
-    Raises InvalidInput if PEFT has no form for its layers, DamagedBlob for bytes that are no such version.
+    heads, width of a head). A row of the matrix, PEFT's `prompt_embeddings`, is a position: the key of layer 0 (head
+    after head), its value, the key of layer 1, and so on. Raises InvalidInput if PEFT has no form for the layers,
+    DamagedBlob for other bytes.
     """
-    begin = _LENGTH_BYTES + int.from_bytes(blob[:_LENGTH_BYTES], "little")
     try:
-        header: dict[str, Any] = json.loads(blob[_LENGTH_BYTES:begin])
+        header, begin = _header(blob)
         metadata = header.pop("__metadata__", {})
         shapes = {tuple(entry["shape"]) for entry in header.values()}
         dtypes = {entry["dtype"] for entry in header.values()}
         if len(dtypes) != 1 or any(len(shape) != 3 for shape in shapes):
             raise DamagedBlob("the version holds no keys and values")
         if len(shapes) != 1:
-            raise InvalidInput.of(
-                "version", f"PEFT keeps keys and values of one shape only; this version has {sorted(shapes)}"
-            )
+            reason = f"PEFT keeps keys and values of one shape only; this version has {sorted(shapes)}"
+            raise InvalidInput.of("version", reason)
         ((positions, heads, width),), (dtype,) = shapes, dtypes
         num_bytes = heads * width * _ITEM_BYTES[dtype]
         starts = [begin + entry["data_offsets"][0] for entry in header.values()]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedBlob("the version's header can't be read") from error
     data = memoryview(blob)
-    rows = [
-        data[start + position * num_bytes : start + (position + 1) * num_bytes]
-        for position in range(positions)
-        for start in starts
-    ]
-    body = b"".join(rows)
-    written = {
-        "__metadata__": metadata,
-        FLAT_KEY: {"dtype": dtype, "shape": [positions, len(starts) * heads * width], "data_offsets": [0, len(body)]},
-    }
-    text = json.dumps(written, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _LENGTH_BYTES)
-    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + body, heads, width
+    places = (start + position * num_bytes for position in range(positions) for start in starts)
+    body = b"".join(data[place : place + num_bytes] for place in places)
+    shape = [positions, len(starts) * heads * width]
+    matrix = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(body)]}
+    return _file({"__metadata__": metadata, FLAT_KEY: matrix}, body), heads, width

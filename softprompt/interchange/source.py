@@ -23,9 +23,7 @@ _DECODER_FILE, _ENCODER_STEM = "decoder.safetensors", "encoder"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 _PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING")
-"""PEFT's kinds whose file holds embeddings of virtual tokens; for P-tuning (Liu et al. 2021) these are the encoder's
-outputs.
-"""
+"""PEFT's kinds whose file holds embeddings; for P-tuning (Liu et al. 2021) these are the encoder's outputs."""
 _KEY_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
 """PEFT's kinds whose file holds keys and values of each layer, also if a projection made them in training."""
 _WHY = "a pickle can run any code when it is read"
@@ -34,10 +32,7 @@ _REMEDY = "on a machine that may run its code, convert it with safetensors.torch
 
 @dataclass(frozen=True)
 class ImportSource:
-    """`file` is the file to send. Other files of its directory are checked and not sent.
-
-    `kind`: "PROMPT" or "PREFIX" if another file of the directory says so, else empty.
-    """
+    """The `file` to send; others of its directory are only checked. `kind`: PROMPT or PREFIX if one of them says so."""
 
     file: Path
     kind: str = ""
@@ -53,75 +48,69 @@ class ImportSource:
                 return _of_directory(path)
             if not path.is_file():
                 if path.exists() or str(path) == "-":
-                    raise InvalidInput.of(
-                        "file", f"{str(path)!r} is neither a file nor a directory; a pipe can't be imported"
-                    )
+                    reason = f"{str(path)!r} is neither a file nor a directory; a pipe can't be imported"
+                    raise InvalidInput.of("file", reason)
                 raise NotFound("file", str(path))
             return cls(_checked(path))
         except OSError as error:
             raise InvalidInput.of("file", f"can't read {str(path)!r}: {error.strerror or error}") from error
 
 
+def _refused(file: Path, reason: str) -> InvalidInput:
+    return InvalidInput.of("file", f"{file} {reason}")
+
+
 def _of_directory(directory: Path) -> ImportSource:
     names = {entry.name for entry in directory.iterdir() if entry.is_file()}
     if encoders := sorted(name for name in names if Path(name).stem == _ENCODER_STEM):
-        raise InvalidInput.of(
-            "file", f"{directory / encoders[0]} belongs to an encoder-decoder model; only decoder models are served"
-        )
+        raise _refused(directory / encoders[0], "belongs to an encoder-decoder model; only decoder models are served")
     if WEIGHTS_FILE in names:
         file = _checked(directory / WEIGHTS_FILE)
         return ImportSource(file, *_checked_config(directory / CONFIG_FILE, file))
     if _DECODER_FILE in names:
         return ImportSource(_checked(directory / _DECODER_FILE))
     if pickles := sorted(name for name in names if Path(name).suffix in _PICKLES):
-        raise InvalidInput.of("file", f"{directory / pickles[0]} is refused: {_WHY}; {_REMEDY}")
+        raise _refused(directory / pickles[0], f"is refused: {_WHY}; {_REMEDY}")
     wanted = f"{WEIGHTS_FILE} with {CONFIG_FILE} (PEFT) or {_DECODER_FILE} (TGIS, caikit)"
-    raise InvalidInput.of("file", f"{directory} must contain {wanted}; or give one .safetensors file")
+    raise _refused(directory, f"must contain {wanted}; or give one .safetensors file")
 
 
 def _checked(file: Path) -> Path:
     if file.suffix.lower() in _PICKLES:
-        raise InvalidInput.of("file", f"{file} is refused: {_WHY}; {_REMEDY}")
+        raise _refused(file, f"is refused: {_WHY}; {_REMEDY}")
     size = file.stat().st_size
     if size > MAX_BYTES:
-        raise InvalidInput.of("file", f"{file} has {size} bytes; a version takes at most {MAX_BYTES}")
+        raise _refused(file, f"has {size} bytes; a version takes at most {MAX_BYTES}")
     with file.open("rb") as opened:
         if opened.read(8).startswith(_PICKLE_BEGINNINGS):
-            raise InvalidInput.of("file", f"{file} is refused: its content is a pickle or an archive of one; {_WHY}")
+            raise _refused(file, f"is refused: its content is a pickle or an archive of one; {_WHY}")
     if complaint := complaint_about(file):
-        raise InvalidInput.of("file", f"{file} is not a valid safetensors file: {complaint}")
+        raise _refused(file, f"is not a valid safetensors file: {complaint}")
     return file
 
 
 def _checked_config(file: Path, weights: Path) -> tuple[str, str]:
-    """The kind of prefix that an adapter is, and the base model that it names.
-
-    Raises InvalidInput for an adapter that is no prefix, or whose two files contradict each other.
-    """
+    """An adapter's kind of prefix and its base model. Raises InvalidInput for no prefix or contradicting files."""
     if not file.is_file():
-        raise InvalidInput.of(
-            "file", f"{file} is missing, so the kind of adapter is unknown; give the .safetensors file itself"
-        )
+        raise _refused(file, "is missing, so the kind of adapter is unknown; give the .safetensors file itself")
     if file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise InvalidInput.of("file", f"{file} is not an adapter configuration: it has {file.stat().st_size} bytes")
+        raise _refused(file, f"is not an adapter configuration: it has {file.stat().st_size} bytes")
     try:
         config: Any = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise InvalidInput.of("file", f"{file} can't be read as JSON") from error
+        raise _refused(file, "can't be read as JSON") from error
     if not isinstance(config, dict):
-        raise InvalidInput.of("file", f"{file} is not an adapter configuration")
+        raise _refused(file, "is not an adapter configuration")
     if (kind := config.get("peft_type")) not in (*_SOFT_PROMPTS, *_KEY_VALUES):
         expected = ", ".join((*_SOFT_PROMPTS, *_KEY_VALUES))
-        raise InvalidInput.of("file", f"{file} has peft_type {str(kind)[:40]!r}; expected one of {expected}")
+        raise _refused(file, f"has peft_type {str(kind)[:40]!r}; expected one of {expected}")
     if (task := config.get("task_type")) not in ("CAUSAL_LM", None):
-        raise InvalidInput.of("file", f"{file} has task_type {str(task)[:40]!r}; only CAUSAL_LM is supported")
+        raise _refused(file, f"has task_type {str(task)[:40]!r}; only CAUSAL_LM is supported")
     if (submodules := config.get("num_transformer_submodules")) not in (1, None):
-        raise InvalidInput.of(
-            "file", f"{file} has num_transformer_submodules {str(submodules)[:40]!r}; a decoder model has 1"
-        )
+        raise _refused(file, f"has num_transformer_submodules {str(submodules)[:40]!r}; a decoder model has 1")
     announced, found = config.get("num_virtual_tokens"), _num_rows(weights)
     if type(announced) is int and found is not None and announced != found:
-        raise InvalidInput.of("file", f"{file} has num_virtual_tokens {announced}, but {weights.name} has {found}")
+        raise _refused(file, f"has num_virtual_tokens {announced}, but {weights.name} has {found}")
     base_model = config.get("base_model_name_or_path")
     return "PREFIX" if kind in _KEY_VALUES else "PROMPT", base_model if isinstance(base_model, str) else ""
 

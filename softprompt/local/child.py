@@ -1,8 +1,5 @@
-"""`python -m softprompt.local.child PARENT COMMAND...`: run COMMAND, and have the kernel send it SIGTERM when PARENT
-dies.
-
-The kernel keeps the request across exec. This is a separate program since code between fork and exec is unsafe with
-threads.
+"""`python -m softprompt.local.child PARENT COMMAND...`: run COMMAND, to which the kernel sends SIGTERM when PARENT
+dies, also after exec. A program of its own, since code between fork and exec is unsafe with threads.
 """
 
 from __future__ import annotations

@@ -7,9 +7,8 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]  # Windows has no SIGHUP
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has not all of them
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 class Interrupted(Exception):
@@ -21,10 +20,7 @@ class Interrupted(Exception):
 
 
 def run_interruptible(work: Callable[[], Coroutine[Any, Any, None]], at_once: Callable[[], None]) -> None:
-    """Run `work()`. The first signal cancels it and waits until it has cleaned up; each further one calls `at_once`.
-
-    Raises Interrupted if a signal ended it.
-    """
+    """Run `work()`. The first signal cancels it and raises Interrupted in the end; each further one calls `at_once`."""
     asyncio.run(_run(work, at_once))
 
 

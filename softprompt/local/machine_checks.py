@@ -1,7 +1,4 @@
-"""Checks of this machine for `softprompt doctor`: Python, packages, memory, disk, compiler, model, store, ports.
-
-Each check returns findings and raises nothing. It uses only what the light install has.
-"""
+"""Checks of this machine for `softprompt doctor`. They raise nothing and need only the light install."""
 
 from __future__ import annotations
 
@@ -82,10 +79,9 @@ def memory() -> Iterator[Finding]:
         from resource import RLIM_INFINITY, RLIMIT_AS, getrlimit
 
         if (limit := getrlimit(RLIMIT_AS)[0]) != RLIM_INFINITY:
-            text = (
-                f"ulimit -v limits each process to {limit / GIB:.1f} GiB of address space; torch and Ray reserve a lot"
-            )
-            yield Finding("address space", text, True, "ulimit -v unlimited, in the shell that starts the services")
+            text = f"ulimit -v limits each process to {limit / GIB:.1f} GiB of address space"
+            fix = "ulimit -v unlimited, in the shell that starts the services"
+            yield Finding("address space", f"{text}; torch and Ray reserve a lot", True, fix)
     available = _available_bytes()
     if available is None:
         return

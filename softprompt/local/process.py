@@ -1,6 +1,4 @@
-"""One service as a child process: start it, wait until it serves, forward its log, drain it, and kill it if it does not
-stop.
-"""
+"""One service as a child process: start it, wait until it serves, forward its log, drain it, kill it at last."""
 
 from __future__ import annotations
 
@@ -38,9 +36,7 @@ class Ready:
 
 
 class ServiceProcess:
-    """`python -m MODULE` in a session of its own: Ctrl-C reaches only the parent, which decides the order of the
-    shutdown.
-    """
+    """`python -m MODULE` in a session of its own: Ctrl-C reaches only the parent, which shuts down in order."""
 
     def __init__(self, name: str, module: str, environment: Mapping[str, str], ready_file: Path, log: LogSink) -> None:
         self.name = name
@@ -76,9 +72,8 @@ class ServiceProcess:
                         raise await self._failure()
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
-            raise ServiceFailed(
-                f"the {self._noun} is not ready after {timeout_seconds:g} s:\n{self._words()}"
-            ) from None
+            late = f"the {self._noun} is not ready after {timeout_seconds:g} s"
+            raise ServiceFailed(f"{late}:\n{self._words()}") from None
         content = json.loads(self._ready_file.read_bytes())
         return Ready(content["port"], content["metrics_port"], content["pid"])
 
@@ -119,9 +114,7 @@ class ServiceProcess:
         return self._process
 
     async def _exit(self) -> None:
-        """Wait until the process itself has ended. asyncio's `wait` also waits for its pipe, which a grandchild may
-        hold open.
-        """
+        """Wait until the process has ended. asyncio's `wait` waits for its pipe, too, which a grandchild may hold."""
         while self._started.returncode is None:
             await asyncio.sleep(POLL_SECONDS)
 

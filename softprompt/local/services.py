@@ -27,19 +27,14 @@ RUN_VARIABLE = "SOFTPROMPT_LOCAL_RUN"
 
 
 def processes_of(run: str, sessions: Collection[int] = ()) -> list[psutil.Process]:
-    """Living processes with the run's variable or in one of the sessions, without this process.
-
-    Ray's processes need two criteria. A variable that children inherit finds processes that created sessions of their
-    own; the services' sessions find processes that overwrote their environment with a title.
+    """Living processes of the run, without this one. Ray's need two criteria: an inherited variable finds those with
+    sessions of their own, the services' sessions those that overwrote their environment with a title.
     """
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # processes of other users, and processes that end now
-            if (
-                process.pid != os.getpid()
-                and process.status() != psutil.STATUS_ZOMBIE
-                and _belongs(process, run, sessions)
-            ):
+            is_living = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
+            if is_living and _belongs(process, run, sessions):
                 found.append(process)
     return found
 
@@ -126,13 +121,9 @@ class LocalConfig:
         }
 
     def _common_settings(self, prefix: str, port: int) -> dict[str, str]:
-        plaintext = {f"{prefix}PLAINTEXT": "true"} if self.plaintext else {}
-        return {
-            f"{prefix}HOST": self.host,
-            f"{prefix}PORT": str(port),
-            f"{prefix}GRACE_SECONDS": str(self.grace_seconds),
-            **plaintext,
-        }
+        common = {"HOST": self.host, "PORT": str(port), "GRACE_SECONDS": str(self.grace_seconds)}
+        common |= {"PLAINTEXT": "true"} if self.plaintext else {}
+        return {f"{prefix}{name}": value for name, value in common.items()}
 
 
 class LocalServices:

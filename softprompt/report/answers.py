@@ -69,9 +69,8 @@ def _row(answer: HeldOutAnswer, shown: list[str]) -> str:
         for name in ("current", "bare", "few_shot"):
             if (rival := getattr(answer, name)) is not None:
                 data[f"{name}Change"] = _change(answer.tuned, rival)
-    values = "".join(
-        f' data-{_dashed(_camel(key))}="{value:.6g}"' for key, value in data.items() if math.isfinite(value)
-    )
+    finite = {_dashed(_camel(key)): value for key, value in data.items() if math.isfinite(value)}
+    values = "".join(f' data-{key}="{value:.6g}"' for key, value in finite.items())
     cells = "".join(_answer(getattr(answer, name), ANSWERS[name]) for name in shown)
     return (
         f'<tr{values}><td class="n" data-title="line">{answer.line}</td>'

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from shared.values.hyperparameters import Hyperparameters, Init
-from softprompt.report.words import init_text, interval, number, value_text
+from softprompt.report.words import init_text, interval, job_metric, number, value_text
 
 if TYPE_CHECKING:
     from softprompt.types.report import JobReport
@@ -19,11 +19,8 @@ Rows = Mapping[str, Sequence[str]]
 def differing_settings(reports: Sequence[JobReport]) -> Rows:
     """The effective hyperparameters, data, model and template in which the jobs differ."""
     found = [_settings(report) for report in reports]
-    return {
-        name: [settings[name] for settings in found]
-        for name in found[0]
-        if len({settings[name] for settings in found}) > 1
-    }
+    rows = {name: [settings[name] for settings in found] for name in found[0]}
+    return {name: texts for name, texts in rows.items() if len(set(texts)) > 1}
 
 
 def final_metrics(reports: Sequence[JobReport]) -> Rows:
@@ -35,7 +32,7 @@ def final_metrics(reports: Sequence[JobReport]) -> Rows:
         rows[name] = []
         for report, result in zip(reports, results, strict=True):
             text = number(None if result is None else result.metrics.get(name))
-            if result is not None and name == _metric(report):
+            if result is not None and name == job_metric(report):
                 found = interval(result.metric_low, result.metric_high)
                 text += f" ({found})" if found else " (no interval)"
             rows[name].append(text)
@@ -48,18 +45,10 @@ def final_metrics(reports: Sequence[JobReport]) -> Rows:
     return rows
 
 
-def _metric(report: JobReport) -> str:
-    """The job's metric, as in its results."""
-    settings = report.job.effective_spec.hyperparameters if report.job.effective_spec is not None else None
-    return settings.metric.value.lower() if settings is not None and settings.metric is not None else ""
-
-
 def _settings(report: JobReport) -> dict[str, str]:
     spec, lineage = report.job.effective_spec, report.lineage
-    chosen = spec.hyperparameters if spec is not None else None
-    found = {
-        item.name: _text(None if chosen is None else getattr(chosen, item.name)) for item in fields(Hyperparameters)
-    }
+    chosen = spec.hyperparameters if spec is not None else Hyperparameters()
+    found = {item.name: _text(getattr(chosen, item.name)) for item in fields(Hyperparameters)}
     found |= {
         "dataset": "" if lineage is None else lineage.dataset,
         "validation_dataset": "" if lineage is None else lineage.validation_dataset,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from softprompt.report.words import number
+from softprompt.report.words import job_metric, number
 
 if TYPE_CHECKING:
     from softprompt.types.report import JobReport
@@ -19,8 +19,7 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 720.0, 260.0, 64.0, 28.0, 14.0, 
 def held_out_metrics(report: JobReport) -> list[str]:
     """Names of the metrics of the held-out curve; the loss and the job's own metric come first."""
     names = {name for evaluation in report.evaluations for name in evaluation.metrics if not name.endswith("_examples")}
-    settings = report.job.effective_spec.hyperparameters if report.job.effective_spec is not None else None
-    own = settings.metric.value.lower() if settings is not None and settings.metric is not None else ""
+    own = job_metric(report)
     return sorted(names, key=lambda name: (name != "loss", name != own, name))
 
 

@@ -17,6 +17,7 @@ from softprompt.types.plain import as_plain
 if TYPE_CHECKING:
     from softprompt.types.report import JobReport
 
+_CORRECT = {True: "yes", False: "no", None: ""}
 _FORMULA = frozenset("=+-@\t\r＝＋－＠")
 """First characters by which spreadsheets recognise a formula (OWASP, "CSV Injection")."""
 
@@ -36,7 +37,7 @@ def answers_csv(report: JobReport) -> str:
         row: list[Any] = [answer.line, guarded(answer.input), guarded(answer.reference)]
         for name in ANSWERS:
             found = getattr(answer, name)
-            row += ["", "", ""] if found is None else [guarded(found.text or ""), found.loss, _yes_or_no(found.correct)]
+            row += ["", "", ""] if found is None else [guarded(found.text or ""), found.loss, _CORRECT[found.correct]]
         writer.writerow(row)
     return file.getvalue()
 
@@ -62,19 +63,13 @@ def save_report(report: JobReport, path: Path, format: str = "") -> Path:
 
 
 def check_target(path: Path, format: str = "") -> str:
-    """The format in which a report is written to this file. Raises InvalidInput for an unknown one, or if there is no
-    such directory.
-    """
+    """The format for this file. Raises InvalidInput for an unknown one, or if there is no such directory."""
     kind = format or path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise InvalidInput.of("path", f"{path.name!r} must end with {', '.join('.' + known for known in FORMATS)}")
     if not path.parent.is_dir():
         raise InvalidInput.of("path", f"there is no directory {str(path.parent)!r}")
     return kind
-
-
-def _yes_or_no(correct: bool | None) -> str:
-    return "" if correct is None else "yes" if correct else "no"
 
 
 def _finite(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +70,7 @@ def _head(report: JobReport) -> str:
 
 def _times(report: JobReport) -> str:
     end = report.job.end_time or report.job.create_time
-    return "" if end is None else f", {_time(end)}"
+    return "" if end is None else f", {end:%Y-%m-%d %H:%M UTC}"
 
 
 def _metrics(report: JobReport) -> str:
@@ -102,10 +101,9 @@ def _metrics(report: JobReport) -> str:
         elif (one := compared.get(title)) is not None:
             found = interval(one.low, one.high)
             style = "good" if one.beats else "bad" if one.high is not None and one.high < 0 else "soft"
-            difference = (
-                f'<span class="{style}">{"beaten" if one.beats else "not beaten"}, by {number(one.difference, 3)}'
-            )
-            difference += f" ({found})</span>" if found else "</span>"
+            beaten = "beaten" if one.beats else "not beaten"
+            limits = f" ({found})" if found else ""
+            difference = f'<span class="{style}">{beaten}, by {number(one.difference, 3)}{limits}</span>'
         lines.append(f"<tr><th>{escape(title)}</th>{values}<td>{difference}</td></tr>")
     metric = result.comparisons[0].metric if result.comparisons else "metric"
     heads = "".join(f'<th class="n">{escape(name)}</th>' for name in names)
@@ -126,10 +124,8 @@ def _distilled(report: JobReport) -> list[tuple[str, str]]:
 def _answers_note(report: JobReport) -> str:
     if not report.answers:
         return ""
-    return (
-        '<p class="soft">Loss: nats per token of the expected answer; lower is better. ✓: the answer equals the '
-        "expected one.</p>"
-    )
+    text = "Loss: nats per token of the expected answer; lower is better. ✓: the answer equals the expected one."
+    return f'<p class="soft">{text}</p>'
 
 
 def _tokens(report: JobReport) -> str:
@@ -186,10 +182,7 @@ def _lineage(report: JobReport) -> Iterable[tuple[str, Any]]:
     return (
         ("training data", found.dataset),
         ("held-out data", found.validation_dataset or "a part of the training data"),
-        (
-            "initial values",
-            "" if init is None else init_text(init),
-        ),
+        ("initial values", "" if init is None else init_text(init)),
         ("started from", found.parent_version),
         ("digest of that version", found.parent_digest),
         ("compared with", result.current_version if result is not None else ""),
@@ -217,7 +210,3 @@ def _facts(facts: Iterable[tuple[str, Any]]) -> str:
     rows = [(name, value_text(value)) for name, value in facts if value is not None]
     lines = "".join(f'<tr><th>{name}</th><td dir="auto">{escape(text)}</td></tr>' for name, text in rows if text)
     return f'<table class="facts"><tbody>{lines}</tbody></table>' if lines else ""
-
-
-def _time(time: datetime) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC")

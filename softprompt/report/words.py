@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared.values.hyperparameters import Init
+
+if TYPE_CHECKING:
+    from softprompt.types.report import JobReport
 
 ANSWERS: Mapping[str, str] = {
     "tuned": "tuned",
@@ -31,6 +34,12 @@ def number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
 
 
+def job_metric(report: JobReport) -> str:
+    """The metric of a job, as in its results; empty if it is unknown."""
+    settings = report.job.effective_spec.hyperparameters if report.job.effective_spec is not None else None
+    return settings.metric.value.lower() if settings is not None and settings.metric is not None else ""
+
+
 def value_text(value: Any) -> str:
     """A setting or a fact for people."""
     if isinstance(value, StrEnum):
@@ -46,9 +55,8 @@ def value_text(value: Any) -> str:
 
 def init_text(init: Init, most: int | None = None) -> str:
     """The method of an init, and its source or at most `most` characters of its text."""
-    return " ".join(
-        filter(None, ("" if init.method is None else value_text(init.method), init.source or init.text[:most]))
-    )
+    method = "" if init.method is None else value_text(init.method)
+    return " ".join(filter(None, (method, init.source or init.text[:most])))
 
 
 def interval(low: float | None, high: float | None) -> str:

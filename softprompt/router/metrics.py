@@ -24,16 +24,11 @@ class RouterMetrics(Collector):
         self._states: Mapping[tuple[str, str], int] = {}
         self.waiting: Callable[[], Mapping[str, int]] = dict
         """The calls that wait for the first replica, by base model. The thread of scrapes calls it."""
-        self.attempts = Counter(
-            f"{PREFIX}_attempts",
-            "Calls passed on to a replica, by how it answered: OK with its first message.",
-            ["base_model", "grpc_code"],
-            registry=registry,
-        )
+        about = "Calls passed on to a replica, by how it answered: OK with its first message."
+        self.attempts = Counter(f"{PREFIX}_attempts", about, ["base_model", "grpc_code"], registry=registry)
         self.revision = Gauge(f"{PREFIX}_store_revision", "Store revision that the router has read.", registry=registry)
-        self.last_contact = Gauge(
-            f"{PREFIX}_store_last_contact_timestamp_seconds", "When the records were last read.", registry=registry
-        )
+        contact = f"{PREFIX}_store_last_contact_timestamp_seconds"
+        self.last_contact = Gauge(contact, "When the records were last read.", registry=registry)
         self.ready = Gauge(f"{PREFIX}_ready", "1 while the router is ready for calls.", registry=registry)
         registry.register(self)
 
@@ -61,9 +56,8 @@ class RouterMetrics(Collector):
             replicas.add_metric(labels, number)
         for base_model, number in sorted(calls.items()):
             in_flight.add_metric([base_model], number)
-        waiting = GaugeMetricFamily(
-            f"{PREFIX}_waiting", "Calls that wait for the first replica of a base model.", labels=["base_model"]
-        )
+        about = "Calls that wait for the first replica of a base model."
+        waiting = GaugeMetricFamily(f"{PREFIX}_waiting", about, labels=["base_model"])
         for base_model, number in sorted(self.waiting().items()):
             waiting.add_metric([base_model], number)
         yield from (replicas, in_flight, waiting)

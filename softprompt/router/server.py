@@ -38,9 +38,7 @@ _FAREWELL_SECONDS = 2.0
 
 
 async def serve(settings: RouterSettings, stop: asyncio.Event, security: ClientSecurity | None = None) -> None:
-    """Run until `stop` is set, then drain. `security` is for the connections to replicas, by default that of the
-    environment. Raises errors that prevent the start.
-    """
+    """Run until `stop`, then drain. `security`: towards replicas; None: the environment's. Raises start errors."""
     retract(settings)
     try:
         models = ModelsFile(settings.models_file)
@@ -84,20 +82,11 @@ async def _live(
     registry.register(PoolCollector([pool]))
     store = await pool.open(lambda: open_store(settings.store_url, settings.store_timeout_seconds))
     directory = StoreDirectory(store, settings.poll_seconds, pool)
-    cold_starts = ColdStarts(
-        partial(_longest_waits, settings, models),
-        settings.max_waiting,
-        rpc.draining.is_set,
-        settings.max_waiting_bytes,
-    )
+    longest = partial(_longest_waits, settings, models)
+    cold_starts = ColdStarts(longest, settings.max_waiting, rpc.draining.is_set, settings.max_waiting_bytes)
     metrics.waiting = cold_starts.waiting
-    routing = Routing(
-        directory,
-        lambda address: open_replica_channel(address, security),
-        settings.default_base_model,
-        metrics.observe,
-        cold_starts,
-    )
+    connect = partial(open_replica_channel, security=security)
+    routing = Routing(directory, connect, settings.default_base_model, metrics.observe, cold_starts)
     has_read = asyncio.Event()
 
     def records_read() -> None:
@@ -117,19 +106,14 @@ async def _live(
 
 def _longest_waits(settings: RouterSettings, models: ModelsFile) -> dict[str, float]:
     """The longest wait for a replica, by id, of the base models that are scaled to zero."""
-    return {
-        id: entry.replicas.launch_seconds or settings.wait_seconds
-        for id, entry in models.entries.items()
-        if entry.replicas.least == 0
-    }
+    on_demand = {id: entry.replicas for id, entry in models.entries.items() if entry.replicas.least == 0}
+    return {id: replicas.launch_seconds or settings.wait_seconds for id, replicas in on_demand.items()}
 
 
 async def _open_for_calls(
     routing: Routing, may_wait: bool, metrics: RouterMetrics, rpc: RpcServer, ready: Callable[[], None]
 ) -> None:
-    """Report SERVING once a replica is connected, or at once if calls may wait for one. It stays SERVING without
-    replicas; calls then fail, or wait.
-    """
+    """Report SERVING once a replica is connected, or at once if calls may wait. It stays SERVING without replicas."""
     log.info("waiting for a replica")
     while not may_wait and all(link.rank for link in routing.links()):
         await asyncio.sleep(_LOOK_SECONDS)

@@ -24,9 +24,7 @@ _RETRY_SECONDS = 1.0
 
 
 class RouterServicer:
-    """Hands each call to `routing`. `has_certificate`: whether the router shows one to replicas, which would take
-    callers without a token for the router itself.
-    """
+    """Hands each call to `routing`. `has_certificate`: replicas would take callers without a token for the router."""
 
     def __init__(self, routing: Routing, has_certificate: bool, max_bytes: int) -> None:
         """`max_bytes`: of the requests of all calls together; one alone may have any size."""

@@ -19,10 +19,7 @@ LOAD_FACTOR = 1.25
 
 
 def choose(key: str, replicas: Sequence[R], id_of: Callable[[R], str], load_of: Callable[[R], int]) -> R:
-    """The replica with the highest score for `key` among those whose load is below the bound; there is always one.
-
-    `replicas` must not be empty.
-    """
+    """The replica with the highest score for `key` among those (one at least) whose load is below the bound."""
     loads = [load_of(replica) for replica in replicas]
     bound = math.ceil(LOAD_FACTOR * (sum(loads) + 1) / len(replicas))
     open_ones = [replica for replica, load in zip(replicas, loads, strict=True) if load < bound]

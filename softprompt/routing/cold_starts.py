@@ -46,9 +46,8 @@ class ColdStarts:
         return {base_model: self._waiting[base_model] for base_model in self._longest()}
 
     async def wait(self, base_model: str, num_bytes: int, has_replica: Callable[[], bool], began: float) -> bool:
-        """Wait until `has_replica()`, with a request of `num_bytes`. Returns False if the longest wait, counted from
-        `began` in the loop's time, is over. Raises Overloaded if too many calls wait, or with too many bytes; one that
-        would wait alone may have any size.
+        """Wait until `has_replica()`, with a request of `num_bytes`. False after the longest wait since `began` (the
+        loop's time). Raises Overloaded if too many calls or bytes wait; one alone may have any size.
         """
         loop = asyncio.get_running_loop()
         with self._counted(base_model, num_bytes):

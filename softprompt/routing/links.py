@@ -35,9 +35,7 @@ class Link:
 
     @property
     def rank(self) -> int:
-        """0: connected and healthy; 1: connecting; 2: the last attempt to connect failed, or it reports NOT_SERVING, or
-        it is no replica.
-        """
+        """0: connected and healthy; 1: connecting; 2: it can't be connected, reports NOT_SERVING, or is no replica."""
         state = self._channel.get_state(try_to_connect=True)
         return 2 if self.is_wrong else 0 if state is _READY else 2 if state is _BROKEN else 1
 
@@ -78,10 +76,8 @@ class Links:
         self._seen: Sequence[Replica] | None = None
 
     def to(self, replicas: Sequence[Replica]) -> list[Link]:
-        """The links to these replicas, one for each address.
-
-        A replica whose record is gone stays as long as its connection is healthy: if the store can't be written,
-        records age while replicas serve. One that leaves is closed after its last call.
+        """The links to these replicas, one for each address. One whose record is gone stays while its connection is
+        healthy: records age if the store can't be written. One that leaves is closed after its last call.
         """
         if replicas is self._seen:
             return list(self._links.values())

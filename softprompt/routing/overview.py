@@ -38,9 +38,8 @@ async def loaded_prompts(routing: Routing, call: Call) -> bytes:
     asks = [Ask(base_model=fingerprint) for fingerprint in routing.fingerprints()] or [Ask()]
     calls = (routing.unary(call, ask) for ask in asks)
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    answers = [
-        generation_pb2.ListLoadedPromptsResponse.FromString(found) for found in outcomes if isinstance(found, bytes)
-    ]
+    received = (found for found in outcomes if isinstance(found, bytes))
+    answers = list(map(generation_pb2.ListLoadedPromptsResponse.FromString, received))
     if not answers:
         raise next(found for found in outcomes if isinstance(found, BaseException))
     shown: dict[str, generation_pb2.LoadedPrompt] = {}

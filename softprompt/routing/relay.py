@@ -11,6 +11,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -54,10 +55,7 @@ class Relays:
     def call(
         self, method: str, request: bytes, timeout: float | None, metadata: Metadata, num_calls: int
     ) -> RelayedCall | None:
-        """Begin a call over the relay; None if the relay can't take it.
-
-        `num_calls` is the number of the channel's running calls.
-        """
+        """Begin a call over the relay; None if it can't take it. `num_calls`: running calls of the channel."""
         relay, now = self._relay, asyncio.get_running_loop().time()
         if relay is not None and (relay.is_over or now - relay.began > _MAX_SECONDS):
             relay.retire()
@@ -83,10 +81,8 @@ class _Relay:
         self._numbers = itertools.count(1)
         self._actions = deque[relay_pb2.RelayAction]()
         self._filled = asyncio.Event()
-        multi_callable = channel.stream_stream(
-            _METHOD, relay_pb2.RelayRequest.SerializeToString, relay_pb2.RelayResponse.FromString
-        )
-        self._call = multi_callable()
+        write, read = relay_pb2.RelayRequest.SerializeToString, relay_pb2.RelayResponse.FromString
+        self._call = channel.stream_stream(_METHOD, write, read)()
         self._tasks = [asyncio.create_task(work) for work in (self._send(), self._read())]
 
     @property
@@ -168,8 +164,9 @@ class RelayedCall:
         self._trailing: Any = ()
         self._is_over = False
         self._changed = asyncio.Event()
+        expire = partial(self._abandon, grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
         loop = asyncio.get_running_loop()
-        self._timer = None if timeout is None else loop.call_later(timeout, self._expired)
+        self._timer = None if timeout is None else loop.call_later(timeout, expire)
 
     def got(self, answer: relay_pb2.RelayAnswer) -> None:
         """Take the next part of the answer."""
@@ -214,19 +211,17 @@ class RelayedCall:
 
     def cancel(self) -> None:
         """End the call, if it still runs."""
-        if not self._is_over:
-            self._relay.act(relay_pb2.RelayAction(call=self._number, cancel=True))
-            self._ended(grpc.StatusCode.CANCELLED, "", ())
+        self._abandon(grpc.StatusCode.CANCELLED, "")
 
     def _pause(self, pause: bool) -> None:
         self._is_paused = pause
         if not self._is_over:
             self._relay.act(relay_pb2.RelayAction(call=self._number, pause=pause))
 
-    def _expired(self) -> None:
+    def _abandon(self, code: grpc.StatusCode, details: str) -> None:
         if not self._is_over:
             self._relay.act(relay_pb2.RelayAction(call=self._number, cancel=True))
-            self._ended(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", ())
+            self._ended(code, details, ())
 
     def _ended(self, code: grpc.StatusCode, details: str, trailing: Any) -> None:
         if self._is_over:

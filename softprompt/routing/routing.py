@@ -49,10 +49,7 @@ class _Route:
 
 
 class Routing:
-    """All replicas behind one object. Use it in one event loop.
-
-    `observe` is called for each attempt with the base model and the status code.
-    """
+    """All replicas behind one object, in one event loop. `observe` gets each attempt's base model and status code."""
 
     def __init__(
         self,
@@ -83,10 +80,8 @@ class Routing:
         raise Unavailable("the replica ended the call without a response")
 
     async def stream(self, given: Call, ask: Ask | None = None) -> AsyncGenerator[bytes, None]:
-        """The responses of a method. `ask` None: what the request's input says.
-
-        Closing it cancels the call. Raises the replica's AioRpcError; Unavailable if there is no replica, or it ended
-        during the answer.
+        """The responses of a method. `ask` None: what the request's input says. Closing it cancels the call. Raises the
+        replica's AioRpcError; Unavailable without a replica, or if it ended during the answer.
         """
         name, request = given.name, given.request
         if ask is None:
@@ -100,7 +95,9 @@ class Routing:
             if link is None and len(tried) < MAX_ATTEMPTS:
                 await self._directory.find_replicas()  # one that is new takes the place of one that is gone
                 route = self._route(ask)
-                if (link := _best(route, tried)) is None and _is_behind(failed):
+                # a version that was refused may be one of before, for another base model, whose replica still answers
+                is_behind = failed is not None and failed.code() is grpc.StatusCode.FAILED_PRECONDITION
+                if (link := _best(route, tried)) is None and is_behind:
                     link = _best(replace(route, links=self.links()), tried)
             if link is None:
                 if not (base_model := await self._may_start(name, ask, failed)):
@@ -206,10 +203,8 @@ class Routing:
         return code in _ELSEWHERE or _is_other_model(error)
 
     async def _may_start(self, name: str, ask: Ask, failed: grpc.aio.AioRpcError | None) -> str:
-        """Id of the base model for whose first replica the call may wait; empty if it may not.
-
-        If other base models have replicas, one of them has said that the caller may use the prompt: only then, the
-        refusal is about the base model.
+        """Id of the base model for whose first replica the call may wait; empty if it may not. A replica of another
+        model must have said first that the caller may use the prompt: then its refusal is about the base model.
         """
         if name not in METHODS or not self._cold_starts.base_models:
             return ""
@@ -270,17 +265,15 @@ def _is_other_model(error: grpc.aio.AioRpcError) -> bool:
     return error.code() is grpc.StatusCode.NOT_FOUND and error_from_rpc(error).metadata.get("kind") == "base model"
 
 
-def _is_behind(failed: grpc.aio.AioRpcError | None) -> bool:
-    """Whether a replica may have refused a version that its prompt had before, for another base model: a replica of
-    that one still answers.
-    """
-    return failed is not None and failed.code() is grpc.StatusCode.FAILED_PRECONDITION
-
-
 def _explained(error: grpc.aio.AioRpcError, reason: str) -> Exception:
     """The error, or Unavailable with the reason if the connection failed: its text has addresses inside the cluster."""
-    said_by_service = any(key == _RICH_STATUS_KEY for key, _ in error.trailing_metadata() or ())
-    return Unavailable(reason) if error.code() is grpc.StatusCode.UNAVAILABLE and not said_by_service else error
+    is_of_connection = error.code() is grpc.StatusCode.UNAVAILABLE and not said_by_service(error)
+    return Unavailable(reason) if is_of_connection else error
+
+
+def said_by_service(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a service itself, and not gRPC or a proxy, ended a call with this."""
+    return any(key == _RICH_STATUS_KEY for key, _ in error.trailing_metadata() or ())
 
 
 def _fits(link: Link, target: Target) -> bool:

@@ -22,10 +22,7 @@ FLEET_SECONDS = 1.0
 
 
 class StoreDirectory(Directory):
-    """Follows a store like a replica does, with two requests a poll. Use it in one event loop; `run` keeps it current.
-
-    While the store is unavailable, it stays as it is.
-    """
+    """Follows a store like a replica, with two requests a poll, in one event loop. Unavailable, it stays as it is."""
 
     def __init__(self, store: PromptStore, poll_seconds: float = 0.0, pool: CallPool | None = None) -> None:
         """`poll_seconds` 0: the store's default."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 from shared.values.enums import JobState
@@ -45,6 +47,25 @@ class Sink(Protocol):
     def close(self) -> None:
         """Write everything out. The run stays open in the tracker until the job ends."""
         ...
+
+
+class PositionFile:
+    """The number of the last written event, beside the curves. Read once; replaced atomically with each event."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self.number = int(path.read_text())
+        except (FileNotFoundError, ValueError):
+            self.number = 0
+
+    def save(self, number: int) -> None:
+        """Replace the number."""
+        self.number = number
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".new")
+        temporary.write_text(str(number))
+        os.replace(temporary, self._path)
 
 
 class JobTracker:

@@ -13,8 +13,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from softprompt.tracking.entries import Entry
-from softprompt.tracking.position import PositionFile
+from softprompt.tracking.entries import Entry, PositionFile
 
 
 class TensorBoardSink:
@@ -49,10 +48,7 @@ class TensorBoardSink:
 
 
 def _text(tag: str, text: str) -> Any:
-    tensor = TensorProto(
-        dtype=DT_STRING,
-        string_val=[text.encode()],
-        tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
-    )
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
+    tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=shape)
     plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
     return Summary.Value(tag=tag, metadata=plugin, tensor=tensor)

@@ -7,16 +7,13 @@ from typing import Any
 
 import wandb
 
-from softprompt.tracking.entries import Entry
-from softprompt.tracking.position import PositionFile
+from softprompt.tracking.entries import Entry, PositionFile
 
 _LAST = "softprompt/last_event"
 
 
 class WandbSink:
-    """A server knows the last event of a run; offline, a file in `directory` does, and each process writes a part of
-    the run, which `wandb sync` joins.
-    """
+    """A server knows a run's last event; offline, a file in `directory` does, and `wandb sync` joins the parts."""
 
     def __init__(self, job: str, project: str, directory: Path) -> None:
         id = job.removeprefix("tuningJobs/")

@@ -65,6 +65,4 @@ class PreparedData:
 
 
 Dataset = str | os.PathLike[str] | Examples | Data | PreparedData
-"""Data as `Data.source` accepts it, a dataset name ("datasets/sha256-..."), or a URI that the trainer reads
-("file:///...").
-"""
+"""Data as `Data.source` accepts it, a dataset name ("datasets/sha256-..."), or a URI for the trainer."""

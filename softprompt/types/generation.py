@@ -10,9 +10,7 @@ from shared.values.generation import Generation, TokenIds
 from shared.values.message import Message
 
 Input = str | Sequence[Message | Mapping[str, str]] | TokenIds
-"""A text or a conversation, rendered by the prompt's template, or token ids. A turn may be {"role": ..., "content":
-...}.
-"""
+"""A text or conversation for the prompt's template, or token ids. A turn may be {"role": ..., "content": ...}."""
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,8 @@ class JobHistory:
         return [found[step] for step in sorted(found)]
 
     def plot(self, metric: str = "loss", path: str | Path | None = None) -> Any:
-        """A matplotlib Figure of the training loss and of a held-out metric by step, also written to `path` if given.
-
-        Needs the extra `plot`. Raises InvalidInput for a metric that was not evaluated.
+        """A matplotlib Figure (extra `plot`) of the training loss and a held-out metric by step, also written to `path`
+        if given. Raises InvalidInput for a metric that was not evaluated.
         """
         from softprompt.display.curve import curve_figure
 

@@ -41,22 +41,16 @@ class SamplingKeywords(TypedDict, total=False):
 
 
 def sampling_with(sampling: Sampling | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Sampling | None:
-    """`sampling` with the keywords in place of its own values; None if nothing is given.
-
-    Raises InvalidInput for a keyword that is not a sampling parameter.
-    """
+    """`sampling` with the keywords in place of its values; None if nothing is given. Raises InvalidInput for others."""
     if not isinstance(sampling, Sampling | Mapping | None):
         raise InvalidInput.of("sampling", f"Sampling or a mapping is expected, not {type_name(sampling)}")
     with readable("sampling"):
         given = dict(sampling) if isinstance(sampling, Mapping) else {}
     values = {**given, **keywords}
     if unknown := [name for name in values if name not in PARAMETERS]:
-        raise InvalidInput(
-            [
-                FieldViolation(name if name in keywords else f"sampling.{name}", _explanation(str(name)))
-                for name in unknown
-            ]
-        )
+        places = [name if name in keywords else f"sampling.{name}" for name in unknown]
+        reasons = [_explanation(str(name)) for name in unknown]
+        raise InvalidInput(list(map(FieldViolation, places, reasons)))
     if not values:
         return None if isinstance(sampling, Mapping) else sampling
     return replace(sampling, **values) if isinstance(sampling, Sampling) else Sampling(**values)

@@ -7,7 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,11 +21,10 @@ from softprompt.data.layout import Layouts
 from softprompt.data.prepare import prepare
 from softprompt.data.problems import Unusable, UnusableData
 from softprompt.gateway.backend import Backend
-from softprompt.gateway.body import bounded_stream, settings_of
+from softprompt.gateway.body import COMPRESSED, ZIP, bounded_stream, file_name, settings_of, upload_slot
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value
-from softprompt.gateway.page.answers import json_response
-from softprompt.gateway.uploads import COMPRESSED, ZIP, file_name, upload_slot
+from softprompt.gateway.results import json_response
 from softprompt.types.data import DATASET, Data
 
 _PREVIEW_ROWS = 8
@@ -126,9 +125,7 @@ def _preview(data: Data) -> Preview:
             first.append({str(key): "" if value is None else str(value)[:500] for key, value in row.fields.items()})
             if not used:
                 with suppress(Unusable):
-                    layout = Layouts(Data("", **{name: getattr(data, name) for name in _COLUMNS}, drop_extra=True)).of(
-                        row.fields
-                    )
+                    layout = Layouts(replace(data, drop_extra=True)).of(row.fields)
                     used = {role: found for role in _COLUMNS if (found := getattr(layout, role))}
             if len(first) == _PREVIEW_ROWS:
                 break
@@ -143,9 +140,8 @@ def _preview(data: Data) -> Preview:
         if guess and "--drop-extra" in fix:
             guess["drop_extra"] = "true"
         return found(rows.format, guess=guess, num_examples=0, report=(), problems=problems, advice=advice)
-    return found(
-        prepared.format, guess={}, num_examples=prepared.num_examples, report=prepared.report, problems=(), advice=""
-    )
+    num_examples, report = prepared.num_examples, prepared.report
+    return found(prepared.format, guess={}, num_examples=num_examples, report=report, problems=(), advice="")
 
 
 @endpoint("page.preview", query=FILE_QUERY)

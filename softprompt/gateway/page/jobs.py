@@ -18,15 +18,14 @@ from starlette.responses import Response
 from shared.values.hyperparameters import Hyperparameters
 from shared.values.spec import TuningSpec
 from softprompt.gateway.backend import Backend
-from softprompt.gateway.body import read_model
+from softprompt.gateway.body import read_model, upload_slot
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import ApiError, bad_value
 from softprompt.gateway.fields import Fields
-from softprompt.gateway.page.answers import json_response, whole_number
 from softprompt.gateway.page.data import FILE_QUERY, uploaded, write_file
-from softprompt.gateway.paging import TEXT_SCHEMA
+from softprompt.gateway.paging import TEXT_SCHEMA, whole_number
+from softprompt.gateway.results import json_response
 from softprompt.gateway.streaming import EventStream, event
-from softprompt.gateway.uploads import upload_slot
 
 _MAX_JOBS = 100
 _JOB_QUERY = {**FILE_QUERY, "prompt": TEXT_SCHEMA, "base_model": TEXT_SCHEMA, "num_steps": {"type": "integer"}}
@@ -55,9 +54,7 @@ async def create_job(request: Request, backend: Backend) -> Response:
 
 @endpoint("page.jobs.check", query=_JOB_QUERY)
 async def check_job(request: Request, backend: Backend) -> Response:
-    """The estimate of a job with the file in the body: its time, the recipe's choices, and counts of the data. The
-    examples are stored, and no job is created.
-    """
+    """The estimate of a job with the file in the body. Its examples are stored; no job is created."""
     async with _job_spec(request, backend) as spec:
         return json_response(await backend.client.validate_job(spec))
 
@@ -127,10 +124,8 @@ class Corrections(Fields):
 
 @endpoint("page.jobs.continue", Corrections)
 async def continue_job(request: Request, backend: Backend) -> Response:
-    """Trains a job's prompt on, with the job's data and corrected examples.
-
-    The corrected examples move from the held-out part to the training part, with all examples of the same input. Split
-    anew, they would be held out again, since a split keeps equal inputs together.
+    """Trains a job's prompt on, with the job's data and corrected examples, which move from the held-out part to the
+    training part with all examples of the same input: a new split would hold them out again.
     """
     request.state.rename = _rename
     body = await read_model(request, Corrections)
@@ -173,10 +168,9 @@ async def _download(backend: Backend, dataset: str, path: Path) -> None:
 
 
 def _move(folder: Path, held_out: Set[int], corrected: Mapping[int, str]) -> None:
-    """Write the training part, with the examples at the lines `corrected` and their new answers, and the rest of the
-    held-out part. Every example with the input of a corrected one gets the new answer and is trained on.
-
-    Without a file of held-out examples, these are the lines `held_out` of all examples. Raises ApiError.
+    """Write the training part, and the rest of the held-out part: the lines `held_out` of all examples if it is no file
+    of its own. Every example with the input of a line in `corrected` gets the new answer and is trained on. Raises
+    ApiError.
     """
     everything, own = folder / "all.jsonl", folder / "shown.jsonl"
     answers: dict[str, str] = {}
@@ -192,7 +186,7 @@ def _move(folder: Path, held_out: Set[int], corrected: Mapping[int, str]) -> Non
                         train.write(json.dumps(_answered(json.loads(line), text)).encode() + b"\n")
                     else:
                         is_held_out = path == own or (not own.exists() and number in held_out)
-                        (left if is_held_out else train).write(_whole(line))
+                        (left if is_held_out else train).write(line.removesuffix(b"\n") + b"\n")  # the last may lack it
         if not left.tell():
             message = "at least one held-out example must stay as it is, to measure the next version on"
             raise bad_value("examples", message)
@@ -205,11 +199,6 @@ def _input(line: bytes) -> str:
     row = json.loads(line)
     turns = row["messages"][:-1] if "messages" in row else [{"role": "user", "content": row["input"]}]
     return json.dumps([[turn["role"], turn["content"].strip()] for turn in turns])
-
-
-def _whole(line: bytes) -> bytes:
-    """The line with its break, which the last one may lack."""
-    return line if line.endswith(b"\n") else line + b"\n"
 
 
 def _answered(row: dict[str, Any], text: str) -> dict[str, Any]:

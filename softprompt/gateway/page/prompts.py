@@ -16,7 +16,7 @@ from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import api_error
 from softprompt.gateway.fields import Fields
-from softprompt.gateway.page.answers import json_response
+from softprompt.gateway.results import json_response
 
 
 @endpoint("page.prompts.list")
@@ -41,9 +41,7 @@ class _Target(Fields):
 
 
 class AliasMove(Fields):
-    """Where an alias should point. `expected_revision`: the revision that the page showed, so that the call
-    fails if the alias has moved since.
-    """
+    """Where an alias should point. `expected_revision`: as the page showed it; the call fails if it has moved since."""
 
     targets: list[_Target] = Field(min_length=1, max_length=8)
     expected_revision: int | None = None
@@ -54,13 +52,9 @@ async def set_alias(request: Request, backend: Backend) -> Response:
     """Moves an alias: a rollback has one target, a canary two."""
     body = await read_model(request, AliasMove)
     targets = [AliasTarget(item.version, item.weight) for item in body.targets if item.weight > 0]
-    alias = await backend.client.set_alias(
-        request.path_params["prompt"],
-        request.path_params["alias"],
-        targets,
-        expected_revision=body.expected_revision,
-    )
-    return json_response(alias)
+    prompt, alias = request.path_params["prompt"], request.path_params["alias"]
+    revision = body.expected_revision
+    return json_response(await backend.client.set_alias(prompt, alias, targets, expected_revision=revision))
 
 
 @endpoint("page.status")
@@ -73,9 +67,6 @@ async def status(request: Request, backend: Backend) -> Response:
         except SoftPromptError as error:
             return {"info": None, "error": api_error(error).message}
 
-    calls = {
-        "trainer": backend.client.service_info(),
-        "inference": backend.client.model_info(),
-        "replicas": backend.client.list_replicas(),
-    }
+    client = backend.client
+    calls = {"trainer": client.service_info(), "inference": client.model_info(), "replicas": client.list_replicas()}
     return json_response(dict(zip(calls, await asyncio.gather(*map(answer, calls.values())), strict=True)))

@@ -27,12 +27,8 @@ _INDEX = "index.html"
 
 def _read() -> dict[str, tuple[bytes, str]]:
     """Content and type of each file by its name."""
-    folder = files("softprompt.gateway.page") / "static"
-    return {
-        item.name: (item.read_bytes(), _TYPES[item.name[item.name.rindex(".") :]])
-        for item in folder.iterdir()
-        if item.is_file()
-    }
+    found = (item for item in (files("softprompt.gateway.page") / "static").iterdir() if item.is_file())
+    return {item.name: (item.read_bytes(), _TYPES[item.name[item.name.rindex(".") :]]) for item in found}
 
 
 _FILES = _read()
