@@ -56,7 +56,7 @@ def instruction(spec: TrainingSpec) -> str:
     own = init.text.strip() if init.method is InitMethod.TEXT else ""
     by_recipe = init_text(spec.task, spec.template, spec.labels)
     # without the template's text, which is written around the input anyway
-    return own if own and own != by_recipe else init_text(spec.task, Template(), spec.labels)
+    return own if own and own != by_recipe else init_text(spec.task, Template(), spec.labels, len(spec.labels))
 
 
 def bare(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example]) -> Baseline:
