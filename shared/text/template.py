@@ -220,8 +220,8 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
     """
     template = replace(template, format=template.format or TemplateFormat.TEXT, rendering=2, lead="", end="")
     if template.format is not TemplateFormat.CHAT:
-        before, now = (_leading_ids(tokenizer, only_bos=only_bos) for only_bos in (True, False))
-        return template if before == now else replace(template, rendering=3)
+        is_bos = _leading_ids(tokenizer, only_bos=True) == _leading_ids(tokenizer, only_bos=False)
+        return template if is_bos else replace(template, rendering=3)
     template = dated(template, today)
     asking = [_turn("user", "x")]
     turns = [*_system_turns(template), *asking]
