@@ -45,6 +45,8 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "special_tokens_map.json",
 )
+_OTHER_TOKENIZER_FILES = ("*.model", "vocab*", "added_tokens.json", "tekken.json")
+"""What a tokenizer is made of if the directory has no tokenizer.json: `spiece.model`, `vocab.txt` and so on."""
 _VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
@@ -176,7 +178,10 @@ def _weights(path: Path) -> list[Path]:
 
 
 def _tokenizer(path: Path) -> list[Path]:
-    return [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
+    found = {path / name for name in _TOKENIZER_FILES}
+    if not (path / _TOKENIZER_FILES[0]).is_file():
+        found |= {file for name in _OTHER_TOKENIZER_FILES for file in path.glob(name)}
+    return sorted(file for file in found if file.is_file())
 
 
 def _read(cache: Path, *, private: bool) -> Fingerprint | None:

@@ -128,7 +128,7 @@ class RepetitionCounter:
         )
 
     def _compare_later(self, text: str) -> None:
-        words = _NOT_A_WORD.sub(" ", text.casefold()).strip()
+        words = _NOT_A_WORD.sub(" ", unicodedata.normalize("NFC", text).casefold()).strip()
         if not words:  # only punctuation: nothing to compare
             return
         key = _digest(words)

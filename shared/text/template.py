@@ -1,7 +1,8 @@
 """Turns an input into token ids. Training, evaluation, golden records and serving share this encoder.
 
-The model sees `[virtual tokens][BOS, if the tokenizer adds one][rendered template][target]`. Positions count from 0 at
-the first virtual token. A second implementation of rendering or tokenization would silently degrade prompts.
+The model sees `[virtual tokens][BOS, or what else the tokenizer begins a text with][rendered template][target]`.
+Positions count from 0 at the first virtual token. A second implementation of rendering or tokenization would silently
+degrade prompts.
 
 TEXT  the template text with `{input}` replaced. If it does not end in white space, targets begin with a space (a
       byte-pair token includes the space before it), and serving drops that space from the answer.
@@ -90,7 +91,7 @@ class InputEncoder:
     def encode_candidates(self, texts: Sequence[str], field: str) -> tuple[tuple[int, ...], ...]:
         """The ids of alternative targets. If one is the beginning of another, all get the end of sequence.
 
-        Raises InvalidInput naming `field` if a text has no tokens or two texts have the same tokens.
+        Raises InvalidInput naming the item of `field` if a text has no tokens or those of another one.
         """
         plain = [tuple(self.encode_target(text, end=False)) for text in texts]
         for index, ids in enumerate(plain):
@@ -98,11 +99,14 @@ class InputEncoder:
                 raise InvalidInput.of(
                     f"{field}[{index}]", f"{texts[index][:80]!r} has no tokens in this model's vocabulary"
                 )
-        if len(set(plain)) < len(plain):
-            raise InvalidInput.of(field, "two of them have the same tokens in this model's vocabulary")
-        ordered = sorted(plain)  # a beginning sorts right before what it begins
-        nested = any(longer[: len(shorter)] == shorter for shorter, longer in pairwise(ordered))
-        return tuple(tuple(self.encode_target(text)) for text in texts) if nested else tuple(plain)
+        ordered = sorted(range(len(plain)), key=plain.__getitem__)
+        is_nested = False
+        for short, long in pairwise(ordered):  # a beginning comes right before what it begins
+            if plain[short] == plain[long]:
+                reason = f"{texts[long][:80]!r} has the same tokens as {texts[short][:80]!r} in this model's vocabulary"
+                raise InvalidInput.of(f"{field}[{long}]", reason)
+            is_nested = is_nested or plain[long][: len(plain[short])] == plain[short]
+        return tuple(tuple(self.encode_target(text)) for text in texts) if is_nested else tuple(plain)
 
     def control_tokens(self, texts: Sequence[str]) -> dict[int, str]:
         """The texts that each spell one control token, by its id. Generated text never contains them."""
@@ -157,10 +161,19 @@ class InputEncoder:
 
     @cached_property
     def _leading_ids(self) -> list[int]:
-        """BOS if the tokenizer puts one before a text. Found by trying, since configurations differ."""
-        bos = self.tokenizer.bos_token_id
-        probe = list(self.tokenizer("a")["input_ids"])
-        return [bos] if bos is not None and probe[:1] == [bos] else []
+        return _leading_ids(self.tokenizer, only_bos=self.template.rendering < 3)
+
+
+def _leading_ids(tokenizer: Any, *, only_bos: bool) -> list[int]:
+    """What the tokenizer puts before a text, mostly a BOS. Found by trying, since configurations differ.
+
+    `only_bos`: nothing else, as in earlier versions. XGLM begins a text with its end of sequence, GLM with two tokens.
+    """
+    plain, found = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (False, True))
+    if only_bos:
+        return found[:1] if tokenizer.bos_token_id is not None and found[:1] == [tokenizer.bos_token_id] else []
+    begins = (begin for begin in range(len(found)) if found[begin : begin + len(plain)] == plain)
+    return found[: next(begins, 0)]
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -182,7 +195,7 @@ def default_format(tokenizer: Any) -> TemplateFormat:
 def bare_template(template: Template | None, default: TemplateFormat) -> Template:
     """The bare model's template: the caller's, or the input alone. `default`: its format if none is set."""
     chosen = template or Template()
-    return replace(chosen, format=chosen.format or default, rendering=2)
+    return replace(chosen, format=chosen.format or default, rendering=3)
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
@@ -204,7 +217,8 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
     """
     template = replace(template, format=template.format or TemplateFormat.TEXT, rendering=2, lead="", end="")
     if template.format is not TemplateFormat.CHAT:
-        return template
+        is_bos = _leading_ids(tokenizer, only_bos=True) == _leading_ids(tokenizer, only_bos=False)
+        return template if is_bos else replace(template, rendering=3)
     template = dated(template, today)
     asking = [_turn("user", "x")]
     turns = [*_system_turns(template), *asking]

@@ -53,7 +53,9 @@ class Template:
     end: str = field(default="", metadata=_INTERNAL)
     """The control token that ends an answer; empty: the tokenizer's end of sequence."""
     rendering: int = field(default=1, metadata=_INTERNAL)
-    """2: targets are tokenized as continuations of the input; 1 (older versions): as separate texts."""
+    """2: targets are tokenized as continuations of the input; 1 (older versions): as separate texts. 3: with TEXT, the
+    input begins with all that the tokenizer puts before a text; up to 2, with a BOS at most.
+    """
 
     def check(self, path: str = "template") -> Self:
         """Return itself. Raises InvalidInput naming every field below `path` whose value doesn't fit."""
@@ -70,8 +72,8 @@ class Template:
         self._check_arguments(f"{path}.arguments", violations)
         if self.date and not _is_day(self.date):
             violations.add(f"{path}.date", f"{self.date[:40]!r} is not a day (YYYY-MM-DD)")
-        if self.rendering not in (1, 2):
-            violations.add(f"{path}.rendering", f"must be 1 or 2, is {self.rendering}")
+        if self.rendering not in (1, 2, 3):
+            violations.add(f"{path}.rendering", f"must be 1, 2 or 3, is {self.rendering}")
         violations.raise_if_any()
         return self
 

@@ -18,7 +18,7 @@ from softprompt.cli.data import source_of
 from softprompt.cli.failures import EXIT_INTERRUPTED, EXIT_INVALID, Failure
 from softprompt.cli.output import stderr
 from softprompt.data.files import file_rows
-from softprompt.data.inputs import input_column, input_of
+from softprompt.data.inputs import InputColumns, input_columns, input_of
 from softprompt.data.problems import Unusable
 from softprompt.data.writing import STANDARD_OUTPUT, check_output, format_of, write_rows
 from softprompt.display.transfer import transfer_display
@@ -172,7 +172,7 @@ def _inputs(
     if not read:
         raise Failure(f"{name} has no rows", EXIT_INVALID)
     try:
-        column = input_column(columns, task.input) if columns else ""
+        chosen = input_columns(columns, task.input) if columns else InputColumns()
     except Unusable as error:
         hint = f"--input names the column, for example --input {json.dumps(columns[0])}"
         raise Failure(f"{name} {error.reason}", EXIT_INVALID, hint) from None
@@ -181,7 +181,7 @@ def _inputs(
         try:
             if isinstance(fields, Unusable):
                 raise fields
-            found.append(input_of(fields, column))
+            found.append(input_of(fields, chosen))
         except Unusable as error:
             found.append(Unusable(f"{place} {error.part}".rstrip() + f": {error.reason}"))
     return found

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from softprompt.data.layout import Layout, Layouts
-from softprompt.data.messages import Turns
+from softprompt.data.messages import Turns, list_of
 from softprompt.data.problems import Unusable
 from softprompt.data.values import is_missing, shown, text_of
 from softprompt.types.data import Data
@@ -65,14 +65,13 @@ class ExampleReader:
         source = row[layout.input]
         target = "label" if layout.label else "output"
         value = row[layout.label or layout.output]
-        are_turns = _is_list(source) and all(isinstance(turn, Mapping) for turn in source)
+        are_turns = is_list(source) and all(isinstance(turn, Mapping) for turn in source)
         if are_turns and layout.output and not layout.instruction:  # TRL's prompt and completion, each a list of turns
-            answer = list(value) if _is_list(value) else [{"role": "assistant", "content": value}]
+            answer = list(value) if is_list(value) else [{"role": "assistant", "content": value}]
             return self._messages([*source, *answer], layout.input)
         if layout.instruction:
             instruction = self._text(row[layout.instruction], layout.instruction)
-            context = "" if is_missing(source) else self._text(source, layout.input)
-            text = f"{instruction}\n\n{context}" if context.strip() else instruction
+            text = instructed(instruction, "" if is_missing(source) else self._text(source, layout.input))
         else:
             text = self._text(source, layout.input)
         if not text.strip():
@@ -95,9 +94,7 @@ class ExampleReader:
 
     def _conversation(self, row: Mapping[str, Any], layout: Layout) -> Fields | None:
         value = row[layout.messages]
-        if layout.system and not is_missing(row[layout.system]) and _is_list(value):
-            value = [{"role": "system", "content": row[layout.system]}, *value]
-        return self._messages(value, layout.messages)
+        return self._messages(with_system(value, row[layout.system] if layout.system else None), layout.messages)
 
     def _messages(self, value: Any, part: str) -> Fields | None:
         if is_missing(value):
@@ -119,5 +116,19 @@ class ExampleReader:
         return text_of(value, part)
 
 
-def _is_list(value: Any) -> bool:
+def instructed(instruction: str, context: str) -> str:
+    """Alpaca's instruction and input as one text."""
+    return f"{instruction}\n\n{context}" if context.strip() else instruction
+
+
+def with_system(turns: Any, system: Any) -> Any:
+    """A conversation with ShareGPT's system column as its first message, if that has a text."""
+    if is_missing(system) or (isinstance(system, str) and not system.strip()):
+        return turns
+    found = list_of(turns)
+    return [{"role": "system", "content": system}, *found] if isinstance(found, list) else turns
+
+
+def is_list(value: Any) -> bool:
+    """Whether the value is a list, a tuple, or an array of one dimension."""
     return isinstance(value, list | tuple) or (hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1)

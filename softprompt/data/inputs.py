@@ -1,16 +1,21 @@
-"""Inputs for generation, without targets: the column of a table that holds them, and the input of a row."""
+"""Inputs for generation, without targets: the columns of a table that hold them, and the input of a row.
+
+Rows are read as training reads them: another input would be answered worse, without an error.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from shared.close_names import did_you_mean
 from shared.errors import InvalidInput
 from shared.values.example import Example
 from shared.violations import items_of, readable
+from softprompt.data.examples import instructed, is_list, with_system
 from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, only_column
+from softprompt.data.messages import Turns
 from softprompt.data.problems import Unusable
 from softprompt.data.python_rows import python_rows
 from softprompt.data.values import is_missing, text_of
@@ -18,33 +23,54 @@ from softprompt.types.generation import Input
 from softprompt.types.type_names import type_name
 
 
-def input_column(columns: Sequence[str], wanted: str = "") -> str:
-    """The column `wanted`, else the one with a well-known name, else the only one. Raises Unusable if none is found."""
+@dataclass(frozen=True)
+class InputColumns:
+    """The columns that make an input, as training reads them; empty: no such column."""
+
+    input: str = ""
+    instruction: str = ""
+    """Alpaca's, which precedes the input."""
+    messages: str = ""
+    """A conversation, which rows have in place of an input."""
+    system: str = ""
+    """A conversation's system message."""
+
+
+def input_columns(columns: Sequence[str], wanted: str = "") -> InputColumns:
+    """The column `wanted`, else those with well-known names, else the only one. Raises Unusable if none is found."""
     names = [str(name) for name in columns]
+    system = only_column(names, ("system",))
     if wanted:
         if found := only_column(names, (wanted,)):
-            return found
+            is_chat = found.strip().lower() in CHAT_NAMES
+            return InputColumns(messages=found, system=system) if is_chat else InputColumns(found)
         raise Unusable(f"has the columns {', '.join(names)} and no {wanted!r}{did_you_mean(wanted, names)}")
-    found = only_column(names, INPUT_NAMES) or only_column(names, CHAT_NAMES)
-    if not found and len(names) == 1:
-        return names[0]
-    if not found:
+    messages, input = only_column(names, CHAT_NAMES), only_column(names, INPUT_NAMES)
+    if not messages and not input and len(names) != 1:
         raise Unusable(f"has the columns {', '.join(names)}: say which one holds the inputs")
-    return found
+    instruction = only_column(names, ("instruction",)) if input.strip().lower() == "input" else ""
+    return InputColumns(input if input or messages else names[0], instruction, messages, system)
 
 
-def input_of(row: Mapping[str, Any], column: str) -> Input:
-    """The input in a row: a text, or for a list of turns (in tables as JSON) a conversation. Raises Unusable."""
-    value: Any = row.get(column)
-    if isinstance(value, str) and column.strip().lower() in CHAT_NAMES:
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise Unusable("must be a list of turns, in a table as JSON", column) from None
-    if value is not None and hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1:
-        value = value.tolist()
-    if isinstance(value, list | tuple) and value:
-        return value
+def input_of(row: Mapping[str, Any], columns: InputColumns) -> Input:
+    """The input in a row: a text, or for a list of turns (in tables as JSON) a conversation without the answer to
+    learn. Raises Unusable.
+    """
+
+    def cell(name: str) -> Any:
+        return row.get(name) if name else None
+
+    is_chat = not is_missing(row.get(columns.messages)) or not columns.input
+    column = columns.messages if is_chat else columns.input
+    value, instruction = row.get(column), cell(columns.instruction)
+    if is_list(value) or (is_chat and not is_missing(value)):
+        turns = Turns(drop_extra=True).read_input(with_system(value, cell(columns.system)), column)
+        if not turns:
+            raise Unusable("is empty", column)
+        return turns
+    if not is_missing(instruction):
+        context = "" if is_missing(value) else text_of(value, column)
+        value = instructed(text_of(instruction, columns.instruction), context)
     if is_missing(value) or not str(value).strip():
         raise Unusable("is empty", column)
     return text_of(value, column)
@@ -63,20 +89,17 @@ def inputs_of(source: Any) -> Iterator[Input | Unusable]:
 
 
 def _of_rows(rows: Iterable[Mapping[str, Any] | Unusable]) -> Iterator[Input | Unusable]:
-    column = ""
+    columns: InputColumns | None = None
     for row in rows:
         if isinstance(row, Unusable):
             yield row
             continue
-        if not column:
+        if columns is None:
             try:
-                column = input_column(list(row))
+                columns = input_columns(list(row))
             except Unusable as error:
                 raise InvalidInput.of("inputs", error.reason) from None
-        try:
-            yield input_of(row, column)
-        except Unusable as error:
-            yield error
+        yield _usable(row, columns)
 
 
 def _item(item: Any) -> Input | Unusable:
@@ -84,9 +107,16 @@ def _item(item: Any) -> Input | Unusable:
         return item.messages or item.input
     try:
         if isinstance(item, Mapping):
-            return input_of(item, input_column(list(item)))
+            return input_of(item, input_columns(list(item)))
         return text_of(item, "") if type(item).__module__ == "numpy" and getattr(item, "ndim", 1) == 0 else item
     except Unusable as error:
         return error
     except Exception as error:  # a caller's mapping may raise anything
         return Unusable(f"can't be read: {type(error).__name__}: {error}")
+
+
+def _usable(row: Mapping[str, Any], columns: InputColumns) -> Input | Unusable:
+    try:
+        return input_of(row, columns)
+    except Unusable as error:
+        return error

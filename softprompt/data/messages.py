@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sized
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -24,7 +25,6 @@ _ROLES = {
     "model": "assistant",
 }
 _PART_TYPES = ("text", "input_text", "output_text")
-_KNOWN = frozenset({"role", "from", "content", "value", "weight"})
 
 
 class Turns:
@@ -39,16 +39,7 @@ class Turns:
 
     def read(self, value: Any, part: str) -> list[dict[str, str]] | None:
         """The turns; None if every message of the assistant has weight 0. Raises Unusable."""
-        if isinstance(value, str):  # a cell of a CSV or XLSX file
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                raise Unusable("must be a list of turns, in a table as JSON", part) from None
-        if hasattr(value, "tolist"):  # pandas reads lists of Parquet as arrays
-            value = value.tolist()
-        if not isinstance(value, list | tuple):
-            raise Unusable(f"must be a list of turns, not {type_name(value)}", part)
-        turns = [_fields(turn, f"{part}[{index}]") for index, turn in enumerate(value)]
+        turns = _turns(value, part)
         kept = _through_last_weighted(turns, part)
         if kept is None:
             return None
@@ -59,11 +50,20 @@ class Turns:
             raise Unusable(reason, part)
         return made
 
+    def read_input(self, value: Any, part: str) -> list[dict[str, str]]:
+        """The turns before the one to learn or, without such a turn, all of them. Raises Unusable."""
+        turns = _turns(value, part)
+        kept = _through_last_weighted(turns, part) or turns
+        made = [self._turn(turn, f"{part}[{index}]") for index, turn in enumerate(kept)]
+        return made[:-1] if made and made[-1]["role"] == "assistant" else made
+
     def _turn(self, turn: Mapping[str, Any], part: str) -> dict[str, str]:
+        role_name, content_name = _role_name(turn), "value" if is_missing(turn.get("content")) else "content"
+        known = (role_name, content_name, "weight")
         extra = {
             key
             for key, value in turn.items()
-            if key not in _KNOWN and not (is_missing(value) or (isinstance(value, Sized) and not len(value)))
+            if key not in known and not (is_missing(value) or (isinstance(value, Sized) and not len(value)))
         }
         if called := extra & {"tool_calls", "function_call"}:
             raise Unusable(f"has {', '.join(sorted(called))}: tool calls can't be learned", part, "tool calls")
@@ -71,15 +71,40 @@ class Turns:
             keys = ", ".join(map(repr, sorted(extra)))
             raise Unusable(f"has {keys} beside role and content", part, f"turn keys {keys}")
         self.dropped |= extra
-        known = _role(turn)
-        if known is None:
-            role = turn.get("role", turn.get("from"))
+        known_role = _known_role(turn)
+        if known_role is None:
+            role = turn.get(role_name)
             reason = f"must be one of system, user, assistant, not {shown(role)}"
             raise Unusable(reason, f"{part}.role", f"role {shown(role)}")
-        content = _content(turn.get("content", turn.get("value")), f"{part}.content")
+        content = _content(turn.get(content_name), f"{part}.content")
         if not content.strip():
             raise Unusable("is empty", f"{part}.content", "content is empty")
-        return {"role": known, "content": content}
+        return {"role": known_role, "content": content}
+
+
+def _turns(value: Any, part: str) -> list[Mapping[str, Any]]:
+    value = list_of(value)
+    if isinstance(value, str):  # a cell of a CSV or XLSX file
+        raise Unusable("must be a list of turns, in a table as JSON", part)
+    if not isinstance(value, list):
+        raise Unusable(f"must be a list of turns, not {type_name(value)}", part)
+    return [_fields(turn, f"{part}[{index}]") for index, turn in enumerate(value)]
+
+
+def list_of(value: Any) -> Any:
+    """The list in a cell: of a table as JSON, as a tuple, or as an array of pandas. Any other value unchanged."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            found = json.loads(value)
+            return value if isinstance(found, str) else found
+    if hasattr(value, "tolist"):  # pandas reads lists of Parquet as arrays
+        value = value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _role_name(turn: Mapping[str, Any]) -> str:
+    """OpenAI's name or ShareGPT's. Readers of Parquet fill the fields that a turn lacks with nulls."""
+    return "from" if is_missing(turn.get("role")) else "role"
 
 
 def _fields(turn: Any, part: str) -> Mapping[str, Any]:
@@ -101,14 +126,14 @@ def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Ma
             raise Unusable(f"must be 0 or 1, not {shown(weight)}", f"{part}[{index}].weight", "weight")
     for index in range(len(turns) - 1, -1, -1):
         weight = turns[index].get("weight")
-        if _role(turns[index]) == "assistant" and (is_missing(weight) or weight == 1):
+        if _known_role(turns[index]) == "assistant" and (is_missing(weight) or weight == 1):
             return turns[: index + 1]
     return None
 
 
-def _role(turn: Mapping[str, Any]) -> str | None:
+def _known_role(turn: Mapping[str, Any]) -> str | None:
     """The role by its name here; None for an unknown one."""
-    role = turn.get("role", turn.get("from"))
+    role = turn.get(_role_name(turn))
     return _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
 
 

@@ -122,7 +122,8 @@ class _Preparation:
         if isinstance(error, NotUnderstood) and isinstance(row.fields, Mapping):
             cells = list(row.fields.items())[:_SAMPLE_CELLS]
             sample = ", ".join(f"{name}={shown(value, 30)}" for name, value in cells).encode(errors="backslashreplace")
-            error = NotUnderstood(f"{error.reason}; it is {sample.decode()}", error.part, error.kind)
+            if sample:
+                error = NotUnderstood(f"{error.reason}; it is {sample.decode()}", error.part, error.kind)
         self._problems.add(self._rows.place(row.number), error)
 
     def _check(self) -> None:
@@ -137,5 +138,6 @@ class _Preparation:
             raise self._problems.error()
         if not self._numbers:
             what = f"{self._rows.name!r} has" if self._rows.name else "has"
-            only = ", only a header" if "CSV" in self._rows.format else ""
-            raise InvalidInput.of(self._which, f"{what} no examples{only}")
+            why = [", only a header"] if "CSV" in self._rows.format else []
+            why = [f"; {sentence}" for sentence in self._reader.report()] or why
+            raise InvalidInput.of(self._which, f"{what} no examples{''.join(why)}")

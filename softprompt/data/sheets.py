@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 import zipfile
 from collections.abc import Generator
@@ -20,6 +21,8 @@ _MAX_ROWS = 1 << 20
 """The most that Excel writes. openpyxl yields an empty row for each number that a file leaves out, up to any number."""
 _MAX_EMPTY_CELLS = 20_000_000
 """openpyxl fills each row up to its last cell, so that a small file can have thousands of millions of empty cells."""
+_ESCAPED = re.compile("_x00([01][0-9A-Fa-f])_")
+"""How Excel writes control characters, mostly the carriage returns of pasted texts. openpyxl keeps the escapes."""
 _OTHER_SHEETS = "save the sheet that you need as a separate file"
 _ANOTHER_FORMAT = "save it as CSV UTF-8"
 _INSTALL = "pip install 'softprompt[data]'"
@@ -116,8 +119,10 @@ def _of_sheet(sheet: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
 
 
 def _value(cell: Any) -> Any:
-    """A date without a time of day as a date: XLSX has only moments."""
+    """A date without a time of day as a date, since XLSX has only moments; a text with its control characters."""
     value = cell.value
+    if isinstance(value, str):
+        return _ESCAPED.sub(lambda escape: chr(int(escape[1], 16)), value)
     return value.date() if isinstance(value, datetime) and "h" not in cell.number_format.lower() else value
 
 

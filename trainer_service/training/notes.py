@@ -10,8 +10,10 @@ FEW_TRAINING_EXAMPLES = 64
 MANY_EPOCHS = 20
 
 
-def data_notes(num_train: int, num_held_out: int, hyper: FilledHyperparameters) -> tuple[str, ...]:
-    """Notes about too few training examples or held-out examples; `docs/quality.md` gives the reasons."""
+def data_notes(num_train: int, num_held_out: int, num_unknown: int, hyper: FilledHyperparameters) -> tuple[str, ...]:
+    """Notes about too few training examples or held-out examples (`docs/quality.md` gives the reasons), and about
+    examples with characters that the tokenizer does not know.
+    """
     notes = list[str]()
     epochs = hyper.num_steps * hyper.batch_size / num_train
     if num_train < FEW_TRAINING_EXAMPLES and epochs > MANY_EPOCHS:
@@ -23,5 +25,11 @@ def data_notes(num_train: int, num_held_out: int, hyper: FilledHyperparameters) 
         notes.append(
             f"{counted(num_held_out, 'held-out example')} can't tell which model is better: "
             f"at least {MIN_EXAMPLES} are needed, and 100 are wise"
+        )
+    if num_unknown:
+        have = "example has" if num_unknown == 1 else "examples have"
+        notes.append(
+            f"{num_unknown} {have} characters for which the model has no token: it reads and learns its token for "
+            "unknown text in their place. Spell them in other characters, or choose another base model"
         )
     return tuple(notes)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
 from trainer_service.training.spec import Metric
 
+_WITHOUT_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
 TEXT_METRICS = frozenset({Metric.CHRF, Metric.BLEU, Metric.EXACT_MATCH})
 
 
@@ -93,15 +98,20 @@ def classification_metrics(wanted: Sequence[int], answers: Sequence[int], num_la
 
 
 def text_metric(metric: Metric, texts: Sequence[tuple[str, str]]) -> float:
-    """A metric over pairs of (answer, wanted): EXACT_MATCH is a share, CHRF and BLEU (sacrebleu) are 0 to 100."""
+    """A metric over pairs of (answer, wanted): EXACT_MATCH is a share, CHRF and BLEU (sacrebleu) are 0 to 100.
+
+    BLEU counts runs of up to four words, or of fewer if all texts are shorter. If most letters are of scripts without
+    spaces between words, it counts characters.
+    """
     if metric is Metric.EXACT_MATCH:
         return sum(answer == wanted for answer, wanted in texts) / len(texts)
     import sacrebleu
 
     answers, references = [answer for answer, _ in texts], [[wanted for _, wanted in texts]]
-    score = (
-        sacrebleu.corpus_chrf(answers, references)
-        if metric is Metric.CHRF
-        else sacrebleu.corpus_bleu(answers, references)
-    )
-    return float(score.score)
+    if metric is Metric.CHRF:
+        return min(100.0, float(sacrebleu.corpus_chrf(answers, references).score))
+    letters = "".join(references[0])
+    has_words = 2 * len(_WITHOUT_SPACES.findall(letters)) <= sum(map(str.isalpha, letters))
+    unit = "13a" if has_words else "char"  # sacrebleu's names
+    score = sacrebleu.corpus_bleu(answers, references, tokenize=unit, use_effective_order=True)
+    return min(100.0, float(score.score))

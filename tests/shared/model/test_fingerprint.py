@@ -69,6 +69,17 @@ def test_another_tokenizer_changes_both_digests(model_dir: Path) -> None:
     assert after.tokenizer_digest != before.tokenizer_digest
 
 
+@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model", "vocab.txt", "added_tokens.json"])
+def test_without_tokenizer_json_every_file_of_the_tokenizer_counts(model_dir: Path, name: str) -> None:
+    (model_dir / "tokenizer.json").unlink()
+    (model_dir / name).write_bytes(b"one")
+    before = inspect(model_dir)
+    (model_dir / name).write_bytes(b"two")
+    after = inspect(model_dir)
+    assert after.tokenizer_digest != before.tokenizer_digest
+    assert after.fingerprint != before.fingerprint
+
+
 def test_of_the_config_only_what_matters_counts(model_dir: Path) -> None:
     path = model_dir / "config.json"
     before, config = inspect(model_dir), json.loads(path.read_text())

@@ -51,6 +51,12 @@ def test_case_punctuation_and_a_few_words_make_near_duplicates() -> None:
     assert found.notes() == ["2 of 204 examples have nearly the input of an earlier one"]
 
 
+def test_the_unicode_form_of_a_letter_makes_near_duplicates() -> None:
+    inputs = ("Le th\u00e9 est bon.", "le the\u0301 est bon", "le the est bon")
+    found = repetition_of([Example(line=number, input=text, output="x") for number, text in enumerate(inputs)])
+    assert (found.num_distinct_inputs, found.num_near_duplicates) == (3, 1)
+
+
 def test_conversations_are_compared_without_their_last_turn() -> None:
     def conversation(question: str, answer: str) -> Example:
         return Example(

@@ -9,10 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
-from tokenizers import processors
+from tokenizers import normalizers, processors
 
 from shared.errors import InvalidInput
-from shared.text.template import InputEncoder, Message, Template, TemplateFormat, default_format
+from shared.text.template import (
+    InputEncoder,
+    Message,
+    Template,
+    TemplateFormat,
+    bare_template,
+    default_format,
+    pinned,
+)
 from shared.values.template import MAX_TEMPLATE_CHARS
 from tests.tiny_models import CHAT_TEMPLATE, byte_tokenizer
 
@@ -60,7 +68,7 @@ class TestTemplate:
     def test_every_field_is_bounded_and_all_that_is_wrong_is_named(self) -> None:
         wrong = Template("x", None, "s", arguments={"a b": 1}, date="20240203", lead="x" * 1001, end="y" * 201)
         with pytest.raises(InvalidInput) as caught:
-            replace(wrong, rendering=3).check("t")
+            replace(wrong, rendering=4).check("t")
         named = {violation.field for violation in caught.value.violations}
         assert named == {f"t.{name}" for name in ("text", "system", "arguments", "date", "lead", "end", "rendering")}
 
@@ -101,6 +109,24 @@ class TestText:
         tokenizer.add_special_tokens({"bos_token": "<user>"})
         assert tokenizer.bos_token_id not in InputEncoder(tokenizer, Template()).encode_input("hello")
 
+    @pytest.mark.parametrize("begin", ["<user>", "<end>", "<user> <system>"])
+    def test_an_input_begins_as_the_tokenizer_begins_a_text(self, begin: str) -> None:
+        """BOS, as of Llama; the end of sequence, as of XGLM; two tokens, as of GLM."""
+        tokenizer = byte_tokenizer()
+        special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in begin.split()]
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A <end>", special_tokens=[*special, ("<end>", tokenizer.eos_token_id)]
+        )
+        ids = tokenizer("Say: hello!")["input_ids"][:-1]
+        template = Template(text="Say: {input}!", format=TemplateFormat.TEXT)
+        for pinned_or_bare in (pinned(template, tokenizer), bare_template(template, TemplateFormat.TEXT)):
+            assert InputEncoder(tokenizer, pinned_or_bare).encode_input("hello") == ids
+        tokenizer.add_special_tokens({"bos_token": "<user>"})
+        assert pinned(template, tokenizer).rendering == (2 if begin == "<user>" else 3)
+        first = ids[:1] if begin.startswith("<user>") else []
+        before = InputEncoder(tokenizer, replace(template, rendering=2)).encode_input("hello")
+        assert before == first + ids[len(special) :], "versions of earlier builds stay as they were trained"
+
     def test_a_target_has_a_space_before_it_an_end_after_it_and_no_bos(self, bos_tokenizer: Any) -> None:
         encoder = InputEncoder(bos_tokenizer, Template(text="{input}\nLabel:"))
         ids = encoder.encode_target("good")
@@ -113,6 +139,20 @@ class TestText:
             )
             == "good"
         )
+
+    def test_texts_with_the_same_tokens_are_named(self) -> None:
+        tokenizer = byte_tokenizer()
+        tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+        encoder = InputEncoder(tokenizer, Template(text="{input}\nLabel:"))
+        with pytest.raises(InvalidInput) as refused:
+            encoder.encode_candidates(["yes", "no", "Yes", "maybe"], "labels")
+        assert str(refused.value) == "labels[2]: 'Yes' has the same tokens as 'yes' in this model's vocabulary"
+
+    def test_an_end_is_added_where_a_text_begins_with_another(self, tokenizer: Any) -> None:
+        encoder = InputEncoder(tokenizer, Template(text="{input}\nLabel:"))
+        for texts, has_end in ((["good", "bad", "goods"], True), (["good", "bad"], False)):
+            ends = {ids[-1] == tokenizer.eos_token_id for ids in encoder.encode_candidates(texts, "labels")}
+            assert ends == {has_end}
 
     def test_an_empty_input_is_only_the_template(self, tokenizer: Any) -> None:
         assert tokenizer.decode(InputEncoder(tokenizer, Template(text="[{input}]")).encode_input("")) == "[]"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from softprompt import Data
+from softprompt.data.inputs import input_columns, input_of, inputs_of
 from softprompt.data.prepare import prepare
 from softprompt.data.problems import UnusableData
 from tests.softprompt.data.test_files import examples_of
@@ -50,6 +52,15 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'},
         {"messages": TURNS},
     ),
+    "messages and a system message in cells": (
+        {"messages": json.dumps(TURNS), "system": "be"},
+        {"messages": [{"role": "system", "content": "be"}, *TURNS]},
+    ),
+    "ShareGPT with an empty system": ({"system": " ", "conversations": TURNS}, {"messages": TURNS}),
+    "nulls of a union of turns": (
+        {"messages": [{"role": None, "from": "human", "content": None, "value": "q"}, TURNS[1] | {"from": None}]},
+        {"messages": TURNS},
+    ),
 }
 
 
@@ -57,6 +68,14 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_the_forms_of_other_systems_are_read(name: str) -> None:
     given, wanted = LAYOUTS[name]
     assert examples_of(prepare([given])) == [wanted]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_row_is_asked_for_what_training_learned_to_answer(name: str) -> None:
+    given, wanted = LAYOUTS[name]
+    learned = wanted["messages"][:-1] if "messages" in wanted else wanted["input"]
+    assert list(inputs_of([given])) == [learned]
+    assert input_of(given | {"id": 7}, input_columns([*given, "id"])) == learned, "beside other columns"
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -344,6 +344,32 @@ def test_dates_of_a_sheet_have_no_time_unless_the_cell_shows_one(tmp_path: Path)
     }
 
 
+def test_control_characters_of_a_sheet_are_not_read_as_excel_escapes_them(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in [("input", "label"), ("one_x000D_\ntwo", "x"), ("snake_x000d_case_x0041_", "y")]:
+        book.active.append(row)
+    book.save(tmp_path / "a.xlsx")
+    assert [example["input"] for example in examples_of(prepare(tmp_path / "a.xlsx"))] == [
+        "one\r\ntwo",
+        "snake\rcase_x0041_",
+    ]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_quotes_may_begin_after_spaces(delimiter: str, tmp_path: Path) -> None:
+    header, plain = delimiter.join(("input", ' "label"')), delimiter.join(("hello", " positive"))
+    quoted = delimiter.join((f'"one{delimiter} two"', '  "negative"'))
+    text = delimiter.join((f'"say{delimiter} ""so"""', "negative"))
+    path = written(tmp_path / "a.csv", "\n".join([header, plain, quoted, text, '"two', f'lines{delimiter} ""x"""']))
+    path.write_text(path.read_text() + f'{delimiter}"positive"\n')
+    assert [tuple(example.values()) for example in examples_of(prepare(path))] == [
+        ("hello", "positive"),
+        (f"one{delimiter} two", "negative"),
+        (f'say{delimiter} "so"', "negative"),
+        (f'two\nlines{delimiter} "x"', "positive"),
+    ]
+
+
 def test_a_hidden_sheet_is_read_only_if_no_other_has_rows(tmp_path: Path) -> None:
     def hide(book: openpyxl.Workbook) -> None:
         book.active.sheet_state = "hidden"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainer_service.training.comparison import compare
-from trainer_service.training.results import Results, classification_metrics
+from trainer_service.training.results import Results, classification_metrics, text_metric
 from trainer_service.training.spec import Metric
 
 
@@ -33,3 +33,17 @@ def test_a_text_metric_counts_the_examples_with_a_text() -> None:
     results = Results(log_probabilities=(-1.0,) * 4, num_targets=(1,) * 4, num_correct=(1,) * 4, texts={1: ("a", "a")})
     assert (results.num_measured(Metric.EXACT_MATCH), results.num_measured(Metric.LOSS)) == (1, 4)
     assert (results.num_measured(Metric.EXACT_MATCH, [0, 2]), results.num_measured(Metric.LOSS, [0, 2])) == (0, 2)
+
+
+@pytest.mark.parametrize("metric", [Metric.BLEU, Metric.CHRF, Metric.EXACT_MATCH])
+@pytest.mark.parametrize("texts", [("yes", "no"), ("a red lamp",), ("红灯", "灯"), ("7",), ("a\n\nb",)])
+def test_right_answers_have_the_full_score_however_short_they_are(metric: Metric, texts: tuple[str, ...]) -> None:
+    assert text_metric(metric, [(text, text) for text in texts]) == (1 if metric is Metric.EXACT_MATCH else 100)
+    assert text_metric(metric, [("", text) for text in texts]) == 0
+
+
+def test_nearly_right_answers_without_spaces_have_a_part_of_the_score() -> None:
+    wanted, answer = "这是一个红色的大灯。", "这是一个红色的灯。"
+    assert 60 < text_metric(Metric.BLEU, [(answer, wanted)]) < 90
+    spaced = text_metric(Metric.BLEU, [("this is a red lamp", "this is a big red lamp")])
+    assert 30 < spaced < 60, "and words are counted elsewhere"

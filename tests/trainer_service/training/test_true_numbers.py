@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import classification, generation, losses, of, run, task
@@ -233,3 +235,16 @@ def test_few_examples_are_reported() -> None:
     assert "60 times over 8 examples" in many
     assert few == "2 held-out examples can't tell which model is better: at least 10 are needed, and 100 are wise"
     assert of(run(Cohort(BASE), task(num_steps=2, validation=generation(10, 50))), Started)[0].notes == ()
+
+
+def test_characters_that_the_tokenizer_does_not_know_are_told() -> None:
+    words = ["<pad>", "<end>", "<unk>", "In", "Out", ":", "thing", "of", "no", *map(str, range(200))]
+    known = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    known.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=known, pad_token="<pad>", eos_token="<end>", unk_token="<unk>")
+    train = tuple(replace(one, output="nein") if one.line % 8 == 0 else one for one in generation())
+    model = replace(BASE, tokenizer=tokenizer)
+    [told] = of(run(Cohort(model), task(num_steps=2, train=train, validation=generation(10, 50))), Started)[0].notes
+    assert told.startswith("3 examples have characters for which the model has no token")
+    [byte_level] = of(run(Cohort(BASE), task(num_steps=2, train=train, validation=generation(10, 50))), Started)
+    assert byte_level.notes == ()

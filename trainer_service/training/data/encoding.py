@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,10 @@ class EncodedRows(Sequence[EncodedExample]):
     def target_lengths(self) -> NDArray[np.int64]:
         """`[examples]` target tokens."""
         return self._rows.target_lengths[self._indices].astype(np.int64)
+
+    def num_with(self, token_id: int) -> int:
+        """The number of examples with a token in their input or target, as they were before truncation."""
+        return int(np.isin(self._indices, self._rows.having(token_id)).sum())
 
     @cached_property
     def label_indices(self) -> NDArray[np.int64]:
@@ -218,6 +222,14 @@ def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlappin
         mean_target_tokens=float(targets.mean()),
         max_target_tokens=int(targets.max()),
     )
+
+
+def num_unknown(parts: Sequence[EncodedDataset], tokenizer: Any) -> int:
+    """The number of examples with characters for which the tokenizer has no token but its token for unknown ones."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return 0  # such a tokenizer knows every byte
+    return sum(part.examples.num_with(unknown) for part in parts if isinstance(part.examples, EncodedRows))
 
 
 def _shortened(

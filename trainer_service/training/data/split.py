@@ -8,6 +8,7 @@ import random
 from array import array
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
+from unicodedata import normalize
 
 from shared.errors import InvalidInput
 from shared.values.example import target_of
@@ -43,7 +44,7 @@ def split_validation(
     held = _whole_groups(groups, wanted, seed)
     if abs(len(held) - wanted) > max(TOLERANCE * wanted, TOLERATED_ROWS) or len(held) == len(examples):
         groups = rows
-        held = _whole_groups(groups, wanted, seed)
+        held = _whole_groups(groups, wanted, seed, leaves_one=True)
     if len(held) == len(examples):
         raise _all_the_same(len(examples))
     trained = {labels[index] for index in range(len(examples)) if index not in held}
@@ -79,9 +80,9 @@ def input_digest(example: Example) -> bytes:
 
 
 def similar_input_digest(example: Example) -> bytes:
-    """A digest of the input, 16 bytes, ignoring case and white space."""
+    """A digest of the input, 16 bytes, ignoring case, white space and the Unicode form of accented letters."""
     texts = [example.input, *(text for turn in example.messages[:-1] for text in (turn.role, turn.content))]
-    return _digest([" ".join(text.casefold().split()) for text in texts])
+    return _digest([" ".join(normalize("NFC", text).casefold().split()) for text in texts])
 
 
 def example_digest(example: Example) -> bytes:
@@ -130,8 +131,11 @@ def _grouped(keys: Sequence[_Group], seed: int) -> list[list[int]]:
     return order
 
 
-def _whole_groups(keys: Sequence[int], wanted: int, seed: int) -> set[int]:
-    """Indices of whole groups, as near to `wanted` as the seed's order allows; all indices if there is one group."""
+def _whole_groups(keys: Sequence[int], wanted: int, seed: int, *, leaves_one: bool = False) -> set[int]:
+    """Indices of whole groups, as near to `wanted` as the seed's order allows; all indices if there is one group.
+
+    `leaves_one`: not all groups if there are several.
+    """
     groups, held = _grouped(keys, seed), set[int]()
     left = list[list[int]]()
     for group in groups:
@@ -140,6 +144,7 @@ def _whole_groups(keys: Sequence[int], wanted: int, seed: int) -> set[int]:
         else:
             left.append(group)
     smallest = min(left, key=len, default=[])
-    if not held or len(held) + len(smallest) - wanted < wanted - len(held):
+    is_nearer = len(held) + len(smallest) - wanted < wanted - len(held)
+    if not held or (is_nearer and len(left) > leaves_one):
         held.update(smallest)
     return held

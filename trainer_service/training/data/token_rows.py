@@ -68,7 +68,14 @@ class TokenRows:
 
     def beyond(self, vocab_size: int) -> NDArray[np.int64]:
         """The rows with a token id of `vocab_size` or more."""
-        places = np.flatnonzero(self._ids >= vocab_size)
+        return self._rows_at(self._ids >= vocab_size)
+
+    def having(self, token_id: int) -> NDArray[np.int64]:
+        """The rows with a token."""
+        return self._rows_at(self._ids == token_id)
+
+    def _rows_at(self, is_found: NDArray[np.bool_]) -> NDArray[np.int64]:
+        places = np.flatnonzero(is_found)
         return np.unique(np.searchsorted(self._starts, places, side="right") - 1).astype(np.int64)
 
     @property

@@ -110,7 +110,8 @@ def held_out_answers(
         few_shot = {FEW_SHOT: ways[FEW_SHOT]} if FEW_SHOT in ways else {}  # its inputs are much longer than the others
         for group in ({name: way for name, way in ways.items() if name not in few_shot}, few_shot):
             texts |= yield from _texts(base_model, group, order, TEXT_SHARE * train_seconds / 2)
-    found = [_answer(ways, labels, texts, index) for index in order]
+    decode = partial(base_model.tokenizer.decode, skip_special_tokens=True)
+    found = [_answer(ways, labels, texts, index, decode) for index in order]
     found.sort(key=lambda answer: answer.tuned is None or answer.tuned.text is None)  # stable: keeps the random order
     kept = list(_within(found, MAX_BYTES))
     return HeldOutAnswers(
@@ -185,10 +186,14 @@ def _generated(base_model: BaseModel, ways: Mapping[str, Way], batch: _Batch) ->
 
 
 def _answer(
-    ways: Mapping[str, Way], labels: Sequence[str], texts: Mapping[tuple[str, int], str], index: int
+    ways: Mapping[str, Way],
+    labels: Sequence[str],
+    texts: Mapping[tuple[str, int], str],
+    index: int,
+    decode: Callable[[Sequence[int]], str],
 ) -> HeldOutAnswer:
-    example = ways[TUNED].data.examples[index].example
-    reference = target_of(example)
+    row = ways[TUNED].data.examples[index]
+    example, reference = row.example, target_of(row.example)
     answers = dict[str, ModelAnswer]()
     for name, way in ways.items():
         results = way.results
@@ -200,7 +205,8 @@ def _answer(
             text, wanted = results.texts[index]
             correct = text == wanted
         elif text is not None:
-            correct = text == reference.strip()
+            # a tokenizer may change texts, for example their case
+            correct = text == reference.strip() or text == decode(row.target_ids).strip()
         answers[name] = ModelAnswer(None if text is None else _cut(text), loss, correct, results.num_targets[index])
     return HeldOutAnswer(example.line, _cut(input_text(example)), _cut(reference), **answers)
 

@@ -58,7 +58,7 @@ def instruction(spec: TrainingSpec) -> str:
     own = init.text.strip() if init.method is InitMethod.TEXT else ""
     by_recipe = init_text(spec.task, spec.template, spec.labels)
     # without the template's text, which is written around the input anyway
-    return own if own and own != by_recipe else init_text(spec.task, Template(), spec.labels)
+    return own if own and own != by_recipe else init_text(spec.task, Template(), spec.labels, len(spec.labels))
 
 
 def bare(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example]) -> Baseline:
@@ -104,7 +104,7 @@ class _Asking:
             chat = replace(own, text=INPUT_FIELD, format=TemplateFormat.CHAT, system_override=True)
             self.encoder = InputEncoder(tokenizer, pinned(chat, tokenizer))
         else:
-            self.encoder = InputEncoder(tokenizer, Template(text="{input}\nAnswer:", rendering=2))
+            self.encoder = InputEncoder(tokenizer, Template(text="{input}\nAnswer:", rendering=3))
 
     def ids(self, example: Example, shots: Sequence[Example] = ()) -> list[int]:
         turns = [

@@ -5,6 +5,7 @@ In classification, the answer is the label whose tokens are the most probable co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from shared.model.base_model import BaseModel
 from shared.prompt.prefix import PrefixInput
 from shared.values.results import NearestToken
 from trainer_service.training.attention.packing import Row, common_length, num_packed_tokens
-from trainer_service.training.data.encoding import EncodedDataset
+from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
 from trainer_service.training.recipe.init import embed
 from trainer_service.training.results import Results
 from trainer_service.training.work import RowScore, ScoreWork, Work
@@ -38,7 +39,7 @@ def evaluate_examples(prefix: PrefixInput | None, data: EncodedDataset) -> Gener
     answers: list[int] = []
     if data.label_ids:
         if single:
-            answers = [_argmax(score.candidates) for score in scores]
+            answers = [_answer(score.candidates, row) for score, row in zip(scores, data.examples, strict=True)]
         else:
             answers = yield from _choose_labels(prefix, data)
     return Results(
@@ -92,7 +93,8 @@ def _choose_labels(prefix: PrefixInput | None, data: EncodedDataset) -> Generato
     for rows in by_example if is_cheaper and min(apart) >= MIN_PASS_TOKENS else [together]:
         scores += yield from score_rows(prefix, rows)
     values, width = [score.log_probability for score in scores], len(data.label_ids)
-    return [_argmax(values[first : first + width]) for first in range(0, len(values), width)]
+    starts = range(0, len(values), width)
+    return [_answer(values[first : first + width], row) for first, row in zip(starts, data.examples, strict=True)]
 
 
 def row_slices(rows: Sequence[Row], max_tokens: int, common: int = 0) -> Iterator[Sequence[Row]]:
@@ -113,5 +115,8 @@ def row_slices(rows: Sequence[Row], max_tokens: int, common: int = 0) -> Iterato
         yield part
 
 
-def _argmax(values: Sequence[float]) -> int:
-    return max(range(len(values)), key=lambda index: (values[index], -index))
+def _answer(values: Sequence[float], example: EncodedExample) -> int:
+    """The label with the highest score, the first of equals. Scores that are all NaN count as a wrong answer."""
+    known = [-math.inf if math.isnan(value) else value for value in values]
+    best = max(known)
+    return known.index(best) if best > -math.inf else (example.label_index + 1) % len(known)

@@ -148,12 +148,14 @@ def check_init(init: Init, labels: Sequence[str], tokenizer: Any) -> None:
         raise InvalidInput.of(f"{FIELD}.init.text", f"{init.text[:40]!r} has no tokens in this model's vocabulary")
 
 
-def init_text(task: TaskKind, template: Template, labels: Sequence[str]) -> str:
-    """A plain instruction for the task; TEXT init starts training from its embeddings."""
+def init_text(task: TaskKind, template: Template, labels: Sequence[str], max_labels: int = 21) -> str:
+    """A plain instruction for the task; TEXT init starts training from its embeddings. It names the first `max_labels`
+    labels and the last one: the start needs no more.
+    """
     instruction = template.system.strip() if template.format is TemplateFormat.CHAT else ""
     literal = " ".join(template.text.replace(INPUT_FIELD, " ").split())
     if task is TaskKind.CLASSIFICATION:
-        shown = ", ".join(labels[:-1][:20]) + f" or {labels[-1]}"
+        shown = ", ".join(labels[:-1][: max_labels - 1]) + f" or {labels[-1]}"
         default = f"Decide for the following text whether it is {shown}. Answer with one of these words only."
     else:
         default = (

@@ -31,8 +31,8 @@ def test_whole_inputs_are_held_out_where_that_makes_the_share() -> None:
     assert count_overlap(train, held) == 0
 
 
-def test_inputs_that_differ_in_case_and_white_space_stay_on_one_side() -> None:
-    forms = ("Is tea {} good?", "is  TEA {} good? ", "Is tea\n{} good?")
+def test_inputs_that_differ_in_case_white_space_and_unicode_form_stay_on_one_side() -> None:
+    forms = ("Is th\u00e9 {} good?", "is  THE\u0301 {} good? ", "Is th\u00e9\n{} good?")
     inputs = [form.format(number) for number in range(20) for form in forms]
     examples = tuple(Example(line=line, input=input, output=f"{line}") for line, input in enumerate(inputs, start=1))
     train, held = split_validation(examples, FRACTION, seed=3)
@@ -52,6 +52,18 @@ def test_rows_that_are_the_same_stay_on_one_side() -> None:
     train, held = split_validation(twice, FRACTION, seed=0)
     assert {example.output for example in train}.isdisjoint(example.output for example in held)
     assert count_overlap(train, held) == len(held), "and the flattering inputs are told"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("counts", [(3, 2), (5, 5, 5, 5), (9, 1), (1, 1)])
+def test_several_examples_that_repeat_are_not_called_the_same(counts: tuple[int, ...], seed: int) -> None:
+    rows = [number for number, count in enumerate(counts) for _ in range(count)]
+    examples = tuple(Example(line=line, input="x", output=f"{row}") for line, row in enumerate(rows, start=1))
+    train, held = split_validation(examples, 0.9 if len(rows) > 2 else 0.5, seed)
+    assert len(train) + len(held) == len(rows)
+    assert {example.output for example in train}.isdisjoint(example.output for example in held)
+    assert train
+    assert held
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -168,7 +168,9 @@ def test_the_text_is_the_system_message_and_its_control_tokens_are_text() -> Non
     own = InputEncoder(BASE.tokenizer, replace(CHAT, system="Be brief.", text="Q: {input}"))
     assert "Be kind.\n\nBe brief." in decode(TeacherEncoder(own, "Be kind.").ids("Hi"))
     assert "Q: Hi" in decode(TeacherEncoder(own, "Be kind.").ids("Hi"))
-    plain = InputEncoder(BASE.tokenizer, pinned(Template(text="Q: {input}\nA:", format=TemplateFormat.TEXT), None))
+    plain = InputEncoder(
+        BASE.tokenizer, pinned(Template(text="Q: {input}\nA:", format=TemplateFormat.TEXT), BASE.tokenizer)
+    )
     assert decode(TeacherEncoder(plain, "Be kind.").ids("Hi")) == "Q: Be kind.\n\nHi\nA:"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,6 +84,17 @@ def test_a_batch_of_several_models_gives_each_models_own_answers() -> None:
         alone, _ = computed(held_out_answers(BASE, {"tuned": one}, (), 1e9))
         texts = [answer.tuned.text for answer in alone.answers if answer.tuned is not None]
         assert [getattr(answer, name).text for answer in together.answers] == texts
+
+
+@pytest.mark.parametrize(("answer", "correct"), [("no", True), ("NO", True), ("not", False)])
+def test_an_answer_is_right_if_it_is_all_that_the_tokenizer_can_write(
+    answer: str, correct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer may know small letters only. The metric `exact_match` compares in the same way."""
+    monkeypatch.setattr(module, "greedy_answers", lambda base, prefixes, *others: [answer] * len(prefixes))
+    examples = tuple(replace(example, output="NO") for example in generation(2))
+    found, _ = computed(held_out_answers(BASE, {"tuned": way(examples)}, (), 1e9))
+    assert [one.tuned.correct for one in found.answers if one.tuned is not None] == [correct] * 2
 
 
 def test_what_is_too_large_together_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:

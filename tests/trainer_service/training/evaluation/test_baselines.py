@@ -11,7 +11,8 @@ from shared.text.template import Message, Template, TemplateFormat
 from tests.tiny_models import byte_tokenizer
 from tests.trainer_service.training.tasks import LABELS, classification, generation, task
 from trainer_service.training.evaluation.baselines import MAX_SHOT_TOKENS, Baseline, few_shot, instructed, instruction
-from trainer_service.training.spec import Example, TaskKind, TrainingSpec
+from trainer_service.training.recipe.defaults import init_text
+from trainer_service.training.spec import Example, Init, InitMethod, TaskKind, TrainingSpec
 
 TOKENIZER = byte_tokenizer()
 
@@ -34,6 +35,16 @@ def test_an_instruction_comes_before_the_rendered_input_in_the_models_own_chat_t
         "labels follow the header without a space"
     )
     assert found.end_token_id == TOKENIZER.eos_token_id
+
+
+def test_the_instruction_names_every_label() -> None:
+    """A rival that may not choose some of the labels would be beaten too easily."""
+    labels = tuple(f"label-{number}" for number in range(60))
+    spec = spec_of(classification()).model_copy(update={"labels": labels})
+    own = init_text(spec.task, spec.template, labels)
+    hyperparameters = spec.hyperparameters.model_copy(update={"init": Init(InitMethod.TEXT, own)})
+    by_recipe = spec.model_copy(update={"hyperparameters": hyperparameters})
+    assert all(f" {label}" in instruction(by_recipe) for label in labels)
 
 
 def test_a_users_own_init_text_is_the_instruction() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import math
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from trainer_service.training.compute import score
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
 from trainer_service.training.evaluation.evaluate import SLICE_TOKENS, evaluate_examples
 from trainer_service.training.results import Results
-from trainer_service.training.spec import Example
-from trainer_service.training.work import ScoreWork
+from trainer_service.training.spec import Example, Metric
+from trainer_service.training.work import RowScore, ScoreWork
 
 BASE = build(max_position_embeddings=2048)
 
@@ -37,14 +38,17 @@ def dataset(num_examples: int, num_labels: int, beginning: int = 0) -> EncodedDa
     return EncodedDataset(rows, tuple((20 + label % 50, 80 + label // 50, 22) for label in range(num_labels)))
 
 
-def scored(data: EncodedDataset) -> tuple[Results, list[ScoreWork]]:
+def scored(
+    data: EncodedDataset, scores_of: Callable[[ScoreWork], list[RowScore]] | None = None
+) -> tuple[Results, list[ScoreWork]]:
+    """`scores_of` takes the place of the model."""
     forward, works = choose_forward(BASE), list[ScoreWork]()
     running: Generator[Any, Any, Results] = evaluate_examples(None, data)
     work = next(running)
     while True:
         works.append(work)
         try:
-            work = running.send(score(BASE, forward, [work])[0])
+            work = running.send(scores_of(work) if scores_of else score(BASE, forward, [work])[0])
         except StopIteration as done:
             return done.value, works
 
@@ -74,3 +78,16 @@ def test_a_long_beginning_that_all_examples_share_is_computed_once_a_slice() -> 
 def test_few_labels_are_scored_in_full_passes() -> None:
     _, works = scored(dataset(20, 2))
     assert len(works) <= 3
+
+
+@pytest.mark.parametrize("num_label_tokens", [1, 3])
+def test_a_model_that_gives_no_numbers_is_right_on_no_example(num_label_tokens: int) -> None:
+    """As float16 does where activations overflow. The labels of the examples are all the first one."""
+    data = dataset(4, 2)
+    data = EncodedDataset(data.examples, tuple(ids[:num_label_tokens] for ids in data.label_ids))
+
+    def scores_of(work: ScoreWork) -> list[RowScore]:
+        return [RowScore(math.nan, 3, 0, (math.nan,) * len(work.candidates)) for _ in work.rows]
+
+    results, _ = scored(data, scores_of)
+    assert results.metrics(Metric.ACCURACY)["accuracy"] == 0.0
