@@ -7,7 +7,7 @@ import hashlib
 import io
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -129,8 +129,10 @@ class DatasetMethods:
 
 
 def _of_dataset(place: Location) -> Location:
-    """The size of an upload as its caller knows it: that of the data."""
-    return Location((DATASET,)) if place.path == ("header", "size_bytes") else place
+    """The fields of an upload's header as its caller knows them: the size is that of the data."""
+    if place.path == ("header", "size_bytes"):
+        return Location((DATASET,))
+    return replace(place, path=place.path[1:]) if place.path[:2] == ("header", "labels") else place
 
 
 CHUNK_BYTES = 512 << 10

@@ -86,9 +86,15 @@ async def test_what_the_service_finds_wrong_is_named_by_its_place_with_the_calle
         )
 
 
-async def test_the_size_of_an_upload_is_that_of_the_data(client: AsyncClient, trainer: FakeTrainer) -> None:
-    trainer.fail_next = [InvalidInput.of("header.size_bytes", "9 bytes; at most 8 are allowed")]
-    with pytest.raises(InvalidInput, match=r"^dataset: 9 bytes; at most 8 are allowed"):
+@pytest.mark.parametrize(
+    ("field", "known"),
+    [("header.size_bytes", "dataset"), ("header.labels", "labels"), ("header.labels[2]", "labels[2]")],
+)
+async def test_the_header_of_an_upload_is_named_as_its_caller_knows_it(
+    field: str, known: str, client: AsyncClient, trainer: FakeTrainer
+) -> None:
+    trainer.fail_next = [InvalidInput.of(field, "is not good")]
+    with pytest.raises(InvalidInput, match=f"^{re.escape(known)}: is not good"):
         await client.upload_dataset([Example("a", output="b")])
 
 

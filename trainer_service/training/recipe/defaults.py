@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from shared.errors import FieldViolation, InvalidInput
 from shared.model.base_model import BaseModelInfo
+from shared.text.counted import counted
 from shared.text.template import INPUT_FIELD, Template, TemplateFormat
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 from trainer_service.training.spec import (
@@ -246,7 +247,7 @@ def _violations(
             f"is {filled.num_virtual_tokens}, the version to start from has {source_virtual_tokens}",
         )
     if filled.batch_size > num_train:
-        refuse("batch_size", f"{filled.batch_size} is more than the {num_train} training examples")
+        refuse("batch_size", f"{filled.batch_size} is more than the {counted(num_train, 'training example')}")
     if filled.warmup_steps >= filled.num_steps and filled.warmup_steps > 0:
         refuse("warmup_steps", f"{filled.warmup_steps} must be less than the {filled.num_steps} steps")
     if filled.metric in _OF_CLASSES and task is not TaskKind.CLASSIFICATION:
