@@ -145,6 +145,7 @@ def _agreement(info: ServiceInfo | None, model: ModelInfo | None) -> Iterator[Fi
         yield Finding("base model", f"the replica has {model.base_model.id}, the trainer {names}", True, fix)
 
 
+_SECONDS = 5.0
 _MAX_BYTES = 1 << 22
 _PORTS = "ss -ltnp names the program; --gateway-port of softprompt up and --gateway here choose another address"
 
@@ -175,7 +176,7 @@ def gateway_finding(url: str) -> Finding:
 
 def _opened(url: str) -> Any:
     """The response, without a proxy of the environment."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_SERVICE_SECONDS)
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_SECONDS)
 
 
 def _described(url: str) -> tuple[str, str]:

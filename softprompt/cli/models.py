@@ -159,8 +159,8 @@ def manifests(
         raise InvalidInput.of("overlay", f"{source} can't be read as YAML: {where}") from None
     for number, document in enumerate(documents, 1):
         if document is not None and (problem := why_no_object(document)):
-            objects = "must consist of Kubernetes objects, as `kubectl kustomize OVERLAY` prints"
-            raise InvalidInput.of("overlay", f"{objects}: document {number} of {source} {problem}")
+            expected = "must consist of Kubernetes objects, as `kubectl kustomize OVERLAY` prints"
+            raise InvalidInput.of("overlay", f"{expected}: document {number} of {source} {problem}")
     objects = [document for document in documents if document is not None]
     typer.echo(as_yaml(of_models(objects, entries, content)), nl=False)
 

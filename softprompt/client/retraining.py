@@ -58,7 +58,8 @@ class RetrainingMethods(TuningMethods, PromptMethods):
         """
         model = await self._new_model(base_model)
         chosen = [await self.get_prompt(name) for name in prompts] if prompts else await self.list_prompts()
-        items = [item for prompt in chosen for item in aliased_versions(prompt)]
+        named = [(prompt.name.removeprefix("prompts/"), prompt.aliases) for prompt in chosen]
+        items = [item for prompt, aliases in named for item in aliased_versions(prompt, aliases)]
         free = asyncio.Semaphore(_AT_ONCE)
 
         async def planned(item: PlannedRetraining) -> PlannedRetraining | None:

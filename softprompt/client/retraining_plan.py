@@ -17,7 +17,7 @@ from shared.names import DEFAULT_ALIAS, version_name
 from shared.values.base_model import BaseModelInfo
 from shared.values.enums import InitMethod, Metric, TaskKind
 from shared.values.hyperparameters import Hyperparameters
-from shared.values.prompts import Prompt
+from shared.values.prompts import Alias
 from shared.values.report import MIN_EXAMPLES
 from shared.values.spec import NO_ALIAS, PublishGate, PublishPolicy, TuningSpec
 from softprompt.client.clone import cloned_spec
@@ -85,21 +85,21 @@ class RetrainingPlan:
     """Versions that aliases name and that belong to the new base model already."""
 
 
-def aliased_versions(prompt: Prompt) -> Iterator[PlannedRetraining]:
+def aliased_versions(prompt: str, aliases: tuple[Alias, ...]) -> Iterator[PlannedRetraining]:
     """The versions that aliases name, each once. An alias that splits its traffic is refused: its canary must end."""
-    id, named = prompt.name.removeprefix("prompts/"), dict[int, list[str]]()
-    for alias in prompt.aliases:
+    named: dict[int, list[str]] = {}
+    for alias in aliases:
         if len(alias.targets) == 1:
             named.setdefault(alias.targets[0].version, []).append(alias.name)
             continue
         numbers = ", ".join(str(target.version) for target in alias.targets)
         heaviest = max(alias.targets, key=lambda target: (target.weight, target.version))
         refused = f"{alias.name} divides its traffic among the versions {numbers}: give it one version first"
-        yield PlannedRetraining(version_name(id, heaviest.version), (alias.name,), refused=refused)
+        yield PlannedRetraining(version_name(prompt, heaviest.version), (alias.name,), refused=refused)
     for number, names in sorted(named.items()):
         ordered = sorted(names, key=lambda name: (name != DEFAULT_ALIAS, name))
         stay = [f"{', '.join(ordered[1:])} will still name version {number}"] if ordered[1:] else []
-        yield PlannedRetraining(version_name(id, number), tuple(ordered), ordered[0], notes=tuple(stay))
+        yield PlannedRetraining(version_name(prompt, number), tuple(ordered), ordered[0], notes=tuple(stay))
 
 
 def request_id(version: PromptVersion, model: BaseModelInfo, alias: str, earlier: Sequence[TuningJob]) -> str:
