@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,7 +13,7 @@ from sqlalchemy import select
 
 from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.registry import PromptRegistry
-from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, now, prefix_id_of
+from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, prefix_id_of
 from inference_service.prompts.version_loader import VersionLoader
 from inference_service.prompts.watcher import PromptWatcher
 from shared.caller import Caller, calling, current_caller
@@ -97,7 +98,9 @@ class ToyLoader(VersionLoader):
                 raise Unavailable("the blob is not there yet") from error
 
         blob = await self._toy_pool.call(fetch)
-        return ServableVersion(record, blob.manifest, blob.prefix, cast(Any, None), prefix_id_of(record), now())
+        return ServableVersion(
+            record, blob.manifest, blob.prefix, cast(Any, None), prefix_id_of(record), datetime.now(UTC)
+        )
 
 
 class Server:

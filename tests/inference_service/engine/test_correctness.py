@@ -93,7 +93,7 @@ class Workbench:
         for step in range(4000):
             for i, (ids, prefix, count, priority, arrival) in enumerate(requests):
                 if arrival == step:
-                    engine.submit(GenerationRequest(f"r{i}", ids, greedy(count), prefix, priority))
+                    engine.submit(GenerationRequest(f"r{i}", ids, greedy(count), prefix, priority=priority))
             if step > 12 and not engine.has_work:
                 break
             for output in engine.step():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import torch
 
-from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, now, prefix_id_of
+from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, prefix_id_of
 from inference_service.prompts.version_loader import VersionLoader
 from shared.errors import Unavailable
 from shared.prompt.manifest import utc_now
@@ -52,7 +53,9 @@ class Log:
 def loaded(record: VersionRecord) -> ServableVersion:
     """A version as the loader gives it; manifest and encoder are not looked at by registry and watcher."""
     nothing = cast(Any, None)
-    return ServableVersion(record, nothing, SoftPrompt(torch.zeros(1, 4)), nothing, prefix_id_of(record), now())
+    return ServableVersion(
+        record, nothing, SoftPrompt(torch.zeros(1, 4)), nothing, prefix_id_of(record), datetime.now(UTC)
+    )
 
 
 class FakeLoader(VersionLoader):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from inference_service.engine import build
 from inference_service.engine.core.request import FinishReason, GenerationRequest, ScoreRequest
 from inference_service.engine.engine import Engine
+from inference_service.engine.kv.blocks import BlockPool
 from inference_service.engine.run.decode_graphs import Decode, DecodeGraphs, ladder
 from inference_service.engine.run.paged_runner import PagedRunner
 from inference_service.engine.run.varlen_kernel import VarlenKernel, error_of
@@ -211,7 +212,9 @@ def test_requests_of_one_prompt_share_its_blocks(workbench: Workbench) -> None:
     for i in range(4):
         engine.submit(GenerationRequest(f"r{i}", INPUTS[i], greedy(24), "b"))
     engine.step()
-    tables = [row.blocks[: 40 // BLOCK] for row in engine.scheduler.pool.rows if row.holder is not None]
+    pool = engine.scheduler.pool
+    assert isinstance(pool, BlockPool)
+    tables = [row.blocks[: 40 // BLOCK] for row in pool.rows if row.holder is not None]
     assert len(tables) > 1
     assert all(table == tables[0] for table in tables)
     drain(engine)
