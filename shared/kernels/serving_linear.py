@@ -174,7 +174,7 @@ def choose_linear(dtype: torch.dtype, kernel: LinearKernel = "auto") -> Swap | N
 
 
 def _in_blocks(linear: nn.Linear) -> nn.Module:
-    """Of the two numbers of bits, the one that takes longer."""
+    """The layer with blocks of 8 bits, which take longer than those of 4."""
     return NativeLinear(linear, quantise(linear.weight, "q8_0"))
 
 

@@ -51,7 +51,7 @@ _VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torc
 
 
 class Fingerprint(PydanticModel):
-    """Digests, with the files' `stamps` when hashing began at `hashed_at_ns`; of earlier releases, shorter stamps."""
+    """The digests, and the files' `stamps` when hashing began at `hashed_at_ns`; earlier releases: shorter stamps."""
 
     stamps: Stamps
     hashed_at_ns: int = 0

@@ -51,7 +51,10 @@ def private_folder(folder: Path) -> Path:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether only this user and root can write to the path: a cache may be in everyone's directory. Raises OSError."""
+    """Whether only this user and root can write to the path: a cache may be in a directory that everyone can write to.
+
+    Raises OSError.
+    """
     status = path.stat()
     if hasattr(os, "getuid"):
         return status.st_uid in (0, os.getuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -51,7 +51,7 @@ _MAX_SHARE, _MAX_REST_SECONDS = 0.2, 1.0
 
 
 class RpcMetrics:
-    """Of every method: calls started, handled (by code) and in flight, messages, seconds; and those of tenants."""
+    """Counts calls of each method (started, in flight, handled by code), their messages and seconds, also by tenant."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry, self.tenants = registry, TenantMetrics(registry)

@@ -170,7 +170,7 @@ def _leading_ids(tokenizer: Any, *, only_bos: bool) -> list[int]:
     `only_bos`: nothing else, as in earlier versions. XGLM begins a text with its end of sequence, GLM with two tokens.
     """
     plain, found = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (False, True))
-    if only_bos:
+    if only_bos or not plain:  # a tokenizer without the letter
         return found[:1] if tokenizer.bos_token_id is not None and found[:1] == [tokenizer.bos_token_id] else []
     begins = (begin for begin in range(len(found)) if found[begin : begin + len(plain)] == plain)
     return found[: next(begins, 0)]

@@ -60,11 +60,13 @@ def input_of(row: Mapping[str, Any], columns: InputColumns) -> Input:
     def cell(name: str) -> Any:
         return row.get(name) if name else None
 
-    is_chat = not is_missing(row.get(columns.messages)) or not columns.input
+    is_chat = not is_missing(cell(columns.messages)) or not columns.input
     column = columns.messages if is_chat else columns.input
     value, instruction = row.get(column), cell(columns.instruction)
+    if is_chat and not is_missing(value):
+        value = with_system(value, cell(columns.system))
     if is_list(value) or (is_chat and not is_missing(value)):
-        turns = Turns(drop_extra=True).read_input(with_system(value, cell(columns.system)), column)
+        turns = Turns(drop_extra=True).read_input(value, column, is_chat)
         if not turns:
             raise Unusable("is empty", column)
         return turns
@@ -104,7 +106,7 @@ def _of_rows(rows: Iterable[Mapping[str, Any] | Unusable]) -> Iterator[Input | U
 
 def _item(item: Any) -> Input | Unusable:
     if isinstance(item, Example):
-        return item.messages or item.input
+        return item.messages[:-1] or item.input
     try:
         if isinstance(item, Mapping):
             return input_of(item, input_columns(list(item)))

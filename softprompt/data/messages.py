@@ -50,12 +50,15 @@ class Turns:
             raise Unusable(reason, part)
         return made
 
-    def read_input(self, value: Any, part: str) -> list[dict[str, str]]:
-        """The turns before the one to learn or, without such a turn, all of them. Raises Unusable."""
+    def read_input(self, value: Any, part: str, with_answer: bool = True) -> list[dict[str, str]]:
+        """All turns or, if the last one is the assistant's and `with_answer` is set, those before the one to learn.
+
+        Raises Unusable.
+        """
         turns = _turns(value, part)
-        kept = _through_last_weighted(turns, part) or turns
-        made = [self._turn(turn, f"{part}[{index}]") for index, turn in enumerate(kept)]
-        return made[:-1] if made and made[-1]["role"] == "assistant" else made
+        if with_answer and turns and _known_role(turns[-1]) == "assistant":
+            turns = (_through_last_weighted(turns, part) or turns)[:-1]
+        return [self._turn(turn, f"{part}[{index}]") for index, turn in enumerate(turns)]
 
     def _turn(self, turn: Mapping[str, Any], part: str) -> dict[str, str]:
         role_name, content_name = _role_name(turn), "value" if is_missing(turn.get("content")) else "content"

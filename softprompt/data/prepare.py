@@ -27,7 +27,9 @@ _SAMPLE_CELLS = 6
 def prepare(
     data: str | os.PathLike[str] | Examples | Data | PreparedData, labels: Sequence[str] = (), which: str = DATASET
 ) -> PreparedData:
-    """Read all of the data, for seconds. Raises UnusableData with every kind of error, NotFound, or InvalidInput."""
+    """Read all of the data, which may take seconds: call it in a thread. Raises UnusableData with every kind of error,
+    NotFound, or InvalidInput, whose field begins with `which`.
+    """
     if isinstance(data, PreparedData):
         return data
     data = data if isinstance(data, Data) else Data(data)

@@ -24,7 +24,8 @@ class Unusable(Exception):
 
 class UnusableData(InvalidInput):
     """Data that can't be read as examples. Has a violation for each kind of error, whose field is the first place of
-    it. `source`: the file's name, if any. `fix`: options of the command line that would resolve the errors.
+    it. `source`: the file's name, if any. `fix`: options of the command line that would resolve the errors; `advice`:
+    further advice.
     """
 
     def __init__(

@@ -21,8 +21,10 @@ _MAX_ROWS = 1 << 20
 """The most that Excel writes. openpyxl yields an empty row for each number that a file leaves out, up to any number."""
 _MAX_EMPTY_CELLS = 20_000_000
 """openpyxl fills each row up to its last cell, so that a small file can have thousands of millions of empty cells."""
-_ESCAPED = re.compile("_x00([01][0-9A-Fa-f])_")
-"""How Excel writes control characters, mostly the carriage returns of pasted texts. openpyxl keeps the escapes."""
+_ESCAPED = re.compile("_x00([01][0-9A-Fa-f]|5[Ff])_")
+"""How Excel writes control characters, mostly the carriage returns of pasted texts, and the underscore before a text
+that looks like such an escape. openpyxl keeps the escapes.
+"""
 _OTHER_SHEETS = "save the sheet that you need as a separate file"
 _ANOTHER_FORMAT = "save it as CSV UTF-8"
 _INSTALL = "pip install 'softprompt[data]'"

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has not all of them
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows lacks some
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 

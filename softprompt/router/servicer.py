@@ -24,7 +24,9 @@ _RETRY_SECONDS = 1.0
 
 
 class RouterServicer:
-    """Hands each call to `routing`. `has_certificate`: replicas would take callers without a token for the router."""
+    """Hands each call to `routing`. `has_certificate`: whether the router has one; replicas would then take callers
+    without a token for the router.
+    """
 
     def __init__(self, routing: Routing, has_certificate: bool, max_bytes: int) -> None:
         """`max_bytes`: of the requests of all calls together; one alone may have any size."""

@@ -22,7 +22,9 @@ FLEET_SECONDS = 1.0
 
 
 class StoreDirectory(Directory):
-    """Follows a store like a replica, with two requests a poll, in one event loop. Unavailable, it stays as it is."""
+    """Follows a store like a replica, with two requests a poll, in one event loop. Stays as it is while the store is
+    unavailable.
+    """
 
     def __init__(self, store: PromptStore, poll_seconds: float = 0.0, pool: CallPool | None = None) -> None:
         """`poll_seconds` 0: the store's default."""

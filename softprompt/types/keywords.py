@@ -41,7 +41,10 @@ class SamplingKeywords(TypedDict, total=False):
 
 
 def sampling_with(sampling: Sampling | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Sampling | None:
-    """`sampling` with the keywords in place of its values; None if nothing is given. Raises InvalidInput for others."""
+    """`sampling` with the keywords in place of its values; None if nothing is given.
+
+    Raises InvalidInput for an unknown keyword.
+    """
     if not isinstance(sampling, Sampling | Mapping | None):
         raise InvalidInput.of("sampling", f"Sampling or a mapping is expected, not {type_name(sampling)}")
     with readable("sampling"):

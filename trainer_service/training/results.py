@@ -13,6 +13,8 @@ _WITHOUT_SPACES = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 """Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
+_MAX_ORDER = 4
+"""Words of the longest runs that BLEU counts (Papineni et al. 2002)."""
 TEXT_METRICS = frozenset({Metric.CHRF, Metric.BLEU, Metric.EXACT_MATCH})
 
 
@@ -100,8 +102,8 @@ def classification_metrics(wanted: Sequence[int], answers: Sequence[int], num_la
 def text_metric(metric: Metric, texts: Sequence[tuple[str, str]]) -> float:
     """A metric over pairs of (answer, wanted): EXACT_MATCH is a share, CHRF and BLEU (sacrebleu) are 0 to 100.
 
-    BLEU counts runs of up to four words, or of fewer if all texts are shorter. If most letters are of scripts without
-    spaces between words, it counts characters.
+    BLEU counts runs of up to four words, or of fewer if all wanted texts are shorter. If most letters are of scripts
+    without spaces between words, it counts characters.
     """
     if metric is Metric.EXACT_MATCH:
         return sum(answer == wanted for answer, wanted in texts) / len(texts)
@@ -113,5 +115,7 @@ def text_metric(metric: Metric, texts: Sequence[tuple[str, str]]) -> float:
     letters = "".join(references[0])
     has_words = 2 * len(_WITHOUT_SPACES.findall(letters)) <= sum(map(str.isalpha, letters))
     unit = "13a" if has_words else "char"  # sacrebleu's names
-    score = sacrebleu.corpus_bleu(answers, references, tokenize=unit, use_effective_order=True)
-    return min(100.0, float(score.score))
+    tokenizer = sacrebleu.BLEU(tokenize=unit).tokenizer
+    longest = max(len(tokenizer(text).split()) for text in references[0])
+    bleu = sacrebleu.BLEU(tokenize=unit, max_ngram_order=min(_MAX_ORDER, max(1, longest)))
+    return min(100.0, float(bleu.corpus_score(answers, references).score))

@@ -28,7 +28,9 @@ MAX_COUNTED = 20_000
 
 @dataclass(frozen=True)
 class Begun:
-    """The beginning of a run. `restart_reason`: why the task's checkpoint can't be used; empty if it is, or is None."""
+    """The beginning of a run. `restart_reason`: why the task's checkpoint can't be used; empty if it is used or
+    there is none.
+    """
 
     trainees: list[Trainee]
     state: checkpoint.RunState

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """Whom a request is charged to, and when it runs."""
+    """Which tenant a request is charged to, and when it runs."""
 
     priority: int = 0
     """Higher runs first within a tenant; equal priorities run by arrival."""

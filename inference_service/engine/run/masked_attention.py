@@ -110,7 +110,7 @@ def attend_in_steps(
     """`attend` in plain operations, for features that the fused kernels lack."""
     rows, heads, queries, width = query.shape
     kv_heads, slots = keys.shape[1:3]
-    scores = query.reshape(rows, kv_heads, -1, width) @ keys.transpose(2, 3) * scoring.scale
+    scores = (query.reshape(rows, kv_heads, -1, width) @ keys.transpose(2, 3)).float() * scoring.scale
     if scoring.softcap is not None:
         scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
     scores = scores.view(rows, heads, queries, slots)

@@ -39,14 +39,14 @@ INLINE void tile(int rows, int strips, int bits, const Block *x, const uint8_t *
                  float (*sums)[STRIPS][LANES], uint16_t *y, int64_t blocks, int64_t stride, int64_t out) {
   const int words = bits, shifts = 16 / bits; /* words of a block; pairs in a word */
   const uint32_t mask = bits == 4 ? 0x000f000f : 0x00ff00ff;
-  const int64_t block_bytes = PANEL * 4 * (words + 1);
-  const int64_t lanes_apart = LANES == PANEL ? 0 : LANES, bytes_apart = LANES == PANEL ? blocks * block_bytes : 0;
+  const int64_t bytes_per_block = PANEL * 4 * (words + 1);
+  const int64_t lanes_apart = LANES == PANEL ? 0 : LANES, bytes_apart = LANES == PANEL ? blocks * bytes_per_block : 0;
 #pragma GCC unroll 8
   for (int row = 0; row < rows; row++)
 #pragma GCC unroll 2
     for (int strip = 0; strip < strips; strip++)
       store_floats(sums[row][strip], bias ? load_floats(bias + lane + strip * LANES) : (vec){0});
-  for (int64_t block = 0; block < blocks; block++, x += stride, panel += block_bytes) {
+  for (int64_t block = 0; block < blocks; block++, x += stride, panel += bytes_per_block) {
     ivec dots[TILE][STRIPS];
 #pragma GCC unroll 8
     for (int row = 0; row < rows; row++)

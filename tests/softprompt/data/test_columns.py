@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from shared.values.example import Example
+from shared.values.message import Message
 from softprompt import Data
 from softprompt.data.inputs import input_columns, input_of, inputs_of
 from softprompt.data.prepare import prepare
@@ -76,6 +78,20 @@ def test_a_row_is_asked_for_what_training_learned_to_answer(name: str) -> None:
     learned = wanted["messages"][:-1] if "messages" in wanted else wanted["input"]
     assert list(inputs_of([given])) == [learned]
     assert input_of(given | {"id": 7}, input_columns([*given, "id"])) == learned, "beside other columns"
+
+
+ASKED: dict[str, tuple[Any, Any]] = {
+    "an example": (Example(messages=tuple(Message(**turn) for turn in TURNS)), (Message("user", "q"),)),
+    "a question after an answer": ({"messages": [*TURNS[:1], TURNS[1] | {"weight": 1}, TURNS[0]]}, [*TURNS, TURNS[0]]),
+    "a beginning of the answer in TRL's prompt": ({"prompt": TURNS}, TURNS),
+    "a column without a name": ({"": 0, "text": "hello"}, "hello"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_is_not_the_answer_to_learn_is_asked(name: str) -> None:
+    given, wanted = ASKED[name]
+    assert list(inputs_of([given])) == [wanted]
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

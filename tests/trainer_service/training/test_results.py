@@ -47,3 +47,9 @@ def test_nearly_right_answers_without_spaces_have_a_part_of_the_score() -> None:
     assert 60 < text_metric(Metric.BLEU, [(answer, wanted)]) < 90
     spaced = text_metric(Metric.BLEU, [("this is a red lamp", "this is a big red lamp")])
     assert 30 < spaced < 60, "and words are counted elsewhere"
+
+
+def test_an_answer_that_is_cut_short_is_worse_than_one_with_a_wrong_word() -> None:
+    wanted = "a red lamp here"
+    cut, wrong = (text_metric(Metric.BLEU, [(answer, wanted)] * 5) for answer in ("a red lamp", "a red lamp there"))
+    assert cut < wrong < 100

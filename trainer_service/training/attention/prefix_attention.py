@@ -80,7 +80,9 @@ def _attention(
 def _with_given(
     layout: Layout, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A layer's packed positions `[heads, positions, width]`; given ones ask with 0, and their answers are dropped."""
+    """A layer's packed positions `[heads, positions, width]`; given ones have queries of 0, whose outputs are
+    dropped.
+    """
     if not layout.given:
         return query, key, value
     if layer < 0:

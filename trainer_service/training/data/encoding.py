@@ -228,7 +228,7 @@ def num_unknown(parts: Sequence[EncodedDataset], tokenizer: Any) -> int:
     """The number of examples with characters for which the tokenizer has no token but its token for unknown ones."""
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
-        return 0  # such a tokenizer knows every byte
+        return 0  # mostly a tokenizer that knows every byte; its token for unknown characters has another use
     return sum(part.examples.num_with(unknown) for part in parts if isinstance(part.examples, EncodedRows))
 
 
