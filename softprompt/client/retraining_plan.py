@@ -103,9 +103,10 @@ def aliased_versions(prompt: str, aliases: tuple[Alias, ...]) -> Iterator[Planne
 
 
 def request_id(version: PromptVersion, model: BaseModelInfo, alias: str, earlier: Sequence[TuningJob]) -> str:
-    """The request id of the version's retraining, so that a repeated call finds the job of the first. `earlier`: jobs
-    that failed or were cancelled, after which a new one is made. Their names are part of the request id: a job that
-    still exists is one of them, so its request id can't be made again, also after others were deleted.
+    """The request id of the version's retraining, so that a repeated call, also of another caller at the same time,
+    finds the job of the first. `earlier`: jobs that failed or were cancelled, after which a new one is made. Their
+    names are part of the request id: a job that still exists is one of them, so its request id can't be made again,
+    also after others were deleted.
     """
     text = "\n".join((version.name, version.digest, model.fingerprint, alias, *sorted(job.name for job in earlier)))
     return f"retrain-{hashlib.sha256(text.encode()).hexdigest()[:32]}"

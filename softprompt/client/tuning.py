@@ -47,10 +47,12 @@ class TuningMethods(DatasetMethods, JobFollowing):
         spec: TuningSpec,
         *,
         request_id: str = "",
+        shared_request_id: bool = False,
         timeout_seconds: float | None = None,
         on_upload: OnUpload | None = None,
     ) -> TuningJob:
-        """Upload the examples and queue a job. Repeating a `request_id` returns the job that it created.
+        """Upload the examples and queue a job. Repeating a `request_id` returns the job that it created; with
+        `shared_request_id`, also the one that another caller created for the same prompt.
 
         `timeout_seconds` is the deadline of the creation alone; the default is longer if the trainer copies data from a
         URI. `on_upload` is called as `on_progress` of `upload_dataset`. Raises InvalidInput.
@@ -61,7 +63,9 @@ class TuningMethods(DatasetMethods, JobFollowing):
                 timeout_seconds = max(COPY_SECONDS, self._connection.trainer.timeout_seconds)
             stored = replace(spec, dataset=dataset, validation_dataset=validation)
             message = write(stored, tuning_pb2.TuningSpec(), "spec")
-            request = tuning_pb2.CreateTuningJobRequest(spec=message, request_id=request_id or uuid.uuid4().hex)
+            request = tuning_pb2.CreateTuningJobRequest(
+                spec=message, request_id=request_id or uuid.uuid4().hex, shared_request_id=shared_request_id
+            )
             response = await self._connection.trainer.call(
                 self._connection.tuning.CreateTuningJob, request, timeout_seconds
             )
