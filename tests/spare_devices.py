@@ -24,7 +24,7 @@ class SpareTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, numbers: torch.Tensor, device: torch.device) -> SpareTensor:
-        made: SpareTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: SpareTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             numbers.shape,
             strides=numbers.stride(),
@@ -45,7 +45,9 @@ class SpareTensor(torch.Tensor):
         return self.numbers.untyped_storage()
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _computed(func, args, kwargs or {})
 
 

@@ -22,8 +22,10 @@ def busiest(uuids: Iterable[str]) -> float | None:
     `uuids`: as torch has them. None if there is no driver of NVIDIA, or if it does not know the load, as of a GPU that
     is divided (MIG). Takes milliseconds.
     """
-    library, found = _library(), list[float]()
-    for uuid in uuids if library is not None else ():
+    if (library := _library()) is None:
+        return None
+    found = list[float]()
+    for uuid in uuids:
         handle, rates = ctypes.c_void_p(), _Utilization()
         if library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode(), ctypes.byref(handle)) != _SUCCESS:
             continue

@@ -15,9 +15,13 @@ import torch
 
 from tests import spare_devices
 from tests.trainer_service.training.attention.on_two_devices import loaded_on_spare_devices
-from trainer_service.cluster import memory, ray_actor
+from trainer_service.cluster import memory as memory_module
+from trainer_service.cluster import ray_actor as ray_actor_module
 from trainer_service.cluster.worker_init import WorkerSpec
 
+memory: Any = memory_module
+ray_actor: Any = ray_actor_module
+torch_cuda: Any = torch.cuda
 FACTS = "FACTS_OF_GPU_WORKERS"
 """A directory, to which each worker writes what Ray gave it, as JSON."""
 TOTAL_BYTES, TENSOR_BYTES = 80 << 30, 3 << 30
@@ -63,7 +67,7 @@ class GpuWorker(ray_actor.WorkerActor.__ray_metadata__.modified_class):  # type:
 
     def __init__(self, spec: WorkerSpec) -> None:
         cuda, load = _Cuda(), ray_actor.load_trainer_in_background
-        torch.cuda.set_per_process_memory_fraction = cuda.set_per_process_memory_fraction
+        torch_cuda.set_per_process_memory_fraction = cuda.set_per_process_memory_fraction
         memory.torch = SimpleNamespace(cuda=cuda)
 
         def loaded(spec: WorkerSpec) -> Any:

@@ -154,9 +154,10 @@ def prometheus_shows(folder: Path, port: int, load: float) -> None:
     ) as server:
         for series, value in expected.items():
             [query] = [one for one in dashboard_queries() if f"worker_{series}" in one.expression]
-
-            def values(expression: str = query.expression) -> dict[str, float]:
-                return {one["metric"]["base_model"]: float(one["value"][1]) for one in server.query(expression)}
-
             wanted = {"half-a": float(value), "half-b": float(value)}
-            wait_until(lambda wanted=wanted, values=values: values() == wanted, pause_seconds=0.5)
+
+            def shows(expression: str = query.expression, wanted: dict[str, float] = wanted) -> bool:
+                found = server.query(expression)
+                return {one["metric"]["base_model"]: float(one["value"][1]) for one in found} == wanted
+
+            wait_until(shows, pause_seconds=0.5)

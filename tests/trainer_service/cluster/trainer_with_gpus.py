@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from trainer_service import __main__ as trainer
 from trainer_service.cluster.ray_cluster import RayCluster
@@ -12,5 +13,6 @@ if __name__ == "__main__":
     from tests.trainer_service.cluster.gpu_worker import GpuWorkerActor
     from trainer_service.cluster import ray_actor
 
-    ray_actor.WorkerActor = GpuWorkerActor
+    module: Any = ray_actor
+    module.WorkerActor = GpuWorkerActor
     sys.exit(trainer.main())

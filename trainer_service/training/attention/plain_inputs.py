@@ -68,7 +68,7 @@ def cache_of(prefixes: Sequence[PrefixInput | None], longest: int) -> DynamicCac
     return cache
 
 
-class _PrefixCache(DynamicCache):
+class _PrefixCache(DynamicCache):  # type: ignore[misc]
     """A cache for layers on several devices: what it begins with moves to a layer's device when that layer reads it."""
 
     def update(

@@ -30,7 +30,7 @@ from tests.trainer_service.training.models import ARCHITECTURES
 from tests.trainer_service.training.tasks import generation, losses, matrix, run, task
 from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
-from trainer_service.training import budget
+from trainer_service.training import budget as budget_module
 from trainer_service.training.attention import forward as forward_module
 from trainer_service.training.attention.forward import Forward, PackedForward, PlainForward, check_key_values
 from trainer_service.training.attention.packing import Layout, Row, Segment
@@ -121,6 +121,7 @@ def answers(cohort: Cohort, given: bool) -> list[str]:
 
 def keeps_to_the_fullest(cohort: Cohort) -> str:
     """The token budget is what fits into the device with the least free memory."""
+    budget: Any = budget_module
     base, forward = cohort._base_model, PackedForward(cohort._base_model)
     per_position = budget.bytes_per_position(base, forward)
     both = sum((budget._kept_bytes(base, forward, 192) - budget._kept_bytes(base, forward, 64)).values()) // 128
@@ -176,7 +177,7 @@ def leave_tiles_on_the_first_device() -> None:
 
 def leave_positions_where_they_are() -> None:
     right = forward_module.only_at
-    forward_module.only_at = lambda positions, mlp: right(_Immovable(positions), mlp)  # type: ignore[assignment, arg-type]
+    forward_module.only_at = lambda positions, mlp: right(_Immovable(positions), mlp)  # type: ignore[arg-type]
 
 
 FAULTS = {"tiles": leave_tiles_on_the_first_device, "mlp": leave_positions_where_they_are}
