@@ -16,6 +16,7 @@ FOLDERS = ("benchmarks", "k8s", "packaging", "softprompt/gateway", "softprompt/r
 
 FILES = frozenset(
     {
+        "trainer_service/training/attention/test_several_devices.py",
         "trainer_service/usage/test_usage_calls.py",
         "trainer_service/usage/test_usage_under_kills.py",
         "inference_service/engine/guide/test_guided.py",

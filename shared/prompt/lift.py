@@ -49,10 +49,16 @@ def key_values_of(base: BaseModel, inputs_embeds: torch.Tensor) -> KeyValuePrefi
 def latent_layers(model: torch.nn.Module) -> dict[int, Expand]:
     """The layers with latent attention, by index: each function makes keys and values of the latents, with gradient.
 
-    It takes and gives what the layer's own cache and its attention function have, `[rows, heads, tokens, width]`.
+    It takes and gives what the layer's own cache and its attention function have, `[rows, heads, tokens, width]`; the
+    latents may be on another device than the layer.
     """
+
+    def expand(layer: Any) -> Expand:
+        device = next(layer.parameters()).device
+        return lambda keys, values: layer.expand_kv(keys.to(device), values.to(device))
+
     return {
-        module.layer_idx: module.expand_kv  # type: ignore[misc]
+        module.layer_idx: expand(module)  # type: ignore[misc]
         for module in model.modules()
         if hasattr(module, "expand_kv") and isinstance(getattr(module, "layer_idx", None), int)
     }
@@ -63,7 +69,7 @@ def attended(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """What the attention of each layer reads, `[tokens, heads, width]`: latents are expanded by `layers`.
 
-    `keys` and `values` are those of a `KeyValuePrefix`, in the model's dtype and on its device.
+    `keys` and `values` are those of a `KeyValuePrefix`, in the model's dtype and on its first device.
     """
     found_keys, found_values = list(keys), list(values)
     for layer, expand in layers.items():

@@ -71,14 +71,17 @@ class RetrainingMethods(TuningMethods, PromptMethods):
         return RetrainingPlan(model, await self._num_replicas(model), made, len(found) - len(made))
 
     async def retrain(self, plan: RetrainingPlan) -> list[PlannedRetraining]:
-        """Create the jobs of a plan; returns it with the jobs, and with the reason where one was refused. Repeated
-        after an interruption, it finds the jobs of the first call. Raises Unavailable, DeadlineExceeded.
+        """Create the jobs of a plan; returns it with the jobs, and with the reason where one was refused.
+
+        A repeated call after an interruption, or one of another caller at the same time, gets the jobs of the first.
+        Raises Unavailable, DeadlineExceeded.
         """
         made = []
         for item in plan.prompts:
             if item.is_new and item.spec is not None:
                 try:
-                    item = replace(item, job=await self.create_job(item.spec, request_id=item.request_id))
+                    job = await self.create_job(item.spec, request_id=item.request_id, shared_request_id=True)
+                    item = replace(item, job=job)
                 except _REFUSALS as error:
                     item = replace(item, refused=error.message)
             made.append(item)

@@ -46,12 +46,14 @@ class TuningMethods(DatasetMethods, JobFollowing):
         spec: TuningSpec,
         *,
         request_id: str = "",
+        shared_request_id: bool = False,
         timeout_seconds: float | None = None,
         on_upload: OnUpload | None = None,
     ) -> TuningJob:
-        """Upload the examples and queue a job. Repeating a `request_id` returns the job that it created.
-        `timeout_seconds` is for the creation alone; the default is longer for data from a URI. `on_upload`: see
-        `on_progress` of `upload_dataset`. Raises InvalidInput.
+        """Upload the examples and queue a job. Repeating a `request_id` returns the job that it created; with
+        `shared_request_id`, also the one that another caller created for the same prompt. `timeout_seconds` is for the
+        creation alone; the default is longer for data from a URI. `on_upload`: see `on_progress` of `upload_dataset`.
+        Raises InvalidInput.
         """
         with ExitStack() as names:
             dataset, validation = await self._stored_data(spec, names, on_upload, request_id)
@@ -59,7 +61,9 @@ class TuningMethods(DatasetMethods, JobFollowing):
                 timeout_seconds = max(COPY_SECONDS, self._connection.trainer.timeout_seconds)
             stored = replace(spec, dataset=dataset, validation_dataset=validation)
             message = write(stored, tuning_pb2.TuningSpec(), "spec")
-            request = tuning_pb2.CreateTuningJobRequest(spec=message, request_id=request_id or uuid.uuid4().hex)
+            request = tuning_pb2.CreateTuningJobRequest(
+                spec=message, request_id=request_id or uuid.uuid4().hex, shared_request_id=shared_request_id
+            )
             return await self._connection.ask(TuningJob, request, "job", timeout_seconds)
 
     async def validate_job(self, spec: TuningSpec, *, on_upload: OnUpload | None = None) -> JobCheck:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from prompttuning.v1 import prompts_pb2
 
 from shared.errors import PreconditionFailed
+from shared.security.tokens import hash_token, new_token
 from shared.values.base_model import BaseModelInfo
 from shared.values.enums import InitMethod, JobState, Metric
 from shared.values.hyperparameters import Hyperparameters, Init
@@ -21,6 +23,7 @@ from shared.values.spec import PublishPolicy, TuningSpec
 from shared.wire.mirror import read
 from softprompt import AsyncClient
 from softprompt.client.retraining_plan import aliased_versions, retraining_spec, why_not_comparable
+from softprompt.client.security import ClientSecurity
 from softprompt.errors import JobFailed
 from softprompt.types.prompts import PromptVersion
 from tests.softprompt.cli_runner import CliRunner, Outcome
@@ -56,12 +59,9 @@ class Upgrade:
 
 
 @pytest.fixture
-async def upgrade(
-    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> AsyncIterator[Upgrade]:
-    """A trainer with two base models, and a prompt `parity` of the old one."""
+def settings(tmp_path: Path, tiny_model_dir: Path) -> TrainerSettings:
     new = save_tiny_llama(tmp_path / "new", seed=7)
-    settings = TrainerSettings(
+    return TrainerSettings(
         base_models=(f"old={tiny_model_dir}", f"new={new}"),
         data_dir=tmp_path / "data",
         store_url=str(tmp_path / "store"),
@@ -69,6 +69,13 @@ async def upgrade(
         max_proof_model_bytes=0,
         grace_seconds=5,
     )
+
+
+@pytest.fixture
+async def upgrade(
+    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> AsyncIterator[Upgrade]:
+    """A trainer with two base models, and a prompt `parity` of the old one."""
     async with running_trainer(settings, local_pool) as trainer, AsyncClient(f"127.0.0.1:{trainer.port}") as client:
         made = Upgrade(trainer, client, CliRunner(monkeypatch, capsys))
         await made.train(SPEC)
@@ -135,6 +142,38 @@ async def test_an_interrupted_call_is_continued_and_a_cancelled_job_made_again(u
     await client.delete_job(jobs[0].name)
     (third,) = await client.retrain(await client.plan_retraining("new"))
     assert (third.refused, third.job and third.job.name != second.job.name) == ("", True), "it is no old job"
+
+
+async def test_two_operators_at_the_same_time_make_one_job_for_a_version(
+    settings: TrainerSettings, tmp_path: Path
+) -> None:
+    """And a deliberate second retraining, after the first job was deleted, makes another."""
+    tokens = {name: new_token() for name in ("ann", "bob")}
+    callers = [
+        {"name": name, "tenant": "ops", "roles": ["admin"], "token_sha256": [hash_token(token)]}
+        for name, token in tokens.items()
+    ]
+    (tmp_path / "callers.json").write_text(json.dumps({"tenants": [{"name": "ops"}], "callers": callers}))
+    with_callers = settings.model_copy(update={"callers_file": str(tmp_path / "callers.json")})
+    async with (
+        running_trainer(with_callers, local_pool) as trainer,
+        AsyncClient(f"127.0.0.1:{trainer.port}", security=ClientSecurity(token=tokens["ann"])) as ann,
+        AsyncClient(f"127.0.0.1:{trainer.port}", security=ClientSecurity(token=tokens["bob"])) as bob,
+    ):
+        for prompt in ("one", "two", "three"):
+            await ann.wait_for_job((await ann.create_job(replace(SPEC, prompt=prompt))).name)
+        plans = await asyncio.gather(*(client.plan_retraining("new", keep_aliases=True) for client in (ann, bob)))
+        assert [item.is_new for plan in plans for item in plan.prompts] == [True] * 6
+        made = await asyncio.gather(ann.retrain(plans[0]), bob.retrain(plans[1]))
+        first, second = ([item.job.name for item in items if item.job is not None] for items in made)
+        assert (first == second, len(set(first))) == (True, 3), made
+        assert len(await bob.list_jobs()) == 6
+        for name in first:
+            await ann.wait_for_job(name)
+            await bob.delete_job(name)
+        again = await ann.retrain(await ann.plan_retraining("new", keep_aliases=True))
+        assert [item.refused for item in again] == [""] * 3
+        assert not {item.job.name for item in again if item.job is not None} & set(first)
 
 
 async def test_what_cannot_be_compared_is_refused_or_moves_no_alias(upgrade: Upgrade) -> None:

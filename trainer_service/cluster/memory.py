@@ -8,6 +8,7 @@ import psutil
 import torch
 
 from shared.process.free_memory import available_bytes
+from trainer_service.cluster import nvml
 from trainer_service.cluster.interface import WorkerMemory
 
 _LOAD_SECONDS = 5.0
@@ -45,14 +46,12 @@ class _Load:
         self._value: float | None = None
 
     def current(self) -> float | None:
-        """Between 0 and 1; None if NVML or its Python package is missing."""
+        """Between 0 and 1; None if the driver does not say."""
         now = time.monotonic()
         if now - self._read_at >= _LOAD_SECONDS:
             self._read_at = now
-            try:
-                self._value = max(torch.cuda.utilization(index) for index in range(torch.cuda.device_count())) / 100
-            except (ImportError, RuntimeError):
-                self._value = None
+            properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+            self._value = nvml.busiest(str(device.uuid) for device in properties)
         return self._value
 
 

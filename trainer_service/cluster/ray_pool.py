@@ -40,6 +40,9 @@ _PIECE_BYTES = 1 << 20
 _NODE_ID = "ray.io/node-id"
 """A label that Ray gives every node."""
 _ACTOR_MODULE = f"{__package__}.ray_actor"
+_UNITS = {"GPU": "GPUs", "CPU": "CPUs", "memory": "bytes of memory"}
+_ANY_AMOUNT = 1e-3
+"""What Ray takes of a type of GPU."""
 _NEEDS_LESS = "shorter examples or fewer virtual tokens need less memory, or give workers more"
 
 
@@ -106,7 +109,8 @@ class RayPool:
         """Start a worker and wait, without a limit, until the cluster has placed it and it runs.
 
         Raises WrongSoftware if its node has other versions than this process. That node gets no more workers, so that
-        the next launch finds another node, or makes the cluster add one. Raises WorkerLost.
+        the next launch finds another node, or makes the cluster add one. Raises WorkerLost, also if an embedded cluster
+        is too small for the worker, because it never grows.
         """
         from trainer_service.cluster import ray_actor
 
@@ -114,6 +118,8 @@ class RayPool:
             raise WorkerLost(f"this trainer no longer has the base model {base_model!r}", base_model_failed=True)
         spec = self._spec(base_model)
         options = actor_options(spec, self._models.workers(base_model), self._other_nodes)
+        if self._cluster.is_embedded and (lacking := _lacking(options, self._cluster.resources)):
+            raise WorkerLost(f"a worker of base model {base_model!r} needs {lacking}")
         remote: Any = ray_actor.WorkerActor  # Ray adds methods to the class that no type checker knows
         actor = remote.options(**options).remote(spec)
         worker = RayWorker(
@@ -291,6 +297,25 @@ def actor_options(spec: WorkerSpec, wanted: Workers, other_nodes: Collection[str
         "label_selector": selector,
     }
     return options | {name: value for name, value in others.items() if value}
+
+
+def _lacking(options: Mapping[str, Any], machine: Mapping[str, float]) -> str:
+    """Which of a worker's resources the machine does not have at all, busy or free, as a text; empty if it has all."""
+    wanted = {
+        "GPU": options["num_gpus"],
+        "CPU": options["num_cpus"],
+        "memory": options.get("memory", 0),
+        **options.get("resources", {}),
+    }
+    if kind := options.get("accelerator_type"):
+        wanted[f"accelerator_type:{kind}"] = _ANY_AMOUNT
+    lacking = {name: amount for name, amount in wanted.items() if amount > machine.get(name, 0)}
+    return ", ".join(
+        f"a GPU of type {kind}, and this machine has none"
+        if name == f"accelerator_type:{kind}"
+        else f"{amount:,.15g} {_UNITS.get(name, name)}, and this machine has {machine.get(name, 0):,.15g}"
+        for name, amount in lacking.items()
+    )
 
 
 def connect(

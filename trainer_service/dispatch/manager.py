@@ -167,13 +167,15 @@ class JobManager:
         owner: JobOwner,
         unstored: Mapping[str, Description] | None = None,
         request_id: str = "",
+        *,
+        is_shared: bool = False,
     ) -> CheckedJob:
         """The job that `create` would make or return, unstored, and how long it would train. Raises what `create`
         raises. Without a dataset in the spec, checks what does not depend on the data. `unstored`: its datasets that
         are not stored.
         """
         database = self._context.database
-        if found := await self._earlier(request_id, owner):
+        if found := await self._earlier(request_id, owner, spec.prompt if is_shared else ""):
             return CheckedJob(checked_same(found, spec, request_id) if spec.dataset else None)
         if not spec.dataset:
             await self._check_owner(spec, owner)
@@ -201,12 +203,14 @@ class JobManager:
         if owner.tenant.budgets:
             await self._context.database.call(self._check_budgets, owner.tenant, None)
 
-    async def _earlier(self, request_id: str, owner: JobOwner) -> Job | None:
-        """The job that the caller created with this request id. Raises InvalidInput."""
+    async def _earlier(self, request_id: str, owner: JobOwner, of_prompt: str) -> Job | None:
+        """The job that the caller, or for the prompt `of_prompt` any caller, created with this request id. Raises
+        InvalidInput.
+        """
         if len(request_id) > MAX_REQUEST_ID_CHARS or "\0" in request_id:
             raise InvalidInput.of("request_id", f"must have at most {MAX_REQUEST_ID_CHARS} characters, and no NUL")
         find = self._store.find_request
-        return await self._context.database.call(find, owner.caller, request_id, current_caller().prompts)
+        return await self._context.database.call(find, owner.caller, request_id, current_caller().prompts, of_prompt)
 
     def _limits_of(self, owner: JobOwner) -> dict[str, Any]:
         """The limits of a creation, as arguments of the job store."""
@@ -217,13 +221,16 @@ class JobManager:
             "max_active_of_tenant": owner.tenant.limits.active_jobs,
         }
 
-    async def create(self, spec: StoredSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER) -> Job:
-        """Checks the spec and stores a QUEUED job. Repeating a `request_id` returns the job that it created.
+    async def create(
+        self, spec: StoredSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER, is_shared: bool = False
+    ) -> Job:
+        """Checks the spec and stores a QUEUED job. Repeating a `request_id` returns the job that it created; with
+        `is_shared`, also that of another caller for the same prompt.
 
         Raises what `Admission.check` raises, InvalidInput for a priority above the tenant's maximum, Conflict if the
         earlier job of `request_id` has another spec, Overloaded if the queue or the tenant's part of it is full.
         """
-        if found := await self._earlier(request_id, owner):
+        if found := await self._earlier(request_id, owner, spec.prompt if is_shared else ""):
             if found.spec == spec:
                 return found
             effective = found.effective  # `JobStore.create` raises the Conflict that names the difference
@@ -251,6 +258,7 @@ class JobManager:
             use_datasets=None if self._ledger is None else self._ledger.use,
             check_budgets=lambda connection: self._check_budgets(owner.tenant, connection),
             weight=owner.tenant.weight,
+            is_shared=is_shared,
         )
         if created.id == job.id:
             log.info(

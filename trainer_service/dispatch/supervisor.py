@@ -31,6 +31,9 @@ from trainer_service.training.events import (
 
 log = logging.getLogger(__name__)
 
+_OF_RAY = {"num_gpus", "num_cpus", "memory_bytes", "accelerator_type", "ray_resources", "ray_labels"}
+"""What the models file says that Ray heeds when it places a worker."""
+
 
 class Liveness:
     """Detects a worker that answers polls but makes no progress. `step_seconds` is the longest time that one step may
@@ -210,8 +213,8 @@ class WorkerSupervisor:
                 failure = LaunchFailure.NO_PLACE if self._handle is None else LaunchFailure.TIMEOUT
                 seconds = self._context.launch_seconds(self.base_model)
                 self.why_not_started = (
-                    f"for {seconds:g} s, no node had the processors, GPUs, memory and labels that its worker needs, "
-                    "or the worker's process did not start"
+                    f"for {seconds:g} s, no node had the processors, GPUs, memory and labels that a worker of base "
+                    f"model {self.base_model!r} needs{self._needs()}, or the worker's process did not start"
                     if self._handle is None
                     else "a worker did not answer while it loaded its base model"
                 )
@@ -221,6 +224,15 @@ class WorkerSupervisor:
                 self.why_not_started = f"a worker did not start: {reason}"
             if not self._abandoned:
                 await asyncio.shield(self._finish(reason, out_of_memory, failure))
+
+    def _needs(self) -> str:
+        """What the models file asks for its worker, in parentheses; empty if it asks for nothing."""
+        asked = self._context.models.workers(self.base_model).model_dump(include=_OF_RAY, exclude_defaults=True)
+        texts = (
+            f"{key} {value:,.15g}" if isinstance(value, (int, float)) else f"{key} {value}"
+            for key, value in asked.items()
+        )
+        return f" ({', '.join(texts)})" if asked else ""
 
     def _enter(self, state: WorkerState | None) -> None:
         before, self._state = self._state, state

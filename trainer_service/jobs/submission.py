@@ -26,12 +26,20 @@ Take = Callable[[str | tuple[Example, ...], str, Sequence[str]], Awaitable[str]]
 class JobCreator(Protocol):
     """The part of the job manager that `JobSubmission` uses."""
 
-    async def create(self, spec: StoredSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job:
+    async def create(
+        self, spec: StoredSpec, *, request_id: str = "", owner: JobOwner = ..., is_shared: bool = False
+    ) -> Job:
         """Queue a job. Raises as `JobManager.create`."""
         ...
 
     async def check(
-        self, spec: StoredSpec, owner: JobOwner, unstored: Mapping[str, Description], request_id: str = ""
+        self,
+        spec: StoredSpec,
+        owner: JobOwner,
+        unstored: Mapping[str, Description],
+        request_id: str = "",
+        *,
+        is_shared: bool = False,
     ) -> CheckedJob:
         """Check a job that could be created. Raises as `JobManager.check`."""
         ...
@@ -54,8 +62,11 @@ class JobSubmission:
     def __init__(self, datasets: TenantDatasets, jobs: JobCreator) -> None:
         self._datasets, self._jobs = datasets, jobs
 
-    async def create(self, spec: TuningSpec, request_id: str = "", owner: JobOwner = NO_OWNER) -> Job:
+    async def create(
+        self, spec: TuningSpec, request_id: str = "", owner: JobOwner = NO_OWNER, *, is_shared: bool = False
+    ) -> Job:
         """Creates a queued job. The spec's form was checked; its datasets are names, URIs or tuples of examples.
+        `is_shared`: the request id holds for all callers, see `JobRecords.create`.
 
         Raises InvalidInput with all violations, NotFound, PreconditionFailed or Overloaded.
         """
@@ -74,9 +85,11 @@ class JobSubmission:
 
         with _named(spec):
             stored = await _stored(spec, store, labels_of)
-            return await self._jobs.create(stored, request_id=request_id, owner=owner)
+            return await self._jobs.create(stored, request_id=request_id, owner=owner, is_shared=is_shared)
 
-    async def check(self, spec: TuningSpec, owner: JobOwner = NO_OWNER, request_id: str = "") -> CheckedJob:
+    async def check(
+        self, spec: TuningSpec, owner: JobOwner = NO_OWNER, request_id: str = "", *, is_shared: bool = False
+    ) -> CheckedJob:
         """Checks what `create` would check, and stores nothing. Raises what `create` raises. An empty `spec.dataset`
         checks what does not depend on the data.
         """
@@ -103,7 +116,7 @@ class JobSubmission:
         with _named(spec):
             stored = await _stored(spec, inspect, labels_of)
             described = {name: (it.facts, it.sample) for name, it in unstored.items()}
-            return await self._jobs.check(stored, owner, described, request_id)
+            return await self._jobs.check(stored, owner, described, request_id, is_shared=is_shared)
 
 
 @contextmanager

@@ -115,13 +115,15 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         if request.validate_only:
             return await self._checked(request)
         spec = await self._requests.call(read_checked_spec, request.spec)
-        job = await self._submission.create(spec, request.request_id, JobOwner.of(current_caller()))
+        owner = JobOwner.of(current_caller())
+        job = await self._submission.create(spec, request.request_id, owner, is_shared=request.shared_request_id)
         return fill(pb.CreateTuningJobResponse(), job=shown_job(job))
 
     async def _checked(self, request: pb.CreateTuningJobRequest) -> pb.CreateTuningJobResponse:
         """The answer to `validate_only`: a job without a name, which does not exist."""
         spec = await self._requests.call(read_spec_to_check, request.spec)
-        checked = await self._submission.check(spec, JobOwner.of(current_caller()), request.request_id)
+        owner = JobOwner.of(current_caller())
+        checked = await self._submission.check(spec, owner, request.request_id, is_shared=request.shared_request_id)
         response = pb.CreateTuningJobResponse()
         if checked.job is not None:
             fill(response, job=shown_job(checked.job))

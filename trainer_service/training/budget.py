@@ -5,6 +5,8 @@ It is measured from the memory that a position keeps for its backward pass.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 
 from shared.kernels import ops
@@ -30,8 +32,10 @@ GOOD_PASSES, MAX_PATIENCE = 64, 4096
 
 
 def measured_token_budget(base_model: BaseModel, forward: Forward) -> int:
-    """The number of positions that one pass may have, measured with two small forward passes."""
-    free = free_bytes(base_model.device)
+    """The number of positions that one pass may have, measured with two small forward passes. With several devices, the
+    one with the least free memory limits it.
+    """
+    free = min(free_bytes(device) for device in _devices(base_model))
     fits = int(_SHARE * max(free // 2, free - _LOGITS_BYTES)) // max(1, bytes_per_position(base_model, forward))
     return max(MIN_TOKENS, min(MAX_GPU if base_model.device.type == "cuda" else MAX_CPU, fits))
 
@@ -99,32 +103,40 @@ def _has_compiled_attention(base_model: BaseModel, heads: int) -> bool:
 
 
 def bytes_per_position(base_model: BaseModel, forward: Forward) -> int:
-    """Bytes that each additional position keeps for the backward pass, from the difference between two passes."""
+    """Bytes that each additional position keeps for the backward pass, from the difference between two passes; of the
+    device that keeps most.
+    """
     few, many = (_kept_bytes(base_model, forward, count) for count in (_FEW, _MANY))
-    return max(0, many - few) // (_MANY - _FEW)
+    return max([0, *(many[device] - few[device] for device in many)]) // (_MANY - _FEW)
 
 
-def _kept_bytes(base_model: BaseModel, forward: Forward, num_positions: int) -> int:
+def _devices(base_model: BaseModel) -> set[torch.device]:
+    return {base_model.device} | {parameter.device for parameter in base_model.model.parameters()}
+
+
+def _kept_bytes(base_model: BaseModel, forward: Forward, num_positions: int) -> Counter[torch.device]:
     width = base_model.embedding_table.shape[1]
     prompt = torch.zeros(
         num_positions // 2, width, dtype=base_model.dtype, device=base_model.device, requires_grad=True
     )
     rows = [Row(tuple((index + offset) % 8 for offset in range(8)), (0,)) for index in range(num_positions // 16)]
+    kept = Counter[torch.device]()
     if base_model.device.type == "cuda":
-        before = torch.cuda.memory_allocated(base_model.device)
+        before = {device: torch.cuda.memory_allocated(device) for device in _devices(base_model)}
         states = forward.states([Segment(PrefixInput(prompt), rows)])
-        kept = torch.cuda.memory_allocated(base_model.device) - before
+        kept.update({device: torch.cuda.memory_allocated(device) - size for device, size in before.items()})
         del states
         return kept
     weights = {parameter.untyped_storage().data_ptr() for parameter in base_model.model.parameters()}
-    sizes: dict[int, int] = {}
+    seen = set[int]()
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
+        if (address := storage.data_ptr()) not in weights and address not in seen:
+            seen.add(address)
+            kept[tensor.device] += storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward.states([Segment(PrefixInput(prompt), rows)])
-    return sum(sizes.values())
+    return kept

@@ -2053,6 +2053,7 @@ class CreateTuningJobRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    SHARED_REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A unique key that the caller chooses, at most 128 characters: repeating it returns the same job instead of creating
     another one.
@@ -2061,6 +2062,10 @@ class CreateTuningJobRequest(_message.Message):
     """Only check: create no job and store no inline examples. The answer's job has no name; it has the effective spec, the
     statistics of the data and, if there is a basis for it, the estimate. Without spec.dataset, everything is checked
     that does not depend on the data: names, permissions, hyperparameters, and whether the queue has room.
+    """
+    shared_request_id: _builtins.bool
+    """The request id holds for all callers that may tune the prompt: if several of them create the same job at the same
+    time, one creates it and all get it. Otherwise, callers don't share request ids.
     """
     @_builtins.property
     def spec(self) -> Global___TuningSpec:
@@ -2072,10 +2077,11 @@ class CreateTuningJobRequest(_message.Message):
         spec: Global___TuningSpec | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        shared_request_id: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "shared_request_id", b"shared_request_id", "spec", b"spec", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,8 +29,10 @@ class TrainerProcess:
         model: Path,
         name: str = "trainer",
         environment: dict[str, str] | None = None,
+        module: str = "trainer_service",
         **settings: Any,
     ) -> None:
+        self._module = module
         self._ready, self._log = directory / f"{name}.json", directory / f"{name}.log"
         everything = {
             "BASE_MODELS": f"tiny={model}",
@@ -67,7 +69,7 @@ class TrainerProcess:
     def _spawn(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trainer_service"], env=self._environment, stdout=log, stderr=log
+                [sys.executable, "-m", self._module], env=self._environment, stdout=log, stderr=log
             )
 
     @property
@@ -107,10 +109,13 @@ class Caller:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub: Any = tuning_pb2_grpc.TuningServiceStub(channel)
 
-    async def create(self, prompt: str = "tone", num_steps: int = 300, request_id: str = "") -> str:
+    async def create(
+        self, prompt: str = "tone", num_steps: int = 300, request_id: str = "", base_model: str = ""
+    ) -> str:
         """The job's name."""
         examples = [pb.Example(input=f"question {number}", output="yes") for number in range(24)]
         spec = pb.TuningSpec(prompt=prompt, dataset=pb.DatasetSource(inline=pb.InlineDataset(examples=examples)))
+        spec.base_model = base_model
         spec.hyperparameters.num_steps = num_steps
         spec.hyperparameters.batch_size = 4
         spec.hyperparameters.evaluation_interval_steps = num_steps
@@ -142,6 +147,16 @@ class Caller:
                 job = response.event.state_changed
         assert numbers == list(range(1, len(numbers) + 1))
         return job
+
+    async def noted(self, name: str, text: str) -> None:
+        """Waits for a note that contains the text."""
+        async for response in self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name)):
+            if text in response.event.note:
+                return
+        raise AssertionError(f"{name} ended without a note of {text!r}")
+
+    async def cancel(self, name: str) -> None:
+        await self._stub.CancelTuningJob(pb.CancelTuningJobRequest(name=name))
 
     async def notes(self, name: str) -> list[str]:
         """The texts of an ended job's notes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from shared.model.models_file import ModelsFile
 from tests.trainer_service.cluster.conftest import SharedCluster
 from tests.waiting import until
+from trainer_service.cluster.interface import WorkerLost
 from trainer_service.cluster.ray_cluster import RayCluster
 from trainer_service.cluster.ray_pool import RayPool, actor_options
 from trainer_service.cluster.settings import WorkerSettings
@@ -54,7 +54,7 @@ def test_each_model_asks_ray_for_its_own_resources(tmp_path: Path) -> None:
 async def test_ray_places_a_worker_by_its_models_resources(
     ray_cluster: SharedCluster, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    """Ray takes the options, and gives a worker no node without its custom resource."""
+    """Ray takes the options; a worker that a machine can never have is refused."""
     import ray
 
     settings = WorkerSettings(dtype="float32", device="cpu", cpus_per_worker=1)
@@ -66,9 +66,8 @@ async def test_ray_places_a_worker_by_its_models_resources(
     await worker.close()
     unfit = models_file(tmp_path / "b.json", num_cpus=1, ray_resources={"nvme": 1})
     lacking = RayPool(ray_cluster, {"tiny": str(tiny_model_dir)}, settings, unfit)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(1):
-            await lacking.launch("tiny")
+    with pytest.raises(WorkerLost, match="a worker of base model 'tiny' needs 1 nvme, and this machine has 0"):
+        await lacking.launch("tiny")
     await pool.close()
     await lacking.close()
 

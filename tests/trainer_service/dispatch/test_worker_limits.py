@@ -71,7 +71,9 @@ async def test_a_launch_takes_no_longer_than_its_base_model_may(service: Service
 
         async def close(self) -> None: ...
 
-    service.models = models_file(tmp_path / "models.json", quick={"launch_seconds": 0.05})
+    service.models = models_file(
+        tmp_path / "models.json", quick={"launch_seconds": 0.05, "num_gpus": 3, "memory_bytes": 1 << 30}
+    )
     await service.start(NeverThere(), max_workers=2, launch_seconds=600)
     quick, _ = [await create(service, base_model, base_model) for base_model in ("quick", "slow")]
     await until(lambda: launched["quick"] >= 3 and launched["slow"])
@@ -82,7 +84,8 @@ async def test_a_launch_takes_no_longer_than_its_base_model_may(service: Service
         return [payload.text for payload in found if isinstance(payload, Note)]
 
     await until(lambda: bool(notes()))
-    assert "no node had the processors, GPUs, memory and labels" in notes()[0]
+    needed = "labels that a worker of base model 'quick' needs (num_gpus 3, memory_bytes 1,073,741,824)"
+    assert f"no node had the processors, GPUs, memory and {needed}" in notes()[0]
     assert len(notes()) == 1, "once, however often the launch fails"
 
 

@@ -50,7 +50,7 @@ def _mask(
 
 def cache_of(prefixes: Sequence[PrefixInput | None], longest: int) -> DynamicCache:
     """A new cache with each row's keys and values, padded on the left to `longest` positions, with gradient."""
-    cache = DynamicCache()
+    cache = _PrefixCache()
     some = next(prefix for prefix in prefixes if prefix is not None and prefix.keys)
     for layer, like in enumerate(zip(some.keys, some.values, strict=True)):
         pair = [
@@ -66,6 +66,18 @@ def cache_of(prefixes: Sequence[PrefixInput | None], longest: int) -> DynamicCac
         ]
         cache.update(pair[0], pair[1], layer)
     return cache
+
+
+class _PrefixCache(DynamicCache):  # type: ignore[misc]
+    """A cache for layers on several devices: what it begins with moves to a layer's device when that layer reads it."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer_idx < len(self.layers) and (layer := self.layers[layer_idx]).is_initialized:
+            layer.keys, layer.values = layer.keys.to(key_states.device), layer.values.to(value_states.device)
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return keys, values
 
 
 def _padded(tensor: torch.Tensor, longest: int) -> torch.Tensor:

@@ -131,6 +131,39 @@ def test_a_request_repeated_at_the_same_moment_makes_one_job(store: JobStore) ->
         assert len(set(threads.map(send, range(4)))) == 1
 
 
+def test_callers_share_a_request_id_for_a_prompt(store: JobStore) -> None:
+    first = store.create(record(caller="ann", request_id="r"), **LIMITS, is_shared=True)
+    assert store.create(record(caller="bob", request_id="r"), **LIMITS, is_shared=True).id == first.id
+    assert store.find_request("bob", "r", of_prompt=first.spec.prompt) == first
+    assert store.find_request("bob", "r") is store.find_request("bob", "r", of_prompt="other") is None
+    own = create(store, record(caller="bob", request_id="r"))
+    assert own.id != first.id, "callers that don't share it have request ids of their own"
+    assert store.create(record(caller="eve", request_id="r"), **LIMITS, is_shared=True).id == first.id
+    with pytest.raises(Conflict):
+        store.create(record(spec(num_steps=7), caller="eve", request_id="r"), **LIMITS, is_shared=True)
+    with pytest.raises(Conflict):  # bob's own request id, for another prompt
+        store.create(record(spec(prompt="other"), caller="bob", request_id="r"), **LIMITS, is_shared=True)
+    other = store.create(record(spec(prompt="other"), caller="eve", request_id="r"), **LIMITS, is_shared=True)
+    assert other.id not in (first.id, own.id)
+
+
+def test_callers_that_share_a_request_at_the_same_moment_make_one_job(store: JobStore) -> None:
+    barrier = threading.Barrier(4)
+
+    def send(caller: int) -> str:
+        barrier.wait()
+        made = record(caller=f"caller-{caller}", tenant=f"tenant-{caller}", request_id="same")
+        return store.create(made, **LIMITS, is_shared=True).id
+
+    for _ in range(5):
+        with ThreadPoolExecutor(4) as threads:
+            found = set(threads.map(send, range(4)))
+        assert len(found) == 1
+        [job] = found
+        store.change(job, lambda before: transitions.cancel(before, time.time()))
+        store.delete(job)
+
+
 def test_limits(store: JobStore) -> None:
     create(store, record(caller="ann"))
     with pytest.raises(Overloaded, match="queue is full"):
