@@ -104,8 +104,8 @@ def aliased_versions(prompt: str, aliases: tuple[Alias, ...]) -> Iterator[Planne
 
 def request_id(version: PromptVersion, model: BaseModelInfo, alias: str, earlier: Sequence[TuningJob]) -> str:
     """The request id of the version's retraining, so that a repeated call, also of another caller at the same time,
-    finds the job of the first. It has the names of `earlier` jobs, which failed or were cancelled: after them, a new job
-    is made, also once others were deleted.
+    finds the job of the first. It has the names of `earlier` jobs, which failed or were cancelled: after them, a new
+    job is made, also once others were deleted.
     """
     text = "\n".join((version.name, version.digest, model.fingerprint, alias, *sorted(job.name for job in earlier)))
     return f"retrain-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
