@@ -26,7 +26,8 @@ from tests.waiting import until
 from trainer_service import server
 from trainer_service.config import TrainerSettings
 from trainer_service.jobs.store.job_store import JobStore
-from trainer_service.server import SERVICE_NAMES, serve
+from trainer_service.parts import SERVICE_NAMES
+from trainer_service.server import serve
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 

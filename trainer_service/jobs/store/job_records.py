@@ -206,8 +206,7 @@ class JobRecords:
     def ids_with_files(self) -> frozenset[str]:
         """Ids of jobs that have not ended or whose best prompt is kept."""
         kept = jobs.c.state.in_(_UNSUCCESSFUL) & jobs.c.checkpointed.is_(True)
-        with self._database.read() as connection:
-            return frozenset(connection.scalars(select(jobs.c.id).where(jobs.c.state.in_(UNENDED) | kept)))
+        return frozenset(self._database.scalars(select(jobs.c.id).where(jobs.c.state.in_(UNENDED) | kept)))
 
     # Parts
 
