@@ -103,7 +103,6 @@ class Prompts:
         expected_revision: int | None = None,
     ) -> tuple[values.Alias, int]:
         """Moves the alias, or removes it if there are no targets. Returns the new alias and the store's revision.
-
         Raises Conflict with the current value if the alias is not as expected.
         """
         check_alias(alias, "alias")

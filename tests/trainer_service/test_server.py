@@ -96,7 +96,7 @@ async def test_it_waits_for_a_store_that_is_away(settings: TrainerSettings, monk
             raise Unavailable("the prompt store is unavailable")
         return really_open(url, timeout_seconds)
 
-    monkeypatch.setattr(server, "open_store", away_twice)
+    monkeypatch.setattr(parts, "open_store", away_twice)
     monkeypatch.setattr("shared.process.call_pool._OPEN_PAUSE_SECONDS", 0.01)
     async with running_trainer(settings) as trainer:
         assert await trainer.health() == SERVING

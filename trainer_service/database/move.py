@@ -43,10 +43,8 @@ def move_database(
     progress: Progress = lambda table, rows: None,
 ) -> tuple[MovedTable, ...]:
     """Copies every row, unless the target has them all. `more`: rows of a table, by its name, that the source keeps
-    elsewhere. `progress` gets a table and the number of its rows so far.
-
-    Raises PreconditionFailed if the target has other rows, if a trainer uses the source, or if the target refuses a row
-    or changes one; nothing is copied then.
+    elsewhere. `progress` gets a table and the number of its rows so far. Raises PreconditionFailed if the target has
+    other rows, if a trainer uses the source, or if the target refuses a row or changes one; nothing is copied then.
     """
     moved = []
     with source.read() as reader, target.write() as writer:

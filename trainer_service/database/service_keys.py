@@ -13,7 +13,6 @@ PAGE_TOKENS = "page-tokens"
 
 def page_token_key(database: Database) -> bytes:
     """The key of page tokens, created at the first call. If several replicas create one at once, all use the first.
-
     Raises Unavailable.
     """
     new = database.insert(service_keys).values(name=PAGE_TOKENS, value=new_key())

@@ -114,9 +114,8 @@ class DatasetLedger:
             )
 
     def use(self, connection: Connection, tenant: str, names: Collection[str]) -> None:
-        """Mark a new job's datasets as used, inside the transaction that creates it.
-
-        Raises NotFound for a dataset that the tenant doesn't have.
+        """Mark a new job's datasets as used, inside the transaction that creates it. Raises NotFound for a dataset that
+        the tenant doesn't have.
         """
         for name in names:
             used = update(datasets).where(_is(tenant, name)).values(last_use_time=time.time())
@@ -136,10 +135,8 @@ class DatasetLedger:
         return [_from_row(row) for row in self._database.rows(query)]
 
     def remove(self, tenant: str, name: str, may_see: Callable[[str], bool]) -> None:
-        """Remove the tenant's row. The bytes stay (see `remove_bytes`).
-
-        Raises NotFound, or PreconditionFailed if jobs of the tenant that have not ended use it; the error names those
-        whose prompt passes `may_see`.
+        """Remove the tenant's row. The bytes stay (see `remove_bytes`). Raises NotFound, or PreconditionFailed if jobs
+        of the tenant that have not ended use it; the error names those whose prompt passes `may_see`.
         """
         with self._database.write() as connection:
             row = connection.execute(select(datasets.c.dataset).where(_is(tenant, name)).with_for_update()).first()
@@ -157,7 +154,6 @@ class DatasetLedger:
 
     def remove_unused(self, tenant: str, name: str, before: float) -> bool:
         """Remove the tenant's row unless the dataset was used since `before`, or by a job that ended since then.
-
         Returns whether it was removed.
         """
         needed = exists(

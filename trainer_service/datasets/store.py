@@ -131,10 +131,8 @@ class DatasetStore:
         keep: Keep = _keep_always,
     ) -> StoredDataset:
         """Store a source. `labels`: the allowed labels; empty: the labels that occur. `roots`: those of URIs; None: the
-        service's.
-
-        Raises InvalidInput naming `field`, or the wrong lines. The caller may not be allowed to read the file of a URI,
-        so errors say where it is wrong and what was expected, and never quote it.
+        service's. Raises InvalidInput naming `field`, or the wrong lines. The caller may not be allowed to read the
+        file of a URI, so errors say where it is wrong and what was expected, and never quote it.
         """
         with self._received(source, field, roots) as incoming:
             return self._keep(incoming, labels, keep, quote=not isinstance(source, str))

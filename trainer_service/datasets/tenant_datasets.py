@@ -55,10 +55,8 @@ class TenantDatasets:
         labels: Sequence[str] = (),
         file_name: str = "",
     ) -> StoredDataset:
-        """`DatasetStore.receive` for a tenant.
-
-        Raises Overloaded before the first byte is read if the tenant's limit is reached, InvalidInput for a file's name
-        that can't be kept.
+        """`DatasetStore.receive` for a tenant. Raises Overloaded before the first byte is read if the tenant's limit is
+        reached, InvalidInput for a file's name that can't be kept.
         """
         if len(file_name) > MAX_FILE_NAME_CHARS or not file_name.isprintable():
             text = f"must have at most {MAX_FILE_NAME_CHARS} characters and no control characters"
@@ -72,7 +70,6 @@ class TenantDatasets:
 
     def add(self, tenant: Tenant, source: Source, field: str, labels: Sequence[str] = ()) -> StoredDataset:
         """`DatasetStore.add` for a tenant; URIs are under its roots, or under the service's if it has none configured.
-
         Raises InvalidInput or Overloaded.
         """
         keep = self._keep(tenant, sent=not isinstance(source, str))
@@ -103,18 +100,15 @@ class TenantDatasets:
         return found[:size], len(found) > size
 
     def open(self, tenant: Tenant, name: str) -> BinaryIO:
-        """The bytes of a dataset, to be closed by the caller.
-
-        Raises NotFound if the tenant doesn't have it, PreconditionFailed if it has only named a URI with these bytes.
+        """The bytes of a dataset, to be closed by the caller. Raises NotFound if the tenant doesn't have it,
+        PreconditionFailed if it has only named a URI with these bytes.
         """
         self._ledger.require_sent(tenant.name, name)
         return self._store.open(name)
 
     def delete(self, tenant: Tenant, name: str, may_see: Callable[[str], bool]) -> None:
-        """Delete the tenant's dataset. The bytes are removed when no tenant has them.
-
-        Raises NotFound, or PreconditionFailed if jobs of the tenant still need it; the error names those whose prompt
-        passes `may_see`.
+        """Delete the tenant's dataset. The bytes are removed when no tenant has them. Raises NotFound, or
+        PreconditionFailed if jobs of the tenant still need it; the error names those whose prompt passes `may_see`.
         """
         self._ledger.remove(tenant.name, name, may_see)
         try:

@@ -196,10 +196,9 @@ class JobManager:
 
     async def create(self, spec: StoredSpec, *, request_id: str = "") -> Job:
         """Checks the spec and stores a QUEUED job of the current caller. Repeating a `request_id` returns the job that
-        it created.
-
-        Raises what `SpecAdmission.check` raises, InvalidInput for a priority above the tenant's maximum, Conflict if
-        the earlier job of `request_id` has another spec, Overloaded if the queue or the tenant's part of it is full.
+        it created. Raises what `SpecAdmission.check` raises, InvalidInput for a priority above the tenant's maximum,
+        Conflict if the earlier job of `request_id` has another spec, Overloaded if the queue or the tenant's part of it
+        is full.
         """
         if found := await self._earlier(request_id):
             if found.spec == spec:
@@ -245,7 +244,6 @@ class JobManager:
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
         """Yields the stored events after number `after`, then each new one, and ends after the event that ends the job.
-
         Raises NotFound.
         """
         news = self._context.changes.subscribe(job_id)

@@ -240,11 +240,9 @@ def _distilled(
 def _check_sample(
     examples: _Examples, encoder: InputEncoder, training: TrainingSpec, info: BaseModelInfo
 ) -> SampledLengths | None:
-    """The lengths of the sampled training examples; None for a distillation.
-
-    Raises InvalidInput with the lines of sampled examples that the template refuses, that have tokens which the model
-    lacks, or that are too long with `TooLong.REFUSE`. Of very long examples only some are checked, the longest first;
-    the worker checks all.
+    """The lengths of the sampled training examples; None for a distillation. Raises InvalidInput with the lines of
+    sampled examples that the template refuses, that have tokens which the model lacks, or that are too long with
+    `TooLong.REFUSE`. Of very long examples only some are checked, the longest first; the worker checks all.
     """
     violations, lengths = Violations(), None
     if training.distillation is not None:

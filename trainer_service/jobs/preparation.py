@@ -37,9 +37,8 @@ class Preparation:
         self._dataset_file, self._prompt_store, self._files, self._pools = dataset_file, prompt_store, files, pools
 
     async def make_task(self, job: Job) -> TrainingTask:
-        """The task for the job's current attempt.
-
-        Raises Unavailable if a system is unavailable, another SoftPromptError if the job can no longer be trained.
+        """The task for the job's current attempt. Raises Unavailable if a system is unavailable, another
+        SoftPromptError if the job can no longer be trained.
         """
         pools = self._pools
         data = await pools.datasets.call(self._data, job)

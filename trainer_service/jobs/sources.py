@@ -42,9 +42,8 @@ class Sources:
         self._prompts, self._jobs = prompts, jobs
 
     def find(self, source: str, model: BaseModelInfo) -> Source:
-        """Finds a source by `name`, `name@alias`, `name@7`, a version's resource name, or `tuningJobs/<id>`.
-
-        Raises InvalidInput, NotFound, or PreconditionFailed if the prompt is for another base model or the job keeps no
+        """Finds a source by `name`, `name@alias`, `name@7`, a version's resource name, or `tuningJobs/<id>`. Raises
+        InvalidInput, NotFound, or PreconditionFailed if the prompt is for another base model or the job keeps no
         prompt.
         """
         job = JOB_NAME.fullmatch(source)

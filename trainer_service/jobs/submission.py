@@ -52,9 +52,8 @@ class JobSubmission:
         self._datasets, self._jobs = datasets, jobs
 
     async def create(self, spec: TuningSpec, request_id: str = "") -> Job:
-        """Creates a queued job. The spec's form was checked; its datasets are names, URIs or tuples of examples.
-
-        Raises InvalidInput with all violations, NotFound, PreconditionFailed or Overloaded.
+        """Creates a queued job. The spec's form was checked; its datasets are names, URIs or tuples of examples. Raises
+        InvalidInput with all violations, NotFound, PreconditionFailed or Overloaded.
         """
         datasets, tenant = self._datasets, current_caller().tenant
 

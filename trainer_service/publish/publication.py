@@ -52,10 +52,9 @@ class Publication:
 def make_publication(
     job: Job, trained: TrainingResult, current_version: str = "", predecessor: Predecessor | None = None
 ) -> Publication:
-    """Applies the gate and builds the version's blob. The prompt was compared with `current_version`, or is
-    compared here with what is kept of it (`predecessor`) because it belongs to another base model.
-
-    Raises InvalidInput if the result can't be encoded as a version.
+    """Applies the gate and builds the version's blob. The prompt was compared with `current_version`, or is compared
+    here with what is kept of it (`predecessor`) because it belongs to another base model. Raises InvalidInput if the
+    result can't be encoded as a version.
     """
     metric, why_unmeasured = job.effective.training.hyperparameters.metric, ""
     if predecessor is not None:

@@ -75,10 +75,9 @@ class Publisher:
         task.add_done_callback(lambda _: self._forget(job.id, publication))
 
     async def close(self, seconds: float) -> frozenset[str]:
-        """Begins no further attempts to publish, and waits up to `seconds` for the running ones.
-
-        Returns the jobs whose attempt is still running then, in a thread that can't be stopped: other replicas must not
-        get them at once. The other jobs can be queued again; their results are kept.
+        """Begins no further attempts to publish, and waits up to `seconds` for the running ones. Returns the jobs whose
+        attempt is still running then, in a thread that can't be stopped: other replicas must not get them at once. The
+        other jobs can be queued again; their results are kept.
         """
         self._closing = True
         tasks = {job_id: publication.task for job_id, publication in self._publications.items()}

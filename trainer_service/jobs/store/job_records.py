@@ -178,10 +178,9 @@ class JobRecords:
         payloads: Sequence[EventPayload] = (),
         visible_to: tuple[str, ...] = EVERY_PROMPT,
     ) -> Record:
-        """Applies `move` and stores `payloads` as events, and one more if the state changed, in one transaction.
-
-        Raises StaleAttempt if `attempt` is given and no longer has the job, PreconditionFailed if the transition is not
-        legal, NotFound.
+        """Applies `move` and stores `payloads` as events, and one more if the state changed, in one transaction. Raises
+        StaleAttempt if `attempt` is given and no longer has the job, PreconditionFailed if the transition is not legal,
+        NotFound.
         """
         with self._database.write() as connection:
             before = _read(connection, job_id, visible_to, lock=True)
