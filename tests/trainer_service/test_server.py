@@ -23,7 +23,7 @@ from tests.log_lines import log_lines
 from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import create_job
 from tests.waiting import until
-from trainer_service import server
+from trainer_service import parts, server
 from trainer_service.config import TrainerSettings
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.parts import SERVICE_NAMES
