@@ -73,5 +73,13 @@ class PromptReference:
             return cls(prompt, None, int(selector))
         return cls(prompt, check_alias(selector, field), None)
 
+    @classmethod
+    def parse_any(cls, text: str, field: str) -> PromptReference:
+        """Like `parse`; also takes the resource name of a version."""
+        if text.startswith("prompts/"):
+            prompt, version = parse_version_name(text, field)
+            return cls(prompt, None, version)
+        return cls.parse(text, field)
+
     def __str__(self) -> str:
         return f"{self.prompt}@{self.alias if self.version is None else self.version}"

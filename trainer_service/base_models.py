@@ -70,9 +70,7 @@ class BaseModels:
 
     def load(self) -> None:
         """Reads the models that are not available yet. Safe to repeat. Blocks: hashes weights that were not hashed
-        before.
-
-        Raises PreconditionFailed if every model is refused.
+        before. Raises PreconditionFailed if every model is refused.
         """
         for source in self._sources:
             if source.id in self._unavailable:
@@ -138,10 +136,8 @@ class BaseModels:
         return {source.id: known.get(source.id, "unavailable") for source in self._sources}
 
     def get(self, id: str, field: str = "base_model") -> KnownBaseModel:
-        """The model with this id; empty: the default model.
-
-        Raises InvalidInput naming `field` for an unknown id, PreconditionFailed with the reason for a model that can't
-        be used, Unavailable before `load` has finished.
+        """The model with this id; empty: the default model. Raises InvalidInput naming `field` for an unknown id,
+        PreconditionFailed with the reason for a model that can't be used, Unavailable before `load` has finished.
         """
         if not self._is_loaded:
             raise Unavailable("the trainer is starting: its base models are not read yet")
@@ -159,7 +155,6 @@ class BaseModels:
 
     def trained_on(self, name: str, field: str = "base_model") -> KnownBaseModel:
         """The model that another program calls `name`: a hub id, or a directory, of which only the last part counts.
-
         Raises InvalidInput naming `field` if there is none, else like `get`.
         """
         for source in self._sources:

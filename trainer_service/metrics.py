@@ -31,21 +31,19 @@ _STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30)
 _WAIT_BUCKETS = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 _MAINTENANCE_BUCKETS = (0.01, 0.1, 0.5, 1, 5, 30, 60, 300, 1800)
 _LOSS_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 10)
-_KNOWN_ERRORS = frozenset(
-    {
-        "NAN_LOSS",
-        "BAD_DATA",
-        "OUT_OF_MEMORY",
-        "MAX_RUNTIME",
-        "DEADLINE_EXCEEDED",
-        "WORKER_LOST",
-        "BASE_MODEL_FAILED",
-        "PUBLISH_FAILED",
-        "INTERNAL",
-    }
-)
 _OTHER_ERROR = "OTHER"
-_ERROR_LABELS = (*sorted(_KNOWN_ERRORS), _OTHER_ERROR)
+_ERRORS = (
+    "BAD_DATA",
+    "BASE_MODEL_FAILED",
+    "DEADLINE_EXCEEDED",
+    "INTERNAL",
+    "MAX_RUNTIME",
+    "NAN_LOSS",
+    "OUT_OF_MEMORY",
+    "PUBLISH_FAILED",
+    "WORKER_LOST",
+    _OTHER_ERROR,
+)
 
 
 class TrainerMetrics(JobsObserver):
@@ -91,9 +89,6 @@ class TrainerMetrics(JobsObserver):
             "1 for the current state of a base model: available, unavailable (files missing or damaged) or refused.",
             ("base_model", "state"),
         )
-        for base_model in base_models:
-            for state in BASE_MODEL_STATES:
-                self._base_models.labels(base_model, state)
         self._oldest_queued = gauge(
             "oldest_queued_seconds",
             "How long the oldest job that waits for a worker has been QUEUED; 0 if there is none.",
@@ -126,8 +121,6 @@ class TrainerMetrics(JobsObserver):
         self._maintenance_seconds = histogram("store_maintenance_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
         self._tidied = counter("store_tidied", "Items that maintenance removed from the prompt store.", ("what",))
         self._retention = counter("retention_rounds", "Rounds that remove old jobs, events and datasets.", ("outcome",))
-        for outcome in ("succeeded", "failed"):
-            self._retention.labels(outcome)
         self._retention_seconds = histogram("retention_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
         self._retired = counter("retention_removed", "Items that retention removed.", ("what",))
         self._disk = gauge("disk_bytes", "Total and free bytes of the data directory's file system.", ("kind",))
@@ -153,19 +146,23 @@ class TrainerMetrics(JobsObserver):
             "Used part of each budget in the callers file, in its current period; hard budgets refuse from 1 on.",
             ("tenant", "budget", "kind"),
         )
-        for outcome in ("delivered", "failed", "dead"):
-            self._webhook_attempts.labels(outcome)
         self._states = _LatestStates()
         self._export_zeros(base_models)
 
     def _export_zeros(self, base_models: Sequence[str]) -> None:
-        for code in _ERROR_LABELS:
+        for code in _ERRORS:
             self._ended.labels(JobState.FAILED.value, code)
             self._attempt_failures.labels(code)
         for state in (JobState.SUCCEEDED, JobState.CANCELLED):
             self._ended.labels(state.value, "")
+        for outcome in ("succeeded", "failed"):
+            self._retention.labels(outcome)
+        for outcome in ("delivered", "failed", "dead"):
+            self._webhook_attempts.labels(outcome)
         self.set_job_counts({})
         for base_model in base_models:
+            for model_state in BASE_MODEL_STATES:
+                self._base_models.labels(base_model, model_state)
             self._oldest_queued.labels(base_model)
             self._workers_launched.labels(base_model)
             for worker_state in WorkerState:
@@ -215,7 +212,7 @@ class TrainerMetrics(JobsObserver):
             self._job_ended(job)
 
     def _job_ended(self, job: Job) -> None:
-        code = "" if job.error is None else job.error.code if job.error.code in _KNOWN_ERRORS else _OTHER_ERROR
+        code = "" if job.error is None else _error_label(job.error.code)
         self._ended.labels(job.state.value, code).inc()
         self._job_seconds.labels(job.state.value).observe(_seconds(job.create_time, job.end_time or datetime.now(UTC)))
         if job.result is not None:
@@ -238,9 +235,7 @@ class TrainerMetrics(JobsObserver):
                 self._checkpoints.inc()
                 self._checkpoint_bytes.inc(len(data))
             case Failed(code=code):
-                self._attempt_failures.labels(code if code in _KNOWN_ERRORS else _OTHER_ERROR).inc()
-            case _:
-                pass
+                self._attempt_failures.labels(_error_label(code)).inc()
 
     def worker_launched(self, base_model: str) -> None:
         self._workers_launched.labels(base_model).inc()
@@ -270,37 +265,28 @@ class TrainerMetrics(JobsObserver):
         """A maintenance round of the prompt store has ended."""
         self._maintenance.labels("failed" if report.failures else "succeeded").inc()
         self._maintenance_seconds.observe(seconds)
-        for what, number in (
-            ("versions", report.versions_deleted),
-            ("log_entries", report.log_entries_removed),
-            ("blobs", report.blobs_removed),
-            ("replicas", report.replicas_forgotten),
-            ("leftovers", report.leftovers_removed),
-        ):
-            self._tidied.labels(what).inc(number)
+        self._tidied.labels("versions").inc(report.versions_deleted)
+        self._tidied.labels("log_entries").inc(report.log_entries_removed)
+        self._tidied.labels("blobs").inc(report.blobs_removed)
+        self._tidied.labels("replicas").inc(report.replicas_forgotten)
+        self._tidied.labels("leftovers").inc(report.leftovers_removed)
 
     def retained(self, report: RetentionReport, seconds: float) -> None:
         """A retention round has ended."""
         self._retention.labels("failed" if report.failures else "succeeded").inc()
         self._retention_seconds.observe(seconds)
-        for what, number in (
-            ("events", report.events_removed),
-            ("jobs", report.jobs_removed),
-            ("datasets", report.datasets_removed),
-            ("files", report.files_removed),
-        ):
-            self._retired.labels(what).inc(number)
+        self._retired.labels("events").inc(report.events_removed)
+        self._retired.labels("jobs").inc(report.jobs_removed)
+        self._retired.labels("datasets").inc(report.datasets_removed)
+        self._retired.labels("files").inc(report.files_removed)
 
     def set_storage(self, usage: StorageUsage) -> None:
         """What jobs, datasets and disks take now."""
         self._disk.labels("total").set(usage.disk_total)
         self._disk.labels("free").set(usage.disk_free)
-        for what, size_bytes in (
-            ("datasets", usage.datasets),
-            ("checkpoints", usage.checkpoints),
-            ("database", usage.database),
-        ):
-            self._stored.labels(what).set(size_bytes)
+        self._stored.labels("datasets").set(usage.datasets)
+        self._stored.labels("checkpoints").set(usage.checkpoints)
+        self._stored.labels("database").set(usage.database)
 
     def webhook_sent(self, outcome: str) -> None:
         """An attempt to deliver an event has ended: delivered, failed or dead."""
@@ -343,6 +329,10 @@ class _LatestStates:
         if len(self._states) > _MOST_STATES:
             self._states.popitem(last=False)
         return before
+
+
+def _error_label(code: str) -> str:
+    return code if code in _ERRORS else _OTHER_ERROR
 
 
 def _seconds(start: datetime, end: datetime) -> float:

@@ -4,8 +4,6 @@ other calls.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-
 from shared.process.call_pool import CallPool
 
 HEALTH_SECONDS = 5.0
@@ -14,59 +12,44 @@ _DATASET_SECONDS = 600.0
 """Parsing the largest dataset takes minutes on a busy processor."""
 
 
-def _slow(name: str, num_threads: int) -> CallPool:
-    return CallPool(name, max_threads=num_threads, timeout_seconds=_DATASET_SECONDS)
-
-
-def _health(system: str) -> CallPool:
-    return CallPool(f"{system}_health", max_threads=1, timeout_seconds=HEALTH_SECONDS)
-
-
-@dataclass(frozen=True)
 class TrainerPools:
     """All pools of the trainer. If two pools call the same system, a full one doesn't affect the other."""
 
-    job_database: CallPool = field(default_factory=lambda: CallPool("job_database", max_threads=8))
-    job_files: CallPool = field(default_factory=lambda: CallPool("job_files", max_threads=4))
-    """Checkpoints and trained results: files beside SQLite, rows of PostgreSQL."""
-    prompt_store: CallPool = field(default_factory=lambda: CallPool("prompt_store", max_threads=16))
-    """Requests to the prompt store, and jobs that start or publish."""
-    prompt_store_watch: CallPool = field(default_factory=lambda: CallPool("prompt_store_watch", max_threads=4))
-    """Polls of all WatchPrompts calls."""
-    datasets: CallPool = field(default_factory=lambda: _slow("datasets", 6))
-    """The service's dataset directory."""
-    dataset_roots: CallPool = field(default_factory=lambda: _slow("dataset_roots", 4))
-    """Directories that callers name in URIs, often on another machine."""
-    requests: CallPool = field(default_factory=lambda: _slow("requests", 4))
-    """Parsing of large requests, which can take minutes of processor time."""
-    job_checks: CallPool = field(default_factory=lambda: _slow("job_checks", 2))
-    """Checks of new jobs against datasets and tokenizer, which can take minutes of processor time."""
-    webhooks: CallPool = field(default_factory=lambda: CallPool("webhooks", max_threads=50))
-    """HTTP requests to the endpoints of webhooks, a thread for each: slow ones delay no other."""
-    usage: CallPool = field(default_factory=lambda: CallPool("usage", max_threads=2))
-    """Usage, in the prompt store and the job database."""
-    job_database_health: CallPool = field(default_factory=lambda: _health("job_database"))
-    prompt_store_health: CallPool = field(default_factory=lambda: _health("prompt_store"))
+    def __init__(self, store_timeout_seconds: float = 30.0, database_timeout_seconds: float = 30.0) -> None:
+        def pool(name: str, num_threads: int, timeout_seconds: float) -> CallPool:
+            made = CallPool(name, max_threads=num_threads, timeout_seconds=timeout_seconds)
+            self._all.append(made)
+            return made
 
-    @classmethod
-    def of(cls, store_timeout_seconds: float, database_timeout_seconds: float) -> TrainerPools:
-        """Pools with the time limits of the settings."""
-        return cls(
-            job_database=CallPool("job_database", max_threads=8, timeout_seconds=database_timeout_seconds),
-            job_files=CallPool("job_files", max_threads=4, timeout_seconds=database_timeout_seconds),
-            prompt_store=CallPool("prompt_store", max_threads=16, timeout_seconds=store_timeout_seconds),
-            prompt_store_watch=CallPool("prompt_store_watch", max_threads=4, timeout_seconds=store_timeout_seconds),
-            usage=CallPool(
-                "usage", max_threads=2, timeout_seconds=2 * (store_timeout_seconds + database_timeout_seconds)
-            ),
-        )
+        self._all: list[CallPool] = []
+        self.job_database = pool("job_database", 8, database_timeout_seconds)
+        self.job_files = pool("job_files", 4, database_timeout_seconds)
+        """Checkpoints and trained results: files beside SQLite, rows of PostgreSQL."""
+        self.prompt_store = pool("prompt_store", 16, store_timeout_seconds)
+        """Requests to the prompt store, and jobs that start or publish."""
+        self.prompt_store_watch = pool("prompt_store_watch", 4, store_timeout_seconds)
+        """Polls of all WatchPrompts calls."""
+        self.datasets = pool("datasets", 6, _DATASET_SECONDS)
+        """The service's dataset directory."""
+        self.dataset_roots = pool("dataset_roots", 4, _DATASET_SECONDS)
+        """Directories that callers name in URIs, often on another machine."""
+        self.requests = pool("requests", 4, _DATASET_SECONDS)
+        """Parsing of large requests, which can take minutes of processor time."""
+        self.job_checks = pool("job_checks", 2, _DATASET_SECONDS)
+        """Checks of new jobs against datasets and tokenizer, which can take minutes of processor time."""
+        self.webhooks = pool("webhooks", 50, 30.0)
+        """HTTP requests to the endpoints of webhooks, a thread for each: slow ones delay no other."""
+        self.usage = pool("usage", 2, 2 * (store_timeout_seconds + database_timeout_seconds))
+        """Usage, in the prompt store and the job database."""
+        self.job_database_health = pool("job_database_health", 1, HEALTH_SECONDS)
+        self.prompt_store_health = pool("prompt_store_health", 1, HEALTH_SECONDS)
 
     @property
     def all(self) -> tuple[CallPool, ...]:
         """Every pool."""
-        return tuple(getattr(self, item.name) for item in fields(self))
+        return tuple(self._all)
 
     def close(self) -> None:
         """Closes all pools without waiting for calls that hang."""
-        for pool in self.all:
+        for pool in self._all:
             pool.close()

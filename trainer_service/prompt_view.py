@@ -12,16 +12,16 @@ from pydantic import ValidationError
 from shared.caller import Role, current_caller
 from shared.names import version_name
 from shared.prompt.manifest import Manifest, parse_timestamp
-from shared.store.commit import AliasTarget
+from shared.store.commit import AliasMoved, AliasTarget, Operation, VersionDeleted, VersionPublished
 from shared.store.fleet import Serving
-from shared.store.index import Alias, PromptRecord
+from shared.store.index import Alias, PromptRecord, StoreIndex, VersionRecord
+from shared.store.replicas import ReplicaRecord
 from shared.values import prompts as values
 from shared.values.base_model import BaseModelInfo
 from shared.values.results import Comparison
 from trainer_service.imports import is_import
 from trainer_service.jobs.stored_json import from_plain
 from trainer_service.jobs.view import shown_source
-from trainer_service.prompts import PromptChange, PromptStatus, Version
 
 _MAX_COMPARISONS = 16
 
@@ -43,9 +43,11 @@ def shown_alias(alias: Alias) -> values.Alias:
     return values.Alias(alias.name, _targets(alias.targets), alias.revision)
 
 
-def shown_version(version: Version, manifest: Manifest | None = None) -> values.PromptVersion:
+def shown_version(
+    prompt: PromptRecord, record: VersionRecord, manifest: Manifest | None = None
+) -> values.PromptVersion:
     """What the index knows of a version, and all of it where the manifest was read."""
-    record, summary = version.record, version.record.summary
+    summary = record.summary
     base_model = BaseModelInfo(
         id=summary.base_model,
         fingerprint=summary.base_model_fingerprint,
@@ -72,7 +74,7 @@ def shown_version(version: Version, manifest: Manifest | None = None) -> values.
         recipe=_recipe(manifest) if manifest is not None else {},
         parent=shown_source(summary.parent),
         revision=record.revision,
-        aliases=tuple(version.prompt.aliases_of(record.version)),
+        aliases=tuple(prompt.aliases_of(record.version)),
         gate=gate,
         comparisons=comparisons,
         verdict=verdict,
@@ -80,38 +82,30 @@ def shown_version(version: Version, manifest: Manifest | None = None) -> values.
     )
 
 
-def shown_change(change: PromptChange) -> values.PromptChange:
-    """One change of the store."""
-    position = change.revision, change.store_id
-    if change.snapshot is not None:
-        return values.Snapshot(*position, tuple(map(shown_prompt, change.snapshot)))
-    if change.published is not None:
-        return values.Published(*position, shown_version(change.published))
-    if change.alias_moved is not None:
-        moved = change.alias_moved
-        alias = values.Alias(moved.alias, _targets(moved.targets), change.revision)
-        return values.AliasSet(*position, f"prompts/{moved.prompt}", alias)
-    if change.deleted is not None:
-        return values.Deleted(*position, version_name(change.deleted.prompt, change.deleted.version))
-    return values.PromptChange(*position)
+def shown_change(
+    operation: Operation, time: str, revision: int, store_id: str, index: StoreIndex
+) -> values.PromptChange:
+    """One operation of a commit of this time. `revision` is the commit's as its caller sees it."""
+    match operation:
+        case VersionPublished(prompt, version, digest, size_bytes, job, summary):
+            record = VersionRecord(prompt, version, digest, size_bytes, job, time, revision, summary)
+            return values.Published(revision, store_id, shown_version(index.prompt(prompt), record))
+        case AliasMoved(prompt, alias, targets):
+            moved = values.Alias(alias, _targets(targets), revision)
+            return values.AliasSet(revision, store_id, f"prompts/{prompt}", moved)
+        case VersionDeleted(prompt, version):
+            return values.Deleted(revision, store_id, version_name(prompt, version))
 
 
-def shown_status(status: PromptStatus) -> values.PromptStatus:
-    """Where the versions of a prompt are served."""
-    return values.PromptStatus(
-        versions=tuple(_version_status(version, serving) for version, serving in status.versions),
-        replicas=tuple(
-            values.ReplicaStatus(
-                id=record.id,
-                base_model=record.base_model,
-                base_model_fingerprint=record.base_model_fingerprint,
-                revision=record.revision,
-                start_time=parse_timestamp(record.started_at),
-                update_time=parse_timestamp(record.updated_at),
-            )
-            for record in status.replicas
-        ),
-        revision=status.revision,
+def shown_replica(record: ReplicaRecord, revision: int) -> values.ReplicaStatus:
+    """A live replica. `revision` is the record's as its caller sees it."""
+    return values.ReplicaStatus(
+        id=record.id,
+        base_model=record.base_model,
+        base_model_fingerprint=record.base_model_fingerprint,
+        revision=revision,
+        start_time=parse_timestamp(record.started_at),
+        update_time=parse_timestamp(record.updated_at),
     )
 
 
@@ -146,10 +140,11 @@ def _recipe(manifest: Manifest) -> Any:
     return recipe
 
 
-def _version_status(version: Version, serving: Serving) -> values.VersionStatus:
+def shown_serving(prompt: PromptRecord, record: VersionRecord, serving: Serving) -> values.VersionStatus:
+    """Where a version is served."""
     return values.VersionStatus(
-        version=version.record.name,
-        aliases=tuple(version.prompt.aliases_of(version.record.version)),
+        version=record.name,
+        aliases=tuple(prompt.aliases_of(record.version)),
         num_replicas=serving.num_replicas,
         served=tuple(
             values.ReplicaServing(replica, parse_timestamp(loaded.loaded_at), loaded.publish_to_served_seconds)
@@ -160,5 +155,5 @@ def _version_status(version: Version, serving: Serving) -> values.VersionStatus:
             for replica, refusal in serving.refused
         ),
         served_by_all=serving.by_all,
-        kind=version.record.summary.kind,
+        kind=record.summary.kind,
     )

@@ -1,4 +1,4 @@
-"""Published prompts for callers: an asynchronous view of the prompt store with paging, visibility, compare-and-set."""
+"""Published prompts for callers: the prompt store with paging, visibility, compare-and-set, imports and watches."""
 
 from __future__ import annotations
 
@@ -6,37 +6,39 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from shared.caller import Caller, current_caller
 from shared.errors import Conflict, DamagedBlob, InvalidInput, NotFound, PreconditionFailed
-from shared.names import PromptReference, check_alias, parse_version_name, version_name
+from shared.names import PromptReference, check_alias, version_name
 from shared.prompt.blob import MAX_BLOB_BYTES, decode_blob
-from shared.prompt.manifest import Manifest
 from shared.store import (
     ANYTHING,
     Alias,
-    AliasMoved,
     AliasTarget,
     Changes,
     PromptRecord,
     PromptStore,
-    ReplicaRecord,
     StoreIndex,
     StoreWatcher,
-    VersionDeleted,
-    VersionPublished,
-    VersionRecord,
 )
 from shared.store.alias import Expected
 from shared.store.commit import MAX_ACTOR_CHARS
-from shared.store.fleet import Serving, serving
+from shared.store.fleet import serving
 from shared.store.index import render_targets
 from shared.store.view import commit_revision, shown_index, shown_revision, shown_revisions, store_revision
+from shared.values import prompts as values
 from trainer_service.base_models import BaseModels
 from trainer_service.datasets.chunks import UploadSlots, timely
 from trainer_service.imports import ImportRequest, import_job, read_import
 from trainer_service.pools import TrainerPools
+from trainer_service.prompt_view import (
+    shown_alias,
+    shown_change,
+    shown_prompt,
+    shown_replica,
+    shown_serving,
+    shown_version,
+)
 from trainer_service.proof import Prover
 
 log = logging.getLogger(__name__)
@@ -44,52 +46,6 @@ log = logging.getLogger(__name__)
 MAX_CONCURRENT_IMPORTS = 8
 LARGE_IMPORT_BYTES, MAX_LARGE_IMPORTS = 64 << 20, 2
 """Files above this size are rarer and are held in memory several times: few of them at once."""
-
-
-@dataclass(frozen=True)
-class PromptPage:
-    """One page of prompts. The next page begins after the name `next_after`, which is empty on the last page."""
-
-    prompts: tuple[PromptRecord, ...]
-    next_after: str
-
-
-@dataclass(frozen=True)
-class VersionPage:
-    """One page of versions, newest first. The next page begins below the number `next_below`, 0 on the last page."""
-
-    prompt: PromptRecord
-    versions: tuple[VersionRecord, ...]
-    next_below: int
-
-
-@dataclass(frozen=True)
-class Version:
-    """One version with its prompt, both from one revision of the index."""
-
-    prompt: PromptRecord
-    record: VersionRecord
-
-
-@dataclass(frozen=True)
-class PromptStatus:
-    """The versions of a prompt, newest first, each with the replicas that serve it, and the live replicas."""
-
-    versions: tuple[tuple[Version, Serving], ...]
-    replicas: tuple[ReplicaRecord, ...]
-    revision: int
-
-
-@dataclass(frozen=True)
-class PromptChange:
-    """One change of the store `store_id`: exactly one of the four last fields is set."""
-
-    revision: int
-    store_id: str
-    snapshot: tuple[PromptRecord, ...] | None = None
-    published: Version | None = None
-    alias_moved: AliasMoved | None = None
-    deleted: VersionDeleted | None = None
 
 
 class Prompts:
@@ -105,38 +61,37 @@ class Prompts:
         self._imports = UploadSlots(MAX_CONCURRENT_IMPORTS)
         self._large_imports = UploadSlots(MAX_LARGE_IMPORTS)
 
-    async def list(self, name_prefix: str, page_size: int, after: str = "") -> PromptPage:
-        """Prompts sorted by name, beginning after the name `after`."""
+    async def list(self, name_prefix: str, page_size: int, after: str = "") -> tuple[Sequence[values.Prompt], str]:
+        """Prompts sorted by name, from the name after `after` on; and the next page's `after`, empty on the last."""
         found = (await self._fresh()).list_prompts(after, page_size + 1, name_prefix)
-        return PromptPage(tuple(found[:page_size]), found[page_size - 1].name if len(found) > page_size else "")
+        next_after = found[page_size - 1].name if len(found) > page_size else ""
+        return [shown_prompt(prompt) for prompt in found[:page_size]], next_after
 
     async def get(self, prompt: str) -> PromptRecord:
         """The prompt with its versions and aliases. Raises NotFound."""
         return (await self._fresh()).prompt(prompt)
 
-    async def versions(self, prompt: str, page_size: int, below: int = 0) -> VersionPage:
-        """Versions beginning below the number `below` (0: with the newest). Raises NotFound."""
+    async def versions(self, prompt: str, page_size: int, below: int = 0) -> tuple[Sequence[values.PromptVersion], int]:
+        """Versions, newest first, beginning below the number `below` (0: with the newest); and the `below` of the next
+        page, 0 on the last. Raises NotFound.
+        """
         index = await self._fresh()
         found = index.list_versions(prompt, below, page_size + 1)
-        return VersionPage(
-            index.prompt(prompt),
-            tuple(found[:page_size]),
-            found[page_size - 1].version if len(found) > page_size else 0,
-        )
+        next_below = found[page_size - 1].version if len(found) > page_size else 0
+        return [shown_version(index.prompt(prompt), record) for record in found[:page_size]], next_below
 
-    async def resolve(self, name: str) -> Version:
-        """The version named by `prompts/{prompt}/versions/{n}` or by a reference. Raises InvalidInput or NotFound."""
-        reference = _reference(name)
+    async def read(self, name: str) -> tuple[values.PromptVersion, bytes]:
+        """The version named by `prompts/{prompt}/versions/{n}` or by a reference, and its blob. Raises InvalidInput,
+        NotFound, or DamagedBlob, also if the blob is missing.
+        """
+        reference = PromptReference.parse_any(name, "name")
         index = await self._fresh()
-        return Version(index.prompt(reference.prompt), index.resolve(reference))
-
-    async def read(self, version: Version) -> tuple[bytes, Manifest]:
-        """The version's blob and its manifest. Raises DamagedBlob, also if the blob is missing."""
+        prompt, record = index.prompt(reference.prompt), index.resolve(reference)
         try:
-            data = await self._pool.call(self._store.fetch, version.record.digest)
+            data = await self._pool.call(self._store.fetch, record.digest)
         except NotFound as error:
-            raise DamagedBlob(f"the blob of {version.record.name} is missing from the prompt store") from error
-        return data, (await asyncio.to_thread(decode_blob, data)).manifest
+            raise DamagedBlob(f"the blob of {record.name} is missing from the prompt store") from error
+        return shown_version(prompt, record, (await asyncio.to_thread(decode_blob, data)).manifest), data
 
     async def set_alias(
         self,
@@ -146,9 +101,8 @@ class Prompts:
         *,
         expected_version: int | None = None,
         expected_revision: int | None = None,
-    ) -> tuple[Alias, int]:
+    ) -> tuple[values.Alias, int]:
         """Moves the alias, or removes it if there are no targets. Returns the new alias and the store's revision.
-
         Raises Conflict with the current value if the alias is not as expected.
         """
         check_alias(alias, "alias")
@@ -165,7 +119,7 @@ class Prompts:
         log.info("alias set", extra={"fields": fields})
         moved = self._seen(self._store.index()).prompt(prompt).aliases.get(alias)
         shown = moved.revision if moved and current_caller().is_limited_to_prompts else self._shown(revision)
-        return moved or Alias(alias, (), "", shown), shown
+        return shown_alias(moved or Alias(alias, (), "", shown)), shown
 
     async def delete(self, prompt: str, version: int) -> int:
         """Deletes a version and returns the store's new revision. Raises NotFound."""
@@ -176,7 +130,7 @@ class Prompts:
         log.info("version deleted", extra={"fields": fields})
         return self._shown(revision)
 
-    async def import_(self, request: ImportRequest, chunks: AsyncIterator[bytes]) -> tuple[Version, Manifest]:
+    async def import_(self, request: ImportRequest, chunks: AsyncIterator[bytes]) -> values.PromptVersion:
         """Publishes a prompt that was trained elsewhere. Raises InvalidInput, DamagedBlob or PreconditionFailed."""
         with ExitStack() as slots:
             slots.enter_context(self._imports.taken())
@@ -197,9 +151,9 @@ class Prompts:
         fields = {"version": record.name, "alias": request.moved_alias, "actor": actor, "revision": record.revision}
         log.info("version imported", extra={"fields": fields})
         prompt = self._seen(self._store.index()).prompt(request.prompt)
-        return Version(prompt, prompt.version(record.version)), manifest
+        return shown_version(prompt, prompt.version(record.version), manifest)
 
-    async def status(self, prompt: str) -> PromptStatus:
+    async def status(self, prompt: str) -> values.PromptStatus:
         """Which replicas serve which versions of the prompt. Raises NotFound."""
         index = await self._pool.call(self._store.refresh)
         record = self._seen(index).prompt(prompt)
@@ -207,17 +161,15 @@ class Prompts:
         versions = sorted(record.versions.values(), key=lambda version: -version.version)
         seen = [index.revision, *(replica.revision for replica in replicas)]
         revision, *seen = await asyncio.to_thread(shown_revisions, index, current_caller(), seen)
-        return PromptStatus(
-            tuple((Version(record, version), serving(version, replicas)) for version in versions),
-            tuple(
-                replica.model_copy(update={"revision": shown}) for replica, shown in zip(replicas, seen, strict=True)
-            ),
-            revision,
+        return values.PromptStatus(
+            versions=tuple(shown_serving(record, version, serving(version, replicas)) for version in versions),
+            replicas=tuple(shown_replica(replica, shown) for replica, shown in zip(replicas, seen, strict=True)),
+            revision=revision,
         )
 
     async def watch(
         self, after_revision: int | None, name_prefix: str, store_id: str = ""
-    ) -> AsyncGenerator[PromptChange, None]:
+    ) -> AsyncGenerator[values.PromptChange, None]:
         """Yields the changes after a revision, for ever. If the revision is None or older than the log, a snapshot of
         all prompts comes first.
 
@@ -264,13 +216,6 @@ def _actor() -> str:
     return current_caller().name[:MAX_ACTOR_CHARS]
 
 
-def _reference(name: str) -> PromptReference:
-    if name.startswith("prompts/"):
-        prompt, version = parse_version_name(name, "name")
-        return PromptReference(prompt, None, version)
-    return PromptReference.parse(name, "name")
-
-
 def _expected(prompt: str, alias: str, current: Alias | None, version: int | None, revision: int | None) -> Expected:
     """The state of the alias that the store must find. A weighted alias can be expected only by its revision."""
     if revision is not None:
@@ -287,30 +232,13 @@ def _expected(prompt: str, alias: str, current: Alias | None, version: int | Non
     return version or None
 
 
-def _flatten(changes: Changes, store_id: str, name_prefix: str, caller: Caller) -> Iterator[PromptChange]:
+def _flatten(changes: Changes, store_id: str, name_prefix: str, caller: Caller) -> Iterator[values.PromptChange]:
     index = shown_index(changes.index, caller)
     if changes.restarted:
-        found = tuple(index.list_prompts(limit=len(index.prompts), name_prefix=name_prefix))
-        yield PromptChange(shown_revision(changes.index, caller), store_id, snapshot=found)
+        found = index.list_prompts(limit=len(index.prompts), name_prefix=name_prefix)
+        yield values.Snapshot(shown_revision(changes.index, caller), store_id, tuple(map(shown_prompt, found)))
         return
     for commit in changes.commits:
         for operation in commit.ops:
             if operation.prompt.startswith(name_prefix) and caller.may_use(operation.prompt):
-                yield _change(commit_revision(commit, caller), commit.time, store_id, operation, index)
-
-
-def _change(
-    revision: int,
-    time: str,
-    store_id: str,
-    operation: VersionPublished | AliasMoved | VersionDeleted,
-    index: StoreIndex,
-) -> PromptChange:
-    match operation:
-        case VersionPublished(prompt, version, digest, size_bytes, job, summary):
-            record = VersionRecord(prompt, version, digest, size_bytes, job, time, revision, summary)
-            return PromptChange(revision, store_id, published=Version(index.prompt(prompt), record))
-        case AliasMoved():
-            return PromptChange(revision, store_id, alias_moved=operation)
-        case VersionDeleted():
-            return PromptChange(revision, store_id, deleted=operation)
+                yield shown_change(operation, commit.time, commit_revision(commit, caller), store_id, index)

@@ -2,7 +2,10 @@
 version.
 
 The records show what this trainer's copy of the base model does with the matrix, which may differ from what its author
-saw.
+saw. `python -m trainer_service.proof MODEL_DIR < blob > golden.json` makes those of one prefix, in a separate process
+because the service never holds weights: if it runs out of memory or never ends, only the golden records of one import
+are missing. It computes in float32, so that only replicas round, and uses plain transformers, so that replicas' engines
+are compared with another implementation.
 """
 
 from __future__ import annotations
@@ -13,15 +16,21 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from shared.model import base_model
+from shared.model.options import ModelOptions
 from shared.process.call_pool import CallPool
+from shared.process.threads import set_torch_threads
+from shared.prompt.blob import decode_blob
 from shared.prompt.manifest import GoldenRecord
-from trainer_service.proof_process import RECORDS
+from shared.text.template import InputEncoder
+from trainer_service.training.evaluation.golden import golden_records
 
 log = logging.getLogger(__name__)
 
 _MAX_ERROR_CHARS = 300
+_RECORDS = TypeAdapter(tuple[GoldenRecord, ...])
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Prover:
             return await self._run_process(model_dir, blob)
 
     async def _run_process(self, model_dir: Path, blob: bytes) -> tuple[GoldenRecord, ...]:
-        command = (sys.executable, "-m", f"{__package__}.proof_process", str(model_dir))
+        command = (sys.executable, "-m", f"{__package__}.proof", str(model_dir))
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
         try:
@@ -65,7 +74,7 @@ class Prover:
                 f"exit code {process.returncode}: {complaint.decode(errors='replace').strip()[-_MAX_ERROR_CHARS:]}"
             )
         try:
-            return RECORDS.validate_json(answer)
+            return _RECORDS.validate_json(answer)
         except ValidationError as error:
             return _none(f"its answer can't be read: {error.error_count()} problems")
 
@@ -73,3 +82,17 @@ class Prover:
 def _none(reason: str) -> tuple[GoldenRecord, ...]:
     log.warning("an import has no golden records", extra={"fields": {"why": reason}})
     return ()
+
+
+def main() -> None:
+    """Reads a blob from stdin and writes its golden records to stdout as JSON."""
+    (model_dir,) = sys.argv[1:]
+    set_torch_threads()
+    blob = decode_blob(sys.stdin.buffer.read())
+    base = base_model.load(model_dir, ModelOptions(dtype="float32", device="cpu"))
+    records = golden_records(base, blob.prefix, InputEncoder(base.tokenizer, blob.manifest.template))
+    sys.stdout.buffer.write(_RECORDS.dump_json(records))
+
+
+if __name__ == "__main__":
+    main()

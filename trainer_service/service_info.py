@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from shared.values import service as values
-from shared.values.base_model import BaseModelInfo
 from shared.values.template import Template
 from trainer_service.base_models import BaseModels
 from trainer_service.datasets.upload import UploadLimits
@@ -34,14 +33,17 @@ class ServiceInfo:
     models: BaseModels
     limits: TuningLimits
     upload_limits: UploadLimits
-    software_version: str = version("softprompt")
 
     def shown(self, *, queued: int, running: int, num_workers: int) -> values.ServiceInfo:
         """The information, with the service's load in jobs."""
-        filled = self.default_hyperparameters
+        base_models, longest = self.models.infos, self.limits.max_virtual_tokens
+        filled: FilledHyperparameters | None = None
+        if base_models:  # the recipe's choice for a small generation job of the default model
+            task, model, num_examples = TaskKind.GENERATION, base_models[0], _EXAMPLES_OF_A_SMALL_JOB
+            filled = fill(Hyperparameters(), task, num_examples, model, Template(), max_virtual_tokens=longest)
         return values.ServiceInfo(
-            software_version=self.software_version,
-            base_models=self.base_models,
+            software_version=version("softprompt"),
+            base_models=base_models,
             limits=values.TuningLimits(**vars(self.limits), **vars(self.upload_limits)),
             default_hyperparameters=None if filled is None else filled.as_chosen,
             queued_jobs=queued,
@@ -50,20 +52,4 @@ class ServiceInfo:
             unavailable_base_models=tuple(
                 values.UnavailableBaseModel(id, reason) for id, reason in sorted(self.models.unavailable.items())
             ),
-        )
-
-    @property
-    def base_models(self) -> tuple[BaseModelInfo, ...]:
-        """The available base models, the default one first."""
-        return self.models.infos
-
-    @property
-    def default_hyperparameters(self) -> FilledHyperparameters | None:
-        """The recipe's choice for a small generation job; None while no base model is available."""
-        if not self.base_models:
-            return None
-        request, longest = Hyperparameters(), self.limits.max_virtual_tokens
-        model = self.base_models[0]
-        return fill(
-            request, TaskKind.GENERATION, _EXAMPLES_OF_A_SMALL_JOB, model, Template(), max_virtual_tokens=longest
         )

@@ -175,10 +175,9 @@ class Simulator:
         heads = []
         for (base_model, tenant, exclusive), queue in self._queues.items():
             share, mean = share_of(shares, tenant), sum(key for key, _ in queue) / len(queue)
-            solos = len(queue) if exclusive else 0
             heads.append(
                 QueueHead(
-                    base_model, queue[0][0], len(queue), solos, tenant, share.weight, max(clock, share.time), mean
+                    base_model, queue[0][0], len(queue), exclusive, tenant, share.weight, max(clock, share.time), mean
                 )
             )
         return heads

@@ -14,6 +14,7 @@ from typing import Any
 from shared.model.base_model import BaseModelInfo
 from shared.text.template import Template
 from trainer_service.cluster.interface import WorkerHandle, WorkerPool
+from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.model import EffectiveSpec, StoredSpec
 from trainer_service.training.events import DatasetFile
 from trainer_service.training.recipe.defaults import fill
@@ -57,7 +58,7 @@ class Examples:
         return self._file
 
 
-class Admission:
+class Admission(SpecAdmission):
     def __init__(self, info: BaseModelInfo) -> None:
         self._info = info
 

@@ -17,11 +17,12 @@ from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.database.schema import job_annotations, job_events, jobs
-from trainer_service.dispatch.manager import JobManager, files_for
+from trainer_service.dispatch.manager import JobManager
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.model import EffectiveSpec, Job, JobFilter, JobOrder, new_job_id
 from trainer_service.jobs.record import Record, queue_key, to_datetime, to_row
 from trainer_service.jobs.states import JobState
+from trainer_service.jobs.store.files import files_for
 from trainer_service.jobs.store.job_store import JobStore
 
 CONFIG = JobsConfig(progress_seconds=0.0)
@@ -36,10 +37,9 @@ async def running(
     url: str, directory: Path, pool: WorkerPool, info: BaseModelInfo
 ) -> AsyncIterator[tuple[JobManager, JobStore]]:
     store = JobStore.open(url)
-    files = files_for(store, directory / "checkpoints")
-    manager = JobManager(
-        store, Admission(info), Examples(directory), PromptStore(MemoryBackend()), pool, CONFIG, files=files
-    )
+    files = files_for(store.database, directory / "checkpoints")
+    prompts, datasets = PromptStore(MemoryBackend()), Examples(directory)
+    manager = JobManager(store, Admission(info), datasets.file, prompts, pool, CONFIG, files=files)
     await manager.start()
     try:
         yield manager, store

@@ -19,7 +19,7 @@ from softprompt.gateway.metrics import GatewayMetrics
 from softprompt.router.metrics import RouterMetrics
 from trainer_service.maintenance.storage_usage import StorageUsage
 from trainer_service.metrics import TrainerMetrics
-from trainer_service.server import SERVICE_NAMES
+from trainer_service.parts import SERVICE_NAMES
 
 _NOT_METRICS = frozenset(
     {

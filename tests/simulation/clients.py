@@ -14,7 +14,6 @@ from shared.store import AliasTarget
 from tests.simulation.world import Replica, Server, Trainer, World
 from tests.trainer_service.builders import spec
 from trainer_service.jobs.model import Job, JobFilter
-from trainer_service.jobs.owner import JobOwner
 
 TENANTS = ("a", "b", "c")
 PROMPTS = ("tone", "mood")
@@ -58,7 +57,7 @@ class Client:
             try:
                 job: Job = await self._trainer().call(
                     self.caller,
-                    lambda trainer: trainer.jobs.create(asked, request_id=request_id, owner=JobOwner.of(self.caller)),
+                    lambda trainer: trainer.jobs.create(asked, request_id=request_id),
                 )
             except Unavailable:
                 await asyncio.sleep(self.rng.uniform(0, 2))
@@ -153,8 +152,9 @@ class Client:
 
         async def both(trainer: Any) -> tuple[list[str], list[str]]:
             page = await trainer.jobs.list(JobFilter(), 50)
-            found = await trainer.prompts.list("", 50)
-            return [job.spec.prompt for job in page.jobs], [prompt.name for prompt in found.prompts]
+            found, _ = await trainer.prompts.list("", 50)
+            names = [prompt.name.removeprefix("prompts/") for prompt in found]
+            return [job.spec.prompt for job in page.jobs], names
 
         try:
             jobs, prompts = await self._trainer().call(self.caller, both)

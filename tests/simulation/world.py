@@ -6,7 +6,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import select
@@ -33,12 +32,13 @@ from tests.trainer_service.builders import effective_spec
 from tests.trainer_service.job_service import AdmitAll
 from trainer_service.database.database import Database
 from trainer_service.database.schema import jobs
-from trainer_service.dispatch.manager import JobManager, files_for
+from trainer_service.dispatch.manager import JobManager
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.store.conditions import UNENDED
+from trainer_service.jobs.store.files import DatabaseFiles
 from trainer_service.jobs.store.job_store import JobStore
-from trainer_service.maintenance.prompt_store import StoreMaintenance
+from trainer_service.maintenance.rounds import store_rounds
 from trainer_service.pools import TrainerPools
 from trainer_service.prompts import Prompts
 from trainer_service.training.events import DatasetFile
@@ -182,17 +182,17 @@ class Trainer(Server):
         self.jobs = JobManager(
             job_store,
             AdmitAll(effective_spec()),
-            cast(Any, NamedDatasets()),
+            NamedDatasets().file,
             store,
             self.pool,
             CONFIG,
-            files=files_for(job_store, Path("unused")),
+            files=DatabaseFiles(world.database),
             pools=pools,
         )
         self.store, self.prompts = store, Prompts(store, cast(Any, None), cast(Any, None), pools)
         await self.jobs.start()
         policy = MaintenancePolicy(keep_versions=3, blob_grace_seconds=700, keep_log_entries=8)
-        self._maintenance = asyncio.create_task(StoreMaintenance(store, policy, 20, lambda *_: None).run())
+        self._maintenance = asyncio.create_task(store_rounds(store, policy, 20, lambda *_: None).run())
         self.ready = True
 
     async def resume_job(self, job_id: str) -> None:

@@ -24,7 +24,8 @@ from tests.trainer_service.postgres import Postgres, find_binaries
 from tests.waiting import until
 from trainer_service.config import TrainerSettings
 from trainer_service.jobs.store.job_store import JobStore
-from trainer_service.server import PoolMaker, serve
+from trainer_service.parts import PoolMaker
+from trainer_service.server import serve
 
 PATIENT: dict[str, Any] = {"store_timeout_seconds": 600.0, "database_timeout_seconds": 600.0}
 """Settings of a trainer on a busy machine: only a system that hangs exceeds these limits."""

@@ -21,10 +21,12 @@ from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.database import schema
-from trainer_service.dispatch.manager import JobManager, files_for
+from trainer_service.dispatch.manager import JobManager
+from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
 from trainer_service.jobs.states import JobState
+from trainer_service.jobs.store.files import files_for
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.pools import TrainerPools
 from trainer_service.training.events import DatasetFile
@@ -66,7 +68,7 @@ class Examples:
         return DatasetFile(digest, str(path), len(data))
 
 
-class AdmitAll:
+class AdmitAll(SpecAdmission):
     """Every spec is trained for as many steps as it asks for."""
 
     def __init__(self, base: EffectiveSpec) -> None:
@@ -123,13 +125,13 @@ class Service:
         self.manager = JobManager(
             store,
             self.admission,
-            Examples(self.directory / "datasets"),
+            Examples(self.directory / "datasets").file,
             self.prompt_store,
             self.pool,
             self.config,
-            files=files_for(store, self.directory / "checkpoints"),
+            files=files_for(store.database, self.directory / "checkpoints"),
             models=self.models,
-            pools=TrainerPools.of(_PATIENCE_SECONDS, _PATIENCE_SECONDS),
+            pools=TrainerPools(_PATIENCE_SECONDS, _PATIENCE_SECONDS),
         )
         await self.manager.start()
         return self.manager

@@ -54,7 +54,6 @@ from trainer_service.jobs.model import (
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.view import shown_job, shown_payload
 from trainer_service.prompt_view import shown_version
-from trainer_service.prompts import Version
 from trainer_service.servicers.prompts import stored_targets
 from trainer_service.training.spec import (
     FilledHyperparameters,
@@ -353,10 +352,10 @@ def test_a_version_shows_its_origin_to_callers_that_may_name_it() -> None:
         recipe=recipe,
         created_at=utc_now(),
     )
-    version = Version(PromptRecord("support-tone", 1, {1: record}), record)
-    assert str(write(shown_version(version, manifest), prompts_pb2.PromptVersion())).count("acme-tone") == 2
+    prompt = PromptRecord("support-tone", 1, {1: record})
+    assert str(write(shown_version(prompt, record, manifest), prompts_pb2.PromptVersion())).count("acme-tone") == 2
     with calling(Caller("support", frozenset({Role.VIEWER}), ("support-*",))):
-        shown = write(shown_version(version, manifest), prompts_pb2.PromptVersion())
+        shown = write(shown_version(prompt, record, manifest), prompts_pb2.PromptVersion())
     assert "acme" not in str(shown)
     shown_recipe: Any = shown.recipe
     assert shown_recipe["hyperparameters"]["init"]["method"] == "FROM_PROMPT"

@@ -23,10 +23,11 @@ from tests.log_lines import log_lines
 from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import create_job
 from tests.waiting import until
-from trainer_service import server
+from trainer_service import parts, server
 from trainer_service.config import TrainerSettings
 from trainer_service.jobs.store.job_store import JobStore
-from trainer_service.server import SERVICE_NAMES, serve
+from trainer_service.parts import SERVICE_NAMES
+from trainer_service.server import serve
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -95,7 +96,7 @@ async def test_it_waits_for_a_store_that_is_away(settings: TrainerSettings, monk
             raise Unavailable("the prompt store is unavailable")
         return really_open(url, timeout_seconds)
 
-    monkeypatch.setattr(server, "open_store", away_twice)
+    monkeypatch.setattr(parts, "open_store", away_twice)
     monkeypatch.setattr("shared.process.call_pool._OPEN_PAUSE_SECONDS", 0.01)
     async with running_trainer(settings) as trainer:
         assert await trainer.health() == SERVING

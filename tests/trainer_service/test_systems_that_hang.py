@@ -29,7 +29,7 @@ from tests.trainer_service.test_server import scrape, starting_trainer
 from tests.waiting import until
 from trainer_service import server
 from trainer_service.config import TrainerSettings
-from trainer_service.server import SERVICE_NAMES
+from trainer_service.parts import SERVICE_NAMES
 
 __all__ = ["s3_endpoint"]
 

@@ -13,16 +13,30 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Delete,
+    Engine,
+    Row,
+    Select,
+    Table,
+    Update,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 
 from shared.errors import InvalidInput, PreconditionFailed, Unavailable
@@ -30,6 +44,9 @@ from trainer_service.database import sqlite_pages
 from trainer_service.database.statement_deadline import StatementDeadline
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 STATEMENT_SECONDS = 15.0
 _MAX_IDLE_WAL_BYTES = 64 << 20
@@ -113,6 +130,26 @@ class Database:
             with connection.begin():
                 yield connection
 
+    def rows(self, query: Select[*Ts]) -> Sequence[Row[*Ts]]:
+        """The rows of a query, in a transaction of its own."""
+        with self.read() as connection:
+            return connection.execute(query).all()
+
+    def scalars(self, query: Select[T]) -> Sequence[T]:
+        """The values of a query for one column, in a transaction of its own."""
+        with self.read() as connection:
+            return connection.scalars(query).all()
+
+    def scalar(self, query: Select[T]) -> T | None:
+        """The first value of a query, in a transaction of its own; None without a row."""
+        with self.read() as connection:
+            return connection.scalar(query)
+
+    def execute(self, statement: Update | Delete) -> int:
+        """Executes a statement in a transaction of its own. Returns the number of changed rows."""
+        with self.write() as connection:
+            return connection.execute(statement).rowcount
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Serializes writing transactions on SQLite. If one hangs, for example because of the disk, waiting ones raise
@@ -156,6 +193,22 @@ class Database:
         if not self.is_sqlite:
             statement = text("SELECT pg_advisory_xact_lock(:space, hashtext(:name))")
             connection.execute(statement, {"space": _NAMED_LOCKS, "name": name})
+
+    def insert(self, table: Table) -> Any:
+        """An INSERT into the table that has `on_conflict_do_nothing` and `on_conflict_do_update`."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    def put(
+        self,
+        connection: Connection,
+        table: Table,
+        key: Mapping[str, Any],
+        values: Mapping[str, Any],
+        where: ColumnElement[bool] | None = None,
+    ) -> None:
+        """Inserts a row, or changes the values of the one with this primary key, if it meets the condition `where`."""
+        statement = self.insert(table).values(**key, **values)
+        connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=values, where=where))
 
     def size_bytes(self) -> int:
         """Size of the SQLite file and its log, or of the PostgreSQL database with all its tables."""

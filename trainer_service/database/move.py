@@ -7,8 +7,10 @@ example after a kill whose commit had arrived, finds the same rows and only comp
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 from sqlalchemy import Connection, LargeBinary, Table, func, insert, inspect, select, text
@@ -22,6 +24,7 @@ _BATCH_ROWS, _REPORTED_ROWS = 200, 10_000
 _VERSIONS_TABLE = "alembic_version"
 
 Row = Mapping[str, Any]
+Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,11 @@ def move_database(
     source: Database,
     target: Database,
     more: Mapping[str, Callable[[], Iterable[Row]]] | None = None,
-    progress: Callable[[str, int], None] = lambda table, rows: None,
+    progress: Progress = lambda table, rows: None,
 ) -> tuple[MovedTable, ...]:
     """Copies every row, unless the target has them all. `more`: rows of a table, by its name, that the source keeps
-    elsewhere. `progress` gets a table and the number of its rows so far.
-
-    Raises PreconditionFailed if the target has other rows, if a trainer uses the source, or if the target refuses a row
-    or changes one; nothing is copied then.
+    elsewhere. `progress` gets a table and the number of its rows so far. Raises PreconditionFailed if the target has
+    other rows, if a trainer uses the source, or if the target refuses a row or changes one; nothing is copied then.
     """
     moved = []
     with source.read() as reader, target.write() as writer:
@@ -53,16 +54,20 @@ def move_database(
             writer.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         there = _rows_there(writer)
         for table in metadata.sorted_tables:
-            rows = _counted(table, _rows(reader, table, (more or {}).get(table.name)), progress)
-            expected = _digest(table, rows) if there else _copy(table, rows, writer)
-            found = _digest(table, _rows(writer, table, None))
-            if found != expected:
+            expected, found = _Summary(table), _Summary(table)
+            rows = expected.of(chain(_rows(reader, table), (more or {}).get(table.name, list)()), progress)
+            if there:
+                deque(rows, maxlen=0)
+            else:
+                _copy(table, rows, writer)
+            deque(found.of(_rows(writer, table)), maxlen=0)
+            if found.table != expected.table:
                 other = f"{expected.rows} rows of {table.name} were copied, and it has {found.rows} with other content"
                 empty = f"it is not empty: {there}; move into a database that no trainer has used"
                 raise PreconditionFailed(f"the new database can't be used: {empty if there else other}")
             if not there:
                 _set_counter(target, writer, table)
-            moved.append(found)
+            moved.append(found.table)
     return tuple(moved)
 
 
@@ -90,39 +95,18 @@ def _rows_there(connection: Connection) -> str:
     return next((f"{name} has {count} rows" for name, count in found if count), "")
 
 
-def _rows(connection: Connection, table: Table, more: Callable[[], Iterable[Row]] | None) -> Iterator[Row]:
+def _rows(connection: Connection, table: Table) -> Iterator[Row]:
     with connection.execute(select(table), execution_options={"yield_per": _batch_rows(table)}) as found:
         for row in found.mappings():
             yield dict(row)
-    if more is not None:
-        yield from more()
 
 
-def _counted(table: Table, rows: Iterable[Row], progress: Callable[[str, int], None]) -> Iterator[Row]:
-    for number, row in enumerate(rows, start=1):
-        yield row
-        if number % _REPORTED_ROWS == 0:
-            progress(table.name, number)
-
-
-def _copy(table: Table, rows: Iterable[Row], writer: Connection) -> MovedTable:
-    summary, batch, most = _Summary(table), list[dict[str, Any]](), _batch_rows(table)
-
-    def write() -> None:
-        if batch:
-            try:
-                writer.execute(insert(table), batch)
-            except (DataError, IntegrityError) as error:
-                raise PreconditionFailed(f"the new database refuses a row of {table.name}: {error.orig}") from error
-            batch.clear()
-
-    for row in rows:
-        summary.add(row)
-        batch.append({**row})
-        if len(batch) == most:
-            write()
-    write()
-    return summary.table
+def _copy(table: Table, rows: Iterator[Row], writer: Connection) -> None:
+    while batch := [dict(row) for row in islice(rows, _batch_rows(table))]:
+        try:
+            writer.execute(insert(table), batch)
+        except (DataError, IntegrityError) as error:
+            raise PreconditionFailed(f"the new database refuses a row of {table.name}: {error.orig}") from error
 
 
 def _batch_rows(table: Table) -> int:
@@ -130,27 +114,25 @@ def _batch_rows(table: Table) -> int:
     return 1 if any(isinstance(column.type, LargeBinary) for column in table.columns) else _BATCH_ROWS
 
 
-def _digest(table: Table, rows: Iterable[Row]) -> MovedTable:
-    summary = _Summary(table)
-    for row in rows:
-        summary.add(row)
-    return summary.table
-
-
 class _Summary:
     """Number and digest of rows in any order: databases sort texts differently."""
 
     def __init__(self, table: Table) -> None:
-        self._table, self._rows, self._sum = table, 0, 0
+        self._table, self.rows, self._sum = table, 0, 0
 
-    def add(self, row: Row) -> None:
-        values: Sequence[Any] = [_plain(row[column.name]) for column in self._table.columns]
-        self._sum += int.from_bytes(hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).digest(), "big")
-        self._rows += 1
+    def of(self, rows: Iterable[Row], progress: Progress = lambda table, rows: None) -> Iterator[Row]:
+        """The same rows, each counted when it has been used."""
+        for row in rows:
+            values = [_plain(row[column.name]) for column in self._table.columns]
+            self._sum += int.from_bytes(hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).digest(), "big")
+            self.rows += 1
+            yield row
+            if self.rows % _REPORTED_ROWS == 0:
+                progress(self._table.name, self.rows)
 
     @property
     def table(self) -> MovedTable:
-        return MovedTable(self._table.name, self._rows, f"{self._sum % 2**256:064x}")
+        return MovedTable(self._table.name, self.rows, f"{self._sum % 2**256:064x}")
 
 
 def _plain(value: Any) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from shared.security.page_tokens import new_key
 from trainer_service.database.database import Database
@@ -15,12 +13,10 @@ PAGE_TOKENS = "page-tokens"
 
 def page_token_key(database: Database) -> bytes:
     """The key of page tokens, created at the first call. If several replicas create one at once, all use the first.
-
     Raises Unavailable.
     """
-    insert = sqlite_insert if database.is_sqlite else postgresql_insert
+    new = database.insert(service_keys).values(name=PAGE_TOKENS, value=new_key())
+    query = select(service_keys.c.value).where(service_keys.c.name == PAGE_TOKENS)
     with database.write() as connection:
-        connection.execute(insert(service_keys).values(name=PAGE_TOKENS, value=new_key()).on_conflict_do_nothing())
-        return bytes(
-            connection.execute(select(service_keys.c.value).where(service_keys.c.name == PAGE_TOKENS)).scalar_one()
-        )
+        connection.execute(new.on_conflict_do_nothing())
+        return bytes(connection.execute(query).scalar_one())

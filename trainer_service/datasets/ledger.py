@@ -12,11 +12,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NoReturn
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from shared.errors import Overloaded, PreconditionFailed
 from shared.values import datasets as values
@@ -27,14 +39,7 @@ from trainer_service.datasets.names import unknown_dataset
 from trainer_service.datasets.store import StoredDataset
 
 _FULL_RETRY_SECONDS = 3600.0
-
-
-@dataclass(frozen=True)
-class JobUse:
-    """A job that uses a dataset."""
-
-    job_id: str
-    prompt: str
+_MAX_NAMED_JOBS = 10
 
 
 class DatasetLedger:
@@ -63,13 +68,7 @@ class DatasetLedger:
         a crash following `place`, the bytes belong to no tenant; retention removes them.
         """
         now = time.time()
-        values: dict[str, object] = {
-            "size_bytes": stored.size_bytes,
-            "num_examples": stored.num_examples,
-            "task": stored.task.value,
-            "num_labels": len(stored.labels),
-            "last_use_time": now,
-        }
+        values = {**_measures(stored), "last_use_time": now}
         values |= ({"sent": True} if sent else {}) | ({"file_name": file_name} if file_name else {})
         with self._touching_files, self._database.write() as connection:
             self._database.lock(connection, tenant)
@@ -97,8 +96,7 @@ class DatasetLedger:
         The answer and its time don't depend on whether another tenant has it.
         """
         query = select(datasets.c.dataset).where(datasets.c.tenant == tenant, datasets.c.dataset.in_(names))
-        with self._database.read() as connection:
-            found = frozenset(connection.scalars(query))
+        found = frozenset(self._database.scalars(query))
         for name in names:
             if name not in found:
                 raise unknown_dataset(name)
@@ -107,8 +105,7 @@ class DatasetLedger:
         """Raises NotFound if the tenant doesn't have the dataset, PreconditionFailed if it never sent the bytes itself:
         a copy of a file by URI may be one that its callers may use, but not read.
         """
-        with self._database.read() as connection:
-            sent = connection.scalar(select(datasets.c.sent).where(_is(tenant, name)))
+        sent = self._database.scalar(select(datasets.c.sent).where(_is(tenant, name)))
         if sent is None:
             raise unknown_dataset(name)
         if not sent:
@@ -117,9 +114,8 @@ class DatasetLedger:
             )
 
     def use(self, connection: Connection, tenant: str, names: Collection[str]) -> None:
-        """Mark a new job's datasets as used, inside the transaction that creates it.
-
-        Raises NotFound for a dataset that the tenant doesn't have.
+        """Mark a new job's datasets as used, inside the transaction that creates it. Raises NotFound for a dataset that
+        the tenant doesn't have.
         """
         for name in names:
             used = update(datasets).where(_is(tenant, name)).values(last_use_time=time.time())
@@ -128,35 +124,36 @@ class DatasetLedger:
 
     def get(self, tenant: str, name: str) -> values.StoredDataset:
         """The tenant's dataset. Raises NotFound."""
-        with self._database.read() as connection:
-            row = connection.execute(_owned(tenant).where(datasets.c.dataset == name)).mappings().one_or_none()
-        if row is None:
+        rows = self._database.rows(_owned(tenant).where(datasets.c.dataset == name))
+        if not rows:
             raise unknown_dataset(name)
-        return _from_row(row)
+        return _from_row(rows[0])
 
     def page(self, tenant: str, after: str, limit: int) -> list[values.StoredDataset]:
         """At most `limit` of the tenant's datasets, with names after `after`, in the order of names."""
         query = _owned(tenant).where(datasets.c.dataset > after).order_by(datasets.c.dataset).limit(limit)
-        with self._database.read() as connection:
-            return [_from_row(row) for row in connection.execute(query).mappings()]
+        return [_from_row(row) for row in self._database.rows(query)]
 
-    def remove(self, tenant: str, name: str, refuse: Callable[[Sequence[JobUse]], NoReturn]) -> None:
-        """Remove the tenant's row. Calls `refuse`, which raises, if jobs of the tenant that have not ended use it.
-
-        The bytes stay (see `remove_bytes`). Raises NotFound, and the error of `refuse`.
+    def remove(self, tenant: str, name: str, may_see: Callable[[str], bool]) -> None:
+        """Remove the tenant's row. The bytes stay (see `remove_bytes`). Raises NotFound, or PreconditionFailed if jobs
+        of the tenant that have not ended use it; the error names those whose prompt passes `may_see`.
         """
         with self._database.write() as connection:
             row = connection.execute(select(datasets.c.dataset).where(_is(tenant, name)).with_for_update()).first()
             if row is None:
                 raise unknown_dataset(name)
             # A job that is being created now has either updated the row already, or will not find it.
-            if uses := [JobUse(row.id, row.prompt) for row in connection.execute(_unended_uses(tenant, name))]:
-                refuse(uses)
+            users = connection.execute(_unended_users(name).where(jobs.c.tenant == tenant).order_by(jobs.c.id)).all()
+            if users:
+                shown = [f"tuningJobs/{row.id}" for row in users if may_see(row.prompt)][:_MAX_NAMED_JOBS]
+                more = f" and {len(users) - len(shown)} more" if shown else f"{len(users)} jobs of your tenant"
+                named = ", ".join(shown) + (more if len(users) > len(shown) else "")
+                message = f"{name} is used by jobs that have not ended: {named}; cancel them or wait for their end"
+                raise PreconditionFailed(message, dataset=name)
             connection.execute(delete(datasets).where(_is(tenant, name)))
 
     def remove_unused(self, tenant: str, name: str, before: float) -> bool:
         """Remove the tenant's row unless the dataset was used since `before`, or by a job that ended since then.
-
         Returns whether it was removed.
         """
         needed = exists(
@@ -169,75 +166,54 @@ class DatasetLedger:
             )
         )
         unused = delete(datasets).where(_is(tenant, name), datasets.c.last_use_time < before, ~needed)
-        with self._database.write() as connection:
-            return bool(connection.execute(unused).rowcount)
+        return bool(self._database.execute(unused))
 
     def remove_bytes(self, name: str, remove: Callable[[str], bool]) -> bool:
         """Call `remove` unless a tenant has the dataset or a job that has not ended needs it.
 
         A lock excludes uploads of the same bytes meanwhile. Returns whether the bytes were removed.
         """
-        unended = select(jobs.c.id).join(job_datasets, job_datasets.c.job_id == jobs.c.id)
-        unended = unended.where(job_datasets.c.dataset == name, jobs.c.end_time.is_(None)).limit(1)
+        owners = select(datasets.c.tenant).where(datasets.c.dataset == name)
         with self._touching_files, self._database.write() as connection:
             self._database.lock(connection, name)
-            if (
-                connection.execute(select(datasets.c.tenant).where(datasets.c.dataset == name).limit(1)).first()
-                is not None
-            ):
-                return False
-            return connection.execute(unended).first() is None and remove(name)
+            needed_by = (connection.execute(query.limit(1)).first() for query in (owners, _unended_users(name)))
+            return not any(needed_by) and remove(name)
 
     def owned(self, names: Collection[str]) -> frozenset[str]:
         """The datasets among `names` that any tenant has."""
-        with self._database.read() as connection:
-            return frozenset(
-                connection.scalars(select(datasets.c.dataset).where(datasets.c.dataset.in_(names)).distinct())
-            )
+        return frozenset(self._database.scalars(select(datasets.c.dataset).where(datasets.c.dataset.in_(names))))
 
-    def last_used_before(self, before: float, after: tuple[str, str], limit: int) -> list[tuple[str, str, float]]:
+    def last_used_before(self, before: float, after: tuple[str, str], limit: int) -> Sequence[Row[str, str, float]]:
         """(tenant, name, time of last use) of at most `limit` datasets after `after`, ordered by tenant and name."""
         keys = datasets.c.tenant, datasets.c.dataset
-        later = or_(keys[0] > after[0], (keys[0] == after[0]) & (keys[1] > after[1]))
-        query = (
-            select(*keys, datasets.c.last_use_time)
-            .where(datasets.c.last_use_time < before, later)
-            .order_by(*keys)
-            .limit(limit)
-        )
-        with self._database.read() as connection:
-            return [(row.tenant, row.dataset, row.last_use_time) for row in connection.execute(query)]
+        query = select(*keys, datasets.c.last_use_time).where(datasets.c.last_use_time < before, tuple_(*keys) > after)
+        return self._database.rows(query.order_by(*keys).limit(limit))
 
-    def unmeasured(self, after: str, limit: int) -> list[str]:
+    def unmeasured(self, after: str, limit: int) -> Sequence[str]:
         """At most `limit` datasets of an older release that are not measured yet, after `after`, ordered by name."""
         query = select(datasets.c.dataset).where(datasets.c.num_examples == 0, datasets.c.dataset > after).distinct()
-        with self._database.read() as connection:
-            return list(connection.scalars(query.order_by(datasets.c.dataset).limit(limit)))
+        return self._database.scalars(query.order_by(datasets.c.dataset).limit(limit))
 
     def set_measures(self, stored: StoredDataset) -> None:
         """Record a dataset's size and counts for all tenants that have it."""
-        values = {
-            "size_bytes": stored.size_bytes,
-            "num_examples": stored.num_examples,
-            "num_labels": len(stored.labels),
-        }
-        with self._database.write() as connection:
-            connection.execute(
-                update(datasets).where(datasets.c.dataset == stored.name).values(task=stored.task.value, **values)
-            )
+        self._database.execute(update(datasets).where(datasets.c.dataset == stored.name).values(**_measures(stored)))
 
 
 def _is(tenant: str, name: str) -> ColumnElement[bool]:
     return (datasets.c.tenant == tenant) & (datasets.c.dataset == name)
 
 
+def _measures(stored: StoredDataset) -> dict[str, object]:
+    return {
+        "size_bytes": stored.size_bytes,
+        "num_examples": stored.num_examples,
+        "task": stored.task.value,
+        "num_labels": len(stored.labels),
+    }
+
+
 def _check_room(
-    connection: Connection,
-    tenant: str,
-    name: str,
-    size_bytes: int,
-    allowed_bytes: int,
-    beside: Mapping[str, int],
+    connection: Connection, tenant: str, name: str, size_bytes: int, allowed_bytes: int, beside: Mapping[str, int]
 ) -> None:
     if not allowed_bytes:
         return
@@ -256,11 +232,10 @@ def _check_room(
         )
 
 
-def _unended_uses(tenant: str, name: str) -> Select[tuple[str, str]]:
+def _unended_users(name: str) -> Select[tuple[str, str]]:
+    """The jobs of all tenants that use the dataset and have not ended."""
     query = select(jobs.c.id, jobs.c.prompt).join(job_datasets, job_datasets.c.job_id == jobs.c.id)
-    return query.where(job_datasets.c.dataset == name, jobs.c.tenant == tenant, jobs.c.end_time.is_(None)).order_by(
-        jobs.c.id
-    )
+    return query.where(job_datasets.c.dataset == name, jobs.c.end_time.is_(None))
 
 
 def _owned(tenant: str) -> Select[tuple[object, ...]]:
@@ -269,15 +244,15 @@ def _owned(tenant: str) -> Select[tuple[object, ...]]:
     return select(datasets, uses.scalar_subquery().label("num_jobs")).where(datasets.c.tenant == tenant)
 
 
-def _from_row(row: RowMapping) -> values.StoredDataset:
+def _from_row(row: Row[Any]) -> values.StoredDataset:
     return values.StoredDataset(
-        name=row["dataset"],
-        size_bytes=row["size_bytes"],
-        num_examples=row["num_examples"],
-        task=TaskKind(row["task"]) if row["task"] else None,
-        num_labels=row["num_labels"],
-        create_time=datetime.fromtimestamp(row["create_time"], UTC),
-        last_use_time=datetime.fromtimestamp(row["last_use_time"], UTC),
-        num_jobs=row["num_jobs"],
-        file_name=row["file_name"],
+        name=row.dataset,
+        size_bytes=row.size_bytes,
+        num_examples=row.num_examples,
+        task=TaskKind(row.task) if row.task else None,
+        num_labels=row.num_labels,
+        create_time=datetime.fromtimestamp(row.create_time, UTC),
+        last_use_time=datetime.fromtimestamp(row.last_use_time, UTC),
+        num_jobs=row.num_jobs,
+        file_name=row.file_name,
     )

@@ -33,13 +33,8 @@ class DatasetRoots:
                 field, "this trainer allows no dataset URIs; upload the dataset, or ask its operator for a dataset root"
             )
         parts = _split(uri)
-        if (
-            parts is None
-            or parts.scheme != "file"
-            or parts.netloc not in ("", "localhost")
-            or parts.query
-            or parts.fragment
-        ):
+        is_local = parts is not None and parts.scheme == "file" and parts.netloc in ("", "localhost")
+        if parts is None or not is_local or parts.query or parts.fragment:
             raise InvalidInput.of(field, f"{uri[:200]!r} must look like file:///folder/file.jsonl")
         path = unquote(parts.path)
         if "\0" in path or ".." in path.split("/"):

@@ -32,8 +32,8 @@ from trainer_service.datasets.names import NAME, dataset_name, unknown_dataset
 from trainer_service.datasets.roots import DatasetRoots
 from trainer_service.datasets.upload import TEMPORARY_PREFIX, IncomingFile, UploadLimits
 from trainer_service.pools import TrainerPools
-from trainer_service.training.data.dataset import DatasetLimits, ParsedDataset, parse_examples, stored_examples
-from trainer_service.training.data.dataset_facts import FORMAT, DatasetFacts, scan_examples
+from trainer_service.training.data.dataset import DatasetLimits, stored_examples
+from trainer_service.training.data.dataset_facts import FORMAT, DatasetFacts, Description, scan_examples
 from trainer_service.training.data.example_lines import example_line, stored_example
 from trainer_service.training.data.places import DATASET, in_dataset, in_message
 from trainer_service.training.events import DatasetFile
@@ -67,6 +67,9 @@ class Inspected:
     sample: tuple[Example, ...]
 
 
+Source = str | Iterable[Example]
+"""Where a dataset comes from: the URI of a file under an allowed root, or examples inside a request."""
+
 Keep = Callable[[StoredDataset, Callable[[], None]], None]
 """Accepts or rejects a dataset that was received and checked: calls the function to store it, or raises."""
 
@@ -78,8 +81,8 @@ def _keep_always(stored: StoredDataset, place: Callable[[], None]) -> None:
 class DatasetStore:
     """The files of all datasets. Several processes may share the directory.
 
-    Synchronous methods may block on the disk: call them in `pool`, and `add_uri` in `roots_pool`, since a root may be
-    on another volume. All methods raise Unavailable if the disk can't be used.
+    Synchronous methods may block on the disk: call them in `pool`, those that open a URI in `roots_pool`, since a root
+    may be on another volume. All methods raise Unavailable if the disk can't be used.
     """
 
     def __init__(
@@ -118,41 +121,28 @@ class DatasetStore:
             _check_arrival(incoming, size_bytes, digest)
             return await self.pool.call(self._keep, incoming, tuple(labels), keep)
 
-    def add_examples(
-        self, examples: Iterable[Example], labels: Sequence[str] = (), *, keep: Keep = _keep_always
-    ) -> StoredDataset:
-        """Store examples that came inside a request. `labels`: the allowed labels; empty: the labels that occur."""
-        with self._written(examples) as incoming:
-            return self._keep(incoming, labels, keep)
-
-    def add_uri(
+    def add(
         self,
-        uri: str,
+        source: Source,
         field: str,
         labels: Sequence[str] = (),
         *,
         roots: DatasetRoots | None = None,
         keep: Keep = _keep_always,
     ) -> StoredDataset:
-        """Store a copy of a file under one of the allowed roots (`roots`, else the service's).
-
-        Raises InvalidInput naming `field`, or the wrong lines of the file. The caller may not be allowed to read the
-        file, so errors say where it is wrong and what was expected, and never quote it.
+        """Store a source. `labels`: the allowed labels; empty: the labels that occur. `roots`: those of URIs; None: the
+        service's. Raises InvalidInput naming `field`, or the wrong lines. The caller may not be allowed to read the
+        file of a URI, so errors say where it is wrong and what was expected, and never quote it.
         """
-        with self._copied(uri, field, roots) as incoming:
-            return self._keep(incoming, labels, keep, quote=False)
+        with self._received(source, field, roots) as incoming:
+            return self._keep(incoming, labels, keep, quote=not isinstance(source, str))
 
-    def inspect_examples(self, examples: Iterable[Example], labels: Sequence[str] = ()) -> Inspected:
-        """Checks what `add_examples` would store, and stores nothing."""
-        with self._written(examples) as incoming:
-            return self._inspected(incoming, labels)
-
-    def inspect_uri(
-        self, uri: str, field: str, labels: Sequence[str] = (), *, roots: DatasetRoots | None = None
+    def inspect(
+        self, source: Source, field: str, labels: Sequence[str] = (), *, roots: DatasetRoots | None = None
     ) -> Inspected:
-        """Checks what `add_uri` would store, and stores nothing."""
-        with self._copied(uri, field, roots) as incoming:
-            return self._inspected(incoming, labels, quote=False)
+        """Checks what `add` would store, and stores nothing."""
+        with self._received(source, field, roots) as incoming:
+            return self._inspected(incoming, labels, quote=not isinstance(source, str))
 
     def read(self, name: str) -> tuple[Example, ...]:
         """The examples, not checked again. Raises NotFound, or DamagedBlob if the bytes no longer match the name."""
@@ -170,17 +160,11 @@ class DatasetStore:
             path = self._path(name.removeprefix("datasets/sha256-")).absolute()
             return DatasetFile(path.stem.removeprefix("sha256-"), str(path), path.stat().st_size)
 
-    def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset:
-        """The examples with their task and labels, checked against `labels` if given.
-
-        Raises like `read`, and InvalidInput. Errors don't quote the examples, because the dataset may be a copy of a
-        file that the caller may not read.
+    def describe(self, name: str, labels: Sequence[str] = ()) -> Description:
+        """A dataset's facts and its sampled examples. Raises like `read`, and InvalidInput if `labels` don't fit the
+        dataset. Errors don't quote the examples, because the dataset may be a copy of a file that the caller may not
+        read.
         """
-        with self._opened(name) as lines:
-            return self._parse(lines, labels, quote=False)
-
-    def describe(self, name: str, labels: Sequence[str] = ()) -> tuple[DatasetFacts, tuple[Example, ...]]:
-        """A dataset's facts and its sampled examples. Raises like `parse` if `labels` don't fit the dataset."""
         with self._opened(name) as file:
             hexadecimal = name.rpartition("-")[2]
             facts = self._known_facts(hexadecimal)
@@ -188,8 +172,9 @@ class DatasetStore:
                 facts = self._scan(file, labels, quote=False)
                 self._write_facts(hexadecimal, facts)
             sample = _sample(file, facts)
-        if not facts.has_only(labels):
-            self.parse(name, labels)
+            if not facts.has_only(labels):
+                file.seek(0)
+                self._scan(file, labels, quote=False)
         return facts, sample
 
     def known_labels(self, name: str) -> tuple[str, ...]:
@@ -277,32 +262,17 @@ class DatasetStore:
         return Inspected(dataset, facts, sample)
 
     @contextmanager
-    def _written(self, examples: Iterable[Example]) -> Iterator[IncomingFile]:
+    def _received(self, source: Source, field: str, roots: DatasetRoots | None) -> Iterator[IncomingFile]:
         with _disk(), IncomingFile(self._directory, self._limits) as incoming:
-            for example in examples:
-                incoming.write(example_line(example))
-            yield incoming
-
-    @contextmanager
-    def _copied(self, uri: str, field: str, roots: DatasetRoots | None) -> Iterator[IncomingFile]:
-        source = (roots or self._roots).open(uri, field)
-        with _disk(), source, IncomingFile(self._directory, self._limits) as incoming:
-            while chunk := source.read(MAX_CHUNK_BYTES):
+            for chunk in _chunks_of(source, field, roots or self._roots):
                 incoming.write(chunk)
             yield incoming
 
-    def _parse(self, lines: Iterable[bytes], labels: Sequence[str], *, quote: bool) -> ParsedDataset:
-        with moved(in_dataset(DATASET)):
-            return parse_examples(lines, labels, self._parse_limits, quote=quote)
-
     def _scan(self, lines: Iterable[bytes], labels: Sequence[str], *, quote: bool) -> DatasetFacts:
-        with moved(in_dataset(DATASET)):
-            return scan_examples(lines, labels, self._parse_limits, quote=quote)
-
-    @property
-    def _parse_limits(self) -> DatasetLimits:
         max_line_bytes = self._limits.max_line_bytes + 1  # with the newline
-        return DatasetLimits(max_line_bytes=max_line_bytes, max_examples=self._limits.max_examples)
+        limits = DatasetLimits(max_line_bytes=max_line_bytes, max_examples=self._limits.max_examples)
+        with moved(in_dataset(DATASET)):
+            return scan_examples(lines, labels, limits, quote=quote)
 
     def _known_facts(self, hexadecimal: str) -> DatasetFacts | None:
         try:
@@ -342,6 +312,15 @@ class DatasetStore:
             with suppress(FileNotFoundError):  # another replica cleans too
                 if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
                     path.unlink()
+
+
+def _chunks_of(source: Source, field: str, roots: DatasetRoots) -> Iterator[bytes]:
+    if not isinstance(source, str):
+        yield from map(example_line, source)
+        return
+    with roots.open(source, field) as file:
+        while chunk := file.read(MAX_CHUNK_BYTES):
+            yield chunk
 
 
 def _sample(file: BinaryIO, facts: DatasetFacts) -> tuple[Example, ...]:

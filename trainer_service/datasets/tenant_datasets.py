@@ -8,26 +8,23 @@ before.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 from shared.caller import Tenant
-from shared.errors import InvalidInput, PreconditionFailed, Unavailable
+from shared.errors import InvalidInput, Unavailable
 from shared.process.call_pool import CallPool
 from shared.values import datasets as values
-from trainer_service.datasets.ledger import DatasetLedger, JobUse
+from trainer_service.datasets.ledger import DatasetLedger
 from trainer_service.datasets.names import dataset_name
 from trainer_service.datasets.roots import DatasetRoots
-from trainer_service.datasets.store import DatasetStore, Inspected, Keep, StoredDataset
-from trainer_service.training.spec import Example
+from trainer_service.datasets.store import DatasetStore, Inspected, Keep, Source, StoredDataset
 
 log = logging.getLogger(__name__)
 
 MAX_PAGE_SIZE = 1000
 MAX_FILE_NAME_CHARS = 255
-_MAX_NAMED_JOBS = 10
 
 
 class TenantDatasets:
@@ -41,13 +38,12 @@ class TenantDatasets:
 
     @property
     def pool(self) -> CallPool:
-        """The pool for all calls except `add_uri`."""
+        """The pool for all calls but those that read a URI."""
         return self._store.pool
 
-    @property
-    def roots_pool(self) -> CallPool:
-        """The pool for `add_uri`, which reads from dataset roots."""
-        return self._store.roots_pool
+    def pool_of(self, source: Source) -> CallPool:
+        """The pool for `add` and `inspect`: a URI's dataset root may be on another volume."""
+        return self._store.roots_pool if isinstance(source, str) else self._store.pool
 
     async def receive(
         self,
@@ -59,10 +55,8 @@ class TenantDatasets:
         labels: Sequence[str] = (),
         file_name: str = "",
     ) -> StoredDataset:
-        """`DatasetStore.receive` for a tenant.
-
-        Raises Overloaded before the first byte is read if the tenant's limit is reached, InvalidInput for a file's name
-        that can't be kept.
+        """`DatasetStore.receive` for a tenant. Raises Overloaded before the first byte is read if the tenant's limit is
+        reached, InvalidInput for a file's name that can't be kept.
         """
         if len(file_name) > MAX_FILE_NAME_CHARS or not file_name.isprintable():
             text = f"must have at most {MAX_FILE_NAME_CHARS} characters and no control characters"
@@ -74,28 +68,21 @@ class TenantDatasets:
             chunks, size_bytes=size_bytes, digest=digest, labels=labels, keep=self._keep(tenant, file_name)
         )
 
-    def add_examples(self, tenant: Tenant, examples: Iterable[Example], labels: Sequence[str] = ()) -> StoredDataset:
-        """Store examples that came inside a request. Raises InvalidInput or Overloaded."""
-        return self._store.add_examples(examples, labels, keep=self._keep(tenant))
-
-    def add_uri(self, tenant: Tenant, uri: str, field: str, labels: Sequence[str] = ()) -> StoredDataset:
-        """Store a copy of a file under the tenant's roots, or under the service's if the tenant has none configured.
-
+    def add(self, tenant: Tenant, source: Source, field: str, labels: Sequence[str] = ()) -> StoredDataset:
+        """`DatasetStore.add` for a tenant; URIs are under its roots, or under the service's if it has none configured.
         Raises InvalidInput or Overloaded.
         """
-        return self._store.add_uri(uri, field, labels, roots=_roots_of(tenant), keep=self._keep(tenant, sent=False))
+        keep = self._keep(tenant, sent=not isinstance(source, str))
+        return self._store.add(source, field, labels, roots=_roots_of(tenant), keep=keep)
 
-    def inspect_examples(
-        self, tenant: Tenant, examples: Iterable[Example], labels: Sequence[str] = (), beside: Sequence[Inspected] = ()
+    def inspect(
+        self, tenant: Tenant, source: Source, field: str, labels: Sequence[str] = (), beside: Sequence[Inspected] = ()
     ) -> Inspected:
-        """What `add_examples` would store after those `beside`. Raises what it raises, and stores nothing."""
-        return self._with_room(tenant, self._store.inspect_examples(examples, labels), beside)
-
-    def inspect_uri(
-        self, tenant: Tenant, uri: str, field: str, labels: Sequence[str] = (), beside: Sequence[Inspected] = ()
-    ) -> Inspected:
-        """What `add_uri` would store after those `beside`. Raises what it raises, and stores nothing."""
-        return self._with_room(tenant, self._store.inspect_uri(uri, field, labels, roots=_roots_of(tenant)), beside)
+        """What `add` would store after those `beside`. Raises what `add` raises, and stores nothing."""
+        inspected = self._store.inspect(source, field, labels, roots=_roots_of(tenant))
+        dataset, sizes = inspected.dataset, {other.dataset.name: other.dataset.size_bytes for other in beside}
+        self._ledger.check_room(tenant.name, dataset.name, dataset.size_bytes, self._allowed(tenant), sizes)
+        return inspected
 
     def labels(self, tenant: Tenant, name: str) -> tuple[str, ...]:
         """The labels that occur in a dataset. Raises NotFound if the tenant doesn't have it."""
@@ -113,31 +100,23 @@ class TenantDatasets:
         return found[:size], len(found) > size
 
     def open(self, tenant: Tenant, name: str) -> BinaryIO:
-        """The bytes of a dataset, to be closed by the caller.
-
-        Raises NotFound if the tenant doesn't have it, PreconditionFailed if it has only named a URI with these bytes.
+        """The bytes of a dataset, to be closed by the caller. Raises NotFound if the tenant doesn't have it,
+        PreconditionFailed if it has only named a URI with these bytes.
         """
         self._ledger.require_sent(tenant.name, name)
         return self._store.open(name)
 
     def delete(self, tenant: Tenant, name: str, may_see: Callable[[str], bool]) -> None:
-        """Delete the tenant's dataset. The bytes are removed when no tenant has them.
-
-        Raises NotFound, or PreconditionFailed if jobs of the tenant still need it; the error names those whose prompt
-        passes `may_see`.
+        """Delete the tenant's dataset. The bytes are removed when no tenant has them. Raises NotFound, or
+        PreconditionFailed if jobs of the tenant still need it; the error names those whose prompt passes `may_see`.
         """
-        self._ledger.remove(tenant.name, name, partial(_refuse, name, may_see))
+        self._ledger.remove(tenant.name, name, may_see)
         try:
             self._ledger.remove_bytes(name, self._store.remove)
         except Unavailable as error:  # the tenant's row is removed; retention removes bytes that no tenant has
             log.warning(
                 "bytes of a deleted dataset are left for now: %s", error.message, extra={"fields": {"dataset": name}}
             )
-
-    def _with_room(self, tenant: Tenant, inspected: Inspected, beside: Sequence[Inspected]) -> Inspected:
-        dataset, sizes = inspected.dataset, {other.dataset.name: other.dataset.size_bytes for other in beside}
-        self._ledger.check_room(tenant.name, dataset.name, dataset.size_bytes, self._allowed(tenant), sizes)
-        return inspected
 
     def _allowed(self, tenant: Tenant) -> int:
         return self._dataset_bytes if tenant.dataset_bytes is None else tenant.dataset_bytes
@@ -150,12 +129,3 @@ class TenantDatasets:
 
 def _roots_of(tenant: Tenant) -> DatasetRoots | None:
     return None if tenant.dataset_roots is None else DatasetRoots(tenant.dataset_roots)
-
-
-def _refuse(name: str, may_see: Callable[[str], bool], uses: Sequence[JobUse]) -> NoReturn:
-    shown = [f"tuningJobs/{use.job_id}" for use in uses if may_see(use.prompt)][:_MAX_NAMED_JOBS]
-    more = f" and {len(uses) - len(shown)} more" if shown else f"{len(uses)} jobs of your tenant"
-    named = ", ".join(shown) + (more if len(uses) > len(shown) else "")
-    raise PreconditionFailed(
-        f"{name} is used by jobs that have not ended: {named}; cancel them or wait for their end", dataset=name
-    )

@@ -112,8 +112,13 @@ class IncomingFile:
     def keep_as(self, target: Path) -> None:
         """Rename the file to `target`, atomically and durably: a crash leaves the whole file or none."""
         self.path.replace(target)
-        directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(target.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Writes the names in a directory to the disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -87,7 +87,17 @@ class Allowance:
             )
             for name, limit in limits.items()
         }
-        slots = await self._share(wanted, num_workers, models)
+        slots = await context.database.call(
+            worker_slots.share,
+            context.store.database,
+            context.owner,
+            wanted,
+            max_workers=most,
+            lease_until=await self._leases.until(),
+            beyond_part=self._lack.seconds > self._patience_seconds,
+            num_workers=num_workers,
+            models=models,
+        )
         self._elsewhere, self._ahead, self._granted = slots.elsewhere, slots.ahead, slots.of_models
         self._valid_until = asked_at + context.config.lease_seconds
         self._lack.note(slots.granted < wanted)
@@ -119,22 +129,6 @@ class Allowance:
         """Gives all slots back. To be called once no worker is left."""
         if self._context.store.is_shared:
             await self._context.database.call(worker_slots.release, self._context.store.database, self._context.owner)
-
-    async def _share(
-        self, wanted: int, num_workers: int, models: Mapping[str, worker_slots.OfModel]
-    ) -> worker_slots.Slots:
-        context = self._context
-        return await context.database.call(
-            worker_slots.share,
-            context.store.database,
-            context.owner,
-            wanted,
-            max_workers=context.config.max_workers,
-            lease_until=await self._leases.until(),
-            beyond_part=self._lack.seconds > self._patience_seconds,
-            num_workers=num_workers,
-            models=models,
-        )
 
     @property
     def _patience_seconds(self) -> float:

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -31,8 +32,8 @@ from trainer_service.dispatch.waiting_notes import WaitingNotes
 from trainer_service.dispatch.worker_targets import worker_limits
 from trainer_service.jobs import transitions
 from trainer_service.jobs.context import JobsContext
+from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState
-from trainer_service.jobs.store.files import keep_what_is_worth
 from trainer_service.jobs.store.job_store import Holding, StaleAttempt
 from trainer_service.publish.publisher import Publisher
 
@@ -86,9 +87,7 @@ class Dispatcher:
 
     def launch_seconds(self, base_model: str) -> float:
         """How long a job for this base model waits until a new worker is ready; 0 if one is ready already."""
-        if any(
-            supervisor.was_ready and supervisor.base_model == base_model for supervisor in self._supervisors.values()
-        ):
+        if any(worker.was_ready and worker.base_model == base_model for worker in self.workers):
             return 0.0
         return self._launches.seconds(base_model)
 
@@ -96,9 +95,7 @@ class Dispatcher:
         """False while launches for the base model are paused after a failure and it has no worker. A failing model then
         takes no other model's place and spends no time on repeated starts.
         """
-        return self._launches.may_try(base_model) or any(
-            supervisor.base_model == base_model for supervisor in self._supervisors.values()
-        )
+        return self._launches.may_try(base_model) or any(worker.base_model == base_model for worker in self.workers)
 
     async def start(self) -> None:
         """Queues the jobs of dead replicas again, then starts the loop."""
@@ -153,20 +150,15 @@ class Dispatcher:
                 self._stop(supervisor, job_id, attempt)
         while time.monotonic() < stopped_by and any(supervisor.job_ids for supervisor in self._supervisors.values()):
             self._context.wake_dispatcher.clear()
-            with_time = asyncio.wait_for(
-                self._context.wake_dispatcher.wait(), max(0.01, min(1.0, stopped_by - time.monotonic()))
-            )
-            await asyncio.gather(with_time, return_exceptions=True)
-        await self._end(
-            [(supervisor, "drained") for supervisor in self._supervisors.values()],
-            deadline - last_seconds / 2 - time.monotonic(),
-        )
+            await self._wait_for_change(max(0.01, min(1.0, stopped_by - time.monotonic())))
+        ends = [(supervisor, WorkerEnd.DRAINED) for supervisor in self._supervisors.values()]
+        await self._end(ends, deadline - last_seconds / 2 - time.monotonic())
         if not self._supervisors:
             await self._allowance.release()
         publishing = await closing
         for holding in await self._context.database.call(self._context.store.holdings, self._context.owner):
             if holding.job_id not in publishing:
-                await self._requeue(holding)
+                await self._move(holding, lambda record: transitions.left_worker(record, time.time()))
 
     async def _run(self) -> None:
         while True:
@@ -184,11 +176,12 @@ class Dispatcher:
             # took.
             took = time.monotonic() - begun
             await asyncio.sleep(_LEAST_PAUSE_SECONDS + min(took, self._context.config.tick_seconds))
-            try:
-                async with asyncio.timeout(self._context.config.tick_seconds):
-                    await self._context.wake_dispatcher.wait()
-            except TimeoutError:
-                continue
+            await self._wait_for_change(self._context.config.tick_seconds)
+
+    async def _wait_for_change(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._context.wake_dispatcher.wait()
 
     async def _round(self) -> None:
         await self._expire()
@@ -205,13 +198,13 @@ class Dispatcher:
         maximum runtime.
         """
         context, now = self._context, time.time()
-        for job in await context.database.call(
-            context.store.expire, lambda record: transitions.expired(record, now), now
-        ):
-            context.notify(job)
-            self._background.begin(
-                ("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job)
-            )
+        move = partial(transitions.expired, now=now)
+        for job in await context.database.call(context.store.expire, move, now):
+            self._ended(job)
+
+    def _ended(self, job: Job) -> None:
+        self._context.notify(job)
+        self._background.begin(("tidy", job.id), partial(self._context.clean, job))
 
     async def _apply(self, holdings: list[Holding]) -> None:
         """Makes the running jobs agree with the store."""
@@ -223,21 +216,18 @@ class Dispatcher:
                 holding = held.get(job_id)
                 if holding is None or holding.attempt != attempt:
                     if await self._is_lost_to_others(job_id, attempt):
-                        self._background.begin(
-                            ("drop", supervisor.id, job_id, str(attempt)),
-                            partial(supervisor.drop_attempt, job_id, attempt),
-                        )
+                        drop = partial(supervisor.drop_attempt, job_id, attempt)
+                        self._background.begin(("drop", supervisor.id, job_id, str(attempt)), drop)
                 elif (
                     holding.state is JobState.CANCELLING
                     or holding.pausing
-                    or supervisor.is_over_time(job_id)
+                    or supervisor.jobs.is_over_time(job_id)
                     or supervisor.is_leaving
                 ):
                     self._stop(supervisor, job_id, attempt)
         for job_id, holding in held.items():
-            if job_id in followed:
-                continue
-            if job_id not in publishing and job_id not in self._publisher.job_ids and not self._is_followed(job_id):
+            is_known = job_id in followed or job_id in publishing or job_id in self._publisher.job_ids
+            if not is_known and not self._is_followed(job_id):
                 log.error("a running job had no worker; queuing it again", extra={"fields": {"job": job_id}})
                 await self._lose(holding)
 
@@ -266,9 +256,6 @@ class Dispatcher:
         config = self._context.config
         await self._move(holding, lambda record: transitions.lost(record, time.time(), _NO_WORKER, config))
 
-    async def _requeue(self, holding: Holding) -> None:
-        await self._move(holding, lambda record: transitions.left_worker(record, time.time()))
-
     async def _move(self, holding: Holding, move: transitions.Move) -> None:
         try:
             await self._context.change(holding.job_id, move, attempt=holding.attempt)
@@ -294,10 +281,7 @@ class Dispatcher:
             move = partial(transitions.failed, error=error, now=time.time())
             failed = await context.database.call(context.store.fail_waiting, base_model, move, _FAIL_AT_ONCE)
             for job in failed:
-                context.notify(job)
-                self._background.begin(
-                    ("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job)
-                )
+                self._ended(job)
             if len(failed) < _FAIL_AT_ONCE:
                 self._broken.discard(base_model)
 
@@ -320,9 +304,7 @@ class Dispatcher:
             if supervisor.was_ready:
                 self._launches.succeeded(supervisor.base_model, supervisor.launch_seconds)
         heads = [
-            replace(head, num_jobs=1, exclusive=min(1, head.exclusive))
-            if self._launches.is_suspect(head.base_model)
-            else head
+            replace(head, num_jobs=1) if self._launches.is_suspect(head.base_model) else head
             for head in await context.database.call(context.store.heads, time.time())
             if self.may_launch(head.base_model)
         ]
@@ -347,9 +329,8 @@ class Dispatcher:
 
         num_of = Counter(supervisor.base_model for supervisor in self._supervisors.values())
         decided = await self._allowance.plan(plan_for, views, len(self._supervisors), limits, num_of)
-        await self._end(
-            [(self._supervisors[id], "idle") for id in decided.stops if id in self._supervisors], _END_SECONDS
-        )
+        stops = [(self._supervisors[id], WorkerEnd.IDLE) for id in decided.stops if id in self._supervisors]
+        await self._end(stops, _END_SECONDS)
         for claim in decided.claims:
             await self._claim(claim)
         for base_model in decided.launches if self._allowance.is_valid else ():

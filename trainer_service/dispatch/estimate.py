@@ -40,18 +40,19 @@ class WaitingJob:
 
 
 @dataclass(frozen=True)
-class BusyWorker:
-    """A worker as the scheduler sees it now (`view`), with the times at which it becomes ready and its jobs end."""
+class RunningJob:
+    """A job on a worker. Times are seconds since the epoch."""
 
-    view: WorkerView
-    ends: Sequence[float | None] = ()
-    """Estimated end of each of its jobs, in seconds since the epoch; None if unknown."""
-    ready_at: float | None = 0.0
-    """When its base model is loaded; None if unknown."""
-    held: Sequence[tuple[str, float]] = ()
-    """Tenant of each of its jobs and when it was claimed, in the order of `ends`. If empty, all jobs belong to the
-    nameless tenant and were claimed now.
-    """
+    id: str
+    base_model: str
+    ends_at: float
+    """Estimated end; infinite if unknown."""
+    claimed_at: float
+    tenant: str = ""
+    exclusive: bool = False
+    """Whether the job runs alone on its worker."""
+    owner: str = ""
+    """The trainer replica that has the job."""
 
 
 @dataclass(frozen=True)
@@ -62,34 +63,28 @@ class Pace:
     launch_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _RunningJob:
-    """A job on a worker."""
-
-    end: float
-    tenant: str
-    since: float
-
-
 @dataclass
-class _Worker:
+class BusyWorker:
+    """A worker with its jobs, which the simulation adds and removes."""
+
     id: str
     base_model: str
-    ready_at: float
-    jobs: list[_RunningJob]
-    fresh: bool
-    exclusive: bool
-    max_jobs: int | None
+    jobs: list[RunningJob] = field(default_factory=list)
+    ready_at: float = 0.0
+    """When its base model is loaded, in seconds since the epoch; infinite if unknown."""
+    fresh: bool = False
+    max_jobs: int | None = None
     load_seconds: float = 0.0
 
     def view(self, now: float) -> WorkerView:
+        """The worker as the scheduler sees it at this time."""
         return WorkerView(
             id=self.id,
             base_model=self.base_model,
             num_jobs=len(self.jobs),
             ready=self.ready_at <= now,
             fresh=self.fresh,
-            exclusive=self.exclusive,
+            exclusive=any(job.exclusive for job in self.jobs),
             max_jobs=self.max_jobs,
             load_seconds=self.load_seconds,
             ready_seconds=max(0.0, now - self.ready_at),
@@ -101,33 +96,13 @@ def typical_seconds(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {base_model: statistics.median(seconds) for base_model, seconds in samples.items() if seconds}
 
 
-def probable_end(since: float, reported: float | None, typical: float | None, now: float) -> float | None:
+def probable_end(since: float, reported: float | None, typical: float | None, now: float) -> float:
     """Estimated end of a job on a worker: the end that it reported, unless that is older than `since` and so belongs to
-    an earlier attempt; else `typical` seconds after `since`; None if both are unknown.
+    an earlier attempt; else `typical` seconds after `since`; infinite if both are unknown.
     """
     if reported is not None and reported > since:
         return max(now, reported)
-    return max(now, since + typical) if typical is not None else None
-
-
-def starts(
-    waiting: Sequence[WaitingJob],
-    replicas: Sequence[Sequence[BusyWorker]],
-    pace: Pace,
-    now: float,
-    *,
-    max_workers: int,
-    max_jobs_per_worker: int,
-    shares: Shares | None = None,
-    limits: Mapping[str, WorkerLimits] | None = None,
-) -> dict[str, float]:
-    """Estimated start of waiting jobs by id, in seconds since the epoch; jobs without an estimate are left out.
-
-    `replicas`: the workers of each trainer replica; all replicas together have at most `max_workers`. `shares`: the
-    tenants' shares, not counting the jobs on workers now. `limits`: the workers of base models that have their own.
-    """
-    simulation = _Simulation(waiting, replicas, pace, now, max_workers, max_jobs_per_worker, shares or {}, limits or {})
-    return simulation.play()
+    return max(now, since + typical) if typical is not None else math.inf
 
 
 class _Key(NamedTuple):
@@ -138,33 +113,42 @@ class _Key(NamedTuple):
     exclusive: bool
 
 
-class _Simulation:
+class Simulation:
+    """Plays the scheduler's decisions once. It changes the given workers."""
+
     def __init__(
         self,
         waiting: Sequence[WaitingJob],
         replicas: Sequence[Sequence[BusyWorker]],
         pace: Pace,
         now: float,
+        *,
         max_workers: int,
         max_jobs_per_worker: int,
-        shares: Shares,
-        limits: Mapping[str, WorkerLimits],
+        shares: Shares | None = None,
+        limits: Mapping[str, WorkerLimits] | None = None,
     ) -> None:
+        """`replicas`: the workers of each trainer replica; all replicas together have at most `max_workers`. `shares`:
+        the tenants' shares, not counting the jobs on workers now. `limits`: the workers of base models that have their
+        own.
+        """
         self._queues: dict[_Key, list[WaitingJob]] = {}
         """Jobs that may run now, in order."""
         self._later = [(job.not_before, job.id, job) for job in waiting]
         heapq.heapify(self._later)
-        self._replicas = [{worker.view.id: _begin(worker, now) for worker in workers} for workers in replicas]
-        running = [job for workers in self._replicas for worker in workers.values() for job in worker.jobs]
-        self._ledger = Ledger(shares, [(job.tenant, job.since) for job in running])
+        self._replicas = [{worker.id: worker for worker in workers} for workers in replicas]
+        running = [job for workers in replicas for worker in workers for job in worker.jobs]
+        self._ledger = Ledger(shares or {}, [(job.tenant, job.claimed_at) for job in running])
         self._pace, self._now = pace, now
-        self._max_workers, self._max_jobs_per_worker, self._limits = max_workers, max_jobs_per_worker, limits
+        self._max_workers, self._max_jobs_per_worker, self._limits = max_workers, max_jobs_per_worker, limits or {}
         self._starts: dict[str, float] = {}
         self._num_launched = 0
         self._work_left = _MOST_WORK
 
-    def play(self) -> dict[str, float]:
-        """Advances from event to event until all jobs have started or no further event is known."""
+    def starts(self) -> dict[str, float]:
+        """Estimated start of waiting jobs by id, in seconds since the epoch; jobs without an estimate are left out.
+        Advances from event to event until all jobs have started or no further event is known.
+        """
         self._queue_due_jobs()
         while (self._queues or self._later) and self._work_left > 0:
             while any(self._round(workers) for workers in self._replicas):
@@ -173,7 +157,7 @@ class _Simulation:
                 break
         return self._starts
 
-    def _round(self, workers: dict[str, _Worker]) -> bool:
+    def _round(self, workers: dict[str, BusyWorker]) -> bool:
         """Plans for one replica and carries the plan out. Returns whether anything changed."""
         self._work_left -= 1 + len(workers) + len(self._queues)
         num_elsewhere = sum(map(len, self._replicas)) - len(workers)
@@ -194,17 +178,8 @@ class _Simulation:
         for base_model in decided.launches:
             self._num_launched += 1
             seconds = self._pace.launch_seconds.get(base_model, math.inf)
-            id = f"launched-{self._num_launched}"
-            workers[id] = _Worker(
-                id,
-                base_model,
-                self._now + seconds,
-                [],
-                fresh=True,
-                exclusive=False,
-                max_jobs=None,
-                load_seconds=seconds,
-            )
+            id, ready_at = f"launched-{self._num_launched}", self._now + seconds
+            workers[id] = BusyWorker(id, base_model, ready_at=ready_at, fresh=True, load_seconds=seconds)
         return (num_started > 0 or bool(decided.stops) or bool(decided.launches)) and self._work_left > 0
 
     def _heads(self) -> list[QueueHead]:
@@ -215,7 +190,7 @@ class _Simulation:
                 key.base_model,
                 jobs[0].queue_key,
                 len(jobs),
-                len(jobs) if key.exclusive else 0,
+                key.exclusive,
                 key.tenant,
                 share_of(shares, key.tenant).weight,
                 max(clock, share_of(shares, key.tenant).time),
@@ -223,13 +198,13 @@ class _Simulation:
             for key, jobs in self._queues.items()
         ]
 
-    def _claim(self, worker: _Worker, claim: Claim) -> int:
+    def _claim(self, worker: BusyWorker, claim: Claim) -> int:
         taken = 0
         while taken < claim.max_jobs and (job := self._take(claim)) is not None:
             typical = self._pace.job_seconds.get(job.base_model)
             end = self._now + max(0.0, typical - job.done_seconds) if typical is not None else math.inf
-            worker.jobs.append(_RunningJob(end, job.tenant, self._now))
-            worker.fresh, worker.exclusive = False, job.exclusive
+            worker.jobs.append(RunningJob(job.id, job.base_model, end, self._now, job.tenant, job.exclusive))
+            worker.fresh = False
             self._starts[job.id] = self._now
             taken += 1
         return taken
@@ -260,33 +235,13 @@ class _Simulation:
     def _advance(self) -> bool:
         """Advances to the next event. Returns False if no further event is known."""
         workers = [worker for replica in self._replicas for worker in replica.values()]
-        times = [job.end for worker in workers for job in worker.jobs]
+        times = [job.ends_at for worker in workers for job in worker.jobs]
         times += [worker.ready_at + wait for worker in workers for wait in (0.0, settling_seconds(worker.load_seconds))]
         times += [self._later[0][0]] if self._later else []
         self._now = min((time for time in times if time > self._now), default=math.inf)
         for worker in workers:
-            for job in [job for job in worker.jobs if job.end <= self._now]:
+            for job in [job for job in worker.jobs if job.ends_at <= self._now]:
                 worker.jobs.remove(job)
-                self._ledger.leave(job.tenant, job.since, self._now)
-            worker.exclusive = worker.exclusive and bool(worker.jobs)
+                self._ledger.leave(job.tenant, job.claimed_at, self._now)
         self._queue_due_jobs()
         return self._now < math.inf
-
-
-def _begin(worker: BusyWorker, now: float) -> _Worker:
-    view = worker.view
-    held = worker.held or [("", now)] * len(worker.ends)
-    jobs = [
-        _RunningJob(math.inf if end is None else end, tenant, since)
-        for end, (tenant, since) in zip(worker.ends, held, strict=True)
-    ]
-    return _Worker(
-        id=view.id,
-        base_model=view.base_model,
-        ready_at=now - view.ready_seconds if view.ready else math.inf if worker.ready_at is None else worker.ready_at,
-        jobs=jobs,
-        fresh=view.fresh,
-        exclusive=view.exclusive,
-        max_jobs=view.max_jobs,
-        load_seconds=view.load_seconds,
-    )

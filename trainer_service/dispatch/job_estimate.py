@@ -32,10 +32,8 @@ def training_seconds(database: Database, effective: EffectiveSpec) -> float | No
     num_examples = chosen.num_steps * chosen.batch_size
     if effective.training.distillation is not None:
         return _distillation_seconds(database, effective, effective.training.distillation.num_questions, num_examples)
-    query = _recent(effective, jobs.c.progress).limit(_RECENT_JOBS)
-    with database.read() as connection:
-        rows = connection.scalars(query).all()
-    speeds = [speed for row in rows if (speed := from_json(TuningProgress, row).examples_per_second) > 0]
+    rows = database.rows(_recent(effective, jobs.c.progress).limit(_RECENT_JOBS))
+    speeds = [speed for (done,) in rows if (speed := from_json(TuningProgress, done).examples_per_second) > 0]
     return num_examples / statistics.median(speeds) if speeds else None
 
 
@@ -43,8 +41,7 @@ def _distillation_seconds(
     database: Database, effective: EffectiveSpec, num_questions: int, num_examples: int
 ) -> float | None:
     query = _recent(effective, jobs.c.effective, jobs.c.progress, jobs.c.runtime_seconds).limit(_SEARCHED_JOBS)
-    with database.read() as connection:
-        rows = connection.execute(query).all()
+    rows = database.rows(query)
     found = ((from_json(EffectiveSpec, spec), from_json(TuningProgress, done), spent) for spec, done, spent in rows)
     speeds, others = list[float](), list[float]()
     for spec, progress, spent in islice((one for one in found if one[0].training.distillation), _RECENT_JOBS):
@@ -58,7 +55,7 @@ def _distillation_seconds(
     return num_examples / statistics.median(speeds) + num_questions * statistics.median(others)
 
 
-def _recent(effective: EffectiveSpec, *columns: Any) -> Select[Any]:
+def _recent(effective: EffectiveSpec, *columns: Any) -> Select[*tuple[Any, ...]]:
     """These columns of the jobs of its base model that succeeded, newest first."""
     wanted = jobs.c.state == JobState.SUCCEEDED.value, jobs.c.base_model == effective.base_model.id
     return select(*columns).where(*wanted).order_by(jobs.c.id.desc())

@@ -16,21 +16,14 @@ from shared.values.results import TuningError
 from trainer_service.dispatch.progress import AttemptProgress
 from trainer_service.jobs import transitions
 from trainer_service.jobs.context import JobsContext
-from trainer_service.jobs.model import EventPayload, Job, Note
+from trainer_service.jobs.model import JOB_PREFIX, EventPayload, Job, Note
 from trainer_service.jobs.record import Record
-from trainer_service.jobs.store.files import FileKind, keep_what_is_worth
+from trainer_service.jobs.store.files import FileKind
 from trainer_service.jobs.store.job_store import StaleAttempt
 from trainer_service.jobs.store.report_store import load_report, report_of, save_report
 from trainer_service.publish.predecessor import Predecessor
 from trainer_service.publish.publication import Publication, make_publication
-from trainer_service.training.events import (
-    Checkpointed,
-    Failed,
-    Finished,
-    Stopped,
-    TrainingEvent,
-    TrainingResult,
-)
+from trainer_service.training.events import Checkpointed, Failed, Finished, Stopped, TrainingEvent, TrainingResult
 
 log = logging.getLogger(__name__)
 
@@ -130,11 +123,7 @@ class JobsOnWorker:
             )
         except (SoftPromptError, ValueError) as error:
             log.exception("a trained prompt can't be encoded as a version")
-            await self.fail(
-                job_id,
-                tracker,
-                TuningError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]),
-            )
+            await self.fail(job_id, tracker, "INTERNAL", f"the trained prompt can't be published: {error}"[:500])
             return
         await self._context.database.retry(
             save_report, self._context.store.database, job_id, tracker.attempt, report_of(trained)
@@ -150,7 +139,7 @@ class JobsOnWorker:
         """What is kept of a current version of another base model; None for one that this job's worker measured."""
         if tracker.foreign_job is None:
             return None
-        database, id = self._context.store.database, tracker.foreign_job.removeprefix("tuningJobs/")
+        database, id = self._context.store.database, tracker.foreign_job.removeprefix(JOB_PREFIX)
         report = await self._context.database.retry(load_report, database, id) if id else None
         return Predecessor(tracker.foreign_job, None if report is None else report.answers)
 
@@ -163,49 +152,43 @@ class JobsOnWorker:
             await self.separate(job_id, tracker, "ran out of memory" if out_of_memory else "failed unexpectedly")
         else:
             advice = "; shorter examples or fewer virtual tokens need less" if out_of_memory else ""
-            await self.fail(
-                job_id, tracker, TuningError(code=event.code, message=event.message + advice, field=event.field)
-            )
+            await self.fail(job_id, tracker, event.code, event.message + advice, event.field)
 
     async def _stopped(self, job_id: str, tracker: AttemptProgress, event: Stopped) -> None:
         if event.data is not None:
             await self._keep(job_id, tracker.attempt, FileKind.CHECKPOINT, event.data)
         best = f"; the best evaluation was at step {tracker.progress.best_step}" if tracker.progress.metrics else ""
-        note = Note(
-            text=f"left its worker after step {event.step}{best}"
-            + ("; its checkpoint is kept" if event.data is not None else "")
-        )
+        kept = "; its checkpoint is kept" if event.data is not None else ""
+        note = f"left its worker after step {event.step}{best}{kept}"
         left = transitions.left_with_checkpoint if event.data is not None else transitions.left_worker
-        await self._change_and_forget(job_id, tracker, lambda record: left(record, time.time()), [note])
+        await self._change_and_forget(job_id, tracker, lambda record: left(record, time.time()), note)
 
     async def separate(self, job_id: str, tracker: AttemptProgress, why: str) -> None:
         """Queues a job again, to continue alone in a new process."""
-        note = Note(text=f"{why} beside or after other jobs; continues alone in a new process")
-        await self._change_and_forget(
-            job_id, tracker, lambda record: transitions.separated(record, time.time()), [note]
-        )
+        note = f"{why} beside or after other jobs; continues alone in a new process"
+        await self._change_and_forget(job_id, tracker, lambda record: transitions.separated(record, time.time()), note)
 
     async def leave(self, job_id: str, tracker: AttemptProgress) -> None:
         """Queues a job again, or ends it as it was asked to, without a checkpoint of its last steps."""
-        await self._change_and_forget(job_id, tracker, lambda record: transitions.left_worker(record, time.time()), [])
+        await self._change_and_forget(job_id, tracker, lambda record: transitions.left_worker(record, time.time()))
 
     async def lose(self, job_id: str, tracker: AttemptProgress, reason: str) -> None:
         """Queues a job again whose worker is lost, or fails it after too many losses."""
-        note = Note(text=f"lost its worker ({reason[:300]}); continues from its last checkpoint")
-        config = self._context.config
+        reason, config = reason[:300], self._context.config
+        note = f"lost its worker ({reason}); continues from its last checkpoint"
         await self._change_and_forget(
-            job_id, tracker, lambda record: transitions.lost(record, time.time(), reason[:300], config), [note]
+            job_id, tracker, lambda record: transitions.lost(record, time.time(), reason, config), note
         )
 
-    async def fail(self, job_id: str, tracker: AttemptProgress, error: TuningError) -> None:
+    async def fail(self, job_id: str, tracker: AttemptProgress, code: str, message: str, field: str = "") -> None:
         """Ends a job with an error."""
-        await self._change_and_forget(
-            job_id, tracker, lambda record: transitions.failed(record, error, time.time()), []
-        )
+        error = TuningError(code=code, message=message, field=field)
+        await self._change_and_forget(job_id, tracker, lambda record: transitions.failed(record, error, time.time()))
 
     async def _change_and_forget(
-        self, job_id: str, tracker: AttemptProgress, move: Callable[[Record], Record], payloads: Sequence[EventPayload]
+        self, job_id: str, tracker: AttemptProgress, move: transitions.Move, note: str = ""
     ) -> None:
+        payloads = [Note(text=note)] if note else []
         try:
             after = await self._context.change(job_id, move, attempt=tracker.attempt, payloads=payloads)
         except StaleAttempt:
@@ -213,7 +196,7 @@ class JobsOnWorker:
         else:
             if (job := after.job).state.is_final:
                 log.info("job ended: %s", job.state, extra={"fields": {"error": job.error.code if job.error else ""}})
-                await self._context.pools.job_files.retry(keep_what_is_worth, self._context.files, job)
+                await self._context.clean(job)
         self.forget(job_id, tracker)
 
     async def _keep(self, job_id: str, attempt: int, kind: FileKind, data: bytes) -> None:

@@ -11,8 +11,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -28,6 +27,7 @@ from trainer_service.dispatch.dispatcher import Dispatcher
 from trainer_service.dispatch.job_estimate import training_seconds
 from trainer_service.dispatch.start_times import StartTimes
 from trainer_service.jobs import transitions
+from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.context import JobsContext, JobsObserver
 from trainer_service.jobs.model import (
@@ -38,21 +38,20 @@ from trainer_service.jobs.model import (
     JobEvent,
     JobFilter,
     JobPage,
-    Note,
     StoredSpec,
     new_job_id,
 )
-from trainer_service.jobs.owner import NO_OWNER, JobOwner
-from trainer_service.jobs.preparation import Datasets, Preparation
+from trainer_service.jobs.preparation import Preparation
 from trainer_service.jobs.record import Record, checked_same, queue_key, to_datetime
 from trainer_service.jobs.states import LEASED_STATES, JobState
-from trainer_service.jobs.store.files import DatabaseFiles, DirectoryFiles, JobFiles, keep_what_is_worth
+from trainer_service.jobs.store.files import JobFiles, keep_what_is_worth
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.jobs.submission import CheckedJob
 from trainer_service.pools import TrainerPools
 from trainer_service.publish.alias_claim import alias_revision
 from trainer_service.publish.publisher import Publisher
 from trainer_service.training.data.dataset_facts import Description
+from trainer_service.training.events import DatasetFile
 from trainer_service.training.recipe.defaults import coverage_note
 
 log = logging.getLogger(__name__)
@@ -70,25 +69,6 @@ _CLOSE_SECONDS = 2.0
 """How long `drain` waits for the job database to close."""
 
 
-class Admission(Protocol):
-    """Decides whether a spec can be trained here and fills in its defaults."""
-
-    async def check(self, spec: StoredSpec, unstored: Mapping[str, Description] | None = None) -> EffectiveSpec:
-        """Raises InvalidInput naming fields, NotFound, or PreconditionFailed."""
-        ...
-
-    async def check_form(self, spec: StoredSpec) -> None:
-        """Like `check`, for a spec whose data is not stored yet."""
-        ...
-
-
-def files_for(store: JobStore, directory: Path) -> JobFiles:
-    """Where checkpoints are stored: in `directory` if the database is SQLite, else in PostgreSQL, where every replica
-    can read them.
-    """
-    return DatabaseFiles(store.database) if store.is_shared else DirectoryFiles(directory)
-
-
 class JobManager:
     """The service's jobs. Construct, `await start()`, use, `await drain(grace_seconds)`. It answers requests before
     `start` too.
@@ -97,8 +77,8 @@ class JobManager:
     def __init__(
         self,
         store: JobStore,
-        admission: Admission,
-        datasets: Datasets,
+        admission: SpecAdmission,
+        dataset_file: Callable[[str], DatasetFile],
         prompt_store: PromptStore,
         pool: WorkerPool,
         config: JobsConfig,
@@ -112,7 +92,7 @@ class JobManager:
         check_budgets: Callable[[Tenant, Connection | None], None] = lambda tenant, within: None,
         estimate_memory: Callable[[EffectiveSpec], int | None] = lambda spec: None,
     ) -> None:
-        """With a `ledger`, jobs may use only datasets of their own tenant; without one, all that `datasets` can read.
+        """`dataset_file(name)` finds a stored dataset. With a `ledger`, jobs may use only datasets of their own tenant.
         `tenants()` returns the current tenants of the callers file by name. `models`: limits of base models' workers.
         `check_budgets` raises Overloaded for a tenant whose budget is used up, read in the given transaction or in one
         of its own; it may block. `estimate_memory` returns the bytes that a worker needs for a job, or None if it can't
@@ -123,16 +103,13 @@ class JobManager:
         self._store, self._admission, self._pool, self._config = store, admission, pool, config
         self._prompt_store = prompt_store
         pools = pools or TrainerPools()
-        preparation = Preparation(datasets, prompt_store, files, pools)
+        preparation = Preparation(dataset_file, prompt_store, files, pools)
         self._context = JobsContext(
             store, files, preparation, config, observer or JobsObserver(), pools=pools, models=models or ModelsFile()
         )
         self._publisher = Publisher(self._context, prompt_store)
         self._dispatcher = Dispatcher(self._context, pool, self._publisher, tenants)
-        dispatcher = self._dispatcher
-        self._start_times = StartTimes(
-            self._context, lambda: dispatcher.workers, dispatcher.launch_seconds, dispatcher.may_launch
-        )
+        self._start_times = StartTimes(self._context, self._dispatcher)
 
     async def start(self) -> None:
         """Joins the cluster, queues the jobs of dead replicas again, then begins to place jobs on workers."""
@@ -164,7 +141,6 @@ class JobManager:
     async def check(
         self,
         spec: StoredSpec,
-        owner: JobOwner,
         unstored: Mapping[str, Description] | None = None,
         request_id: str = "",
         *,
@@ -175,103 +151,92 @@ class JobManager:
         are not stored.
         """
         database = self._context.database
-        if found := await self._earlier(request_id, owner, spec.prompt if is_shared else ""):
+        if found := await self._earlier(request_id, spec.prompt if is_shared else ""):
             return CheckedJob(checked_same(found, spec, request_id) if spec.dataset else None)
-        if not spec.dataset:
-            await self._check_owner(spec, owner)
+        if spec.dataset:
+            effective = await self._admitted(spec, unstored)
+        else:
+            await self._check_caller(spec)
             await self._admission.check_form(spec)
-            await database.call(self._store.check_limits, owner.caller, owner.tenant.name, **self._limits_of(owner))
+        caller = current_caller()
+        await database.call(self._store.check_limits, caller.name, caller.tenant.name, **self._limits())
+        if not spec.dataset:
             return CheckedJob(None)
-        effective = await self._admitted(spec, owner, unstored)
-        await database.call(self._store.check_limits, owner.caller, owner.tenant.name, **self._limits_of(owner))
         seconds = await database.call(training_seconds, self._store.database, effective)
-        names = {"caller": owner.caller, "tenant": owner.tenant.name, "create_time": to_datetime(time.time())}
         memory_bytes = self._estimate_memory(effective) or self._context.memory_use.most_bytes(effective.base_model.id)
-        return CheckedJob(Job(id=new_job_id(), spec=spec, effective=effective, **names), seconds, memory_bytes)
+        return CheckedJob(_new_job(spec, effective, time.time()), seconds, memory_bytes)
 
-    async def _admitted(
-        self, spec: StoredSpec, owner: JobOwner, unstored: Mapping[str, Description] | None = None
-    ) -> EffectiveSpec:
-        await self._check_owner(spec, owner)
+    async def _admitted(self, spec: StoredSpec, unstored: Mapping[str, Description] | None = None) -> EffectiveSpec:
+        await self._check_caller(spec)
         if self._ledger is not None:
             names = [name for name in spec.dataset_names if name not in (unstored or {})]
-            await self._context.database.call(self._ledger.require, owner.tenant.name, names)
+            await self._context.database.call(self._ledger.require, current_caller().tenant.name, names)
         return await self._admission.check(spec, unstored)
 
-    async def _check_owner(self, spec: StoredSpec, owner: JobOwner) -> None:
-        _check_priority(spec, owner)
-        if owner.tenant.budgets:
-            await self._context.database.call(self._check_budgets, owner.tenant, None)
+    async def _check_caller(self, spec: StoredSpec) -> None:
+        """Raises InvalidInput for a priority above the tenant's maximum, Overloaded for a used-up budget."""
+        tenant = current_caller().tenant
+        if spec.priority > tenant.max_priority:
+            reason = f"{spec.priority} is more than the largest priority of your tenant's jobs, {tenant.max_priority}"
+            raise InvalidInput.of("spec.priority", reason)
+        if tenant.budgets:
+            await self._context.database.call(self._check_budgets, tenant, None)
 
-    async def _earlier(self, request_id: str, owner: JobOwner, of_prompt: str) -> Job | None:
+    async def _earlier(self, request_id: str, of_prompt: str) -> Job | None:
         """The job that the caller, or for the prompt `of_prompt` any caller, created with this request id. Raises
         InvalidInput.
         """
         if len(request_id) > MAX_REQUEST_ID_CHARS or "\0" in request_id:
             raise InvalidInput.of("request_id", f"must have at most {MAX_REQUEST_ID_CHARS} characters, and no NUL")
-        find = self._store.find_request
-        return await self._context.database.call(find, owner.caller, request_id, current_caller().prompts, of_prompt)
+        find, caller = self._store.find_request, current_caller()
+        return await self._context.database.call(find, caller.name, request_id, caller.prompts, of_prompt)
 
-    def _limits_of(self, owner: JobOwner) -> dict[str, Any]:
-        """The limits of a creation, as arguments of the job store."""
-        of_caller = self._config.max_active_jobs_per_caller if owner.max_active is None else owner.max_active
+    def _limits(self) -> dict[str, Any]:
+        """The limits of a creation by the current caller, as arguments of the job store."""
+        caller = current_caller()
+        own, default = caller.limits.active_jobs, self._config.max_active_jobs_per_caller
         return {
             "max_queued": self._config.max_queued_jobs,
-            "max_active_of_caller": of_caller,
-            "max_active_of_tenant": owner.tenant.limits.active_jobs,
+            "max_active_of_caller": default if own is None else own,
+            "max_active_of_tenant": caller.tenant.limits.active_jobs,
         }
 
-    async def create(
-        self, spec: StoredSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER, is_shared: bool = False
-    ) -> Job:
-        """Checks the spec and stores a QUEUED job. Repeating a `request_id` returns the job that it created; with
-        `is_shared`, also that of another caller for the same prompt.
+    async def create(self, spec: StoredSpec, *, request_id: str = "", is_shared: bool = False) -> Job:
+        """Checks the spec and stores a QUEUED job of the current caller. Repeating a `request_id` returns the job that
+        it created; with `is_shared`, also that of another caller for the same prompt.
 
-        Raises what `Admission.check` raises, InvalidInput for a priority above the tenant's maximum, Conflict if the
-        earlier job of `request_id` has another spec, Overloaded if the queue or the tenant's part of it is full.
+        Raises what `SpecAdmission.check` raises, InvalidInput for a priority above the tenant's maximum, Conflict if
+        the earlier job of `request_id` has another spec, Overloaded if the queue or the tenant's part of it is full.
         """
-        if found := await self._earlier(request_id, owner, spec.prompt if is_shared else ""):
+        if found := await self._earlier(request_id, spec.prompt if is_shared else ""):
             if found.spec == spec:
                 return found
             effective = found.effective  # `JobStore.create` raises the Conflict that names the difference
         else:
-            admitted = await self._admitted(spec, owner)
+            admitted = await self._admitted(spec)
             revision = await self._alias_revision(spec)
             effective = admitted.model_copy(update={"traceparent": current_traceparent(), "alias_revision": revision})
-        now = time.time()
-        job = Job(
-            id=new_job_id(),
-            spec=spec,
-            effective=effective,
-            caller=owner.caller,
-            tenant=owner.tenant.name,
-            request_id=request_id,
-            create_time=to_datetime(now),
-        )
-        record = Record(job, queue_key=queue_key(spec.priority, now))
+        now, tenant = time.time(), current_caller().tenant
+        job = _new_job(spec, effective, now, request_id)
         await self._context.preparation.keep_source(job)
         created = await self._context.database.call(
             self._store.create,
-            record,
-            **self._limits_of(owner),
+            Record(job, queue_key=queue_key(spec.priority, now)),
+            **self._limits(),
             visible_to=current_caller().prompts,
             use_datasets=None if self._ledger is None else self._ledger.use,
-            check_budgets=lambda connection: self._check_budgets(owner.tenant, connection),
-            weight=owner.tenant.weight,
+            check_budgets=lambda connection: self._check_budgets(tenant, connection),
+            weight=tenant.weight,
             is_shared=is_shared,
         )
         if created.id == job.id:
-            log.info(
-                "job created",
-                extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}},
-            )
+            fields = {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}
+            log.info("job created", extra={"fields": fields})
             self._context.notify(created)
             notes = [] if effective.repetition is None else list(effective.repetition.notes())
-            notes += filter(
-                None, [coverage_note(spec.hyperparameters, effective.training.hyperparameters, effective.num_train)]
-            )
-            if notes:
-                await self._context.change(job.id, lambda record: record, payloads=[Note(text=text) for text in notes])
+            notes.append(coverage_note(spec.hyperparameters, effective.training.hyperparameters, effective.num_train))
+            if texts := [text for text in notes if text]:
+                await self._context.note(job.id, *texts)
         return await self._start_times.of_one(created)
 
     async def get(self, job_id: str) -> Job:
@@ -288,7 +253,6 @@ class JobManager:
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
         """Yields the stored events after number `after`, then each new one, and ends after the event that ends the job.
-
         Raises NotFound.
         """
         news = self._context.changes.subscribe(job_id)
@@ -366,9 +330,8 @@ class JobManager:
         try:
             index = await self._context.pools.prompt_store.call_within(_ALIAS_SECONDS, self._prompt_store.refresh)
         except Unavailable as error:
-            log.warning(
-                "prompt store unavailable; recording the last known revision of a job's alias: %s", error.message
-            )
+            text = "prompt store unavailable; recording the last known revision of a job's alias: %s"
+            log.warning(text, error.message)
             index = self._prompt_store.index()
         return alias_revision(index, spec.prompt, spec.publish.moved_alias)
 
@@ -379,7 +342,14 @@ class JobManager:
         return await self.get(job_id)
 
 
-def _check_priority(spec: StoredSpec, owner: JobOwner) -> None:
-    if spec.priority > owner.tenant.max_priority:
-        reason = f"{spec.priority} is more than the largest priority of your tenant's jobs, {owner.tenant.max_priority}"
-        raise InvalidInput.of("spec.priority", reason)
+def _new_job(spec: StoredSpec, effective: EffectiveSpec, now: float, request_id: str = "") -> Job:
+    caller = current_caller()
+    return Job(
+        id=new_job_id(),
+        spec=spec,
+        effective=effective,
+        caller=caller.name,
+        tenant=caller.tenant.name,
+        request_id=request_id,
+        create_time=to_datetime(now),
+    )

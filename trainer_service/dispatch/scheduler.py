@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trainer_service.dispatch.worker_targets import NO_LIMITS, Backlog, Lane, WorkerLimits, targets
+from trainer_service.dispatch.worker_targets import NO_LIMITS, Lane, WorkerLimits, lane_of, targets
 from trainer_service.jobs.fair_queue import QueueHead
 
 _LOADING_SHARE = 0.25
@@ -157,28 +157,18 @@ def _lanes(
     limits: Mapping[str, WorkerLimits],
 ) -> list[_LaneState]:
     """The lanes with waiting jobs in the order in which they are served, then the lanes that have only workers."""
-    backlogs = [backlog for head in heads for backlog in _backlogs(head)]
-    waiting: dict[Lane, int] = {}
-    for backlog in backlogs:
-        waiting[backlog.lane] = waiting.get(backlog.lane, 0) + backlog.num_jobs
+    waiting = Counter[Lane]()
+    for head in heads:
+        waiting[lane_of(head)] += head.num_jobs
     by_lane: dict[Lane, list[WorkerView]] = {}
     for worker in workers:
         by_lane.setdefault(Lane(worker.base_model, worker.exclusive), []).append(worker)
     most = {lane: _workers_for(lane, count, by_lane, max_jobs_per_worker) for lane, count in waiting.items()}
-    wanted = targets(backlogs, most, max_workers=max_workers, jobs_per_worker=max_jobs_per_worker, limits=limits)
+    wanted = targets(heads, most, max_workers=max_workers, jobs_per_worker=max_jobs_per_worker, limits=limits)
     for lane in [lane for lane in wanted if lane.exclusive]:
         _set_apart(lane, min(waiting[lane], wanted[lane] - len(by_lane.get(lane, []))), by_lane)
     order = [*wanted, *(lane for lane in by_lane if lane not in wanted)]
     return [_LaneState(lane, waiting.get(lane, 0), wanted.get(lane, 0), by_lane.get(lane, [])) for lane in order]
-
-
-def _backlogs(head: QueueHead) -> Iterable[Backlog]:
-    mean_key = head.queue_key if head.mean_key is None else head.mean_key
-    for exclusive, count in ((False, head.num_jobs - head.exclusive), (True, int(head.exclusive))):
-        if count > 0:
-            yield Backlog(
-                Lane(head.base_model, exclusive), count, head.queue_key, mean_key, head.tenant, head.weight, head.start
-            )
 
 
 def _workers_for(lane: Lane, num_waiting: int, by_lane: dict[Lane, list[WorkerView]], max_jobs_per_worker: int) -> int:

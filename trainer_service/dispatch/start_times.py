@@ -4,18 +4,27 @@ waiting jobs, running jobs with their estimated ends, and how long jobs take.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from sqlalchemy import Connection, select
 
 from shared.values.results import TuningProgress
 from trainer_service.database.database import Database
 from trainer_service.database.schema import jobs
-from trainer_service.dispatch.estimate import BusyWorker, Pace, WaitingJob, probable_end, starts, typical_seconds
+from trainer_service.dispatch.dispatcher import Dispatcher
+from trainer_service.dispatch.estimate import (
+    BusyWorker,
+    Pace,
+    RunningJob,
+    Simulation,
+    WaitingJob,
+    probable_end,
+    typical_seconds,
+)
 from trainer_service.dispatch.scheduler import WorkerView
 from trainer_service.dispatch.worker_targets import worker_limits
 from trainer_service.jobs.context import JobsContext
@@ -30,29 +39,11 @@ from trainer_service.jobs.stored_json import from_json
 _FRESH_SECONDS = 1.0
 _MOST_LOAD = 0.1
 """Largest share of the time spent on estimates, however fast new jobs arrive."""
-
-
 _MOST_WAITING = 2_000
 """Waiting jobs that get an estimate: the first of each tenant's queue, an equal number for all tenants."""
 _FEWEST_OF_A_TENANT = 20
 _RECENT_JOBS = 200
 _RECENT_JOBS_OF_A_MODEL = 20
-
-
-@dataclass(frozen=True)
-class RunningJob:
-    """A job on a worker. Times are seconds since the epoch."""
-
-    id: str
-    owner: str
-    """The trainer replica that has the job."""
-    base_model: str
-    exclusive: bool
-    """Whether the job runs alone on its worker."""
-    ends_at: float | None
-    """Estimated end; None if unknown."""
-    tenant: str = ""
-    claimed_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,19 +68,19 @@ def read_snapshot(database: Database, now: float) -> QueueSnapshot:
         query = query.where(jobs.c.state.in_([state.value for state in LEASED_STATES]), jobs.c.claimed_at.is_not(None))
         on_workers = connection.execute(query).all()
         samples = _recent_seconds(connection)
-    reported: dict[str, float | None] = {}
+    reported: dict[str, float] = {}
     for row in on_workers:
         end = from_json(TuningProgress, row.progress).estimated_end_time
-        reported[row.id] = end.timestamp() if end is not None and end.timestamp() > row.claimed_at else None
-        if (ends_at := reported[row.id]) is not None:
-            samples[row.base_model].append(ends_at - row.claimed_at + row.runtime_seconds)
+        if end is not None and end.timestamp() > row.claimed_at:
+            reported[row.id] = end.timestamp()
+            samples[row.base_model].append(end.timestamp() - row.claimed_at + row.runtime_seconds)
     typical = typical_seconds(samples)
     running = []
     for row in on_workers:
         leaves = row.pausing or row.state == JobState.CANCELLING.value
         since = row.claimed_at - row.runtime_seconds
-        ends_at = now if leaves else probable_end(since, reported[row.id], typical.get(row.base_model), now)
-        running.append(RunningJob(row.id, row.owner, row.base_model, row.solo, ends_at, row.tenant, row.claimed_at))
+        ends_at = now if leaves else probable_end(since, reported.get(row.id), typical.get(row.base_model), now)
+        running.append(RunningJob(row.id, row.base_model, ends_at, row.claimed_at, row.tenant, row.solo, row.owner))
     return QueueSnapshot(waiting, running, typical, shares)
 
 
@@ -102,36 +93,23 @@ def workers_of_others(running: Sequence[RunningJob], owner: str, max_jobs_per_wo
     for job in running:
         if job.owner != owner:
             groups[job.owner, job.base_model, job.id if job.exclusive else ""].append(job)
-    for (other, base_model, alone), group in groups.items():
+    for (other, base_model, _), group in groups.items():
         for first in range(0, len(group), max_jobs_per_worker):
             on_worker = group[first : first + max_jobs_per_worker]
-            id = f"{other}-{len(found[other]) + 1}"
-            view = WorkerView(id, base_model, len(on_worker), ready=True, exclusive=bool(alone))
-            held = [(job.tenant, job.claimed_at) for job in on_worker]
-            found[other].append(BusyWorker(view, [job.ends_at for job in on_worker], held=held))
+            found[other].append(BusyWorker(f"{other}-{len(found[other]) + 1}", base_model, on_worker))
     return list(found.values())
 
 
 def _waiting(connection: Connection) -> list[WaitingJob]:
     """The first jobs of each tenant, so that a long queue of one tenant doesn't hide the others' jobs."""
-    columns = (
-        jobs.c.id,
-        jobs.c.base_model,
-        jobs.c.queue_key,
-        jobs.c.not_before,
-        jobs.c.solo,
-        jobs.c.runtime_seconds,
-        jobs.c.tenant,
-    )
+    columns = (jobs.c.id, jobs.c.base_model, jobs.c.queue_key, jobs.c.not_before, jobs.c.solo, jobs.c.runtime_seconds)
     ready = (QUEUED, jobs.c.trained.is_(False))
     tenants = tenant_shares.with_jobs(connection, *ready)
     most = max(_FEWEST_OF_A_TENANT, _MOST_WAITING // max(1, len(tenants)))
     found: list[WaitingJob] = []
     for tenant in tenants:
-        query = (
-            select(*columns).where(*ready, jobs.c.tenant == tenant).order_by(jobs.c.queue_key, jobs.c.id).limit(most)
-        )
-        found += [WaitingJob(*row) for row in connection.execute(query)]
+        query = select(*columns).where(*ready, jobs.c.tenant == tenant).order_by(jobs.c.queue_key, jobs.c.id)
+        found += [WaitingJob(*row, tenant=tenant) for row in connection.execute(query.limit(most))]
     return found
 
 
@@ -145,41 +123,11 @@ def _recent_seconds(connection: Connection) -> defaultdict[str, list[float]]:
     return found
 
 
-class KnownWorker(Protocol):
-    """A worker of this replica, as its supervisor knows it."""
-
-    @property
-    def view(self) -> WorkerView:
-        """The worker as the scheduler sees it."""
-        ...
-
-    @property
-    def job_ids(self) -> Collection[str]:
-        """Jobs on the worker."""
-        ...
-
-    @property
-    def launch_seconds(self) -> float:
-        """Time from its launch until its base model was loaded; 0 before that."""
-        ...
-
-
 class StartTimes:
-    """Caches the estimates of all waiting jobs for up to a second, so that polling a thousand jobs is cheap.
+    """Caches the estimates of all waiting jobs for up to a second, so that polling a thousand jobs is cheap."""
 
-    `workers()`: the workers of this replica. `launch_seconds(base_model)`: how long its latest worker took to start, if
-    it has none now. `may_launch(base_model)`: False while its workers fail to start.
-    """
-
-    def __init__(
-        self,
-        context: JobsContext,
-        workers: Callable[[], Collection[KnownWorker]],
-        launch_seconds: Callable[[str], float],
-        may_launch: Callable[[str], bool],
-    ) -> None:
-        self._context, self._workers = context, workers
-        self._launch_seconds, self._may_launch = launch_seconds, may_launch
+    def __init__(self, context: JobsContext, dispatcher: Dispatcher) -> None:
+        self._context, self._dispatcher = context, dispatcher
         self._estimated_at, self._took_seconds, self._is_estimating = float("-inf"), 0.0, False
         self._starts: Mapping[str, float | None] = {}
         self._loading_since: dict[str, float] = {}
@@ -212,48 +160,53 @@ class StartTimes:
 
     async def _estimate(self) -> None:
         context, config, begun, now = self._context, self._context.config, time.monotonic(), time.time()
+        dispatcher = self._dispatcher
         found = await context.database.call(read_snapshot, context.store.database, now)
-        workers = [(worker.view, worker.job_ids) for worker in self._workers()]
-        seen = {worker.view.base_model: worker.launch_seconds for worker in self._workers() if worker.view.ready}
-        base_models = {job.base_model for job in found.waiting} | {view.base_model for view, _ in workers}
-        launches = {name: seen.get(name, self._launch_seconds(name)) for name in base_models if self._may_launch(name)}
+        workers = [(worker.view, worker.job_ids) for worker in dispatcher.workers]
+        seen = {view.base_model: view.load_seconds for view, _ in workers if view.ready}
+        waited_for = {job.base_model for job in found.waiting}
+        launches = {
+            name: seen.get(name, dispatcher.launch_seconds(name))
+            for name in waited_for | {view.base_model for view, _ in workers}
+            if dispatcher.may_launch(name)
+        }
         running = {job.id: job for job in found.running if job.owner == context.owner}
         mine = [
             BusyWorker(
-                view,
-                [running[job_id].ends_at if job_id in running else now for job_id in job_ids],
-                self._ready_at(view, launches.get(view.base_model), now),
-                [
-                    (running[job_id].tenant, running[job_id].claimed_at) if job_id in running else ("", now)
-                    for job_id in job_ids
+                id=view.id,
+                base_model=view.base_model,
+                jobs=[
+                    running.get(id) or RunningJob(id, view.base_model, now, now, exclusive=view.exclusive)
+                    for id in job_ids
                 ],
+                ready_at=self._ready_at(view, launches.get(view.base_model), now),
+                fresh=view.fresh,
+                max_jobs=view.max_jobs,
+                load_seconds=view.load_seconds,
             )
             for view, job_ids in workers
         ]
         self._loading_since = {view.id: self._loading_since[view.id] for view, _ in workers if not view.ready}
-        others = workers_of_others(found.running, context.owner, config.max_jobs_per_worker)
-        estimated = await context.database.call(
-            starts,
+        simulation = Simulation(
             [job for job in found.waiting if job.base_model in launches],
-            [mine, *others],
+            [mine, *workers_of_others(found.running, context.owner, config.max_jobs_per_worker)],
             Pace(found.job_seconds, launches),
             now,
             max_workers=config.max_workers,
             max_jobs_per_worker=config.max_jobs_per_worker,
             shares=found.shares,
-            limits=worker_limits(
-                context.models, self._may_launch, config.max_workers, {job.base_model for job in found.waiting}
-            ),
+            limits=worker_limits(context.models, dispatcher.may_launch, config.max_workers, waited_for),
         )
+        estimated = await context.database.call(simulation.starts)
         self._starts = {job.id: estimated.get(job.id) for job in found.waiting}
         self._estimated_at = time.monotonic()
         self._took_seconds = self._estimated_at - begun
 
-    def _ready_at(self, view: WorkerView, launch_seconds: float | None, now: float) -> float | None:
-        """When the worker is ready; None if unknown, also if loading takes far longer than expected."""
+    def _ready_at(self, view: WorkerView, launch_seconds: float | None, now: float) -> float:
+        """When the worker is ready; infinite if unknown, also if loading takes far longer than expected."""
         if view.ready:
-            return now
+            return now - view.ready_seconds
         since = self._loading_since.setdefault(view.id, now)
         if launch_seconds is None or now - since > max(1.0, 2 * launch_seconds):
-            return None
+            return math.inf
         return max(now, since + launch_seconds)

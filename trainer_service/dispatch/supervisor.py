@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from shared.errors import InvalidInput, SoftPromptError, Unavailable
 from shared.log import bind
-from shared.values.results import TuningError
 from trainer_service.cluster.interface import WorkerHandle, WorkerLost, WorkerPool, WorkerReport, WrongSoftware
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerEnd, WorkerState
 from trainer_service.dispatch.capacity import Capacity
@@ -22,12 +21,10 @@ from trainer_service.dispatch.progress import AttemptProgress
 from trainer_service.dispatch.scheduler import WorkerView
 from trainer_service.jobs.config import retry_delay_seconds
 from trainer_service.jobs.context import JobsContext
-from trainer_service.jobs.model import Job, Note
+from trainer_service.jobs.model import Job
 from trainer_service.jobs.record import Record
 from trainer_service.publish.publication import Publication
-from trainer_service.training.events import (
-    TrainingTask,
-)
+from trainer_service.training.events import TrainingTask
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +82,7 @@ class WorkerSupervisor:
     ) -> None:
         self.id, self.base_model = id, base_model
         self._pool, self._context, self._on_end = pool, context, on_end
-        self._jobs = JobsOnWorker(context, on_trained)
+        self.jobs = JobsOnWorker(context, on_trained)
         self._giving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._handle: WorkerHandle | None = None
         self._state: WorkerState | None = None
@@ -108,7 +105,7 @@ class WorkerSupervisor:
     @property
     def job_ids(self) -> frozenset[str]:
         """Jobs that the worker has or is being given."""
-        return frozenset(self._jobs.attempts)
+        return frozenset(self.jobs.attempts)
 
     @property
     def was_ready(self) -> bool:
@@ -123,7 +120,7 @@ class WorkerSupervisor:
     @property
     def attempts(self) -> dict[str, int]:
         """The attempt of each of its jobs, by job id."""
-        return {job_id: attempt.attempt for job_id, attempt in self._jobs.attempts.items()}
+        return {job_id: attempt.attempt for job_id, attempt in self.jobs.attempts.items()}
 
     @property
     def view(self) -> WorkerView:
@@ -131,13 +128,13 @@ class WorkerSupervisor:
         return WorkerView(
             id=self.id,
             base_model=self.base_model,
-            num_jobs=len(self._jobs.attempts),
+            num_jobs=len(self.jobs.attempts),
             ready=self.was_ready,
-            idle_seconds=time.monotonic() - self._jobs.idle_since
-            if self._jobs.idle_since is not None and not self._jobs.attempts
+            idle_seconds=time.monotonic() - self.jobs.idle_since
+            if self.jobs.idle_since is not None and not self.jobs.attempts
             else 0.0,
-            fresh=self._jobs.num_given == 0,
-            exclusive=self._jobs.has_exclusive,
+            fresh=self.jobs.num_given == 0,
+            exclusive=self.jobs.has_exclusive,
             max_jobs=self._capacity.max_jobs(),
             load_seconds=self.launch_seconds,
             ready_seconds=time.monotonic() - self._ready_at if self.was_ready else 0.0,
@@ -145,30 +142,26 @@ class WorkerSupervisor:
 
     def give(self, record: Record) -> None:
         """Prepares a claimed job and puts it on the worker."""
-        job, tracker = record.job, self._jobs.add(record)
+        job, tracker = record.job, self.jobs.add(record)
         self._giving[job.id, job.attempt] = asyncio.create_task(self._give(record, tracker), name=f"give {job.id}")
-
-    def is_over_time(self, job_id: str) -> bool:
-        """Whether the job has passed its deadline or its maximum runtime."""
-        return self._jobs.is_over_time(job_id)
 
     async def stop_job(self, job_id: str) -> None:
         """Stops a job after its current step. Safe to repeat; ignores a lost worker, which polling detects."""
-        tracker = self._jobs.attempts.get(job_id)
+        tracker = self.jobs.attempts.get(job_id)
         if tracker is None:
             return
         if (giving := self._giving.pop((job_id, tracker.attempt), None)) is not None:
             giving.cancel()
             await asyncio.gather(giving, return_exceptions=True)
-            await self._jobs.leave(job_id, tracker)
+            await self.jobs.leave(job_id, tracker)
         await self._stop_on_worker(job_id, tracker.attempt)
 
     async def drop_attempt(self, job_id: str, attempt: int) -> None:
         """Stops an attempt that has lost its job, perhaps to another attempt on this worker, and drops its events."""
-        tracker = self._jobs.attempts.get(job_id)
+        tracker = self.jobs.attempts.get(job_id)
         if tracker is not None and tracker.attempt == attempt:
             await self.stop_job(job_id)
-            self._jobs.forget(job_id, tracker)
+            self.jobs.forget(job_id, tracker)
         else:
             await self._stop_on_worker(job_id, attempt)
 
@@ -247,14 +240,14 @@ class WorkerSupervisor:
             task.cancel()
         if self._handle is not None:
             await self._handle.close()
-        too_many = out_of_memory and self._jobs.num_given > 1
-        for job_id, tracker in list(self._jobs.attempts.items()):
+        too_many = out_of_memory and self.jobs.num_given > 1
+        for job_id, tracker in list(self.jobs.attempts.items()):
             if planned:
-                await self._jobs.leave(job_id, tracker)
+                await self.jobs.leave(job_id, tracker)
             elif too_many:
-                await self._jobs.separate(job_id, tracker, "ran out of memory")
+                await self.jobs.separate(job_id, tracker, "ran out of memory")
             else:
-                await self._jobs.lose(job_id, tracker, reason)
+                await self.jobs.lose(job_id, tracker, reason)
         observer, was_ready = self._context.observer, self.was_ready
         if not planned and not was_ready:
             observer.launch_failed(self.base_model, failure)
@@ -279,7 +272,7 @@ class WorkerSupervisor:
                 self.launch_seconds = time.monotonic() - started
                 log.info("worker ready", extra={"fields": {"seconds": round(self.launch_seconds, 2), **report.details}})
                 self._enter(WorkerState.READY)
-                self._ready_at = self._jobs.idle_since = time.monotonic()
+                self._ready_at = self.jobs.idle_since = time.monotonic()
                 self._context.wake_dispatcher.set()
             if report.ready and report.memory is not None:
                 self._capacity.observe(len(report.attempts), report.memory.used_bytes, report.memory.limit_bytes)
@@ -287,13 +280,13 @@ class WorkerSupervisor:
                 self._context.observer.worker_measured(self.base_model, self.id, report.memory)
             if not report.ready and time.monotonic() - started > self._context.launch_seconds(self.base_model):
                 raise TimeoutError
-            for job_id, attempt in await self._jobs.store(report.events):
+            for job_id, attempt in await self.jobs.store(report.events):
                 await self.drop_attempt(job_id, attempt)
             since = report.last
             if why_lost:
                 raise WorkerLost(why_lost)
             for job_id, attempt in report.attempts.items():
-                if job_id not in self._jobs.attempts:  # dropped here; its stop was lost, or arrived before its task
+                if job_id not in self.jobs.attempts:  # dropped here; its stop was lost, or arrived before its task
                     await self._stop_on_worker(job_id, attempt)
             await asyncio.sleep(config.poll_pause_seconds)
 
@@ -316,17 +309,13 @@ class WorkerSupervisor:
                 if self._handle is not None:
                     await self._handle.add(task)
             except WorkerLost as error:
-                await self._jobs.lose(job.id, tracker, error.reason)
+                await self.jobs.lose(job.id, tracker, error.reason)
             except SoftPromptError as error:
                 field = error.violations[0].field if isinstance(error, InvalidInput) else "spec.dataset"
-                await self._jobs.fail(job.id, tracker, TuningError(code="BAD_DATA", message=error.message, field=field))
+                await self.jobs.fail(job.id, tracker, "BAD_DATA", error.message, field)
             except Exception as error:
                 log.exception("preparing a job failed with an unexpected error")
-                await self._jobs.fail(
-                    job.id,
-                    tracker,
-                    TuningError(code="INTERNAL", message=f"preparing the job failed: {type(error).__name__}"),
-                )
+                await self.jobs.fail(job.id, tracker, "INTERNAL", f"preparing the job failed: {type(error).__name__}")
             finally:
                 self._giving.pop((job.id, job.attempt), None)
 
@@ -340,7 +329,6 @@ class WorkerSupervisor:
                 failures += 1
                 log.warning("a job is waiting: %s", error.message)
                 if failures == 1:
-                    note = Note(text=f"waiting: {error.message}")
-                    await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
+                    await self._context.note(job.id, f"waiting: {error.message}", attempt=job.attempt)
                 config = self._context.config
                 await asyncio.sleep(retry_delay_seconds(failures, config.retry_first_seconds, config.retry_max_seconds))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from trainer_service.jobs.context import JobsContext
-from trainer_service.jobs.model import Note
 
 _MOST = 20
 """Jobs that get a note after one failed launch, those that wait longest."""
@@ -23,8 +22,7 @@ class WaitingNotes:
         for job_id in await context.database.retry(context.store.waiting, base_model, _MOST):
             if job_id not in noted:
                 noted.add(job_id)
-                note = Note(text=f"waiting: {reason[:400]}; the trainer tries again")
-                await context.change(job_id, lambda record: record, payloads=[note])
+                await context.note(job_id, f"waiting: {reason[:400]}; the trainer tries again")
 
     def forget(self, base_model: str) -> None:
         """Lets the base model's jobs get another note; to be called after a successful launch."""

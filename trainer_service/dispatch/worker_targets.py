@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from shared.model.models_file import ModelsFile
-from trainer_service.jobs.fair_queue import QUANTUM_SECONDS
+from trainer_service.jobs.fair_queue import QUANTUM_SECONDS, QueueHead
 
 AGE_FLOOR_SECONDS = 600.0
 """Added to all ages when the backlogs of a tenant are compared, so that a new backlog counts less than an old one but
@@ -30,6 +30,11 @@ class Lane:
 
     base_model: str
     exclusive: bool = False
+
+
+def lane_of(head: QueueHead) -> Lane:
+    """The lane in which the jobs wait."""
+    return Lane(head.base_model, head.exclusive)
 
 
 @dataclass(frozen=True)
@@ -76,22 +81,6 @@ def worker_limits(
     return found
 
 
-@dataclass(frozen=True)
-class Backlog:
-    """Jobs of one tenant that wait in one lane."""
-
-    lane: Lane
-    num_jobs: int
-    first_key: float
-    """Queue key of the first job."""
-    mean_key: float
-    """Mean of the queue keys, in seconds; a smaller key is older."""
-    tenant: str = ""
-    weight: float = 1.0
-    start: float = 0.0
-    """Start tag of the tenant; the smallest goes first (`jobs.fair_queue`)."""
-
-
 @dataclass
 class _Demand:
     most: int
@@ -102,7 +91,7 @@ class _Demand:
 
 
 def targets(
-    backlogs: Sequence[Backlog],
+    heads: Sequence[QueueHead],
     most: Mapping[Lane, int],
     *,
     max_workers: int,
@@ -116,7 +105,7 @@ def targets(
     Workers that a base model keeps without jobs are reserved for it: they are subtracted before the rest is shared.
     """
     limits = limits or {}
-    demands = _demands(backlogs, most, jobs_per_worker)
+    demands = _demands(heads, most, jobs_per_worker)
     lanes = sorted(demands, key=lambda lane: (demands[lane].turn, not lane.exclusive, lane.base_model))
     found, of_model = dict.fromkeys(lanes, 0), Counter[str]()
     left = max_workers - sum(limit.least for limit in limits.values())
@@ -145,19 +134,23 @@ def targets(
     return found
 
 
-def _demands(backlogs: Sequence[Backlog], most: Mapping[Lane, int], jobs_per_worker: int) -> dict[Lane, _Demand]:
-    by_tenant: dict[str, list[Backlog]] = {}
-    for backlog in backlogs:
-        by_tenant.setdefault(backlog.tenant, []).append(backlog)
+def _demands(heads: Sequence[QueueHead], most: Mapping[Lane, int], jobs_per_worker: int) -> dict[Lane, _Demand]:
+    by_tenant: dict[str, list[QueueHead]] = {}
+    for head in heads:
+        by_tenant.setdefault(head.tenant, []).append(head)
     demands: dict[Lane, _Demand] = {}
-    for tenants_backlogs in by_tenant.values():
-        newest = max(backlog.mean_key for backlog in tenants_backlogs)
-        sizes = [backlog.num_jobs * (AGE_FLOOR_SECONDS + newest - backlog.mean_key) for backlog in tenants_backlogs]
-        for backlog, size in zip(tenants_backlogs, sizes, strict=True):
-            demand = demands.setdefault(backlog.lane, _Demand(max(1, most.get(backlog.lane, 1))))
-            demand.score += backlog.weight * size / sum(sizes)
-        for number, backlog in enumerate(sorted(tenants_backlogs, key=lambda backlog: backlog.first_key)):
+    for backlogs in by_tenant.values():
+        keys = [head.queue_key if head.mean_key is None else head.mean_key for head in backlogs]
+        sizes = [
+            head.num_jobs * (AGE_FLOOR_SECONDS + max(keys) - key) for head, key in zip(backlogs, keys, strict=True)
+        ]
+        for head, size in zip(backlogs, sizes, strict=True):
+            lane = lane_of(head)
+            demand = demands.setdefault(lane, _Demand(max(1, most.get(lane, 1))))
+            demand.score += head.weight * size / sum(sizes)
+        for number, head in enumerate(sorted(backlogs, key=lambda head: head.queue_key)):
             # Each further lane of a tenant comes later by the charge for filling a worker of the previous lane.
-            tag = backlog.start + number * jobs_per_worker * QUANTUM_SECONDS / backlog.weight
-            demands[backlog.lane].turn = min(demands[backlog.lane].turn, (tag, backlog.first_key))
+            tag = head.start + number * jobs_per_worker * QUANTUM_SECONDS / head.weight
+            demand = demands[lane_of(head)]
+            demand.turn = min(demand.turn, (tag, head.queue_key))
     return demands

@@ -7,13 +7,12 @@ wrote them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from shared.errors import InvalidInput
 from shared.text.counted import counted
-from shared.text.repetition import Repetition
 from shared.text.template import InputEncoder, Template, TemplateFormat, default_format, pinned
 from shared.values.base_model import BaseModelInfo
 from shared.values.spec import Distillation, PublishGate
@@ -34,7 +33,6 @@ from trainer_service.training.recipe.defaults import check_init, fill
 from trainer_service.training.spec import (
     Example,
     FilledDistillation,
-    FilledHyperparameters,
     InitMethod,
     TaskKind,
     TooLong,
@@ -48,14 +46,6 @@ _SAMPLED_CHARS = 1 << 20
 """Characters of examples that are tokenized when a job is created, which takes about a second."""
 
 
-class Datasets(Protocol):
-    """The part of the dataset store that is needed here."""
-
-    def describe(self, name: str, labels: Sequence[str] = ()) -> Description:
-        """The description of a stored dataset."""
-        ...
-
-
 @dataclass(frozen=True)
 class _Examples:
     """Facts about a job's examples. Only samples are checked here, so that creation is fast; the worker reads all.
@@ -63,13 +53,13 @@ class _Examples:
     `samples`: a sample of each dataset, by the dataset's name in errors.
     """
 
-    task: TaskKind
+    facts: DatasetFacts
+    """Of the training dataset."""
     labels: tuple[str, ...]
+    samples: Mapping[str, tuple[Example, ...]]
     num_train: int
     num_validation: int
-    validation_fraction: float
-    repetition: Repetition
-    samples: Mapping[str, tuple[Example, ...]]
+    validation_fraction: float = 0.0
     distillation: FilledDistillation | None = None
     """Set: `samples` are the text and questions, and the other numbers are those of the questions to ask."""
 
@@ -82,15 +72,15 @@ class SpecAdmission:
     def __init__(
         self,
         models: BaseModels,
-        datasets: Datasets,
+        describe: Callable[[str, Sequence[str]], Description],
         sources: Sources,
         limits: TuningLimits,
         pools: TrainerPools | None = None,
         *,
         on_gpu: bool = False,
     ) -> None:
-        """`on_gpu`: whether the workers have GPUs."""
-        self._models, self._datasets, self._sources, self._limits = models, datasets, sources, limits
+        """`describe(name, labels)`: of a stored dataset. `on_gpu`: whether the workers have GPUs."""
+        self._models, self._describe, self._sources, self._limits = models, describe, sources, limits
         self._on_gpu = on_gpu
         self._pools = pools or TrainerPools()
 
@@ -109,29 +99,21 @@ class SpecAdmission:
 
     async def check_form(self, spec: StoredSpec) -> None:
         """What `check` finds without the data: names, limits, base model, the prompt to start from."""
-
-        def checked() -> KnownBaseModel:
-            violations = Violations()
-            self._check_limits(spec, violations)
-            with violations.collected():
-                model = self._models.get(spec.base_model, "spec.base_model")
-            violations.raise_if_any()
-            return model
-
-        await self._source(spec, await self._pools.job_checks.call(checked))
+        violations = Violations()
+        model = await self._pools.job_checks.call(self._model, spec, violations)
+        await self._source(spec, violations.complete(model))
 
     def _check(self, spec: StoredSpec, unstored: Mapping[str, Description]) -> tuple[KnownBaseModel, _Examples]:
         violations = Violations()
-        self._check_limits(spec, violations)
-        with violations.collected():
-            model = self._models.get(spec.base_model, "spec.base_model")
+        model = self._model(spec, violations)
         with violations.collected(), moved(_IN_SPEC):
             examples = self._examples(spec, unstored)
-        violations.raise_if_any()
-        return model, examples
+        return violations.complete(model), examples
 
-    def _check_limits(self, spec: StoredSpec, violations: Violations) -> None:
-        """Checks against this trainer's limits. The spec's form was checked when it was read (`TuningSpec.check`)."""
+    def _model(self, spec: StoredSpec, violations: Violations) -> KnownBaseModel | None:
+        """The base model, after checks against this trainer's limits. The spec's form was checked when it was read
+        (`TuningSpec.check`).
+        """
         with violations.collected():
             self._check_virtual_tokens(spec.hyperparameters.num_virtual_tokens or 0)
         if (spec.max_runtime_seconds or 0) > self._limits.max_runtime_seconds:
@@ -140,6 +122,7 @@ class SpecAdmission:
             )
         if spec.deadline is not None and spec.deadline <= utc_now():
             violations.add("spec.deadline", "has passed")
+        return violations.result_of(lambda: self._models.get(spec.base_model, "spec.base_model"))
 
     def _check_virtual_tokens(self, num_virtual_tokens: int) -> None:
         limit = self._limits.max_virtual_tokens
@@ -156,7 +139,7 @@ class SpecAdmission:
         return await pool.call(self._sources.find, init.source, model.info)
 
     def _examples(self, spec: StoredSpec, unstored: Mapping[str, Description]) -> _Examples:
-        facts, sample = unstored.get(spec.dataset) or self._datasets.describe(spec.dataset, spec.labels)
+        facts, sample = unstored.get(spec.dataset) or self._describe(spec.dataset, spec.labels)
         labels = spec.labels or facts.labels
         if spec.task not in (None, facts.task):
             raise InvalidInput.of("spec.task", f"is {spec.task}, but the dataset's examples are for {facts.task}")
@@ -164,46 +147,34 @@ class SpecAdmission:
             return _distilled(spec.distillation, spec.validation_fraction, facts, sample)
         if spec.validation_dataset:
             with moved(in_dataset(VALIDATION)):
-                held_out, held_out_sample = unstored.get(spec.validation_dataset) or self._datasets.describe(
-                    spec.validation_dataset, labels
-                )
+                name = spec.validation_dataset
+                held_out, held_out_sample = unstored.get(name) or self._describe(name, labels)
             if held_out.task is not facts.task:
-                raise InvalidInput.of(
-                    "spec.validation_dataset",
-                    f"its examples are for {held_out.task}, the training examples for {facts.task}",
-                )
+                text = f"its examples are for {held_out.task}, the training examples for {facts.task}"
+                raise InvalidInput.of("spec.validation_dataset", text)
             samples = {DATASET: sample, VALIDATION: held_out_sample}
-            return _Examples(
-                facts.task, labels, facts.num_examples, held_out.num_distinct, 0.0, facts.repetition, samples
-            )
+            return _Examples(facts, labels, samples, facts.num_examples, held_out.num_distinct)
         num_examples = facts.num_examples
         if num_examples < 2:
-            raise InvalidInput.of(
-                "spec.dataset", "has one example; at least two are needed, since one is held out for evaluation"
-            )
+            text = "has one example; at least two are needed, since one is held out for evaluation"
+            raise InvalidInput.of("spec.dataset", text)
         fraction = spec.validation_fraction or _default_fraction(num_examples)
         num_validation = check_split(num_examples, facts.num_distinct, fraction)
-        return _Examples(
-            facts.task,
-            labels,
-            num_examples - num_validation,
-            num_validation,
-            fraction,
-            facts.repetition,
-            {DATASET: sample},
-        )
+        return _Examples(facts, labels, {DATASET: sample}, num_examples - num_validation, num_validation, fraction)
 
     def _effective(
         self, spec: StoredSpec, model: KnownBaseModel, source: Source | None, examples: _Examples
     ) -> EffectiveSpec:
-        template = _template(spec, examples.task, model.tokenizer)
+        task = examples.facts.task
+        template = _template(spec, task, model.tokenizer)
         encoder = InputEncoder(model.tokenizer, template)
+        max_positions = min(self._limits.max_positions or model.info.max_positions, model.info.max_positions)
         hyperparameters = spec.hyperparameters
         if examples.distillation is not None:
             hyperparameters = with_text_init(hyperparameters, examples.samples[DATASET][0].input)
         filled = fill(
             hyperparameters,
-            examples.task,
+            task,
             examples.num_train,
             model.info,
             template,
@@ -211,29 +182,28 @@ class SpecAdmission:
             source_virtual_tokens=None if source is None else source.num_virtual_tokens,
             source_kind=None if source is None else source.kind,
             max_virtual_tokens=self._limits.max_virtual_tokens,
-            max_positions=min(self._limits.max_positions or model.info.max_positions, model.info.max_positions),
+            max_positions=max_positions,
             on_gpu=self._on_gpu,
         )
         self._check_virtual_tokens(filled.num_virtual_tokens)
         check_gate(
             spec.publish.gate, examples.num_validation, judged_apart=filled.search or filled.early_stop_patience > 0
         )
-        filled = _with_source(filled, source)
+        if source is not None:  # a reference such as `name@alias` becomes the version that it names now
+            filled = filled.model_copy(update={"init": replace(filled.init, source=source.name)})
         check_init(filled.init, examples.labels, model.tokenizer)
         training = TrainingSpec(
-            task=examples.task,
+            task=task,
             template=template,
             labels=examples.labels,
             hyperparameters=filled,
             distillation=examples.distillation,
             too_long=spec.too_long or TooLong.REFUSE,
-            max_positions=min(self._limits.max_positions or model.info.max_positions, model.info.max_positions),
+            max_positions=max_positions,
         )
-        if filled.num_virtual_tokens >= training.max_positions - 1:
-            text = (
-                f"{filled.num_virtual_tokens} leave no room for text: replicas serve sequences of "
-                f"{training.max_positions} positions"
-            )
+        if filled.num_virtual_tokens >= max_positions - 1:
+            served = f"replicas serve sequences of {max_positions} positions"
+            text = f"{filled.num_virtual_tokens} leave no room for text: {served}"
             raise InvalidInput.of("spec.hyperparameters.num_virtual_tokens", text)
         lengths = _check_sample(examples, encoder, training, model.info)
         return EffectiveSpec(
@@ -247,7 +217,7 @@ class SpecAdmission:
             num_train=examples.num_train,
             num_validation=examples.num_validation,
             lengths=lengths,
-            repetition=None if examples.distillation is not None else examples.repetition,
+            repetition=None if examples.distillation is not None else examples.facts.repetition,
         )
 
 
@@ -262,27 +232,17 @@ def _distilled(
     some = [text, *(example for example in others if example.line <= text.line + distillation.num_questions)]
     with moved(in_dataset(DATASET)):
         check_roles(some)
-    held = distillation.num_held_out
-    return _Examples(
-        facts.task,
-        (),
-        distillation.num_questions - held,
-        held,
-        0.0,
-        facts.repetition,
-        {DATASET: tuple(some)},
-        distillation,
-    )
+    num_held = distillation.num_held_out
+    num_train = distillation.num_questions - num_held
+    return _Examples(facts, (), {DATASET: tuple(some)}, num_train, num_held, distillation=distillation)
 
 
 def _check_sample(
     examples: _Examples, encoder: InputEncoder, training: TrainingSpec, info: BaseModelInfo
 ) -> SampledLengths | None:
-    """The lengths of the sampled training examples; None for a distillation.
-
-    Raises InvalidInput with the lines of sampled examples that the template refuses, that have tokens which the model
-    lacks, or that are too long with `TooLong.REFUSE`. Of very long examples only some are checked, the longest first;
-    the worker checks all.
+    """The lengths of the sampled training examples; None for a distillation. Raises InvalidInput with the lines of
+    sampled examples that the template refuses, that have tokens which the model lacks, or that are too long with
+    `TooLong.REFUSE`. Of very long examples only some are checked, the longest first; the worker checks all.
     """
     violations, lengths = Violations(), None
     if training.distillation is not None:
@@ -314,13 +274,8 @@ def _lengths(encoded: EncodedDataset) -> SampledLengths:
 
 
 def _num_chars(example: Example) -> int:
-    texts = (
-        example.input,
-        example.output or "",
-        example.label or "",
-        *(message.content for message in example.messages),
-    )
-    return sum(map(len, texts))
+    contents = (message.content for message in example.messages)
+    return sum(map(len, (example.input, example.output or "", example.label or "", *contents)))
 
 
 def _default_fraction(num_examples: int) -> float:
@@ -340,13 +295,6 @@ def _template(spec: StoredSpec, task: TaskKind, tokenizer: Any) -> Template:
             reason = "the base model has no chat template that can be used: conversations become text"
         raise InvalidInput.of("spec.template.format", f"must be {own.value}, since {reason}")
     return pinned(template.check("spec.template"), tokenizer)
-
-
-def _with_source(filled: FilledHyperparameters, source: Source | None) -> FilledHyperparameters:
-    """Replaces a reference such as `name@alias` by the version that it names now."""
-    if source is None:
-        return filled
-    return filled.model_copy(update={"init": replace(filled.init, source=source.name)})
 
 
 def check_gate(gate: PublishGate | None, num_held_out: int, *, judged_apart: bool = False) -> None:

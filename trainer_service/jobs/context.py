@@ -17,10 +17,10 @@ from shared.process.call_pool import CallPool
 from trainer_service.cluster.interface import WorkerMemory
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.model import EventPayload, Job
+from trainer_service.jobs.model import EventPayload, Job, Note
 from trainer_service.jobs.preparation import Preparation
 from trainer_service.jobs.record import Record
-from trainer_service.jobs.store.files import JobFiles
+from trainer_service.jobs.store.files import JobFiles, keep_what_is_worth
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.pools import TrainerPools
 from trainer_service.training.events import TrainingEvent
@@ -142,6 +142,15 @@ class JobsContext:
         after = await self.database.retry(self.store.change, job_id, move, attempt=attempt, payloads=payloads)
         self.notify(after.job, is_progress=is_progress)
         return after
+
+    async def note(self, job_id: str, *texts: str, attempt: int | None = None) -> None:
+        """Adds notes to the job's events; `attempt` as in `change`."""
+        payloads = [Note(text=text) for text in texts]
+        await self.change(job_id, lambda record: record, attempt=attempt, payloads=payloads)
+
+    async def clean(self, job: Job) -> None:
+        """Removes the files of an ended job that aren't worth keeping, retrying while they can't be reached."""
+        await self.pools.job_files.retry(keep_what_is_worth, self.files, job)
 
     def notify(self, job: Job, *, is_progress: bool = False) -> None:
         """Wakes the job's watchers and the dispatcher, and reports the change to the observer."""

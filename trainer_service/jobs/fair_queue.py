@@ -24,20 +24,20 @@ QUANTUM_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class QueueHead:
-    """The jobs of one tenant for one base model that may run now."""
+    """The jobs of one tenant for one base model that may run now: the ordinary ones, or the exclusive ones."""
 
     base_model: str
     queue_key: float
     """Queue key of the first job."""
     num_jobs: int
-    exclusive: int = 0
-    """How many of the jobs are exclusive, that is, each needs a fresh worker for itself."""
+    exclusive: bool = False
+    """Whether each of the jobs needs a fresh worker for itself."""
     tenant: str = ""
     weight: float = 1.0
     start: float = 0.0
     """Start tag of the tenant (`queue_clock`)."""
     mean_key: float | None = None
-    """Mean of the queue keys; None: that of the first job."""
+    """Mean of the queue keys, in seconds; a smaller key is older. None: the key of the first job."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,10 @@ class TenantShare:
 Shares = Mapping[str, TenantShare]
 """Shares by tenant."""
 
-Rank = tuple[float, float, str]
-"""Start tag, virtual time, name: tenants with equal start tags are ordered by virtual time, then by name."""
-
 
 def queue_clock(shares: Shares) -> float:
     """The queue's virtual time as of the latest claim."""
     return max((share.clock for share in shares.values()), default=0.0)
-
-
-def rank(share: TenantShare, clock: float) -> Rank:
-    """The tenant's rank; the tenant with the smallest rank goes next."""
-    return max(clock, share.time), share.time, share.tenant
 
 
 def share_of(shares: Shares, tenant: str) -> TenantShare:
@@ -84,9 +76,14 @@ def share_of(shares: Shares, tenant: str) -> TenantShare:
 
 
 def in_order(shares: Shares, tenants: Iterable[str]) -> list[str]:
-    """The tenants in the order in which their jobs go."""
+    """The tenants in the order in which their jobs go: by start tag, then by virtual time, then by name."""
     clock = queue_clock(shares)
-    return sorted(tenants, key=lambda tenant: rank(share_of(shares, tenant), clock))
+
+    def rank(tenant: str) -> tuple[float, float, str]:
+        time = share_of(shares, tenant).time
+        return max(clock, time), time, tenant
+
+    return sorted(tenants, key=rank)
 
 
 def claimed(shares: Shares, tenant: str, waiting: Collection[str], *, is_last: bool) -> TenantShare:

@@ -6,6 +6,7 @@ transitions.
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
 from trainer_service.training.spec import TrainingSpec
 
 MAX_REQUEST_ID_CHARS = 128
+JOB_PREFIX = "tuningJobs/"
+JOB_NAME = re.compile(rf"{JOB_PREFIX}([0-9a-z]{{1,64}})")
 
 
 class _Frozen(BaseModel):
@@ -137,7 +140,7 @@ class Job(_Frozen):
     @property
     def name(self) -> str:
         """The resource name."""
-        return f"tuningJobs/{self.id}"
+        return f"{JOB_PREFIX}{self.id}"
 
     @property
     def keeps_best_prompt(self) -> bool:

@@ -6,8 +6,8 @@ Each part comes from another system and is read in the thread pool of that syste
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any
 
 from shared.errors import NotFound, PreconditionFailed
 from shared.names import parse_version_name
@@ -22,41 +22,27 @@ from trainer_service.training.checkpoint import best_prefix
 from trainer_service.training.events import DatasetFile, TaskData, TrainingTask
 
 
-class Datasets(Protocol):
-    """Datasets by name; may block."""
-
-    def file(self, name: str) -> DatasetFile:
-        """Raises NotFound, or DamagedBlob if the bytes don't match the name."""
-        ...
-
-
-@dataclass(frozen=True)
-class CurrentVersion:
-    """The version that a job's alias names now; an empty `name` if it names none."""
-
-    name: str = ""
-    prefix: Prefix | None = None
-    """None if it belongs to another base model or its blob is gone."""
-    foreign_job: str | None = None
-    """As in TrainingTask."""
-
-
 class Preparation:
-    """Collects the parts of training tasks."""
+    """Collects the parts of training tasks. `dataset_file(name)` finds a dataset; it may block, and raises NotFound, or
+    DamagedBlob if the bytes don't match the name.
+    """
 
-    def __init__(self, datasets: Datasets, prompt_store: PromptStore, files: JobFiles, pools: TrainerPools) -> None:
-        self._datasets, self._prompt_store, self._files, self._pools = datasets, prompt_store, files, pools
+    def __init__(
+        self,
+        dataset_file: Callable[[str], DatasetFile],
+        prompt_store: PromptStore,
+        files: JobFiles,
+        pools: TrainerPools,
+    ) -> None:
+        self._dataset_file, self._prompt_store, self._files, self._pools = dataset_file, prompt_store, files, pools
 
     async def make_task(self, job: Job) -> TrainingTask:
-        """The task for the job's current attempt.
-
-        Raises Unavailable if a system is unavailable, another SoftPromptError if the job can no longer be trained.
+        """The task for the job's current attempt. Raises Unavailable if a system is unavailable, another
+        SoftPromptError if the job can no longer be trained.
         """
         pools = self._pools
         data = await pools.datasets.call(self._data, job)
-        current = (
-            await pools.prompt_store.call(self._current, job) if job.spec.publish.moved_alias else CurrentVersion()
-        )
+        current = await pools.prompt_store.call(self._current, job) if job.spec.publish.moved_alias else {}
         source: Prefix | None = None
         if job.effective.source_job:
             source = await pools.job_files.call(self._source_of_job, job)
@@ -68,18 +54,16 @@ class Preparation:
             spec=job.effective.training,
             data=data,
             source=source,
-            current=current.prefix,
-            current_version=current.name,
-            foreign_job=current.foreign_job,
             checkpoint=await pools.job_files.call(self._files.load, job.id, FileKind.CHECKPOINT),
             priority=job.spec.priority,
             traceparent=job.effective.traceparent,
+            **current,
         )
 
     def _data(self, job: Job) -> TaskData:
-        validation = self._datasets.file(job.spec.validation_dataset) if job.spec.validation_dataset else None
+        validation = self._dataset_file(job.spec.validation_dataset) if job.spec.validation_dataset else None
         seed = job.effective.training.hyperparameters.seed
-        return TaskData(self._datasets.file(job.spec.dataset), validation, job.effective.validation_fraction, seed)
+        return TaskData(self._dataset_file(job.spec.dataset), validation, job.effective.validation_fraction, seed)
 
     async def keep_source(self, job: Job) -> None:
         """Copies the prompt of the job that this one starts from, if any, because the other job may be deleted."""
@@ -110,14 +94,16 @@ class Preparation:
             )
         return blob.prefix
 
-    def _current(self, job: Job) -> CurrentVersion:
+    def _current(self, job: Job) -> dict[str, Any]:
+        """What the task knows of the version that the job's alias names now."""
         version = self._prompt_store.refresh().current_version(job.spec.prompt, job.spec.publish.moved_alias)
         if version is None:
-            return CurrentVersion()
+            return {}
         try:
             blob = decode_blob(self._prompt_store.fetch(version.digest))
         except NotFound:
-            return CurrentVersion(version.name)
+            return {"current_version": version.name}
         if blob.manifest.base_model.fingerprint == job.effective.base_model.fingerprint:
-            return CurrentVersion(version.name, blob.prefix)
-        return CurrentVersion(version.name, foreign_job=version.job)  # of the store; a manifest may claim any job
+            return {"current_version": version.name, "current": blob.prefix}
+        # The job is that of the store, because a manifest may claim any.
+        return {"current_version": version.name, "foreign_job": version.job}

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from shared.caller import current_caller
 from shared.errors import PermissionDenied
 from shared.text.counted import counted
-from shared.values.report import HeldOutAnswers, JobCost, TrainingPoint
+from shared.values.report import HeldOutAnswers, JobCost, JobLineage, JobReport, TrainingPoint
 from shared.values.results import TuningProgress
 from trainer_service.jobs.model import Evaluation, Job, JobEventKind
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.jobs.store.report_store import StoredReport, load_curve, load_report
+from trainer_service.jobs.view import effective_spec, shown_job, shown_source
 from trainer_service.pools import TrainerPools
 from trainer_service.training.spec import TaskKind
-
-
-@dataclass(frozen=True)
-class JobReport:
-    """A job with everything that its report shows."""
-
-    job: Job
-    training: tuple[TrainingPoint, ...]
-    evaluations: tuple[Evaluation, ...]
-    answers: HeldOutAnswers
-    cost: JobCost
-    software_version: str
-    missing: tuple[str, ...]
 
 
 class JobReports:
@@ -42,47 +29,55 @@ class JobReports:
         """The report of one job. Raises NotFound for a job that the caller may not see, PermissionDenied for answers of
         another tenant's job.
         """
-        return await self._pools.job_database.call(self._read, job_id, current_caller().prompts, omit_answers)
+        return await self._pools.job_database.call(self._read, job_id, omit_answers)
 
-    def _read(self, job_id: str, visible_to: tuple[str, ...], omit_answers: bool) -> JobReport:
-        job = self._store.get(job_id, visible_to)
+    def _read(self, job_id: str, omit_answers: bool) -> JobReport:
+        job = self._store.get(job_id, current_caller().prompts)
         if not omit_answers:
             _check_tenant(job)
-        database = self._store.database
-        stored = load_report(database, job_id)
-        points = {
-            event.payload.step: TrainingPoint(
-                event.payload.step,
-                event.payload.train_loss,
-                event.payload.learning_rate,
-                event.payload.grad_norm,
-                event.time,
-            )
-            for event in load_curve(database, job_id, JobEventKind.PROGRESS)
-            if isinstance(event.payload, TuningProgress) and event.payload.step
-        }  # after a lost worker some steps were repeated: the later ones count
-        evaluations = {
-            event.payload.step: event.payload
-            for event in load_curve(database, job_id, JobEventKind.EVALUATION)
-            if isinstance(event.payload, Evaluation)
-        }
+        stored = load_report(self._store.database, job_id)
         answers = HeldOutAnswers() if stored is None else stored.answers
         if omit_answers:
             answers = HeldOutAnswers(confusion=answers.confusion)
-        cost = JobCost(
-            worker_time_seconds=self._store.record(job_id).runtime_seconds(time.time()),
-            num_steps=job.progress.step,
-            num_tokens=stored.num_tokens if stored is not None else None,
-        )
+        effective, parent = job.effective, shown_source(job.effective.source_version)
         return JobReport(
-            job=job,
-            training=tuple(points[step] for step in sorted(points)),
-            evaluations=tuple(evaluations[step] for step in sorted(evaluations)),
-            answers=answers,
-            cost=cost,
-            software_version="" if stored is None else stored.software_version,
+            job=shown_job(job),
+            training=self._training_curve(job_id),
+            evaluations=self._evaluations(job_id),
+            answers=answers.answers,
+            num_answers_left_out=answers.num_left_out,
+            confusion=answers.confusion,
+            lineage=JobLineage(
+                dataset=job.spec.dataset,
+                validation_dataset=job.spec.validation_dataset,
+                init=effective_spec(job).hyperparameters.init,
+                parent_version=parent,
+                parent_digest=effective.source_digest if parent else "",
+                base_model=effective.base_model,
+                software_version="" if stored is None else stored.software_version,
+            ),
+            cost=JobCost(
+                worker_time_seconds=self._store.record(job_id).runtime_seconds(time.time()),
+                num_steps=job.progress.step,
+                num_tokens=None if stored is None else stored.num_tokens,
+            ),
             missing=tuple(_missing(job, stored, omit_answers)),
+            other_held_out_lines=answers.other_lines,
         )
+
+    def _training_curve(self, job_id: str) -> tuple[TrainingPoint, ...]:
+        points: dict[int, TrainingPoint] = {}
+        for event in load_curve(self._store.database, job_id, JobEventKind.PROGRESS):
+            done = event.payload
+            if isinstance(done, TuningProgress) and done.step:
+                point = TrainingPoint(done.step, done.train_loss, done.learning_rate, done.grad_norm, event.time)
+                points[done.step] = point  # after a lost worker some steps were repeated: the later ones count
+        return tuple(points[step] for step in sorted(points))
+
+    def _evaluations(self, job_id: str) -> tuple[Evaluation, ...]:
+        events = load_curve(self._store.database, job_id, JobEventKind.EVALUATION)
+        found = {event.payload.step: event.payload for event in events if isinstance(event.payload, Evaluation)}
+        return tuple(found[step] for step in sorted(found))
 
 
 def _check_tenant(job: Job) -> None:

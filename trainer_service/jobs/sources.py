@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from shared.caller import current_caller
 from shared.errors import PreconditionFailed
 from shared.model.base_model import BaseModelInfo
-from shared.names import PromptReference, parse_version_name
+from shared.names import PromptReference
 from shared.store.store import PromptStore
 from shared.store.view import visible_index
 from shared.values.enums import PrefixKind
+from trainer_service.jobs.model import JOB_NAME
 from trainer_service.jobs.store.job_store import JobStore
 
 FIELD = "spec.hyperparameters.init.source"
-_JOB = re.compile(r"tuningJobs/([0-9a-z]{1,64})")
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Source:
 
 def names_job(source: str) -> bool:
     """Whether the reference names a job; `Sources.find` then reads the job store, otherwise the prompt store."""
-    return _JOB.fullmatch(source) is not None
+    return JOB_NAME.fullmatch(source) is not None
 
 
 class Sources:
@@ -43,20 +42,15 @@ class Sources:
         self._prompts, self._jobs = prompts, jobs
 
     def find(self, source: str, model: BaseModelInfo) -> Source:
-        """Finds a source by `name`, `name@alias`, `name@7`, a version's resource name, or `tuningJobs/<id>`.
-
-        Raises InvalidInput, NotFound, or PreconditionFailed if the prompt is for another base model or the job keeps no
+        """Finds a source by `name`, `name@alias`, `name@7`, a version's resource name, or `tuningJobs/<id>`. Raises
+        InvalidInput, NotFound, or PreconditionFailed if the prompt is for another base model or the job keeps no
         prompt.
         """
-        job = _JOB.fullmatch(source)
+        job = JOB_NAME.fullmatch(source)
         return self._of_job(job[1], model) if job else self._of_version(source, model)
 
     def _of_version(self, source: str, model: BaseModelInfo) -> Source:
-        if source.startswith("prompts/"):
-            prompt, version = parse_version_name(source, FIELD)
-            reference = PromptReference(prompt, None, version)
-        else:
-            reference = PromptReference.parse(source, FIELD)
+        reference = PromptReference.parse_any(source, FIELD)
         record = visible_index(self._prompts.refresh(), current_caller()).resolve(reference)
         _check_fingerprint(record.name, record.summary.base_model_fingerprint, model)
         return Source(

@@ -1,6 +1,6 @@
 """Periodic maintenance: rounds with jitter, which several trainers may run at once.
 
-`prompt_store` compacts the prompt store and removes unused blobs; `retention` thins events and removes old jobs and
-unused datasets, and `retention_rounds` runs it; `storage_usage` measures the stored bytes. Each reports to an observer.
-A failure ends a round, not the service.
+`rounds` runs the maintenance of the prompt store and `retention`, which thins events and removes old jobs and unused
+datasets; `storage_usage` measures the stored bytes. Each reports to an observer. A failure ends a round, not the
+service.
 """

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from shared.errors import Conflict
 from shared.store.index import Alias, PromptRecord, StoreIndex
-from trainer_service.jobs.model import Job
-
-_JOBS = "tuningJobs/"
+from trainer_service.jobs.model import JOB_PREFIX, Job
 
 
 def alias_revision(index: StoreIndex, prompt: str, alias: str) -> int | None:
@@ -53,4 +51,4 @@ def _moving_job(record: PromptRecord, alias: Alias) -> str:
     """Name of the job whose publication moved the alias last, in the same commit; empty if it was not a job."""
     versions = [record.versions.get(target.version) for target in alias.targets]
     jobs = [version.job for version in versions if version is not None and version.revision == alias.revision]
-    return jobs[0] if len(versions) == 1 and jobs and jobs[0].startswith(_JOBS) else ""
+    return jobs[0] if len(versions) == 1 and jobs and jobs[0].startswith(JOB_PREFIX) else ""

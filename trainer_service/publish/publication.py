@@ -7,7 +7,7 @@ version.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.metadata import version
 
@@ -24,6 +24,9 @@ from trainer_service.training.events import TrainingResult, TriedCandidate
 from trainer_service.training.spec import TrainingSpec
 
 _LENGTH_BYTES = 4
+_OF_TRAINING = {field.name for field in fields(TrainingResult)}
+_SAME = {field.name for field in fields(TuningResult)} & _OF_TRAINING - {"comparisons"}
+"""Facts that the job's result has as its training found them."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,9 @@ class Publication:
 def make_publication(
     job: Job, trained: TrainingResult, current_version: str = "", predecessor: Predecessor | None = None
 ) -> Publication:
-    """Applies the gate and builds the version's blob. The prompt was compared with `current_version`, or is
-    compared here with what is kept of it (`predecessor`) because it belongs to another base model.
-
-    Raises InvalidInput if the result can't be encoded as a version.
+    """Applies the gate and builds the version's blob. The prompt was compared with `current_version`, or is compared
+    here with what is kept of it (`predecessor`) because it belongs to another base model. Raises InvalidInput if the
+    result can't be encoded as a version.
     """
     metric, why_unmeasured = job.effective.training.hyperparameters.metric, ""
     if predecessor is not None:
@@ -67,27 +69,16 @@ def make_publication(
     estimate = trained.estimate
     has_interval = estimate is not None and math.isfinite(estimate.low) and math.isfinite(estimate.high)
     result = TuningResult(
+        **{name: getattr(trained, name) for name in _SAME},
         gate_decision=decision.reason,
-        metrics=dict(trained.metrics),
-        bare_metrics=dict(trained.bare_metrics),
-        template_metrics=dict(trained.template_metrics),
-        current_metrics=dict(trained.current_metrics),
-        nearest_tokens=trained.nearest_tokens,
-        score_stability=trained.score_stability,
-        best_step=trained.best_step,
         current_version=current_version,
-        instructed_metrics=dict(trained.instructed_metrics),
-        few_shot_metrics=dict(trained.few_shot_metrics),
-        num_shots=trained.num_shots,
         comparisons=records(trained.comparisons),
         verdict=verdict(trained.comparisons),
         metric_low=estimate.low if estimate is not None and has_interval else None,
         metric_high=estimate.high if estimate is not None and has_interval else None,
-        num_judging=trained.num_judging,
         judged_apart=trained.is_apart,
         candidates=tuple(_candidate(one) for one in trained.tried),
         num_skipped_steps=trained.num_skipped,
-        distillation=trained.distillation,
     )
     return Publication(result, _blob(job, trained, result) if decision.publish else b"")
 
@@ -120,17 +111,13 @@ def _blob(job: Job, trained: TrainingResult, result: TuningResult) -> bytes:
         hidden_size=job.effective.base_model.hidden_size,
         labels=job.effective.training.labels,
         sampling_defaults=job.spec.sampling_defaults,
-        metrics=_finite(trained),
+        metrics={name: float(value) for name, value in trained.metrics.items() if math.isfinite(value)},  # strict JSON
         recipe={
             **_trained_with(job, trained).model_dump(mode="json"),
             "dataset": job.spec.dataset,
             "validation_dataset": job.spec.validation_dataset,
             "validation_fraction": job.effective.validation_fraction,
-            "provenance": {
-                "caller": job.caller[:200],
-                "job": job.name,
-                "software": _software(),
-            },
+            "provenance": {"caller": job.caller[:200], "job": job.name, "software": _software()},
             "best_step": trained.best_step,
             "num_steps": trained.num_steps,
             **({} if trained.statistics is None else {"dataset_statistics": asdict(trained.statistics)}),
@@ -165,8 +152,3 @@ def _trained_with(job: Job, trained: TrainingResult) -> TrainingSpec:
         update={name: value for name, value in chosen.items() if value is not None}
     )
     return training.model_copy(update={"hyperparameters": filled})
-
-
-def _finite(trained: TrainingResult) -> dict[str, float]:
-    """The finite metrics: the manifest is strict JSON, which has no infinities."""
-    return {name: float(value) for name, value in trained.metrics.items() if abs(value) < float("inf")}

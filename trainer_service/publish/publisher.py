@@ -25,7 +25,7 @@ from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.model import Job, Note
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.states import LEASED_STATES, JobState
-from trainer_service.jobs.store.files import FileKind, keep_what_is_worth
+from trainer_service.jobs.store.files import FileKind
 from trainer_service.jobs.store.job_store import StaleAttempt
 from trainer_service.publish.alias_claim import check_claim
 from trainer_service.publish.publication import Publication, notes_of
@@ -75,10 +75,9 @@ class Publisher:
         task.add_done_callback(lambda _: self._forget(job.id, publication))
 
     async def close(self, seconds: float) -> frozenset[str]:
-        """Begins no further attempts to publish, and waits up to `seconds` for the running ones.
-
-        Returns the jobs whose attempt is still running then, in a thread that can't be stopped: other replicas must not
-        get them at once. The other jobs can be queued again; their results are kept.
+        """Begins no further attempts to publish, and waits up to `seconds` for the running ones. Returns the jobs whose
+        attempt is still running then, in a thread that can't be stopped: other replicas must not get them at once. The
+        other jobs can be queued again; their results are kept.
         """
         self._closing = True
         tasks = {job_id: publication.task for job_id, publication in self._publications.items()}
@@ -111,9 +110,7 @@ class Publisher:
                 log.info("another replica has this job now")
             except Exception as error:
                 log.exception("publishing failed with an unexpected error")
-                await self._fail(
-                    job, TuningError(code="INTERNAL", message=f"publishing failed: {type(error).__name__}")
-                )
+                await self._fail(job, "INTERNAL", f"publishing failed: {type(error).__name__}")
 
     async def _publish(self, job: Job, outcome: Publication | None) -> None:
         outcome = outcome or await self._load(job)
@@ -139,17 +136,15 @@ class Publisher:
                 failures += 1
                 self._context.observer.publish_failed(job)
                 if failures == 1:
-                    note = Note(
-                        text="the prompt store is unavailable; the trained prompt is kept and will be published later"
-                    )
-                    await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
+                    text = "the prompt store is unavailable; the trained prompt is kept and will be published later"
+                    await self._context.note(job.id, text, attempt=job.attempt)
                 if time.monotonic() - started > self._context.config.max_publish_seconds:
-                    await self._fail(job, TuningError(code="PUBLISH_FAILED", message=error.message))
+                    await self._fail(job, "PUBLISH_FAILED", error.message)
                     return
                 log.warning("publishing failed, attempt %d: %s", failures, error.message)
                 await asyncio.sleep(retry_delay_seconds(failures, _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS))
             except SoftPromptError as error:
-                await self._fail(job, TuningError(code="PUBLISH_FAILED", message=error.message))
+                await self._fail(job, "PUBLISH_FAILED", error.message)
                 return
             else:
                 await self._succeed(job, outcome, version, left_alone)
@@ -246,15 +241,12 @@ class Publisher:
         """Why the alias didn't move; empty if it moved or the job names none. `reason` is empty if an earlier process
         published the version.
         """
-        if not job.spec.publish.moved_alias or self._has_moved(job, version):
+        name = job.spec.publish.moved_alias
+        alias = self._prompt_store.index().prompt(version.prompt).aliases.get(name) if name else None
+        # The publication moved the alias if its last move is not older, because both are one commit.
+        if not name or (alias is not None and alias.revision >= version.revision):
             return ""
-        name = f"{job.spec.prompt}@{job.spec.publish.moved_alias}"
-        return reason or f"{name} was moved after this job was created or compared with it"
-
-    def _has_moved(self, job: Job, version: PublishedVersion) -> bool:
-        """Whether the publication moved the alias: both are one commit, so the alias's last move is not older."""
-        alias = self._prompt_store.index().prompt(version.prompt).aliases.get(job.spec.publish.moved_alias)
-        return alias is not None and alias.revision >= version.revision
+        return reason or f"{job.spec.prompt}@{name} was moved after this job was created or compared with it"
 
     def _find(self, job: Job) -> PublishedVersion | None:
         prompt = self._prompt_store.refresh().prompts.get(job.spec.prompt)
@@ -279,7 +271,7 @@ class Publisher:
         after = await self._context.change(
             job.id, lambda record: transitions.cancelled(record, time.time()), attempt=job.attempt
         )
-        await self._clean(after.job)
+        await self._context.clean(after.job)
 
     async def _succeed(
         self, job: Job, outcome: Publication, version: PublishedVersion | None, left_alone: str = ""
@@ -320,30 +312,28 @@ class Publisher:
             }
             audit.record("publish", "OK", fields)
         log.info("job succeeded", extra={"fields": {"version": result.version, "gate": result.gate_decision}})
-        await self._clean(after.job)
+        await self._context.clean(after.job)
 
     async def _serving(self, job: Job, version: PublishedVersion) -> tuple[bool | None, str]:
         """Whether all replicas serve the version, and which do; (None, "") if the job doesn't wait for that."""
         seconds = job.spec.publish.wait_until_served_seconds
         if seconds is None:
             return None, ""
-        note = Note(text=f"published {version.name}; waiting until every live replica serves it")
-        await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
+        text = f"published {version.name}; waiting until every live replica serves it"
+        await self._context.note(job.id, text, attempt=job.attempt)
         pool = self._context.pools.prompt_store
         status = await wait_until_served(self._prompt_store, pool, version, seconds, lambda: self._is_cancelling(job))
         return status.by_all, str(status)
 
-    async def _fail(self, job: Job, error: TuningError) -> None:
+    async def _fail(self, job: Job, code: str, message: str) -> None:
+        error = TuningError(code=code, message=message)
         after = await self._context.change(
             job.id, lambda record: transitions.failed(record, error, time.time()), attempt=job.attempt
         )
-        await self._clean(after.job)
+        await self._context.clean(after.job)
 
     async def _train_again(self, job: Job) -> None:
         note = Note(text="the trained prompt was lost before its publication; training again from the last checkpoint")
         await self._context.change(
             job.id, lambda record: transitions.result_lost(record, time.time()), attempt=job.attempt, payloads=[note]
         )
-
-    async def _clean(self, job: Job) -> None:
-        await self._context.pools.job_files.retry(keep_what_is_worth, self._context.files, job)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
-
 from shared.errors import InvalidInput
 from shared.names import check_name
+from trainer_service.jobs.model import JOB_NAME
 
-_JOB = re.compile(r"tuningJobs/([0-9a-z]{1,64})")
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
 
 
 def job_id_of(name: str, field: str = "name") -> str:
     """`tuningJobs/<id>` -> id."""
-    match = _JOB.fullmatch(name)
+    match = JOB_NAME.fullmatch(name)
     if not match:
         raise InvalidInput.of(field, f"{name[:120]!r} must look like tuningJobs/<id>")
     return match[1]

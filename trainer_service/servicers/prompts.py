@@ -20,8 +20,8 @@ from shared.store.commit import MAX_TARGETS, MAX_WEIGHT, AliasTarget
 from shared.values import prompts as values
 from shared.wire.mirror import fill, read, read_checked, write
 from trainer_service.imports import ImportRequest
-from trainer_service.prompt_view import shown_alias, shown_change, shown_prompt, shown_status, shown_version
-from trainer_service.prompts import Prompts, Version
+from trainer_service.prompt_view import shown_prompt
+from trainer_service.prompts import Prompts
 from trainer_service.servicers.names import page_size_of, prompt_of
 from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_and_chunks, heartbeat, until_draining
 
@@ -38,19 +38,15 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         draining: asyncio.Event,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
-        self._prompts, self._tokens, self._draining, self._heartbeat_seconds = (
-            prompts,
-            tokens,
-            draining,
-            heartbeat_seconds,
-        )
+        self._prompts, self._tokens, self._draining = prompts, tokens, draining
+        self._heartbeat_seconds = heartbeat_seconds
 
     async def ListPrompts(self, request: pb.ListPromptsRequest, context: Any) -> pb.ListPromptsResponse:
         scope = ListScope("ListPrompts", current_caller(), {"name_prefix": request.name_prefix})
         size, after = page_size_of(request.page_size), self._tokens.open(request.page_token, scope)
-        page = await self._prompts.list(request.name_prefix, size, after)
-        token = self._tokens.seal(page.next_after, scope)
-        return fill(pb.ListPromptsResponse(), prompts=map(shown_prompt, page.prompts), next_page_token=token)
+        prompts, next_after = await self._prompts.list(request.name_prefix, size, after)
+        token = self._tokens.seal(next_after, scope)
+        return fill(pb.ListPromptsResponse(), prompts=prompts, next_page_token=token)
 
     async def GetPrompt(self, request: pb.GetPromptRequest, context: Any) -> pb.GetPromptResponse:
         prompt = await self._prompts.get(prompt_of(request.name))
@@ -62,15 +58,13 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         prompt = prompt_of(request.parent, "parent")
         scope = ListScope("ListPromptVersions", current_caller(), {"parent": prompt})
         size, below = page_size_of(request.page_size), int(self._tokens.open(request.page_token, scope) or 0)
-        page = await self._prompts.versions(prompt, size, below)
-        versions = [shown_version(Version(page.prompt, record)) for record in page.versions]
-        token = self._tokens.seal(str(page.next_below or ""), scope)
+        versions, next_below = await self._prompts.versions(prompt, size, below)
+        token = self._tokens.seal(str(next_below or ""), scope)
         return fill(pb.ListPromptVersionsResponse(), versions=versions, next_page_token=token)
 
     async def GetPromptVersion(self, request: pb.GetPromptVersionRequest, context: Any) -> pb.GetPromptVersionResponse:
-        version = await self._prompts.resolve(request.name)
-        _, manifest = await self._prompts.read(version)
-        return fill(pb.GetPromptVersionResponse(), version=shown_version(version, manifest))
+        version, _ = await self._prompts.read(request.name)
+        return fill(pb.GetPromptVersionResponse(), version=version)
 
     async def SetPromptAlias(self, request: pb.SetPromptAliasRequest, context: Any) -> pb.SetPromptAliasResponse:
         alias, revision = await self._prompts.set_alias(
@@ -80,7 +74,7 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
             expected_version=request.expected_version if request.HasField("expected_version") else None,
             expected_revision=request.expected_revision if request.HasField("expected_revision") else None,
         )
-        return fill(pb.SetPromptAliasResponse(), alias=shown_alias(alias), revision=revision)
+        return fill(pb.SetPromptAliasResponse(), alias=alias, revision=revision)
 
     async def DeletePromptVersion(
         self, request: pb.DeletePromptVersionRequest, context: Any
@@ -91,9 +85,8 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
     async def DownloadPromptVersion(
         self, request: pb.DownloadPromptVersionRequest, context: Any
     ) -> AsyncIterator[pb.DownloadPromptVersionResponse]:
-        version = await self._prompts.resolve(request.name)
-        data, manifest = await self._prompts.read(version)
-        yield fill(pb.DownloadPromptVersionResponse(), version=shown_version(version, manifest))
+        version, data = await self._prompts.read(request.name)
+        yield fill(pb.DownloadPromptVersionResponse(), version=version)
         for start in range(0, len(data), _CHUNK_BYTES):
             yield pb.DownloadPromptVersionResponse(chunk=data[start : start + _CHUNK_BYTES])
 
@@ -101,12 +94,12 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         self, requests: AsyncIterator[pb.ImportPromptVersionRequest], context: Any
     ) -> pb.ImportPromptVersionResponse:
         header, chunks = await header_and_chunks(requests)
-        version, manifest = await self._prompts.import_(read_checked(ImportRequest, header, "header"), chunks)
-        return fill(pb.ImportPromptVersionResponse(), version=shown_version(version, manifest))
+        version = await self._prompts.import_(read_checked(ImportRequest, header, "header"), chunks)
+        return fill(pb.ImportPromptVersionResponse(), version=version)
 
     async def GetPromptStatus(self, request: pb.GetPromptStatusRequest, context: Any) -> pb.GetPromptStatusResponse:
         status = await self._prompts.status(prompt_of(request.name))
-        return write(shown_status(status), pb.GetPromptStatusResponse())
+        return write(status, pb.GetPromptStatusResponse())
 
     async def WatchPrompts(
         self, request: pb.WatchPromptsRequest, context: Any
@@ -122,7 +115,7 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
                         yield pb.WatchPromptsResponse(revision=revision, store_id=store_id, heartbeat=beat)
                 else:
                     revision, store_id = change.revision, change.store_id
-                    yield write(shown_change(change), pb.WatchPromptsResponse())
+                    yield write(change, pb.WatchPromptsResponse())
 
 
 _MAX_VERSION = 999_999_999

@@ -43,9 +43,8 @@ _FIRST_BEAT_SECONDS = 1.0
 async def until_draining(
     items: AsyncIterator[Item], draining: asyncio.Event, heartbeat_seconds: float
 ) -> AsyncGenerator[Item | Beat, None]:
-    """The items, and BEAT whenever none has come for at most `heartbeat_seconds`.
-
-    Raises Unavailable once `draining` is set, so that the caller continues at another replica from the same position.
+    """The items, and BEAT whenever none has come for at most `heartbeat_seconds`. Raises Unavailable once `draining` is
+    set, so that the caller continues at another replica from the same position.
     """
     drained = asyncio.ensure_future(draining.wait())
     pause_seconds = min(_FIRST_BEAT_SECONDS, heartbeat_seconds)

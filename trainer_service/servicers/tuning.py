@@ -26,10 +26,9 @@ from trainer_service.datasets.store import StoredDataset
 from trainer_service.datasets.tenant_datasets import TenantDatasets
 from trainer_service.dispatch.manager import JobManager
 from trainer_service.jobs.model import JobFilter
-from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.reports import JobReports
 from trainer_service.jobs.submission import JobSubmission
-from trainer_service.jobs.view import shown_job, shown_payload, shown_report
+from trainer_service.jobs.view import shown_job, shown_payload
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
 from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_and_chunks, heartbeat, until_draining
@@ -58,12 +57,8 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
     ) -> None:
         self._jobs, self._reports, self._submission = jobs, reports, submission
         self._datasets, self._info, self._webhooks, self._usage = datasets, info, webhooks, usage
-        self._tokens, self._requests, self._draining, self._heartbeat_seconds = (
-            tokens,
-            requests,
-            draining,
-            heartbeat_seconds,
-        )
+        self._tokens, self._requests, self._draining = tokens, requests, draining
+        self._heartbeat_seconds = heartbeat_seconds
 
     async def UploadDataset(
         self, requests: AsyncIterator[pb.UploadDatasetRequest], context: Any
@@ -115,15 +110,13 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         if request.validate_only:
             return await self._checked(request)
         spec = await self._requests.call(read_checked_spec, request.spec)
-        owner = JobOwner.of(current_caller())
-        job = await self._submission.create(spec, request.request_id, owner, is_shared=request.shared_request_id)
+        job = await self._submission.create(spec, request.request_id, is_shared=request.shared_request_id)
         return fill(pb.CreateTuningJobResponse(), job=shown_job(job))
 
     async def _checked(self, request: pb.CreateTuningJobRequest) -> pb.CreateTuningJobResponse:
         """The answer to `validate_only`: a job without a name, which does not exist."""
         spec = await self._requests.call(read_spec_to_check, request.spec)
-        owner = JobOwner.of(current_caller())
-        checked = await self._submission.check(spec, owner, request.request_id, is_shared=request.shared_request_id)
+        checked = await self._submission.check(spec, request.request_id, is_shared=request.shared_request_id)
         response = pb.CreateTuningJobResponse()
         if checked.job is not None:
             fill(response, job=shown_job(checked.job))
@@ -166,7 +159,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
 
     async def GetJobReport(self, request: pb.GetJobReportRequest, context: Any) -> pb.GetJobReportResponse:
         report = await self._reports.read(job_id_of(request.name), omit_answers=request.omit_answers)
-        return fill(pb.GetJobReportResponse(), report=shown_report(report))
+        return fill(pb.GetJobReportResponse(), report=report)
 
     async def CancelTuningJob(self, request: pb.CancelTuningJobRequest, context: Any) -> pb.CancelTuningJobResponse:
         job = await self._jobs.cancel(job_id_of(request.name))

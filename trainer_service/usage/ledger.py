@@ -11,9 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, select, tuple_, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import ColumnElement, Connection, case, delete, func, select, tuple_
 
 from shared.caller import EVERY_PROMPT, Budget
 from shared.store.usage import COUNTS, HOUR_SECONDS, SegmentId, UsageRecord
@@ -39,12 +37,10 @@ class UsageLedger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._insert = sqlite_insert if database.is_sqlite else postgresql_insert
 
     def next_numbers(self) -> Mapping[str, int]:
         """The number of the next segment to add, by journal."""
-        with self._database.read() as connection:
-            return {row.life: row.next_number for row in connection.execute(select(lives))}
+        return {row.life: row.next_number for row in self._database.rows(select(lives))}
 
     def fold(self, segment: SegmentId, records: Iterable[UsageRecord]) -> bool:
         """Adds the records of a segment; False if it or a later one of its journal was added before."""
@@ -54,10 +50,7 @@ class UsageLedger:
             if known is not None and segment.number < known:
                 return False
             values = {"next_number": segment.number + 1, "update_time": self._database.now()}
-            if known is None:
-                connection.execute(insert(lives).values(life=segment.life, **values))
-            else:
-                connection.execute(update(lives).where(lives.c.life == segment.life).values(**values))
+            self._database.put(connection, lives, {"life": segment.life}, values)
             for record in records:
                 self._add(connection, record.model_dump())
             return True
@@ -121,7 +114,7 @@ class UsageLedger:
             return connection.execute(delete(rows).where(rows.c.hour < hour)).rowcount
 
     def _add(self, connection: Connection, values: Mapping[str, Any]) -> None:
-        statement = self._insert(rows).values(**{**dict.fromkeys(_SUMS, 0), **values})
+        statement = self._database.insert(rows).values(**{**dict.fromkeys(_SUMS, 0), **values})
         changes = {name: rows.c[name] + statement.excluded[name] for name in _SUMS}
         connection.execute(statement.on_conflict_do_update(index_elements=list(rows.primary_key), set_=changes))
 

@@ -61,7 +61,6 @@ class UsageFolding:
 
     def fold(self, seconds: float = _FOLD_SECONDS) -> Folded:
         """Adds the segments that fit into this time, and removes them. One that fails delays only its own journal.
-
         Raises Unavailable if the store can't list them or the database is unavailable at the start.
         """
         folded, blocked, end = Folded(), set[str](), time.monotonic() + seconds

@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterator
 from typing import Protocol
 
 from shared.errors import NotFound, SoftPromptError
 from shared.process.call_pool import CallPool
-from shared.store.follower import Changes
 from shared.store.store import PromptStore
 from shared.store.watch import StoreWatcher
 from shared.values.webhooks import Webhook
@@ -21,7 +19,7 @@ from trainer_service.jobs.config import retry_delay_seconds
 from trainer_service.pools import TrainerPools
 from trainer_service.webhooks import sender
 from trainer_service.webhooks.endpoints import Endpoint, Endpoints
-from trainer_service.webhooks.events import EventType, WebhookEvent, event_of_test, events_of_commit, events_of_replica
+from trainer_service.webhooks.events import EventType, event_of_test, events_of_commit, events_of_replica
 from trainer_service.webhooks.outbox import Delivery, DeliveryState, Outbox
 
 log = logging.getLogger(__name__)
@@ -178,14 +176,11 @@ class Deliveries:
                     log.warning(
                         "the prompt store's log was truncated or replaced; the events since the last read are not sent"
                     )
-                events = list(self._events_of(changes))
-                await self._database.retry(self._outbox.add, events, (self._store.id, changes.index.revision))
+                id = self._store.id
+                events = [event for commit in changes.commits for event in events_of_commit(id, commit)]
+                await self._database.retry(self._outbox.add, events, (id, changes.index.revision))
                 is_first = False
             await watcher.pause()
-
-    def _events_of(self, changes: Changes) -> Iterator[WebhookEvent]:
-        for commit in changes.commits:
-            yield from events_of_commit(self._store.id, commit)
 
     async def _follow_replicas(self) -> None:
         while True:

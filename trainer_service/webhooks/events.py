@@ -19,6 +19,7 @@ from shared.store.commit import AliasMoved, Commit, VersionDeleted, VersionPubli
 from shared.store.index import StoreIndex
 from shared.store.replicas import ReplicaRecord
 from shared.values.usage import BudgetStatus
+from trainer_service.jobs.model import JOB_PREFIX
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.states import JobState
 
@@ -148,7 +149,7 @@ def _published(prompt: str, version: str, digest: str, job: str, time: str) -> W
     later than the job's end is stored.
     """
     data = {"prompt": prompt, "version": version, "digest": digest, "job": job}
-    subject = job if job.startswith("tuningJobs/") else _subject(prompt)
+    subject = job if job.startswith(JOB_PREFIX) else _subject(prompt)
     return WebhookEvent.of(EventType.VERSION_PUBLISHED, [version, digest], subject, prompt, time, data)
 
 

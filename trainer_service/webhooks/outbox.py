@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sqlalchemy import Connection, delete, exists, func, select, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from shared.values.webhooks import DeadLetter
 from trainer_service.database.database import Database
@@ -57,7 +55,6 @@ class Outbox:
 
     def __init__(self, database: Database, endpoints: Callable[[], Sequence[Endpoint]]) -> None:
         self._database, self._endpoints = database, endpoints
-        self._insert = sqlite_insert if database.is_sqlite else postgresql_insert
 
     def job_moved(self, connection: Connection, before: Record, after: Record) -> None:
         """Stores the events of a job's change in the change's own transaction."""
@@ -69,20 +66,17 @@ class Outbox:
             self._add(connection, events)
             if cursor is not None:
                 store_id, revision = cursor
-                statement = self._insert(store_cursors).values(name=_CURSOR, store_id=store_id, revision=revision)
-                changes = {"store_id": statement.excluded.store_id, "revision": statement.excluded.revision}
                 # Trainers read the log at their own pace; the cursor never goes back, except to another store.
                 newer = (store_cursors.c.revision < revision) | (store_cursors.c.store_id != store_id)
-                keys = [store_cursors.c.name]
-                connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes, where=newer))
+                values = {"store_id": store_id, "revision": revision}
+                self._database.put(connection, store_cursors, {"name": _CURSOR}, values, newer)
 
     def cursor(self, store_id: str) -> int | None:
         """The revision of this prompt store up to which events are stored; None: it was never read."""
         query = select(store_cursors.c.revision).where(
             store_cursors.c.name == _CURSOR, store_cursors.c.store_id == store_id
         )
-        with self._database.read() as connection:
-            return connection.scalar(query)
+        return self._database.scalar(query)
 
     def claim(self, endpoint: str, lease_seconds: float) -> Delivery | None:
         """Takes the first delivery that is due; None if there is none. It waits for earlier ones of its subject."""
@@ -102,9 +96,8 @@ class Outbox:
             .values(lease_until=now + lease_seconds, attempts=rows.c.attempts + 1)
             .returning(rows.c.sequence, rows.c.event_id, rows.c.body, rows.c.attempts)
         )
-        with self._database.read() as connection:  # takes no write lock while nothing is due
-            if connection.execute(first.limit(1)).first() is None:
-                return None
+        if self._database.scalar(first.limit(1)) is None:  # takes no write lock while nothing is due
+            return None
         with self._database.write() as connection:
             row = connection.execute(taken).one_or_none()
         return None if row is None else Delivery(*row)
@@ -125,53 +118,48 @@ class Outbox:
     def release(self) -> None:
         """Ends all leases of an SQLite database, when its only trainer starts."""
         if self._database.is_sqlite:
-            with self._database.write() as connection:
-                connection.execute(update(rows).values(lease_until=0.0).where(rows.c.lease_until > 0))
+            self._database.execute(update(rows).values(lease_until=0.0).where(rows.c.lease_until > 0))
 
     def retry(self, endpoint: str) -> int:
         """Repeats the endpoint's dead letters and its waiting deliveries at once. Returns their number."""
         unfinished = rows.c.state.in_([DeliveryState.PENDING, DeliveryState.DEAD])
         changes = {"state": DeliveryState.PENDING.value, "attempts": 0, "not_before": 0.0}
-        statement = update(rows).where(
-            rows.c.endpoint == endpoint, unfinished, rows.c.lease_until <= self._database.now()
+        is_free = rows.c.lease_until <= self._database.now()
+        return self._database.execute(
+            update(rows).where(rows.c.endpoint == endpoint, unfinished, is_free).values(**changes)
         )
-        with self._database.write() as connection:
-            return connection.execute(statement.values(**changes)).rowcount
 
     def counts(self) -> dict[tuple[str, DeliveryState], int]:
         """The number of deliveries by endpoint and state."""
         query = select(rows.c.endpoint, rows.c.state, func.count()).group_by(rows.c.endpoint, rows.c.state)
-        with self._database.read() as connection:
-            return {(name, DeliveryState(state)): count for name, state, count in connection.execute(query)}
+        return {(name, DeliveryState(state)): count for name, state, count in self._database.rows(query)}
 
     def dead_letters(self, endpoint: str) -> tuple[DeadLetter, ...]:
         """The endpoint's newest dead letters and the failing ones that are still repeated, newest first."""
         failing = (rows.c.endpoint == endpoint, rows.c.error != "", rows.c.state != DeliveryState.DELIVERED)
         query = select(rows).where(*failing).order_by(rows.c.state, rows.c.sequence.desc()).limit(MAX_DEAD_LETTERS)
-        with self._database.read() as connection:
-            return tuple(
-                DeadLetter(
-                    event_id=row["event_id"],
-                    event_type=row["type"],
-                    subject=row["subject"],
-                    attempts=row["attempts"],
-                    error=row["error"],
-                    is_dead=row["state"] == DeliveryState.DEAD,
-                    create_time=to_datetime(row["create_time"]),
-                )
-                for row in connection.execute(query).mappings()
+        return tuple(
+            DeadLetter(
+                event_id=row.event_id,
+                event_type=row.type,
+                subject=row.subject,
+                attempts=row.attempts,
+                error=row.error,
+                is_dead=row.state == DeliveryState.DEAD,
+                create_time=to_datetime(row.create_time),
             )
+            for row in self._database.rows(query)
+        )
 
     def remove_old(self) -> None:
         """Removes deliveries older than KEEP_SECONDS, in any state."""
-        with self._database.write() as connection:
-            connection.execute(delete(rows).where(rows.c.create_time < self._database.now() - KEEP_SECONDS))
+        self._database.execute(delete(rows).where(rows.c.create_time < self._database.now() - KEEP_SECONDS))
 
     def _add(self, connection: Connection, events: Iterable[WebhookEvent]) -> None:
         for event in events:
             for endpoint in self._endpoints():
                 if endpoint.wants(event):
-                    statement = self._insert(rows).values(
+                    statement = self._database.insert(rows).values(
                         endpoint=endpoint.name,
                         event_id=event.id,
                         type=event.type.value,
@@ -183,7 +171,5 @@ class Outbox:
 
     def _finish(self, delivery: Delivery, **changes: object) -> None:
         own = (rows.c.sequence == delivery.sequence, rows.c.attempts == delivery.attempt)
-        with self._database.write() as connection:
-            connection.execute(
-                update(rows).where(*own, rows.c.state == DeliveryState.PENDING).values(lease_until=0.0, **changes)
-            )
+        finished = update(rows).where(*own, rows.c.state == DeliveryState.PENDING)
+        self._database.execute(finished.values(lease_until=0.0, **changes))

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from inference_service.servicer import SERVICE_NAME
 from tests.k8s.checks.references import secrets
 from tests.k8s.manifests import Manifests, Object, Pod
-from trainer_service.server import SERVICE_NAMES
+from trainer_service.parts import SERVICE_NAMES
 
 OWNERS = {**dict.fromkeys(SERVICE_NAMES, "trainer"), SERVICE_NAME: "inference"}
 

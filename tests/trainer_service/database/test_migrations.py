@@ -19,9 +19,9 @@ from trainer_service.datasets.ledger import DatasetLedger
 from trainer_service.datasets.roots import DatasetRoots
 from trainer_service.datasets.store import DatasetStore
 from trainer_service.datasets.upload import UploadLimits
-from trainer_service.dispatch.manager import files_for
 from trainer_service.jobs import transitions
 from trainer_service.jobs.record import Record, to_row
+from trainer_service.jobs.store.files import files_for
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.maintenance.retention import DAY_SECONDS, Retention, RetentionPolicy
 from trainer_service.training.spec import Example
@@ -67,7 +67,8 @@ def test_datasets_of_the_second_schema_belong_to_the_tenants_of_the_jobs_that_na
 ) -> None:
     files = DatasetStore(tmp_path / "datasets", UploadLimits(), DatasetRoots([]))
     both, one = (
-        files.add_examples([Example(line=n, input=f"{text} {n}", output="x") for n in (1, 2)]).name for text in "ab"
+        files.add([Example(line=n, input=f"{text} {n}", output="x") for n in (1, 2)], "spec.dataset").name
+        for text in "ab"
     )
     long_ago = time.time() - 365 * DAY_SECONDS
     old = [
@@ -89,7 +90,9 @@ def test_datasets_of_the_second_schema_belong_to_the_tenants_of_the_jobs_that_na
     owned = {tenant: [found.name for found in ledger.page(tenant, "", 10)] for tenant in ("a", "b", "c")}
     assert owned == {"a": [both], "b": sorted([both, one]), "c": []}
     store.change(old[2].job.id, lambda before: transitions.cancel(before, long_ago))
-    retention = Retention(store.database, files_for(store, tmp_path / "checkpoints"), ledger, files, RetentionPolicy())
+    retention = Retention(
+        store.database, files_for(store.database, tmp_path / "checkpoints"), ledger, files, RetentionPolicy()
+    )
     report = retention.round({}, lambda: False)
     assert (report.failures, report.jobs_removed, report.datasets_removed) == ({}, 1, 0), (
         "an upgrade removes no dataset at once"

@@ -67,21 +67,21 @@ async def test_an_upload_is_stored_under_its_digest_and_read_back(store: Dataset
 )
 def test_examples_of_a_request_come_back_as_they_were(store: DatasetStore, example: Example) -> None:
     other = replace(example, line=2, label=None if example.label is None else "z")
-    stored = store.add_examples([example, other])
+    stored = store.add([example, other], "spec.dataset")
     assert store.read(stored.name) == (example, other)
 
 
 def test_a_dataset_that_shows_one_label_of_a_known_set_can_be_read(store: DatasetStore) -> None:
     examples = (Example(line=1, input="a", label="x"), Example(line=2, input="b", label="x"))
-    stored = store.add_examples(examples, labels=["x", "y"])
+    stored = store.add(examples, "spec.dataset", ["x", "y"])
     assert store.read(stored.name) == examples
     with pytest.raises(InvalidInput, match="at least two labels"):
-        store.parse(stored.name)
+        store.describe(stored.name)
 
 
 async def test_blank_lines_and_a_byte_order_mark_keep_their_line_numbers(store: DatasetStore) -> None:
     stored = await store.receive(chunks(b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\r\n\n")))
-    assert store.read(stored.name) == store.parse(stored.name).examples
+    assert store.read(stored.name) == store.describe(stored.name)[1]
     assert [example.line for example in store.read(stored.name)] == [1, 3]
 
 
@@ -89,7 +89,7 @@ def test_reading_what_is_not_there_or_was_changed(store: DatasetStore, tmp_path:
     for name in (NAME, "datasets/../../etc/passwd", "datasets/sha256-zz", "", "x" * 10_000):
         with pytest.raises(NotFound):
             store.read(name)
-    store.add_examples([Example(line=1, input="a", output="x")])
+    store.add([Example(line=1, input="a", output="x")], "spec.dataset")
     (file,) = (tmp_path / "datasets").iterdir()
     file.write_bytes(LINES)
     with pytest.raises(DamagedBlob, match="changed on disk"):
@@ -193,7 +193,7 @@ def root(tmp_path: Path) -> Path:
 def test_files_under_a_root_are_copied_into_the_store(tmp_path: Path, root: Path) -> None:
     store = DatasetStore(tmp_path / "datasets", UploadLimits(), DatasetRoots([root]))
     for uri in (f"file://{root}/inner/data%20set.jsonl", f"file://localhost{root}/alias.jsonl"):
-        assert store.add_uri(uri, "spec.dataset.uri").name == NAME
+        assert store.add(uri, "spec.dataset.uri").name == NAME
     (root / "inner" / "data set.jsonl").write_bytes(b"changed")
     assert len(store.read(NAME)) == 2
 
@@ -224,7 +224,7 @@ def test_files_under_a_root_are_copied_into_the_store(tmp_path: Path, root: Path
 def test_nothing_else_can_be_reached(tmp_path: Path, root: Path, uri: str) -> None:
     store = DatasetStore(tmp_path / "datasets", UploadLimits(), DatasetRoots([root]))
     with pytest.raises(InvalidInput) as refused:
-        store.add_uri(uri.replace("{root}", str(root)), "spec.dataset.uri")
+        store.add(uri.replace("{root}", str(root)), "spec.dataset.uri")
     assert refused.value.violations[0].field == "spec.dataset.uri"
     assert not list((tmp_path / "datasets").iterdir())
 

@@ -20,7 +20,7 @@ from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.fair_queue import QueueHead
 
 CONFIG = JobsConfig(max_workers=2, max_jobs_per_worker=3)
-HEADS = [QueueHead("tiny", 1.0, 5, exclusive=1)]
+HEADS = [QueueHead("tiny", 1.0, 4), QueueHead("tiny", 1.0, 1, exclusive=True)]
 """Four jobs that may share a worker and one that needs its own: both replicas want two workers."""
 
 

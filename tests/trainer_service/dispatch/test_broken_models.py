@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 
-from shared.caller import Tenant
+from shared.caller import Caller, Tenant, calling
 from shared.errors import InvalidInput, PreconditionFailed
 from tests.trainer_service.builders import BASE_MODEL, spec
 from tests.trainer_service.job_service import Service
 from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerLost
+from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.model import EffectiveSpec, StoredSpec
-from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.states import JobState
 
 BROKEN = {"max_model_failures": 3, "broken_model_seconds": 0.1, "retry_max_seconds": 0.05}
 
 
-class AdmitForPrompt:
+class AdmitForPrompt(SpecAdmission):
     """A prompt's name begins with the id of its base model."""
 
     def __init__(self, admission: Any) -> None:
@@ -92,7 +92,7 @@ async def test_a_cluster_without_room_fails_no_job(service: Service) -> None:
 
 async def test_a_priority_above_the_tenants_is_refused(service: Service) -> None:
     manager = await service.start()
-    owner = JobOwner("ann", Tenant("acme", max_priority=10))
-    with pytest.raises(InvalidInput, match=r"spec\.priority: 11 is more than .* 10"):
-        await manager.create(spec(priority=11), owner=owner)
-    assert (await manager.create(spec(priority=10), owner=owner)).spec.priority == 10
+    with calling(Caller("ann", frozenset(), group=Tenant("acme", max_priority=10))):
+        with pytest.raises(InvalidInput, match=r"spec\.priority: 11 is more than .* 10"):
+            await manager.create(spec(priority=11))
+        assert (await manager.create(spec(priority=10))).spec.priority == 10

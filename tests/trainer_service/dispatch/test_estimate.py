@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,14 +14,22 @@ import pytest
 from tests.trainer_service.builders import BASE_MODEL, spec
 from tests.trainer_service.job_service import Service
 from tests.trainer_service.scripted import ScriptedTrainer
-from trainer_service.dispatch.estimate import BusyWorker, Pace, WaitingJob, probable_end, starts, typical_seconds
-from trainer_service.dispatch.scheduler import WorkerView
-from trainer_service.dispatch.start_times import RunningJob, workers_of_others
+from trainer_service.dispatch.estimate import (
+    BusyWorker,
+    Pace,
+    RunningJob,
+    Simulation,
+    WaitingJob,
+    probable_end,
+    typical_seconds,
+)
+from trainer_service.dispatch.start_times import workers_of_others
+from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.model import EffectiveSpec, Job, JobFilter, StoredSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.training.events import StepDone, TrainingEvent, TrainingTask
 
-NOW = 1000.0
+NOW, UNKNOWN = 1000.0, math.inf
 PACE = Pace(job_seconds={"a": 100.0, "b": 30.0}, launch_seconds={"a": 10.0, "b": 5.0})
 
 
@@ -29,11 +38,9 @@ def queue(*base_models: str, **changes: Any) -> list[WaitingJob]:
     return [WaitingJob(str(index), base_model, float(index), **changes) for index, base_model in enumerate(base_models)]
 
 
-def worker(base_model: str, *ends: float | None, ready_at: float | None = NOW, **view: Any) -> BusyWorker:
-    seen = WorkerView(
-        f"w-{base_model}-{ends}", base_model, len(ends), ready=ready_at is not None and ready_at <= NOW, **view
-    )
-    return BusyWorker(seen, ends, ready_at)
+def worker(base_model: str, *ends: float, ready_at: float = NOW, exclusive: bool = False, **facts: Any) -> BusyWorker:
+    jobs = [RunningJob(str(number), base_model, end, NOW, exclusive=exclusive) for number, end in enumerate(ends)]
+    return BusyWorker(f"w-{base_model}-{ends}", base_model, jobs, ready_at, **facts)
 
 
 def guess(
@@ -45,7 +52,9 @@ def guess(
 ) -> dict[str, float]:
     """Seconds from now, by job."""
     asked: dict[str, Any] = {"max_workers": 1, "max_jobs_per_worker": 2, **limits}
-    return {job: start - NOW for job, start in starts(waiting, [workers, *others], pace, NOW, **asked).items()}
+    return {
+        job: start - NOW for job, start in Simulation(waiting, [workers, *others], pace, NOW, **asked).starts().items()
+    }
 
 
 def test_where_nothing_runs_a_job_waits_for_its_worker_to_be_launched() -> None:
@@ -93,12 +102,12 @@ def test_a_job_waits_for_its_back_off_and_those_behind_it_do_not() -> None:
 
 def test_nothing_is_guessed_where_nothing_is_known() -> None:
     nothing = Pace(launch_seconds={"a": 10.0})
-    assert guess(queue("a", "a"), worker("a", None, None)) == {}
+    assert guess(queue("a", "a"), worker("a", UNKNOWN, UNKNOWN)) == {}
     assert guess(queue("a", "a"), worker("a"), pace=nothing, max_jobs_per_worker=1) == {"0": 0}, (
         "the duration of the first is unknown"
     )
-    assert guess(queue("b"), worker("a", None)) == {}
-    assert guess(queue("a"), worker("a", ready_at=None)) == {}
+    assert guess(queue("b"), worker("a", UNKNOWN)) == {}
+    assert guess(queue("a"), worker("a", ready_at=UNKNOWN)) == {}
     assert guess(queue("c"), pace=nothing) == {}
 
 
@@ -108,20 +117,23 @@ def test_what_a_job_has_done_before_is_not_done_again() -> None:
 
 
 def test_other_replicas_take_jobs_too() -> None:
-    running = [RunningJob("x", "other", "a", False, NOW + 15), RunningJob("y", "me", "a", False, NOW + 40)]
+    running = [RunningJob("x", "a", NOW + 15, NOW, owner="other"), RunningJob("y", "a", NOW + 40, NOW, owner="me")]
     others = workers_of_others(running, "me", 2)
-    assert [[list(found.ends) for found in replica] for replica in others] == [[[NOW + 15]]]
+    assert [[[job.ends_at for job in found.jobs] for found in replica] for replica in others] == [[[NOW + 15]]]
     assert guess(queue("a", "a"), worker("a", NOW + 40), others=others, max_jobs_per_worker=1) == {"0": 15, "1": 40}
 
 
 def test_the_workers_of_another_replica_as_its_jobs_tell() -> None:
-    running = [RunningJob(str(number), "other", "a", number == 3, NOW + number) for number in range(4)]
-    [found] = workers_of_others([*running, RunningJob("b", "other", "b", False, None)], "me", 2)
-    assert [(seen.view.base_model, list(seen.ends), seen.view.exclusive) for seen in found] == [
+    running = [
+        RunningJob(str(number), "a", NOW + number, NOW, exclusive=number == 3, owner="other") for number in range(4)
+    ]
+    [found] = workers_of_others([*running, RunningJob("b", "b", UNKNOWN, NOW, owner="other")], "me", 2)
+    ends = [(seen.base_model, [job.ends_at for job in seen.jobs], seen.view(NOW).exclusive) for seen in found]
+    assert ends == [
         ("a", [NOW, NOW + 1], False),
         ("a", [NOW + 2], False),
         ("a", [NOW + 3], True),
-        ("b", [None], False),
+        ("b", [UNKNOWN], False),
     ]
 
 
@@ -141,11 +153,11 @@ def test_when_a_job_on_a_worker_ends() -> None:
     assert probable_end(NOW - 10, NOW + 20, 100.0, NOW) == NOW + 20
     assert probable_end(NOW - 10, NOW - 1, 100.0, NOW) == NOW, "it is late, but not in the past"
     assert probable_end(NOW - 10, NOW - 50, 100.0, NOW) == NOW + 90, "that was told by an attempt before this one"
-    assert probable_end(NOW - 10, None, None, NOW) is None
+    assert probable_end(NOW - 10, None, None, NOW) == UNKNOWN
     assert typical_seconds({"a": [1, 2, 300], "b": []}) == {"a": 2}
 
 
-class AdmitForEither:
+class AdmitForEither(SpecAdmission):
     """A prompt's name says which of the two base models it is for."""
 
     def __init__(self, admission: Any) -> None:

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from shared.caller import Caller, calling
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
 from shared.values.results import TuningProgress
 from shared.values.spec import PublishGate, PublishPolicy
@@ -19,13 +20,12 @@ from trainer_service.jobs.model import (
     JobOrder,
     Note,
 )
-from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.states import JobState
 
 
 async def test_a_job_is_trained_and_published(service: Service) -> None:
     manager = await service.start()
-    created = await manager.create(spec(num_steps=7), owner=JobOwner("ann"))
+    created = await manager.create(spec(num_steps=7))
     assert created.state is JobState.QUEUED
     job = await service.state(created.id, JobState.SUCCEEDED)
     assert job.result is not None
@@ -58,11 +58,12 @@ async def test_a_watcher_sees_every_event_once_and_then_the_end(service: Service
 
 async def test_the_same_request_makes_one_job(service: Service) -> None:
     manager = await service.start()
-    first = await manager.create(spec(), request_id="r-1", owner=JobOwner("ann"))
-    assert (await manager.create(spec(), request_id="r-1", owner=JobOwner("ann"))).id == first.id
-    assert (await manager.create(spec(), request_id="r-1", owner=JobOwner("bob"))).id != first.id
+    first = await manager.create(spec(), request_id="r-1")
+    assert (await manager.create(spec(), request_id="r-1")).id == first.id
+    with calling(Caller("bob", frozenset())):
+        assert (await manager.create(spec(), request_id="r-1")).id != first.id
     with pytest.raises(Conflict):
-        await manager.create(spec(prompt="other"), request_id="r-1", owner=JobOwner("ann"))
+        await manager.create(spec(prompt="other"), request_id="r-1")
 
 
 async def test_a_full_queue_says_when_to_come_back(service: Service) -> None:

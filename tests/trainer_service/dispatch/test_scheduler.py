@@ -66,7 +66,7 @@ def test_the_oldest_job_is_not_starved_by_another_base_model() -> None:
 
 
 def test_a_job_that_must_be_alone_gets_an_unused_worker() -> None:
-    head = QueueHead("a", 1.0, 1, exclusive=1)
+    head = QueueHead("a", 1.0, 1, exclusive=True)
     assert round_of([head], [worker("w", num_jobs=1)]) == Plan(launches=("a",))
     assert round_of([head], [worker("w", num_jobs=1)], max_workers=1) == Plan(), "it waits until the only one is free"
     assert round_of([head], [worker("w")], max_workers=1) == Plan(launches=("a",), stops=("w",))
@@ -93,16 +93,17 @@ def test_back_off_doubles_up_to_a_bound() -> None:
 
 def test_a_job_that_must_be_alone_does_not_stop_the_others() -> None:
     workers = [worker(f"w{number:02}", num_jobs=1) for number in range(30)]
-    decided = round_of([QueueHead("a", 0.0, 101, exclusive=1)], workers, max_workers=30, max_jobs_per_worker=8)
+    heads = [QueueHead("a", 0.0, 100), QueueHead("a", 0.0, 1, exclusive=True)]
+    decided = round_of(heads, workers, max_workers=30, max_jobs_per_worker=8)
     assert sum(claim.max_jobs for claim in decided.claims) == 100
     used = {claim.worker_id for claim in decided.claims}
     assert "w00" not in used, "the emptiest makes way for the one that must be alone"
     drained = [replace(view, num_jobs=0) if view.id == "w00" else view for view in workers]
-    handed_over = round_of([QueueHead("a", 0.0, 1, exclusive=1)], drained, max_workers=30, max_jobs_per_worker=8)
+    handed_over = round_of([QueueHead("a", 0.0, 1, exclusive=True)], drained, max_workers=30, max_jobs_per_worker=8)
     assert (handed_over.stops, handed_over.launches) == (("w00",), ("a",))
     fresh = [worker("new", fresh=True), *workers[1:]]
     both = round_of(
-        [QueueHead("a", 0.0, 1, exclusive=1), QueueHead("a", 1.0, 4)], fresh, max_workers=30, max_jobs_per_worker=8
+        [QueueHead("a", 0.0, 1, exclusive=True), QueueHead("a", 1.0, 4)], fresh, max_workers=30, max_jobs_per_worker=8
     )
     assert Claim("new", "a", 1, exclusive=True) in both.claims
     assert sum(claim.max_jobs for claim in both.claims if not claim.exclusive) == 4
@@ -186,7 +187,7 @@ def test_a_base_model_has_no_more_workers_than_its_own_limit() -> None:
 
 
 def test_a_full_base_model_gives_one_of_its_own_workers_to_the_job_that_must_be_alone() -> None:
-    head, limits = QueueHead("a", 1.0, 1, exclusive=1), {"a": WorkerLimits(most=1)}
+    head, limits = QueueHead("a", 1.0, 1, exclusive=True), {"a": WorkerLimits(most=1)}
     idle = worker("w", "a")
     decided = round_of([head], [idle, worker("o", "b", ready_seconds=99.0)], max_workers=2, limits=limits)
     assert (decided.stops, decided.launches) == (("w",), ("a",)), "not the other's, with which it would have two"
@@ -220,12 +221,12 @@ heads = st.lists(
         st.sampled_from("abc"),
         st.floats(0, 100),
         st.integers(1, 20),
-        exclusive=st.integers(0, 1),
+        exclusive=st.booleans(),
         tenant=st.sampled_from("xyz"),
         weight=st.sampled_from([0.5, 1.0, 4.0]),
         start=st.floats(0, 1000),
     ),
-    unique_by=lambda head: (head.base_model, head.tenant),
+    unique_by=lambda head: (head.base_model, head.tenant, head.exclusive),
 )
 used = st.builds(
     WorkerView,
@@ -262,8 +263,7 @@ def test_no_round_breaks_a_bound(
     by_id = {worker.id: worker for worker in workers}
     waiting = Counter[tuple[str, bool]]()
     for head in heads:
-        waiting[head.base_model, True] += head.exclusive
-        waiting[head.base_model, False] += head.num_jobs - head.exclusive
+        waiting[head.base_model, head.exclusive] += head.num_jobs
     assert len(workers) - len(decided.stops) + len(decided.launches) <= max(max_workers, len(workers))
     assert len({claim.worker_id for claim in decided.claims}) == len(decided.claims)
     for claim in decided.claims:
@@ -298,7 +298,7 @@ def test_every_job_gets_its_turn(
             for exclusive in (False, True)
         }
         heads = [
-            QueueHead(model, queue[0][1], len(queue), len(queue) if exclusive else 0)
+            QueueHead(model, queue[0][1], len(queue), exclusive)
             for (model, exclusive), queue in queues.items()
             if queue
         ]

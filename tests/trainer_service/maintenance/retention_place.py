@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +21,9 @@ from trainer_service.datasets.roots import DatasetRoots
 from trainer_service.datasets.store import DatasetStore
 from trainer_service.datasets.tenant_datasets import TenantDatasets
 from trainer_service.datasets.upload import UploadLimits
-from trainer_service.dispatch.manager import files_for
 from trainer_service.jobs import transitions
 from trainer_service.jobs.model import Job
-from trainer_service.jobs.store.files import JobFiles
+from trainer_service.jobs.store.files import JobFiles, files_for
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.maintenance.retention import DAY_SECONDS, Retention, RetentionPolicy
 from trainer_service.training.spec import Example
@@ -40,7 +39,7 @@ class Place:
         self.url, self.directory = url, directory
         self.jobs = JobStore.open(url)
         self.ledger = DatasetLedger(self.jobs.database)
-        self.files: JobFiles = files_for(self.jobs, directory / "checkpoints")
+        self.files: JobFiles = files_for(self.database, directory / "checkpoints")
         self.bytes = DatasetStore(directory / "datasets", UploadLimits(), DatasetRoots([]))
         self.datasets = TenantDatasets(self.bytes, self.ledger)
 
@@ -53,11 +52,14 @@ class Place:
         return retention.round({tenant.name: tenant for tenant in tenants}, lambda: False)
 
     def add_dataset(self, tenant: Tenant, text: str, unused_days: float = 0) -> str:
-        name = self.datasets.add_examples(
-            tenant, [Example(line=n, input=f"{text} {n}", output="x") for n in (1, 2)]
-        ).name
+        examples = [Example(line=n, input=f"{text} {n}", output="x") for n in (1, 2)]
+        name = self.datasets.add(tenant, examples, "spec.dataset").name
         self.age_dataset(tenant, name, unused_days)
         return name
+
+    def add_bytes(self, examples: Iterable[Example]) -> str:
+        """Of a dataset that no tenant has; returns its name."""
+        return self.bytes.add(examples, "spec.dataset").name
 
     def age_dataset(self, tenant: Tenant, name: str, days: float) -> None:
         mine = (dataset_rows.c.tenant == tenant.name) & (dataset_rows.c.dataset == name)

@@ -20,7 +20,7 @@ from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.test_prompt_service import MATRIX, publish
 from tests.waiting import until
 from trainer_service.config import TrainerSettings
-from trainer_service.maintenance.prompt_store import StoreMaintenance
+from trainer_service.maintenance.rounds import Rounds, store_rounds
 
 
 async def versions(trainer: RunningTrainer) -> list[int]:
@@ -71,7 +71,7 @@ async def test_by_default_nothing_goes(trainer: RunningTrainer) -> None:
     assert MaintenancePolicy.of(trainer.settings) == MaintenancePolicy()
 
 
-async def run_until(upkeep: StoreMaintenance, condition: Any) -> None:
+async def run_until(upkeep: Rounds[MaintenanceReport], condition: Any) -> None:
     task = asyncio.create_task(upkeep.run())
     try:
         await until(condition)
@@ -88,8 +88,8 @@ async def test_an_unavailable_store_and_a_bug_are_logged_and_the_next_round_come
     store = open_store(str(tmp_path / "store"))
     reports: list[MaintenanceReport] = []
 
-    def upkeep() -> StoreMaintenance:
-        return StoreMaintenance(store, MaintenancePolicy(), 0.01, lambda report, seconds: reports.append(report))
+    def upkeep() -> Rounds[MaintenanceReport]:
+        return store_rounds(store, MaintenancePolicy(), 0.01, lambda report, seconds: reports.append(report))
 
     (tmp_path / "store").rename(tmp_path / "away")
     await run_until(upkeep(), lambda: len(reports) >= 2)
@@ -119,7 +119,7 @@ async def test_rounds_are_jittered_and_the_first_comes_soon(monkeypatch: pytest.
         await sleep(0)
 
     monkeypatch.setattr("asyncio.sleep", noted)
-    upkeep = StoreMaintenance(open_store(str(tmp_path / "store")), MaintenancePolicy(), 3600.0, lambda *report: None)
+    upkeep = store_rounds(open_store(str(tmp_path / "store")), MaintenancePolicy(), 3600.0, lambda *report: None)
     task = asyncio.create_task(upkeep.run())
     while len(pauses) < 5:
         await sleep(0.001)
@@ -133,5 +133,5 @@ async def test_rounds_are_jittered_and_the_first_comes_soon(monkeypatch: pytest.
 async def test_zero_means_not_here(tmp_path: Path) -> None:
     reports: list[MaintenanceReport] = []
     store = open_store(str(tmp_path / "store"))
-    await StoreMaintenance(store, MaintenancePolicy(), 0, lambda report, seconds: reports.append(report)).run()
+    await store_rounds(store, MaintenancePolicy(), 0, lambda report, seconds: reports.append(report)).run()
     assert reports == []

@@ -160,7 +160,7 @@ def test_datasets_go_when_no_unended_job_needs_them_and_they_were_not_used_for_d
 
 def test_bytes_that_no_tenant_has_go_after_a_day_unless_a_job_still_reads_them(place: Place) -> None:
 
-    orphan, young, read = (place.bytes.add_examples([Example(line=1, input=text, output="x")]).name for text in "abc")
+    orphan, young, read = (place.add_bytes([Example(line=1, input=text, output="x")]) for text in "abc")
     place.jobs.create(record(replace(spec(), dataset=read)), max_queued=10, max_active_of_caller=10)
     for name in (orphan, read):
         os.utime(place.directory / "datasets" / f"{name.removeprefix('datasets/')}.jsonl", (0, 0))
@@ -194,7 +194,7 @@ def test_sqlite_gives_pages_back_also_of_a_file_from_before(tmp_path: Path) -> N
 
 def test_datasets_of_an_older_build_belong_to_their_jobs_tenants_and_are_measured(place: Place) -> None:
     examples = [Example(line=n, input=f"{n}", label=label) for n, label in ((1, "x"), (2, "y"))]
-    name = place.bytes.add_examples(examples).name
+    name = place.add_bytes(examples)
     with place.database.write() as connection:
         row = {"dataset": name, "size_bytes": 0, "num_examples": 0, "task": "", "num_labels": 0, "create_time": 0.0}
         connection.execute(

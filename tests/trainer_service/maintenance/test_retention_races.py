@@ -80,7 +80,7 @@ def test_an_upload_and_the_removal_of_the_same_bytes_race(place: Place) -> None:
             deleted.result()
             assert added.result() == name
             assert place.has_bytes(name)
-            assert len(place.bytes.parse(name).examples) == 2
+            assert len(place.bytes.read(name)) == 2
 
 
 def test_a_volume_that_hangs_takes_no_more_than_one_connection_to_the_database(

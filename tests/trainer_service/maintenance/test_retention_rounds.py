@@ -22,7 +22,7 @@ from trainer_service.config import TrainerSettings
 from trainer_service.jobs.store import event_compaction
 from trainer_service.jobs.store.event_compaction import MAX_CURVE_EVENTS
 from trainer_service.maintenance import retention
-from trainer_service.maintenance.retention_rounds import RetentionRounds
+from trainer_service.maintenance.rounds import retention_rounds
 
 A_MILLISECOND_OF_DAYS = 1e-8
 
@@ -81,7 +81,7 @@ async def test_nothing_goes_when_days_are_zero_or_a_trainer_does_no_rounds(setti
         await until(rounds)
         await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=ended.name))
         assert len((await trainer.tuning.ListDatasets(pb.ListDatasetsRequest())).datasets) == 1
-    await RetentionRounds(None, dict, 0.0, None).run()  # type: ignore[arg-type]
+    await retention_rounds(None, dict, 0.0, None).run()  # type: ignore[arg-type]
 
 
 async def test_a_watch_that_resumes_in_thinned_events_ends_with_the_jobs_last_one(

@@ -24,12 +24,11 @@ _THINNED = (JobEventKind.PROGRESS, JobEventKind.EVALUATION, JobEventKind.CHECKPO
 _BATCH = 500
 
 
-def jobs_to_compact(database: Database, limit: int = 100) -> list[str]:
+def jobs_to_compact(database: Database, limit: int = 100) -> Sequence[str]:
     """Ids of ended jobs whose events were not thinned yet, those that ended first at the front."""
     ended = jobs.c.end_time < time.time() - COMPACT_AFTER_SECONDS
-    query = select(jobs.c.id).where(jobs.c.compacted.is_(False), ended).order_by(jobs.c.end_time).limit(limit)
-    with database.read() as connection:
-        return list(connection.scalars(query))
+    query = select(jobs.c.id).where(jobs.c.compacted.is_(False), ended).order_by(jobs.c.end_time)
+    return database.scalars(query.limit(limit))
 
 
 def compact(database: Database, job_id: str, pause: Callable[[], bool]) -> int:
@@ -38,15 +37,11 @@ def compact(database: Database, job_id: str, pause: Callable[[], bool]) -> int:
     """
     surplus = _surplus(database, job_id)
     for start in range(0, len(surplus), _BATCH):
-        with database.write() as connection:
-            numbers = surplus[start : start + _BATCH]
-            connection.execute(
-                delete(job_events).where(job_events.c.job_id == job_id, job_events.c.number.in_(numbers))
-            )
+        numbers = surplus[start : start + _BATCH]
+        database.execute(delete(job_events).where(job_events.c.job_id == job_id, job_events.c.number.in_(numbers)))
         if pause():
             return start + len(numbers)
-    with database.write() as connection:
-        connection.execute(update(jobs).where(jobs.c.id == job_id).values(compacted=True))
+    database.execute(update(jobs).where(jobs.c.id == job_id).values(compacted=True))
     return len(surplus)
 
 
@@ -61,9 +56,7 @@ def _surplus(database: Database, job_id: str) -> list[int]:
             numbers[kind].append(number)
         best = connection.scalar(select(func.max(job_events.c.number)).where(of_job, is_best()))
     progress, evaluations, checkpoints = (numbers[kind.value] for kind in _THINNED)
-    kept = {*checkpoints[-1:], *thinned(evaluations, MAX_CURVE_EVENTS // 2 - 1)} | (
-        {best} if best is not None else set()
-    )
+    kept = {*checkpoints[-1:], *thinned(evaluations, MAX_CURVE_EVENTS // 2 - 1), best} - {None}
     kept |= set(thinned(progress, MAX_CURVE_EVENTS - len(kept & {*evaluations})))
     return sorted({*progress, *evaluations, *checkpoints} - kept)
 

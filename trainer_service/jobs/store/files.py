@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Protocol
 
 from sqlalchemy import delete, func, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from shared.errors import Unavailable
 from trainer_service.database.database import Database
 from trainer_service.database.schema import job_files
+from trainer_service.datasets.upload import sync_directory
 from trainer_service.jobs.model import Job, first_job_id
 
 log = logging.getLogger(__name__)
@@ -73,6 +72,11 @@ class JobFiles(Protocol):
         """Total size of all files."""
 
 
+def files_for(database: Database, directory: Path) -> JobFiles:
+    """In `directory` if the database is SQLite, else in PostgreSQL, where every replica can read them."""
+    return DirectoryFiles(directory) if database.is_sqlite else DatabaseFiles(database)
+
+
 def keep_what_is_worth(files: JobFiles, job: Job) -> None:
     """Removes the files of an ended job, except the checkpoint with its best prompt if it ended without a version."""
     files.remove(job.id, keep=FileKind.CHECKPOINT if job.keeps_best_prompt else None)
@@ -105,7 +109,7 @@ class DirectoryFiles:
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
 
     def load(self, job_id: str, kind: FileKind) -> bytes | None:
         with _disk():
@@ -172,38 +176,27 @@ class DatabaseFiles:
         self._database = database
 
     def save(self, job_id: str, kind: FileKind, attempt: int, data: bytes) -> None:
-        insert = sqlite_insert if self._database.is_sqlite else postgresql_insert
-        statement = insert(job_files).values(job_id=job_id, kind=kind.value, attempt=attempt, data=data)
-        keys = [job_files.c.job_id, job_files.c.kind]
-        changes = {"attempt": statement.excluded.attempt, "data": statement.excluded.data}
-        newer = job_files.c.attempt <= statement.excluded.attempt
+        key, values = {"job_id": job_id, "kind": kind.value}, {"attempt": attempt, "data": data}
         with self._database.write() as connection:
-            connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes, where=newer))
+            self._database.put(connection, job_files, key, values, job_files.c.attempt <= attempt)
 
     def load(self, job_id: str, kind: FileKind) -> bytes | None:
         query = select(job_files.c.data).where(job_files.c.job_id == job_id, job_files.c.kind == kind.value)
-        with self._database.read() as connection:
-            data = connection.scalar(query)
-            return bytes(data) if data is not None else None
+        data = self._database.scalar(query)
+        return bytes(data) if data is not None else None
 
     def remove(self, job_id: str, *, keep: FileKind | None = None) -> None:
         unwanted = [kind.value for kind in FileKind if kind is not keep]
-        with self._database.write() as connection:
-            connection.execute(delete(job_files).where(job_files.c.job_id == job_id, job_files.c.kind.in_(unwanted)))
+        self._database.execute(delete(job_files).where(job_files.c.job_id == job_id, job_files.c.kind.in_(unwanted)))
 
     def remove_ended(self, living: Callable[[], Collection[str]]) -> None:
-        with self._database.read() as connection:
-            stored = set(
-                connection.scalars(
-                    select(job_files.c.job_id).where(job_files.c.job_id < first_job_id(time.time() - _NEW_SECONDS))
-                )
-            )
+        query = select(job_files.c.job_id).where(job_files.c.job_id < first_job_id(time.time() - _NEW_SECONDS))
+        stored = set(self._database.scalars(query))
         for job_id in stored - set(living()):
             self.remove(job_id)
 
     def size_bytes(self) -> int:
-        with self._database.read() as connection:
-            return int(connection.scalar(select(func.coalesce(func.sum(func.octet_length(job_files.c.data)), 0))) or 0)
+        return int(self._database.scalar(select(func.sum(func.octet_length(job_files.c.data)))) or 0)
 
 
 def _size(path: Path) -> int:
@@ -211,14 +204,6 @@ def _size(path: Path) -> int:
         return path.lstat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

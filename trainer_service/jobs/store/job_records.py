@@ -187,10 +187,9 @@ class JobRecords:
         payloads: Sequence[EventPayload] = (),
         visible_to: tuple[str, ...] = EVERY_PROMPT,
     ) -> Record:
-        """Applies `move` and stores `payloads` as events, and one more if the state changed, in one transaction.
-
-        Raises StaleAttempt if `attempt` is given and no longer has the job, PreconditionFailed if the transition is not
-        legal, NotFound.
+        """Applies `move` and stores `payloads` as events, and one more if the state changed, in one transaction. Raises
+        StaleAttempt if `attempt` is given and no longer has the job, PreconditionFailed if the transition is not legal,
+        NotFound.
         """
         with self._database.write() as connection:
             before = _read(connection, job_id, visible_to, lock=True)
@@ -215,8 +214,7 @@ class JobRecords:
     def ids_with_files(self) -> frozenset[str]:
         """Ids of jobs that have not ended or whose best prompt is kept."""
         kept = jobs.c.state.in_(_UNSUCCESSFUL) & jobs.c.checkpointed.is_(True)
-        with self._database.read() as connection:
-            return frozenset(connection.scalars(select(jobs.c.id).where(jobs.c.state.in_(UNENDED) | kept)))
+        return frozenset(self._database.scalars(select(jobs.c.id).where(jobs.c.state.in_(UNENDED) | kept)))
 
     # Parts
 

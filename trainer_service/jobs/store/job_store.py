@@ -6,10 +6,11 @@ claim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, select, update
+from sqlalchemy import ColumnElement, Connection, Select, func, select, update
 
 from trainer_service.database.schema import jobs
 from trainer_service.jobs.fair_queue import QueueHead, in_order, queue_clock, share_of
@@ -44,38 +45,22 @@ class JobStore(JobRecords):
         """The jobs that may run now, grouped by base model, tenant and `exclusive`."""
         group = (jobs.c.base_model, jobs.c.tenant, jobs.c.solo)
         ready = (QUEUED, jobs.c.trained.is_(False), jobs.c.not_before <= now)
-        query = (
-            select(*group, func.min(jobs.c.queue_key), func.avg(jobs.c.queue_key), func.count())
-            .where(*ready)
-            .group_by(*group)
-        )
+        query = select(*group, func.min(jobs.c.queue_key), func.avg(jobs.c.queue_key), func.count())
+        query = query.where(*ready).group_by(*group)
         with self._database.read() as connection:
             rows = connection.execute(query).all()
             shares = tenant_shares.read(connection, now) if rows else {}
-        clock = queue_clock(shares)
-        found = []
-        for base_model, tenant, exclusive, first_key, mean_key, count in rows:
+        clock, found = queue_clock(shares), []
+        for base_model, tenant, exclusive, key, mean_key, count in rows:
             share = share_of(shares, tenant)
-            start = max(clock, share.time)
-            found.append(
-                QueueHead(
-                    base_model,
-                    first_key,
-                    count,
-                    count if exclusive else 0,
-                    tenant,
-                    share.weight,
-                    start,
-                    float(mean_key),
-                )
-            )
+            start, mean = max(clock, share.time), float(mean_key)
+            found.append(QueueHead(base_model, key, count, exclusive, tenant, share.weight, start, mean))
         return found
 
-    def waiting(self, base_model: str, limit: int) -> list[str]:
+    def waiting(self, base_model: str, limit: int) -> Sequence[str]:
         """Ids of the first jobs that wait for a worker with this base model."""
-        waiting = QUEUED & (jobs.c.base_model == base_model) & jobs.c.trained.is_(False)
-        with self._database.read() as connection:
-            return list(connection.scalars(select(jobs.c.id).where(waiting).order_by(jobs.c.queue_key).limit(limit)))
+        query = select(jobs.c.id).where(QUEUED, jobs.c.base_model == base_model, jobs.c.trained.is_(False))
+        return self._database.scalars(query.order_by(jobs.c.queue_key).limit(limit))
 
     def claim(
         self, base_model: str, owner: str, lease_until: float, now: float, *, exclusive: bool = False
@@ -115,10 +100,9 @@ class JobStore(JobRecords):
         """Claims a job that only has to be published, or that was to be cancelled when its replica ended. These are
         rare, so it looks for one before it locks anything.
         """
-        with self._database.read() as connection:
-            waiting = select(jobs.c.id).where(jobs.c.trained.is_(True), QUEUED | _ORPHANED).limit(1)
-            if connection.execute(waiting).first() is None:
-                return None
+        waiting = select(jobs.c.id).where(jobs.c.trained.is_(True), QUEUED | _ORPHANED)
+        if self._database.scalar(waiting.limit(1)) is None:
+            return None
         first = (jobs.c.trained.is_(True), jobs.c.not_before <= now)
         with self._database.write() as connection:
             if (cancelling := _adopt(connection, owner, lease_until)) is not None:
@@ -150,11 +134,9 @@ class JobStore(JobRecords):
 
     def holdings(self, owner: str) -> list[Holding]:
         """The jobs that a replica has."""
-        query = select(jobs.c.id, jobs.c.attempt, jobs.c.state, jobs.c.pausing).where(
-            jobs.c.state.in_(_LEASED), jobs.c.owner == owner
-        )
-        with self._database.read() as connection:
-            return [Holding(row.id, row.attempt, JobState(row.state), row.pausing) for row in connection.execute(query)]
+        query = select(jobs.c.id, jobs.c.attempt, jobs.c.state, jobs.c.pausing)
+        rows = self._database.rows(query.where(jobs.c.state.in_(_LEASED), jobs.c.owner == owner))
+        return [Holding(row.id, row.attempt, JobState(row.state), row.pausing) for row in rows]
 
     def take_back(self, move: Callable[[Record], Record], *, lease_before: float, except_owner: str = "") -> list[Job]:
         """Applies `move` to every job that a replica has and whose lease ended before `lease_before` (`float("inf")`:
@@ -167,8 +149,7 @@ class JobStore(JobRecords):
         )
         query = query.order_by(jobs.c.tenant)  # all replicas charge shares in the same order, which avoids deadlocks
         with self._database.write() as connection:
-            rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
-            taken = [self._write(connection, before, move(before), ()).job for before in map(from_row, rows)]
+            taken = self._move_all(connection, query, move)
             # A replica that still has a job keeps its slots: a job claimed later has a later lease, and its worker
             # takes a slot.
             still_has_jobs = select(jobs.c.owner).where(jobs.c.state.in_(_LEASED))
@@ -178,12 +159,10 @@ class JobStore(JobRecords):
     def expire(self, move: Callable[[Record], Record], now: float) -> list[Job]:
         """Applies `move` to every waiting job whose deadline has passed, and returns these jobs."""
         query = select(jobs).where(QUEUED, jobs.c.deadline <= now, jobs.c.trained.is_(False))
-        with self._database.read() as connection:
-            if connection.execute(query.with_only_columns(jobs.c.id).limit(1)).first() is None:
-                return []
+        if self._database.scalar(query.with_only_columns(jobs.c.id).limit(1)) is None:
+            return []
         with self._database.write() as connection:
-            rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
-            return [self._write(connection, before, move(before), ()).job for before in map(from_row, rows)]
+            return self._move_all(connection, query, move)
 
     def fail_waiting(self, base_model: str, move: Callable[[Record], Record], most: int) -> list[Job]:
         """Applies `move` to at most `most` jobs that wait for a base model, but to none while jobs of it are on
@@ -196,15 +175,18 @@ class JobStore(JobRecords):
         with self._database.write() as connection:
             if connection.execute(on_workers.limit(1)).first() is not None:
                 return []
-            rows = connection.execute(waiting.with_for_update(skip_locked=True)).mappings().all()
-            return [self._write(connection, before, move(before), ()).job for before in map(from_row, rows)]
+            return self._move_all(connection, waiting, move)
 
     def oldest_queued_seconds(self, now: float) -> Mapping[str, float]:
         """How long the oldest job that waits for a worker has been QUEUED, by base model with such a job."""
         waiting = (QUEUED) & jobs.c.trained.is_(False)
         query = select(jobs.c.base_model, func.min(jobs.c.queued_at)).where(waiting).group_by(jobs.c.base_model)
-        with self._database.read() as connection:
-            return {name: max(0.0, now - queued_at) for name, queued_at in connection.execute(query)}
+        return {name: max(0.0, now - queued_at) for name, queued_at in self._database.rows(query)}
+
+    def _move_all(self, connection: Connection, query: Select[Any], move: Callable[[Record], Record]) -> list[Job]:
+        """Applies `move` to the jobs that the query finds, except those locked by another transaction."""
+        rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
+        return [self._write(connection, before, move(before), ()).job for before in map(from_row, rows)]
 
 
 def _adopt(connection: Connection, owner: str, lease_until: float) -> Record | None:

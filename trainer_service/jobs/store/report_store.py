@@ -9,8 +9,6 @@ from importlib.metadata import version
 
 from pydantic import ValidationError
 from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from shared.values.report import HeldOutAnswers
 from trainer_service.database.database import Database
@@ -61,20 +59,14 @@ def report_of(trained: TrainingResult) -> StoredReport:
 
 def save_report(database: Database, job_id: str, attempt: int, report: StoredReport) -> None:
     """Replaces the report, but keeps that of a later attempt."""
-    insert = sqlite_insert if database.is_sqlite else postgresql_insert
-    statement = insert(job_reports).values(job_id=job_id, attempt=attempt, data=report.encode())
-    changes = {"attempt": statement.excluded.attempt, "data": statement.excluded.data}
-    newer = job_reports.c.attempt <= statement.excluded.attempt
+    values = {"attempt": attempt, "data": report.encode()}
     with database.write() as connection:
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=[job_reports.c.job_id], set_=changes, where=newer)
-        )
+        database.put(connection, job_reports, {"job_id": job_id}, values, job_reports.c.attempt <= attempt)
 
 
 def load_report(database: Database, job_id: str) -> StoredReport | None:
     """None if there is none, as for jobs of earlier releases, or if it can't be read."""
-    with database.read() as connection:
-        data = connection.scalar(select(job_reports.c.data).where(job_reports.c.job_id == job_id))
+    data = database.scalar(select(job_reports.c.data).where(job_reports.c.job_id == job_id))
     if data is None:
         return None
     try:

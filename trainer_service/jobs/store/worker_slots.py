@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, delete, insert, select, update
 
 from trainer_service.database.database import Database
 from trainer_service.database.schema import worker_slots
@@ -124,11 +124,4 @@ def remove_expired(
 
 def release(database: Database, owner: str) -> None:
     """Removes all slots of the owner. To be called once its workers have ended."""
-    with database.write() as connection:
-        connection.execute(delete(worker_slots).where(worker_slots.c.owner == owner))
-
-
-def total(database: Database) -> int:
-    """Number of slots of all replicas together."""
-    with database.read() as connection:
-        return int(connection.scalar(select(func.coalesce(func.sum(worker_slots.c.slots), 0))) or 0)
+    database.execute(delete(worker_slots).where(worker_slots.c.owner == owner))

@@ -201,7 +201,7 @@ def test_a_job_that_needs_a_fresh_worker_is_claimed_only_for_one(store: JobStore
     taken = claim(store)
     assert taken is not None
     store.change(job.id, lambda old: transitions.separated(old, time.time()), attempt=1)
-    assert store.heads(time.time())[0].exclusive == 1
+    assert store.heads(time.time())[0].exclusive
     assert claim(store) is None
     again = claim(store, exclusive=True)
     assert again is not None
