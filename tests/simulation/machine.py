@@ -36,13 +36,15 @@ T = TypeVar("T")
 EPOCH = 1_700_000_000.0
 _NODE: contextvars.ContextVar[Node | None] = contextvars.ContextVar("simulated node", default=None)
 WITH_DATETIME = (
-    "inference_service.prompts.version",
+    "inference_service.prompts.registry",
+    "inference_service.prompts.version_loader",
     "shared.prompt.manifest",
     "shared.store.garbage",
     "shared.store.memory",
     "shared.store.replicas",
     "shared.store.usage",
     "shared.store.verify",
+    "tests.simulation.world",
     "trainer_service.jobs.model",
 )
 """Modules of the simulated code that call `datetime.now`, which can't be replaced in one place."""
