@@ -8,8 +8,12 @@ from shared.process.container_limits import memory_left_bytes
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a GPU as its driver reports it; for the CPU, `available_bytes`."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_bytes()
+    """Free memory of a GPU as its driver reports it, within the process's part; for the CPU, `available_bytes`."""
+    if device.type != "cuda":
+        return available_bytes()
+    free, total = torch.cuda.mem_get_info(device)
+    part = int(total * torch.cuda.get_per_process_memory_fraction(device))
+    return int(min(free, max(0, part - torch.cuda.memory_reserved(device))))
 
 
 def available_bytes() -> int:

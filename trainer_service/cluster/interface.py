@@ -27,6 +27,10 @@ class WrongSoftware(WorkerLost):
     """The worker's node runs another version of this package, Python or Ray, so it can't be used."""
 
 
+class NoPlace(WorkerLost):
+    """The cluster is too small for the worker, and never grows."""
+
+
 @dataclass(frozen=True)
 class WorkerMemory:
     """Memory of the GPU with the least free memory, or of the process on a CPU."""

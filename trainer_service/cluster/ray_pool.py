@@ -22,7 +22,7 @@ from shared.model.models_file import ModelsFile, Workers
 from shared.process.call_pool import CallPool
 from shared.process.container_limits import cpu_quota, out_of_memory_counts, usable_cpus
 from trainer_service.cluster.draining import DrainingNodes
-from trainer_service.cluster.interface import WorkerLost, WorkerReport, WrongSoftware
+from trainer_service.cluster.interface import NoPlace, WorkerLost, WorkerReport, WrongSoftware
 from trainer_service.cluster.ray_cluster import RayCluster
 from trainer_service.cluster.settings import WorkerSettings
 from trainer_service.cluster.worker_init import DEFAULT_NUM_THREADS, WorkerSpec, software_version
@@ -40,7 +40,7 @@ _PIECE_BYTES = 1 << 20
 _NODE_ID = "ray.io/node-id"
 """A label that Ray gives every node."""
 _ACTOR_MODULE = f"{__package__}.ray_actor"
-_UNITS = {"GPU": "GPUs", "CPU": "CPUs", "memory": "bytes of memory"}
+_UNITS = {"GPU": "GPU(s)", "CPU": "CPU(s)", "memory": "bytes of memory"}
 _ANY_AMOUNT = 1e-3
 """What Ray takes of a type of GPU."""
 _NEEDS_LESS = "shorter examples or fewer virtual tokens need less memory, or give workers more"
@@ -109,8 +109,8 @@ class RayPool:
         """Start a worker and wait, without a limit, until the cluster has placed it and it runs.
 
         Raises WrongSoftware if its node has other versions than this process. That node gets no more workers, so that
-        the next launch finds another node, or makes the cluster add one. Raises WorkerLost, also if an embedded cluster
-        is too small for the worker, because it never grows.
+        the next launch finds another node, or makes the cluster add one. Raises NoPlace if an embedded cluster is too
+        small for the worker, WorkerLost.
         """
         from trainer_service.cluster import ray_actor
 
@@ -119,7 +119,7 @@ class RayPool:
         spec = self._spec(base_model)
         options = actor_options(spec, self._models.workers(base_model), self._other_nodes)
         if self._cluster.is_embedded and (lacking := _lacking(options, self._cluster.resources)):
-            raise WorkerLost(f"a worker of base model {base_model!r} needs {lacking}")
+            raise NoPlace(f"a worker of base model {base_model!r} needs {lacking}")
         remote: Any = ray_actor.WorkerActor  # Ray adds methods to the class that no type checker knows
         actor = remote.options(**options).remote(spec)
         worker = RayWorker(

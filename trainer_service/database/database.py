@@ -208,7 +208,10 @@ class Database:
     ) -> None:
         """Inserts a row, or changes the values of the one with this primary key, if it meets the condition `where`."""
         statement = self.insert(table).values(**key, **values)
-        connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=values, where=where))
+        new = {
+            name: statement.excluded[name] for name in values
+        }  # not the values again: a checkpoint would be sent twice
+        connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=new, where=where))
 
     def size_bytes(self) -> int:
         """Size of the SQLite file and its log, or of the PostgreSQL database with all its tables."""

@@ -121,7 +121,7 @@ class _Summary:
         self._table, self.rows, self._sum = table, 0, 0
 
     def of(self, rows: Iterable[Row], progress: Progress = lambda table, rows: None) -> Iterator[Row]:
-        """The same rows, each counted when it has been used."""
+        """The same rows, each counted when it is asked for."""
         for row in rows:
             values = [_plain(row[column.name]) for column in self._table.columns]
             self._sum += int.from_bytes(hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).digest(), "big")

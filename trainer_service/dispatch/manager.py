@@ -151,7 +151,7 @@ class JobManager:
         are not stored.
         """
         database = self._context.database
-        if found := await self._earlier(request_id, spec.prompt if is_shared else ""):
+        if found := await self._earlier(request_id, spec.prompt if is_shared else None):
             return CheckedJob(checked_same(found, spec, request_id) if spec.dataset else None)
         if spec.dataset:
             effective = await self._admitted(spec, unstored)
@@ -182,14 +182,16 @@ class JobManager:
         if tenant.budgets:
             await self._context.database.call(self._check_budgets, tenant, None)
 
-    async def _earlier(self, request_id: str, of_prompt: str) -> Job | None:
-        """The job that the caller, or for the prompt `of_prompt` any caller, created with this request id. Raises
-        InvalidInput.
+    async def _earlier(self, request_id: str, of_prompt: str | None) -> Job | None:
+        """The job that the caller, or for the prompt `of_prompt` any caller of the tenant, created with this id.
+
+        Raises InvalidInput.
         """
         if len(request_id) > MAX_REQUEST_ID_CHARS or "\0" in request_id:
             raise InvalidInput.of("request_id", f"must have at most {MAX_REQUEST_ID_CHARS} characters, and no NUL")
         find, caller = self._store.find_request, current_caller()
-        return await self._context.database.call(find, caller.name, request_id, caller.prompts, of_prompt)
+        shared = None if of_prompt is None else (caller.tenant.name, of_prompt)
+        return await self._context.database.call(find, caller.name, request_id, caller.prompts, shared)
 
     def _limits(self) -> dict[str, Any]:
         """The limits of a creation by the current caller, as arguments of the job store."""
@@ -203,19 +205,16 @@ class JobManager:
 
     async def create(self, spec: StoredSpec, *, request_id: str = "", is_shared: bool = False) -> Job:
         """Checks the spec and stores a QUEUED job of the current caller. Repeating a `request_id` returns the job that
-        it created; with `is_shared`, also that of another caller for the same prompt.
+        it created; with `is_shared`, also that of another caller of the tenant for the same prompt.
 
         Raises what `SpecAdmission.check` raises, InvalidInput for a priority above the tenant's maximum, Conflict if
         the earlier job of `request_id` has another spec, Overloaded if the queue or the tenant's part of it is full.
         """
-        if found := await self._earlier(request_id, spec.prompt if is_shared else ""):
-            if found.spec == spec:
-                return found
-            effective = found.effective  # `JobStore.create` raises the Conflict that names the difference
-        else:
-            admitted = await self._admitted(spec)
-            revision = await self._alias_revision(spec)
-            effective = admitted.model_copy(update={"traceparent": current_traceparent(), "alias_revision": revision})
+        if found := await self._earlier(request_id, spec.prompt if is_shared else None):
+            return checked_same(found, spec, request_id)
+        admitted = await self._admitted(spec)
+        revision = await self._alias_revision(spec)
+        effective = admitted.model_copy(update={"traceparent": current_traceparent(), "alias_revision": revision})
         now, tenant = time.time(), current_caller().tenant
         job = _new_job(spec, effective, now, request_id)
         await self._context.preparation.keep_source(job)

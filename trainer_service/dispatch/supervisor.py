@@ -13,7 +13,14 @@ from dataclasses import replace
 
 from shared.errors import InvalidInput, SoftPromptError, Unavailable
 from shared.log import bind
-from trainer_service.cluster.interface import WorkerHandle, WorkerLost, WorkerPool, WorkerReport, WrongSoftware
+from trainer_service.cluster.interface import (
+    NoPlace,
+    WorkerHandle,
+    WorkerLost,
+    WorkerPool,
+    WorkerReport,
+    WrongSoftware,
+)
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerEnd, WorkerState
 from trainer_service.dispatch.capacity import Capacity
 from trainer_service.dispatch.jobs_on_worker import JobsOnWorker
@@ -201,6 +208,7 @@ class WorkerSupervisor:
                 failure = LaunchFailure.REFUSED if self._handle is None else LaunchFailure.LOST
                 failure = LaunchFailure.OUT_OF_MEMORY if out_of_memory else failure
                 failure = LaunchFailure.SOFTWARE if wrong_software else failure
+                failure = LaunchFailure.NO_PLACE if isinstance(error, NoPlace) else failure
             except TimeoutError:
                 reason = "it did not start or answer in time"
                 failure = LaunchFailure.NO_PLACE if self._handle is None else LaunchFailure.TIMEOUT

@@ -60,8 +60,9 @@ class JobSubmission:
 
     async def create(self, spec: TuningSpec, request_id: str = "", *, is_shared: bool = False) -> Job:
         """Creates a queued job. The spec's form was checked; its datasets are names, URIs or tuples of examples.
-        `is_shared`: the request id holds for all callers, see `JobRecords.create`. Raises InvalidInput with all
-        violations, NotFound, PreconditionFailed or Overloaded.
+        `is_shared`: the request id holds for all callers of the tenant, see `JobRecords.create`.
+
+        Raises InvalidInput with all violations, NotFound, PreconditionFailed or Overloaded.
         """
         datasets, tenant = self._datasets, current_caller().tenant
 

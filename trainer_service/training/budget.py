@@ -32,10 +32,8 @@ GOOD_PASSES, MAX_PATIENCE = 64, 4096
 
 
 def measured_token_budget(base_model: BaseModel, forward: Forward) -> int:
-    """The number of positions that one pass may have, measured with two small forward passes. With several devices, the
-    one with the least free memory limits it.
-    """
-    free = min(free_bytes(device) for device in _devices(base_model))
+    """The number of positions that one pass may have, measured with two small forward passes."""
+    free = least_free_bytes(base_model)
     fits = int(_SHARE * max(free // 2, free - _LOGITS_BYTES)) // max(1, bytes_per_position(base_model, forward))
     return max(MIN_TOKENS, min(MAX_GPU if base_model.device.type == "cuda" else MAX_CPU, fits))
 
@@ -108,6 +106,11 @@ def bytes_per_position(base_model: BaseModel, forward: Forward) -> int:
     """
     few, many = (_kept_bytes(base_model, forward, count) for count in (_FEW, _MANY))
     return max([0, *(many[device] - few[device] for device in many)]) // (_MANY - _FEW)
+
+
+def least_free_bytes(base_model: BaseModel) -> int:
+    """Free memory of the model's device that has the least."""
+    return min(map(free_bytes, _devices(base_model)))
 
 
 def _devices(base_model: BaseModel) -> set[torch.device]:

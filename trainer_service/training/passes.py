@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from shared.model.base_model import BaseModel
-from shared.process.free_memory import free_bytes
 from trainer_service.training.attention.forward import check_key_values, choose_forward
 from trainer_service.training.attention.packing import Row
-from trainer_service.training.budget import TokenBudget, measured_row_memory, measured_token_budget
+from trainer_service.training.budget import TokenBudget, least_free_bytes, measured_row_memory, measured_token_budget
 from trainer_service.training.compute import backward, memory_cost, score_within
 from trainer_service.training.faults import RowTooLarge, is_machine_fault, is_out_of_memory
 from trainer_service.training.work import CallWork, ScoreWork, StepOutcome, TrainWork, Work
@@ -41,7 +40,7 @@ class Passes:
         self._forward = choose_forward(base_model)
         self._forward.row_memory = measured_row_memory(base_model, self._forward)
         self.budget = TokenBudget(token_budget or measured_token_budget(base_model, self._forward))
-        self._free_bytes = free_bytes(base_model.device)
+        self._free_bytes = least_free_bytes(base_model)
         self._smaller: dict[str, int] = {}
         """Positions per pass of the jobs that need smaller passes than the others."""
 

@@ -2056,7 +2056,7 @@ class CreateTuningJobRequest(_message.Message):
     SHARED_REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A unique key that the caller chooses, at most 128 characters: repeating it returns the same job instead of creating
-    another one.
+    another one. Each caller has its own keys, except as in shared_request_id.
     """
     validate_only: _builtins.bool
     """Only check: create no job and store no inline examples. The answer's job has no name; it has the effective spec, the
@@ -2064,8 +2064,8 @@ class CreateTuningJobRequest(_message.Message):
     that does not depend on the data: names, permissions, hyperparameters, and whether the queue has room.
     """
     shared_request_id: _builtins.bool
-    """The request id holds for all callers that may tune the prompt: if several of them create the same job at the same
-    time, one creates it and all get it. Otherwise, callers don't share request ids.
+    """The request id holds for all callers of the tenant: if one of them created a job for this prompt with it, now or
+    earlier, this call returns that job, or ABORTED if it has another spec.
     """
     @_builtins.property
     def spec(self) -> Global___TuningSpec:

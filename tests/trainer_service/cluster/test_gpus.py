@@ -116,7 +116,7 @@ async def test_ray_gives_each_worker_its_part_of_a_gpu_or_several(driver: Path, 
         async with channel_to(trainer) as channel:
             caller = Caller(channel)
             refused = {
-                "three": "a worker of base model 'three' needs 3 GPUs, and this machine has 2",
+                "three": "a worker of base model 'three' needs 3 GPU(s), and this machine has 2",
                 "older": "a worker of base model 'older' needs a GPU of type A100, and this machine has none",
             }
             for model, why in refused.items():

@@ -129,7 +129,7 @@ def test_what_fits_is_the_longest_row_that_does() -> None:
 def test_a_row_beyond_the_devices_memory_is_refused_before_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
     base = build("gemma2")
     memory = budget_module.measured_row_memory(base, choose_forward(base))
-    monkeypatch.setattr(passes_module, "free_bytes", lambda device: memory.row_bytes(100))
+    monkeypatch.setattr(passes_module, "least_free_bytes", lambda base_model: memory.row_bytes(100))
     cohort = Cohort(base, token_budget=1024)
     events = run(cohort, task("good"), task("long", train=LONG))
     failed = of(events, Failed, "long")[0]

@@ -68,13 +68,17 @@ class JobRecords:
     # Requests
 
     def find_request(
-        self, caller: str, request_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT, of_prompt: str = ""
+        self,
+        caller: str,
+        request_id: str,
+        visible_to: tuple[str, ...] = EVERY_PROMPT,
+        shared: tuple[str, str] | None = None,
     ) -> Job | None:
-        """The job that the caller, or for the prompt `of_prompt` any caller, created with this request id; None if
-        there is none or the id is empty.
+        """The job that the caller, or for a tenant and prompt in `shared` any caller, created with this request id;
+        None if there is none or the id is empty.
         """
         with self._database.read() as connection:
-            return self._find_request(connection, caller, request_id, visible_to, of_prompt)
+            return self._find_request(connection, caller, request_id, visible_to, shared)
 
     def create(
         self,
@@ -90,7 +94,7 @@ class JobRecords:
         is_shared: bool = False,
     ) -> Job:
         """Stores a job as QUEUED, or returns the one that the same caller created with the same request id; with
-        `is_shared`, also the one that another caller created for the same prompt.
+        `is_shared`, also the one that another caller of the tenant created for the same prompt.
 
         `use_datasets(connection, tenant, names)` is called inside the transaction and raises NotFound for a dataset
         that no longer exists; `check_budgets(connection)` raises Overloaded if a budget of the tenant is used up.
@@ -98,12 +102,12 @@ class JobRecords:
         the tenant's part of the queue or a limit of unended jobs is used up.
         """
         job = record.job
-        of_prompt = job.spec.prompt if is_shared else ""
+        shared = (job.tenant, job.spec.prompt) if is_shared else None
         try:
             with self._database.write() as connection:
                 if is_shared:  # the unique index has the caller: only this lock makes others wait for this transaction
                     self._database.lock(connection, f"request {job.request_id}")
-                if found := self._find_request(connection, job.caller, job.request_id, visible_to, of_prompt):
+                if found := self._find_request(connection, job.caller, job.request_id, visible_to, shared):
                     return checked_same(found, job.spec, job.request_id)
                 # The lock serializes the creations of one tenant, so each counts the previous ones. The whole queue may
                 # exceed its limit by the concurrent creations of other tenants.
@@ -124,7 +128,7 @@ class JobRecords:
                 event_log.append(connection, job.id, 1, [stored.job])
                 return self._with_position(connection, stored, visible_to)
         except IntegrityError:  # PostgreSQL: another replica handled the same request at the same moment
-            if found := self.find_request(job.caller, job.request_id, visible_to, of_prompt):
+            if found := self.find_request(job.caller, job.request_id, visible_to, shared):
                 return checked_same(found, job.spec, job.request_id)
             raise
 
@@ -230,14 +234,15 @@ class JobRecords:
         caller: str,
         request_id: str,
         visible_to: tuple[str, ...],
-        of_prompt: str,
+        shared: tuple[str, str] | None,
     ) -> Job | None:
         if not request_id:
             return None
-        found = jobs.c.caller == caller
-        if of_prompt:
-            found |= jobs.c.prompt == of_prompt
-        query = select(jobs).where(found, jobs.c.request_id == request_id).order_by(jobs.c.id).limit(1)
+        found = own = jobs.c.caller == caller
+        if shared is not None:
+            tenant, prompt = shared
+            found = own | ((jobs.c.tenant == tenant) & (jobs.c.prompt == prompt))
+        query = select(jobs).where(found, jobs.c.request_id == request_id).order_by(~own, jobs.c.id).limit(1)
         row = connection.execute(query).mappings().one_or_none()
         return self._with_position(connection, from_row(row), visible_to) if row is not None else None
 

@@ -134,8 +134,10 @@ def test_a_request_repeated_at_the_same_moment_makes_one_job(store: JobStore) ->
 def test_callers_share_a_request_id_for_a_prompt(store: JobStore) -> None:
     first = store.create(record(caller="ann", request_id="r"), **LIMITS, is_shared=True)
     assert store.create(record(caller="bob", request_id="r"), **LIMITS, is_shared=True).id == first.id
-    assert store.find_request("bob", "r", of_prompt=first.spec.prompt) == first
-    assert store.find_request("bob", "r") is store.find_request("bob", "r", of_prompt="other") is None
+    shared = (first.tenant, first.spec.prompt)
+    assert store.find_request("bob", "r", shared=shared) == first
+    assert store.find_request("bob", "r") is store.find_request("bob", "r", shared=(first.tenant, "other")) is None
+    assert store.find_request("bob", "r", shared=("another tenant", first.spec.prompt)) is None
     own = create(store, record(caller="bob", request_id="r"))
     assert own.id != first.id, "callers that don't share it have request ids of their own"
     assert store.create(record(caller="eve", request_id="r"), **LIMITS, is_shared=True).id == first.id
@@ -152,7 +154,7 @@ def test_callers_that_share_a_request_at_the_same_moment_make_one_job(store: Job
 
     def send(caller: int) -> str:
         barrier.wait()
-        made = record(caller=f"caller-{caller}", tenant=f"tenant-{caller}", request_id="same")
+        made = record(caller=f"caller-{caller}", tenant="tenant", request_id="same")
         return store.create(made, **LIMITS, is_shared=True).id
 
     for _ in range(5):
