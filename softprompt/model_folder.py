@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from shared.directories import sync_directory
 from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed, Unavailable
 from shared.model import fingerprint
 from shared.model.model_files import check_files
@@ -145,12 +146,3 @@ def sync(directory: Path) -> None:
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
     sync_directory(directory)
-
-
-def sync_directory(directory: Path) -> None:
-    """Write the directory's entries to disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

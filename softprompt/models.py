@@ -22,6 +22,7 @@ from pathlib import Path
 from filelock import lock_descriptor
 
 from shared.close_names import did_you_mean
+from shared.directories import sync_directory
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
 from shared.model import fingerprint, hub
 from softprompt.hub_download import HUB_FILES, Progress, download, watching_size
@@ -35,7 +36,6 @@ from softprompt.model_folder import (
     is_there,
     mark_complete,
     sync,
-    sync_directory,
 )
 from softprompt.model_names import WantedModel
 from softprompt.model_server import download_from, sha256_of

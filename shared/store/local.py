@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from shared.directories import sync_directory
 from shared.errors import InvalidInput, PreconditionFailed, Unavailable
 from shared.store.base import ObjectInfo, check_key, check_size
 from shared.store.layout import USAGE
@@ -47,7 +48,7 @@ class LocalBackend:
                 self._root.mkdir(parents=True, exist_ok=True)
                 (self._root / _TEMPORARY).mkdir(exist_ok=True)
                 (self._root / _MARKER).touch()
-                _sync_directories([self._root])
+                sync_directory(self._root)
         self.sweep()
 
     def get(self, key: str, max_bytes: int) -> bytes | None:
@@ -72,7 +73,8 @@ class LocalBackend:
                 os.link(temporary, path, follow_symlinks=False)
             except FileExistsError:
                 return False
-            _sync_directories([path.parent, *made])
+            for directory in (path.parent, *made):
+                sync_directory(directory)
             return True
 
     def put(self, key: str, data: bytes) -> None:
@@ -80,7 +82,8 @@ class LocalBackend:
             path = self._path(key)
             made = self._make_folder(path.parent)
             os.replace(temporary, path)
-            _sync_directories([path.parent, *made])
+            for directory in (path.parent, *made):
+                sync_directory(directory)
 
     def head(self, key: str) -> ObjectInfo | None:
         with _as_unavailable():
@@ -175,15 +178,6 @@ class LocalBackend:
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
-
-
-def _sync_directories(paths: Sequence[Path]) -> None:
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from shared.directories import sync_directory
 from shared.errors import InvalidInput
 from shared.settings_part import SettingsPart
 from shared.values.datasets import MAX_LINE_BYTES
@@ -113,12 +114,3 @@ class IncomingFile:
         """Rename the file to `target`, atomically and durably: a crash leaves the whole file or none."""
         self.path.replace(target)
         sync_directory(target.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Writes the names in a directory to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,10 +23,10 @@ from typing import Protocol
 
 from sqlalchemy import delete, func, select
 
+from shared.directories import sync_directory
 from shared.errors import Unavailable
 from trainer_service.database.database import Database
 from trainer_service.database.schema import job_files
-from trainer_service.datasets.upload import sync_directory
 from trainer_service.jobs.model import Job, first_job_id
 
 log = logging.getLogger(__name__)
