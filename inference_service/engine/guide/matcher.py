@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from llguidance import LLMatcher
 
 from inference_service.engine.guide.mask_workers import MaskWorkers
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher  # an engine without guides doesn't need the package
 
 _MAX_ERROR_CHARS = 300
 
