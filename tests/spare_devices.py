@@ -1,7 +1,7 @@
 """Two devices without a GPU: tensors on `spare:0` and `spare:1`, with their numbers in main memory.
 
 Each operation is computed on the CPU. As with GPUs, it raises if its tensors are on different devices; only tensors
-without dimensions may be on the CPU. `install` changes torch for good, so call it in a process of its own.
+without dimensions may be on the CPU. `install` changes torch permanently, so call it in a child process.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from softprompt.cli.data import source_of
 from softprompt.cli.failures import EXIT_INTERRUPTED, EXIT_INVALID, Failure
 from softprompt.cli.output import stderr
 from softprompt.data.files import file_rows
-from softprompt.data.inputs import InputColumns, input_columns, input_of
+from softprompt.data.inputs import input_columns, input_of
+from softprompt.data.layout import Layout
 from softprompt.data.problems import Unusable
 from softprompt.data.writing import STANDARD_OUTPUT, check_output, format_of, write_rows
 from softprompt.display.transfer import transfer_display
@@ -172,7 +173,7 @@ def _inputs(
     if not read:
         raise Failure(f"{name} has no rows", EXIT_INVALID)
     try:
-        chosen = input_columns(columns, task.input) if columns else InputColumns()
+        chosen = input_columns(columns, task.input) if columns else Layout()
     except Unusable as error:
         hint = f"--input names the column, for example --input {json.dumps(columns[0])}"
         raise Failure(f"{name} {error.reason}", EXIT_INVALID, hint) from None

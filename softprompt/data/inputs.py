@@ -6,7 +6,6 @@ Rows are read as training reads them: another input would be answered worse, wit
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from shared.close_names import did_you_mean
@@ -14,7 +13,7 @@ from shared.errors import InvalidInput
 from shared.values.example import Example
 from shared.violations import items_of, readable
 from softprompt.data.examples import instructed, is_list, with_system
-from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, only_column
+from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, Layout, only_column
 from softprompt.data.messages import Turns
 from softprompt.data.problems import Unusable
 from softprompt.data.python_rows import python_rows
@@ -23,36 +22,24 @@ from softprompt.types.generation import Input
 from softprompt.types.type_names import type_name
 
 
-@dataclass(frozen=True)
-class InputColumns:
-    """The columns that make an input, as training reads them; empty: no such column."""
-
-    input: str = ""
-    instruction: str = ""
-    """Alpaca's, which precedes the input."""
-    messages: str = ""
-    """A conversation, which rows have in place of an input."""
-    system: str = ""
-    """A conversation's system message."""
-
-
-def input_columns(columns: Sequence[str], wanted: str = "") -> InputColumns:
+def input_columns(columns: Sequence[str], wanted: str = "") -> Layout:
     """The column `wanted`, else those with well-known names, else the only one. Raises Unusable if none is found."""
     names = [str(name) for name in columns]
     system = only_column(names, ("system",))
     if wanted:
         if found := only_column(names, (wanted,)):
             is_chat = found.strip().lower() in CHAT_NAMES
-            return InputColumns(messages=found, system=system) if is_chat else InputColumns(found)
+            return Layout(messages=found, system=system) if is_chat else Layout(found)
         raise Unusable(f"has the columns {', '.join(names)} and no {wanted!r}{did_you_mean(wanted, names)}")
     messages, input = only_column(names, CHAT_NAMES), only_column(names, INPUT_NAMES)
     if not messages and not input and len(names) != 1:
         raise Unusable(f"has the columns {', '.join(names)}: say which one holds the inputs")
     instruction = only_column(names, ("instruction",)) if input.strip().lower() == "input" else ""
-    return InputColumns(input if input or messages else names[0], instruction, messages, system)
+    inputs = input if input or messages else names[0]
+    return Layout(inputs, instruction=instruction, messages=messages, system=system)
 
 
-def input_of(row: Mapping[str, Any], columns: InputColumns) -> Input:
+def input_of(row: Mapping[str, Any], columns: Layout) -> Input:
     """The input in a row: a text, or for a list of turns (in tables as JSON) a conversation without the answer to
     learn. Raises Unusable.
     """
@@ -91,7 +78,7 @@ def inputs_of(source: Any) -> Iterator[Input | Unusable]:
 
 
 def _of_rows(rows: Iterable[Mapping[str, Any] | Unusable]) -> Iterator[Input | Unusable]:
-    columns: InputColumns | None = None
+    columns: Layout | None = None
     for row in rows:
         if isinstance(row, Unusable):
             yield row
@@ -117,7 +104,7 @@ def _item(item: Any) -> Input | Unusable:
         return Unusable(f"can't be read: {type(error).__name__}: {error}")
 
 
-def _usable(row: Mapping[str, Any], columns: InputColumns) -> Input | Unusable:
+def _usable(row: Mapping[str, Any], columns: Layout) -> Input | Unusable:
     try:
         return input_of(row, columns)
     except Unusable as error:

@@ -32,7 +32,9 @@ _REMEDY = "on a machine that may run its code, convert it with safetensors.torch
 
 @dataclass(frozen=True)
 class ImportSource:
-    """The `file` to send; others of its directory are only checked. `kind`: PROMPT or PREFIX if one of them says so."""
+    """The `file` to send; the other files of its directory are only checked. `kind`: PROMPT or PREFIX if one of
+    them names it.
+    """
 
     file: Path
     kind: str = ""

@@ -1,5 +1,5 @@
 """`python -m softprompt.local.child PARENT COMMAND...`: run COMMAND, to which the kernel sends SIGTERM when PARENT
-dies, also after exec. A program of its own, since code between fork and exec is unsafe with threads.
+dies, also after exec. A separate program, because code between fork and exec is unsafe with threads.
 """
 
 from __future__ import annotations

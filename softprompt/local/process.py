@@ -36,7 +36,7 @@ class Ready:
 
 
 class ServiceProcess:
-    """`python -m MODULE` in a session of its own: Ctrl-C reaches only the parent, which shuts down in order."""
+    """`python -m MODULE` in a new session: Ctrl-C reaches only the parent, which shuts down in order."""
 
     def __init__(self, name: str, module: str, environment: Mapping[str, str], ready_file: Path, log: LogSink) -> None:
         self.name = name

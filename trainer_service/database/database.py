@@ -131,22 +131,22 @@ class Database:
                 yield connection
 
     def rows(self, query: Select[*Ts]) -> Sequence[Row[*Ts]]:
-        """The rows of a query, in a transaction of its own."""
+        """Runs a query in a new transaction and returns its rows."""
         with self.read() as connection:
             return connection.execute(query).all()
 
     def scalars(self, query: Select[T]) -> Sequence[T]:
-        """The values of a query for one column, in a transaction of its own."""
+        """Runs a query for one column in a new transaction and returns its values."""
         with self.read() as connection:
             return connection.scalars(query).all()
 
     def scalar(self, query: Select[T]) -> T | None:
-        """The first value of a query, in a transaction of its own; None without a row."""
+        """Runs a query in a new transaction and returns its first value; None without a row."""
         with self.read() as connection:
             return connection.scalar(query)
 
     def execute(self, statement: Update | Delete) -> int:
-        """Executes a statement in a transaction of its own. Returns the number of changed rows."""
+        """Executes a statement in a new transaction. Returns the number of changed rows."""
         with self.write() as connection:
             return connection.execute(statement).rowcount
 

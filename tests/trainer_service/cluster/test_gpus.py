@@ -1,7 +1,7 @@
 """Workers on a part of a GPU and on several: what Ray gives them, what they may use, and what Prometheus shows of them.
 
 The trainer, Ray, the workers, their training and Prometheus are real. The machine has no GPU: Ray and the workers find
-two in a driver's library that is compiled from `nvml.c`, and `gpu_worker` says what stands for CUDA.
+two in a driver's library that is compiled from `nvml.c`, and `gpu_worker` lists what replaces CUDA.
 """
 
 from __future__ import annotations

@@ -244,7 +244,7 @@ def test_characters_that_the_tokenizer_does_not_know_are_told() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=known, pad_token="<pad>", eos_token="<end>", unk_token="<unk>")
     train = tuple(replace(one, output="nein") if one.line % 8 == 0 else one for one in generation())
     model = replace(BASE, tokenizer=tokenizer)
-    [told] = of(run(Cohort(model), task(num_steps=2, train=train, validation=generation(10, 50))), Started)[0].notes
-    assert told.startswith("3 examples have characters for which the model has no token")
+    [note] = of(run(Cohort(model), task(num_steps=2, train=train, validation=generation(10, 50))), Started)[0].notes
+    assert note.startswith("3 examples have characters for which the model has no token")
     [byte_level] = of(run(Cohort(BASE), task(num_steps=2, train=train, validation=generation(10, 50))), Started)
     assert byte_level.notes == ()

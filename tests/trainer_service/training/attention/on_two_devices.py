@@ -72,7 +72,7 @@ def loaded_on_spare_devices() -> Iterator[None]:
 
 
 def worker(path: Path, num_gpus: int) -> Cohort:
-    """What a worker with so many GPUs loads; on the CPU with 0."""
+    """The cohort that a worker with `num_gpus` GPUs loads; 0: on the CPU."""
     spec = WorkerSpec(path.name, str(path), WorkerSettings.of(FLOAT32), num_threads=1, num_gpus=num_gpus)
     with loaded_on_spare_devices() if num_gpus else nullcontext():
         return load_trainer(spec)[0]

@@ -13,7 +13,7 @@ MODELS = ("llama", "gemma3_text", "deepseek_v2")
 
 
 def on_two_devices(folder: Path, fault: str = "") -> dict[str, dict[str, float | str]]:
-    """In a process of its own, because the devices change torch for good."""
+    """Runs the comparison in a child process, because the devices change torch permanently."""
     command = [sys.executable, "-m", "tests.trainer_service.training.attention.on_two_devices", str(folder), fault]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
