@@ -82,6 +82,7 @@ async def test_one_tenant_never_holds_all_threads_and_only_its_own_calls_are_ref
     await until(lambda: answers(pool))  # so does the service itself
     assert {type(result) for result in await asyncio.gather(*calls, return_exceptions=True)} == {Unavailable}
     assert system.num_calls == 3
+    await until(lambda: pool.stats().overdue == 3)  # a call's time begins in its thread, after its caller's
     pool._next_probe_at = time.monotonic() + 60  # no spare thread in this test
     with of("greedy"), pytest.raises(Unavailable, match="3 calls are overdue"):
         await pool.call(int)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from shared.errors import Unavailable
 from shared.store import open_store
 from tests import recovery
 from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until_gone
@@ -67,7 +68,7 @@ async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
     one, two = sorted(pair, key=lambda trainer: not jobs_of(trainer, store))
     stopped_at = time.time()
     os.kill(one.process.pid, signal.SIGSTOP)
-    expire(one, store)
+    await expire(one, store)
     async with channel_to(two) as second:
         caller = Caller(second)
         again = await caller.reach(name, 21, attempt=2)
@@ -87,7 +88,7 @@ async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
     os.kill(one.process.pid, signal.SIGSTOP)  # else its jobs might end now
     processes, taken = one.descendants(), jobs_of(one, store)
     killed_at = time.time()
-    expire(one, store)
+    await expire(one, store)
     one.kill()
     async with channel_to(two) as second:
         caller = Caller(second)
@@ -124,10 +125,22 @@ def owner_of(trainer: TrainerProcess) -> str:
     return f"-{trainer.process.pid}-"
 
 
-def expire(trainer: TrainerProcess, store: JobStore) -> None:
-    """As if it had been away for longer than its leases."""
+async def expire(trainer: TrainerProcess, store: JobStore) -> None:
+    """As if it had been away for longer than its leases.
+
+    A trainer that was suspended in the middle of a transaction keeps its rows locked until PostgreSQL ends the idle
+    transaction, which takes longer than a statement may wait.
+    """
+
+    def expired() -> bool:
+        try:
+            expire_leases(store, owner_of(trainer))
+        except Unavailable:
+            return False
+        return True
+
     if not recovery.IS_MEASURED:
-        expire_leases(store, owner_of(trainer))
+        await until(expired)
 
 
 def jobs_of(trainer: TrainerProcess, store: JobStore) -> list[str]:
