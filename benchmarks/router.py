@@ -1,6 +1,6 @@
 """Throughput through the router, compared with calls of the replica itself.
 
-    python -m benchmarks.router --model DIR [--rounds 6] [--tokens 64]
+    python -m benchmarks.router --model DIR [--rounds 16] [--tokens 64]
 
 One replica, the router and the callers are separate processes of one machine, and share its cores. In each round, N
 streams are answered directly and N through the router; the order alternates, so that both see the same machine. The
@@ -35,7 +35,7 @@ STREAMS = (16, 64)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a model directory")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64, help="length of an answer")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
