@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak fuzz simulate chaos prove-simulation simulate-fairness lock release clean tools rules images try-images try-platform bench-router
+.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak fuzz simulate chaos prove-simulation simulate-fairness lock release clean tools rules images try-images try-platform bench-router bench-against
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -118,6 +118,9 @@ bench-publish: dev model  ## From publication to first token: a soft prompt, and
 
 bench-router: dev model  ## Throughput through the router, compared with the replica itself
 	$(BIN)/python -m benchmarks.router --model "$$($(BIN)/softprompt models pull $(MODEL))"
+
+bench-against: dev model ## Training and serving compared with those of another commit: COMMIT=<name>
+	$(BIN)/python -m benchmarks.against $(or $(COMMIT),$(error give COMMIT=<commit>)) --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
 bench-data: dev model    ## Memory and time of a worker for a gigabyte of text (long)
 	$(BIN)/python -m benchmarks.data --tokenizer "$$($(BIN)/softprompt models pull $(MODEL))"

@@ -1,10 +1,10 @@
 """Training and serving of this working tree compared with another commit, in one run.
 
-    python -m benchmarks.against COMMIT --model DIR [--dtype float32] [--rounds 9]
+    python -m benchmarks.against COMMIT --model DIR [--dtype float32] [--starts 3] [--rounds 4]
 
-Each tree trains in one process and serves in another, and only one of the four computes at a time. In each round every
-case is measured in both trees, in alternating order; a ratio is the median of the rounds' ratios, with the quartiles.
-Writes benchmarks/results/against.json.
+Each tree has a process, and this tree has a second one, whose ratio to the first shows the noise. They compute in
+turns. A ratio is the median of the rounds' ratios, given with its quartiles. All processes start anew several times,
+because one process may be slower than the next for as long as it lives. Writes benchmarks/results/against.json.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack, contextmanager
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.against import contestant
+from benchmarks.against import contestant as script
 from benchmarks.machine import RESULTS, machine
 from benchmarks.train.workload import CASES
 
 ROOT = Path(__file__).parents[2]
 WARM_UP = 2
-"""Rounds whose figures don't count."""
+"""Rounds after a start whose figures don't count."""
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(64 << 20)}
+"""As `tune_allocator` sets it."""
 WORK = {
     "train": tuple(case.name for case in CASES[:3]),
-    "serve": tuple(f"streams: {count}" for count in contestant.STREAMS),
+    "serve": tuple(f"streams: {count}" for count in script.STREAMS),
 }
 
 
@@ -38,15 +40,16 @@ class Contestant:
     """One tree's training or serving, in its own process."""
 
     def __init__(self, way: str, tree: Path, model: str, dtype: str) -> None:
-        environment = {**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'protos'}"}
-        command = [sys.executable, contestant.__file__, way, model, dtype]
+        environment = {**os.environ, **ALLOCATOR, "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'protos'}"}
+        command = [sys.executable, script.__file__, way, model, dtype]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tree, env=environment, text=True
         )
 
     def rate(self, case: int, seed: int) -> float:
         """Examples or tokens per second of one measurement. Raises RuntimeError if the process ended."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         print(case, seed, file=self._process.stdin, flush=True)
         for line in self._process.stdout:
             if line.startswith("RATE "):
@@ -54,6 +57,7 @@ class Contestant:
         raise RuntimeError("the process of a contestant ended; the reason is above")
 
     def close(self) -> None:
+        """End the process."""
         self._process.communicate()
 
 
@@ -62,15 +66,18 @@ def main() -> None:
     parser.add_argument("commit")
     parser.add_argument("--model", required=True, help="a model directory")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of training")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--starts", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--output", type=Path, default=RESULTS / "against.json")
     arguments = parser.parse_args()
     with checked_out(arguments.commit) as other:
-        rates = measure({"this": ROOT, "other": other}, arguments)
+        trees = {"this": ROOT, "again": ROOT, "other": other}
+        rates = {name: found for way in WORK for name, found in measure(way, trees, arguments).items()}
     results = {
         "machine": machine(),
         "commits": {"this": commit_of("HEAD"), "other": commit_of(arguments.commit)},
         "dtype": arguments.dtype,
+        "starts": arguments.starts,
         "rounds": arguments.rounds,
         "cases": {case: summary(found) for case, found in rates.items()},
     }
@@ -78,32 +85,38 @@ def main() -> None:
     print(json.dumps(results, indent=2))
 
 
-def measure(trees: dict[str, Path], arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Rates by case and tree."""
+def measure(way: str, trees: dict[str, Path], arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Rates by case and process."""
     rates: dict[str, dict[str, list[float]]] = {}
-    for way, cases in WORK.items():
+    for _ in range(arguments.starts):
         with ExitStack() as stack:
-            contestants = {}
+            contestants = []
             for name, tree in trees.items():
-                contestants[name] = Contestant(way, tree, arguments.model, arguments.dtype)
-                stack.callback(contestants[name].close)
+                contestants.append((name, Contestant(way, tree, arguments.model, arguments.dtype)))
+                stack.callback(contestants[-1][1].close)
             for round in range(WARM_UP + arguments.rounds):
-                for number, case in enumerate(cases):
-                    for name in sorted(contestants, reverse=round % 2 == 1):
-                        rate = contestants[name].rate(number, round)
+                contestants.append(contestants.pop(0))
+                for number, case in enumerate(WORK[way]):
+                    for name, contestant in contestants:
+                        rate = contestant.rate(number, round)
                         if round >= WARM_UP:
                             rates.setdefault(f"{way}, {case}", {}).setdefault(name, []).append(rate)
     return rates
 
 
 def summary(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians of the rates, and of the ratio of this tree to the other with its quartiles."""
-    ratios = [this / other for this, other in zip(rates["this"], rates["other"], strict=True)]
+    """Medians of the rates, and the ratios of this tree to the other one and to itself."""
     return {
         "per_second": {name: round(statistics.median(found), 2) for name, found in rates.items()},
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_quartiles": [round(found, 3) for found in statistics.quantiles(ratios)[::2]],
+        "ratio": spread(rates["this"], rates["other"]),
+        "noise": spread(rates["again"], rates["this"]),
     }
+
+
+def spread(ours: list[float], theirs: list[float]) -> list[float]:
+    """First quartile, median and third quartile of the ratios of a round."""
+    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    return [round(found, 3) for found in statistics.quantiles(ratios)]
 
 
 @contextmanager
