@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from shared.model.base_model import BaseModelInfo
 from shared.prompt.blob import decode_blob, encode_blob
 from shared.prompt.manifest import utc_now
 from shared.store import AliasTarget, LoadedVersion, RefusedVersion, ReplicaRecord, VersionRecord
 from shared.store.fleet import Serving, serving
 from shared.store.replicas import ReplicaDirectory
+from shared.values.base_model import BaseModelInfo
 from shared.values.results import TuningResult
 from shared.values.spec import PublishGate, PublishPolicy
 from tests.shared.prompt.blobs import base_model_info, manifest, soft_prompt
