@@ -55,7 +55,7 @@ async def test_a_job_that_beats_the_current_version_takes_its_place(service: Ser
 
 
 async def test_a_current_version_that_cannot_be_compared_is_not_beaten(service: Service) -> None:
-    """The alias names a version of another base model: nobody knows which of the two is better."""
+    """The alias names a version of another base model: the two losses can not be compared."""
     manager = await service.start()
     put_version(service, 1, base_model_info())
     job = await manager.create(spec(publish=BEAT_CURRENT))
