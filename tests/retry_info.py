@@ -1,4 +1,4 @@
-"""The retry delay in the status of a refused call. Our client assumes a second without one, which hides its absence."""
+"""The retry delay in the status of a refused call. Our client takes a second without one, which hides its absence."""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""The migrations, by number."""
+"""The migrations, by number.
+
+Each has the tables as they were at its time and imports nothing of `schema`, so that later changes don't change it.
+"""
