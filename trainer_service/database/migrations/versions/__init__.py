@@ -1,4 +1,4 @@
 """The migrations, by number.
 
-Each has the tables as they were at its time and imports nothing of `schema`, so that later changes don't change it.
+Each has the tables as they were at its time and does not import the present schema, so later changes leave it as it is.
 """
