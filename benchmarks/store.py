@@ -28,7 +28,6 @@ from unittest import mock
 import torch
 
 from benchmarks.machine import machine
-from shared.model.base_model import BaseModelInfo
 from shared.names import PromptReference
 from shared.prompt.blob import encode_blob
 from shared.prompt.manifest import Manifest, utc_now
@@ -36,6 +35,7 @@ from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import PromptStore, StoreWatcher, open_store
 from shared.store.layout import LOG, SNAPSHOTS, log_key
 from shared.text.template import Template
+from shared.values.base_model import BaseModelInfo
 
 RESULTS = Path(__file__).parent / "results" / "store.json"
 HIDDEN_SIZE = 576

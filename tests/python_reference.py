@@ -92,8 +92,8 @@ def _table(item: Any) -> list[str]:
         return ["", ", ".join(f"`{choice.name}`" for choice in item) + "."]
     if not is_dataclass(item):
         return []
-    told = {name: text for base in reversed(item.__mro__) for name, text in _field_docs(base).items()}
-    rows = [(entry, told.get(entry.name, "")) for entry in fields(item) if not entry.name.startswith("_")]
+    meanings = {name: text for base in reversed(item.__mro__) for name, text in _field_docs(base).items()}
+    rows = [(entry, meanings.get(entry.name, "")) for entry in fields(item) if not entry.name.startswith("_")]
     lines = [
         f"| `{entry.name}` | `{_cell(str(entry.type))}` | {_default(entry)} | {_cell(text)} |" for entry, text in rows
     ]

@@ -1,6 +1,4 @@
-"""When a refused call says to come back, as it stands on the wire: our client takes a second where nothing is said,
-which would hide it.
-"""
+"""The retry delay in the status of a refused call. Our client takes a second without one, which hides its absence."""
 
 from __future__ import annotations
 
@@ -11,8 +9,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 
-def told_delay_seconds(error: BaseException | None) -> float | None:
-    """Of RetryInfo in the status of an RPC error, or of the one that caused a domain error; None if there is none."""
+def retry_delay_seconds(error: BaseException | None) -> float | None:
+    """Reads the status of an RPC error, or of the RPC error that caused a domain error. None without RetryInfo."""
     rpc_error = error if isinstance(error, grpc.RpcError) else error.__cause__ if error is not None else None
     assert isinstance(rpc_error, grpc.RpcError)
     status = rpc_status.from_call(cast("grpc.Call", rpc_error))

@@ -1,4 +1,4 @@
-"""A TCP proxy that can freeze: it accepts, takes bytes and forwards nothing, until it is told to go on. It can also cut
+"""A TCP proxy that can freeze: it accepts, takes bytes and forwards nothing, until `resume` is called. It can also cut
 connections.
 """
 

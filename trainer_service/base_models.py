@@ -10,9 +10,10 @@ from typing import Any
 
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, SoftPromptError, Unavailable
 from shared.model import base_model, fingerprint
-from shared.model.base_model import BaseModelInfo, default_id
+from shared.model.base_model import default_id
 from shared.model.shape import ModelShape
 from shared.process.user_cache import expanded
+from shared.values.base_model import BaseModelInfo
 
 log = logging.getLogger(__name__)
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-._")

@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
-from shared.model.base_model import BaseModelInfo
 from shared.model.safetensors_file import complaint
 from shared.names import check_alias, check_name
 from shared.prompt.blob import decode_blob, encode_blob, read_manifest
@@ -29,6 +28,7 @@ from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
 from shared.prompt.prefix import Prefix, PrefixKind
 from shared.prompt.soft_prompt import TENSOR_KEY, SoftPrompt
 from shared.text.template import Template, TemplateFormat, dated
+from shared.values.base_model import BaseModelInfo
 from shared.values.spec import moved_alias
 from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.training.data.dataset import check_labels

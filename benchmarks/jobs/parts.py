@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.model.base_model import BaseModelInfo
 from shared.text.template import Template
+from shared.values.base_model import BaseModelInfo
 from trainer_service.cluster.interface import WorkerHandle, WorkerPool
 from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.model import EffectiveSpec, StoredSpec

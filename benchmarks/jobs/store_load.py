@@ -12,9 +12,9 @@ from typing import Any
 from sqlalchemy import insert, text
 
 from benchmarks.jobs.parts import UNKNOWN, Admission, Examples, NoWorkers, a_second, spec, spread, timed
-from shared.model.base_model import BaseModelInfo
 from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
+from shared.values.base_model import BaseModelInfo
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.database.schema import job_annotations, job_events, jobs
 from trainer_service.dispatch.manager import JobManager

@@ -119,6 +119,4 @@ def _step(function: Callable[..., Any], layers: Sequence[Sequence[torch.Tensor]]
     found = [function(*layer) for layer in layers]
     for layer, made in zip(layers, found, strict=True):
         outs = made if isinstance(made, tuple) else (made,)
-        torch.autograd.grad(
-            outs, layer, [out.detach() for out in outs]
-        )  # the result stands in for the missing gradient
+        torch.autograd.grad(outs, layer, [out.detach() for out in outs])  # the result takes the place of the gradient

@@ -22,7 +22,7 @@ from benchmarks.load.meter import Meter, memory_growth_bytes, still_held
 from benchmarks.load.statistics import percentile, summary
 from shared.errors import Overloaded
 from shared.rpc.errors import error_from_rpc
-from tests.retry_info import told_delay_seconds
+from tests.retry_info import retry_delay_seconds
 
 NEW_TOKENS = 32
 _DEADLINE_SECONDS = 120.0
@@ -149,7 +149,7 @@ async def _ask(stub: Any, number: int, outcomes: Outcomes) -> None:
         found = error_from_rpc(error)
         if isinstance(found, Overloaded):
             outcomes.refused.append(time.monotonic() - begun)
-            outcomes.without_delay += not told_delay_seconds(error)
+            outcomes.without_delay += not retry_delay_seconds(error)
         return
     outcomes.codes["OK"] += 1
     outcomes.first_token.append(first or 0.0)

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from shared.model import base_model
-from shared.model.base_model import BaseModelInfo
 from shared.prompt.blob import encode_blob
 from shared.prompt.manifest import Manifest, utc_now
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import PromptStore, open_store
 from shared.text.template import Template
+from shared.values.base_model import BaseModelInfo
 from softprompt.local.process import Ready, ServiceProcess
 
 NUM_VIRTUAL = 20

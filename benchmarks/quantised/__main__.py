@@ -22,7 +22,7 @@ from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.core.request import GenerationRequest
 from inference_service.engine.engine import load_engine
 from shared.errors import PreconditionFailed
-from shared.kernels.quantised_linear import Weights
+from shared.kernels.formats import Weights
 from shared.kernels.replace_modules import speed_up_serving
 from shared.model import base_model
 from shared.model.options import DType, ModelOptions

@@ -15,8 +15,9 @@ from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.core.request import GenerationRequest
 from inference_service.engine.engine import Engine
 from inference_service.engine.run.paged_runner import PagedRunner
-from shared.model.base_model import BaseModel, BaseModelInfo
+from shared.model.base_model import BaseModel
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.base_model import BaseModelInfo
 from shared.values.sampling import SamplingParams
 
 WANTED_SHARE = 0.7

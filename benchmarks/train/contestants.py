@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from benchmarks.train.workload import LEARNING_RATE, Case, make_prompt
-from shared.model.base_model import BaseModel, BaseModelInfo
+from shared.model.base_model import BaseModel
 from shared.prompt.lift import key_values_of
+from shared.values.base_model import BaseModelInfo
 from trainer_service.training.attention.forward import choose_forward
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.compute import backward

@@ -19,8 +19,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks.machine import machine
-from shared.model.base_model import BaseModel, BaseModelInfo
+from shared.model.base_model import BaseModel
 from shared.text.template import Template
+from shared.values.base_model import BaseModelInfo
 from trainer_service.training import compute
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import Failed, Finished, StepDone, TrainingTask

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -117,7 +116,9 @@ class Engine:
             outputs += self.live.collect(results)
             outputs += self.live.collect_scores(done, results.scored)
         self._failed_steps = 0 if computed else self._failed_steps + 1
-        self._account(plan, sum(len(results.sampled) for _, results in computed), self.clock() - started)
+        seconds = self.clock() - started
+        self.scheduler.pace.observe(plan.num_positions, seconds)
+        self.live.observer.on_step(StepStats(seconds, plan.num_positions))
         return outputs
 
     @property
@@ -160,8 +161,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """A snapshot of the counters and gauges."""
         pool, prefixes = self.scheduler.pool, self.prefixes
-        return replace(
-            self.live.totals,
+        return EngineStats(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
             waiting_tokens=self.scheduler.waiting_tokens,
@@ -224,14 +224,6 @@ class Engine:
                 self.live.fail(chunk.sequence, FinishReason.INTERNAL, "the engine could not compute this request")
             )
         return found.computed, outputs
-
-    def _account(self, plan: StepPlan, num_sampled: int, seconds: float) -> None:
-        totals = self.live.totals
-        self.scheduler.pace.observe(plan.num_positions, seconds)
-        self.live.totals = replace(
-            totals, steps=totals.steps + 1, generated_tokens=totals.generated_tokens + num_sampled
-        )
-        self.live.observer.on_step(StepStats(seconds, plan.num_positions))
 
 
 def raise_if_not_loaded(end: Delta) -> None:

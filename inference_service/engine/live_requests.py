@@ -1,13 +1,13 @@
 """The engine's unfinished requests: each begins with `add` and ends with `release`, whatever its reason.
 
-Knows their text streams, scores and totals; the scheduler decides which of them a step computes.
+Knows their text streams and scores; the scheduler decides which of them a step computes.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -24,7 +24,7 @@ from inference_service.engine.core.request import (
     TokenLogprob,
 )
 from inference_service.engine.core.running_request import RunningRequest, sequence_of
-from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest
+from inference_service.engine.core.stats import EngineObserver, FinishedRequest
 from inference_service.engine.guide.mask_workers import MaskWorkers
 from inference_service.engine.guide.matcher import GuideProgress
 from inference_service.engine.kv.prefix_cache import PrefixCache
@@ -78,7 +78,6 @@ class LiveRequests:
         self.observer = EngineObserver()
         """Gets each step and each request that ended."""
         self.streams: dict[str, TextStream] = {}
-        self.totals = EngineStats()
         self._scores: dict[str, scoring.Tally] = {}
         self._detokenizers = DetokenizerFactory(base.tokenizer)
         self._mask_workers = MaskWorkers()
@@ -196,16 +195,9 @@ class LiveRequests:
             self._scheduler.pool.forget(sequence.prefix_id)
         if sequence.is_load:
             return
-        times, totals = timing(sequence, now), self.totals
-        self.totals = replace(
-            totals,
-            input_tokens=totals.input_tokens + sequence.usage.read_tokens,
-            virtual_tokens=totals.virtual_tokens + sequence.num_virtual,
-            cached_tokens=totals.cached_tokens + sequence.cached_tokens,
-        )
+        times = timing(sequence, now)
         self.observer.on_finished(
             FinishedRequest(
-                request_id=sequence.request_id,
                 tenant=sequence.tenant,
                 prefix_id=sequence.prefix_id,
                 finish_reason=reason,
@@ -214,7 +206,6 @@ class LiveRequests:
                 ttft_seconds=times.ttft_seconds,
                 e2e_seconds=times.elapsed_seconds,
                 inter_token_seconds=tuple(sequence.inter_token_seconds),
-                preemptions=sequence.num_preemptions,
                 is_score=sequence.is_score,
                 caller=sequence.caller,
             )

@@ -12,10 +12,10 @@ from typing import Any
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import Quarantine
 from shared.errors import SoftPromptError
-from shared.model.base_model import BaseModelInfo
 from shared.process.call_pool import CallPool
 from shared.prompt.manifest import to_timestamp, utc_now
 from shared.store.replicas import LoadedVersion, RefusedVersion, ReplicaDirectory, ReplicaRecord
+from shared.values.base_model import BaseModelInfo
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from shared.errors import PreconditionFailed
 from shared.kernels import library
-from shared.kernels.formats import Weights as Weights
+from shared.kernels.formats import Weights
 from shared.kernels.quantised_weight import fits, quantise, restore
 from shared.kernels.serving_linear import NativeLinear, Swap
 

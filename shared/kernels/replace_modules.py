@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from shared.kernels.formats import LinearKernel, Weights
 from shared.kernels.gated_mlp import faster_activation, faster_mlp
 from shared.kernels.joined_projections import replace_linears
 from shared.kernels.norm import faster_norm
 from shared.kernels.prove import Replacement, proven
-from shared.kernels.quantised_linear import Weights, quantising
+from shared.kernels.quantised_linear import quantising
 from shared.kernels.rotary import replace_rotary
-from shared.kernels.serving_linear import LinearKernel, choose_linear
+from shared.kernels.serving_linear import choose_linear
 from shared.kernels.training_linear import faster_linear
 
 

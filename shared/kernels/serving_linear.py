@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from shared.errors import PreconditionFailed
 from shared.kernels import library, ops
+from shared.kernels.formats import LinearKernel
 from shared.kernels.quantised_weight import QuantisedWeight, quantise, restore
 from shared.kernels.timing import best_seconds
 
-LinearKernel = Literal["auto", "torch", "onednn", "fbgemm", "native"]
 Swap = Callable[[nn.Linear], nn.Module]
 ROWS = (1, 16, 256)
 """The measured numbers of rows: a decode step of one stream and of some, and a prefill."""

@@ -22,7 +22,7 @@ from shared.model.model_files import check_files, check_no_adapter, damaged_json
 from shared.model.options import DEFAULTS, Device, DType, ModelOptions
 from shared.model.weights import load_weights
 from shared.process.user_cache import expanded
-from shared.values.base_model import BaseModelInfo as BaseModelInfo
+from shared.values.base_model import BaseModelInfo
 
 log = logging.getLogger(__name__)
 _OTHER_TASKS = ("Classification", "QuestionAnswering", "MaskedLM", "RewardModel")

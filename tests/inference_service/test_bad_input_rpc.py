@@ -13,7 +13,7 @@ from prompttuning.v1 import common_pb2, generation_pb2
 from shared.errors import InvalidInput, Overloaded
 from tests.inference_service.conftest import Brake
 from tests.inference_service.replica import Replica, generate_request, refusal, running_replica, stream_request
-from tests.retry_info import told_delay_seconds
+from tests.retry_info import retry_delay_seconds
 from tests.waiting import until
 
 Change = Callable[[Any], Any]
@@ -151,7 +151,7 @@ async def test_a_full_queue_says_when_to_come_back(tiny_model_dir: Any, tmp_path
         await until(one_waits)
         error = await refusal(replica.generate())
         assert isinstance(error, Overloaded)
-        assert told_delay_seconds(error)
+        assert retry_delay_seconds(error)
         running.cancel()
         assert (await waiting.read()).HasField("start")
         brake.holds = False

@@ -1,4 +1,4 @@
-"""Two replicas over one store: rollbacks within a second, and what each of them tells the fleet."""
+"""Two replicas over one store: rollbacks within a second, and what each reports to the fleet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.waiting import until
 
 V1, V2 = (f"prompts/tone/versions/{number}" for number in (1, 2))
 AS_SET_UP = {"poll_seconds": 0.0}
-"""What an operator gets who sets nothing: a directory is looked at every 0.15 s."""
+"""The default interval between two looks at a directory: 0.15 s."""
 
 
 @asynccontextmanager

@@ -15,7 +15,6 @@ from tests.inference_service.replica import Replica, blob, matrix, publish, refu
 
 def finished(prompt: str | None, **changes: object) -> FinishedRequest:
     values: dict[str, object] = {
-        "request_id": "r",
         "tenant": "acme",
         "prefix_id": None if prompt is None else f"prompts/{prompt}/versions/1#sha256:0",
         "finish_reason": FinishReason.EOS,
@@ -24,7 +23,6 @@ def finished(prompt: str | None, **changes: object) -> FinishedRequest:
         "ttft_seconds": 0.02,
         "e2e_seconds": 0.1,
         "inter_token_seconds": (0.02, 0.03),
-        "preemptions": 0,
     }
     return FinishedRequest(**{**values, **changes})  # type: ignore[arg-type]
 

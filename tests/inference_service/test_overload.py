@@ -15,7 +15,7 @@ from shared.errors import Overloaded
 from shared.rpc.errors import error_from_rpc
 from tests.inference_service.conftest import LONG_ANSWER, Brake
 from tests.inference_service.replica import Replica, running_replica, stream_request
-from tests.retry_info import told_delay_seconds
+from tests.retry_info import retry_delay_seconds
 from tests.waiting import until
 
 
@@ -25,7 +25,7 @@ async def ask(replica: Replica) -> str:
         async for _ in replica.stub.GenerateStream(stream_request(max_new_tokens=LONG_ANSWER, ignore_eos=True)):
             pass
     except grpc.aio.AioRpcError as error:
-        if not (isinstance(error_from_rpc(error), Overloaded) and told_delay_seconds(error)):
+        if not (isinstance(error_from_rpc(error), Overloaded) and retry_delay_seconds(error)):
             raise
         return "refused"
     return "served"

@@ -34,7 +34,7 @@ async def started(stack: AsyncExitStack, model_dir: Path, directory: Path, name:
 
 
 async def ended(running: Any) -> None:
-    """Told to end, and drained."""
+    """Sends SIGTERM, and waits until the process has drained."""
     running.send_signal(signal.SIGTERM)
     await running.wait()
     assert running.returncode == 0

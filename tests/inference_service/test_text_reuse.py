@@ -1,6 +1,4 @@
-"""What one tenant's requests tell another tenant about its inputs: nothing, by the counts of cached tokens or by the
-order of work.
-"""
+"""A tenant learns nothing about another tenant's inputs, by counts of cached tokens or by the order of work."""
 
 from __future__ import annotations
 

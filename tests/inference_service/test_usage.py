@@ -29,7 +29,6 @@ from tests.waiting import until
 
 def request(**changes: object) -> FinishedRequest:
     values = {
-        "request_id": "1",
         "tenant": "shop",
         "caller": "app",
         "prefix_id": "prompts/tone/versions/3#sha256:0",
@@ -39,7 +38,6 @@ def request(**changes: object) -> FinishedRequest:
         "ttft_seconds": 0.1,
         "e2e_seconds": 0.2,
         "inter_token_seconds": (),
-        "preemptions": 0,
     }
     return FinishedRequest(**{**values, **changes})  # type: ignore[arg-type]
 

@@ -34,7 +34,7 @@ SEEN: set[str] = set()
 
 
 def firing(folder: Path, before: tuple[Scrape, Scrape], during: tuple[Scrape, Scrape], minutes: int) -> set[str]:
-    """The alerts that fire after so many minutes of the fault."""
+    """The alerts that fire after some minutes of the fault."""
     (folder / "rules.yaml").write_text(RULES_TEXT)
     at = f"{MINUTES_BEFORE + minutes - 1}m"
     query = 'group by (alertname) (ALERTS{alertstate="firing"})'

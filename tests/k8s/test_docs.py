@@ -29,8 +29,8 @@ OWN_OVERLAYS = dict(re.findall(r"```yaml\n# k8s/overlays/(\w+)/kustomization.yam
 def test_overlays_and_components_are_described() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| ", WALK.partition("| overlay |")[2], re.MULTILINE)
     assert sorted(rows[: len(OVERLAYS)]) == OVERLAYS
-    told = set(re.findall(r"^\| `([\w-]+)` \| ", README, re.MULTILINE))
-    assert told == {path.parent.name for path in (K8S / "components").glob("*/kustomization.yaml")}
+    described = set(re.findall(r"^\| `([\w-]+)` \| ", README, re.MULTILINE))
+    assert described == {path.parent.name for path in (K8S / "components").glob("*/kustomization.yaml")}
 
 
 def test_the_page_names_the_secrets_to_make() -> None:

@@ -20,7 +20,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 async def answers(service: str, port: int) -> dict[str, int]:
-    """What each probe is told."""
+    """The status that each probe gets."""
     main = render("local-cpu").pod(service).main
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)

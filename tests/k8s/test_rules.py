@@ -28,7 +28,7 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def without_annotations(rules: dict[str, Any]) -> dict[str, Any]:
-    """promtool compares rendered texts letter for letter; what is compared here is who is accused of what."""
+    """promtool compares rendered texts exactly; this test compares only which alert fires for which labels."""
     groups = [
         {
             **group,

@@ -202,9 +202,9 @@ def _aliases_are_compare_and_set(world: World, log: _Log) -> Iterator[str]:
         wanted = asked[actor]
         is_change = [wanted.target] != wanted.expected
         if event.outcome == "done" and is_change and actor not in revisions:
-            yield f"{actor} was told that it moved {wanted.prompt}@{wanted.alias}; the log has no such move"
+            yield f"{actor} got the answer that it moved {wanted.prompt}@{wanted.alias}; the log has no such move"
         if event.outcome not in ("done", "unknown") and actor in revisions:
-            yield f"{actor} was told {event.outcome}, and the log has its move"
+            yield f"{actor} got {event.outcome}, and the log has its move"
     ended = sorted((event.time, revisions[actor][0]) for actor, event in answered.items() if actor in revisions)
     for actor, event in asked.items():
         before = [revision for time, revision in ended if time < event.time]

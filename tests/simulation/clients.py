@@ -1,4 +1,4 @@
-"""Clients of three tenants. Each repeats what a client library repeats, and records what it was told."""
+"""Clients of three tenants. Each repeats what a client library repeats, and records the answers."""
 
 from __future__ import annotations
 

@@ -66,11 +66,11 @@ FINE = [
 ]
 
 
-@pytest.mark.parametrize(("address", "told"), MISTAKES)
-def test_what_can_never_be_reached_is_refused(address: str, told: str) -> None:
+@pytest.mark.parametrize(("address", "message"), MISTAKES)
+def test_what_can_never_be_reached_is_refused(address: str, message: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         check_endpoint(address, "trainer", 50051)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith("trainer: ")
     assert "\n" not in str(caught.value)
 

@@ -324,7 +324,7 @@ async def test_a_deadline_ends_a_stream(client: AsyncClient, inference: FakeInfe
 
 
 @pytest.mark.parametrize(
-    ("parts", "told"),
+    ("parts", "message"),
     [
         ([], "the stream ended before its first message"),
         (
@@ -338,14 +338,14 @@ async def test_a_deadline_ends_a_stream(client: AsyncClient, inference: FakeInfe
     ],
 )
 async def test_an_answer_without_its_beginning_or_its_end_says_so(
-    client: AsyncClient, inference: FakeInference, parts: list[dict[str, Any]], told: str
+    client: AsyncClient, inference: FakeInference, parts: list[dict[str, Any]], message: str
 ) -> None:
     inference.script = [ParseDict(part, generation_pb2.GenerateStreamResponse()) for part in parts]
     stream = client.stream("hi")
-    with pytest.raises(Unavailable, match=told):
+    with pytest.raises(Unavailable, match=message):
         async for _ in stream:
             pass
-    assert (stream.end is not None) is ("begins with its end" in told)
+    assert (stream.end is not None) is ("begins with its end" in message)
 
 
 async def test_an_unknown_prompt_is_an_error_of_the_stream(client: AsyncClient) -> None:

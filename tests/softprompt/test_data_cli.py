@@ -1,4 +1,4 @@
-"""Files of examples on the command line: what was read is told, and what was not understood comes with the command that
+"""Files of examples on the command line: it shows what was read, and for what it did not understand the command that
 mends it.
 """
 

@@ -190,9 +190,9 @@ def test_a_pipe_is_read_and_a_closed_output_ends_quietly(tmp_path: Path) -> None
         process.stdin.close()
         assert process.stdout.readline() == b'{"input": "text 0", "label": "p"}\n'
         process.stdout.close()
-        told = process.stderr.read()
+        errors = process.stderr.read()
         assert process.wait() == 1
-    assert b"Traceback" not in told
+    assert b"Traceback" not in errors
 
 
 def test_without_numpy_only_equal_words_are_near_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def test_the_whole_story(tiny_model_dir: Path, tmp_path: Path) -> None:
     run_demo(
         tiny_model_dir, tmp_path / "out", replace(TINY, answer_tokens=200), Console(file=text, width=200), stay=True
     )
-    told = text.getvalue()
+    printed = text.getvalue()
     assert "<title>softprompt</title>" in text.page
     assert "product-descriptions@2" in text.models, "the demo's prompts can be tried while it stays"
     for promise in (
@@ -49,8 +49,8 @@ def test_the_whole_story(tiny_model_dir: Path, tmp_path: Path) -> None:
         "all 3 of version 1 went on to their end",
         "everything is stopped, no process is left",
     ):
-        assert f"✓ {promise}" in told
-    assert "✗" not in told
+        assert f"✓ {promise}" in printed
+    assert "✗" not in printed
     assert (tmp_path / "out" / "loss-curve.png").read_bytes().startswith(b"\x89PNG")
     log = (tmp_path / "out" / "services.log").read_text()
     assert "trainer " in log

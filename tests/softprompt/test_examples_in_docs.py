@@ -52,9 +52,9 @@ def test_the_example_of_a_method_does_what_it_says(client: Client, name: str) ->
     globs = {**{item: getattr(softprompt, item) for item in softprompt.__all__}, "client": client}
     example = doctest.DocTestParser().get_doctest(text, globs, name, None, 0)
     assert example.examples
-    told: list[str] = []
-    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=told.append)
-    assert told == []
+    failures: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=failures.append)
+    assert failures == []
 
 
 def test_the_notebook_runs(endpoints: Endpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,10 +133,10 @@ def test_ctrl_c_keeps_what_is_done(services: Services, tmp_path: Path) -> None:
         wait_until(lambda: journal.exists() and journal.stat().st_size > 1000)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
-        told = process.stderr.read()
+        errors = process.stderr.read()
         assert process.wait() == 130
-    assert "the same command continues there" in told
-    assert "Traceback" not in told
+    assert "the same command continues there" in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("suffix", ["xlsx", "parquet", "tsv", "jsonl"])
@@ -148,7 +148,7 @@ def test_other_formats(cli: CliRunner, tmp_path: Path, suffix: str) -> None:
     assert shown.json == [{"input": text, "output": "Hello wide world"} for text in "ab"]
 
 
-def test_mistakes_are_told_before_anything_is_asked(cli: CliRunner, services: Services, tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_any_request(cli: CliRunner, services: Services, tmp_path: Path) -> None:
     wide = tmp_path / "wide.csv"
     wide.write_text(",".join(f"c{number}" for number in range(20)) + "\n" + ",".join(["x"] * 20) + "\n")
     latin = tmp_path / "latin.csv"

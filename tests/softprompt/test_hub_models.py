@@ -1,5 +1,5 @@
-"""`softprompt models pull` of models from a hub: into the models directory, at a pinned commit, once, whoever else
-pulls.
+"""`softprompt models pull` of models from a hub: into the models directory, at a pinned commit, once, even if
+other processes pull it at the same time.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def test_the_name_of_the_file_says_the_format(tmp_path: Path) -> None:
         REPORT.save(tmp_path / "r.pdf")
 
 
-def test_a_browser_sorts_the_answers_and_asks_nobody_for_anything(tmp_path: Path) -> None:
+def test_a_browser_sorts_the_answers_and_makes_no_request(tmp_path: Path) -> None:
     browser_path = shutil.which("chromium")
     sync_api = pytest.importorskip("playwright.sync_api")
     if browser_path is None:

@@ -266,7 +266,7 @@ def test_one_job_for_each_aliased_version() -> None:
 
 @pytest.mark.parametrize("odd", ["/etc/hostname", "file:///etc/hostname", "s3://bucket/rows.jsonl", {}, None])
 def test_an_imported_record_names_no_file_of_this_machine(odd: object) -> None:
-    """Who imports a version writes its record; an operator may retrain it."""
+    """The record of an imported version comes from its importer; an operator may retrain it."""
 
     def spec_of(recipe: dict[str, Any]) -> TuningSpec:
         version = read(PromptVersion, prompts_pb2.PromptVersion(name="prompts/tone/versions/2"))

@@ -186,7 +186,7 @@ def test_a_tracker_that_is_not_installed_names_its_extra(cli: CliRunner, monkeyp
     assert cli("jobs", "track", "gone", "--to", "tensorboard").code == 3
 
 
-def test_an_error_of_a_tracker_is_told_as_its_own(cli: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_a_tracker_is_reported_as_its_own(cli: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://here")
     outcome = cli("jobs", "track", JOB_ID, "--to", "mlflow")

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from shared.model.base_model import BaseModelInfo
 from shared.text.repetition import Repetition, RepetitionCounter
 from shared.text.template import Template
+from shared.values.base_model import BaseModelInfo
 from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec, new_job_id
 from trainer_service.jobs.record import Record, queue_key, to_datetime
 from trainer_service.training.spec import (

@@ -260,12 +260,12 @@ def test_every_kind_of_event_has_a_message() -> None:
     }
     assert payloads.keys() == PAYLOADS.keys()
     kinds = {field.name for field in tuning_pb2.TuningEvent.DESCRIPTOR.oneofs_by_name["kind"].fields}
-    told = set()
+    found = set()
     for number, payload in enumerate(payloads.values(), start=1):
         message = write_event(number, NOW, shown_payload(payload))
         assert (message.number, message.time.ToDatetime(UTC)) == (number, NOW)
-        told.add(message.WhichOneof("kind"))
-    assert told == kinds - {"heartbeat"}  # which is no event of a job: a watch's stream sends it
+        found.add(message.WhichOneof("kind"))
+    assert found == kinds - {"heartbeat"}  # which is no event of a job: a watch's stream sends it
 
 
 def test_hyperparameters_have_the_same_fields_on_both_sides() -> None:

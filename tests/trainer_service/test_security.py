@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from shared.errors import InvalidInput, NotFound, Overloaded, PermissionDenied, PreconditionFailed, Unauthenticated
 from shared.security.tokens import hash_token, new_token
-from tests.retry_info import told_delay_seconds
+from tests.retry_info import retry_delay_seconds
 from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import json_lines, tuning_spec, upload_of
 from tests.trainer_service.test_prompt_service import MATRIX, import_of
@@ -156,7 +156,7 @@ async def test_a_callers_jobs_and_bytes_are_bounded(trainer: RunningTrainer) -> 
     error = await refused(create(trainer, SUPPORT))
     assert isinstance(error, Overloaded)
     assert "(active_jobs) is 1" in str(error), "the name of the limit is the callers file's"
-    assert told_delay_seconds(error) == 60
+    assert retry_delay_seconds(error) == 60
     data = json_lines(400)
     assert len(data) > 10_000
     error = await refused(trainer.tuning.UploadDataset(upload_of(data), **by(SUPPORT)))

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2
 from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import Conflict, InvalidInput, NotFound, Overloaded, PreconditionFailed
-from tests.retry_info import told_delay_seconds
+from tests.retry_info import retry_delay_seconds
 from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import (
     NUM_EXAMPLES,
@@ -254,7 +254,7 @@ async def test_a_full_queue_says_when_to_try_again(settings: TrainerSettings) ->
             await create_job(trainer)
         error = await refused(create_job(trainer))
     assert isinstance(error, Overloaded)
-    assert told_delay_seconds(error) == 30
+    assert retry_delay_seconds(error) == 30
 
 
 async def test_service_info_tells_models_limits_and_defaults(trainer: RunningTrainer) -> None:

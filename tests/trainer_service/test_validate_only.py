@@ -161,7 +161,7 @@ async def test_a_check_agrees_with_a_creation_and_stores_nothing(settings: Train
         assert 5 <= accepted <= len(ODD) - 10
 
 
-async def test_a_missing_role_is_told_before_the_upload(settings: TrainerSettings, tmp_path: Path) -> None:
+async def test_a_missing_role_is_reported_before_the_upload(settings: TrainerSettings, tmp_path: Path) -> None:
     token, callers = new_token(), tmp_path / "callers.json"
     caller = {"name": "support", "roles": ["tuner"], "prompts": ["support-*"], "token_sha256": [hash_token(token)]}
     callers.write_text(json.dumps({"callers": [caller]}))

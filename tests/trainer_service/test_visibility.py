@@ -262,18 +262,21 @@ async def test_lists_counts_and_watches_tell_nothing_of_others(pair: Pair) -> No
     changes = (
         await pair.same("WatchPrompts", pp.WatchPromptsRequest(after_revision=0), masked=("store_id",), num_answers=11)
     )[3]
-    for after in (1, 5, 1000, 10**15, revision + 2, 2**62):  # whether the store has had so many changes can't be asked
+    for after in (1, 5, 1000, 10**15, revision + 2, 2**62):  # a caller can't learn the store's revision
         await pair.same(
             "WatchPrompts", pp.WatchPromptsRequest(after_revision=after), masked=("store_id",), num_answers=1
         )
-    told = [pp.WatchPromptsResponse.FromString(change) for change in changes]
-    assert told[-1].deleted_version == "prompts/support-tone/versions/1"
+    messages = [pp.WatchPromptsResponse.FromString(change) for change in changes]
+    assert messages[-1].deleted_version == "prompts/support-tone/versions/1"
     for index in (
         3,
         7,
         9,
     ):  # after a version, an alias that moved on, the last but one; each may be asked for again, as clients do
-        for after, wanted in ((told[index].revision, told[index + 1]), (told[index].revision - 1, told[index])):
+        for after, wanted in (
+            (messages[index].revision, messages[index + 1]),
+            (messages[index].revision - 1, messages[index]),
+        ):
             seen = await pair.same(
                 "WatchPrompts", pp.WatchPromptsRequest(after_revision=after), masked=("store_id",), num_answers=1
             )

@@ -10,7 +10,7 @@ import math
 from shared.model.options import DType
 from shared.model.shape import ModelShape
 from trainer_service.jobs.model import EffectiveSpec
-from trainer_service.training.spec import PrefixKind
+from trainer_service.training.recipe.defaults import OF_KIND
 
 _PROCESS_BYTES = 430 << 20
 """Python, PyTorch, transformers and Ray."""
@@ -40,8 +40,8 @@ def estimated_bytes(shape: ModelShape, spec: EffectiveSpec, *, on_gpu: bool, dty
     kept = positions * shape.num_layers * shape.position_width * size
     targets = num_candidates * math.ceil(chosen.batch_size * lengths.mean_target)
     logits = 4 * _LOGITS_COPIES * min(_MOST_LOGITS, targets * shape.vocab_size)
-    is_prefix = chosen.kind is PrefixKind.PREFIX
-    width = shape.num_layers * shape.key_value_width if is_prefix else spec.base_model.hidden_size
+    has_layers = OF_KIND[chosen.kind].is_of_keys_and_values
+    width = shape.num_layers * shape.key_value_width if has_layers else spec.base_model.hidden_size
     trained = 4 * _TRAINED_COPIES * num_candidates * chosen.num_virtual_tokens * width
     weights = shape.file_bytes if shape.is_quantised else shape.num_weights * size
     training = _WEIGHTS * weights + _ACTIVATIONS * kept + logits + trained

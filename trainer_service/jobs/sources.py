@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from shared.caller import current_caller
 from shared.errors import PreconditionFailed
-from shared.model.base_model import BaseModelInfo
 from shared.names import PromptReference
 from shared.store.store import PromptStore
 from shared.store.view import visible_index
+from shared.values.base_model import BaseModelInfo
 from shared.values.enums import PrefixKind
 from trainer_service.jobs.model import JOB_NAME
 from trainer_service.jobs.store.job_store import JobStore

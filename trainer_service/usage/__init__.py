@@ -1,4 +1,7 @@
-"""Usage by hour in the job database: of generations, from the segments that replicas publish in the prompt store, and
-of jobs, from their ends. `ledger` adds and reads them, `budgets` compares them with the tenants' budgets, `rounds` does
-both while the trainer runs.
+"""Usage by hour in the job database: of generations, and of jobs.
+
+`ledger` adds and reads rows, `lists` returns them in pages, `budgets` compares them with the tenants' budgets, and
+`rounds` adds new segments and checks budgets while the trainer runs. Segments of generations come from replicas, which
+publish them in the prompt store; those of jobs come from their ends. Knows no prices, callers or gRPC: `jobs.store`
+calls `Budgets.check` when it stores a job.
 """

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from shared.kernels.quantised_linear import Weights
-from shared.kernels.serving_linear import LinearKernel
+from shared.kernels.formats import LinearKernel, Weights
 from shared.settings_part import SettingsPart
 from shared.values.sampling import LIMITS, SamplingLimits
 

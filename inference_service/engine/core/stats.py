@@ -25,12 +25,6 @@ class EngineStats:
     """Computations of a prefix KV, both the first one and those after an eviction."""
     prefix_kv_evictions: int = 0
     preemptions: int = 0
-    steps: int = 0
-    input_tokens: int = 0
-    virtual_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    """Generated tokens of finished and running requests."""
 
     @property
     def kv_usage(self) -> float:
@@ -42,7 +36,6 @@ class EngineStats:
 class FinishedRequest:
     """Statistics of one request when it ends, times in seconds. `ttft_seconds` is None if it ended without a token."""
 
-    request_id: str
     tenant: str
     """Empty for the service's own requests, such as a golden replay."""
     prefix_id: str | None
@@ -52,7 +45,6 @@ class FinishedRequest:
     ttft_seconds: float | None
     e2e_seconds: float
     inter_token_seconds: tuple[float, ...]
-    preemptions: int
     is_score: bool = False
     caller: str = ""
 

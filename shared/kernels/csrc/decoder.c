@@ -218,7 +218,7 @@ static void feed_forward(Walk *walk, const Decoder *decoder, const Layer *layer,
 /* `attention` has 7, `feed_forward` 6; then come a norm, the choice of tokens and a product. */
 static int64_t num_phases(int64_t layers) { return 13 * layers + 4; }
 
-/* Memory for a step of so many tokens; 64-byte aligned parts. Returns the bytes; `use` gets the addresses if `base` is
+/* Memory for a step of `tokens` tokens; 64-byte aligned parts. Returns the bytes; `use` gets the addresses if `base` is
  * not null. */
 static int64_t lay_out(const Decoder *decoder, int64_t tokens, char *base, Buffers *use) {
   const Weights *most = &decoder->layers[0].qkv;

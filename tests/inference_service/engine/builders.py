@@ -9,10 +9,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.core.request import Delta, GenerationRequest
+from inference_service.engine.core.stats import EngineObserver, StepStats
 from inference_service.engine.engine import Engine
 from inference_service.engine.text.text_stream import merge
-from shared.model.base_model import BaseModel, BaseModelInfo
+from shared.model.base_model import BaseModel
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.base_model import BaseModelInfo
 from shared.values.sampling import SamplingParams
 from tests.tiny_models import LLAMA_SHAPE, VOCAB_SIZE, byte_tokenizer
 
@@ -119,6 +121,16 @@ def drain(engine: Engine, max_steps: int = 2000) -> dict[str, Delta]:
     assert not engine.has_work
     engine.check_integrity()
     return {request_id: merge(parts) for request_id, parts in deltas.items()}
+
+
+class Positions(EngineObserver):
+    """Counts the positions that an engine computes."""
+
+    def __init__(self) -> None:
+        self.num_positions = 0
+
+    def on_step(self, step: StepStats) -> None:
+        self.num_positions += step.num_positions
 
 
 def run_one(

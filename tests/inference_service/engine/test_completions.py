@@ -10,23 +10,12 @@ import pytest
 import torch
 
 from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest, ScoreRequest
-from inference_service.engine.core.stats import EngineObserver, StepStats
 from inference_service.engine.engine import Engine
 from shared.errors import Overloaded
 from shared.values.sampling import SamplingParams
-from tests.inference_service.engine.builders import drain, run_one, small_config, soft_prompt, tiny_base
+from tests.inference_service.engine.builders import Positions, drain, run_one, small_config, soft_prompt, tiny_base
 
 IDS = tuple(range(20, 70))
-
-
-class Counting(EngineObserver):
-    """Counts the positions that the engine computes."""
-
-    def __init__(self) -> None:
-        self.num_positions = 0
-
-    def on_step(self, step: StepStats) -> None:
-        self.num_positions += step.num_positions
 
 
 def completions(num: int, ids: tuple[int, ...] = IDS, prefix_id: str | None = None, **given: Any) -> list[Any]:
@@ -53,7 +42,7 @@ def test_the_input_is_computed_once(paged: bool, reuse: bool, ids: tuple[int, ..
         small_config(paged=paged, text_reuse="tenant" if reuse else "off", max_tokens_per_step=16, max_running=4),
     )
     fresh.load_prefix("p", soft_prompt(base))
-    fresh.live.observer = counting = Counting()
+    fresh.live.observer = counting = Positions()
     fresh.submit(*completions(4, ids, "p"))
     found = drain(fresh)
     assert [found[f"c{index}"].token_ids for index in range(4)] == alone

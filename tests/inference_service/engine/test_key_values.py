@@ -13,7 +13,7 @@ from shared.prompt.blob import decode_blob, encode_blob
 from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.lift import key_values_of
 from shared.prompt.prefix import PrefixKind
-from tests.inference_service.engine.builders import greedy, run_one, small_config, soft_prompt, tiny_base
+from tests.inference_service.engine.builders import Positions, greedy, run_one, small_config, soft_prompt, tiny_base
 from tests.shared.prompt.blobs import manifest
 from tests.tiny_models import VOCAB_SIZE
 
@@ -33,9 +33,9 @@ def test_a_version_of_keys_and_values_is_served_as_it_is() -> None:
     info = replace(manifest().base_model, num_layers=base.info.num_layers)
     blob = decode_blob(encode_blob(prefix, manifest(kind=PrefixKind.PREFIX, num_virtual_tokens=7, base_model=info)))
     assert blob.prefix.equals(prefix)
-    before = engine.stats().steps
+    computed = engine.live.observer = Positions()
     engine.load_prefix("kv", blob.prefix)
-    assert engine.stats().steps == before, "nothing was computed"
+    assert computed.num_positions == 0
     assert run_one(engine, IDS, greedy(8), "kv").token_ids == expected
     engine.load_prefix("other", soft_prompt(base, seed=2))  # evicts the keys and values
     assert engine.prefixes.kv_bytes("kv") == 0

@@ -16,7 +16,7 @@ from tests.inference_service.prompts.fakes import Log, loaded
 
 
 class Bench:
-    """A registry, the log behind it, and what it told the engine to forget."""
+    """A registry, its log, and the versions that the engine has to unload."""
 
     def __init__(self, max_loaded: int = 100) -> None:
         self.log, self.unloaded = Log(), list[str]()

@@ -32,7 +32,7 @@ def check(manifests: Manifests) -> Iterator[str]:
         yield from (f"HTTPRoute: {problem}" for problem in _route(manifests, route))
     for service in ("trainer", "inference"):
         if not manifests.environment(manifests.pod(service)).get(f"SOFTPROMPT_{service.upper()}_CALLERS_FILE"):
-            yield f"gateway: {service} has no callers file: whoever gets past the Gateway may do everything"
+            yield f"gateway: {service} has no callers file: every caller that passes the Gateway has all permissions"
 
 
 def _settings(manifests: Manifests, pod: Pod) -> Iterator[str]:

@@ -36,7 +36,7 @@ def elsewhere(name: str, namespace: str, labels: dict[str, str] | None = None, *
 
 
 def at(name: str, url: str) -> tuple[Peer, int]:
-    """Who answers at a URL, and on which port: a Service of another namespace by its name, else a peer outside."""
+    """The peer that answers at a URL, and its port: a Service of another namespace by its name, else one outside."""
     parts = urlsplit(url)
     labels = (parts.hostname or "").split(".")
     peer = elsewhere(name, labels[1]) if labels[2:3] == ["svc"] else outside(name, "52.216.1.1")
@@ -194,9 +194,7 @@ def _needed(manifests: Manifests) -> Iterator[Flow]:
 
 
 def _servers(manifests: Manifests, pod: Pod) -> Iterator[tuple[Peer, int]]:
-    """Who a pod calls by its settings. Ray's workers have none of their own: they send traces where the trainer tells
-    them to.
-    """
+    """The servers that a pod's settings name. Ray's workers have no settings: the trainer passes on its collector."""
     environment = manifests.environment(pod)
     prefix = f"SOFTPROMPT_{pod.name.upper()}_"
     if environment.get(f"{prefix}STORE_URL", "").startswith("s3://"):

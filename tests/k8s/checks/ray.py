@@ -61,13 +61,13 @@ def _head(params: dict[str, str]) -> Iterator[str]:
         if params.get(name) != "0":
             yield f"the head offers {name}: training would run on it"
     if params.get("include-dashboard") != "false":
-        yield "the head has a dashboard, which runs code for everyone who reaches it"
+        yield "the head has a dashboard, which runs code for every caller that reaches it"
 
 
 def _workers(group: Object, environment: dict[str, str]) -> Iterator[str]:
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     if limits.get("nvidia.com/gpu", "0") != group["rayStartParams"].get("num-gpus"):
-        yield f"have {limits.get('nvidia.com/gpu')} GPUs, and tell Ray of {group['rayStartParams'].get('num-gpus')}"
+        yield f"have {limits.get('nvidia.com/gpu')} GPUs, and announce {group['rayStartParams'].get('num-gpus')}"
     if group["minReplicas"] != 0:
         yield "hold GPUs while no job trains"
     if "SOFTPROMPT_TRAINER_MODELS_FILE" in environment:
@@ -117,7 +117,7 @@ def _node(manifests: Manifests, pod: Pod, trainer: Pod) -> Iterator[str]:
     if shm.get("medium") != "Memory" or bytes_of(shm.get("sizeLimit", "0")) >= bytes_of(
         pod.main["resources"]["limits"]["memory"]
     ):
-        yield "has no memory of its own at /dev/shm, or more than its limit"
+        yield "has no memory volume at /dev/shm, or more than its limit"
     params = next(
         (
             group["rayStartParams"]

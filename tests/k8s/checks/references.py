@@ -14,7 +14,7 @@ MADE_BY_PEOPLE = {
     "softprompt-callers": {"callers.json"},
     "softprompt-hub": {"token"},
 }
-"""Secrets that docs/kubernetes.md tells people to make, and their keys (`test_docs` compares)."""
+"""Secrets that docs/kubernetes.md asks operators to create, and their keys (`test_docs` compares)."""
 
 
 def secrets(manifests: Manifests) -> dict[str, set[str]]:

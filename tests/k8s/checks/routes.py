@@ -39,15 +39,15 @@ def check(manifests: Manifests) -> Iterator[str]:
 
 
 def _open(manifests: Manifests, pod: Pod) -> Iterator[str]:
-    """What lets people from outside in unasked."""
+    """Ways to call a service from outside without authentication."""
     path = PurePosixPath(manifests.environment(pod).get(f"SOFTPROMPT_{pod.name.upper()}_CALLERS_FILE", ""))
     if not path.name:
-        yield "has no callers file: everyone past the Gateway may do everything"
+        yield "has no callers file: every caller that passes the Gateway has all permissions"
         return
     mounted = [mount["name"] for mount in pod.main["volumeMounts"] if PurePosixPath(mount["mountPath"]) == path.parent]
     volume: Object = next((volume for volume in pod.spec["volumes"] if volume["name"] in mounted), {})
     secret = volume.get("secret", {})
     if path.name not in secrets(manifests).get(secret.get("secretName", ""), ()):
-        yield f"has its callers file {path} from no Secret that is told of"
+        yield f"has its callers file {path} from a Secret that docs/kubernetes.md does not describe"
     if secret.get("optional"):
         yield "starts without the Secret of its callers file"

@@ -33,7 +33,7 @@ def check(manifests: Manifests) -> Iterator[str]:
     for certificate in manifests.of("Certificate"):
         spec = certificate["spec"]
         if spec.get("isCA") and spec["privateKey"].get("rotationPolicy") != "Never":
-            yield f"{spec['commonName']} is renewed with another key, which those who have the old ca.crt don't trust"
+            yield f"{spec['commonName']} is renewed with another key, which callers with the old ca.crt don't trust"
 
 
 def _protocol(service: Object, plaintext: bool) -> Iterator[str]:

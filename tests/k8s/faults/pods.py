@@ -22,7 +22,7 @@ FAULTS: Faults = {
     ),
     "a ServiceAccount forgotten": ("local-cpu", "references", lambda m: remove(m, "ServiceAccount", "inference")),
     "the Ray workers' account forgotten": ("gpu", "references", lambda m: remove(m, "ServiceAccount", "ray-worker")),
-    "a Service that selects nobody": (
+    "a Service that selects no pod": (
         "local-cpu",
         "references",
         lambda m: m.get("Service", "inference")["spec"].update(selector={"app": "inference"}),
@@ -57,7 +57,7 @@ FAULTS: Faults = {
         lambda m: cluster(m)["spec"].pop("authOptions"),
     ),
     "a certificate that nothing issues": ("ha", "references", lambda m: remove(m, "Issuer", "softprompt-ca")),
-    "a budget for nobody": (
+    "a disruption budget for no pod": (
         "gpu",
         "references",
         lambda m: m.get("PodDisruptionBudget", "inference")["spec"]["selector"].update(matchLabels={"app": "x"}),

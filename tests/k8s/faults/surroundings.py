@@ -94,7 +94,7 @@ FAULTS: Faults = {
         "tls",
         lambda m: m.get("Certificate", "router-tls")["spec"]["dnsNames"].remove("router"),
     ),
-    "a Gateway that speaks in the clear to the router's TLS": (
+    "a Gateway without TLS to a router with TLS": (
         "ha",
         "tls",
         lambda m: m.get("Service", "router")["spec"]["ports"][0].update(appProtocol="kubernetes.io/h2c"),
@@ -142,12 +142,12 @@ FAULTS: Faults = {
         lambda m: m.get("Certificate", "softprompt-ca")["spec"]["privateKey"].pop("rotationPolicy"),
     ),
     "TLS without a certificate": ("ha", "tls", lambda m: remove(m, "Certificate", "inference-tls")),
-    "a Gateway that speaks in the clear to TLS": (
+    "a Gateway without TLS to a service with TLS": (
         "ha",
         "tls",
         lambda m: m.get("Service", "inference-headless")["spec"]["ports"][0].update(appProtocol="kubernetes.io/h2c"),
     ),
-    "a Gateway not told of HTTP/2": (
+    "a Service port that does not announce HTTP/2": (
         "gpu-s3",
         "tls",
         lambda m: m.get("Service", "trainer")["spec"]["ports"][0].pop("appProtocol"),
@@ -243,7 +243,7 @@ FAULTS: Faults = {
             SOFTPROMPT_TRAINER_OTLP_ENDPOINT="http://collector.observability.svc:4318/v1/traces"
         ),
     ),
-    "a way to the collector for those who have no traces": (
+    "a way to the collector for a pod that exports no traces": (
         "gpu",
         "network",
         lambda m: m.pod("inference").labels.update({"softprompt.io/reaches-otlp": "true"}),

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from shared.kernels import library
+from shared.kernels.formats import LinearKernel
 from shared.kernels.gated_mlp import faster_mlp
 from shared.kernels.norm import faster_norm
 from shared.kernels.prove import Replacement
 from shared.kernels.replace_modules import replace, restore, speed_up_serving, speed_up_training
-from shared.kernels.serving_linear import LinearKernel
 from tests.trainer_service.training.models import build
 
 

@@ -10,9 +10,10 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from shared.errors import PreconditionFailed
 from shared.kernels import serving_linear
+from shared.kernels.formats import LinearKernel
 from shared.kernels.joined_projections import JoinedPart
 from shared.kernels.replace_modules import speed_up_serving
-from shared.kernels.serving_linear import KINDS, FBGEMMLinear, LinearKernel, NativeLinear, OneDNNLinear, choose_linear
+from shared.kernels.serving_linear import KINDS, FBGEMMLinear, NativeLinear, OneDNNLinear, choose_linear
 from tests.inference_service.engine.builders import tiny_base
 
 CPU = torch.device("cpu")

@@ -98,7 +98,7 @@ async def test_drain_lets_a_stream_finish(running: Running) -> None:
     drain = asyncio.create_task(running.server.drain(3600))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     while (code := await running.stub.CountTokens(count_request("good")).code()) is grpc.StatusCode.OK:
-        await asyncio.sleep(0)  # who watches health has a moment to leave
+        await asyncio.sleep(0)  # watchers of health have time to leave
     assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED), "a draining server takes nothing new"
     assert not drain.done()
     running.servicer.release.set()

@@ -46,7 +46,7 @@ def fleet(monkeypatch: pytest.MonkeyPatch) -> Fleet:
 
 
 @pytest.mark.parametrize("skew_seconds", [-86_400.0, -LIVE_SECONDS - 5, 0.0, LIVE_SECONDS + 5, 86_400.0])
-def test_a_replica_is_live_while_it_tells_whatever_its_clock_shows(fleet: Fleet, skew_seconds: float) -> None:
+def test_a_replica_is_live_while_it_reports_whatever_its_clock_shows(fleet: Fleet, skew_seconds: float) -> None:
     fleet.beat("a", skew_seconds)
     fleet.live()
     for _ in range(20):
@@ -56,7 +56,7 @@ def test_a_replica_is_live_while_it_tells_whatever_its_clock_shows(fleet: Fleet,
     fleet.now += LIVE_SECONDS - 1
     assert fleet.live() == ["a"]
     fleet.now += 2
-    assert fleet.live() == [], "it has told nothing for longer than a live one is silent"
+    assert fleet.live() == [], "its last report is too old"
 
 
 @pytest.mark.parametrize("skew_seconds", [-LIVE_SECONDS + 1, 0.0, LIVE_SECONDS - 1])
@@ -67,7 +67,7 @@ def test_the_first_look_tolerates_the_skew_that_is_documented(fleet: Fleet, skew
 
 def test_a_dead_replica_with_a_clock_ahead_is_not_live_for_as_long_as_it_was_ahead(fleet: Fleet) -> None:
     fleet.beat("a", 86_400.0)
-    assert fleet.live() == ["a"], "its clock could be right, as far as a first look tells"
+    assert fleet.live() == ["a"], "after one look, its clock may be right"
     for _ in range(4):
         fleet.now += LIVE_SECONDS / 3
         found = fleet.live()

@@ -41,12 +41,12 @@ def test_other_prompts_are_not_found_in_any_way(store: PromptStore) -> None:
             lambda name, index=index: index.prompt(name),
             lambda name, index=index: index.resolve(PromptReference.parse(name)),
         ):
-            told = []
+            messages = []
             for name in ("acme-a", "acme-z", "support-z"):
                 with pytest.raises(NotFound) as caught:
                     ask(name)
-                told.append(caught.value.message.replace(name, "NAME"))
-            assert len(set(told)) == 1
+                messages.append(caught.value.message.replace(name, "NAME"))
+            assert len(set(messages)) == 1
     assert visible_index(store.index(), EVERYBODY) is shown_index(store.index(), EVERYBODY) is store.index()
 
 

@@ -295,7 +295,7 @@ async def test_the_router_goes_on_while_the_store_is_away(two: tuple[Router, Rep
         llama.store_dir.with_name("away").rename(llama.store_dir)
 
 
-async def test_a_router_with_a_certificate_acts_for_nobody_without_a_token(
+async def test_a_router_with_a_certificate_acts_for_no_caller_without_a_token(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     authority = Authority()

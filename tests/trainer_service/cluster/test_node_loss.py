@@ -65,7 +65,7 @@ async def test_a_drained_node_a_lost_node_and_a_killed_trainer(
             [(drained, node)] = [(id, pid) for id, pid in raylets.items() if workers_of(pid)]
             workers = workers_of(node)
             (tmp_path / "notice").touch()
-            with drained_when_told(cluster["address"], drained, tmp_path / "notice") as agent:
+            with drain_agent(cluster["address"], drained, tmp_path / "notice") as agent:
                 await caller.reach(name, 31, attempt=2)
                 assert await asyncio.to_thread(agent.wait) == 0, "the node is empty and has left the cluster"
             await until_gone(workers)
@@ -108,7 +108,7 @@ async def test_a_drained_node_a_lost_node_and_a_killed_trainer(
         trainer.kill()
 
 
-def drained_when_told(address: str, node_id: str, notice: Path) -> subprocess.Popen[bytes]:
+def drain_agent(address: str, node_id: str, notice: Path) -> subprocess.Popen[bytes]:
     """The agent on a node, which waits for a file."""
     command = ["-m", "trainer_service", "drain-node", "--address", address, "--node-id", node_id, "--seconds", "600"]
     return subprocess.Popen([sys.executable, *command, "--file", str(notice)], env=os.environ | TOKEN)

@@ -155,7 +155,7 @@ async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fai
     assert failed.error is not None
     assert failed.error.code == "OUT_OF_MEMORY"
     assert "fewer virtual tokens" in failed.error.message
-    assert failed.attempt >= 2, "likewise"
+    assert failed.attempt >= 2, "once beside the other, once alone"
     await service.state(small.id, JobState.SUCCEEDED)
     assert [service.versions(prompt) for prompt in ("tone", "large", "huge")] == [[1], [1], []]
     bounding.cancel()

@@ -78,8 +78,7 @@ async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
         assert (done.state, done.attempt) == (State.STATE_SUCCEEDED, 2)
     os.kill(one.process.pid, signal.SIGCONT)
     async with channel_to(one) as channel:
-        # Late now: what its worker tells belongs to an attempt that no longer counts. It goes on serving, and takes new
-        # jobs.
+        # It is too late: its worker reports for an old attempt, which is ignored. It serves on and takes new jobs.
         late = await Caller(channel).ended(name)
         assert (late.attempt, late.result.version) == (2, done.result.version)
         names = [await Caller(channel).create(num_steps=600, prompt=f"shared-{number}") for number in range(3)]

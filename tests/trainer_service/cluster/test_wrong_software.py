@@ -55,10 +55,10 @@ async def test_waiting_jobs_get_a_note_and_are_trained_once_a_new_pod_is_there(
         events = await manager._context.database.call(service.store.events, job.id, 0, 100)
         return [event.payload.text for event in events if isinstance(event.payload, Note)]
 
-    async def is_told() -> bool:
+    async def has_note() -> bool:
         return bool(await notes())
 
-    await until(is_told)
+    await until(has_note)
     [note] = await notes()
     assert "the trainer softprompt 9.9: use one image for both" in note
     waiting = await manager.get(job.id)

@@ -78,12 +78,12 @@ async def test_repetition_and_contradiction_are_reported_at_creation(trainer: Ru
             found.num_near_duplicates,
             found.num_contradictions,
         ) == (25, 48, 1, 4)
-        told = []
+        notes = []
         async for event in client.watch_job(job.name):
-            told += [event.text] if isinstance(event, Note) else []
-            if len(told) == 3:
+            notes += [event.text] if isinstance(event, Note) else []
+            if len(notes) == 3:
                 break
-    assert told == [
+    assert notes == [
         "48 of 74 examples repeat an earlier one exactly",
         "1 of 74 examples has nearly the input of an earlier one",
         "4 of 74 examples contradict another: one input, two labels, for example the examples 4 and 73",

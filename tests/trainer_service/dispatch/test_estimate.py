@@ -152,7 +152,7 @@ def test_a_long_queue_is_guessed_at_quickly() -> None:
 def test_when_a_job_on_a_worker_ends() -> None:
     assert probable_end(NOW - 10, NOW + 20, 100.0, NOW) == NOW + 20
     assert probable_end(NOW - 10, NOW - 1, 100.0, NOW) == NOW, "it is late, but not in the past"
-    assert probable_end(NOW - 10, NOW - 50, 100.0, NOW) == NOW + 90, "that was told by an attempt before this one"
+    assert probable_end(NOW - 10, NOW - 50, 100.0, NOW) == NOW + 90, "an earlier attempt reported that"
     assert probable_end(NOW - 10, None, None, NOW) == UNKNOWN
     assert typical_seconds({"a": [1, 2, 300], "b": []}) == {"a": 2}
 

@@ -90,17 +90,19 @@ async def test_a_worker_that_does_not_end_makes_way_all_the_same(
     await service.drain()
 
 
-async def test_an_errand_that_fails_is_logged_and_can_be_begun_again(caplog: pytest.LogCaptureFixture) -> None:
-    errands, begun = BackgroundTasks(), []
+async def test_a_background_task_that_fails_is_logged_and_can_be_started_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tasks, begun = BackgroundTasks(), []
 
     async def fail() -> None:
         begun.append(1)
         raise RuntimeError("no luck")
 
     for _ in range(2):
-        errands.begin(("tidy", "a job"), fail)
-        errands.begin(("tidy", "a job"), fail)
-        await errands.wait([("tidy", "a job"), ("never", "begun")], 60)
+        tasks.begin(("tidy", "a job"), fail)
+        tasks.begin(("tidy", "a job"), fail)
+        await tasks.wait([("tidy", "a job"), ("never", "begun")], 60)
         await asyncio.sleep(0)
     assert len(begun) == 2
     assert caplog.text.count("tidy a job failed") == 2

@@ -32,7 +32,7 @@ def test_a_job_trains_as_fast_as_recent_jobs(store: JobStore) -> None:
 def test_a_distillation_asks_and_answers_before_it_trains(store: JobStore) -> None:
     _add_ended(store, _spec(num_steps=5), 50.0, 1.0)
     asked = _spec(num_steps=10, num_questions=40)
-    assert training_seconds(store.database, asked) is None, "other jobs tell nothing about self-studies"
+    assert training_seconds(store.database, asked) is None, "other jobs are no measure of self-studies"
     for questions, seconds_each in ((10, 3.0), (20, 5.0), (30, 4.0)):
         trained = 5 * BATCH_SIZE / 2.0
         _add_ended(store, _spec(num_steps=5, num_questions=questions), 2.0, trained + questions * seconds_each)

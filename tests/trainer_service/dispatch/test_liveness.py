@@ -32,7 +32,7 @@ def test_a_stop_has_the_time_of_two_steps_from_when_it_was_asked_for_first() -> 
     assert "has not stopped 21 s after the request" in liveness.why_lost(report(job=1))
 
 
-def test_a_stop_that_was_obeyed_is_forgotten() -> None:
+def test_a_stop_that_was_carried_out_is_forgotten() -> None:
     clock = Clock()
     liveness = Liveness(10, clock)
     liveness.asked_to_stop("job", 1)

@@ -48,7 +48,7 @@ async def test_a_watcher_sees_every_event_once_and_then_the_end(service: Service
     assert states == [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
     assert {event.kind for event in events} >= {JobEventKind.PROGRESS, JobEventKind.EVALUATION, JobEventKind.CHECKPOINT}
     steps = [event.payload.step for event in events if isinstance(event.payload, TuningProgress)]
-    assert (steps[-1], len(steps)) == (5, len(set(steps))), "each step is told once"
+    assert (steps[-1], len(steps)) == (5, len(set(steps))), "each step is reported once"
     assert [event.payload.metrics["loss"] for event in events if isinstance(event.payload, Evaluation)] == [0.2]
 
     resumed = [event async for event in manager.watch(job.id, after=3)]

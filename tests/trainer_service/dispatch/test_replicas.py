@@ -130,9 +130,7 @@ async def test_a_database_that_is_stopped_for_a_while(postgres: Postgres, replic
     await asyncio.to_thread(postgres.start)
     started_at = time.time()
     await service.until(running.id, lambda job: job.progress.step == 399)
-    recovery.note(
-        "PostgreSQL stopped, and there again: what workers told meanwhile is stored", time.time() - started_at
-    )
+    recovery.note("PostgreSQL stopped and started: what workers reported meanwhile is stored", time.time() - started_at)
     service.finish.set()
     done = await service.state(running.id, JobState.SUCCEEDED)
     assert done.attempt == 1, "the worker went on training meanwhile"
@@ -160,7 +158,7 @@ async def test_a_database_that_is_stopped_for_longer_than_the_replicas_are_trust
     for job in jobs:
         await two.state(job.id, JobState.SUCCEEDED)
     recovery.note(
-        f"PostgreSQL stopped for {outage_seconds:g} s, and there again: four jobs published", time.time() - back_at
+        f"PostgreSQL stopped for {outage_seconds:g} s and started: four jobs published", time.time() - back_at
     )
     assert one.versions("tone") == [1, 2, 3, 4], "each job published once, by either replica"
 

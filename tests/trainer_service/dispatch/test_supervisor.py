@@ -108,7 +108,7 @@ async def test_a_worker_whose_step_hangs_is_replaced_though_it_answers(workers: 
     workers.released.set()
     while len(hanging.log) == before:
         await asyncio.sleep(0.01)
-    assert (await manager.get(job.id)) == done, "what it says when it comes to life again is not heard"
+    assert (await manager.get(job.id)) == done, "reports after it revives are ignored"
     assert workers.service.versions("tone") == [1]
 
 
@@ -130,7 +130,7 @@ async def test_a_hanging_job_ends_at_its_longest_runtime(workers: Workers) -> No
     assert (failed.error.code, failed.attempt) == ("MAX_RUNTIME", 1)
 
 
-async def test_a_worker_that_does_not_obey_a_stop_is_ended(workers: Workers) -> None:
+async def test_a_worker_that_ignores_a_stop_is_ended(workers: Workers) -> None:
     manager = await workers.start(Deaf(), **QUICK)
     job = await manager.create(spec("forever", num_steps=100_000))
     await workers.service.until(job.id, lambda job: job.progress.step > 2)

@@ -93,15 +93,17 @@ def test_a_position_is_what_the_order_of_claims_comes_to(
     """If all jobs take equally long, the n-th claimed job is the one whose reported position was n - 1."""
     ledger = Ledger({tenant: TenantShare(tenant, weight) for tenant, (weight, _) in tenants.items()}, held)
     now, counts = 600.0, {tenant: count for tenant, (_, count) in tenants.items()}
-    told = {
+    positions = {
         (tenant, index): positions_before(ledger.at(now), counts, tenant, index)
         for tenant, count in counts.items()
         for index in range(count)
     }
-    assert sorted(told.values()) == list(range(len(told))), "every position is told once"
+    assert sorted(positions.values()) == list(range(len(positions))), "every position is reported once"
     for tenant, count in counts.items():
-        assert [told[tenant, index] for index in range(count)] == sorted(told[tenant, index] for index in range(count))
-    first = min(told, key=lambda job: told[job])
+        assert [positions[tenant, index] for index in range(count)] == sorted(
+            positions[tenant, index] for index in range(count)
+        )
+    first = min(positions, key=lambda job: positions[job])
     assert first == (in_order(ledger.at(now), counts)[0], 0)
 
 

@@ -40,7 +40,7 @@ CONFIG = JobsConfig(max_infrastructure_failures=3, retry_first_seconds=2, retry_
 ERROR = TuningError(code="NAN_LOSS", message="the loss is not a number")
 OWNERS = st.sampled_from(["one", "two"])
 PROGRESS = TuningProgress(step=7, num_steps=10)
-TOLD: Mapping[str, Callable[[Record, float], Record]] = {
+REPORTS: Mapping[str, Callable[[Record, float], Record]] = {
     "stopped": transitions.left_worker,
     "stopped with a checkpoint": transitions.left_with_checkpoint,
     "progressed": lambda old, now: transitions.progressed(old, PROGRESS, None, checkpointed=False),
@@ -52,7 +52,7 @@ TOLD: Mapping[str, Callable[[Record, float], Record]] = {
     "oom": transitions.separated,
     "result lost": transitions.result_lost,
 }
-"""What workers and the publisher tell of the attempt that they have."""
+"""What workers and the publisher report of their attempt."""
 
 
 def test_the_table_is_total_and_ended_is_ended() -> None:
@@ -210,24 +210,24 @@ class LifeOfJobs(RuleBasedStateMachine):
         self.attempts[taken.job.id] = taken.job.attempt
 
     @precondition(lambda self: self.ids)
-    @rule(data=st.data(), told=st.sampled_from(list(TOLD)), late=st.booleans(), owner=OWNERS)
-    def tell(self, data: st.DataObject, told: str, late: bool, owner: str) -> None:
+    @rule(data=st.data(), report=st.sampled_from(list(REPORTS)), late=st.booleans(), owner=OWNERS)
+    def apply_report(self, data: st.DataObject, report: str, late: bool, owner: str) -> None:
         job_id = data.draw(st.sampled_from(self.ids))
         before = self.store.record(job_id)
         attempt = max(before.job.attempt - late, 0)
         current = before.job.state in LEASED_STATES and attempt == before.job.attempt
         try:
             after = self.stores[owner].change(
-                job_id, lambda old: TOLD[told](old, self.now), attempt=attempt, payloads=[Note(text=told)]
+                job_id, lambda old: REPORTS[report](old, self.now), attempt=attempt, payloads=[Note(text=report)]
             )
             assert current
         except StaleAttempt:
             assert not current
             assert self.store.record(job_id) == before
             return
-        if told.startswith("progressed"):
+        if report.startswith("progressed"):
             assert (after.job.progress.step, after.job.state, after.owner) == (7, before.job.state, before.owner)
-            assert after.job.failures == (0 if "checkpoint" in told else before.job.failures)
+            assert after.job.failures == (0 if "checkpoint" in report else before.job.failures)
 
     @rule(owner=OWNERS, lease=st.integers(1, 15))
     def renew(self, owner: str, lease: int) -> None:
@@ -295,7 +295,7 @@ class LifeOfJobs(RuleBasedStateMachine):
             elif self.ids:
                 patch.setattr(event_log, "append", die)
                 move = die if where == "before a row" else lambda old: transitions.cancel(old, self.now)
-                store.change(data.draw(st.sampled_from(self.ids)), move, payloads=[Note(text="never told")])
+                store.change(data.draw(st.sampled_from(self.ids)), move, payloads=[Note(text="never stored")])
         assert self._everything() == before
         assert sum(store.counts().values()) == len(before)
 

@@ -90,7 +90,7 @@ def test_events_of_an_ended_job_are_thinned_to_a_curve(place: Place) -> None:
     assert kept[-1].number == last + 1 == place.jobs.get(job.id).last_event
     assert report.events_removed == 4300 - curve - 1
     assert len(events_of(place, running)) == last
-    assert len(events_of(place, fresh)) == last + 1, "who watches it now sees every event"
+    assert len(events_of(place, fresh)) == last + 1, "a new watcher sees every event"
     assert not place.round().did_something
 
     resumed = events_of(place, job, after=1500)  # number 1500 itself is gone, or not

@@ -34,7 +34,7 @@ BEAT_BARE, BEAT_CURRENT = PublishGate(beat_bare_model=True), PublishGate(beat_cu
 
 
 @pytest.mark.parametrize(
-    ("gate", "metric", "known", "publish", "told"),
+    ("gate", "metric", "known", "publish", "reason"),
     [
         (None, Metric.LOSS, Evidence(), True, "no gate"),
         (PublishGate(), Metric.LOSS, Evidence(), True, "no conditions"),
@@ -107,10 +107,10 @@ BEAT_BARE, BEAT_CURRENT = PublishGate(beat_bare_model=True), PublishGate(beat_cu
         ),
     ],
 )
-def test_decisions(gate: PublishGate | None, metric: Metric, known: Evidence, publish: bool, told: str) -> None:
+def test_decisions(gate: PublishGate | None, metric: Metric, known: Evidence, publish: bool, reason: str) -> None:
     decision = decide(gate, metric, known)
     assert decision.publish is publish
-    assert told in decision.reason
+    assert reason in decision.reason
 
 
 def test_a_gate_that_too_few_examples_are_going_to_judge_is_refused_when_the_job_is_created() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from shared.model.base_model import BaseModelInfo
 from shared.prompt.blob import decode_blob, encode_blob
 from shared.prompt.manifest import utc_now
 from shared.store import AliasTarget, LoadedVersion, RefusedVersion, ReplicaRecord, VersionRecord
 from shared.store.fleet import Serving, serving
 from shared.store.replicas import ReplicaDirectory
+from shared.values.base_model import BaseModelInfo
 from shared.values.results import TuningResult
 from shared.values.spec import PublishGate, PublishPolicy
 from tests.shared.prompt.blobs import base_model_info, manifest, soft_prompt
@@ -55,7 +55,7 @@ async def test_a_job_that_beats_the_current_version_takes_its_place(service: Ser
 
 
 async def test_a_current_version_that_cannot_be_compared_is_not_beaten(service: Service) -> None:
-    """The alias names a version of another base model: nobody knows which of the two is better."""
+    """The alias names a version of another base model: the two losses can not be compared."""
     manager = await service.start()
     put_version(service, 1, base_model_info())
     job = await manager.create(spec(publish=BEAT_CURRENT))

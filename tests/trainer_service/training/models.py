@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from shared.model.base_model import BaseModel, BaseModelInfo
+from shared.model.base_model import BaseModel
+from shared.values.base_model import BaseModelInfo
 from tests.tiny_models import VOCAB_SIZE, byte_tokenizer
 
 _SHAPE: dict[str, Any] = {

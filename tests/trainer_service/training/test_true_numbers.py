@@ -209,7 +209,7 @@ def test_losses_of_another_kind_do_not_compete() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         ({"validation": generation(5, 50)}, "splits or reads the job's examples differently"),
         ({"spec": task(seed=9).spec}, "reads the job's settings differently"),
@@ -217,11 +217,11 @@ def test_losses_of_another_kind_do_not_compete() -> None:
         ({"checkpoint": b"\xff" * 64}, "can't be read"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_used_is_reported(change: dict[str, Any], told: str) -> None:
+def test_a_checkpoint_that_cannot_be_used_is_reported(change: dict[str, Any], reason: str) -> None:
     data = of(run(Cohort(BASE, checkpoint_interval_seconds=0), task(num_steps=4)), Checkpointed)[2].data
     started = of(run(Cohort(BASE), replace(task(num_steps=4), **{"checkpoint": data, **change})), Started)[0]
     assert started.step == 0
-    assert told in started.restart_reason
+    assert reason in started.restart_reason
 
 
 def test_each_evaluation_is_reported_once() -> None:
@@ -237,7 +237,7 @@ def test_few_examples_are_reported() -> None:
     assert of(run(Cohort(BASE), task(num_steps=2, validation=generation(10, 50))), Started)[0].notes == ()
 
 
-def test_characters_that_the_tokenizer_does_not_know_are_told() -> None:
+def test_characters_that_the_tokenizer_does_not_know_are_reported() -> None:
     words = ["<pad>", "<end>", "<unk>", "In", "Out", ":", "thing", "of", "no", *map(str, range(200))]
     known = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     known.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -1,4 +1,4 @@
-"""Usage and budgets at a real trainer: who sees what, pages, and jobs of a tenant whose budget is used up."""
+"""Usage and budgets at a real trainer: what each caller sees, pages, and jobs of a tenant whose budget is used up."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Receiver:
     events: list[Received] = field(default_factory=list)
 
     @property
-    def told(self) -> list[Received]:
+    def distinct(self) -> list[Received]:
         """Each event once, where it first came: it comes again if its trainer ends before it has noted the delivery."""
         return list({event.id: event for event in self.events}.values())
 

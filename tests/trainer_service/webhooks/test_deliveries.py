@@ -174,7 +174,9 @@ async def test_a_receiver_chooses_a_longer_pause(retry_after: str, least: float,
     assert began + least <= due <= time.time() + 6 * 3600
 
 
-async def test_versions_aliases_and_refusals_are_told_once_also_after_a_restart(place: Place, heard: Receiver) -> None:
+async def test_versions_aliases_and_refusals_are_delivered_once_also_after_a_restart(
+    place: Place, heard: Receiver
+) -> None:
     place.prompts.publish("before", make_blob("before"), job="tuningJobs/before")
     async with place.running():
         await until(lambda: place.outbox.cursor(place.prompts.id) == 1)
@@ -191,11 +193,11 @@ async def test_versions_aliases_and_refusals_are_told_once_also_after_a_restart(
     # The job's own transaction names the same version: its event is stored already.
     place.end(TuningResult(published=True, version=version.name, digest=version.digest))
     async with place.running():
-        await until(lambda: len(heard.told) == 5)
-    told = [(event.type, event.data.get("alias") or event.data.get("version")) for event in heard.told]
-    assert told[:2] == [("version.published", version.name), ("alias.moved", "default")]
+        await until(lambda: len(heard.distinct) == 5)
+    received = [(event.type, event.data.get("alias") or event.data.get("version")) for event in heard.distinct]
+    assert received[:2] == [("version.published", version.name), ("alias.moved", "default")]
     ended = ("job.ended", version.name)
-    assert sorted(told[2:]) == sorted([("alias.moved", "canary"), ("replica.refused", version.name), ended])
+    assert sorted(received[2:]) == sorted([("alias.moved", "canary"), ("replica.refused", version.name), ended])
 
 
 async def test_an_endpoint_gets_only_events_of_its_prompts(store: JobStore, tmp_path: Path, heard: Receiver) -> None:

@@ -17,7 +17,7 @@ from trainer_service.config import TrainerSettings
 from trainer_service.webhooks import deliveries
 
 
-async def test_a_cancelled_job_is_told_and_an_operator_sees_it(
+async def test_a_cancelled_job_is_delivered_and_an_operator_sees_it(
     settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries, "LOOK_SECONDS", 0.02)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from shared.errors import FieldViolation, InvalidInput
-from shared.model.base_model import BaseModelInfo
 from shared.text.counted import counted
 from shared.text.template import INPUT_FIELD, Template, TemplateFormat
+from shared.values.base_model import BaseModelInfo
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 from trainer_service.training.spec import (
     FilledHyperparameters,
@@ -38,6 +38,8 @@ class KindRecipe:
     learning_rate: float
     sources: frozenset[PrefixKind]
     """Kinds of the versions that training can start from."""
+    is_of_keys_and_values: bool = False
+    """Whether a position is trained as keys and values of each layer, and not as an embedding."""
     min_virtual_tokens: int = 1
     has_reparameterisations: bool = False
     has_demonstrations: bool = False
@@ -56,6 +58,7 @@ OF_KIND = {
         num_virtual_tokens=50,
         learning_rate=1e-2,
         sources=frozenset({PrefixKind.PROMPT, PrefixKind.PREFIX}),
+        is_of_keys_and_values=True,
         min_virtual_tokens=2,
         has_demonstrations=True,
     ),

@@ -85,7 +85,7 @@ def test_a_lost_block_is_found() -> None:
 
 
 class Memory:
-    """What each slot of each block holds, told apart by (prefix, position, token): reads check what a kernel would
+    """What each slot of each block holds, as (prefix, position, token): reads check what a kernel would
     read.
     """
 

@@ -51,7 +51,7 @@ def test_rows_that_are_the_same_stay_on_one_side() -> None:
     twice = tuple(Example(line=line, input="Write a slogan.", output=f"slogan {line // 2}") for line in range(1000))
     train, held = split_validation(twice, FRACTION, seed=0)
     assert {example.output for example in train}.isdisjoint(example.output for example in held)
-    assert count_overlap(train, held) == len(held), "and the flattering inputs are told"
+    assert count_overlap(train, held) == len(held), "and the overlapping inputs are counted"
 
 
 @pytest.mark.parametrize("seed", range(4))
