@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from softprompt.data.layout import Layout, Layouts
-from softprompt.data.messages import Turns, list_of
+from softprompt.data.messages import Turns, is_written_turns, list_of, turns_of
 from softprompt.data.problems import Unusable
 from softprompt.data.values import is_missing, shown, text_of
 from softprompt.types.data import Data
@@ -65,6 +65,8 @@ class ExampleReader:
         source = row[layout.input]
         target = "label" if layout.label else "output"
         value = row[layout.label or layout.output]
+        if layout.output and is_written_turns(source) and is_written_turns(value):  # TRL's in a table
+            source, value = turns_of(source, layout.input), turns_of(value, layout.output)
         are_turns = is_list(source) and all(isinstance(turn, Mapping) for turn in source)
         if are_turns and layout.output and not layout.instruction:  # TRL's prompt and completion, each a list of turns
             answer = list(value) if is_list(value) else [{"role": "assistant", "content": value}]
