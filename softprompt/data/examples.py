@@ -22,6 +22,10 @@ def line_of(example: Fields) -> bytes:
     return json.dumps(example, ensure_ascii=False).encode()
 
 
+_AROUND_LABELS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200e\u200f\u2060\ufeff"
+"""White space and characters without a width, which programs leave around copied texts."""
+
+
 class ExampleReader:
     """Converts rows. The first valid row decides the kind of all examples. Counts what it changes and drops."""
 
@@ -86,7 +90,7 @@ class ExampleReader:
         return {"input": text, target: answer_text}
 
     def _label(self, label: str, column: str) -> str:
-        stripped = label.strip()
+        stripped = label.strip(_AROUND_LABELS)
         self._num_stripped += stripped != label
         if self._labels and stripped not in self._labels:
             if (parts := [part.strip() for part in stripped.split(",")])[1:] and self._labels.issuperset(parts):
