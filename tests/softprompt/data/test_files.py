@@ -470,3 +470,74 @@ def test_a_column_that_is_named_twice_is_one_problem(tmp_path: Path, name: str) 
         (tmp_path / name).write_text("\n".join(",".join(map(str, row)) for row in rows))
         found = check(Data(str(tmp_path / name)))
     assert ["names a column twice" in problem.reason for problem in found.problems] == [True]
+
+
+PANDAS_FORMS = {
+    "split": {"columns": ["question", "answer"], "index": [0, 1, 2], "data": ROWS},
+    "index": {str(number): item for number, item in enumerate(OBJECTS)},
+    "columns": {name: [item[name] for item in OBJECTS] for name in COLUMNS},
+    "records": OBJECTS,
+}
+
+
+@pytest.mark.parametrize("orient", PANDAS_FORMS)
+def test_every_form_of_to_json_of_pandas_that_names_columns_is_read(orient: str, tmp_path: Path) -> None:
+    assert examples_of(prepare(written(tmp_path / "a.json", json.dumps(PANDAS_FORMS[orient])))) == WANTED
+
+
+@pytest.mark.parametrize(
+    ("document", "wanted"),
+    [
+        ({"prompt": [QUESTION], "completion": [ANSWER]}, {"messages": [QUESTION, ANSWER]}),
+        ({"input": "a", "output": "b", "spans": [{"start": 1}]}, {"input": "a", "output": "b"}),
+        ({"mails": [{"from": "x", "input": "a", "output": "b"}]}, {"input": "a", "output": "b"}),
+    ],
+)
+def test_a_file_of_one_example_is_no_list_of_examples(
+    document: dict[str, object], wanted: dict[str, object], tmp_path: Path
+) -> None:
+    assert examples_of(prepare(Data(written(tmp_path / "a.jsonl", json.dumps(document)), drop_extra=True))) == [wanted]
+
+
+def test_of_several_lists_of_examples_one_must_be_chosen(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", json.dumps({"train": OBJECTS, "test": OBJECTS[:1]}))
+    with pytest.raises(UnusableData, match="has several lists of examples: 'train', 'test'; save the one") as refused:
+        prepare(path)
+    assert not refused.value.fix
+
+
+def test_an_answer_that_was_rejected_is_never_advised(tmp_path: Path) -> None:
+    row = {"prompt": "Is it good?", "chosen": "Yes, very.", "rejected": "I refuse to say."}
+    with pytest.raises(UnusableData) as refused:
+        prepare(written(tmp_path / "a.jsonl", f"{json.dumps(row)}\n" * 2))
+    assert refused.value.fix == {"--output": "chosen", "--drop-extra": ""}
+
+
+def test_python_dictionaries_are_named_as_such(tmp_path: Path) -> None:
+    with pytest.raises(UnusableData, match=r"line 1: is a Python dictionary and not JSON: write it with json\.dumps"):
+        prepare(written(tmp_path / "a.jsonl", f"{OBJECTS[0]}\n{OBJECTS[1]}\n"))
+
+
+@pytest.mark.parametrize("around", ["\u200b", "\ufeff", "\u200f\u00a0", "\u3000", "\t"])
+def test_what_cannot_be_seen_around_a_label_is_removed(around: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", f"input,label\na,good{around}\nb,{around}good\nc,bad\n")
+    prepared = prepare(path)
+    assert [example["label"] for example in examples_of(prepared)] == ["good", "good", "bad"]
+    assert "labels without the space around them: 2" in prepared.report
+
+
+def test_labels_that_look_the_same_are_told_however_many_they_are(tmp_path: Path) -> None:
+    labels = ["caf\u00e9", "cafe\u0301", "so\u00adso", "soso", "Yes", "yes", "2", "3"]
+    path = written(tmp_path / "a.csv", "input,label\n" + "".join(f"{label} x,{label}\n" for label in labels))
+    (note,) = check(Data(str(path))).repetition.label_notes
+    assert "'cafe\\u0301' (1) and 'caf\u00e9' (1), 'soso' (1) and 'so\\xadso' (1), 'yes' (1) and 'Yes' (1)" in note
+    assert "'3'" not in note
+
+
+def test_postcodes_of_a_sheet_keep_the_zeros_that_it_shows(tmp_path: Path) -> None:
+    def zip_codes(book: openpyxl.Workbook) -> None:
+        sheet = book["Sheet"]
+        sheet["B2"].number_format = sheet["B3"].number_format = "00000"
+
+    found = checked(tmp_path / "a.xlsx", [("input", "label"), ("a", 1234), ("b", 98765), ("c", 1234)], zip_codes)
+    assert set(found.labels) == {"01234", "98765", "1234"}
