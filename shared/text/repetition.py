@@ -174,7 +174,8 @@ _DIGITS = re.compile(r"\d+")
 
 
 def close_labels(counts: Mapping[str, int]) -> list[str]:
-    """A note on rare labels that are close to a frequent one, with their counts; empty if there are none.
+    """A note on labels that look like a more frequent one, and on rare ones that are close to a frequent one, with
+    their counts; empty if there are none.
 
     Labels are close if they differ in case, space or Unicode form only, or in a few letters but not in the first one or
     in a digit: "2 stars" and "3 stars" are different labels, and so are "complete" and "incomplete".
@@ -182,13 +183,17 @@ def close_labels(counts: Mapping[str, int]) -> list[str]:
     if len(counts) > MAX_LABELS:
         return []
     found: dict[str, str] = {}
+    looks: dict[str, str] = {}
+    """The most frequent label of each look."""
     for rare in sorted(counts, key=lambda label: -counts[label]):
         meant = [label for label in counts if counts[rare] <= _RARE_SHARE * counts[label] and _is_close(rare, label)]
-        if meant:
+        if (same := looks.setdefault(_look(rare), rare)) != rare:
+            found[rare] = same
+        elif meant:
             found[rare] = max(meant, key=lambda label: counts[label])
     if not found:
         return []
-    named = [f"{rare!r} ({counts[rare]}) and {meant!r} ({counts[meant]})" for rare, meant in found.items()]
+    named = [f"{_quoted(rare)} ({counts[rare]}) and {meant!r} ({counts[meant]})" for rare, meant in found.items()]
     more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
     right = ",".join(f'"{label}"' if "," in label else label for label in counts if label not in found)
     return [
@@ -197,8 +202,20 @@ def close_labels(counts: Mapping[str, int]) -> list[str]:
     ]
 
 
+def _look(label: str) -> str:
+    """A label without what a reader doesn't see or hardly notices: invisible characters, Unicode form, case, space."""
+    seen = "".join(character for character in label if unicodedata.category(character) != "Cf")
+    return " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
+
+
+def _quoted(label: str) -> str:
+    """A label in quotes, with escapes for what can't be seen."""
+    is_plain = label.isprintable() and label == unicodedata.normalize("NFC", label)
+    return repr(label) if is_plain else ascii(label)
+
+
 def _is_close(one: str, other: str) -> bool:
-    one, other = (" ".join(unicodedata.normalize("NFKC", label).casefold().split()) for label in (one, other))
+    one, other = _look(one), _look(other)
     if one == other:
         return True
     if min(len(one), len(other)) < _MIN_CHARS or one[0] != other[0]:

@@ -91,7 +91,8 @@ class InputEncoder:
     def encode_candidates(self, texts: Sequence[str], field: str) -> tuple[tuple[int, ...], ...]:
         """The ids of alternative targets. If one is the beginning of another, all get the end of sequence.
 
-        Raises InvalidInput naming the item of `field` if a text has no tokens or those of another one.
+        Raises InvalidInput naming the item of `field` if a text has no tokens or those of another one, or if it begins
+        with another one and nothing ends a target.
         """
         plain = [tuple(self.encode_target(text, end=False)) for text in texts]
         for index, ids in enumerate(plain):
@@ -105,7 +106,12 @@ class InputEncoder:
             if plain[short] == plain[long]:
                 reason = f"{texts[long][:80]!r} has the same tokens as {texts[short][:80]!r} in this model's vocabulary"
                 raise InvalidInput.of(f"{field}[{long}]", reason)
-            is_nested = is_nested or plain[long][: len(plain[short])] == plain[short]
+            begins = plain[long][: len(plain[short])] == plain[short]
+            if begins and self.end_token_id is None:
+                reason = f"{texts[long][:80]!r} begins with {texts[short][:80]!r}, which would always score higher"
+                advice = "this base model has no end-of-sequence token to tell them apart; reword one of them"
+                raise InvalidInput.of(f"{field}[{long}]", f"{reason}: {advice}")
+            is_nested = is_nested or begins
         return tuple(tuple(self.encode_target(text)) for text in texts) if is_nested else tuple(plain)
 
     def control_tokens(self, texts: Sequence[str]) -> dict[int, str]:

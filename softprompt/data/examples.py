@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from softprompt.data.layout import Layout, Layouts
-from softprompt.data.messages import Turns, list_of
+from softprompt.data.messages import Turns, is_written_turns, list_of, turns_of
 from softprompt.data.problems import Unusable
 from softprompt.data.values import is_missing, shown, text_of
 from softprompt.types.data import Data
@@ -20,6 +20,10 @@ Fields = dict[str, Any]
 def line_of(example: Fields) -> bytes:
     """The line of a dataset, without its end."""
     return json.dumps(example, ensure_ascii=False).encode()
+
+
+_AROUND_LABELS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200e\u200f\u2060\ufeff"
+"""White space and characters without a width, which programs leave around copied texts."""
 
 
 class ExampleReader:
@@ -65,6 +69,8 @@ class ExampleReader:
         source = row[layout.input]
         target = "label" if layout.label else "output"
         value = row[layout.label or layout.output]
+        if layout.output and is_written_turns(source) and is_written_turns(value):  # TRL's in a table
+            source, value = turns_of(source, layout.input), turns_of(value, layout.output)
         are_turns = is_list(source) and all(isinstance(turn, Mapping) for turn in source)
         if are_turns and layout.output and not layout.instruction:  # TRL's prompt and completion, each a list of turns
             answer = list(value) if is_list(value) else [{"role": "assistant", "content": value}]
@@ -84,7 +90,7 @@ class ExampleReader:
         return {"input": text, target: answer_text}
 
     def _label(self, label: str, column: str) -> str:
-        stripped = label.strip()
+        stripped = label.strip(_AROUND_LABELS)
         self._num_stripped += stripped != label
         if self._labels and stripped not in self._labels:
             if (parts := [part.strip() for part in stripped.split(",")])[1:] and self._labels.issuperset(parts):

@@ -103,7 +103,9 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
     lines = TextLines(file, data.encoding, which)
     if lines.is_binary:
         lines.release()
-        advice = "give CSV, TSV, XLSX, Parquet, JSON or JSON lines"
+        advice = (
+            "give CSV, TSV, XLSX, Parquet, JSON or JSON lines, or name the encoding of a text (--encoding utf-16-le)"
+        )
         raise InvalidInput.of(which, f"{shown_name(path)} has NUL bytes, as binary formats have: {advice}")
     begin, first, second = _beginning(lines)
     suffix = Path(name).suffix

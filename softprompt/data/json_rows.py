@@ -6,11 +6,14 @@ import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
-from softprompt.data.layout import CHAT_NAMES
+from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Row, Rows
 from softprompt.types.type_names import type_name
 
+_EXAMPLE_NAMES = frozenset(INPUT_NAMES + CHAT_NAMES)
+"""Names of an example's parts. An object with one of them holds no other examples."""
+_TURN_KEYS = frozenset(("role", "content", "from", "value", "weight", "name"))
 _SPACE = " \t\r\n\ufeff"
 
 
@@ -89,10 +92,20 @@ def _unwrapped(value: Any) -> list[Any] | None:
     """The examples in {"data": [...]} or in an object of columns; None for any other value."""
     if not isinstance(value, dict):
         return None
-    lists = [(key, item) for key, item in value.items() if isinstance(item, list)]
-    if len(lists) == 1 and lists[0][0] not in CHAT_NAMES and lists[0][1] and isinstance(lists[0][1][0], dict):
-        return lists[0][1]
+    lists = {key: item for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)}
+    if any(item[0].keys() <= _TURN_KEYS for item in lists.values()):
+        return None  # the conversations of one example
+    if lists and not any(key.strip().lower() in _EXAMPLE_NAMES for key in value):
+        if len(lists) == 1:
+            return next(iter(lists.values()))
+        names = ", ".join(map(repr, lists))
+        return [Unusable(f"has several lists of examples: {names}; save the one that you need as a separate file")]
+    if value.keys() in ({"columns", "data"}, {"columns", "index", "data"}) and _are_rows(value):
+        # orient="split" of pandas
+        return [dict(zip(value["columns"], cells, strict=True)) for cells in value["data"]]
     columns = list(value.values())
+    if len(columns) > 1 and all(map(str.isdecimal, value)) and all(isinstance(item, dict) for item in columns):
+        return columns  # orient="index"
     # By row number, as `to_json` of pandas writes a DataFrame. Other names may be those of columns.
     are_numbered = all(isinstance(column, dict) and all(map(str.isdecimal, column)) for column in columns)
     if are_numbered and len(set(map(tuple, columns))) == 1:
@@ -101,6 +114,15 @@ def _unwrapped(value: Any) -> list[Any] | None:
     if is_table and len(set(map(len, columns))) == 1:
         return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
     return None
+
+
+def _are_rows(table: dict[str, Any]) -> bool:
+    """Whether the columns are names and each row of the data has a cell for each."""
+    names, data = table["columns"], table["data"]
+    is_named = (
+        isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    )
+    return is_named and isinstance(data, list) and all(isinstance(row, list) and len(row) == len(names) for row in data)
 
 
 def _skip(text: str, position: int) -> int:
@@ -130,6 +152,8 @@ def _explained(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
+        if error.doc.startswith("{'", max(0, error.pos - 1)):
+            return "is a Python dictionary and not JSON: write it with json.dumps"
         return f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     if "digits" in str(error):  # Python's own sentence advises its programmer
         return "has a number with too many digits: write it as text"

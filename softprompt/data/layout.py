@@ -193,9 +193,11 @@ _PERSON_WORD = re.compile("name|author|user|username|assignee|agent|customer|own
 """Such a column can also hold what the person wrote."""
 _ANSWER_WORD = re.compile(
     "repl(?:y|ies)|answers?|responses?|outputs?|completions?|summary|summaries|translations?|corrections?|corrected|"
-    "rewritten|rewrites?|descriptions?|texts?|messages?|comments?|explanations?|solutions?"
+    "chosen|rewritten|rewrites?|descriptions?|texts?|messages?|comments?|explanations?|solutions?"
 )
 """Such a column holds a text and no label, however short the first one is."""
+_REJECTED_WORD = re.compile("reject|loser|worse|dispreferred", re.IGNORECASE)
+"""Such a column holds what a model should not answer, beside one with the better answer."""
 _NAME_WORDS = 3
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|[^\W\d_]+")
 _RECORD_VALUES = (
@@ -236,5 +238,5 @@ def names_an_answer(name: str) -> bool:
 
 def likely_columns(names: Sequence[str], row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The columns that can be an input or a target, and those of them that hold a text; in the order of the file."""
-    possible = [name for name in names if not is_record_data(name, row[name])]
+    possible = [name for name in names if not (is_record_data(name, row[name]) or _REJECTED_WORD.search(name))]
     return possible, [name for name in possible if any(map(str.isalpha, str(row[name])))]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
-from collections.abc import Mapping, Sized
+import re
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -24,6 +26,8 @@ _ROLES = {
     "bard": "assistant",
     "model": "assistant",
 }
+_PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*['\"]")
+_WRITTEN_TURNS = re.compile(r"""\s*\[\s*\{\s*(['"])(?:role|from|content|value)\1\s*:""")
 _PART_TYPES = ("text", "input_text", "output_text")
 
 
@@ -39,7 +43,7 @@ class Turns:
 
     def read(self, value: Any, part: str) -> list[dict[str, str]] | None:
         """The turns; None if every message of the assistant has weight 0. Raises Unusable."""
-        turns = _turns(value, part)
+        turns = turns_of(value, part)
         kept = _through_last_weighted(turns, part)
         if kept is None:
             return None
@@ -55,14 +59,14 @@ class Turns:
 
         Raises Unusable.
         """
-        turns = _turns(value, part)
+        turns = turns_of(value, part)
         if with_answer and turns and _known_role(turns[-1]) == "assistant":
             turns = (_through_last_weighted(turns, part) or turns)[:-1]
         return [self._turn(turn, f"{part}[{index}]") for index, turn in enumerate(turns)]
 
     def _turn(self, turn: Mapping[str, Any], part: str) -> dict[str, str]:
         role_name, content_name = _role_name(turn), "value" if is_missing(turn.get("content")) else "content"
-        known = (role_name, content_name, "weight")
+        known = {role_name, content_name, "weight", *_repeated_names(turn)}
         extra = {
             key
             for key, value in turn.items()
@@ -85,29 +89,55 @@ class Turns:
         return {"role": known_role, "content": content}
 
 
-def _turns(value: Any, part: str) -> list[Mapping[str, Any]]:
+def turns_of(value: Any, part: str) -> list[Mapping[str, Any]]:
+    """The turns of a conversation, in a table as JSON. Raises Unusable."""
     value = list_of(value)
     if isinstance(value, str):  # a cell of a CSV or XLSX file
-        raise Unusable("must be a list of turns, in a table as JSON", part)
+        advice = ""
+        if _PYTHON_LIST.match(value):
+            advice = "; this looks like a Python value: write it with json.dumps, or the table as Parquet"
+        raise Unusable(f"must be a list of turns, in a table as JSON{advice}", part)
     if not isinstance(value, list):
         raise Unusable(f"must be a list of turns, not {type_name(value)}", part)
     return [_fields(turn, f"{part}[{index}]") for index, turn in enumerate(value)]
 
 
 def list_of(value: Any) -> Any:
-    """The list in a cell: of a table as JSON, as a tuple, or as an array of pandas. Any other value unchanged."""
+    """The list in a cell: in a table as JSON or as Python writes it, a tuple, or an array of pandas. Any other value
+    unchanged.
+    """
     if isinstance(value, str):
         with suppress(ValueError, RecursionError):
             found = json.loads(value)
             return value if isinstance(found, str) else found
+        if _PYTHON_LIST.match(value):  # `to_csv` of pandas
+            with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                return ast.literal_eval(value.strip())
+        return value
     if hasattr(value, "tolist"):  # pandas reads lists of Parquet as arrays
         value = value.tolist()
     return list(value) if isinstance(value, tuple) else value
 
 
+def is_written_turns(value: Any) -> bool:
+    """Whether a text is a list of turns, as a table has it."""
+    return isinstance(value, str) and _WRITTEN_TURNS.match(value) is not None
+
+
 def _role_name(turn: Mapping[str, Any]) -> str:
     """OpenAI's name or ShareGPT's. Readers of Parquet fill the fields that a turn lacks with nulls."""
     return "from" if is_missing(turn.get("role")) else "role"
+
+
+def _repeated_names(turn: Mapping[str, Any]) -> Iterator[str]:
+    """ShareGPT's names in a turn that says the same under OpenAI's names."""
+    names = [turn.get(name) for name in ("role", "from")]
+    roles = [_ROLES.get(name.strip().lower()) for name in names if isinstance(name, str)]
+    if len(roles) == 2 and roles[0] is not None and roles[0] == roles[1]:
+        yield "from"
+    content, value = turn.get("content"), turn.get("value")
+    if isinstance(content, str) and isinstance(value, str) and content == value:
+        yield "value"
 
 
 def _fields(turn: Any, part: str) -> Mapping[str, Any]:

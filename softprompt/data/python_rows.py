@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, MappingView, Sequence, Set, Sized
 from typing import Any
 
 from shared.errors import InvalidInput
@@ -87,6 +87,8 @@ def _of_columns(source: Mapping[Any, Any], which: str) -> Iterator[dict[str, Any
         if isinstance(values, str | bytes | Mapping) or not is_column:
             advice = "put one example into a list, or name one of several parts"
             raise InvalidInput.of(which, f"a list of examples is expected, not a mapping of {keys}: {advice}")
+        if isinstance(values, Set) and not isinstance(values, MappingView):
+            raise InvalidInput.of(which, f"its column {name!r} is a set, which has no order: give a list")
         if len(values) > MAX_ITEMS:
             raise InvalidInput.of(which, f"its column {name!r} has more than {MAX_ITEMS} values")
         columns[str(name)] = list(values)

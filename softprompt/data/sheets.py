@@ -25,6 +25,8 @@ _ESCAPED = re.compile("_x00([01][0-9A-Fa-f]|5[Ff])_")
 """How Excel writes control characters, mostly the carriage returns of pasted texts, and the underscore before a text
 that looks like such an escape. openpyxl keeps the escapes.
 """
+_LEADING_ZEROS = re.compile("0{2,}")
+"""A number format with a least number of digits."""
 _OTHER_SHEETS = "save the sheet that you need as a separate file"
 _ANOTHER_FORMAT = "save it as CSV UTF-8"
 _INSTALL = "pip install 'softprompt[data]'"
@@ -121,8 +123,12 @@ def _of_sheet(sheet: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
 
 
 def _value(cell: Any) -> Any:
-    """A date without a time of day as a date, since XLSX has only moments; a text with its control characters."""
+    """A date without a time of day as a date, since XLSX has only moments; a text with its control characters; a number
+    that the cell shows with leading zeros, such as a postcode, with them.
+    """
     value = cell.value
+    if isinstance(value, int) and not isinstance(value, bool) and _LEADING_ZEROS.fullmatch(cell.number_format):
+        return f"{value:0{len(cell.number_format)}d}"
     if isinstance(value, str):
         return _ESCAPED.sub(lambda escape: chr(int(escape[1], 16)), value)
     return value.date() if isinstance(value, datetime) and "h" not in cell.number_format.lower() else value

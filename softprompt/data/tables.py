@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import itertools
-import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from shared.text.counted import counted
+from shared.text.spaced_quotes import UnclosedQuote, without_spaces
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import MAX_BYTES, Row
 
@@ -23,7 +23,9 @@ class TableReader:
 
     def __init__(self, lines: Iterable[str], is_tsv: bool = False) -> None:
         csv.field_size_limit(MAX_BYTES >> 1)  # of the whole process; Python's 128 KiB are less than a long document
-        self._lines, self._is_tsv, self._line = iter(lines), is_tsv, ""
+        self._lines, self._is_tsv = iter(lines), is_tsv
+        self._record: list[str] = []
+        """The lines of the current row."""
         self.format = "CSV"
         self.columns: list[str] = []
         self.num_blank = self.num_headers = 0
@@ -32,15 +34,14 @@ class TableReader:
         header, skipped = self._header()
         delimiter = self._delimiter(header)
         self.format = _NAMES[delimiter]
-        spaced_quote = re.compile(f'{re.escape(delimiter)} +"')
         start, reader = skipped, csv.reader(self._joined(header), delimiter=delimiter, strict=True)
         while True:
             number = start + reader.line_num + 1
+            self._record.clear()
             try:
                 cells = next(reader, None)
-                if cells and reader.line_num + start == number and spaced_quote.search(self._line):
-                    cells = _without_spaces(cells, self._line, delimiter)
-            except csv.Error as error:
+                cells = cells and without_spaces(cells, self._record, delimiter)
+            except (csv.Error, UnclosedQuote) as error:
                 yield Row(number, Unusable(_explained(error), kind="csv"))
                 continue
             if reader.line_num + start - number > _MAX_LINES:
@@ -63,8 +64,9 @@ class TableReader:
     def _joined(self, first: str) -> Iterator[str]:
         """The lines with line ends, which cells of several lines keep."""
         for line in itertools.chain((first,), self._lines):
-            self._line = line
-            yield line + "\n"
+            line += "\n"
+            self._record.append(line)
+            yield line
 
     def _header(self) -> tuple[str, int]:
         """The first line that is not blank, and the number of lines before it. Excel's `sep=;` counts as blank."""
@@ -105,17 +107,9 @@ def named_twice(columns: Sequence[str]) -> Unusable | None:
     return Unusable(f"the header names a column twice: {', '.join(columns)}; rename one, what follows is not read")
 
 
-def _without_spaces(cells: list[str], line: str, delimiter: str) -> list[str]:
-    """The cells of a line, which are `cells` unless quotes around a cell begin after a space: `hello, "positive"`."""
-    try:
-        found = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True))
-    except csv.Error:  # the quotes are a part of the text
-        return cells
-    has_quotes_as_text = [cell.lstrip(" ") for cell in cells] != [cell.lstrip(" ") for cell in found]
-    return found if has_quotes_as_text else cells
-
-
-def _explained(error: csv.Error) -> str:
+def _explained(error: csv.Error | UnclosedQuote) -> str:
+    if isinstance(error, UnclosedQuote):
+        return 'has a quote (") after a space that is not closed on the same line: remove the space'
     if "unexpected end" in str(error):
         return 'has a quote (") that is never closed'
     return f"is not valid CSV: {error}; a quote inside a cell is written twice"

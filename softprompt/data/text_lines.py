@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import BinaryIO, cast
@@ -18,6 +19,8 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _SAMPLE_BYTES = 4096
+_CONTROLS, _NO_CHARACTERS = frozenset("\t\n\r\x1a"), frozenset(("Cc", "Cn", "Co", "Cs"))
+"""Control characters of text files; the categories of other controls, and of what is not assigned to a character."""
 
 
 class TextLines:
@@ -83,9 +86,22 @@ def _guess(head: bytes) -> str:
             return name
     if head.startswith(codecs.BOM_UTF8):
         return "utf-8-sig"
+    if b"\0" not in head:  # a table or JSON in UTF-16 has some ASCII, whose other byte is zero
+        return "utf-8"
     sample = head[: len(head) // 2 * 2]
     zeros = sample[::2].count(0), sample[1::2].count(0)
     # UTF-16 without a mark: of ASCII, every other byte is zero, and no other. Programs have zeros everywhere.
     if len(sample) >= 4 and max(zeros) > len(sample) // 5 and min(zeros) * 10 <= max(zeros):
         return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
-    return "utf-8"
+    return next((name for name in ("utf-16-le", "utf-16-be") if _is_text(sample, name)), "utf-8")
+
+
+def _is_text(sample: bytes, encoding: str) -> bool:
+    """Whether bytes are lines of text or JSON in UTF-16. In the other byte order, a line break is no character."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(sample)
+    except UnicodeDecodeError:
+        return False
+    return ("\n" in text or text.startswith(("[", "{"))) and all(
+        character in _CONTROLS or unicodedata.category(character) not in _NO_CHARACTERS for character in set(text)
+    )

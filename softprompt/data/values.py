@@ -40,9 +40,9 @@ def text_of(value: Any, part: str) -> str:
         return _valid_unicode(str.__str__(value), part)
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float | Decimal) and math.isinf(value):
+        raise Unusable("is infinite; text is expected", part, f"{part} is infinite")
     if isinstance(value, float):
-        if math.isinf(value):
-            raise Unusable("is infinite; text is expected", part, f"{part} is infinite")
         return repr(value)
     if isinstance(value, int | Decimal | UUID):
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from array import array
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +16,7 @@ from dataclasses import replace
 from shared.errors import InvalidInput
 from shared.location import Location
 from shared.process.call_pool import CallPool
+from shared.text.spaced_quotes import UnclosedQuote, without_spaces
 from trainer_service.training.data.places import DATASET
 
 _HEADERS = ({"input", "output"}, {"input", "label"})
@@ -84,16 +86,7 @@ class CsvUpload:
 
     def _json_line(self, record: bytes) -> bytes:
         field = Location(source=DATASET, row=self._line)
-        try:
-            rows = list(csv.reader([record.decode("utf-8-sig" if self._line == 1 else "utf-8")], strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
-            reason = (
-                f"is not UTF-8 (byte {error.start + 1})"
-                if isinstance(error, UnicodeDecodeError)
-                else f"is not CSV: {error}"
-            )
-            raise InvalidInput.of(field, reason) from None
-        cells = rows[0] if rows else []
+        cells = _cells(record, field)
         if not cells:
             return b""
         if not self._columns:
@@ -103,6 +96,31 @@ class CsvUpload:
             return b""
         if len(cells) != 2:
             raise InvalidInput.of(field, f"has {len(cells)} cells; the header has 2")
+        if cells == self._columns:
+            raise InvalidInput.of(field, "repeats the header, as joined files do: remove this line")
         self._places.append(self._line)
         example = dict(sorted(zip(self._columns, cells, strict=True), key=lambda pair: pair[0] != "input"))
         return json.dumps(example, ensure_ascii=False).encode() + b"\n"
+
+
+def _cells(record: bytes, field: Location) -> list[str]:
+    """The cells of a record, none of an empty line. Line breaks in a cell become line feeds. Raises InvalidInput."""
+    try:
+        # A byte order mark may be on every line, because files may have been joined.
+        lines = io.StringIO(record.decode("utf-8-sig"), newline=None).readlines()
+    except UnicodeDecodeError as error:
+        raise InvalidInput.of(field, f"is not UTF-8 (byte {error.start + 1})") from None
+    try:
+        cells, *others = csv.reader(lines, strict=True)
+        if without_spaces(cells, lines) != cells:
+            raise UnclosedQuote
+    except UnclosedQuote:
+        raise InvalidInput.of(field, "has a space before a quoted cell: remove the space") from None
+    except csv.Error as error:
+        raise InvalidInput.of(field, f"is not CSV: {error}") from None
+    if others:
+        reason = (
+            "is not CSV: it has a line break outside quotes; a quote in a cell is written twice, the cell in quotes"
+        )
+        raise InvalidInput.of(field, reason)
+    return cells

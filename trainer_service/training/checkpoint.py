@@ -26,13 +26,14 @@ from shared.prompt.prefix import Prefix
 from shared.values.enums import TemplateFormat
 from trainer_service.training.recipe.leaves import best_tensors, leaves_of, read_best
 from trainer_service.training.results import Results
-from trainer_service.training.spec import Example, Init, InitMethod, TrainingSpec
+from trainer_service.training.spec import Example, Init, InitMethod, Metric, TrainingSpec
 from trainer_service.training.trainee import Trainee
 
-FORMAT = 3
-_FORMATS = (1, 2, FORMAT)
+FORMAT = 4
+_FORMATS = (1, 2, 3, FORMAT)
 """Format 1 has the digest of `digest_of_format_1`; fields added since then have their defaults. Up to format 2, the
-loss of a classification weighed a label by its number of tokens.
+loss of a classification weighed a label by its number of tokens; up to format 3, BLEU counted runs of four words in
+short answers, too.
 """
 
 
@@ -139,6 +140,12 @@ def digest_of_format_1(spec: TrainingSpec, train: Sequence[Example], validation:
         for example in examples:
             digest.update(repr((example.input, example.output, example.label, example.messages)).encode())
     return digest.hexdigest()
+
+
+def has_other_scores(state: RunState, spec: TrainingSpec) -> bool:
+    """Whether the release that wrote the checkpoint computed the job's scores otherwise, so that they don't compare."""
+    is_text_score = spec.hyperparameters.metric in (Metric.BLEU, Metric.CHRF)
+    return (state.format < 3 and bool(spec.labels)) or (state.format < 4 and is_text_score)
 
 
 def forget_evaluations(state: RunState) -> None:

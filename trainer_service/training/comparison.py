@@ -9,6 +9,7 @@ A difference has a 95 % interval over the examples, which are treated as a rando
   (Quenouille and Tukey; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11) times Student's t.
   Each replicate leaves the same example out for both models, so difficulty that both share cancels. If no replicate
   differs, as for an accuracy of 100 %, the width is that of Wilson's interval (1927) for a share that is right on all.
+  With fewer than six examples there is no interval: they may agree by chance, and not even a sign test could tell.
 
 The interval doesn't include the variation between training seeds. With fewer than `MIN_EXAMPLES` examples nothing is
 decided: the interval would depend more on the assumed distribution than on the examples. From ten on, for differences
@@ -36,6 +37,10 @@ _MOST = {Metric.TOKEN_ACCURACY: 1.0, Metric.MACRO_F1: 1.0, Metric.CHRF: 100.0, M
 """The highest value of a metric that has one, apart from shares of right answers."""
 _SMALL_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """Student's t at 97.5 %, by degrees of freedom."""
+_LEAST_SPREAD = 6
+"""The fewest examples from which a spread is estimated. Of five differences, all have the same sign with a probability
+of 6 % although the models are equal; of six, with 3 %.
+"""
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ def _margin(metric: Metric, without: Callable[[int], float], shared: Sequence[in
 def _jackknife_margin(without: Callable[[int], float], shared: Sequence[int]) -> float:
     """Half the width of a statistic's interval, from its values with each example left out."""
     count = len(shared)
-    if count < 2:
+    if count < _LEAST_SPREAD:
         return math.inf
     values = [without(index) for index in shared]
     mean = math.fsum(values) / count

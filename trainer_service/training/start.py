@@ -66,7 +66,7 @@ def _resumed(data: bytes, task: TrainingTask, base_model: BaseModel, train: Enco
     ]
     for index, (trainee, state) in enumerate(zip(trainees, saved.trainees, strict=True)):
         checkpoint.restore(trainee, state, tensors, index)
-    if saved.format < 3 and task.spec.labels:
+    if checkpoint.has_other_scores(saved, task.spec):
         checkpoint.forget_evaluations(saved)
     saved.format, saved.digest = checkpoint.FORMAT, digest
     return Begun(trainees, saved, read_best(tensors, task.spec.hyperparameters.kind))

@@ -154,6 +154,15 @@ class TestText:
             ends = {ids[-1] == tokenizer.eos_token_id for ids in encoder.encode_candidates(texts, "labels")}
             assert ends == {has_end}
 
+    def test_a_text_that_begins_with_another_needs_an_end(self) -> None:
+        tokenizer = byte_tokenizer()
+        tokenizer.eos_token = None
+        encoder = InputEncoder(tokenizer, Template(text="{input}\nLabel:"))
+        assert len(encoder.encode_candidates(["good", "bad"], "labels")) == 2
+        with pytest.raises(InvalidInput) as refused:
+            encoder.encode_candidates(["bad", "goods", "good"], "labels")
+        assert str(refused.value).startswith("labels[1]: 'goods' begins with 'good', which would always score higher: ")
+
     def test_an_empty_input_is_only_the_template(self, tokenizer: Any) -> None:
         assert tokenizer.decode(InputEncoder(tokenizer, Template(text="[{input}]")).encode_input("")) == "[]"
 

@@ -12,7 +12,9 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openpyxl
+import pandas as pd
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -20,6 +22,7 @@ from pyarrow import parquet
 from shared.errors import InvalidInput, NotFound
 from softprompt import Data
 from softprompt.data.checking import DataReport, check
+from softprompt.data.inputs import input_columns, input_of
 from softprompt.data.prepare import prepare
 from softprompt.data.problems import UnusableData
 from softprompt.types.data import PreparedData
@@ -156,6 +159,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
         "line 1: has a number with too many digits",
     ),
     "noise": (bytes(range(256)) * 4, "has NUL bytes, as binary formats have"),
+    "stray.csv": (b"input,label\na\0b,x\n", "or name the encoding of a text (--encoding utf-16-le)"),
     "program": (b"\x7fELF\x02\x01" + bytes(58) + b"\x90\x17\0\0" * 30, "has NUL bytes, as binary formats have"),
     "latin.csv": ("text,label\nschön,a\n".encode("latin-1"), "line 2: is not UTF-8: byte 0xf6 at character 4"),
     "quote.csv": ('text,label\n"a,b\nc,d\n', 'line 2: has a quote (") that is never closed'),
@@ -370,6 +374,83 @@ def test_quotes_may_begin_after_spaces(delimiter: str, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_quotes_after_spaces_are_read_in_the_first_cell_and_in_a_row_of_several_lines(
+    delimiter: str, tmp_path: Path
+) -> None:
+    rows = [("input", "output"), (f' "one{delimiter} two"', "a"), ('"two\nlines"', ' "b"'), (' "three"', '"c\nd"')]
+    path = written(tmp_path / "a.csv", "\n".join(map(delimiter.join, rows)))
+    assert [tuple(example.values()) for example in examples_of(prepare(path))] == [
+        (f"one{delimiter} two", "a"),
+        ("two\nlines", "b"),
+        ("three", "c\nd"),
+    ]
+    path = written(tmp_path / "a.csv", f'input{delimiter}output\nhello{delimiter} "two\nlines{delimiter} more"\n')
+    with pytest.raises(UnusableData, match=r"line 2: has a quote .* after a space that is not closed on the same line"):
+        prepare(path)
+
+
+QUESTION, ANSWER = {"role": "user", "content": 'it\'s "new"\nline'}, {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize("write", [json.dumps, str], ids=["JSON", "Python"])
+def test_conversations_in_cells_are_read_as_json_and_as_pandas_writes_them(
+    write: Callable[[object], str], tmp_path: Path
+) -> None:
+    wanted = [{"messages": [QUESTION, ANSWER]}]
+    chat, trl = pd.DataFrame({"messages": [write([QUESTION, ANSWER])]}), tmp_path / "trl.csv"
+    chat.to_csv(tmp_path / "a.csv", index=False)
+    assert examples_of(prepare(tmp_path / "a.csv")) == wanted
+    pd.DataFrame({"prompt": [write([QUESTION])], "completion": [write([ANSWER])]}).to_csv(trl, index=False)
+    assert examples_of(prepare(trl)) == wanted
+    row = pd.read_csv(trl).to_dict("records")[0]
+    assert input_of(row, input_columns(list(row))) == [QUESTION]
+    label = written(tmp_path / "label.jsonl", json.dumps({"input": write([QUESTION]), "label": "x"}) + "\n")
+    assert examples_of(prepare(label)) == [{"input": write([QUESTION]), "label": "x"}], "a text with a label stays one"
+
+
+@pytest.mark.parametrize("columns", [("messages",), ("prompt", "completion")])
+def test_arrays_of_turns_that_pandas_wrote_are_refused_in_a_sentence(columns: tuple[str, ...], tmp_path: Path) -> None:
+    cell = str(np.array([QUESTION, ANSWER], dtype=object))  # without commas
+    pd.DataFrame({name: [cell] * 3 for name in columns}).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(UnusableData, match=r"this looks like a Python value: write it with json\.dumps") as refused:
+        prepare(tmp_path / "a.csv")
+    assert len(refused.value.violations) == 1
+
+
+def test_a_turn_may_say_the_same_under_both_names(tmp_path: Path) -> None:
+    both = {"role": "user", "from": "human", "content": "a", "value": "a"}
+    assert examples_of(prepare([{"messages": [both, ANSWER]}])) == [
+        {"messages": [{"role": "user", "content": "a"}, ANSWER]}
+    ]
+    for name, other in (("from", "gpt"), ("value", "b")):
+        with pytest.raises(InvalidInput, match=f"has '{name}' beside role and content"):
+            prepare([{"messages": [{**both, name: other}, ANSWER]}])
+
+
+UNMARKED = {
+    "Chinese": ("这个产品非常好用，我很喜欢", "好"),
+    "Japanese": ("これは、とても\u3000良い", "良い"),
+    "Russian": ("Это очень хороший товар", "да"),
+    "Gurmukhi": ("ਇਹ ਬਹੁਤ ਵਧੀਆ ਹੈ", "ਹਾਂ"),
+    "emoji": ("\U0001f44d\U0001f3fd" * 9, "\U0001f44d"),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("script", UNMARKED)
+def test_utf_16_without_a_mark_is_read_in_any_script(script: str, encoding: str, tmp_path: Path) -> None:
+    text, label = UNMARKED[script]
+    wanted = [{"input": text * count, "label": label} for count in (1, 300, 2)]
+    lines = [json.dumps(example, ensure_ascii=False) for example in wanted]
+    table = "".join(f'"{example["input"]}",{label}\r\n' for example in wanted)
+    files = {"a.csv": "input,label\r\n" + table, "a.jsonl": "\n".join(lines), "a.json": f"[{','.join(lines)}]"}
+    for name, content in files.items():
+        prepared = prepare(written(tmp_path / name, content.encode(encoding)))
+        assert examples_of(prepared) == wanted
+        assert encoding.upper() in prepared.format
+
+
 def test_a_hidden_sheet_is_read_only_if_no_other_has_rows(tmp_path: Path) -> None:
     def hide(book: openpyxl.Workbook) -> None:
         book.active.sheet_state = "hidden"
@@ -389,3 +470,74 @@ def test_a_column_that_is_named_twice_is_one_problem(tmp_path: Path, name: str) 
         (tmp_path / name).write_text("\n".join(",".join(map(str, row)) for row in rows))
         found = check(Data(str(tmp_path / name)))
     assert ["names a column twice" in problem.reason for problem in found.problems] == [True]
+
+
+PANDAS_FORMS = {
+    "split": {"columns": ["question", "answer"], "index": [0, 1, 2], "data": ROWS},
+    "index": {str(number): item for number, item in enumerate(OBJECTS)},
+    "columns": {name: [item[name] for item in OBJECTS] for name in COLUMNS},
+    "records": OBJECTS,
+}
+
+
+@pytest.mark.parametrize("orient", PANDAS_FORMS)
+def test_every_form_of_to_json_of_pandas_that_names_columns_is_read(orient: str, tmp_path: Path) -> None:
+    assert examples_of(prepare(written(tmp_path / "a.json", json.dumps(PANDAS_FORMS[orient])))) == WANTED
+
+
+@pytest.mark.parametrize(
+    ("document", "wanted"),
+    [
+        ({"prompt": [QUESTION], "completion": [ANSWER]}, {"messages": [QUESTION, ANSWER]}),
+        ({"input": "a", "output": "b", "spans": [{"start": 1}]}, {"input": "a", "output": "b"}),
+        ({"mails": [{"from": "x", "input": "a", "output": "b"}]}, {"input": "a", "output": "b"}),
+    ],
+)
+def test_a_file_of_one_example_is_no_list_of_examples(
+    document: dict[str, object], wanted: dict[str, object], tmp_path: Path
+) -> None:
+    assert examples_of(prepare(Data(written(tmp_path / "a.jsonl", json.dumps(document)), drop_extra=True))) == [wanted]
+
+
+def test_of_several_lists_of_examples_one_must_be_chosen(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", json.dumps({"train": OBJECTS, "test": OBJECTS[:1]}))
+    with pytest.raises(UnusableData, match="has several lists of examples: 'train', 'test'; save the one") as refused:
+        prepare(path)
+    assert not refused.value.fix
+
+
+def test_an_answer_that_was_rejected_is_never_advised(tmp_path: Path) -> None:
+    row = {"prompt": "Is it good?", "chosen": "Yes, very.", "rejected": "I refuse to say."}
+    with pytest.raises(UnusableData) as refused:
+        prepare(written(tmp_path / "a.jsonl", f"{json.dumps(row)}\n" * 2))
+    assert refused.value.fix == {"--output": "chosen", "--drop-extra": ""}
+
+
+def test_python_dictionaries_are_named_as_such(tmp_path: Path) -> None:
+    with pytest.raises(UnusableData, match=r"line 1: is a Python dictionary and not JSON: write it with json\.dumps"):
+        prepare(written(tmp_path / "a.jsonl", f"{OBJECTS[0]}\n{OBJECTS[1]}\n"))
+
+
+@pytest.mark.parametrize("around", ["\u200b", "\ufeff", "\u200f\u00a0", "\u3000", "\t"])
+def test_what_cannot_be_seen_around_a_label_is_removed(around: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", f"input,label\na,good{around}\nb,{around}good\nc,bad\n")
+    prepared = prepare(path)
+    assert [example["label"] for example in examples_of(prepared)] == ["good", "good", "bad"]
+    assert "labels without the space around them: 2" in prepared.report
+
+
+def test_labels_that_look_the_same_are_told_however_many_they_are(tmp_path: Path) -> None:
+    labels = ["caf\u00e9", "cafe\u0301", "so\u00adso", "soso", "Yes", "yes", "2", "3"]
+    path = written(tmp_path / "a.csv", "input,label\n" + "".join(f"{label} x,{label}\n" for label in labels))
+    (note,) = check(Data(str(path))).repetition.label_notes
+    assert "'cafe\\u0301' (1) and 'caf\u00e9' (1), 'soso' (1) and 'so\\xadso' (1), 'yes' (1) and 'Yes' (1)" in note
+    assert "'3'" not in note
+
+
+def test_postcodes_of_a_sheet_keep_the_zeros_that_it_shows(tmp_path: Path) -> None:
+    def zip_codes(book: openpyxl.Workbook) -> None:
+        sheet = book["Sheet"]
+        sheet["B2"].number_format = sheet["B3"].number_format = "00000"
+
+    found = checked(tmp_path / "a.xlsx", [("input", "label"), ("a", 1234), ("b", 98765), ("c", 1234)], zip_codes)
+    assert set(found.labels) == {"01234", "98765", "1234"}

@@ -82,6 +82,7 @@ UNUSABLE: list[tuple[Any, str]] = [
     (pd.NA, "is missing"),
     (pd.NaT, "is missing"),
     (float("inf"), "is infinite"),
+    (decimal.Decimal("-Infinity"), "is infinite"),
     (b"bytes", "not bytes; decode it first"),
     ({"a": 1}, "not an object; write it as text first"),
     ([1], "not a list"),
@@ -170,6 +171,13 @@ def test_frames_and_tables_are_read() -> None:
         prepare(pd.DataFrame([["a", "b"]], columns=["text", "text"]))
     with pytest.raises(InvalidInput, match="different lengths"):
         prepare({"text": ["a"], "label": []})  # type: ignore[dict-item]
+
+
+def test_a_set_is_no_column() -> None:
+    with pytest.raises(InvalidInput, match="its column 'input' is a set, which has no order: give a list"):
+        prepare({"input": {"a", "b"}, "label": ["x", "y"]})  # type: ignore[dict-item]
+    columns: Any = {"input": {"a": 1, "b": 2}.keys(), "label": ["x", "y"]}
+    assert [row["input"] for row in examples_of(prepare(columns))] == ["a", "b"]
 
 
 def test_frames_of_polars_are_read() -> None:

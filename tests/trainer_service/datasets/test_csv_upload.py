@@ -36,6 +36,13 @@ async def test_csv_becomes_the_json_lines_that_it_means(trainer: RunningTrainer)
         assert (stored.dataset, stored.num_examples) == (same.dataset, 3)
 
 
+async def test_line_breaks_and_byte_order_marks_are_read_as_the_client_reads_them(trainer: RunningTrainer) -> None:
+    same = await trainer.tuning.UploadDataset(upload_of(b'{"input": "two\\nlines", "output": "b"}\n'))
+    for content in (b'input,output\r\n"two\r\nlines",b\r\n', b'input,output\n\xef\xbb\xbf"two\nlines",b\n'):
+        stored = await trainer.tuning.UploadDataset(upload_of(content, format=CSV))
+        assert stored.dataset == same.dataset
+
+
 WRONG: list[tuple[bytes, dict[str, Any], str]] = [
     (b"text,label\na,b\n", {}, "dataset line 1: must be the header"),
     (b"input,output,id\na,b,c\n", {}, "dataset line 1: must be the header"),
@@ -43,6 +50,13 @@ WRONG: list[tuple[bytes, dict[str, Any], str]] = [
     (b'input,output\n"two\nlines",b\nc,\n', {}, "dataset line 4 output: is empty"),
     (b'input,output\na,"b\nc,d\n', {}, "dataset line 2: has a quote that is never closed"),
     (b'input,output\na"b"c","d\n', {}, "dataset line 2: is not CSV"),
+    (b'input,output\na, "b"\n', {}, "dataset line 2: has a space before a quoted cell: remove the space"),
+    (b'input,output\n "a, c",b\n', {}, "dataset line 2: has a space before a quoted cell"),
+    (b'input,output\n "a",b\n', {}, "dataset line 2: has a space before a quoted cell"),
+    (b'input,output\n"two\nlines", "b"\n', {}, "dataset line 2: has a space before a quoted cell"),
+    (b'input,output\na, "two\nlines"\n', {}, "dataset line 2: has a space before a quoted cell"),
+    (b'input,output\n5" wide,b\n6" wide,c\n', {}, "dataset line 2: is not CSV: it has a line break outside quotes"),
+    (b"input,output\na,b\ninput,output\nc,d\n", {}, "dataset line 3: repeats the header"),
     (b"input,output\na,\xff\n", {}, "dataset line 2: is not UTF-8 (byte 3)"),
     (b"input,output\na,b\n", {"size_bytes": 5}, "header.size_bytes: announced 5 bytes, 17 arrived"),
     (b"input,output\na,b\n", {"digest": "sha256:" + 64 * "0"}, "header.digest: announced"),

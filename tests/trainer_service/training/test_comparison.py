@@ -89,6 +89,19 @@ def test_few_examples_prove_nothing() -> None:
     assert (one.low, one.high) == (-math.inf, math.inf)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_few_losses_that_happen_to_agree_have_no_interval(count: int) -> None:
+    ours, theirs = [1.0 + 1e-6 * index for index in range(count)], [2.0] * count
+    found, own = compare(Metric.LOSS, losses(ours), losses(theirs)), estimate(Metric.LOSS, losses(ours))
+    assert found is not None
+    assert own is not None
+    assert (found.low, found.high, own.low, own.high) == (-math.inf, math.inf, -math.inf, math.inf)
+    assert not found.beats
+    share = compare(Metric.ACCURACY, labels([True] * count), labels([False] * count))
+    assert share is not None
+    assert math.isfinite(share.low), "the interval of a share is valid for few examples"
+
+
 @pytest.mark.parametrize("metric", [Metric.LOSS, Metric.ACCURACY, Metric.MACRO_F1])
 def test_equal_models_seldom_beat_each_other(metric: Metric) -> None:
     """A plain `<` would accept half of them."""

@@ -19,7 +19,15 @@ from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import classification, generation, losses, of, run, task
 from trainer_service.training.checkpoint import digest_of, digest_of_format_1
 from trainer_service.training.cohort import Cohort
-from trainer_service.training.events import Checkpointed, Evaluated, Failed, Finished, Started, StepDone
+from trainer_service.training.events import (
+    Checkpointed,
+    Evaluated,
+    Failed,
+    Finished,
+    Started,
+    StepDone,
+    TrainingTask,
+)
 from trainer_service.training.spec import Example, FilledHyperparameters, TrainingSpec
 from trainer_service.training.trainee import MAX_EXCESS_SKIPS
 
@@ -197,15 +205,26 @@ def test_a_checkpoint_of_the_release_before_is_continued_from() -> None:
 def test_losses_of_another_kind_do_not_compete() -> None:
     """Format 2: labels weighed by their tokens, so a loss of that release may be smaller than any of this one."""
     one = task(train=classification(), validation=classification(6, 50), evaluation_interval_steps=5, metric="LOSS")
+    assert [continues_as_best(one, saved_format, [0.0, 0.0]) for saved_format in (3, 2)] == [False, True]
+
+
+def continues_as_best(one: TrainingTask, saved_format: int, score: list[float]) -> bool:
+    """Whether the first evaluation after a checkpoint of this format, with this best score, is the best so far."""
     data = of(run(Cohort(BASE, checkpoint_interval_seconds=0), one), Checkpointed)[9].data
     state = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["state"])
-    state["best_score"] = [0.0, 0.0]
-    state["history"][0] |= {"score": [0.0, 0.0], "metrics": {"loss": 0.0}}
-    for saved_format, is_best in ((3, False), (2, True)):
-        old = save(load(data), {"state": json.dumps({**state, "format": saved_format})})
-        events = run(Cohort(BASE), replace(one, checkpoint=old, attempt=2))
-        assert of(events, Started)[0].step > 0
-        assert next(event for event in of(events, Evaluated) if event.step).is_best is is_best
+    state["best_score"] = score
+    state["history"][0] |= {"score": score, "metrics": {"loss": -score[1]}}
+    old = save(load(data), {"state": json.dumps({**state, "format": saved_format})})
+    events = run(Cohort(BASE), replace(one, checkpoint=old, attempt=2))
+    assert of(events, Started)[0].step > 0
+    return next(event for event in of(events, Evaluated) if event.step).is_best
+
+
+@pytest.mark.parametrize("metric", ["BLEU", "CHRF"])
+def test_scores_of_texts_of_another_kind_do_not_compete(metric: str) -> None:
+    """Format 3: BLEU of short answers was 0 however right they were."""
+    one = task(validation=generation(6, 50), evaluation_interval_steps=5, metric=metric)
+    assert [continues_as_best(one, saved_format, [100.0, 0.0]) for saved_format in (4, 3)] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -254,10 +254,11 @@ def _parse_line(line: bytes | str, number: int, limits: DatasetLimits, quote: bo
     if len(line) > limits.max_line_bytes:
         raise _Malformed(f"is longer than {limits.max_line_bytes} bytes")
     if isinstance(line, bytes):
+        if b"\0" in line:
+            raise _Malformed("has NUL bytes, as UTF-16 has; it must be UTF-8")
         try:
-            line = line.decode(
-                "utf-8-sig"
-            )  # on every line, because files that begin with a byte order mark may have been joined
+            # A byte order mark may be on every line, because files may have been joined.
+            line = line.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise _Malformed(f"is not UTF-8 (byte {error.start + 1})") from None
     if not line.strip():

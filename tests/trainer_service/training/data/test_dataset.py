@@ -42,6 +42,7 @@ GOOD = b'{"input": "a", "output": "b"}'
         (b'{"input": "a", "input": "c", "output": "b"}', "a key is repeated"),
         (b'{"input": "a", "output": "\\ud800"}', "line 2 output: is not valid Unicode"),
         (b'{"input": "a", "output": "\xff"}', "line 2: is not UTF-8"),
+        ('{"input": "да", "output": "b"}'.encode("utf-16-le"), "line 2: has NUL bytes, as UTF-16 has; it must"),
         (b'{"input": "a", "label": "b"}', "line 2: is classification, earlier examples are generation"),
         (b'{"messages": [{"role": "user", "content": "x"}]}', "line 2: is chat"),
         (b'{"messages": "hello"}', "line 2 messages: must be a list"),
