@@ -73,7 +73,7 @@ BUDGETED = {
     "tokens": "input and generated tokens",
     "generated_tokens": "generated tokens",
     "jobs": "tuning jobs, from their creation",
-    "worker_seconds": "seconds of ended jobs on workers",
+    "worker_seconds": "seconds of jobs on workers, also of those that run",
     "stored_bytes": "bytes of the versions that jobs published",
 }
 """What budgets count."""

@@ -56,12 +56,17 @@ def is_model(directory: Path) -> bool:
 
 
 def is_there(wanted: WantedModel, directory: Path) -> bool:
-    """Whether the model is there. Raises PreconditionFailed for another model, revision or fingerprint, or a part."""
+    """Whether the model is there. Raises PreconditionFailed for another model or fingerprint, another or an unknown
+    revision, or a part.
+    """
     if not is_model(directory):
         return False
     if not is_complete(directory):
         check_whole(directory)
     origin = origin_of(directory)
+    if origin is None and wanted.revision:
+        advice = "pull it again under another name, ID=NAME@REVISION, or ask for it by its @sha256:FINGERPRINT"
+        raise PreconditionFailed(f"{directory} does not say which commit of {wanted.name} it has: {advice}")
     if origin is not None and origin.hub_id != wanted.name:
         advice = "store one of them under another name, ID=NAME"
         raise PreconditionFailed(f"{directory} has {origin.hub_id} and not {wanted.name}: {advice}")

@@ -149,9 +149,12 @@ class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings, UploadLimits
                 raise ValueError(f"{root!r} must be an absolute path of an existing directory")
         return value
 
-    @property
-    def expects_gpu(self) -> bool:
-        """Whether workers compute on GPUs; with `auto`, whether this machine has one."""
+    def trains_on_gpu(self, base_model: str) -> bool:
+        """Whether workers of the base model compute on GPUs: by the models file, else by `device`; with `auto`, whether
+        this machine has one.
+        """
+        if (num_gpus := self.models.workers(base_model).num_gpus) is not None:
+            return num_gpus > 0
         return self.device == "cuda" or (self.device == "auto" and pick_device("auto").type == "cuda")
 
     @property

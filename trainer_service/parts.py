@@ -128,8 +128,8 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     limits = TuningLimits(
         settings.max_virtual_tokens, settings.max_queued_jobs, settings.max_runtime_seconds, settings.max_length
     )
-    sources, on_gpu = Sources(store, job_store), settings.expects_gpu
-    admission = SpecAdmission(models, datasets.describe, sources, limits, pools, on_gpu=on_gpu)
+    sources = Sources(store, job_store)
+    admission = SpecAdmission(models, datasets.describe, sources, limits, pools, on_gpu=settings.trains_on_gpu)
     files = files_for(database, settings.checkpoints_dir)
     usage = UsageLedger(database)
     budgets, outbox = Budgets(usage), Outbox(database, lambda: endpoints.current)
@@ -199,14 +199,12 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
 
 def _estimated_memory(settings: TrainerSettings, models: BaseModels, spec: EffectiveSpec) -> int | None:
     """Bytes that a worker needs for a job; None if the base model's shape is unknown."""
-    shape, entry = models.get(spec.base_model.id).shape, settings.models.entries.get(spec.base_model.id)
+    base_model = spec.base_model.id
+    shape, entry = models.get(base_model).shape, settings.models.entries.get(base_model)
     if shape is None:
         return None
-    on_gpu, dtype = settings.expects_gpu, settings.dtype
-    if entry is not None:
-        on_gpu = on_gpu if entry.workers.num_gpus is None else entry.workers.num_gpus > 0
-        dtype = entry.dtype or dtype
-    return estimated_bytes(shape, spec, on_gpu=on_gpu, dtype=dtype)
+    dtype = settings.dtype if entry is None or entry.dtype is None else entry.dtype
+    return estimated_bytes(shape, spec, on_gpu=settings.trains_on_gpu(base_model), dtype=dtype)
 
 
 def _audit_end(job: Job) -> None:

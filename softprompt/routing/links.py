@@ -79,7 +79,7 @@ class Links:
         """The links to these replicas, one for each address. One whose record is gone stays while its connection is
         healthy: records age if the store can't be written. One that leaves is closed after its last call.
         """
-        if replicas is self._seen:
+        if replicas is self._seen and len(self._links) == len(replicas) and not self._leaving:
             return list(self._links.values())
         self._seen = replicas
         wanted = {replica.address: replica for replica in replicas}

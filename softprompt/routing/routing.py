@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -83,7 +84,7 @@ class Routing:
         """The responses of a method. `ask` None: what the request's input says. Closing it cancels the call. Raises the
         replica's AioRpcError; Unavailable without a replica, or if it ended during the answer.
         """
-        name, request = given.name, given.request
+        name, request, says_it_itself = given.name, given.request, ask is None
         if ask is None:
             ask, request = self._asked(request)
         loop = asyncio.get_running_loop()
@@ -94,6 +95,8 @@ class Routing:
             link = _best(route, tried) if len(tried) < MAX_ATTEMPTS else None
             if link is None and len(tried) < MAX_ATTEMPTS:
                 await self._directory.find_replicas()  # one that is new takes the place of one that is gone
+                if says_it_itself and not ask.prompt and not ask.base_model:  # no base model was known until now
+                    ask, request = self._asked(request)
                 route = self._route(ask)
                 # a version that was refused may be one of before, for another base model, whose replica still answers
                 is_behind = failed is not None and failed.code() is grpc.StatusCode.FAILED_PRECONDITION
@@ -102,7 +105,7 @@ class Routing:
             if link is None:
                 if not (base_model := await self._may_start(name, ask, failed)):
                     break
-                if not await self._cold_starts.wait(base_model, len(request), lambda: self._is_live(ask), began):
+                if not await self._cold_starts.wait(base_model, len(request), partial(self._is_live, ask), began):
                     raise Unavailable(f"no replica for {ask.prompt or base_model} has started yet")
                 tried, failed = set(), None
                 continue
@@ -148,16 +151,16 @@ class Routing:
         await self._links.close()
 
     def base_models(self) -> list[str]:
-        """Ids of the base models of the live replicas, and of those that start on demand, sorted."""
-        return sorted({*(replica.base_model for replica in self._directory.replicas), *self._cold_starts.base_models})
+        """Ids of the base models of the replicas that calls may go to, and of those that start on demand, sorted."""
+        return sorted({*(link.replica.base_model for link in self.links()), *self._cold_starts.base_models})
 
     def first_model(self) -> str:
         """The base model of a call that names none, if any one will do; empty if no replica is known."""
-        return self._default_model or min((replica.base_model for replica in self._directory.replicas), default="")
+        return self._default_model or min((link.replica.base_model for link in self.links()), default="")
 
     def fingerprints(self) -> list[str]:
-        """Fingerprints of the base models of the live replicas."""
-        return sorted({replica.fingerprint for replica in self._directory.replicas})
+        """Fingerprints of the base models of the replicas that calls may go to."""
+        return sorted({link.replica.fingerprint for link in self.links()})
 
     def _asked(self, request: bytes) -> tuple[Ask, bytes]:
         """What a request asks for, and the request with what it leaves to chance or to the router."""
@@ -171,11 +174,11 @@ class Routing:
 
     def _bare_model(self, ask: Ask) -> str:
         """The base model of a call without a prompt. Raises InvalidInput if there are several, and it names none."""
+        if chosen := ask.base_model or self._default_model:
+            return chosen
         models = self.base_models()
-        if ask.base_model or not models:
-            return ask.base_model
-        if len(models) == 1 or self._default_model:
-            return self._default_model or models[0]
+        if len(models) < 2:
+            return models[0] if models else ""
         # The error doesn't name them because the caller may be unauthenticated.
         raise InvalidInput.of("input.base_model", "must be set: several base models are served at this address")
 

@@ -51,7 +51,7 @@ ON_CPU: dict[str, Any] = {
     "source": SOURCE,
     "weights": "q8_0",
     "workers": {"num_gpus": 0, "num_cpus": 3},
-    "replicas": {"least": 2, "num_gpus": 0},
+    "replicas": {"least": 2, "num_gpus": 0, "num_cpus": 2},
 }
 
 
@@ -122,6 +122,11 @@ def group(manifests: Manifests) -> dict[str, Any]:
     return found
 
 
+def set_environment(manifests: Manifests, name: str, variable: str, value: str) -> None:
+    variables = manifests.pod(f"inference-{name}").main["env"]
+    next(item for item in variables if item["name"] == f"SOFTPROMPT_INFERENCE_{variable}")["value"] = value
+
+
 FAULTS: dict[str, Fault] = {
     "a model that nothing serves": lambda m: m.objects.remove(m.get("Deployment", "inference-small")),
     "a replica of another model": lambda m: m.pod("inference-small").main["env"].clear(),
@@ -136,6 +141,11 @@ FAULTS: dict[str, Fault] = {
     "two budgets for one pod": lambda m: m.get("PodDisruptionBudget", "inference-small")["spec"]["selector"][
         "matchLabels"
     ].pop(BASE_MODEL_LABEL),
+    "a replica with other numbers": lambda m: set_environment(m, "on-cpu", "WEIGHTS", "q4_0"),
+    "a replica on another device": lambda m: set_environment(m, "on-cpu", "DEVICE", "auto"),
+    "a replica with too few processors": lambda m: (
+        m.pod("inference-on-cpu").main["resources"]["requests"].update(cpu="500m")
+    ),
     "a replica without its GPU": lambda m: (
         m.pod("inference-large-v1-x").main["resources"]["limits"].pop("nvidia.com/gpu")
     ),
@@ -172,7 +182,7 @@ FAULTS: dict[str, Fault] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_caught(name: str, tmp_path: Path) -> None:
-    manifests = made("gpu-s3", tmp_path, SMALL, LARGE).copy()
+    manifests = made("gpu-s3", tmp_path, SMALL, LARGE, ON_CPU).copy()
     assert list(base_models.check(manifests)) == []
     FAULTS[name](manifests)
     assert list(base_models.check(manifests)) != []

@@ -117,6 +117,17 @@ def test_another_revision_under_the_same_name_is_refused_by_name(hub: Hub, model
     assert weights(models / "tiny.model") == files_of(SECOND)["model.safetensors"]
 
 
+def test_files_of_an_unknown_commit_are_no_pinned_ones(hub: Hub, models: Path) -> None:
+    """As those of the catalogue, or those that another program has put there."""
+    assert pull(hub, models, MODEL)[0] == 0
+    (models / "tiny.model" / ".softprompt-origin.json").unlink()
+    assert pull(hub, models, MODEL)[0] == 0
+    code, complaint = pull(hub, models, f"{MODEL}@{SECOND}")
+    assert (code, f"does not say which commit of {MODEL} it has" in complaint) == (4, True)
+    known = fingerprint.of(models / "tiny.model").fingerprint
+    assert pull(hub, models, f"{MODEL}@{known}")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -147,18 +147,23 @@ async def test_an_interrupted_call_is_continued_and_a_cancelled_job_made_again(u
 async def test_two_operators_at_the_same_time_make_one_job_for_a_version(
     settings: TrainerSettings, tmp_path: Path
 ) -> None:
-    """And a deliberate second retraining, after the first job was deleted, makes another."""
-    tokens = {name: new_token() for name in ("ann", "bob")}
+    """Another tenant's job for the same version with the same id is its own. And a deliberate second retraining, after
+    the first job was deleted, makes another.
+    """
+    tenants = {"ann": "ops", "bob": "ops", "eve": "shop"}
+    tokens = {name: new_token() for name in tenants}
     callers = [
-        {"name": name, "tenant": "ops", "roles": ["admin"], "token_sha256": [hash_token(token)]}
+        {"name": name, "tenant": tenants[name], "roles": ["admin"], "token_sha256": [hash_token(token)]}
         for name, token in tokens.items()
     ]
-    (tmp_path / "callers.json").write_text(json.dumps({"tenants": [{"name": "ops"}], "callers": callers}))
+    content = {"tenants": [{"name": "ops"}, {"name": "shop"}], "callers": callers}
+    (tmp_path / "callers.json").write_text(json.dumps(content))
     with_callers = settings.model_copy(update={"callers_file": str(tmp_path / "callers.json")})
     async with (
         running_trainer(with_callers, local_pool) as trainer,
         AsyncClient(f"127.0.0.1:{trainer.port}", security=ClientSecurity(token=tokens["ann"])) as ann,
         AsyncClient(f"127.0.0.1:{trainer.port}", security=ClientSecurity(token=tokens["bob"])) as bob,
+        AsyncClient(f"127.0.0.1:{trainer.port}", security=ClientSecurity(token=tokens["eve"])) as eve,
     ):
         for prompt in ("one", "two", "three"):
             await ann.wait_for_job((await ann.create_job(replace(SPEC, prompt=prompt))).name)
@@ -168,6 +173,11 @@ async def test_two_operators_at_the_same_time_make_one_job_for_a_version(
         first, second = ([item.job.name for item in items if item.job is not None] for items in made)
         assert (first == second, len(set(first))) == (True, 3), made
         assert len(await bob.list_jobs()) == 6
+        item = plans[0].prompts[0]
+        assert item.spec is not None
+        same = replace(item.spec, dataset=LABELLED)
+        others = [await eve.create_job(same, request_id=item.request_id, shared_request_id=True) for _ in range(2)]
+        assert (others[0].name == others[1].name, others[0].name in first) == (True, False)
         for name in first:
             await ann.wait_for_job(name)
             await bob.delete_job(name)

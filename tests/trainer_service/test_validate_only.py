@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,24 @@ async def test_a_check_answers_with_choices_statistics_and_time(training: Runnin
         assert 0 < again.estimated_seconds < 60
         assert again.estimated_memory_bytes == found.estimated_memory_bytes
         assert len(await client.list_jobs()) == 1
+
+
+@pytest.mark.parametrize(("device", "as_set"), [("cpu", 8), ("cuda", 16)])
+async def test_the_recipe_knows_which_base_models_are_trained_on_gpus(
+    settings: TrainerSettings, tmp_path: Path, tiny_model_dir: Path, device: str, as_set: int
+) -> None:
+    workers: dict[str, dict[str, Any]] = {"on-gpu": {"num_gpus": 0.5}, "on-cpu": {"num_gpus": 0}, "as-set": {}}
+    entries = [{"id": id, "source": str(tiny_model_dir), "workers": said} for id, said in workers.items()]
+    (tmp_path / "models.json").write_text(json.dumps({"models": entries}))
+    changes = {"models_file": tmp_path / "models.json", "device": device, "max_examples": 10_000}
+    spec = TuningSpec("tone", lines(5_400), validation_fraction=0.05)
+    async with (
+        running_trainer(settings.model_copy(update=changes)) as trainer,
+        AsyncClient(f"127.0.0.1:{trainer.port}") as client,
+    ):
+        chosen = {id: (await client.validate_job(replace(spec, base_model=id))).job.effective_spec for id in workers}
+    sizes = {id: made.hyperparameters and made.hyperparameters.batch_size for id, made in chosen.items() if made}
+    assert sizes == {"on-gpu": 16, "on-cpu": 8, "as-set": as_set}
 
 
 async def test_nothing_is_sent_for_a_job_that_no_data_could_make_valid(settings: TrainerSettings) -> None:

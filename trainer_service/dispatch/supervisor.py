@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _OF_RAY = {"num_gpus", "num_cpus", "memory_bytes", "accelerator_type", "ray_resources", "ray_labels"}
 """What the models file says that Ray heeds when it places a worker."""
+_BY_SETTINGS = {"num_gpus": "SOFTPROMPT_TRAINER_GPUS_PER_WORKER", "num_cpus": "SOFTPROMPT_TRAINER_CPUS_PER_WORKER"}
+"""The settings that hold where the file says nothing."""
 
 
 class Liveness:
@@ -215,7 +217,7 @@ class WorkerSupervisor:
                 seconds = self._context.launch_seconds(self.base_model)
                 self.why_not_started = (
                     f"for {seconds:g} s, no node had the processors, GPUs, memory and labels that a worker of base "
-                    f"model {self.base_model!r} needs{self._needs()}, or the worker's process did not start"
+                    f"model {self.base_model!r} needs ({self._needs()}), or the worker's process did not start"
                     if self._handle is None
                     else "a worker did not answer while it loaded its base model"
                 )
@@ -227,13 +229,14 @@ class WorkerSupervisor:
                 await asyncio.shield(self._finish(reason, out_of_memory, failure))
 
     def _needs(self) -> str:
-        """What the models file asks for its worker, in parentheses; empty if it asks for nothing."""
+        """What the models file asks for its worker, and which settings say the rest."""
         asked = self._context.models.workers(self.base_model).model_dump(include=_OF_RAY, exclude_defaults=True)
-        texts = (
+        texts = [
             f"{key} {value:,.15g}" if isinstance(value, (int, float)) else f"{key} {value}"
             for key, value in asked.items()
-        )
-        return f" ({', '.join(texts)})" if asked else ""
+        ]
+        texts += [f"{key} by {setting}" for key, setting in _BY_SETTINGS.items() if key not in asked]
+        return ", ".join(texts)
 
     def _enter(self, state: WorkerState | None) -> None:
         before, self._state = self._state, state

@@ -77,9 +77,9 @@ class SpecAdmission:
         limits: TuningLimits,
         pools: TrainerPools | None = None,
         *,
-        on_gpu: bool = False,
+        on_gpu: Callable[[str], bool] = lambda base_model: False,
     ) -> None:
-        """`describe(name, labels)`: of a stored dataset. `on_gpu`: whether the workers have GPUs."""
+        """`describe(name, labels)`: of a stored dataset. `on_gpu(id)`: whether a base model's workers have GPUs."""
         self._models, self._describe, self._sources, self._limits = models, describe, sources, limits
         self._on_gpu = on_gpu
         self._pools = pools or TrainerPools()
@@ -183,7 +183,7 @@ class SpecAdmission:
             source_kind=None if source is None else source.kind,
             max_virtual_tokens=self._limits.max_virtual_tokens,
             max_positions=max_positions,
-            on_gpu=self._on_gpu,
+            on_gpu=self._on_gpu(model.info.id),
         )
         self._check_virtual_tokens(filled.num_virtual_tokens)
         check_gate(

@@ -8,11 +8,17 @@ from trainer_service.training.spec import FilledHyperparameters
 
 FEW_TRAINING_EXAMPLES = 64
 MANY_EPOCHS = 20
+_UNKNOWN = (
+    "characters for which the model has no token: it reads and learns its token for unknown text in their place. Spell "
+    "them in other characters, or choose another base model"
+)
 
 
-def data_notes(num_train: int, num_held_out: int, num_unknown: int, hyper: FilledHyperparameters) -> tuple[str, ...]:
+def data_notes(
+    num_train: int, num_held_out: int, num_unknown: int, has_unknown_template: bool, hyper: FilledHyperparameters
+) -> tuple[str, ...]:
     """Notes about too few training examples or held-out examples (`docs/quality.md` gives the reasons), and about
-    examples with characters that the tokenizer does not know.
+    characters of the template, and of `num_unknown` examples, that the tokenizer does not know.
     """
     notes = list[str]()
     epochs = hyper.num_steps * hyper.batch_size / num_train
@@ -26,10 +32,9 @@ def data_notes(num_train: int, num_held_out: int, num_unknown: int, hyper: Fille
             f"{counted(num_held_out, 'held-out example')} can't tell which model is better: "
             f"at least {MIN_EXAMPLES} are needed, and 100 are wise"
         )
+    if has_unknown_template:
+        notes.append(f"the template has {_UNKNOWN}")
     if num_unknown:
         have = "example has" if num_unknown == 1 else "examples have"
-        notes.append(
-            f"{num_unknown} {have} characters for which the model has no token: it reads and learns its token for "
-            "unknown text in their place. Spell them in other characters, or choose another base model"
-        )
+        notes.append(f"{num_unknown} {have} {_UNKNOWN}")
     return tuple(notes)

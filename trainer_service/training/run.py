@@ -123,8 +123,8 @@ class TuningRun:
         if overlap is None:
             overlap = count_overlap(self.task.train, self.task.validation)
         self._statistics = encoding.statistics(self._train, self._validation, overlap)
-        num_unknown = encoding.num_unknown((self._train, self._validation), self._base_model.tokenizer)
-        notes = data_notes(len(self._train), self._evaluator.num_distinct, num_unknown, self._hyper)
+        unknown = encoding.unknown_characters((self._train, self._validation), self._encoder)
+        notes = data_notes(len(self._train), self._evaluator.num_distinct, *unknown, self._hyper)
         self._emit(
             Started, statistics=self._statistics, step=self.step, notes=notes, restart_reason=begun.restart_reason
         )

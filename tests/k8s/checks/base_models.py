@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shared.model.models_file import ModelEntry, ModelsFile, Resources
 from softprompt.manifests import BASE_MODEL_LABEL, FILE
-from tests.k8s.checks.security import bytes_of
+from tests.k8s.checks.security import bytes_of, cpus_of
 from tests.k8s.manifests import Manifests, Object, Pod
 
 _COPIED = ("Deployment", "ScaledObject", "PodDisruptionBudget")
@@ -68,8 +68,15 @@ def check(manifests: Manifests) -> Iterator[str]:
 
 
 def _deployment(manifests: Manifests, pod: Pod, entry: ModelEntry) -> Iterator[str]:
-    environment = manifests.environment(pod)
-    for variable, wanted in (("BASE_MODEL", entry.source), ("BASE_MODEL_ID", entry.id), ("DTYPE", entry.dtype)):
+    environment, num_gpus = manifests.environment(pod), entry.replicas.num_gpus
+    said = {
+        "BASE_MODEL": entry.source,
+        "BASE_MODEL_ID": entry.id,
+        "DTYPE": entry.dtype,
+        "WEIGHTS": entry.weights,
+        "DEVICE": None if num_gpus is None else "cuda" if num_gpus else "cpu",
+    }
+    for variable, wanted in said.items():
         if wanted is not None and environment.get(f"SOFTPROMPT_INFERENCE_{variable}") != wanted:
             yield f"serves {environment.get(f'SOFTPROMPT_INFERENCE_{variable}')}, not {wanted}"
     if pod.owner["spec"]["selector"]["matchLabels"].get(BASE_MODEL_LABEL) != entry.id:
@@ -94,6 +101,8 @@ def _place(pod: Object, main: Object, wanted: Resources) -> Iterator[str]:
     limits = main["resources"].get("limits", {})
     if wanted.num_gpus is not None and float(limits.get("nvidia.com/gpu", 0)) < wanted.num_gpus:
         yield f"has {limits.get('nvidia.com/gpu', 0)} GPUs"
+    if wanted.num_cpus is not None and cpus_of(main["resources"]["requests"]["cpu"]) < wanted.num_cpus:
+        yield f"is sure of {main['resources']['requests']['cpu']} processors"
     if wanted.memory_bytes is not None and bytes_of(limits["memory"]) < wanted.memory_bytes:
         yield f"has {limits['memory']} of memory"
     if not wanted.node_labels.items() <= pod.get("nodeSelector", {}).items():

@@ -80,3 +80,7 @@ def _resources(container: Object) -> Iterator[str]:
 def bytes_of(quantity: str) -> int:
     number, unit = re.fullmatch(r"(\d+)(Ki|Mi|Gi|Ti)?", quantity).groups()
     return int(number) * 1024 ** ("", "Ki", "Mi", "Gi", "Ti").index(unit or "")
+
+
+def cpus_of(quantity: str) -> float:
+    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)

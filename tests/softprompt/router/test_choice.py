@@ -11,10 +11,11 @@ import grpc
 import pytest
 from grpc_status import rpc_status
 
-from shared.errors import Overloaded
+from shared.errors import InvalidInput, Overloaded
 from shared.rpc.errors import status_of
-from softprompt.routing.ask import Ask, with_fields
+from softprompt.routing.ask import Ask, Call, with_fields
 from softprompt.routing.choice import LOAD_FACTOR, choose
+from softprompt.routing.directory import Replica
 from softprompt.routing.routing import Routing
 from tests.inference_service.replica import generate_request
 
@@ -66,3 +67,15 @@ def test_no_other_replica_is_asked_when_a_budget_is_used_up(about: dict[str, str
     trailers = grpc.aio.Metadata(*status.trailing_metadata)
     error = grpc.aio.AioRpcError(status.code, grpc.aio.Metadata(), trailers, details=status.details)
     assert Routing(Mock(), Mock())._may_go_on(error, Ask.of(b""), Mock()) is goes_on
+
+
+async def test_the_first_call_of_a_router_goes_to_no_base_model_by_chance() -> None:
+    """No replica was known when it came, and two base models have one when the records are read for it."""
+    directory = Mock(replicas=())
+
+    async def find_replicas() -> None:
+        directory.replicas = tuple(Replica(name, f"{name}:1", name, name) for name in ("amber", "birch"))
+
+    directory.find_replicas = find_replicas
+    with pytest.raises(InvalidInput, match="several base models are served"):
+        await Routing(directory, Mock()).unary(Call("Generate", generate_request("hi").SerializeToString()))

@@ -120,11 +120,7 @@ async def test_each_prompt_and_base_model_reaches_its_replica(two: tuple[Router,
         ("prompts/llama-tone/versions/1", loaded),
     ]
     assert await metric(router, "softprompt_router_attempts_total", base_model="birch", grpc_code="OK") >= 4
-
-    async def is_serving() -> bool:
-        return await metric(router, "softprompt_router_replicas", base_model="birch", state="serving") == 1
-
-    await until(is_serving)
+    await serves(router, "birch")
 
 
 async def test_a_prompt_that_was_published_just_now_and_one_that_moved(
@@ -293,6 +289,58 @@ async def test_the_router_goes_on_while_the_store_is_away(two: tuple[Router, Rep
         assert answer.start.version == "prompts/llama-tone/versions/1"
     finally:
         llama.store_dir.with_name("away").rename(llama.store_dir)
+
+
+async def test_base_models_stay_known_while_replicas_cannot_write_their_records(
+    tiny_model_dir: Path, birch: Path, tmp_path: Path
+) -> None:
+    directory = ReplicaDirectory(open_store(str(tmp_path / "store")).backend)
+    models = ["birch", "tiny-llama"]
+    async with (
+        running_replica(birch, tmp_path / "b") as other,
+        running_replica(tiny_model_dir, tmp_path / "a") as llama,
+    ):
+        for model, replica in zip(models, (other, llama), strict=True):
+            address = f"127.0.0.1:{replica.port}"
+            lie(directory, await record_of(replica, model), model, address=address, heartbeat_seconds=3600)
+        async with (
+            running_router(tmp_path / "r", tmp_path / "store") as router,
+            running_router(tmp_path / "d", tmp_path / "store", default_base_model="birch") as with_default,
+        ):
+            for one in (router, with_default):
+                for model in models:
+                    await serves(one, model)
+            for model in models:
+                directory.remove(model)
+            for one in (router, with_default):
+                await reads_records(one)
+                info = await one.stub.GetModelInfo(pb.GetModelInfoRequest())
+                assert (info.base_model.id, list(info.base_models)) == ("birch", models)
+            ambiguous = await refusal(router.stub.Generate(generate_request("hi")))
+            assert isinstance(ambiguous, InvalidInput)
+            expected = (await other.generate("hi")).output
+            for _ in range(8):
+                assert (await with_default.stub.Generate(generate_request("hi"))).output == expected
+
+
+async def serves(router: Router, base_model: str) -> None:
+    """Wait until the router is connected to one replica of the base model."""
+
+    async def look() -> bool:
+        return await metric(router, "softprompt_router_replicas", base_model=base_model, state="serving") == 1
+
+    await until(look)
+
+
+async def reads_records(router: Router) -> None:
+    """Wait until the router has read the records of this moment: the read after the one that may run now has ended."""
+    ends = set[float]()
+
+    async def look() -> bool:
+        ends.add(await metric(router, "softprompt_router_store_last_contact_timestamp_seconds"))
+        return len(ends) > 2
+
+    await until(look)
 
 
 async def test_a_router_with_a_certificate_acts_for_no_caller_without_a_token(

@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from shared.text.template import Template
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import classification, generation, losses, of, run, task
 from trainer_service.training.checkpoint import digest_of, digest_of_format_1
@@ -265,5 +266,11 @@ def test_characters_that_the_tokenizer_does_not_know_are_reported() -> None:
     model = replace(BASE, tokenizer=tokenizer)
     [note] = of(run(Cohort(model), task(num_steps=2, train=train, validation=generation(10, 50))), Started)[0].notes
     assert note.startswith("3 examples have characters for which the model has no token")
+    german = task(num_steps=2, train=train, validation=generation(10, 50))
+    template = Template(text="Frage : {input}\nOut:")
+    german = replace(german, spec=german.spec.model_copy(update={"template": template}))
+    of_template, of_examples = of(run(Cohort(model), german), Started)[0].notes
+    assert of_template.startswith("the template has characters for which the model has no token")
+    assert of_examples == note
     [byte_level] = of(run(Cohort(BASE), task(num_steps=2, train=train, validation=generation(10, 50))), Started)
     assert byte_level.notes == ()

@@ -25,6 +25,8 @@ class Received:
     id: str
     type: str
     data: dict[str, Any]
+    num_signatures: int
+    """One is by the secret that the receiver knows."""
 
 
 @dataclass
@@ -61,9 +63,10 @@ def receiver() -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["content-length"]))
             content = f"{self.headers['webhook-id']}.{self.headers['webhook-timestamp']}.".encode() + body
             digest = base64.b64encode(hmac.new(KEY, content, hashlib.sha256).digest()).decode()
-            assert f"v1,{digest}" in self.headers["webhook-signature"].split()
+            signatures = self.headers["webhook-signature"].split()
+            assert f"v1,{digest}" in signatures
             parsed = json.loads(body)
-            event = Received(self.headers["webhook-id"], parsed["type"], parsed["data"])
+            event = Received(self.headers["webhook-id"], parsed["type"], parsed["data"], len(signatures))
             made.events.append(event)
             self.send_response(made.answer(event))
             for name, value in made.headers.items():

@@ -23,7 +23,7 @@ from shared.store.store import PromptStore
 from shared.values.results import TuningError, TuningResult
 from tests.shared.prompt.blobs import make_blob
 from tests.trainer_service.builders import record, spec
-from tests.trainer_service.webhooks.receiver import Received, Receiver, receiver
+from tests.trainer_service.webhooks.receiver import SECRET, Received, Receiver, receiver
 from tests.waiting import until
 from trainer_service.database.schema import webhook_deliveries
 from trainer_service.jobs import transitions
@@ -145,6 +145,21 @@ async def test_dead_letters_are_shown_and_can_be_sent_again(place: Place, heard:
         await until(lambda: "delivered" in place.observed.outcomes)
     assert len({event.id for event in heard.events}) == 1
     assert place.observed.outcomes == ["failed", "dead", "delivered"]
+
+
+async def test_deliveries_that_wait_are_signed_with_the_secrets_of_their_next_attempt(
+    place: Place, heard: Receiver
+) -> None:
+    heard.answer = lambda event: 503
+    place.end()
+    async with place.running(first_retry_seconds=0.05):
+        await until(lambda: bool(heard.events))
+        heard.write_file(place.file, secrets=[SECRET])  # the operator takes the other one away
+        await until(lambda: heard.events[-1].num_signatures == 1)
+        heard.answer = lambda event: 204
+        await until(lambda: "delivered" in place.observed.outcomes)
+    assert heard.events[0].num_signatures == 2
+    assert len({event.id for event in heard.events}) == 1
 
 
 async def test_a_receiver_that_is_gone_gets_each_event_once_and_a_removed_one_is_not_counted(

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import FieldViolation, InvalidInput
 from shared.location import Location
-from shared.text.template import InputEncoder
+from shared.text.template import InputEncoder, Message
 from shared.text.truncation import fit_messages, fit_text
 from shared.values.results import EncodingStatistics
 from shared.violations import moved
@@ -80,9 +80,11 @@ class EncodedRows(Sequence[EncodedExample]):
         """`[examples]` target tokens."""
         return self._rows.target_lengths[self._indices].astype(np.int64)
 
-    def num_with(self, token_id: int) -> int:
-        """The number of examples with a token in their input or target, as they were before truncation."""
-        return int(np.isin(self._indices, self._rows.having(token_id)).sum())
+    def num_with(self, token_id: int, more_than: int = 0) -> int:
+        """The number of examples that have a token more than so often in their input and target, as they were before
+        truncation.
+        """
+        return int((self._rows.counts_of(token_id)[self._indices] > more_than).sum())
 
     @cached_property
     def label_indices(self) -> NDArray[np.int64]:
@@ -224,12 +226,27 @@ def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlappin
     )
 
 
-def num_unknown(parts: Sequence[EncodedDataset], tokenizer: Any) -> int:
-    """The number of examples with characters for which the tokenizer has no token but its token for unknown ones."""
+def unknown_characters(parts: Sequence[EncodedDataset], encoder: InputEncoder) -> tuple[int, bool]:
+    """The number of examples with characters for which the tokenizer has no token but its token for unknown ones, and
+    whether the template has such characters.
+    """
+    tokenizer, num_examples, in_template = encoder.tokenizer, 0, False
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
-        return 0  # mostly a tokenizer that knows every byte; its token for unknown characters has another use
-    return sum(part.examples.num_with(unknown) for part in parts if isinstance(part.examples, EncodedRows))
+        return 0, False  # mostly a tokenizer that knows every byte; its token for unknown characters has another use
+    for rows in (part.examples for part in parts if isinstance(part.examples, EncodedRows) and len(part)):
+        of_template = _template_ids(encoder, rows[0].example).count(unknown)
+        num_examples += rows.num_with(unknown, more_than=of_template)
+        in_template = in_template or of_template > 0
+    return num_examples, in_template
+
+
+def _template_ids(encoder: InputEncoder, example: Example) -> list[int]:
+    """The token ids around inputs like the example's."""
+    try:
+        return encoder.encode_messages([Message("user", "")]) if example.messages else encoder.encode_input("")
+    except InvalidInput:  # a chat template that refuses an empty message
+        return []
 
 
 def _shortened(

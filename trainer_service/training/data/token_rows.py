@@ -68,15 +68,16 @@ class TokenRows:
 
     def beyond(self, vocab_size: int) -> NDArray[np.int64]:
         """The rows with a token id of `vocab_size` or more."""
-        return self._rows_at(self._ids >= vocab_size)
+        return np.unique(self._rows_of(self._ids >= vocab_size))
 
-    def having(self, token_id: int) -> NDArray[np.int64]:
-        """The rows with a token."""
-        return self._rows_at(self._ids == token_id)
+    def counts_of(self, token_id: int) -> NDArray[np.int64]:
+        """`[examples]` how often the input and the target of each row have a token."""
+        return np.bincount(self._rows_of(self._ids == token_id), minlength=len(self.input_lengths))
 
-    def _rows_at(self, is_found: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def _rows_of(self, is_found: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The row of each token that was found."""
         places = np.flatnonzero(is_found)
-        return np.unique(np.searchsorted(self._starts, places, side="right") - 1).astype(np.int64)
+        return (np.searchsorted(self._starts, places, side="right") - 1).astype(np.int64)
 
     @property
     def num_bytes(self) -> int:
