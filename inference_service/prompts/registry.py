@@ -23,8 +23,10 @@ from inference_service.prompts.version import (
     VersionStatus,
     publish_to_served_seconds,
 )
+from shared import invariants
 from shared.caller import EVERYBODY, Caller
 from shared.errors import PreconditionFailed
+from shared.invariants import Invariant
 from shared.names import PromptReference
 from shared.store.index import Alias, StoreIndex, VersionRecord
 from shared.store.view import visible_index
@@ -134,6 +136,9 @@ class PromptRegistry:
         Returns the new versions in the order of publication.
         """
         before, self.index = self.index, index
+        invariants.check(
+            index.revision >= before.revision, Invariant.REVISION_GROWS, before=before.revision, after=index.revision
+        )
         if self.first_revision is None:
             self.first_revision = index.revision
         fresh: list[VersionRecord] = []

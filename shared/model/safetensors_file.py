@@ -1,4 +1,4 @@
-"""Explains to the user why a file is not valid safetensors.
+"""Reads the headers of safetensors files, and explains to the user why a file is not valid.
 
 8 bytes   length of the header, little-endian
 header    JSON; each tensor's `data_offsets` are relative to the header's end
@@ -40,6 +40,15 @@ def complaint(beginning: bytes, size_bytes: int) -> str:
     if size_bytes < wanted:
         return f"it is cut short: {size_bytes} of {wanted} bytes are there"
     return f"it has {size_bytes - wanted} bytes too many" if size_bytes > wanted else ""
+
+
+def header_of(file: Path) -> bytes:
+    """The JSON of the header of a file on disk. Raises OSError, or ValueError if it is longer than the file."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
+        if length > min(_MAX_HEADER_BYTES, file.stat().st_size):
+            raise ValueError("the header is longer than the file or the format's limit")
+        return opened.read(length)
 
 
 def complaint_about(file: Path) -> str:

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.model.safetensors_file import header_of
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -43,12 +45,11 @@ class ModelShape:
                 position_width=2 * inner + 2 * hidden + head * heads + key_value,
                 key_value_width=key_value,
             )
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
             return None
 
 
 def _num_weights(file: Path) -> int:
     """The number of weights in a safetensors file, from its header."""
-    with file.open("rb") as opened:
-        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    header = json.loads(header_of(file))
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from shared import invariants
 from shared.process.call_pool import CallPool
 from shared.rpc.errors import CODES
 from shared.rpc.ports import check_port
@@ -65,6 +66,7 @@ class RpcMetrics:
         self.seconds = Histogram(
             "grpc_server_handling_seconds", "Time that RPCs took.", _LABELS, registry=registry, buckets=_SECONDS
         )
+        registry.register(_InvariantCollector())
 
     def expect(self, service_names: Sequence[str]) -> None:
         """Export 0 for every method and code: Prometheus sees no increase in a series whose first value is 1."""
@@ -73,6 +75,16 @@ class RpcMetrics:
                 kind = _KINDS[method.client_streaming, method.server_streaming]
                 for code in _CODES:
                     self.handled.labels(kind, service_name, method.name, code)
+
+
+class _InvariantCollector(Collector):
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "softprompt_invariants_broken", "Checks that found an invariant broken.", labels=["invariant"]
+        )
+        for invariant, number in invariants.num_broken().items():
+            family.add_metric([invariant.value], number)
+        yield family
 
 
 class PoolCollector(Collector):

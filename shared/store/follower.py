@@ -8,7 +8,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shared import invariants
 from shared.errors import DamagedBlob
+from shared.invariants import Invariant
 from shared.store.commit import Commit
 from shared.store.identity import StoreIdentity
 from shared.store.index import StoreIndex
@@ -113,6 +115,7 @@ class LogFollower:
         if fresh:
             self._advance(fresh, index)
         if problem:
+            invariants.check(False, Invariant.LOG_FITS, revision=index.revision, why=problem.message)
             raise problem
 
     def _advance(self, fresh: Sequence[Commit], index: StoreIndex) -> None:

@@ -10,14 +10,19 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import numpy
 import openpyxl
 import pandas
+import torch
 from gguf import GGUFWriter
+from safetensors.torch import save
 from transformers import AutoTokenizer
 
 from shared.errors import InvalidInput
+from shared.model.safetensors_file import complaint_about
+from shared.model.shape import ModelShape
 from shared.process.call_pool import CallPool
 from shared.prompt.blob import decode_blob, read_manifest
 from shared.prompt.prefix import PrefixKind
@@ -36,7 +41,10 @@ from softprompt.types.data import Data
 from tests.fuzz.mutate import TEXTS, damaged_bytes, damaged_json, odd_value
 from tests.shared.prompt.blobs import make_blob
 from tests.tiny_models import save_tiny_llama
+from tests.trainer_service.builders import BASE_MODEL
+from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.datasets.csv_upload import CsvUpload
+from trainer_service.imports import ImportRequest, read_import
 from trainer_service.training.data.dataset import parse_examples
 
 Reader = Callable[[Random], object]
@@ -75,6 +83,7 @@ def readers(directory: Path) -> dict[str, Reader]:
         "csv-upload": _csv_upload,
         "file": _Files(directory),
         "import": _Imports(directory),
+        "safetensors": _Safetensors(directory),
         "callers": partial(_callers, directory),
         "gguf": _Gguf(directory),
         "template": encoder,
@@ -223,6 +232,44 @@ class _Imports:
         (self._directory / "adapter_model.safetensors").write_bytes(weights if random.random() < 0.5 else _BLOBS[0])
         (self._directory / "adapter_config.json").write_text(json.dumps(config))
         ImportSource.of(self._directory)
+
+
+class _Safetensors:
+    """Prompts of other programs, which the trainer imports, and a model's weights; mostly the header is damaged."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory / "weights"
+        self._directory.mkdir(exist_ok=True)
+        rows, width = torch.ones(4, BASE_MODEL.hidden_size), BASE_MODEL.hidden_size
+        config = {"hidden_size": width, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 261}
+        (self._directory / "config.json").write_text(json.dumps(config))
+        self._files = [
+            save({"decoder.weight" if name == "decoder" else name: rows}, metadata=metadata)
+            for name in ("prompt_embeddings", "decoder", "x")
+            for metadata in (None, {"format": "pt"})
+        ]
+
+    def __call__(self, random: Random) -> None:
+        whole = random.choice(self._files)
+        end = 8 + int.from_bytes(whole[:8], "little")
+        text = json.dumps(damaged_json(json.loads(whole[8:end]), random)).encode()
+        wrong = random.choice((0, 1, 1 << 20, 1 << 40, (1 << 64) - 1))
+        length = random.choice((len(text), len(text), len(text), wrong))
+        data = length.to_bytes(8, "little") + text + whole[end:]
+        if random.random() < 0.3:
+            data = damaged_bytes(whole, self._files, random)
+        file = self._directory / "model.safetensors"
+        file.write_bytes(data)
+        ModelShape.read(self._directory)
+        complaint_about(file)
+        read_import(data, ImportRequest("tone", "tiny", Template(), (), "", ""), cast(BaseModels, _Models()))
+
+
+class _Models:
+    infos = (BASE_MODEL,)
+
+    def get(self, id: str, field: str) -> KnownBaseModel:
+        return KnownBaseModel(BASE_MODEL, None, Path())
 
 
 def _callers(directory: Path, random: Random) -> None:

@@ -16,7 +16,7 @@ def all_readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
 
 
 @pytest.mark.parametrize(
-    "target", ["blob", "store", "dataset", "csv-upload", "file", "import", "callers", "template", "gguf"]
+    "target", ["blob", "store", "dataset", "csv-upload", "file", "import", "safetensors", "callers", "template", "gguf"]
 )
 def test_damaged_inputs_are_refused_as_they_should(all_readers: dict[str, Reader], target: str) -> None:
     tally = Tally(target)

@@ -17,8 +17,10 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
+from shared import invariants
 from shared.caller import Tenant
 from shared.errors import Unavailable
+from shared.invariants import Invariant
 from shared.values.results import TuningError
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.cluster.worker_state import WorkerEnd
@@ -209,10 +211,12 @@ class Dispatcher:
     async def _apply(self, holdings: list[Holding]) -> None:
         """Makes the running jobs agree with the store."""
         held = {holding.job_id: holding for holding in holdings}
-        publishing, followed = self._publisher.job_ids, set[str]()
+        publishing, followed, attempts = self._publisher.job_ids, set[str](), set[tuple[str, int]]()
         for supervisor in list(self._supervisors.values()):
             for job_id, attempt in supervisor.attempts.items():
                 followed.add(job_id)
+                invariants.check((job_id, attempt) not in attempts, Invariant.JOB_ON_ONE_WORKER, job=job_id)
+                attempts.add((job_id, attempt))
                 holding = held.get(job_id)
                 if holding is None or holding.attempt != attempt:
                     if await self._is_lost_to_others(job_id, attempt):

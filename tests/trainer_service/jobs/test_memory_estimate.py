@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -116,3 +117,7 @@ def test_nothing_is_estimated_without_lengths_or_a_readable_model(tiny_model_dir
     assert ModelShape.read(tmp_path) is None
     (tmp_path / "config.json").write_text('{"hidden_size": 0, "num_attention_heads": 0}')
     assert ModelShape.read(tmp_path) is None
+    shutil.copy(tiny_model_dir / "config.json", tmp_path)
+    for header in (b"\xff" * 7 + b"\x00", (200_000).to_bytes(8, "little") + b"[" * 200_000):
+        (tmp_path / "model.safetensors").write_bytes(header)
+        assert ModelShape.read(tmp_path) is None
