@@ -56,7 +56,7 @@ def test_every_parameter_is_checked_and_reaches_the_engine() -> None:
     assert all(getattr(complete, name) == some(name) for name in PARAMETERS)
     lists = {"stop_sequences", "stop_token_ids", "allowed_token_ids", "forbidden_token_ids", "logit_bias"}
     numbers = set(PARAMETERS) - lists - {"ignore_eos", "echo", "guide"}
-    below: dict[str, Any] = dict.fromkeys(numbers, -10.0)
+    below: dict[str, Any] = dict.fromkeys(numbers, -1000.0)
     with pytest.raises(InvalidInput) as caught:
         Sampling(**below).check("s")
     assert {violation.field.removeprefix("s.") for violation in caught.value.violations} == numbers
