@@ -409,6 +409,16 @@ def test_conversations_in_cells_are_read_as_json_and_as_pandas_writes_them(
     assert examples_of(prepare(label)) == [{"input": write([QUESTION]), "label": "x"}], "a text with a label stays one"
 
 
+@pytest.mark.parametrize("write", [json.dumps, str, list], ids=["JSON", "Python", "list"])
+def test_a_conversation_in_a_column_of_any_name_is_asked_as_it_is_learned(write: Callable[[object], Any]) -> None:
+    """Learned with `--messages dialog`, asked with `--input dialog`."""
+    row = {"id": 1, "dialog": write([QUESTION, ANSWER])}
+    assert examples_of(prepare(Data([row], messages="dialog", drop_extra=True))) == [{"messages": [QUESTION, ANSWER]}]
+    assert input_of(row, input_columns(list(row), "dialog")) == [QUESTION]
+    labelled = {"text": str([QUESTION]), "label": "x"}
+    assert input_of(labelled, input_columns(list(labelled))) == labelled["text"]
+
+
 @pytest.mark.parametrize("columns", [("messages",), ("prompt", "completion")])
 def test_arrays_of_turns_that_pandas_wrote_are_refused_in_a_sentence(columns: tuple[str, ...], tmp_path: Path) -> None:
     cell = str(np.array([QUESTION, ANSWER], dtype=object))  # without commas
