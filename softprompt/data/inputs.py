@@ -53,10 +53,11 @@ def input_of(row: Mapping[str, Any], columns: Layout) -> Input:
     if is_chat and not is_missing(value):
         value = with_system(value, cell(columns.system))
     has_target = bool(columns.output or columns.label)
-    if is_written_turns(value) and (is_written_turns(cell(columns.output)) or not has_target):
+    is_dialog = is_chat or not (has_target or column.strip().lower() in INPUT_NAMES)  # learned with `--messages`
+    if is_written_turns(value) and (is_written_turns(cell(columns.output)) or is_dialog):
         value = turns_of(value, column)
     if is_list(value) or (is_chat and not is_missing(value)):
-        turns = Turns(drop_extra=True).read_input(value, column, with_answer=is_chat or not has_target)
+        turns = Turns(drop_extra=True).read_input(value, column, with_answer=is_dialog)
         if not turns:
             raise Unusable("is empty", column)
         return turns
