@@ -128,8 +128,8 @@ def check(data: Data, labels: Sequence[str] = (), which: str = "dataset") -> Dat
         None if first is None else (str(rows.place(numbers[first[0] - 1])), str(rows.place(numbers[first[1] - 1]))),
         num_problems,
         tuple(problems),
-        {"--encoding": "cp1252"} if rows.undecodable else dict(reader.layouts.fix) if num_problems else {},
-        reader.advice or rows.empty_cells,
+        rows.encoding_fix if rows.undecodable else dict(reader.layouts.fix) if num_problems else {},
+        rows.encoding_advice if rows.undecodable else reader.advice or rows.empty_cells,
     )
 
 

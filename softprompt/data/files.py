@@ -23,8 +23,9 @@ from softprompt.input_files import STANDARD_INPUT, input_file, shown_name
 from softprompt.types.data import Data
 
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04\x95", b"\x80\x05\x95")
+_OLE = b"\xd0\xcf\x11\xe0"
 _FOREIGN: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
-    (b"\xd0\xcf\x11\xe0", "is an Excel file of the old format: save it as .xlsx or .csv"),
+    (_OLE, "is an Excel file of the old format: save it as .xlsx or .csv"),
     (b"PK\x05\x06", "is an empty archive"),
     (b"\x1f\x8b", "is compressed twice: unpack it first (gunzip)"),
     (b"BZh", "is compressed with bzip2: unpack it first (bunzip2)"),
@@ -85,6 +86,9 @@ def _rows(file: BinaryIO, path: Path, data: Data, which: str) -> Rows:
         return sheet_rows(_seekable(file, compressed), shown_name(path), which)
     if head.startswith(b"PAR1"):
         return parquet_rows(_seekable(file, compressed), shown_name(path), which)
+    if head.startswith(_OLE) and name.endswith((".xlsx", ".xlsm")):
+        advice = "has a password or is of the old format of Excel: save it as .xlsx without a password, or as .csv"
+        raise InvalidInput.of(which, f"{shown_name(path)} {advice}")
     if advice := _foreign(head):
         raise InvalidInput.of(which, f"{shown_name(path)} {advice}")
     return _text_rows(file, path, name, data, compressed, which)
@@ -169,11 +173,14 @@ def _noting(items: Generator[Row], rows: Rows, lines: TextLines, table: TableRea
     if lines.encoding not in ("utf-8", "utf-8-sig"):
         rows.format += f", {lines.encoding.upper()}"
     rows.undecodable = lines.undecodable
+    rows.likely_encoding = lines.likely_encoding if lines.encoding.startswith("utf") else ""
 
 
 def _document(every: Iterable[str], rows: Rows, lines: TextLines) -> Generator[Row]:
     text = "\n".join(every)
-    yield from map(_undecodable, lines.undecodable) if lines.undecodable else json_document(text, rows)
+    yield from (
+        (_undecodable(found, lines) for found in lines.undecodable) if lines.undecodable else json_document(text, rows)
+    )
 
 
 def _decoded(items: Generator[Row], lines: TextLines) -> Generator[Row]:
@@ -185,7 +192,7 @@ def _decoded(items: Generator[Row], lines: TextLines) -> Generator[Row]:
         num_seen += len(bad)
         if bad:
             refused = row.number
-            yield _undecodable(bad[0])
+            yield _undecodable(bad[0], lines)
             if not row.number:
                 return
         elif row.number != refused:  # a line may have several objects
@@ -193,8 +200,9 @@ def _decoded(items: Generator[Row], lines: TextLines) -> Generator[Row]:
         row = following or row
 
 
-def _undecodable(found: tuple[int, str]) -> Row:
-    return Row(found[0], Unusable(f"is not UTF-8: byte {found[1]}", kind="encoding"))
+def _undecodable(found: tuple[int, str], lines: TextLines) -> Row:
+    name = lines.encoding.upper().removesuffix("-SIG")
+    return Row(found[0], Unusable(f"is not {name}: byte {found[1]}", kind="encoding"))
 
 
 def _closing(items: Generator[Row], file: BinaryIO, path: Path, which: str) -> Generator[Row]:

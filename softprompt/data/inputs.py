@@ -13,8 +13,8 @@ from shared.errors import InvalidInput
 from shared.values.example import Example
 from shared.violations import items_of, readable
 from softprompt.data.examples import instructed, is_list, with_system
-from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, OUTPUT_NAMES, Layout, only_column
-from softprompt.data.messages import Turns, is_written_turns, list_of
+from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, LABEL_NAMES, OUTPUT_NAMES, Layout, only_column
+from softprompt.data.messages import Turns, is_written_turns, turns_of
 from softprompt.data.problems import Unusable
 from softprompt.data.python_rows import python_rows
 from softprompt.data.values import is_missing, text_of
@@ -25,18 +25,18 @@ from softprompt.types.type_names import type_name
 def input_columns(columns: Sequence[str], wanted: str = "") -> Layout:
     """The column `wanted`, else those with well-known names, else the only one. Raises Unusable if none is found."""
     names = [str(name) for name in columns]
-    system, output = only_column(names, ("system",)), only_column(names, OUTPUT_NAMES)
+    system, output, label = (only_column(names, known) for known in (("system",), OUTPUT_NAMES, LABEL_NAMES))
     if wanted:
         if found := only_column(names, (wanted,)):
             is_chat = found.strip().lower() in CHAT_NAMES
-            return Layout(messages=found, system=system) if is_chat else Layout(found, output)
+            return Layout(messages=found, system=system) if is_chat else Layout(found, output, label)
         raise Unusable(f"has the columns {', '.join(names)} and no {wanted!r}{did_you_mean(wanted, names)}")
     messages, input = only_column(names, CHAT_NAMES), only_column(names, INPUT_NAMES)
     if not messages and not input and len(names) != 1:
         raise Unusable(f"has the columns {', '.join(names)}: say which one holds the inputs")
     instruction = only_column(names, ("instruction",)) if input.strip().lower() == "input" else ""
     inputs = input if input or messages else names[0]
-    return Layout(inputs, output, instruction=instruction, messages=messages, system=system)
+    return Layout(inputs, output, label, instruction=instruction, messages=messages, system=system)
 
 
 def input_of(row: Mapping[str, Any], columns: Layout) -> Input:
@@ -52,10 +52,12 @@ def input_of(row: Mapping[str, Any], columns: Layout) -> Input:
     value, instruction = row.get(column), cell(columns.instruction)
     if is_chat and not is_missing(value):
         value = with_system(value, cell(columns.system))
-    if is_written_turns(value) and is_written_turns(cell(columns.output)):  # as training reads them
-        value = list_of(value)
+    has_target = bool(columns.output or columns.label)
+    is_dialog = is_chat or not (has_target or column.strip().lower() in INPUT_NAMES)  # learned with `--messages`
+    if is_written_turns(value) and (is_written_turns(cell(columns.output)) or is_dialog):
+        value = turns_of(value, column)
     if is_list(value) or (is_chat and not is_missing(value)):
-        turns = Turns(drop_extra=True).read_input(value, column, is_chat)
+        turns = Turns(drop_extra=True).read_input(value, column, with_answer=is_dialog)
         if not turns:
             raise Unusable("is empty", column)
         return turns

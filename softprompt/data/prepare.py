@@ -130,8 +130,7 @@ class _Preparation:
 
     def _check(self) -> None:
         if self._rows.undecodable:
-            self._problems.fix["--encoding"] = "cp1252"
-            self._problems.advice = "cp1252 is the usual encoding of programs on Windows"
+            self._problems.fix, self._problems.advice = self._rows.encoding_fix, self._rows.encoding_advice
         elif self._problems:
             self._problems.fix = self._reader.layouts.fix
             is_nameless = "--input" in self._problems.fix and not self._data.input

@@ -45,8 +45,22 @@ class Rows:
     """Why cells with a visible value were read as empty, and what to do."""
     undecodable: list[tuple[int, str]] = field(default_factory=list)
     """(line, byte) of bytes that the encoding does not have."""
+    likely_encoding: str = ""
+    """The encoding that the file probably has; empty: unknown."""
     verbatim: Path | None = None
     """The file itself, if its lines can be sent unchanged."""
+
+    @property
+    def encoding_fix(self) -> dict[str, str]:
+        """The option that names the likely encoding, if there is one."""
+        return {"--encoding": self.likely_encoding} if self.likely_encoding else {}
+
+    @property
+    def encoding_advice(self) -> str:
+        """What to do about bytes that the encoding does not have."""
+        if self.likely_encoding:
+            return f"{self.likely_encoding} is the usual encoding of programs on Windows"
+        return "name the file's encoding with --encoding, such as cp1251 (Cyrillic), gb18030 (Chinese) or shift_jis"
 
     def place(self, number: int) -> Location:
         """The place of a row for errors."""

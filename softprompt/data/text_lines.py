@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +20,7 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _SAMPLE_BYTES = 4096
+_UNKNOWN_BYTES = re.compile("[\udc80-\udcff]+")
 _CONTROLS, _NO_CHARACTERS = frozenset("\t\n\r\x1a"), frozenset(("Cc", "Cn", "Co", "Cs"))
 """Control characters of text files; the categories of other controls, and of what is not assigned to a character."""
 
@@ -34,6 +36,8 @@ class TextLines:
         self.encoding = encoding or _guess(head)
         self.is_binary = b"\0" in head and "16" not in self.encoding and "32" not in self.encoding
         self.undecodable: list[tuple[int, str]] = []
+        self._num_runs = [0, 0]
+        """Runs of up to two unknown bytes, and longer ones."""
         try:
             # newline=None: also the line ends of Windows and of the first Macs
             self._text = io.TextIOWrapper(buffered, self.encoding, errors="surrogateescape", newline=None)
@@ -65,6 +69,12 @@ class TextLines:
         found = self._text.newlines
         return "\r" in ((found,) if isinstance(found, str) else found or ())
 
+    @property
+    def likely_encoding(self) -> str:
+        """The encoding of text that is not UTF-8; empty: unknown. Western text has letters of ASCII between others."""
+        short, long = self._num_runs
+        return "cp1252" if self.undecodable and short > long else ""
+
     def release(self) -> None:
         """Detach the file without closing it. There are no more lines after that."""
         with suppress(ValueError):  # already released
@@ -76,6 +86,8 @@ class TextLines:
         except UnicodeEncodeError as error:
             byte = ord(line[error.start]) & 0xFF
             self.undecodable.append((number, f"0x{byte:02x} at character {error.start + 1}"))
+            for run in _UNKNOWN_BYTES.findall(line):
+                self._num_runs[len(run) > 2] += 1
             return line.encode(errors="replace").decode()
         return line
 

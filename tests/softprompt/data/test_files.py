@@ -162,6 +162,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "stray.csv": (b"input,label\na\0b,x\n", "or name the encoding of a text (--encoding utf-16-le)"),
     "program": (b"\x7fELF\x02\x01" + bytes(58) + b"\x90\x17\0\0" * 30, "has NUL bytes, as binary formats have"),
     "latin.csv": ("text,label\nschön,a\n".encode("latin-1"), "line 2: is not UTF-8: byte 0xf6 at character 4"),
+    "secret.xlsx": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "has a password or is of the old format of Excel"),
     "quote.csv": ('text,label\n"a,b\nc,d\n', 'line 2: has a quote (") that is never closed'),
     "cells.csv": ("text,label\na, b,c\n", "line 2: has 3 cells, the header 2"),
     "twice.csv": ("text,text\na,b\n", "names a column twice"),
@@ -409,6 +410,16 @@ def test_conversations_in_cells_are_read_as_json_and_as_pandas_writes_them(
     assert examples_of(prepare(label)) == [{"input": write([QUESTION]), "label": "x"}], "a text with a label stays one"
 
 
+@pytest.mark.parametrize("write", [json.dumps, str, list], ids=["JSON", "Python", "list"])
+def test_a_conversation_in_a_column_of_any_name_is_asked_as_it_is_learned(write: Callable[[object], Any]) -> None:
+    """Learned with `--messages dialog`, asked with `--input dialog`."""
+    row = {"id": 1, "dialog": write([QUESTION, ANSWER])}
+    assert examples_of(prepare(Data([row], messages="dialog", drop_extra=True))) == [{"messages": [QUESTION, ANSWER]}]
+    assert input_of(row, input_columns(list(row), "dialog")) == [QUESTION]
+    labelled = {"text": str([QUESTION]), "label": "x"}
+    assert input_of(labelled, input_columns(list(labelled))) == labelled["text"]
+
+
 @pytest.mark.parametrize("columns", [("messages",), ("prompt", "completion")])
 def test_arrays_of_turns_that_pandas_wrote_are_refused_in_a_sentence(columns: tuple[str, ...], tmp_path: Path) -> None:
     cell = str(np.array([QUESTION, ANSWER], dtype=object))  # without commas
@@ -541,3 +552,29 @@ def test_postcodes_of_a_sheet_keep_the_zeros_that_it_shows(tmp_path: Path) -> No
 
     found = checked(tmp_path / "a.xlsx", [("input", "label"), ("a", 1234), ("b", 98765), ("c", 1234)], zip_codes)
     assert set(found.labels) == {"01234", "98765", "1234"}
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "named"),
+    [
+        ("schön “gut”", "cp1252", "cp1252"),
+        ("привет", "cp1251", ""),
+        ("你好，世界", "gb18030", ""),
+        ("日本", "shift_jis", ""),
+    ],
+)
+def test_an_encoding_is_advised_only_where_it_is_likely(text: str, encoding: str, named: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", f"input,label\n{text},a\n".encode(encoding))
+    with pytest.raises(UnusableData, match="line 2: is not UTF-8: byte") as refused:
+        prepare(path)
+    assert refused.value.fix == ({"--encoding": named} if named else {})
+    assert (named or "such as cp1251 (Cyrillic), gb18030 (Chinese) or shift_jis") in refused.value.advice
+    assert check(Data(str(path))).fix == refused.value.fix
+    assert examples_of(prepare(Data(path, encoding=encoding)))[0]["input"] == text
+
+
+def test_a_byte_that_the_named_encoding_does_not_have_is_no_matter_of_utf_8(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", b"input,label\na\x81b,x\n")
+    with pytest.raises(UnusableData, match="line 2: is not CP1252: byte 0x81 at character 2") as refused:
+        prepare(Data(path, encoding="cp1252"))
+    assert not refused.value.fix, "it is the encoding that was named"
