@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
 
 _address = partial(typer.Option, metavar="HOST:PORT")
+port_option = partial(typer.Option, min=0, max=65535)
+"""`typer.Option` for a port to listen on."""
 TrainerOption = Annotated[
     str | None, _address("--trainer", envvar=TRAINER_VARIABLE, help="Address of the trainer service [127.0.0.1:50051].")
 ]

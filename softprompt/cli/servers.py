@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softprompt.cli.failures import require
-from softprompt.cli.options import InferenceOption, PlaintextOption, TrainerOption, example
+from softprompt.cli.options import InferenceOption, PlaintextOption, TrainerOption, example, port_option
 
 if TYPE_CHECKING:
     from shared.config import ListenerSettings
@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 HostOption = Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")]
-_port = partial(typer.Option, min=0, max=65535)
 
 
 @app.command(epilog=example("softprompt gateway --port 8000, then OPENAI_BASE_URL=http://127.0.0.1:8000/v1"))
 def gateway(
     host: HostOption = None,
-    port: Annotated[int | None, _port(help="Port; 0 chooses a free one [8000].")] = None,
+    port: Annotated[int | None, port_option(help="Port; 0 chooses a free one [8000].")] = None,
     plaintext: PlaintextOption = False,
     trainer: TrainerOption = None,
     inference: InferenceOption = None,
@@ -47,7 +46,7 @@ def router(
         str | None, typer.Option(metavar="URL", help="Prompt store of the replicas: a directory, s3://BUCKET/PREFIX.")
     ] = None,
     host: HostOption = None,
-    port: Annotated[int | None, _port(help="Port; 0 chooses a free one [50053].")] = None,
+    port: Annotated[int | None, port_option(help="Port; 0 chooses a free one [50053].")] = None,
     plaintext: PlaintextOption = False,
     models_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Models file: calls wait for models that are scaled to zero.")

@@ -6,7 +6,6 @@ import shlex
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 from shared.rpc.ports import check_port
 from softprompt.cli.failures import EXIT_INVALID, Failure, require
 from softprompt.cli.models import pull_with_progress
-from softprompt.cli.options import JsonOption, ModelOption, PlaintextOption, example
+from softprompt.cli.options import JsonOption, ModelOption, PlaintextOption, example, port_option
 from softprompt.cli.output import print_json, show, stderr
 from softprompt.endpoints import (
     DEFAULT_GATEWAY_PORT,
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_port = partial(typer.Option, min=0, max=65535)
 _LEAST_BYTES = 1 << 20
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _VARIABLES = {"trainer": TRAINER_VARIABLE, "inference": INFERENCE_VARIABLE, "gateway": "OPENAI_BASE_URL"}
@@ -63,9 +61,11 @@ def up(
     data: Annotated[Path, typer.Option(help="Directory for jobs, datasets and prompts.")] = Path("softprompt-data"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     plaintext: PlaintextOption = False,
-    trainer_port: Annotated[int, _port(help="Port; 0 chooses a free one.")] = DEFAULT_TRAINER_PORT,
-    inference_port: Annotated[int, _port(help="Port; 0 chooses a free one.")] = DEFAULT_INFERENCE_PORT,
-    gateway_port: Annotated[int, _port(help="Port of the HTTP API; 0 chooses a free one.")] = DEFAULT_GATEWAY_PORT,
+    trainer_port: Annotated[int, port_option(help="Port; 0 chooses a free one.")] = DEFAULT_TRAINER_PORT,
+    inference_port: Annotated[int, port_option(help="Port; 0 chooses a free one.")] = DEFAULT_INFERENCE_PORT,
+    gateway_port: Annotated[
+        int, port_option(help="Port of the HTTP API; 0 chooses a free one.")
+    ] = DEFAULT_GATEWAY_PORT,
     no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Do not serve the HTTP API.")] = False,
     grace: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Time for running streams to finish at the end.")

@@ -62,7 +62,7 @@ async def test_the_recipe_knows_which_base_models_are_trained_on_gpus(
         AsyncClient(f"127.0.0.1:{trainer.port}") as client,
     ):
         chosen = {id: (await client.validate_job(replace(spec, base_model=id))).job.effective_spec for id in workers}
-    sizes = {id: made.hyperparameters and made.hyperparameters.batch_size for id, made in chosen.items() if made}
+    sizes = {id: made.hyperparameters.batch_size for id, made in chosen.items() if made}
     assert sizes == {"on-gpu": 16, "on-cpu": 8, "as-set": as_set}
 
 

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Iterable
 from functools import cache
 
-_LIBRARY = "libnvidia-ml.so.1"
+LIBRARY = "libnvidia-ml.so.1"
 _SUCCESS = 0
 
 
@@ -16,13 +16,13 @@ class _Utilization(ctypes.Structure):
     _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
 
 
-def busiest(uuids: Iterable[str]) -> float | None:
+def busiest(uuids: Iterable[str], driver: str = LIBRARY) -> float | None:
     """The share of the last sample period in which the busiest of some GPUs computed, between 0 and 1.
 
-    `uuids`: as torch has them. None if there is no driver of NVIDIA, or if it does not know the load, as of a GPU that
-    is divided (MIG). Takes milliseconds.
+    `uuids`: as torch has them; `driver`: name or path of the library. None if there is no driver of NVIDIA, or if it
+    does not know the load, as of a GPU that is divided (MIG). Takes milliseconds.
     """
-    if (library := _library()) is None:
+    if (library := _library(driver)) is None:
         return None
     found = list[float]()
     for uuid in uuids:
@@ -35,9 +35,9 @@ def busiest(uuids: Iterable[str]) -> float | None:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def _library(name: str) -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL(_LIBRARY)
+        library = ctypes.CDLL(name)
         return library if library.nvmlInit_v2() == _SUCCESS else None
     except (OSError, AttributeError):
         return None

@@ -104,7 +104,7 @@ def bytes_per_position(base_model: BaseModel, forward: Forward) -> int:
     """Bytes that each additional position keeps for the backward pass, from the difference between two passes; of the
     device that keeps most.
     """
-    few, many = (_kept_bytes(base_model, forward, count) for count in (_FEW, _MANY))
+    few, many = (kept_bytes(base_model, forward, count) for count in (_FEW, _MANY))
     return max([0, *(many[device] - few[device] for device in many)]) // (_MANY - _FEW)
 
 
@@ -117,7 +117,8 @@ def _devices(base_model: BaseModel) -> set[torch.device]:
     return {base_model.device} | {parameter.device for parameter in base_model.model.parameters()}
 
 
-def _kept_bytes(base_model: BaseModel, forward: Forward, num_positions: int) -> Counter[torch.device]:
+def kept_bytes(base_model: BaseModel, forward: Forward, num_positions: int) -> Counter[torch.device]:
+    """Bytes that a pass of so many positions keeps for the backward pass, by device."""
     width = base_model.embedding_table.shape[1]
     prompt = torch.zeros(
         num_positions // 2, width, dtype=base_model.dtype, device=base_model.device, requires_grad=True

@@ -17,6 +17,7 @@ from typing import Any
 from shared.errors import AlreadyExists
 from shared.model.base_model import BaseModel
 from shared.text.template import InputEncoder
+from trainer_service.training.attention.forward import Forward
 from trainer_service.training.data.encoding import encode_split
 from trainer_service.training.data.token_rows import OnProgress, TokenRowsCache
 from trainer_service.training.events import Checkpointed, Finished, Stopped, TrainingEvent, TrainingTask
@@ -47,7 +48,8 @@ class Cohort:
 
         Raises PreconditionFailed for a model that can't be used for training.
         """
-        self._base_model = base_model
+        self.base_model = base_model
+        """The frozen model."""
         self._passes = Passes(base_model, token_budget)
         self._checkpoint_interval_seconds = checkpoint_interval_seconds
         self._members: dict[str, _Member] = {}
@@ -64,12 +66,17 @@ class Cohort:
         """The number of positions that a pass may have now."""
         return self._passes.budget.current
 
+    @property
+    def forward(self) -> Forward:
+        """How the model computes a pass."""
+        return self._passes.forward
+
     def add(self, task: TrainingTask) -> None:
         """Add a job, from the next step on. Its faults become its Failed event. Raises AlreadyExists."""
         if task.job_id in self._members:
             raise AlreadyExists(f"job {task.job_id} is in this cohort already")
         passes = self._passes
-        run = TuningRun(task, self._base_model, passes.check_row, self.token_budget, passes.check_key_values)
+        run = TuningRun(task, self.base_model, passes.check_row, self.token_budget, passes.check_key_values)
         self._members[task.job_id] = _Member(run, run.run(), checkpointed_at=time.monotonic())
         self._fair_share.join(task.job_id, task.priority, task.tenant, task.weight)
 
@@ -90,17 +97,17 @@ class Cohort:
                 task.validation,
                 task.spec,
                 encoder,
-                self._base_model.info.max_positions,
+                self.base_model.info.max_positions,
                 self._token_rows,
                 on_progress,
-                self._base_model.info.vocab_size,
+                self.base_model.info.vocab_size,
             ),
         )
 
     @cached_property
     def _tokenizer(self) -> Any:
         """A copy for `prepare`, because two threads may not share a tokenizer."""
-        return copy.deepcopy(self._base_model.tokenizer)
+        return copy.deepcopy(self.base_model.tokenizer)
 
     def stop(self, job_id: str) -> bool:
         """Stop a job at the next step boundary, with a Stopped event. False if the cohort doesn't have the job."""

@@ -37,9 +37,10 @@ class Passes:
         Raises PreconditionFailed for a model that can't be used for training.
         """
         self._base_model = base_model
-        self._forward = choose_forward(base_model)
-        self._forward.row_memory = measured_row_memory(base_model, self._forward)
-        self.budget = TokenBudget(token_budget or measured_token_budget(base_model, self._forward))
+        self.forward = choose_forward(base_model)
+        """How the model computes a pass."""
+        self.forward.row_memory = measured_row_memory(base_model, self.forward)
+        self.budget = TokenBudget(token_budget or measured_token_budget(base_model, self.forward))
         self._free_bytes = least_free_bytes(base_model)
         self._smaller: dict[str, int] = {}
         """Positions per pass of the jobs that need smaller passes than the others."""
@@ -55,7 +56,7 @@ class Passes:
         results: dict[str, Any] = {}
         results |= self._isolated(train, self._train)
         results |= self._isolated(
-            scoring, lambda some, budget: score_within(self._base_model, self._forward, some, budget)
+            scoring, lambda some, budget: score_within(self._base_model, self.forward, some, budget)
         )
         for job_id, work in works.items():
             if isinstance(work, CallWork):
@@ -164,7 +165,7 @@ class Passes:
 
     def _largest_row(self, work: Work) -> int:
         rows = [(num_virtual, row) for num_virtual, rows in self._segments(work) for row in rows]
-        return max((memory_cost(self._forward, num_virtual, [row]) for num_virtual, row in rows), default=0)
+        return max((memory_cost(self.forward, num_virtual, [row]) for num_virtual, row in rows), default=0)
 
     def _too_large(self, work: Work) -> RowTooLarge:
         longest = max((len(row.tokens), num_virtual) for num_virtual, rows in self._segments(work) for row in rows)
@@ -173,23 +174,23 @@ class Passes:
 
     def check_key_values(self) -> None:
         """Raises PreconditionFailed if the model's passes can't be given keys and values."""
-        check_key_values(self._base_model, self._forward)
+        check_key_values(self._base_model, self.forward)
 
     def check_row(self, num_virtual_tokens: int, num_tokens: int) -> None:
         """Raises RowTooLarge for a row that doesn't fit alone into the memory left after loading the base model."""
-        memory = self._forward.row_memory
+        memory = self.forward.row_memory
         if memory.row_bytes(num_virtual_tokens + num_tokens) > self._free_bytes:
             raise RowTooLarge(num_tokens, num_virtual_tokens, self._fitting_tokens(num_virtual_tokens))
 
     def _fitting_tokens(self, num_virtual_tokens: int) -> int:
-        return max(0, self._forward.row_memory.fitting_positions(self._free_bytes) - num_virtual_tokens)
+        return max(0, self.forward.row_memory.fitting_positions(self._free_bytes) - num_virtual_tokens)
 
     def _train(self, works: list[TrainWork], token_budget: int) -> list[list[StepOutcome]]:
         started = time.perf_counter()
         parts = [part for work in works for part in work.parts]
         for part in parts:
             part.trainee.discard_gradients()
-        losses = backward(self._base_model, self._forward, parts, token_budget)
+        losses = backward(self._base_model, self.forward, parts, token_budget)
         norms, rates = torch.zeros_like(losses), [part.trainee.learning_rate for part in parts]
         ends = [work.is_last for work in works for _ in work.parts]
         for index, (part, is_last) in enumerate(zip(parts, ends, strict=True)):
@@ -204,7 +205,7 @@ class Passes:
                 part.trainee.update() if math.isfinite(loss) and math.isfinite(norm) else part.trainee.skip()
         seconds = time.perf_counter() - started
         outcomes = [
-            StepOutcome(loss, norm, rate, self._forward.num_tokens(part.trainee.num_virtual_tokens, part.rows), seconds)
+            StepOutcome(loss, norm, rate, self.forward.num_tokens(part.trainee.num_virtual_tokens, part.rows), seconds)
             for loss, norm, rate, part in zip(*measured, rates, parts, strict=True)
         ]
         grouped, first = list[list[StepOutcome]](), 0
@@ -218,5 +219,5 @@ class Passes:
         if isinstance(work, CallWork):
             return work.num_tokens
         if isinstance(work, ScoreWork):
-            return self._forward.num_tokens(work.num_virtual_tokens, work.rows) // 3  # no backward pass
-        return sum(self._forward.num_tokens(part.trainee.num_virtual_tokens, part.rows) for part in work.parts)
+            return self.forward.num_tokens(work.num_virtual_tokens, work.rows) // 3  # no backward pass
+        return sum(self.forward.num_tokens(part.trainee.num_virtual_tokens, part.rows) for part in work.parts)

@@ -74,7 +74,7 @@ class GpuWorker(ray_actor.WorkerActor.__ray_metadata__.modified_class):  # type:
             spare_devices.install()  # in the thread that trains
             with loaded_on_spare_devices():
                 found = load(spec)
-            parameters = found[0]._base_model.model.parameters()
+            parameters = found[0].base_model.model.parameters()
             facts = {
                 "base_model": spec.base_model,
                 "gpus": cuda.ids,

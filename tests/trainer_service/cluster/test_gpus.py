@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +46,18 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.fixture
-def forgotten_library() -> Iterator[None]:
-    nvml._library.cache_clear()
-    yield
-    nvml._library.cache_clear()
+def test_the_load_of_the_busiest_gpu(driver: Path) -> None:
+    def load(*uuids: str) -> float | None:
+        return nvml.busiest(uuids, str(driver))
+
+    assert [load(uuid) for uuid in UUIDS] == list(LOADS)
+    assert load(*UUIDS) == max(LOADS)
+    assert load(UUIDS[0], "22222222-2222-2222-2222-222222222222") == LOADS[0]
+    assert load() is load("unknown") is None
 
 
-@pytest.mark.usefixtures("forgotten_library")
-def test_the_load_of_the_busiest_gpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "_LIBRARY", str(driver))
-    assert [nvml.busiest([uuid]) for uuid in UUIDS] == list(LOADS)
-    assert nvml.busiest(UUIDS) == max(LOADS)
-    assert nvml.busiest([*UUIDS[:1], "22222222-2222-2222-2222-222222222222"]) == LOADS[0]
-    assert nvml.busiest([]) is nvml.busiest(["unknown"]) is None
-
-
-@pytest.mark.usefixtures("forgotten_library")
-def test_without_a_driver_no_load_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "_LIBRARY", "libnvidia-ml-of-no-driver.so.1")
-    assert nvml.busiest(UUIDS) is None
+def test_without_a_driver_no_load_is_known() -> None:
+    assert nvml.busiest(UUIDS, "libnvidia-ml-of-no-driver.so.1") is None
 
 
 class Machine:

@@ -57,7 +57,7 @@ class PackedForward:
 
     def __init__(self, base_model: BaseModel, *, split: bool = True) -> None:
         self.row_memory = RowMemory()
-        self._model, self._device, self._split = base_model.model, base_model.device, split
+        self._model, self._device, self.split = base_model.model, base_model.device, split
         self._embed = base_model.model.get_input_embeddings()
         self._last_mlp = last_mlp(base_model.model)
         self._latent_layers = latent_layers(base_model.model)
@@ -74,7 +74,7 @@ class PackedForward:
             "use_cache": False,
         }
         with packed_attention(self._model, packed.layout):
-            if self._split:
+            if self.split:
                 with only_at(packed.target_positions, self._last_mlp):
                     hidden: torch.Tensor = self._model.base_model(**inputs).last_hidden_state[0]
                 return hidden.index_select(0, packed.target_positions.to(hidden.device)).to(self._device)
@@ -86,7 +86,7 @@ class PackedForward:
         return replace(prefix, keys=keys, values=values)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        if not self._split:
+        if not self.split:
             return states
         logits: torch.Tensor = self._model.get_output_embeddings()(states).to(self._device)
         if self._scaling is not None:

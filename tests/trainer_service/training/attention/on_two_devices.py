@@ -80,7 +80,7 @@ def worker(path: Path, num_gpus: int) -> Cohort:
 
 def passes(cohort: Cohort, kind: Callable[[Any], Forward], given: bool) -> torch.Tensor:
     """Logits and the gradients of two prefixes, one after the other; with `given`, of keys and values."""
-    base = cohort._base_model
+    base = cohort.base_model
     rows = torch.randn(8, base.info.hidden_size, generator=torch.Generator().manual_seed(1)).to(base.device)
     if given:
         leaves, prefixes = list[torch.Tensor](), list[PrefixInput]()
@@ -113,7 +113,7 @@ def trained(cohort: Cohort, kind: str) -> torch.Tensor:
 
 def answers(cohort: Cohort, given: bool) -> list[str]:
     """What the model's own code generates after a prefix."""
-    base = cohort._base_model
+    base = cohort.base_model
     rows = torch.randn(4, base.info.hidden_size, generator=torch.Generator().manual_seed(2)).to(base.device)
     prefix = key_values_of(base, rows).input(base.dtype, base.device) if given else PrefixInput(rows)
     return greedy_answers(base, [prefix, prefix], [(9, 10), (11, 12, 13)], 4, ())
@@ -122,9 +122,9 @@ def answers(cohort: Cohort, given: bool) -> list[str]:
 def keeps_to_the_fullest(cohort: Cohort) -> str:
     """The token budget is what fits into the device with the least free memory."""
     budget: Any = budget_module
-    base, forward = cohort._base_model, PackedForward(cohort._base_model)
+    base, forward = cohort.base_model, PackedForward(cohort.base_model)
     per_position = budget.bytes_per_position(base, forward)
-    both = sum((budget._kept_bytes(base, forward, 192) - budget._kept_bytes(base, forward, 64)).values()) // 128
+    both = sum((budget.kept_bytes(base, forward, 192) - budget.kept_bytes(base, forward, 64)).values()) // 128
     assert 0 < per_position < both, (per_position, both)
     original, free = budget.free_bytes, Counter({FIRST: 1 << 40, SECOND: 4000 * per_position})
     budget.free_bytes = lambda device: free[str(device)]
@@ -138,9 +138,9 @@ def keeps_to_the_fullest(cohort: Cohort) -> str:
 def compared(path: Path) -> dict[str, float | str]:
     """The relative difference of each part; a text for one that failed."""
     one, two = worker(path, 0), worker(path, 2)
-    assert {str(parameter.device) for parameter in two._base_model.model.parameters()} == {FIRST, SECOND}
+    assert {str(parameter.device) for parameter in two.base_model.model.parameters()} == {FIRST, SECOND}
     parts: dict[str, Callable[[Cohort], Any]] = {
-        "forward": lambda cohort: (type(cohort._passes._forward), vars(cohort._passes._forward).get("_split")),
+        "forward": lambda cohort: (type(cohort.forward), vars(cohort.forward).get("split")),
         "packed PROMPT": lambda cohort: passes(cohort, PackedForward, given=False),
         "packed PREFIX": lambda cohort: passes(cohort, PackedForward, given=True),
         "plain PROMPT": lambda cohort: passes(cohort, PlainForward, given=False),
@@ -149,7 +149,7 @@ def compared(path: Path) -> dict[str, float | str]:
         "job PREFIX": lambda cohort: trained(cohort, "PREFIX"),
         "answers PROMPT": lambda cohort: answers(cohort, given=False),
         "answers PREFIX": lambda cohort: answers(cohort, given=True),
-        "prefix check": lambda cohort: check_key_values(cohort._base_model, cohort._passes._forward),
+        "prefix check": lambda cohort: check_key_values(cohort.base_model, cohort.forward),
         "token budget": lambda cohort: "" if cohort is one else keeps_to_the_fullest(cohort),
     }
     found: dict[str, float | str] = {}
