@@ -134,8 +134,9 @@ bench-jobs: dev model    ## Jobs: latencies, watchers, time to the first step, r
 simulate-fairness: dev ## Fair shares of tenants and base models: the scheduler on a virtual clock
 	$(BIN)/python -m benchmarks.fairness
 
-simulate: dev    ## Many lives of the whole system with faults, on virtual time: SEEDS=100 (a number) from FIRST=1
-	$(BIN)/python -m tests.simulation --seeds $(or $(FIRST),1)-$$(( $(or $(FIRST),1) + $(or $(SEEDS),100) - 1 ))
+simulate: dev    ## Many lives of the whole system with faults, on virtual time: SEEDS=100 (a number) from FIRST=1, and NEW=0 random ones
+	$(BIN)/python -m tests.simulation --seeds $(or $(FIRST),1)-$$(( $(or $(FIRST),1) + $(or $(SEEDS),100) - 1 )) \
+		--new $(or $(NEW),0) --processes $(or $(PROCESSES),2)
 
 fuzz: dev        ## Damaged inputs for all readers and running services: INPUTS=100000 for each (a number), from FIRST=1
 	$(BIN)/python -m tests.fuzz --first $(or $(FIRST),1) --inputs $(or $(INPUTS),10000)
@@ -144,7 +145,7 @@ chaos: dev       ## kill -9 of random processes of the whole stack under load: K
 	$(BIN)/python -m tests.chaos --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
 
 prove-simulation: dev ## Which seed finds each bug that is put into the product (at most SEEDS=20 seeds for each)
-	$(BIN)/python -m tests.simulation --prove $(or $(SEEDS),20)
+	$(BIN)/python -m tests.simulation --prove $(or $(SEEDS),20) --processes $(or $(PROCESSES),2)
 
 bench-overload: dev model ## Five times a replica's capacity for two minutes; then steady streams with a greedy neighbour
 	$(BIN)/python -m benchmarks.load overload --model "$$($(BIN)/softprompt models pull $(MODEL))"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +32,8 @@ class Changes:
 
 
 class LogFollower:
-    """Holds the state at the last revision read and the last commits. Thread-safe; readers of `index` never wait.
+    """Holds the state at the last revision read and the last commits. Thread-safe; readers of
+    `index` and of recent commits never wait.
 
     If there is nothing new, a refresh is one read of a missing entry. A truncated log or a replaced store is looked for
     only after new entries and once per CHECK_SECONDS.
@@ -45,7 +45,7 @@ class LogFollower:
         self._lock = threading.RLock()
         self.index = StoreIndex()
         """The state as last read."""
-        self._recent: deque[Commit] = deque(maxlen=MAX_REPLAYED)
+        self._recent: tuple[Commit, ...] = ()
         self._next_check = 0.0
         self.restart()
 
@@ -64,7 +64,7 @@ class LogFollower:
             self._identity.load()
             index = self._log.newest_snapshot()
             self.index = index
-            self._recent.clear()
+            self._recent = ()
             self._next_check = time.monotonic() + CHECK_SECONDS
             self._catch_up(check=False)
 
@@ -75,9 +75,8 @@ class LogFollower:
                 self._advance([commit], self.index.apply(commit))
 
     def recent_commits(self) -> tuple[Commit, ...]:
-        """The last commits that were read, oldest first."""
-        with self._lock:
-            return tuple(self._recent)
+        """The last commits that were read, oldest first. Doesn't wait for a thread that reads the log."""
+        return self._recent
 
     def find(self, txid: str) -> Commit | None:
         """A recent commit by its transaction id."""
@@ -119,7 +118,7 @@ class LogFollower:
             raise problem
 
     def _advance(self, fresh: Sequence[Commit], index: StoreIndex) -> None:
-        self._recent.extend(fresh)
+        self._recent = (*self._recent, *fresh)[-MAX_REPLAYED:]
         self.index = index
 
     def _replay(self, revision: int, index: StoreIndex) -> Changes:

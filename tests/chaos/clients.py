@@ -243,11 +243,7 @@ class ChaosClient(Client):
         if self._numbers + 2 <= NUM_MOVES:
             await super().move_alias()
 
-    async def delete_version(self) -> None:
-        """Deletes a version, or imports one."""
-        if self.rng.random() < 0.5:
-            await super().delete_version()
-            return
+    async def import_(self) -> None:
         self._numbers += 1
         request = f"{self.tenant}-import-{self._numbers}"
         prompt, target = (f"{self.tenant}-{name}" for name in self.rng.sample(PROMPTS, 2))

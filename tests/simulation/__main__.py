@@ -13,17 +13,22 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 from tests.simulation.bugs import BUGS
 from tests.simulation.clients import TENANTS
 from tests.simulation.coverage import not_reached
 from tests.simulation.history import History
-from tests.simulation.life import BUSY_SECONDS, Outcome, Plan, forget_database, live, silence
+from tests.simulation.life import BUSY_SECONDS, Outcome, Plan, databases, live, silence
 from tests.simulation.shrink import shrink
+
+_LIVES_OF_PROCESS = 50
+"""A life leaves its tasks in memory, because collecting them would run the cleanup of killed processes."""
 
 
 def main() -> int:
@@ -42,6 +47,9 @@ def main() -> int:
     parser.add_argument("--tenants", type=int, default=len(TENANTS), help="number of tenants in each life")
     parser.add_argument("--without", default="", help="kinds of faults that do not happen, with commas")
     parser.add_argument("--shrink", action="store_true", help="look for a smaller life in which SEED breaks a promise")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="live the lives, or prove the bugs, in this many processes at once"
+    )
     parser.add_argument("--twice", action="store_true", help="live each life twice, and compare the histories")
     given = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets must be that of the replay
@@ -55,14 +63,30 @@ def main() -> int:
     seeds = list(range(int(first), int(last or first) + 1)) if first else []
     seeds += [time.time_ns() // 1000 % 10**9 + number for number in range(given.new)]
     plan = Plan(given.bug, given.busy, given.tenants, tuple(filter(None, given.without.split(","))))
-    try:
+    with databases(), _lives(given.processes) as each:
         if given.prove:
-            return _prove(given.bugs.split(","), given.prove)
+            return _prove(each, given.bugs.split(","), given.prove)
         if given.seed is None:
-            return _many(seeds, plan, stop=given.stop, twice=given.twice)
+            return _many(each, seeds, plan, stop=given.stop, twice=given.twice)
         return _one(given.seed, shrink(given.seed, plan) if given.shrink else plan)
-    finally:
-        forget_database()
+
+
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+"""`map`, whose calls may run in other processes."""
+
+
+@contextmanager
+def _lives(num_processes: int) -> Iterator[Each]:
+    if num_processes == 1:
+        yield map
+        return
+
+    def begin() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    with get_context("fork").Pool(num_processes, begin, maxtasksperchild=_LIVES_OF_PROCESS) as pool:
+        yield pool.imap
 
 
 def _one(seed: int, plan: Plan) -> int:
@@ -76,39 +100,57 @@ def _one(seed: int, plan: Plan) -> int:
     return bool(outcome.problems)
 
 
-def _prove(bugs: Sequence[str], most: int) -> int:
+def _prove(each: Each, bugs: Sequence[str], most: int) -> int:
     missed = 0
-    for bug in bugs:
-        begun, found = time.perf_counter(), dict[str, Any](bug=bug, seed=None, promise="")
-        for seed in range(1, most + 1):
-            try:
-                problems = live(seed, Plan(bug)).problems
-            except Exception as error:  # a bug may break the product so badly that clients see it
-                problems = [f"{type(error).__name__}: {error}"]
-            if problems:
-                found |= {"seed": seed, "promise": problems[0][:110]}
-                break
+    for found in each(partial(_found, most=most), bugs):
         missed += not found["seed"]
-        print(json.dumps(found | {"lives": seed, "seconds": round(time.perf_counter() - begun)}), flush=True)
+        print(json.dumps(found), flush=True)
     return bool(missed)
 
 
-def _many(seeds: list[int], plan: Plan, *, stop: bool, twice: bool) -> int:
+def _found(bug: str, most: int) -> dict[str, Any]:
+    begun, found = time.perf_counter(), dict[str, Any](bug=bug, seed=None, promise="")
+    for seed in range(1, most + 1):
+        try:
+            problems = live(seed, Plan(bug)).problems
+        except Exception as error:  # a bug may break the product so badly that clients see it
+            problems = [_cause(error)]
+        if problems:
+            found |= {"seed": seed, "promise": problems[0][:110]}
+            break
+    return found | {"lives": seed, "seconds": round(time.perf_counter() - begun)}
+
+
+def _many(each: Each, seeds: list[int], plan: Plan, *, stop: bool, twice: bool) -> int:
     begun, outcomes, broken = time.perf_counter(), list[Outcome](), dict[str, list[str]]()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):  # the figures are then those of the lives that ended
-        for seed in seeds:
-            outcome = live(seed, plan)
-            if twice and live(seed, plan).history.digest != outcome.history.digest:
-                outcome.problems.append("the seed's second life was different: something is not simulated")
-            outcomes.append(replace(outcome, history=History()))
+        for outcome in each(partial(_outcome, plan=plan, twice=twice), seeds):
+            outcomes.append(outcome)
             if outcome.problems:
-                broken[str(seed)] = outcome.problems
-                print(f"seed {seed} breaks a promise: {outcome.problems[0]}", file=sys.stderr, flush=True)
+                broken[str(outcome.seed)] = outcome.problems
+                print(f"seed {outcome.seed} breaks a promise: {outcome.problems[0]}", file=sys.stderr, flush=True)
                 if stop:
                     break
     print(json.dumps(_figures(outcomes, time.perf_counter() - begun, 1 + twice) | {"broken": broken}))
     return bool(broken)
+
+
+def _outcome(seed: int, plan: Plan, twice: bool) -> Outcome:
+    """The outcome without its history."""
+    try:
+        outcome = live(seed, plan)
+    except Exception as error:
+        return Outcome(seed, [f"the life ended with {_cause(error)}"], History(), 0.0, 0.0)
+    if twice and live(seed, plan).history.digest != outcome.history.digest:
+        outcome.problems.append("the seed's second life was different: something is not simulated")
+    return replace(outcome, history=History())
+
+
+def _cause(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 def _figures(outcomes: list[Outcome], seconds: float, times: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
 
@@ -26,6 +26,7 @@ def check(world: World) -> list[str]:
     log = _Log(world)
     return [
         *(f"{event.server} ended by itself: {event.why}" for event in world.history.of("died")),
+        *(f"the invariant {event.invariant} was broken {event.times} times" for event in world.history.of("broken")),
         *_jobs_end_once_and_as_they_should(world, store, log),
         *_requests_make_one_job(world, store),
         *_events_have_no_gaps(world, store),
@@ -271,9 +272,9 @@ def _tenants_are_apart(world: World) -> Iterator[str]:
     )
 
 
-def _served_versions_exist(world: World, log: _Log) -> Iterable[str]:
-    return [
-        f"the blob of {prompt}@{version} is gone"
-        for (prompt, version), digest in log.digests.items()
-        if (prompt, version) not in log.deleted and world.storage.objects.head(blob_key(digest)) is None
-    ]
+def _served_versions_exist(world: World, log: _Log) -> Iterator[str]:
+    for event in world.history.of("gone"):
+        yield f"the blob of {event.prompt}@{event.version} was gone before the version was deleted"
+    for (prompt, version), digest in log.digests.items():
+        if (prompt, version) not in log.deleted and world.storage.objects.head(blob_key(digest)) is None:
+            yield f"the blob of {prompt}@{version} is gone"

@@ -9,10 +9,12 @@ from operator import methodcaller
 from typing import Any
 
 from shared.caller import Caller, Role, Tenant
-from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed, SoftPromptError, Unavailable
+from shared.errors import Conflict, DamagedBlob, NotFound, Overloaded, PreconditionFailed, SoftPromptError, Unavailable
 from shared.store import AliasTarget
+from shared.text.template import Template
 from tests.simulation.world import Replica, Server, Trainer, World
 from tests.trainer_service.builders import spec
+from trainer_service.imports import ImportRequest
 from trainer_service.jobs.model import Job, JobFilter
 
 TENANTS = ("a", "b", "c")
@@ -38,7 +40,7 @@ class Client:
     async def run(self, until: float) -> None:
         """Acts at random until this time."""
         acts = [self.create, self.request, self.move_alias, self.generate, self.list_, self.delete_version]
-        acts += [self.create, self.move_alias, self.generate, self.peek]
+        acts += [self.create, self.move_alias, self.generate, self.peek, self.import_]
         while asyncio.get_running_loop().time() < until:
             await asyncio.sleep(self.rng.uniform(0.1, 4))
             await self.rng.choice(acts)()
@@ -88,8 +90,14 @@ class Client:
         else:
             self.world.history.add("asked", job=job_id, verb=verb, outcome=job.state.value)
 
+    async def finish(self) -> None:
+        """The end of a life: more jobs come, so that the last faults meet jobs of all states; no job stays paused."""
+        for _ in range(2):
+            await self.create()
+        await self.resume_all()
+
     async def resume_all(self) -> None:
-        """At the end of a life: no job shall stay paused."""
+        """Resumes every job that is paused."""
         for job_id in self.jobs:
             for _ in range(_TRIES):
                 try:
@@ -146,6 +154,27 @@ class Client:
                 await self._trainer().call(self.caller, lambda trainer: trainer.prompts.delete(prompt, version))
         except (Unavailable, NotFound, PreconditionFailed, Conflict):
             return
+
+    async def import_(self) -> None:
+        """Imports the newest version of one of its prompts into the other one, with one request id for all tries."""
+        self._numbers += 1
+        request_id = f"{self.tenant}-import-{self._numbers}"
+        prompt, target = (f"{self.tenant}-{name}" for name in self.rng.sample(PROMPTS, 2))
+        request, data = ImportRequest(target, "", Template(), (), "canary", request_id), b""
+        for _ in range(_TRIES):
+            try:
+                data = data or await self._trainer().call(self.caller, methodcaller("newest_blob", prompt))
+                version = await self._trainer().call(self.caller, methodcaller("import_", request, data))
+            except Unavailable:
+                await asyncio.sleep(self.rng.uniform(0, 2))
+            except (NotFound, PreconditionFailed):  # there is no version, or the new one is deleted already
+                return
+            except DamagedBlob:
+                self.world.history.add("gone", prompt=prompt, version="newest")
+                return
+            else:
+                self.world.history.add("imported", request=request_id, prompt=target, version=version)
+                return
 
     async def list_(self) -> None:
         """Lists jobs and prompts: all must be its tenant's."""

@@ -10,7 +10,10 @@ from tests.simulation.machine import start_on, wake
 from tests.simulation.storage import StorageFaults
 from tests.simulation.world import LEASE_SECONDS, Server, Trainer, World
 
-KINDS = ("kill", "pause", "drain", "cut off", "worker", "bad storage", "bad database", "bad network", "clock")
+KINDS = (
+    *("kill", "pause", "drain", "cut off", "worker", "bad storage", "bad database", "bad network", "clock"),
+    *("failover", "full disk"),
+)
 _PATIENCE_SECONDS = 20.0
 """How long a fault waits for its moment."""
 
@@ -35,7 +38,7 @@ class Faults:
             lambda: self._bad(self._world.storage_faults, 0.3),
             lambda: self._bad(self._world.database_faults, 0.3),
             lambda: self._bad(self._world.network_faults, 0.3),
-            self._move_clock,
+            *(self._move_clock, self._fail_over, self._fill_disk),
         )
         acts = dict(zip(KINDS, harms, strict=True))
         while asyncio.get_running_loop().time() < until:
@@ -50,7 +53,10 @@ class Faults:
             task.add_done_callback(self._running.discard)
         while self._running:
             await asyncio.wait(list(self._running))
-        if "bad database" not in self._without:  # no trainer starts again after this, which would hide what it forgot
+
+    async def strike_jobs(self) -> None:
+        """The database gets bad. No trainer starts again after this, which would hide what it forgot."""
+        if "bad database" not in self._without:
             await self._bad(self._world.database_faults, 0.3)
 
     async def strike_last(self) -> None:
@@ -139,9 +145,28 @@ class Faults:
         moment = "committing" if faults is self._world.storage_faults else "committed"
         if self._rng.random() < 0.3 and await self._moment(moment):
             chance, seconds = 0.5, self._rng.uniform(0.1, 2)
+        if faults is self._world.database_faults and self._rng.random() < 0.5:
+            faults.aim = self._rng.choice([*self._world.database_calls, ""])
+            chance = self._rng.choice((0.0, chance))  # other calls, such as renewals of leases, may heal what is lost
         faults.chance = chance
         await asyncio.sleep(seconds)
-        faults.chance = 0.0
+        faults.chance, faults.aim = 0.0, ""
+
+    async def _fail_over(self) -> None:
+        """The database's replication stalls; then its standby takes over, and answers nobody at first."""
+        world, seconds = self._world, self._rng.uniform(0.1, 8)
+        world.failover_at = asyncio.get_running_loop().time() + seconds
+        await asyncio.sleep(seconds)
+        cut = {server.name for server in world.servers} - world.database_faults.cut_off
+        world.database_faults.cut_off |= cut
+        await asyncio.sleep(self._rng.uniform(0.1, 5))
+        world.database_faults.cut_off -= cut
+
+    async def _fill_disk(self) -> None:
+        full = self._rng.choice((self._world.storage_faults, self._world.database))
+        full.is_full = True
+        await asyncio.sleep(self._rng.uniform(1, 30))
+        full.is_full = False
 
     async def _move_clock(self) -> None:
         self._rng.choice(self._world.servers).node.skew_seconds = self._rng.uniform(-300, 300)

@@ -5,29 +5,33 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import shutil
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import delete
 
+from shared.invariants import num_broken
 from tests.simulation.bugs import bug
 from tests.simulation.checker import check, edges
 from tests.simulation.clients import PROMPTS, TENANTS, Client
 from tests.simulation.faults import Faults
 from tests.simulation.history import History
 from tests.simulation.machine import Loop, machine
-from tests.simulation.world import World
-from trainer_service.database.database import Database
+from tests.simulation.world import CONFIG, SimulatedDatabase, World, loop_of
 from trainer_service.database.schema import metadata
 from trainer_service.jobs.store.job_store import JobStore
 
 BUSY_SECONDS, QUIET_SECONDS = 120.0, 240.0
 """Faults happen in the first part; within the second part, everything must have healed."""
+
+
+MAX_TASKS = 20
+"""Tasks of one process when nothing is left to do: each life makes hundreds of requests, and none may leave one."""
 
 
 @dataclass
@@ -79,6 +83,7 @@ def live(seed: int, plan: Plan = Plan()) -> Outcome:
 
 
 async def _live(world: World, faults: Faults, plan: Plan) -> list[str]:
+    broken_before = num_broken()
     for server in world.servers:
         server.start()
     clients = world.clients = [Client(world, tenant) for tenant in TENANTS[: plan.num_tenants]]
@@ -86,10 +91,13 @@ async def _live(world: World, faults: Faults, plan: Plan) -> list[str]:
         for client in clients:
             group.create_task(client.run(plan.busy_seconds))
         group.create_task(faults.run(plan.busy_seconds))
-    await asyncio.gather(*(client.resume_all() for client in clients))
+    await asyncio.gather(faults.strike_jobs(), *(client.finish() for client in clients))
     ill = await _healing(world)
     await faults.strike_last()
     ill += await _healing(world)
+    for invariant, times in num_broken().items():
+        if times > broken_before[invariant]:
+            world.history.add("broken", invariant=invariant.value, times=times - broken_before[invariant])
     world.history.add("quiet")
     for client in clients:
         for replica in world.replicas:
@@ -113,6 +121,13 @@ def _unhealed(world: World) -> list[str]:
     watched = {event.job for event in world.history.of("watched")}
     jobs = [event.job for event in world.history.of("created")]
     ill = [f"job {job} goes on" for job in jobs if job not in watched or not store.state(job).is_final]
+    num_tasks = {server.name: loop_of(world).num_tasks(server.node) for server in world.servers}
+    ill += [f"{name} has {number} tasks" for name, number in num_tasks.items() if number > MAX_TASKS]
+    for trainer in world.trainers:
+        if trainer.ready and (busy := trainer.jobs._publisher.job_ids):
+            ill.append(f"{trainer.name} publishes {sorted(busy)}")
+        if trainer.ready and (number := len(trainer.jobs._dispatcher.workers)) > CONFIG.max_workers:
+            ill.append(f"{trainer.name} has {number} workers")
     for replica in world.replicas:
         if not replica.ready:
             ill.append(f"{replica.name} is not ready")
@@ -133,15 +148,17 @@ def _end(loop: Loop) -> None:
 
 _FORGOTTEN: list[Loop] = []
 """Loops of earlier lives. Collecting their tasks would run the cleanup of killed processes."""
-_DATABASES: list[Database] = []
+_DATABASES: list[SimulatedDatabase] = []
+_DIRECTORIES: list[str] = []
 
 
-def _empty_database() -> Database:
+def _empty_database() -> SimulatedDatabase:
     """The database of all lives, without rows. To migrate one and compile its statements takes longer than a life."""
     if not _DATABASES:
-        directory = tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
-        _DATABASES.append(Database(f"sqlite:///{directory}/jobs.sqlite3"))
+        directory = tempfile.mkdtemp(dir=_DIRECTORIES[-1])
+        _DATABASES.append(SimulatedDatabase(f"sqlite:///{directory}/jobs.sqlite3"))
     database = _DATABASES[0]
+    database.is_full = False
     with closing(database.engine.raw_connection()) as connection:
         connection.cursor().execute("PRAGMA synchronous=OFF")  # no machine fails here, only processes
     with database.write() as rows:
@@ -150,12 +167,12 @@ def _empty_database() -> Database:
     return database
 
 
-def forget_database() -> None:
-    """Removes the database."""
-    for database in _DATABASES:
-        database.close()
-        shutil.rmtree(Path(str(database.engine.url.database)).parent)
-    _DATABASES.clear()
+@contextmanager
+def databases() -> Iterator[None]:
+    """In the block, this process and those that it forks can live lives. The databases go with the block."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
+        _DIRECTORIES.append(directory)
+        yield
 
 
 def silence() -> None:

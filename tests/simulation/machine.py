@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
 from greenlet import getcurrent  # type: ignore[import-untyped]
@@ -76,7 +76,7 @@ class Loop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.tasks: list[asyncio.Task[Any]] = []
+        self.tasks: list[tuple[Node | None, asyncio.Task[Any]]] = []
         """Keeps the tasks of killed nodes alive: collecting one would run its cleanup."""
         super().__init__(_NoSelector())
         self.set_task_factory(self._make_task)
@@ -108,10 +108,15 @@ class Loop(asyncio.SelectorEventLoop):
 
     def _make_task(self, loop: Any, work: Any, **options: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **options)
-        self.tasks.append(task)
+        context = options.get("context")
+        self.tasks.append((current_node() if context is None else context.get(_NODE), task))
         if len(self.tasks) > 5000:
-            self.tasks = [task for task in self.tasks if not task.done()]
+            self.tasks = [(node, task) for node, task in self.tasks if not task.done()]
         return task
+
+    def num_tasks(self, node: Node) -> int:
+        """How many tasks of the node have not ended."""
+        return sum(owner is node and not task.done() for owner, task in self.tasks)
 
 
 def _run_if_up(node: Node | None, context: contextvars.Context, callback: Any, args: tuple[Any, ...]) -> None:
@@ -167,6 +172,8 @@ class CooperativeLock:
 
     def __enter__(self) -> None:
         while self._owner not in (None, getcurrent()):
+            if not hasattr(getcurrent(), "__sqlalchemy_greenlet_provider__"):
+                raise RuntimeError("an event loop would wait for a lock that a thread holds")
             free = asyncio.get_running_loop().create_future()
             self._waiting.append(free)
             wait_inside(free)
@@ -182,21 +189,31 @@ class CooperativeLock:
                     free.set_result(None)
 
 
-CallFault = Callable[[str], tuple[float, float, bool]]
-"""For a call to a system: seconds before it, seconds after it, and whether its answer is lost."""
+class Fate(NamedTuple):
+    """What happens to a call to a system: it is done after `before` seconds, and answered after `after` more."""
+
+    before: float
+    after: float = 0.0
+    is_done: bool = True
+    is_answered: bool = True
+
+
+CallFault = Callable[[str, str], Fate]
+"""For a call to a system, by the system's name and the called function's."""
 
 
 def _pool_call(fault: CallFault) -> Any:
     async def call_within(pool: CallPool, timeout_seconds: float, function: Callable[[], Any]) -> Any:
         if pool._closed:
             raise Unavailable("the service is stopping", system=pool.system)
-        before, after, lost = fault(pool.system)
+        name = getattr(getattr(function, "func", None), "__name__", "")  # `CallPool.call` gives a partial
+        before, after, is_done, is_answered = fault(pool.system, name)
 
         if pool.system.startswith("job_"):  # SQLite answers without a pause
             await asyncio.sleep(before)
-            result = function()
+            result = function() if is_done else None
             await asyncio.sleep(min(after, timeout_seconds))
-            if lost or after > timeout_seconds:
+            if not (is_done and is_answered) or after > timeout_seconds:
                 raise Unavailable(f"the {pool.system} is unavailable; try again", system=pool.system)
             return result
 

@@ -9,12 +9,15 @@ from typing import TypeVar
 
 from shared.errors import Unavailable
 from shared.store.base import ObjectInfo
-from shared.store.commit import Commit, decode_commit
-from shared.store.layout import BLOBS, LOG, REPLICAS, revision_in
+from shared.store.commit import Commit, VersionDeleted, VersionPublished, decode_commit
+from shared.store.layout import BLOBS, LOG, REPLICAS, blob_key, revision_in
 from shared.store.memory import MemoryBackend
+from tests.simulation.history import History
 from tests.simulation.machine import Node, by_true_clock, current_node, wait_inside
 
 T = TypeVar("T")
+
+_AIMED_CHANCE = 0.5
 
 
 class _AnswerLost(Unavailable):
@@ -24,9 +27,11 @@ class _AnswerLost(Unavailable):
 class Storage:
     """What the store durably has. `commits` are all log entries that were ever written, also truncated ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, history: History) -> None:
+        self._history = history
         self.objects = MemoryBackend()
         self.commits: dict[int, Commit] = {}
+        self._digests: dict[tuple[str, int], str] = {}
         self._awaited: dict[str, list[asyncio.Future[str]]] = {}
 
     async def next(self, moment: str) -> str:
@@ -45,9 +50,11 @@ class Storage:
 
     def create(self, key: str, data: bytes) -> bool:
         created = self.objects.create(key, data)
-        if created and key.startswith(LOG) and (revision := revision_in(key)) is not None:
-            # A later writer of the same number missed a truncation: it must notice that, and commit again.
-            self.commits.setdefault(revision, decode_commit(data, revision))
+        revision = revision_in(key) if created and key.startswith(LOG) else None
+        # A later writer of the same number missed a truncation: it must notice that, and commit again.
+        if revision is not None and revision not in self.commits:
+            self.commits[revision] = commit = decode_commit(data, revision)
+            self._note_versions_without_blobs(commit)
         return created
 
     def put(self, key: str, data: bytes) -> None:
@@ -55,17 +62,32 @@ class Storage:
         if key.startswith(LOG) and (revision := revision_in(key)) is not None:
             self.commits[revision] = decode_commit(data, revision)
 
+    def _note_versions_without_blobs(self, commit: Commit) -> None:
+        """Retention deletes most versions before a life ends: the blob of each must be there until then."""
+        for op in commit.ops:
+            if isinstance(op, VersionPublished):
+                self._digests[op.prompt, op.version] = op.digest
+            if isinstance(op, VersionDeleted):
+                digest = self._digests.get((op.prompt, op.version))
+                if digest is not None and self.objects.head(blob_key(digest)) is None:
+                    self._history.add("gone", prompt=op.prompt, version=op.version)
+
 
 class StorageFaults:
     """How badly the network between the nodes and the store behaves now."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng, self.chance, self.cut_off = rng, 0.0, set[str]()
+        self.aim = ""
+        """The name of a function. Half of its calls are struck, however seldom it is called."""
+        self.is_full = False
+        """Whether nothing can be written."""
         self.counts: dict[str, int] = {}
 
-    def strikes(self, kind: str, share: float = 1.0) -> bool:
-        """Whether this fault happens to the current call."""
-        if not self.chance or self.rng.random() >= self.chance * share:
+    def strikes(self, kind: str, share: float = 1.0, call: str = "") -> bool:
+        """Whether this fault happens to the current call, of the function `call`."""
+        chance = _AIMED_CHANCE if call and call == self.aim else self.chance * share
+        if not chance or self.rng.random() >= chance:
             return False
         self.counts[kind] = self.counts.get(kind, 0) + 1
         return True
@@ -86,6 +108,7 @@ class NetworkBackend:
         if self._faults.strikes("phantom conflict", 0.3):  # S3 answers 409 to concurrent conditional writes
             self._pause()
             return False
+        self._check_space()
         node = current_node()
         if key.startswith(LOG):
             self._storage.reached("committing", node)
@@ -100,6 +123,7 @@ class NetworkBackend:
         return created
 
     def put(self, key: str, data: bytes) -> None:
+        self._check_space()
         self._call(lambda: self._storage.put(key, data))
 
     def head(self, key: str) -> ObjectInfo | None:
@@ -120,6 +144,11 @@ class NetworkBackend:
 
     def close(self) -> None:
         """The store outlives its clients."""
+
+    def _check_space(self) -> None:
+        if self._faults.is_full:
+            self._pause()
+            raise Unavailable("the object store has no space left")
 
     def _pause(self) -> None:
         wait_inside(asyncio.sleep(self._faults.rng.uniform(0.001, 0.03)))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
+from sqlalchemy.exc import OperationalError
 
 from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.registry import PromptRegistry
@@ -17,7 +20,7 @@ from inference_service.prompts.version_loader import VersionLoader
 from inference_service.prompts.watcher import PromptWatcher
 from shared.caller import Caller, calling, current_caller
 from shared.errors import DamagedBlob, NotFound, Unavailable
-from shared.names import PromptReference
+from shared.names import PromptReference, parse_version_name
 from shared.process.call_pool import CallPool
 from shared.prompt.blob import decode_blob
 from shared.store.index import VersionRecord
@@ -25,14 +28,16 @@ from shared.store.maintenance import MaintenancePolicy
 from shared.store.store import PromptStore
 from tests.inference_service.prompts.fakes import NullPromptObserver
 from tests.simulation.history import History
-from tests.simulation.machine import EPOCH, CooperativeLock, Loop, Node, current_node, kill, start_on
+from tests.simulation.machine import EPOCH, CooperativeLock, Fate, Loop, Node, current_node, kill, start_on
 from tests.simulation.storage import NetworkBackend, Storage, StorageFaults
 from tests.simulation.workers import SimulatedPool
-from tests.trainer_service.builders import effective_spec
+from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.job_service import AdmitAll
+from trainer_service.base_models import KnownBaseModel
 from trainer_service.database.database import Database
 from trainer_service.database.schema import jobs
 from trainer_service.dispatch.manager import JobManager
+from trainer_service.imports import ImportRequest
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.store.conditions import UNENDED
@@ -73,6 +78,30 @@ class SharedStore(JobStore):
 
     def close(self) -> None:
         """The database outlives its clients."""
+
+
+class SimulatedDatabase(Database):
+    """SQLite, whose disk is full at times."""
+
+    is_full = False
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        with super().write() as connection:
+            yield connection
+            if self.is_full:
+                full = sqlite3.OperationalError("database or disk is full")
+                full.sqlite_errorname = "SQLITE_FULL"
+                raise OperationalError("COMMIT", {}, full)
+
+
+class ToyModels:
+    """The base model of all toys, as imports see it. It makes no golden records."""
+
+    infos = (BASE_MODEL,)
+
+    def get(self, id: str, field: str) -> KnownBaseModel:
+        return KnownBaseModel(BASE_MODEL, None, cast(Any, None))
 
 
 class NamedDatasets:
@@ -189,7 +218,7 @@ class Trainer(Server):
             files=DatabaseFiles(world.database),
             pools=pools,
         )
-        self.store, self.prompts = store, Prompts(store, cast(Any, None), cast(Any, None), pools)
+        self.store, self.prompts = store, Prompts(store, cast(Any, ToyModels()), cast(Any, None), pools)
         await self.jobs.start()
         policy = MaintenancePolicy(keep_versions=3, blob_grace_seconds=700, keep_log_entries=8)
         self._maintenance = asyncio.create_task(store_rounds(store, policy, 20, lambda *_: None).run())
@@ -207,6 +236,21 @@ class Trainer(Server):
         """The number of each event, with the job's new state or ""."""
         async for event in self.jobs.watch(job_id, after):
             yield event.number, event.payload.state.value if isinstance(event.payload, Job) else ""
+
+    async def newest_blob(self, prompt: str) -> bytes:
+        """The bytes of the prompt's newest version. Raises NotFound."""
+        versions, _ = await self.prompts.versions(prompt, 1)
+        if not versions:
+            raise NotFound("version", prompt)
+        return (await self.prompts.read(versions[0].name))[1]
+
+    async def import_(self, request: ImportRequest, data: bytes) -> int:
+        """What the servicer does. Returns the new version's number."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield data
+
+        return parse_version_name((await self.prompts.import_(request, chunks())).name, "version")[1]
 
     async def drain(self) -> None:
         """Stops it in order."""
@@ -240,15 +284,19 @@ class Replica(Server):
 class World:
     """Everything of one life. `rng` decides all that is not decided by the code under test."""
 
-    def __init__(self, seed: int, database: Database) -> None:
+    def __init__(self, seed: int, database: SimulatedDatabase) -> None:
         self.rng = random.Random(seed)
         self.history = History()
-        self.storage = Storage()
+        self.storage = Storage(self.history)
         self.storage_faults, self.network_faults = StorageFaults(self.rng), StorageFaults(self.rng)
         self.database_faults = StorageFaults(self.rng)
         self.database = database
+        self.database_calls: dict[str, None] = {}
+        """The names of all functions that were called with it, in order."""
+        self.failover_at = 0.0
+        """When the database's standby takes over; what is not acknowledged by then may be lost."""
         self.trainers = [Trainer(self, f"trainer-{number}") for number in range(2)]
-        self.replicas = [Replica(self, f"replica-{number}") for number in range(2)]
+        self.replicas = [Replica(self, f"replica-{number}") for number in range(3)]
         self.clients: list[Any] = []
 
     @property
@@ -267,21 +315,25 @@ class World:
             found = connection.execute(unended).all()
         return sorted("PUBLISHING" if row.trained and row.state == "RUNNING" else row.state for row in found)
 
-    def call_fault(self, system: str) -> tuple[float, float, bool]:
+    def call_fault(self, system: str, call: str) -> Fate:
         """What happens to a call to a blocking system (`machine.CallFault`)."""
         rng, faults, node = self.rng, self.database_faults, current_node()
         before, after = rng.uniform(0.0005, 0.005), 0.0
         if not system.startswith("job_"):
-            return before, after, False
+            return Fate(before)
+        self.database_calls[call] = None
         if node is not None and node.name in faults.cut_off:
             raise Unavailable("the job database can't be reached", system=system)
+        if (left := self.failover_at - asyncio.get_running_loop().time()) > 0:
+            # Synchronous replication: nobody sees a commit that waits for the standby, which has it or has it not.
+            return Fate(left, is_done=rng.random() < 0.5, is_answered=False)
         if faults.strikes("refused", 0.5):
             raise Unavailable("the job database is unavailable; try again", system=system)
         if faults.strikes("slow call"):
             before = rng.uniform(0.01, 10)
         if faults.strikes("slow answer"):
             after = rng.uniform(0.01, 40)
-        return before, after, faults.strikes("lost answer")
+        return Fate(before, after, is_answered=not faults.strikes("lost answer", call=call))
 
 
 def loop_of(world: World) -> Loop:

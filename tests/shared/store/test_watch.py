@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -18,6 +19,37 @@ from tests.virtual_time import run_in_virtual_time
 from tests.waiting import until
 
 PROMPT = "support-tone"
+
+
+class HangingBackend(MemoryBackend):
+    """Its reads hang between `hangs.set()` and `answers.set()`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hangs, self.is_read, self.answers = threading.Event(), threading.Event(), threading.Event()
+
+    def get(self, key: str, max_bytes: int) -> bytes | None:
+        if self.hangs.is_set():
+            self.is_read.set()
+            self.answers.wait()
+        return super().get(key, max_bytes)
+
+
+def test_recent_commits_are_there_while_a_read_hangs() -> None:
+    """The trainer looks at them on its event loop, which also renews its leases."""
+    backend = HangingBackend()
+    store = PromptStore(backend)
+    publish(store, 1)
+    backend.hangs.set()
+    reader = threading.Thread(target=store.refresh, daemon=True)
+    reader.start()
+    backend.is_read.wait()
+    try:
+        assert [commit.revision for commit in store.recent_commits()] == [1]
+        assert store.index().revision == 1
+    finally:
+        backend.answers.set()
+        reader.join()
 
 
 @pytest.fixture
