@@ -66,6 +66,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: [not item.nodeid.startswith(start) for start in TOGETHER])
 
 
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers that the test starts have workers of one thread. Beside other busy processes, two threads take several
+    times the processor time.
+    """
+    monkeypatch.setenv("SOFTPROMPT_TRAINER_CPUS_PER_WORKER", "1")
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 2 layers (hidden size 64, grouped-query attention), with a byte tokenizer and chat template."""

@@ -19,6 +19,7 @@ PRODUCT = "name: Aria 5 | category: wireless earbuds | battery: 30 h | feature: 
 
 
 @pytest.mark.model
+@pytest.mark.usefixtures("one_thread")
 async def test_from_examples_to_a_streamed_answer(real_model_dir: Path, tmp_path: Path) -> None:
     logged: list[str] = []
     services = LocalServices(
@@ -35,7 +36,7 @@ async def test_from_examples_to_a_streamed_answer(real_model_dir: Path, tmp_path
             validation_dataset=heldout.dataset,
             template=Template("{input}\n"),
             hyperparameters=Hyperparameters(
-                num_virtual_tokens=8, batch_size=4, num_steps=12, evaluation_interval_steps=12, seed=1
+                num_virtual_tokens=8, batch_size=2, num_steps=12, evaluation_interval_steps=12, seed=1
             ),
         )
         job = await client.tune(spec)

@@ -39,6 +39,7 @@ class TrainerProcess:
             "DATA_DIR": directory / "data",
             "READY_FILE": self._ready,
             "CHECKPOINT_SECONDS": 0.2,
+            "CPUS_PER_WORKER": 1,  # two threads of a worker take four times the processor time beside other processes
             "DEVICE": "cpu",
             "DTYPE": "float32",
             **settings,

@@ -52,9 +52,7 @@ async def test_a_drained_node_a_lost_node_and_a_killed_trainer(
     cluster: dict[str, Any], tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     raylets = dict(cluster["raylets"])
-    trainer = TrainerProcess(
-        tmp_path, tiny_model_dir, environment=TOKEN, RAY_ADDRESS=cluster["address"], CPUS_PER_WORKER=1
-    )
+    trainer = TrainerProcess(tmp_path, tiny_model_dir, environment=TOKEN, RAY_ADDRESS=cluster["address"])
     try:
         await trainer.start()
         assert not trainer.descendants("gcs_server"), "it has no Ray of its own"

@@ -44,7 +44,6 @@ def pair(url: str, tmp_path: Path, tiny_model_dir: Path) -> Iterator[tuple[Train
     settings: dict[str, Any] = {
         "DATABASE_URL": url,
         "LEASE_SECONDS": LEASE_SECONDS,
-        "CPUS_PER_WORKER": 1,
         "MAX_JOBS_PER_WORKER": 2,
         "MAX_WORKERS": 2,
     }

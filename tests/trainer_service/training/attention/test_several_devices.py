@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 MODELS = ("llama", "gemma3_text", "deepseek_v2")
 
 
-def on_two_devices(folder: Path, fault: str = "") -> dict[str, dict[str, float | str]]:
-    """Runs the comparison in a child process, because the devices change torch permanently."""
-    command = [sys.executable, "-m", "tests.trainer_service.training.attention.on_two_devices", str(folder), fault]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, float | str]] = json.loads(done.stdout)
-    return found
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float | str]]:
-    return on_two_devices(tmp_path_factory.mktemp("models"))
+    """What a child process compares, because the devices change torch permanently."""
+    folder = str(tmp_path_factory.mktemp("models"))
+    command = [sys.executable, "-m", "tests.trainer_service.training.attention.on_two_devices", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    compared: dict[str, dict[str, float | str]] = json.loads(done.stdout)
+    return compared
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -38,7 +34,7 @@ def test_passes_jobs_and_answers_are_those_of_one_device(found: dict[str, dict[s
 
 
 @pytest.mark.parametrize("fault", ["tiles", "mlp"])
-def test_a_tensor_on_the_wrong_device_is_found(fault: str, tmp_path: Path) -> None:
-    wrong = on_two_devices(tmp_path, fault)["llama"]
+def test_a_tensor_on_the_wrong_device_is_found(found: dict[str, dict[str, float | str]], fault: str) -> None:
+    wrong = found[fault]
     assert "Expected all tensors to be on the same device" in str(wrong["packed PROMPT"])
     assert wrong["forward"], "the worker trains by a slower path"
