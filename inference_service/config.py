@@ -105,7 +105,7 @@ class InferenceSettings(ServerSettings, ModelOptions, EngineSettings):
     """
 
     def with_models_file(self) -> Self:
-        """These settings with what the models file says of the base model. Raises ConfigError."""
+        """These settings, with the base model's entry in the models file applied. Raises ConfigError."""
         try:
             entry = ModelsFile(self.models_file).entries.get(self.base_model)
         except ConfigError as error:

@@ -189,7 +189,7 @@ class ReplicaUsage:
             self._problem = ""
         except (SoftPromptError, OSError) as error:
             if str(error) != self._problem:
-                log.warning("usage waits for the prompt store: %s", error)
+                log.warning("usage could not be published; retrying: %s", error)
             self._problem = str(error)
 
     async def run(self) -> None:

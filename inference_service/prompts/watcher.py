@@ -144,7 +144,7 @@ class PromptWatcher:
             fresh = self._registry.update(index)
             if not first:
                 fields = {"revision": index.revision, "new_versions": len(fresh)}
-                log.info("store moved", extra={"fields": fields})
+                log.info("new store revision", extra={"fields": fields})
             self._enqueue([] if first else fresh[-MAX_EAGER_LOADS:])
             self._enqueue(self._registry.wanted())
 

@@ -72,7 +72,7 @@ class LearningRateSchedule(StrEnum):
 
 
 class Metric(StrEnum):
-    """What decides which checkpoint is best. A lower LOSS is better; of all other metrics a higher value."""
+    """The metric that chooses the best checkpoint. For LOSS, lower is better; for all others, higher is better."""
 
     LOSS = "LOSS"
     TOKEN_ACCURACY = "TOKEN_ACCURACY"

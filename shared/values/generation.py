@@ -22,7 +22,7 @@ class TokenIds:
 
 @dataclass(frozen=True)
 class GenerationInput:
-    """What an answer starts from: a text or a conversation, rendered by a template, or token ids."""
+    """The input of a generation: a text or a conversation, rendered by a template, or token ids."""
 
     content: str | tuple[Message, ...] | TokenIds
     prompt: str = ""

@@ -141,9 +141,8 @@ class Service:
         return self.trainers[-1], {}
 
     def configure(self, **config: Any) -> None:
-        """Changes settings of the running trainer, which reads them from this object. It takes them for frozen."""
-        for name, value in config.items():
-            object.__setattr__(self.config, name, value)
+        """Changes settings of workers that start from now on."""
+        object.__setattr__(self.manager._context, "config", self.config.model_copy(update=config))
 
     async def crash(self) -> None:
         """As if the process were killed: it makes no further call to the store and releases its lock."""

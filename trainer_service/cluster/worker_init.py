@@ -30,7 +30,7 @@ _LOWER_PRIORITY = 5
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker computes, and with what. Plain data that crosses process boundaries."""
+    """A worker's base model, settings and resources. Plain data that crosses process boundaries."""
 
     base_model: str
     """The base model's id."""

@@ -126,7 +126,7 @@ class Dispatcher:
         except TimeoutError:
             log.warning("the grace time is over; the remaining jobs move when their leases expire")
         except Unavailable as error:
-            log.warning("jobs could not be queued again; they move when their leases expire: %s", error.message)
+            log.warning("jobs could not be requeued; replicas take them when their leases expire: %s", error.message)
         finally:
             self._background.cancel()
             await self._leases.stop()

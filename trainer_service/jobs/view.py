@@ -30,7 +30,7 @@ def asked_spec(job: Job) -> TuningSpec:
 
 
 def effective_spec(job: Job) -> TuningSpec:
-    """What is trained: the same spec with nothing left open."""
+    """The spec as it is trained, with all defaults filled in."""
     effective, training = job.effective, job.effective.training
     held_out, chosen = job.spec.validation_dataset, training.distillation
     return replace(

@@ -107,7 +107,7 @@ class Publisher:
             try:
                 await self._publish(job, outcome)
             except StaleAttempt:
-                log.info("another replica has this job now")
+                log.info("publishing stopped: another replica has taken over the job")
             except Exception as error:
                 log.exception("publishing failed with an unexpected error")
                 await self._fail(job, "INTERNAL", f"publishing failed: {type(error).__name__}")

@@ -1,4 +1,4 @@
-"""What one tuning job trains, with nothing left open: free of torch, Ray, gRPC and SQL.
+"""The specification of one tuning job, with all defaults filled in: free of torch, Ray, gRPC and SQL.
 
 A caller leaves hyperparameters out (`shared.values.hyperparameters`); the recipe fills them in. Both are kept with the
 job. The pydantic models are what is written to the job store as JSON and shipped to workers.
@@ -26,7 +26,7 @@ class _Frozen(BaseModel):
 
 
 class FilledHyperparameters(_Frozen):
-    """What is trained: nothing left open, so `init` has a method. Reported as the job's effective spec."""
+    """All hyperparameters, with defaults filled in, so `init` has a method. Reported as the job's effective spec."""
 
     num_virtual_tokens: int
     init: Init
@@ -57,7 +57,7 @@ class FilledHyperparameters(_Frozen):
 
 
 class FilledDistillation(_Frozen):
-    """A distillation with nothing left open."""
+    """A distillation with all defaults filled in."""
 
     num_questions: int
     """Questions of the dataset and of the base model together."""

@@ -131,7 +131,7 @@ class Deliveries:
                     await self._send(self._named(name), delivery)
                     continue
             except SoftPromptError as error:
-                log.warning("webhooks wait: %s", error.message)
+                log.warning("webhook deliveries delayed: %s", error.message)
             except Exception:
                 log.exception("a webhook's delivery failed with an unexpected error")
             await _pause(LOOK_SECONDS)

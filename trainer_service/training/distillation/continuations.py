@@ -96,7 +96,7 @@ class Continuations:
         except Exception as error:
             if is_machine_fault(error) or is_out_of_memory(error):
                 raise
-            log.info("the text is computed with each question: %s", str(error)[:200])
+            log.info("keys and values of the text are not shared; each question computes them: %s", str(error)[:200])
             self._can_share, self._cache = False, None
             return None
 
