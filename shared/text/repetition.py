@@ -43,7 +43,7 @@ class Repetition:
     first_contradiction: tuple[int, int] | None = None
     """Numbers of two contradicting examples, from 1."""
     label_notes: tuple[str, ...] = ()
-    """Notes on labels that are probably misspelt (`close_labels`)."""
+    """Notes on labels that look the same or are probably misspelt (`label_notes`)."""
 
     def notes(self) -> list[str]:
         """Notes for the user, possibly none. They quote no example, but its label."""
@@ -124,7 +124,7 @@ class RepetitionCounter:
             num_near_duplicates=self._num_normal_twice + self._num_similar(),
             num_contradictions=sum(group.count for group in self._groups.values() if group.contradicts),
             first_contradiction=self._first_contradiction,
-            label_notes=tuple(close_labels(self._labels)),
+            label_notes=tuple(label_notes(self._labels)),
         )
 
     def _compare_later(self, text: str) -> None:
@@ -173,9 +173,32 @@ _RARE_SHARE, _CLOSE, _MIN_CHARS, _SHOWN = 0.25, 0.8, 4, 5
 _DIGITS = re.compile(r"\d+")
 
 
+def label_notes(counts: Mapping[str, int]) -> list[str]:
+    """Notes on labels that look the same, however frequent they are, and on `close_labels`; empty if there are none."""
+    if len(counts) > MAX_LABELS:
+        return []
+    seen: dict[str, str] = {}
+    twins: dict[str, str] = {}
+    for label in sorted(counts, key=lambda label: -counts[label]):
+        if (same := seen.setdefault(_look(label), label)) != label:
+            twins[label] = same
+    rest = {label: count for label, count in counts.items() if label not in twins}
+    if not twins:
+        return close_labels(rest)
+    named = [f"{label!a} ({counts[label]}) and {same!a} ({counts[same]})" for label, same in twins.items()]
+    more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
+    note = f"labels that look the same but are different, with their examples: {', '.join(named[:_SHOWN])}{more}"
+    return [f"{note}. Write each label in one way", *close_labels(rest)]
+
+
+def _look(label: str) -> str:
+    """A label without what can't be seen: invisible characters, the Unicode form of letters, repeated space."""
+    shown = "".join(character for character in label if unicodedata.category(character) != "Cf")
+    return " ".join(unicodedata.normalize("NFC", shown).split())
+
+
 def close_labels(counts: Mapping[str, int]) -> list[str]:
-    """A note on labels that look like a more frequent one, and on rare ones that are close to a frequent one, with
-    their counts; empty if there are none.
+    """A note on rare labels that are close to a frequent one, with their counts; empty if there are none.
 
     Labels are close if they differ in case, space or Unicode form only, or in a few letters but not in the first one or
     in a digit: "2 stars" and "3 stars" are different labels, and so are "complete" and "incomplete".
@@ -183,17 +206,13 @@ def close_labels(counts: Mapping[str, int]) -> list[str]:
     if len(counts) > MAX_LABELS:
         return []
     found: dict[str, str] = {}
-    looks: dict[str, str] = {}
-    """The most frequent label of each look."""
     for rare in sorted(counts, key=lambda label: -counts[label]):
         meant = [label for label in counts if counts[rare] <= _RARE_SHARE * counts[label] and _is_close(rare, label)]
-        if (same := looks.setdefault(_look(rare), rare)) != rare:
-            found[rare] = same
-        elif meant:
+        if meant:
             found[rare] = max(meant, key=lambda label: counts[label])
     if not found:
         return []
-    named = [f"{_quoted(rare)} ({counts[rare]}) and {meant!r} ({counts[meant]})" for rare, meant in found.items()]
+    named = [f"{rare!r} ({counts[rare]}) and {meant!r} ({counts[meant]})" for rare, meant in found.items()]
     more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
     right = ",".join(f'"{label}"' if "," in label else label for label in counts if label not in found)
     return [
@@ -202,20 +221,8 @@ def close_labels(counts: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _look(label: str) -> str:
-    """A label without what a reader doesn't see or hardly notices: invisible characters, Unicode form, case, space."""
-    seen = "".join(character for character in label if unicodedata.category(character) != "Cf")
-    return " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
-
-
-def _quoted(label: str) -> str:
-    """A label in quotes, with escapes for what can't be seen."""
-    is_plain = label.isprintable() and label == unicodedata.normalize("NFC", label)
-    return repr(label) if is_plain else ascii(label)
-
-
 def _is_close(one: str, other: str) -> bool:
-    one, other = _look(one), _look(other)
+    one, other = (" ".join(unicodedata.normalize("NFKC", label).casefold().split()) for label in (one, other))
     if one == other:
         return True
     if min(len(one), len(other)) < _MIN_CHARS or one[0] != other[0]:

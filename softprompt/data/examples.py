@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shared.text.blank import SURROUNDINGS, is_blank
 from softprompt.data.layout import Layout, Layouts
 from softprompt.data.messages import Turns, is_written_turns, list_of, turns_of
 from softprompt.data.problems import Unusable
@@ -20,10 +21,6 @@ Fields = dict[str, Any]
 def line_of(example: Fields) -> bytes:
     """The line of a dataset, without its end."""
     return json.dumps(example, ensure_ascii=False).encode()
-
-
-_AROUND_LABELS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200e\u200f\u2060\ufeff"
-"""White space and characters without a width, which programs leave around copied texts."""
 
 
 class ExampleReader:
@@ -80,17 +77,17 @@ class ExampleReader:
             text = instructed(instruction, "" if is_missing(source) else self._text(source, layout.input))
         else:
             text = self._text(source, layout.input)
-        if not text.strip():
+        if is_blank(text):
             raise Unusable("is empty", layout.input, "input is empty")
         answer_text = self._text(value, layout.label or layout.output)
-        if not answer_text.strip():
+        if is_blank(answer_text):
             raise Unusable("is empty", layout.label or layout.output, "target is empty")
         if layout.label:
             answer_text = self._label(answer_text, layout.label)
         return {"input": text, target: answer_text}
 
     def _label(self, label: str, column: str) -> str:
-        stripped = label.strip(_AROUND_LABELS)
+        stripped = label.strip(SURROUNDINGS)
         self._num_stripped += stripped != label
         if self._labels and stripped not in self._labels:
             if (parts := [part.strip() for part in stripped.split(",")])[1:] and self._labels.issuperset(parts):

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from shared.text.blank import is_blank
 from softprompt.data.problems import Unusable
 from softprompt.data.values import is_missing, shown, text_of
 from softprompt.types.type_names import type_name
@@ -84,7 +85,7 @@ class Turns:
             reason = f"must be one of system, user, assistant, not {shown(role)}"
             raise Unusable(reason, f"{part}.role", f"role {shown(role)}")
         content = _content(turn.get(content_name), f"{part}.content")
-        if not content.strip():
+        if is_blank(content):
             raise Unusable("is empty", f"{part}.content", "content is empty")
         return {"role": known_role, "content": content}
 

@@ -541,8 +541,8 @@ def test_labels_that_look_the_same_are_told_however_many_they_are(tmp_path: Path
     labels = ["caf\u00e9", "cafe\u0301", "so\u00adso", "soso", "Yes", "yes", "2", "3"]
     path = written(tmp_path / "a.csv", "input,label\n" + "".join(f"{label} x,{label}\n" for label in labels))
     (note,) = check(Data(str(path))).repetition.label_notes
-    assert "'cafe\\u0301' (1) and 'caf\u00e9' (1), 'soso' (1) and 'so\\xadso' (1), 'yes' (1) and 'Yes' (1)" in note
-    assert "'3'" not in note
+    assert note.startswith("labels that look the same but are different, with their examples: ")
+    assert "'cafe\\u0301' (1) and 'caf\\xe9' (1), 'soso' (1) and 'so\\xadso' (1). " in note
 
 
 def test_postcodes_of_a_sheet_keep_the_zeros_that_it_shows(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ UNUSABLE: list[tuple[Any, str]] = [
     (Hostile(), "of type Hostile"),
     (np.array([1, 2]), "of type ndarray"),
     ("", "is empty"),
+    ("\u200b \ufeff", "is empty"),
 ]
 
 

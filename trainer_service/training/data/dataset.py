@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from shared.errors import FieldViolation, InvalidInput
 from shared.location import Location
+from shared.text.blank import SURROUNDINGS, is_blank
 from shared.values.datasets import MAX_LINE_BYTES
 from shared.values.message import Message
 from trainer_service.training.data.encoding import EncodedDataset, encode_dataset
@@ -197,9 +198,9 @@ def check_labels(labels: Sequence[str]) -> None:
 
 
 def _label_problem(label: str, quote: bool = True) -> str:
-    if not label.strip():
+    if is_blank(label):
         return "is empty"
-    if label != label.strip():
+    if label != label.strip(SURROUNDINGS):
         return f"{_quoted(label, quote)}has white space around it"
     return f"has {len(label)} characters; at most {MAX_LABEL_CHARS} are allowed" if len(label) > MAX_LABEL_CHARS else ""
 
@@ -212,12 +213,12 @@ def _problems(example: Example, task: TaskKind, allowed: frozenset[str], quote: 
     if task is TaskKind.CHAT:
         yield from _message_problems(example.messages, quote)
         return
-    if not example.input.strip():
+    if is_blank(example.input):
         yield ("input",), "is empty"
     elif not _is_unicode(example.input):
         yield ("input",), "is not valid Unicode (a lone surrogate)"
     target, part = (example.output, "output") if task is TaskKind.GENERATION else (example.label, "label")
-    if not (target or "").strip():
+    if is_blank(target or ""):
         yield (part,), "is empty"
     elif not _is_unicode(target or ""):
         yield (part,), "is not valid Unicode (a lone surrogate)"
@@ -235,7 +236,7 @@ def _message_problems(messages: Sequence[Message], quote: bool) -> Iterable[_Pro
         if message.role not in _ROLES:
             given = f", not {message.role[:40]!r}" if quote else ""
             yield ("messages", index, "role"), f"must be one of {', '.join(_ROLES)}{given}"
-        if not message.content.strip():
+        if is_blank(message.content):
             yield ("messages", index, "content"), "is empty"
         elif not _is_unicode(message.content):
             yield ("messages", index, "content"), "is not valid Unicode (a lone surrogate)"

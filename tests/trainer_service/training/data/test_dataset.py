@@ -39,6 +39,8 @@ GOOD = b'{"input": "a", "output": "b"}'
         (b'{"input": "a", "output": null}', "line 2 output: must be a string, not null"),
         (b'{"input": "a", "output": "  "}', "line 2 output: is empty"),
         (b'{"input": "", "output": "b"}', "line 2 input: is empty"),
+        (b'{"input": "\\u200b\\ufeff", "output": "b"}', "line 2 input: is empty"),
+        (b'{"input": "a", "output": "\\u200b"}', "line 2 output: is empty"),
         (b'{"input": "a", "input": "c", "output": "b"}', "a key is repeated"),
         (b'{"input": "a", "output": "\\ud800"}', "line 2 output: is not valid Unicode"),
         (b'{"input": "a", "output": "\xff"}', "line 2: is not UTF-8"),
@@ -170,6 +172,13 @@ def test_encoding_refuses_what_does_not_fit_with_line_and_counts() -> None:
         encode_dataset(examples, encoder, spec, 100)
     fits = encode_dataset(examples, encoder, spec, 200)
     assert fits.examples[2].target_ids[-1] == encoder.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("around", [" ", "\u200b", "\u00a0", "\ufeff"])
+def test_labels_have_nothing_around_them(around: str) -> None:
+    lines = [json.dumps({"input": "a", "label": label}) for label in ("x", f"x{around}")]
+    with pytest.raises(InvalidInput, match=r"line 2 label: .* has white space around it"):
+        parse_examples(lines)
 
 
 def test_labels_that_begin_one_another_are_distinguished_by_the_end_of_sequence() -> None:
