@@ -68,6 +68,7 @@ def test_options_are_checked_before_the_training(cli: CliRunner, option: tuple[s
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_an_example_with_services_of_its_own(cli: CliRunner, tiny_model_dir: Path, tmp_path: Path) -> None:
     data, report = tmp_path / "data", tmp_path / "report.html"
     outcome = cli(

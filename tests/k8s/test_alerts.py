@@ -199,7 +199,7 @@ async def test_first_tokens_that_come_late(faults: Any) -> None:
 
         async def minute() -> None:
             """More and more requests at once, until a tenth of all has waited for longer than the alert allows."""
-            before, num_at_once = await late_and_all(), 16
+            before, num_at_once = await late_and_all(), 4
             late = every = 0.0
             while late <= 0.1 * every:
                 await asyncio.gather(

@@ -42,7 +42,7 @@ async def test_jobs_share_the_worker_of_their_model_which_then_makes_way(
     seen = set[int]()
     watching = asyncio.create_task(_collect(pool, seen))
     wanted = [("tiny", "a"), ("other", "b"), ("tiny", "c")]
-    jobs = [await manager.create(spec(prompt=prompt, base_model=model, num_steps=30)) for model, prompt in wanted]
+    jobs = [await manager.create(spec(prompt=prompt, base_model=model, num_steps=8)) for model, prompt in wanted]
     done = [await service.state(job.id, JobState.SUCCEEDED) for job in jobs]
     assert [job.attempt for job in done] == [1, 1, 1]
     for model, prompt in wanted:

@@ -129,9 +129,8 @@ async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fai
     wide = {"max_position_embeddings": 16_384, "intermediate_size": 8192}  # a position of a pass keeps 130 KB
     model = save_tiny_llama(tmp_path / "long", **wide)
     service.base = effective_spec(base_model.inspect(model, id="tiny"))
-    pool = RayPool(
-        ray_cluster, {"tiny": str(model)}, WorkerSettings(dtype="float32", device="cpu", checkpoint_seconds=0.2)
-    )
+    settings = WorkerSettings(dtype="float32", device="cpu", cpus_per_worker=1, checkpoint_seconds=0.2)
+    pool = RayPool(ray_cluster, {"tiny": str(model)}, settings)
     manager = await service.start(pool)
     small = await manager.create(spec(num_steps=400))
     await service.until(small.id, lambda job: job.progress.step > 10)

@@ -28,7 +28,7 @@ async def test_an_attempt_on_a_ray_worker_is_a_span_in_the_callers_trace(
 ) -> None:
     service = Service(tmp_path, effective_spec(base_model.inspect(tiny_model_dir, id="tiny")))
     with receiver() as received:
-        settings = WorkerSettings(dtype="float32", device="cpu", otlp_endpoint=received.url)
+        settings = WorkerSettings(dtype="float32", device="cpu", cpus_per_worker=1, otlp_endpoint=received.url)
         manager = await service.start(RayPool(ray_cluster, {"tiny": str(tiny_model_dir)}, settings))
         with Tracing().span("CreateTuningJob", parent_of(f"00-{TRACE_ID}-00f067aa0ba902b7-01"), SpanKind.SERVER, {}):
             job = await manager.create(spec(num_steps=3))
