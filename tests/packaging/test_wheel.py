@@ -86,6 +86,7 @@ def test_a_users_own_folders_do_not_break_the_import(light: Environment, user_fo
     assert light.run("softprompt", "tokens", "new", cwd=user_folder, PYTHONPATH=str(user_folder)).returncode == 0
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_both_services_run_from_the_wheel_and_a_light_client_uses_them(
     full: Environment, light: Environment, user_folder: Path, tiny_model_dir: Path
 ) -> None:

@@ -33,6 +33,7 @@ TINY = replace(
 )
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_whole_story(tiny_model_dir: Path, tmp_path: Path) -> None:
     text = BrowsedOutput()
     run_demo(
@@ -81,6 +82,7 @@ def test_a_demo_that_ends_says_how_to_stay() -> None:
     assert "STAY" not in ending(200, Path("out"), stayed=True)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("moment", ["Start the trainer", "version 1: running"])
 def test_ctrl_c_leaves_nothing_behind(moment: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     mark = f"demo-test-{os.getpid()}-{time.monotonic_ns()}"
