@@ -24,7 +24,7 @@ from inference_service.engine.core.request import (
     GenerationRequest,
     ScoreRequest,
     Timing,
-    Usage,
+    TokenUsage,
 )
 from inference_service.engine.run.bisect_failure import StepFailed
 from inference_service.guides import Guides
@@ -85,7 +85,9 @@ class _Source:
         """Whether the version's targets were tokenized as continuations, without the tokenizer's own first space."""
         return self.version is not None and self.encoder.template.rendering > 1
 
-    def start(self, usage: Usage, seed: int, request_id: str, tokens: tuple[InputToken, ...] = ()) -> GenerationStart:
+    def start(
+        self, usage: TokenUsage, seed: int, request_id: str, tokens: tuple[InputToken, ...] = ()
+    ) -> GenerationStart:
         """The start of an answer. Its cached tokens include the virtual ones."""
         return GenerationStart(
             version=self.name,
@@ -282,7 +284,7 @@ def _raise_if_failed(delta: Delta, started: bool) -> None:
         raise Cancelled("the service is stopping")
 
 
-def _end(reason: FinishReason, usage: Usage, timing: Timing, stop_sequence: str, index: int) -> GenerationEnd:
+def _end(reason: FinishReason, usage: TokenUsage, timing: Timing, stop_sequence: str, index: int) -> GenerationEnd:
     return GenerationEnd(
         finish_reason=values.FinishReason[reason.name],
         output_tokens=usage.generated_tokens,
@@ -294,7 +296,7 @@ def _end(reason: FinishReason, usage: Usage, timing: Timing, stop_sequence: str,
     )
 
 
-def _log_end(version: str, reason: FinishReason, usage: Usage, timing: Timing) -> None:
+def _log_end(version: str, reason: FinishReason, usage: TokenUsage, timing: Timing) -> None:
     fields = {
         "version": version or "bare model",
         "finish_reason": reason.value,

@@ -63,5 +63,5 @@ async def _serve_until_stdin_closes(model_dir: Path, directory: Path, trains: bo
         await asyncio.to_thread(sys.stdin.read)
 
 
-if __name__ == "__main__":  # a process of its own, for tests that block
+if __name__ == "__main__":  # as a separate process, for tests that block
     asyncio.run(_serve_until_stdin_closes(Path(sys.argv[1]), Path(sys.argv[2]), "--train" in sys.argv))

@@ -1,4 +1,4 @@
-"""A gRPC client that behaves as no library would: bytes of its own choosing on a connection, and no reading if it
+"""A gRPC client that behaves as no library would: arbitrary bytes on a connection, and no reading if it
 doesn't want to.
 
 As much of HTTP/2 (RFC 9113) as one call takes; headers are literals without Huffman codes (RFC 7541, 6.2.2).
@@ -17,7 +17,7 @@ _STREAM = 1
 
 
 class RawCall:
-    """One call on a connection of its own."""
+    """One call on its own connection."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class TcpProxy:
-    """Forwards to a port of this machine, or to a UNIX socket. Runs in a thread of its own; its methods may be called
+    """Forwards to a port of this machine, or to a UNIX socket. Runs in its own thread; its methods may be called
     from any.
     """
 

@@ -43,7 +43,7 @@ from trainer_service.metrics import TrainerMetrics
 from trainer_service.pools import TrainerPools
 from trainer_service.prompts import Prompts
 from trainer_service.proof import Prover
-from trainer_service.service_info import ServiceInfo, TuningLimits
+from trainer_service.service_info import RequestLimits, ServiceInfo
 from trainer_service.servicers.prompts import PromptServicer
 from trainer_service.servicers.tuning import TuningServicer
 from trainer_service.usage.budgets import Budgets
@@ -125,7 +125,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     models = BaseModels(settings.sources)
     datasets = DatasetStore(settings.datasets_dir, settings, DatasetRoots(settings.dataset_roots), pools)
     ledger = DatasetLedger(database)
-    limits = TuningLimits(
+    limits = RequestLimits(
         settings.max_virtual_tokens, settings.max_queued_jobs, settings.max_runtime_seconds, settings.max_length
     )
     sources = Sources(store, job_store)

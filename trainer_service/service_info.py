@@ -16,7 +16,7 @@ _EXAMPLES_OF_A_SMALL_JOB = 200
 
 
 @dataclass(frozen=True)
-class TuningLimits:
+class RequestLimits:
     """Limits of requests, besides those of datasets."""
 
     max_virtual_tokens: int
@@ -31,7 +31,7 @@ class ServiceInfo:
     """The answer to a request for information about this trainer."""
 
     models: BaseModels
-    limits: TuningLimits
+    limits: RequestLimits
     upload_limits: UploadLimits
 
     def shown(self, *, queued: int, running: int, num_workers: int) -> values.ServiceInfo:

@@ -20,7 +20,7 @@ from shared.kernels.rotary import Rotate
 from shared.kernels.training_linear import widened_product
 from shared.prompt.prefix import PrefixInput
 from trainer_service.training.attention.packing import Layout, Row, Segment, pack
-from trainer_service.training.attention.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
+from trainer_service.training.attention.prefix_attention import AttentionRule, NativePrefixAttention, PrefixAttention
 
 JOBS, BATCH, VIRTUAL_TOKENS, LENGTHS = 8, 4, 50, (20, 46)
 
@@ -30,7 +30,7 @@ def measure(rounds: int) -> dict[str, Any]:
     layout = _layout()
     norm = LlamaRMSNorm(HIDDEN).requires_grad_(False)
     cos, sin = torch.randn(1, layout.num_tokens, HEAD_WIDTH), torch.randn(1, layout.num_tokens, HEAD_WIDTH)
-    rule = Rule(HEAD_WIDTH**-0.5, None, None, None)
+    rule = AttentionRule(HEAD_WIDTH**-0.5, None, None, None)
     heads = [_numbers(layout, count, HEAD_WIDTH).transpose(0, 1) for count in (HEADS, KV_HEADS, KV_HEADS)]
     hidden, gate, up = _numbers(layout, HIDDEN), _numbers(layout, INNER), _numbers(layout, INNER)
     return {

@@ -9,7 +9,7 @@ from inference_service.engine.scheduler import Scheduler
 from shared.errors import InvalidInput, Overloaded, PreconditionFailed
 
 
-class Admission:
+class RequestAdmission:
     """Refuses requests that can't succeed, and requests for which the queue has no room."""
 
     def __init__(self, config: EngineConfig, scheduler: Scheduler, prefixes: PrefixCache, vocab_size: int) -> None:

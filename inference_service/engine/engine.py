@@ -10,7 +10,7 @@ import time
 from itertools import count
 from pathlib import Path
 
-from inference_service.engine.admission import Admission
+from inference_service.engine.admission import RequestAdmission
 from inference_service.engine.build import assemble
 from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.core.late_masks import late_masks, still_paused
@@ -48,7 +48,7 @@ class Engine:
         self.scheduler, self.runner, self.prefixes = scheduler, runner, prefixes
         self.clock = time.monotonic
         self.live = LiveRequests(base, config, scheduler, prefixes, lambda: self.clock())
-        self.admission = Admission(config, scheduler, prefixes, base.info.vocab_size)
+        self.admission = RequestAdmission(config, scheduler, prefixes, base.info.vocab_size)
         self._load_numbers = count()
         self._early: list[Output] = []
         self._failed_steps = 0

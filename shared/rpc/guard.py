@@ -21,7 +21,7 @@ from shared.rpc.tenant_metrics import OTHER, ObjectiveCollector, TenantLabels
 from shared.security import audit
 from shared.security.authenticator import Authenticator, Credentials
 from shared.security.callers_file import CallersFile
-from shared.security.methods import RULES, Rule, prompt_of
+from shared.security.methods import RULES, MethodRule, prompt_of
 from shared.security.oidc import OidcConfig, OidcVerifier
 from shared.security.quotas import Charges, Quotas
 from shared.security.shared_limits import SharedLimits
@@ -31,15 +31,15 @@ HEALTH_WATCH = f"/{HEALTH_SERVICE}/Watch"
 RELAY_SERVICE = "prompttuning.v1.RelayService"
 """Open to all: each call that it carries is checked."""
 REFLECTION_SERVICES = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
-_ANY_ROLE = Rule(frozenset())
+_ANY_ROLE = MethodRule(frozenset())
 _UNCHECKED = Caller("unchecked", frozenset())
 
 
-class Admission:
+class AdmittedCall:
     """One admitted call: checks its messages, charges its costs, and collects fields about it for log and audit."""
 
     def __init__(
-        self, caller: Caller, rule: Rule, charges: Charges | None, shared_limits: SharedLimits | None = None
+        self, caller: Caller, rule: MethodRule, charges: Charges | None, shared_limits: SharedLimits | None = None
     ) -> None:
         self.caller, self._rule, self._charges, self._shared_limits = caller, rule, charges, shared_limits
         self.about: dict[str, str] = {}
@@ -106,7 +106,7 @@ class Guard:
     @asynccontextmanager
     async def admitted(
         self, method: str, context: Any, identified: Callable[[Caller], object] = lambda caller: None
-    ) -> AsyncIterator[Admission]:
+    ) -> AsyncIterator[AdmittedCall]:
         """Admit a call for the `async with` block. Raises Unauthenticated, PermissionDenied or Overloaded.
 
         `identified` gets the caller before its permissions and limits are checked. Refused calls are audited, too.
@@ -127,7 +127,7 @@ class Guard:
             with self._quotas.taken(caller) as charges, calling(caller):
                 if self._shared_limits is not None:
                     await self._shared_limits.begin(caller)
-                admission = Admission(caller, rule, charges, self._shared_limits)
+                admission = AdmittedCall(caller, rule, charges, self._shared_limits)
                 about = admission.about
                 yield admission
         except BaseException as error:
@@ -142,13 +142,13 @@ class Guard:
         if self._shared_limits is not None:
             await self._shared_limits.close()
 
-    async def _infrastructure(self, access: Access, method: str, context: Any) -> Admission:
+    async def _infrastructure(self, access: Access, method: str, context: Any) -> AdmittedCall:
         if access == "off":
             raise Unimplemented("disabled on this server")
         if access == "everyone":
-            return Admission(EVERYBODY, _ANY_ROLE, None)
+            return AdmittedCall(EVERYBODY, _ANY_ROLE, None)
         try:
-            return Admission(await self._authenticator.identify(_credentials(context)), _ANY_ROLE, None)
+            return AdmittedCall(await self._authenticator.identify(_credentials(context)), _ANY_ROLE, None)
         except SoftPromptError as error:
             if method != HEALTH_WATCH:
                 raise
@@ -167,11 +167,11 @@ class PassingGuard(Guard):
     @asynccontextmanager
     async def admitted(
         self, method: str, context: Any, identified: Callable[[Caller], object] = lambda caller: None
-    ) -> AsyncIterator[Admission]:
+    ) -> AsyncIterator[AdmittedCall]:
         """As `Guard.admitted`; refuses only what the settings turn off."""
         access = self._access.get(method.split("/")[1])
         yield (
-            Admission(_UNCHECKED, _ANY_ROLE, None)
+            AdmittedCall(_UNCHECKED, _ANY_ROLE, None)
             if access is None
             else await self._infrastructure(access, method, context)
         )
@@ -200,7 +200,7 @@ def guard_of(settings: RpcSettings, metrics: CollectorRegistry | None = None) ->
     return Guard(authenticator, settings.health_access, settings.reflection_access, shared_limits)
 
 
-def _wanted(rule: Rule | None) -> str:
+def _wanted(rule: MethodRule | None) -> str:
     return "" if rule is None else f": it requires one of the roles {', '.join(sorted(rule.roles))}"
 
 

@@ -29,7 +29,7 @@ from shared.caller import Caller
 from shared.errors import Overloaded, SoftPromptError
 from shared.rpc.calls import CallCounter
 from shared.rpc.errors import status_of
-from shared.rpc.guard import RELAY_SERVICE, Admission, Guard
+from shared.rpc.guard import RELAY_SERVICE, AdmittedCall, Guard
 from shared.rpc.messages import END, check_readable, first_of, heard_out, reader_of
 from shared.rpc.metrics import RpcMetrics
 from shared.rpc.tenant_metrics import TenantLabels, outcome_of_code
@@ -228,7 +228,7 @@ class _Outcome:
 
     def __init__(self, metrics: RpcMetrics, labels: tuple[str, str, str], guard: Guard, context: Any) -> None:
         self.code = "OK"
-        self.admission: Admission | None = None
+        self.admission: AdmittedCall | None = None
         self.answered_at: float | None = None
         """Time of the first response, on the clock of `perf_counter`."""
         self._guard, self._context = guard, context

@@ -27,7 +27,7 @@ _ADMINISTER: frozenset[Role] = frozenset()
 
 
 @dataclass(frozen=True)
-class Rule:
+class MethodRule:
     """The rule for one method."""
 
     roles: frozenset[Role]
@@ -120,10 +120,10 @@ def _job_bytes(only_checked: bool) -> Callable[[Any], int]:
 _TUNING, _PROMPTS, _GENERATION = (f"/prompttuning.v1.{name}Service/" for name in ("Tuning", "Prompt", "Generation"))
 _JOB, _DATASET, _WEBHOOK = _field("job", "name", "tuningJobs/"), _field("dataset", "name"), _field("webhook", "name")
 _VERSION_STARTED, _REVISION = _field("version", "start.version"), _field("revision", "revision")
-_INPUT = Rule(_GENERATE, about=_field("prompt", "input.prompt"), check=_may_generate)
+_INPUT = MethodRule(_GENERATE, about=_field("prompt", "input.prompt"), check=_may_generate)
 
-RULES: Mapping[str, Rule] = {
-    f"{_TUNING}UploadDataset": Rule(
+RULES: Mapping[str, MethodRule] = {
+    f"{_TUNING}UploadDataset": MethodRule(
         _TUNE,
         True,
         stored_bytes=lambda request: len(request.chunk),
@@ -131,11 +131,11 @@ RULES: Mapping[str, Rule] = {
         made=_field("dataset", "dataset"),
         idempotent=True,  # addressed by its content
     ),
-    f"{_TUNING}ListDatasets": Rule(_READ),
-    f"{_TUNING}GetDataset": Rule(_READ, about=_DATASET),
-    f"{_TUNING}DownloadDataset": Rule(_TUNE, True, _DATASET, idempotent=True),
-    f"{_TUNING}DeleteDataset": Rule(_TUNE, True, _DATASET),
-    f"{_TUNING}CreateTuningJob": Rule(
+    f"{_TUNING}ListDatasets": MethodRule(_READ),
+    f"{_TUNING}GetDataset": MethodRule(_READ, about=_DATASET),
+    f"{_TUNING}DownloadDataset": MethodRule(_TUNE, True, _DATASET, idempotent=True),
+    f"{_TUNING}DeleteDataset": MethodRule(_TUNE, True, _DATASET),
+    f"{_TUNING}CreateTuningJob": MethodRule(
         _TUNE,
         True,
         _field("prompt", "spec.prompt"),
@@ -145,33 +145,33 @@ RULES: Mapping[str, Rule] = {
         made=_field("job", "job.name", "tuningJobs/"),
         idempotent=True,  # by its request_id
     ),
-    f"{_TUNING}GetTuningJob": Rule(_READ, about=_JOB),
-    f"{_TUNING}ListTuningJobs": Rule(_READ),
-    f"{_TUNING}WatchTuningJob": Rule(_READ, about=_JOB),
-    f"{_TUNING}GetJobReport": Rule(_READ, True, _JOB, _may_read_answers, idempotent=True),
-    f"{_TUNING}CancelTuningJob": Rule(_TUNE, True, _JOB, idempotent=True),
-    f"{_TUNING}PauseTuningJob": Rule(_TUNE, True, _JOB),
-    f"{_TUNING}ResumeTuningJob": Rule(_TUNE, True, _JOB),
-    f"{_TUNING}DeleteTuningJob": Rule(_TUNE, True, _JOB),
-    f"{_TUNING}ListWebhooks": Rule(_ADMINISTER),
-    f"{_TUNING}TestWebhook": Rule(_ADMINISTER, True, _WEBHOOK),
-    f"{_TUNING}RetryWebhook": Rule(_ADMINISTER, True, _WEBHOOK, idempotent=True),
-    f"{_TUNING}ListUsage": Rule(_READ),
-    f"{_TUNING}GetServiceInfo": Rule(_READ),
-    f"{_PROMPTS}ListPrompts": Rule(_READ),
-    f"{_PROMPTS}GetPrompt": Rule(_READ, about=_prompt("name")),
-    f"{_PROMPTS}ListPromptVersions": Rule(_READ, about=_prompt("parent")),
-    f"{_PROMPTS}GetPromptVersion": Rule(_READ, about=_prompt("name")),
-    f"{_PROMPTS}GetPromptStatus": Rule(_READ, about=_prompt("name")),
-    f"{_PROMPTS}SetPromptAlias": Rule(_PUBLISH, True, _alias_about, made=_REVISION),
-    f"{_PROMPTS}DeletePromptVersion": Rule(_PUBLISH, True, _prompt("name"), made=_REVISION),
-    f"{_PROMPTS}DownloadPromptVersion": Rule(
+    f"{_TUNING}GetTuningJob": MethodRule(_READ, about=_JOB),
+    f"{_TUNING}ListTuningJobs": MethodRule(_READ),
+    f"{_TUNING}WatchTuningJob": MethodRule(_READ, about=_JOB),
+    f"{_TUNING}GetJobReport": MethodRule(_READ, True, _JOB, _may_read_answers, idempotent=True),
+    f"{_TUNING}CancelTuningJob": MethodRule(_TUNE, True, _JOB, idempotent=True),
+    f"{_TUNING}PauseTuningJob": MethodRule(_TUNE, True, _JOB),
+    f"{_TUNING}ResumeTuningJob": MethodRule(_TUNE, True, _JOB),
+    f"{_TUNING}DeleteTuningJob": MethodRule(_TUNE, True, _JOB),
+    f"{_TUNING}ListWebhooks": MethodRule(_ADMINISTER),
+    f"{_TUNING}TestWebhook": MethodRule(_ADMINISTER, True, _WEBHOOK),
+    f"{_TUNING}RetryWebhook": MethodRule(_ADMINISTER, True, _WEBHOOK, idempotent=True),
+    f"{_TUNING}ListUsage": MethodRule(_READ),
+    f"{_TUNING}GetServiceInfo": MethodRule(_READ),
+    f"{_PROMPTS}ListPrompts": MethodRule(_READ),
+    f"{_PROMPTS}GetPrompt": MethodRule(_READ, about=_prompt("name")),
+    f"{_PROMPTS}ListPromptVersions": MethodRule(_READ, about=_prompt("parent")),
+    f"{_PROMPTS}GetPromptVersion": MethodRule(_READ, about=_prompt("name")),
+    f"{_PROMPTS}GetPromptStatus": MethodRule(_READ, about=_prompt("name")),
+    f"{_PROMPTS}SetPromptAlias": MethodRule(_PUBLISH, True, _alias_about, made=_REVISION),
+    f"{_PROMPTS}DeletePromptVersion": MethodRule(_PUBLISH, True, _prompt("name"), made=_REVISION),
+    f"{_PROMPTS}DownloadPromptVersion": MethodRule(
         _TUNE | _PUBLISH, True, _prompt("name"), made=_field("version", "version.name"), idempotent=True
     ),
-    f"{_PROMPTS}ImportPromptVersion": Rule(
+    f"{_PROMPTS}ImportPromptVersion": MethodRule(
         _PUBLISH, True, _field("prompt", "header.prompt"), _may_import, made=_field("version", "version.name")
     ),
-    f"{_PROMPTS}WatchPrompts": Rule(_READ),
+    f"{_PROMPTS}WatchPrompts": MethodRule(_READ),
     f"{_GENERATION}Generate": replace(
         _INPUT,
         tokens=lambda response: response.start.input_tokens + response.end.output_tokens,
@@ -188,6 +188,6 @@ RULES: Mapping[str, Rule] = {
         made=_VERSION_STARTED,
     ),
     f"{_GENERATION}CountTokens": _INPUT,
-    f"{_GENERATION}GetModelInfo": Rule(_ALL),
-    f"{_GENERATION}ListLoadedPrompts": Rule(_ALL),
+    f"{_GENERATION}GetModelInfo": MethodRule(_ALL),
+    f"{_GENERATION}ListLoadedPrompts": MethodRule(_ALL),
 }

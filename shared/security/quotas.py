@@ -25,7 +25,7 @@ _SWEEP_AT = 1024
 _POSSESSIVE = {"you": "your", "your tenant": "your tenant's"}
 
 
-class Usage:
+class CallerUsage:
     """Use of one caller or tenant. `subject` names it in errors: "you" or "your tenant"."""
 
     def __init__(self, name: str, limits: CallerLimits, clock: Callable[[], float], subject: str = "you") -> None:
@@ -99,7 +99,7 @@ class Usage:
 class Charges:
     """Charges a call to its caller and its tenant."""
 
-    usages: tuple[Usage, ...]
+    usages: tuple[CallerUsage, ...]
 
     def charge_tokens(self, num_tokens: int) -> None:
         """Charge tokens to caller and tenant."""
@@ -123,8 +123,8 @@ class Quotas:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._callers: dict[str, Usage] = {}
-        self._tenants: dict[str, Usage] = {}
+        self._callers: dict[str, CallerUsage] = {}
+        self._tenants: dict[str, CallerUsage] = {}
 
     @contextmanager
     def taken(self, caller: Caller) -> Iterator[Charges]:
@@ -139,13 +139,13 @@ class Quotas:
                 begun.callback(usage.end)
             yield Charges(usages)
 
-    def _usage(self, usages: dict[str, Usage], name: str, limits: CallerLimits, subject: str) -> Usage:
+    def _usage(self, usages: dict[str, CallerUsage], name: str, limits: CallerLimits, subject: str) -> CallerUsage:
         found = usages.get(name)
         if found is None:
             if len(usages) >= _SWEEP_AT:
                 for idle in [name for name, usage in usages.items() if usage.is_idle]:
                     del usages[idle]
-            found = usages[name] = Usage(name, limits, self._clock, subject)
+            found = usages[name] = CallerUsage(name, limits, self._clock, subject)
         elif found.limits != limits:
             found.set_limits(limits)
         return found

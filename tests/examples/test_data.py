@@ -130,7 +130,7 @@ def test_product_texts_say_what_the_catalogue_says() -> None:
         opening = re.match(r"[^.]+\.", text)
         assert opening is not None
         assert openings.setdefault(entry["item"], opening[0]) == opening[0]
-    assert len(set(openings.values())) == len(openings) >= 30, "each kind of product has a line of its own"
+    assert len(set(openings.values())) == len(openings) >= 30, "each kind of product has its own line"
 
 
 def test_readmes_show_the_measured_results() -> None:

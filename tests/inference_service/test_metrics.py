@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from inference_service.engine.core.request import FinishReason, Usage
+from inference_service.engine.core.request import FinishReason, TokenUsage
 from inference_service.engine.core.stats import FinishedRequest
 from inference_service.metrics import EngineMetrics
 from inference_service.prompts.version import prompt_of_prefix
@@ -18,7 +18,7 @@ def finished(prompt: str | None, **changes: object) -> FinishedRequest:
         "tenant": "acme",
         "prefix_id": None if prompt is None else f"prompts/{prompt}/versions/1#sha256:0",
         "finish_reason": FinishReason.EOS,
-        "usage": Usage(input_tokens=5, virtual_tokens=10, cached_tokens=2, generated_tokens=3),
+        "usage": TokenUsage(input_tokens=5, virtual_tokens=10, cached_tokens=2, generated_tokens=3),
         "queue_seconds": 0.01,
         "ttft_seconds": 0.02,
         "e2e_seconds": 0.1,

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from inference_service.engine.core.request import FinishReason, ScoreRequest, Usage
+from inference_service.engine.core.request import FinishReason, ScoreRequest, TokenUsage
 from inference_service.engine.core.running_request import sequence_of
 from inference_service.engine.core.stats import FinishedRequest
 from inference_service.usage import UsageJournal
@@ -33,7 +33,7 @@ def request(**changes: object) -> FinishedRequest:
         "caller": "app",
         "prefix_id": "prompts/tone/versions/3#sha256:0",
         "finish_reason": FinishReason.EOS,
-        "usage": Usage(10, 4, 3, 5),
+        "usage": TokenUsage(10, 4, 3, 5),
         "queue_seconds": 0.0,
         "ttft_seconds": 0.1,
         "e2e_seconds": 0.2,
@@ -85,7 +85,7 @@ def test_a_file_is_published_again_after_a_death_before_its_removal(tmp_path: Pa
 
     with pytest.raises(Unavailable):
         journal.publish(Dying(backend))
-    journal.append(request(usage=Usage(1, 0, 0, 1)))
+    journal.append(request(usage=TokenUsage(1, 0, 0, 1)))
     journal.publish(UsageSegments(backend))
     assert [info.key[-15:] for info in backend.list(USAGE)] == ["000000001.jsonl", "000000002.jsonl"]
     assert sum(record.requests for record in published(backend)) == 2
@@ -129,7 +129,7 @@ def test_the_candidates_of_a_score_count_as_input(tmp_path: Path) -> None:
 def test_names_of_callers_that_can_not_be_stored_are_replaced_and_nothing_raises(tmp_path: Path) -> None:
     backend, journal = MemoryBackend(), UsageJournal(tmp_path, "tiny")
     journal.append(request(caller="a\0b\ud800" + "x" * 500))
-    journal.append(request(usage=Usage(-1, 0, 0, 0)))
+    journal.append(request(usage=TokenUsage(-1, 0, 0, 0)))
     assert journal.num_lost == 1
     journal.publish(UsageSegments(backend))
     assert published(backend)[0].caller == "a?b?" + "x" * 196

@@ -100,7 +100,7 @@ def names() -> frozenset[str]:
 
 @cache
 def label_names() -> dict[str, frozenset[str]]:
-    """Labels of each family that has any, of its own or by Prometheus."""
+    """Labels of each family that has any, also those that Prometheus adds."""
     own = {name: collector._labelnames for collector in _collectors() for name in [collector._name]}
     return {family.name: frozenset(own.get(family.name, ())) | _BY_PROMETHEUS for family in families()}
 

@@ -74,7 +74,7 @@ class Client:
         begun.facts["given_up"] = True
 
     async def request(self) -> None:
-        """Cancels, pauses or resumes a job of its own."""
+        """Cancels, pauses or resumes one of its own jobs."""
         if not self.jobs:
             return
         some = self.rng.choice((self.jobs, self.jobs[-3:]))  # the newest have not ended

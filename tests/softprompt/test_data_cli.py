@@ -92,7 +92,7 @@ def test_mistakes_about_files_need_no_service_and_are_one_sentence(cli: CliRunne
 
 
 def test_standard_input_is_read(here: Services, tmp_path: Path) -> None:
-    """In a process of its own, which alone has a standard input of its own."""
+    """In a separate process, because only that has its own standard input."""
     command = [sys.executable, "-m", "softprompt.cli", "tune", "-", "--prompt", "x", "--no-follow"]
     done = subprocess.run(command, input=b"text,label\na,x\nb,y\n", capture_output=True, check=False)
     assert done.returncode == 0, done.stderr

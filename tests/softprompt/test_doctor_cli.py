@@ -32,7 +32,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def here(services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Services:
-    """Both services, and a model of the catalogue in a directory of its own."""
+    """Both services, and a model of the catalogue in its own directory."""
     monkeypatch.setenv("SOFTPROMPT_TRAINER", services.trainer_endpoint)
     monkeypatch.setenv("SOFTPROMPT_INFERENCE", services.inference_endpoint)
     monkeypatch.setenv("SOFTPROMPT_MODELS", str(tmp_path / "models"))

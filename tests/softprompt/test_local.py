@@ -36,7 +36,7 @@ if behaviour == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:
     signal.signal(signal.SIGTERM, lambda *_: (print("drained", flush=True), sys.exit(0)))
-if behaviour == "leaky":  # in a session of its own, deaf to the end of its parent, and it holds the log's pipe
+if behaviour == "leaky":  # in its own session, deaf to the end of its parent, and it holds the log's pipe
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 print("serving", flush=True)
 target = os.environ[prefix + "READY_FILE"]

@@ -21,7 +21,7 @@ from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.jobs.model import EffectiveSpec, SampledLengths, StoredSpec, utc_now
 from trainer_service.jobs.sources import Source, Sources, names_job
 from trainer_service.pools import TrainerPools
-from trainer_service.service_info import TuningLimits
+from trainer_service.service_info import RequestLimits
 from trainer_service.training.comparison import MIN_EXAMPLES
 from trainer_service.training.data.dataset_facts import DatasetFacts, Description
 from trainer_service.training.data.encoding import EncodedDataset, encode_dataset
@@ -74,7 +74,7 @@ class SpecAdmission:
         models: BaseModels,
         describe: Callable[[str, Sequence[str]], Description],
         sources: Sources,
-        limits: TuningLimits,
+        limits: RequestLimits,
         pools: TrainerPools | None = None,
         *,
         on_gpu: Callable[[str], bool] = lambda base_model: False,

@@ -72,7 +72,7 @@ class SampledLengths(_Frozen):
 
 
 class EffectiveSpec(_Frozen):
-    """The spec with all defaults filled in. `Admission.check` makes it when the job is created; it never changes."""
+    """The spec with all defaults filled in. `SpecAdmission.check` makes it at creation; it never changes."""
 
     model_config = ConfigDict(extra="ignore")
     """Stored records of earlier releases may have fields that no longer exist."""

@@ -102,7 +102,7 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
-class Usage:
+class TokenUsage:
     """Tokens of one request."""
 
     input_tokens: int
@@ -136,7 +136,7 @@ class Delta:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
     timing: Timing | None = None
     seed: int | None = None
     """The seed in use, also when the engine drew it; on the first and the last delta."""
@@ -164,5 +164,5 @@ class ScoreResult:
     """The candidates' scores, in the order of the request."""
 
     scores: tuple[CandidateScore, ...]
-    usage: Usage
+    usage: TokenUsage
     timing: Timing

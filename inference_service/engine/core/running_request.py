@@ -11,7 +11,7 @@ from inference_service.engine.core.request import (
     PrefixLoad,
     Request,
     ScoreRequest,
-    Usage,
+    TokenUsage,
 )
 from inference_service.engine.core.token_counts import TokenCounts
 from shared.values.sampling import SamplingParams
@@ -137,10 +137,10 @@ class RunningRequest:
         return bool(self.candidates)
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> TokenUsage:
         """Token counts so far."""
         candidates = sum(map(len, self.candidates))
-        return Usage(self.num_input, self.num_virtual, self.cached_tokens, self.num_generated, candidates)
+        return TokenUsage(self.num_input, self.num_virtual, self.cached_tokens, self.num_generated, candidates)
 
 
 def sequence_of(request: Request, num_virtual: int, arrival: int, now: float) -> RunningRequest:

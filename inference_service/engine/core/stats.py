@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inference_service.engine.core.request import FinishReason, Usage
+from inference_service.engine.core.request import FinishReason, TokenUsage
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FinishedRequest:
     """Empty for the service's own requests, such as a golden replay."""
     prefix_id: str | None
     finish_reason: FinishReason
-    usage: Usage
+    usage: TokenUsage
     queue_seconds: float
     ttft_seconds: float | None
     e2e_seconds: float

@@ -41,7 +41,7 @@ def settings(directory: Path, pair: Pair, client_ca: Authority | None = None) ->
 def channel(running: Running, authority: Authority, client: Pair | None = None) -> grpc.aio.Channel:
     identity = {} if client is None else {"private_key": client.key, "certificate_chain": client.certificate}
     credentials = grpc.ssl_channel_credentials(root_certificates=authority.certificate, **identity)
-    options = [("grpc.use_local_subchannel_pool", 1)]  # a connection, and so a handshake, of its own
+    options = [("grpc.use_local_subchannel_pool", 1)]  # so each channel has its own connection and handshake
     return grpc.aio.secure_channel(f"localhost:{running.port}", credentials, options=options)
 
 

@@ -144,7 +144,7 @@ def test_corrected_answers_are_trained_on_and_no_longer_held_out(
         assert http.post(f"/api/jobs/{first}/continue", json=refused).status_code == 400
 
     third = http.get(f"/api/jobs/{second['name'].partition('/')[2]}/report").json()["answers"]
-    if len(third) > 1:  # corrections of a job whose held-out part is a dataset of its own
+    if len(third) > 1:  # corrections of a job whose held-out part is a separate dataset
         more = {"examples": [{"line": third[0]["line"], "text": "best"}]}
         again = http.post(f"/api/jobs/{second['name'].partition('/')[2]}/continue", json=more)
         statistics = http.get(f"/api/jobs/{finished(http, again.json())}").json()["dataset_statistics"]

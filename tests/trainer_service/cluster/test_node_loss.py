@@ -55,7 +55,7 @@ async def test_a_drained_node_a_lost_node_and_a_killed_trainer(
     trainer = TrainerProcess(tmp_path, tiny_model_dir, environment=TOKEN, RAY_ADDRESS=cluster["address"])
     try:
         await trainer.start()
-        assert not trainer.descendants("gcs_server"), "it has no Ray of its own"
+        assert not trainer.descendants("gcs_server"), "it started no Ray itself"
         async with channel_to(trainer) as channel:
             caller = Caller(channel)
             name = await caller.create(num_steps=900)

@@ -141,13 +141,11 @@ async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fai
     large = await manager.create(spec("x" * 2_000, prompt="large", num_steps=2))
     huge = await manager.create(spec("x" * 14_000, prompt="huge", num_steps=50))
     alone = await service.state(large.id, JobState.SUCCEEDED)
-    assert alone.attempt >= 2, (
-        "once beside the other, once in a process of its own; one without memory may also die of it"
-    )
+    assert alone.attempt >= 2, "once beside the other, once in its own process; one without memory may also die of it"
     states = [event for event in service.store.events(large.id, 0) if isinstance(event.payload, Job)]
     again_at = max(event.time for event in states if event.payload.state is JobState.RUNNING)
     recovery.note(
-        "out of memory beside others: from submission to a process of its own",
+        "out of memory beside others: from submission to its own process",
         (again_at - large.create_time).total_seconds(),
     )
     failed = await service.state(huge.id, JobState.FAILED)

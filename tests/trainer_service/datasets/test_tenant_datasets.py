@@ -30,7 +30,7 @@ QUOTA = 3_000
 
 @pytest.fixture
 def guarded(stored_settings: TrainerSettings, tmp_path: Path) -> TrainerSettings:
-    """`acme` and `acme-2` are of one tenant, which has a root and a quota of its own."""
+    """`acme` and `acme-2` are of one tenant, which has its own root and quota."""
     for folder in ("roots/acme", "roots/all"):
         (tmp_path / folder).mkdir(parents=True)
     prompts = {"acme": ["support-*"], "acme-2": ["hidden-*"], "rival": ["support-*"]}

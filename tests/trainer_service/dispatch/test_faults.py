@@ -90,7 +90,7 @@ async def test_jobs_whose_worker_ran_out_of_memory_are_separated(service: Servic
     done = [await service.state(job.id, JobState.SUCCEEDED) for job in jobs]
     assert [(job.attempt, job.failures) for job in done] == [(2, 0), (2, 0)]
     alone = [{id for id, _, _ in trainer.log} for trainer in service.trainers[1:]]
-    assert sorted(map(sorted, alone)) == sorted([job.id] for job in jobs), "each in a process of its own"
+    assert sorted(map(sorted, alone)) == sorted([job.id] for job in jobs), "each in its own process"
 
 
 async def test_a_worker_that_does_not_answer_is_replaced(service: Service) -> None:

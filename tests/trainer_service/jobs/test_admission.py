@@ -21,7 +21,7 @@ from trainer_service.base_models import BaseModels, BaseModelSource
 from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
 from trainer_service.jobs.sources import Sources
-from trainer_service.service_info import TuningLimits
+from trainer_service.service_info import RequestLimits
 from trainer_service.training.data.dataset import parse_examples, split_validation
 from trainer_service.training.data.dataset_facts import DatasetFacts
 from trainer_service.training.data.example_lines import example_line
@@ -78,7 +78,7 @@ def models(tiny_model_dir: Path) -> BaseModels:
 
 @pytest.fixture
 def admission(models: BaseModels) -> SpecAdmission:
-    return SpecAdmission(models, Datasets().describe, NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    return SpecAdmission(models, Datasets().describe, NO_SOURCES, RequestLimits(50, 10, 3600.0))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ async def test_conversations_are_text_for_a_model_without_a_chat_template(tmp_pa
         file.unlink()
     models = BaseModels([BaseModelSource("tiny", str(directory))])
     models.load()
-    admission = SpecAdmission(models, Datasets().describe, NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    admission = SpecAdmission(models, Datasets().describe, NO_SOURCES, RequestLimits(50, 10, 3600.0))
     for dataset in ("chat", "generation", "classes"):
         assert (await admission.check(spec(dataset=dataset))).training.template.format is TemplateFormat.TEXT
     assert await refused_fields(admission, dataset="chat", template=Template(format=TemplateFormat.CHAT)) == [
@@ -204,7 +204,7 @@ async def test_lengths_are_checked_with_the_virtual_tokens(models: BaseModels) -
     class Long(Datasets):
         examples = {"fits": (fits, *GENERATION[2:]), "over": (fits, over, *GENERATION[2:])}  # noqa: RUF012 (a test's own)
 
-    admission = SpecAdmission(models, Long().describe, NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    admission = SpecAdmission(models, Long().describe, NO_SOURCES, RequestLimits(50, 10, 3600.0))
     text = Template(format=TemplateFormat.TEXT)
     await admission.check(spec(dataset="fits", template=text))
     with pytest.raises(InvalidInput) as refused:
@@ -223,7 +223,7 @@ async def test_a_sequence_is_no_longer_than_replicas_take(models: BaseModels) ->
     class Long(Datasets):
         examples = {"long": (*GENERATION, long)}  # noqa: RUF012 (a test's own)
 
-    admission = SpecAdmission(models, Long().describe, NO_SOURCES, TuningLimits(50, 10, 3600.0, max_positions=100))
+    admission = SpecAdmission(models, Long().describe, NO_SOURCES, RequestLimits(50, 10, 3600.0, max_positions=100))
     text = Template(format=TemplateFormat.TEXT)
     with pytest.raises(
         InvalidInput, match=r"dataset line 41: 200 input tokens .* room for 88; shorten it, or set spec.too_long"
@@ -231,7 +231,7 @@ async def test_a_sequence_is_no_longer_than_replicas_take(models: BaseModels) ->
         await admission.check(spec(dataset="long", template=text))
     effective = await admission.check(spec(dataset="long", template=text, too_long=TooLong.DROP))
     assert (effective.training.max_positions, effective.training.too_long) == (100, TooLong.DROP)
-    narrow = SpecAdmission(models, Long().describe, NO_SOURCES, TuningLimits(50, 10, 3600.0, max_positions=30))
+    narrow = SpecAdmission(models, Long().describe, NO_SOURCES, RequestLimits(50, 10, 3600.0, max_positions=30))
     with pytest.raises(InvalidInput, match="leave no room for text: replicas serve sequences of 30 positions"):
         await narrow.check(spec(dataset="long", hyperparameters=Hyperparameters(num_virtual_tokens=29)))
 
@@ -243,7 +243,7 @@ async def test_examples_that_are_all_the_same_are_refused_and_many_of_one_input_
             "outputs": [Example(line=n, input="Write a slogan.", output=f"Tea {n}!") for n in range(1, 1001)],
         }
 
-    admission = SpecAdmission(models, Few().describe, NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    admission = SpecAdmission(models, Few().describe, NO_SOURCES, RequestLimits(50, 10, 3600.0))
     with pytest.raises(InvalidInput, match="all 1000 examples are the same, so none can be held out"):
         await admission.check(spec(dataset="one"))
     assert (await admission.check(spec(dataset="outputs"))).num_validation == 100
@@ -253,11 +253,11 @@ async def test_the_recipe_stays_within_the_limit_of_virtual_tokens_and_leaves_ro
     def tokens(effective: EffectiveSpec) -> int:
         return effective.training.hyperparameters.num_virtual_tokens
 
-    strict = SpecAdmission(models, Datasets().describe, NO_SOURCES, TuningLimits(10, 10, 3600.0))
+    strict = SpecAdmission(models, Datasets().describe, NO_SOURCES, RequestLimits(10, 10, 3600.0))
     assert tokens(await strict.check(spec())) == 10
     eleven = Hyperparameters(num_virtual_tokens=11)
     assert await refused_fields(strict, hyperparameters=eleven) == ["spec.hyperparameters.num_virtual_tokens"]
-    short = SpecAdmission(models, Datasets().describe, NO_SOURCES, TuningLimits(50, 10, 3600.0, max_positions=256))
+    short = SpecAdmission(models, Datasets().describe, NO_SOURCES, RequestLimits(50, 10, 3600.0, max_positions=256))
     assert tokens(await short.check(spec())) == 32
 
 
@@ -270,7 +270,7 @@ async def test_unknown_datasets_and_sources_are_not_found(admission: SpecAdmissi
 
 
 async def test_before_the_base_models_are_read_callers_are_asked_to_wait() -> None:
-    admission = SpecAdmission(BaseModels([]), Datasets().describe, NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    admission = SpecAdmission(BaseModels([]), Datasets().describe, NO_SOURCES, RequestLimits(50, 10, 3600.0))
     with pytest.raises(Unavailable, match="starting"):
         await admission.check(spec())
 
@@ -278,7 +278,7 @@ async def test_before_the_base_models_are_read_callers_are_asked_to_wait() -> No
 async def test_a_job_for_a_base_model_that_is_not_there_is_refused_with_the_reason(tmp_path: Path) -> None:
     models = BaseModels([BaseModelSource("x", str(tmp_path))])
     models.load()
-    admission = SpecAdmission(models, Datasets().describe, NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    admission = SpecAdmission(models, Datasets().describe, NO_SOURCES, RequestLimits(50, 10, 3600.0))
     with pytest.raises(PreconditionFailed, match=r"base model x is not available now: .*no config") as refused:
         await admission.check(spec())
     assert str(tmp_path) not in refused.value.message
@@ -293,7 +293,7 @@ async def test_a_tenants_large_datasets_do_not_hold_up_another_tenants_jobs(mode
                 go_on.wait(60)
             return super().describe(name, labels)
 
-    admission = SpecAdmission(models, Slow().describe, NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    admission = SpecAdmission(models, Slow().describe, NO_SOURCES, RequestLimits(50, 10, 3600.0))
     with calling(Caller("a", frozenset(), group=Tenant("greedy"))):
         checks = [asyncio.create_task(admission.check(spec(dataset="two"))) for _ in range(20)]
     with calling(Caller("b", frozenset(), group=Tenant("modest"))):

@@ -1,4 +1,4 @@
-"""The estimate of a job's memory against the peak of real trainings, each in a process of its own."""
+"""The estimate of a job's memory against the peak of real trainings, each in its own process."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from shared.kernels import library
 from shared.prompt.prefix import PrefixInput
 from trainer_service.training.attention.packing import Layout, Row, Segment, pack
-from trainer_service.training.attention.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
+from trainer_service.training.attention.prefix_attention import AttentionRule, NativePrefixAttention, PrefixAttention
 
 pytestmark = pytest.mark.skipif(library.load() is None, reason="no compiled kernels on this machine")
 
@@ -48,7 +48,7 @@ def _layout(rng: random.Random) -> Layout:
 @pytest.mark.parametrize("window", [None, 11])
 def test_attention(dtype: torch.dtype, width: int, heads: int, kv_heads: int, window: int | None) -> None:
     torch.manual_seed(0)
-    layout, rule = _layout(random.Random(0)), Rule(0.3, window, None, None)
+    layout, rule = _layout(random.Random(0)), AttentionRule(0.3, window, None, None)
     query, key, value = (
         torch.randn(layout.num_tokens, count, width).to(dtype).transpose(0, 1) for count in (heads, kv_heads, kv_heads)
     )
@@ -66,7 +66,7 @@ def test_attention(dtype: torch.dtype, width: int, heads: int, kv_heads: int, wi
 
 def test_attention_takes_the_same_steps_with_any_number_of_threads() -> None:
     torch.manual_seed(0)
-    layout, rule, threads = _layout(random.Random(1)), Rule(0.3, None, None, None), torch.get_num_threads()
+    layout, rule, threads = _layout(random.Random(1)), AttentionRule(0.3, None, None, None), torch.get_num_threads()
     inputs = [torch.randn(count, layout.num_tokens, 32, requires_grad=True) for count in (6, 3, 3)]
     found = []
     try:
@@ -81,7 +81,7 @@ def test_attention_takes_the_same_steps_with_any_number_of_threads() -> None:
 
 
 def test_attention_of_scores_far_apart() -> None:
-    layout, rule = _layout(random.Random(2)), Rule(1.0, None, None, None)
+    layout, rule = _layout(random.Random(2)), AttentionRule(1.0, None, None, None)
     torch.manual_seed(0)
     inputs = [(torch.randn(count, layout.num_tokens, 16) * 30).requires_grad_(True) for count in (2, 1, 1)]
     results = []
@@ -93,7 +93,7 @@ def test_attention_of_scores_far_apart() -> None:
 
 
 def test_what_is_no_number_stays_in_its_segment() -> None:
-    layout, rule = _layout(random.Random(3)), Rule(0.3, None, None, None)
+    layout, rule = _layout(random.Random(3)), AttentionRule(0.3, None, None, None)
     inputs = [torch.randn(count, layout.num_tokens, 16) for count in (2, 1, 1)]
     for tensor in inputs:
         tensor[:, list(layout.shared[0])] = float("nan")
@@ -110,7 +110,7 @@ def test_what_is_no_number_stays_in_its_segment() -> None:
 
 def test_what_does_not_fit_is_left_to_torch() -> None:
     value = torch.ones(1, 2, 32)
-    assert NativePrefixAttention.fits(value, value, Rule(1.0, 3, None, None))
-    assert not NativePrefixAttention.fits(value, value, Rule(1.0, None, 30.0, None))
-    assert not NativePrefixAttention.fits(value, value, Rule(1.0, None, None, torch.ones(1)))
-    assert not NativePrefixAttention.fits(value, value[..., :16], Rule(1.0, None, None, None))
+    assert NativePrefixAttention.fits(value, value, AttentionRule(1.0, 3, None, None))
+    assert not NativePrefixAttention.fits(value, value, AttentionRule(1.0, None, 30.0, None))
+    assert not NativePrefixAttention.fits(value, value, AttentionRule(1.0, None, None, torch.ones(1)))
+    assert not NativePrefixAttention.fits(value, value[..., :16], AttentionRule(1.0, None, None, None))

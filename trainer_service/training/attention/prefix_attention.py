@@ -43,7 +43,7 @@ def packed_attention(model: Any, layout: Layout) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Rule:
+class AttentionRule:
     """A layer's attention parameters: `score = cap(query . key * scale)`; only the last `window` keys are visible."""
 
     scale: float
@@ -69,7 +69,7 @@ def _attention(
     query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim] -> [1, tokens, heads, value_dim]
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    rule = Rule(scale, sliding_window, softcap, s_aux)
+    rule = AttentionRule(scale, sliding_window, softcap, s_aux)
     kind = NativePrefixAttention if NativePrefixAttention.fits(query, value, rule) else PrefixAttention
     layout = _layout.get()
     read = _with_given(layout, getattr(module, "layer_idx", -1), query.squeeze(0), key.squeeze(0), value.squeeze(0))
@@ -99,14 +99,14 @@ class NativePrefixAttention(torch.autograd.Function):
     """PrefixAttention by the compiled kernels, in two fifths of its time; it keeps no probabilities."""
 
     @staticmethod
-    def fits(query: torch.Tensor, value: torch.Tensor, rule: Rule) -> bool:
+    def fits(query: torch.Tensor, value: torch.Tensor, rule: AttentionRule) -> bool:
         """Whether the compiled kernels are available for these tensors and this layer."""
         same = query.shape[-1] == value.shape[-1] and query.dtype == value.dtype
         return same and rule.softcap is None and rule.sinks is None and ops.takes(query, query.shape[-1])
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, rule: Rule
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, rule: AttentionRule
     ) -> torch.Tensor:
         out, log_sums = ops.packed_attention(query, key, value, layout.spans, rule.scale, rule.window)
         ctx.save_for_backward(query, key, value, log_sums)
@@ -128,7 +128,7 @@ class PrefixAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, rule: Rule
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, rule: AttentionRule
     ) -> torch.Tensor:
         groups = query.shape[0] // key.shape[0]
         padded = _padded(query, groups, rule.scale), _padded(key), _padded(value)
@@ -189,7 +189,7 @@ class Block:
             self._shared_key = _take(key, tile.shared).view(self._by_segment[0], self._shared, -1)
             self._shared_value = _take(value, tile.shared).view(self._by_segment[0], self._shared, -1)
 
-    def scores(self, rule: Rule) -> torch.Tensor:
+    def scores(self, rule: AttentionRule) -> torch.Tensor:
         """Scores before the softmax; masked ones are minus infinity."""
         query = self._query.view(*self._by_row, -1)
         scores = query.new_empty(*self._by_row, self._shared + self._length + (rule.sinks is not None))
@@ -267,7 +267,7 @@ class Block:
     def _behind(self, scores: torch.Tensor) -> torch.Tensor:
         return scores.view(*self._by_segment, -1)[..., : self._shared]
 
-    def _mask(self, rule: Rule, like: torch.Tensor) -> torch.Tensor:
+    def _mask(self, rule: AttentionRule, like: torch.Tensor) -> torch.Tensor:
         """The additive mask, [L * g, S + L], shared by all layers with the same window."""
         found = self._tile.masks.get((rule.window, self._groups))
         if found is not None:
@@ -280,7 +280,7 @@ class Block:
         return self._tile.masks[rule.window, self._groups]
 
 
-def _capped(scores: torch.Tensor, rule: Rule) -> torch.Tensor:
+def _capped(scores: torch.Tensor, rule: AttentionRule) -> torch.Tensor:
     """Apply the soft cap in place."""
     return scores if rule.softcap is None else scores.div_(rule.softcap).tanh_().mul_(rule.softcap)
 
