@@ -40,6 +40,8 @@ _ENVIRONMENT = {
     # at Ray's default of 15 (and at 5), another busy process slows training tenfold: threads wait for each other
     "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
+    # otherwise an embedded Ray starts one Python process per core at once, most of which never get work
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 
