@@ -31,8 +31,8 @@ from benchmarks.quality.contestants import train
 from benchmarks.quality.scoring import Prefixed, Tuned
 from shared.model.base_model import BaseModel, load
 from shared.model.options import ModelOptions
-from shared.prompt.prefix import PrefixKind
 from shared.text.template import InputEncoder, Template, TemplateFormat, pinned
+from shared.values.enums import PrefixKind
 from softprompt.data.files import file_rows
 from softprompt.types.data import Data
 from trainer_service.training.attention.forward import choose_forward

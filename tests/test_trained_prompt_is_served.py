@@ -11,7 +11,8 @@ from prompttuning.v1 import generation_pb2
 
 from shared.model.base_model import load
 from shared.model.options import DType, ModelOptions
-from shared.prompt.prefix import Prefix, PrefixKind
+from shared.prompt.prefix import Prefix
+from shared.values.enums import PrefixKind
 from tests.inference_service.replica import blob, publish, running_replica
 from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.training.tasks import TEMPLATE, classification, of, run, task

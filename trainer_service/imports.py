@@ -25,10 +25,11 @@ from shared.names import check_alias, check_name
 from shared.prompt.blob import decode_blob, encode_blob, read_manifest
 from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
-from shared.prompt.prefix import Prefix, PrefixKind
+from shared.prompt.prefix import Prefix
 from shared.prompt.soft_prompt import TENSOR_KEY, SoftPrompt
 from shared.text.template import Template, TemplateFormat, dated
 from shared.values.base_model import BaseModelInfo
+from shared.values.enums import PrefixKind
 from shared.values.spec import moved_alias
 from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.training.data.dataset import check_labels

@@ -10,8 +10,9 @@ from benchmarks.quality.peft_recipes import RECIPES, Adapter, Start, train_adapt
 from benchmarks.quality.sets import DataSet
 from shared.model.base_model import BaseModel, load
 from shared.model.options import ModelOptions
-from shared.prompt.prefix import Prefix, PrefixKind
+from shared.prompt.prefix import Prefix
 from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat, has_chat_template, pinned
+from shared.values.enums import PrefixKind
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample, encode_dataset

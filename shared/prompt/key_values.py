@@ -11,7 +11,8 @@ import torch
 
 from shared.errors import DamagedBlob, PreconditionFailed
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Prefix, PrefixInput, PrefixKind
+from shared.prompt.prefix import Prefix, PrefixInput
+from shared.values.enums import PrefixKind
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 
 if TYPE_CHECKING:

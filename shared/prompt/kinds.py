@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from shared.prompt.key_values import KeyValuePrefix
-from shared.prompt.prefix import Prefix, PrefixKind
+from shared.prompt.prefix import Prefix
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.enums import PrefixKind
 
 KINDS: dict[PrefixKind, type[Prefix]] = {PrefixKind.PROMPT: SoftPrompt, PrefixKind.PREFIX: KeyValuePrefix}

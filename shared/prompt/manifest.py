@@ -25,10 +25,9 @@ from pydantic import (
 
 from shared.errors import InvalidInput
 from shared.names import NAME_PATTERN
-from shared.prompt.prefix import PrefixKind
-from shared.prompt.soft_prompt import MAX_HIDDEN_SIZE
 from shared.text.template import Template
-from shared.values.base_model import BaseModelInfo
+from shared.values.base_model import MAX_HIDDEN_SIZE, BaseModelInfo
+from shared.values.enums import PrefixKind
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 from shared.values.sampling import PARAMETERS, Sampling
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 
 from shared.model.base_model import BaseModel
-from shared.values.enums import PrefixKind as PrefixKind
+from shared.values.enums import PrefixKind
 
 if TYPE_CHECKING:
     from shared.prompt.manifest import Manifest

@@ -11,13 +11,14 @@ import torch
 
 from shared.errors import DamagedBlob, PreconditionFailed
 from shared.model.base_model import BaseModel
-from shared.prompt.prefix import Prefix, PrefixInput, PrefixKind
+from shared.prompt.prefix import Prefix, PrefixInput
+from shared.values.base_model import MAX_HIDDEN_SIZE
+from shared.values.enums import PrefixKind
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 
 if TYPE_CHECKING:
     from shared.prompt.manifest import Manifest
 
-MAX_HIDDEN_SIZE = 65536
 TENSOR_KEY = "prompt_embeddings"
 """Name of the matrix in a file: PEFT's."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+MAX_HIDDEN_SIZE = 65536
+
 
 @dataclass(frozen=True)
 class BaseModelInfo:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import metamath
-from shared.prompt.prefix import PrefixKind
+from shared.values.enums import PrefixKind
 
 
 @pytest.fixture

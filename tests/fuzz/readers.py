@@ -25,13 +25,12 @@ from shared.model.safetensors_file import complaint_about
 from shared.model.shape import ModelShape
 from shared.process.call_pool import CallPool
 from shared.prompt.blob import decode_blob, read_manifest
-from shared.prompt.prefix import PrefixKind
 from shared.security.callers_file import CallersFile
 from shared.store import PromptStore
 from shared.store.memory import MemoryBackend
 from shared.store.replicas import ReplicaDirectory, ReplicaRecord
 from shared.text.template import InputEncoder
-from shared.values.enums import TemplateFormat
+from shared.values.enums import PrefixKind, TemplateFormat
 from shared.values.message import Message
 from shared.values.template import Template
 from softprompt.data.prepare import prepare

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save, save_file
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput, NotFound
 from shared.prompt.blob import GoldenRecord, decode_blob, encode_blob, read_manifest
 from shared.prompt.key_values import KeyValuePrefix
-from shared.prompt.prefix import PrefixKind
 from shared.values.base_model import BaseModelInfo
+from shared.values.enums import PrefixKind
 from shared.values.template import Template
 from softprompt.interchange.adapter import write_adapter
 from softprompt.interchange.source import MAX_BYTES, ImportSource

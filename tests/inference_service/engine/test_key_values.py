@@ -12,7 +12,7 @@ from shared.errors import PreconditionFailed
 from shared.prompt.blob import decode_blob, encode_blob
 from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.lift import key_values_of
-from shared.prompt.prefix import PrefixKind
+from shared.values.enums import PrefixKind
 from tests.inference_service.engine.builders import Positions, greedy, run_one, small_config, soft_prompt, tiny_base
 from tests.shared.prompt.blobs import manifest
 from tests.tiny_models import VOCAB_SIZE

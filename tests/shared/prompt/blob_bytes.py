@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.prompt.blob import encode_blob
-from shared.prompt.prefix import PrefixKind
+from shared.values.enums import PrefixKind
 from tests.shared.prompt.blobs import make_blob, manifest, soft_prompt
 
 BLOB = encode_blob(soft_prompt(), manifest())

@@ -9,10 +9,11 @@ import torch
 from shared.prompt.blob import encode_blob
 from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.manifest import GoldenRecord, Manifest
-from shared.prompt.prefix import Prefix, PrefixKind
+from shared.prompt.prefix import Prefix
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.text.template import Template
 from shared.values.base_model import BaseModelInfo
+from shared.values.enums import PrefixKind
 
 TIME = "2026-01-02T03:04:05.000006Z"
 

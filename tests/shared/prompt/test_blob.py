@@ -25,10 +25,9 @@ from shared.prompt.blob import (
 )
 from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.manifest import GoldenRecord, parse_timestamp, utc_now
-from shared.prompt.prefix import PrefixKind
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.text.template import Template
-from shared.values.enums import TemplateFormat
+from shared.values.enums import PrefixKind, TemplateFormat
 from tests.shared.prompt.blob_bytes import (
     BLOB,
     BLOBS,

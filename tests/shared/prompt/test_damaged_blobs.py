@@ -20,8 +20,8 @@ from shared.prompt.blob import (
     digest_of,
 )
 from shared.prompt.manifest import Manifest
-from shared.prompt.prefix import PrefixKind
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.enums import PrefixKind
 from tests.shared.prompt.blob_bytes import (
     BLOB,
     BLOBS,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from shared.errors import DamagedBlob
-from shared.prompt.soft_prompt import MAX_HIDDEN_SIZE, SoftPrompt
+from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.base_model import MAX_HIDDEN_SIZE
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 
 

@@ -17,8 +17,9 @@ from shared.model.base_model import BaseModel
 from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.kinds import KINDS
 from shared.prompt.lift import key_values_of
-from shared.prompt.prefix import Prefix, PrefixInput, PrefixKind
+from shared.prompt.prefix import Prefix, PrefixInput
 from shared.prompt.soft_prompt import TENSOR_KEY, SoftPrompt
+from shared.values.enums import PrefixKind
 from trainer_service.training.recipe.init import embedding_std, initial_matrix
 from trainer_service.training.spec import FilledHyperparameters, Init, Reparameterisation
 
