@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from shared.caller import Caller, current_caller
 from shared.errors import Conflict, DamagedBlob, InvalidInput, NotFound, PreconditionFailed
 from shared.names import PromptReference, check_alias, version_name
-from shared.prompt.blob import MAX_BLOB_BYTES, decode_blob
+from shared.prompt.blob import decode_blob
+from shared.prompt.manifest import MAX_BLOB_BYTES
 from shared.store import (
     ANYTHING,
     Alias,

@@ -14,10 +14,8 @@ DamagedBlob. Writing is deterministic, so the same prefix and manifest have the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -28,30 +26,15 @@ import torch
 from pydantic import ValidationError
 
 from shared.errors import DamagedBlob, InvalidInput
+from shared.prompt.digest import digest_of
 from shared.prompt.kinds import KINDS
-from shared.prompt.manifest import MANIFEST_FORMAT, GoldenRecord, Manifest, SamplingDefaults
+from shared.prompt.manifest import MANIFEST_FORMAT, MAX_BLOB_BYTES, Manifest
 from shared.prompt.prefix import Prefix
 
-__all__ = [
-    "MAX_BLOB_BYTES",
-    "MAX_HEADER_BYTES",
-    "GoldenRecord",
-    "Manifest",
-    "PromptBlob",
-    "SamplingDefaults",
-    "check_digest",
-    "decode_blob",
-    "digest_of",
-    "encode_blob",
-    "read_manifest",
-]
-
-MAX_BLOB_BYTES = max(kind.max_bytes for kind in KINDS.values())
 MAX_HEADER_BYTES = 1 << 20
 
 _LENGTH_BYTES = 8
 _ITEM_BYTES = {"F32": 4, "BF16": 2}
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -61,18 +44,6 @@ class PromptBlob:
     prefix: Prefix
     manifest: Manifest
     digest: str
-
-
-def digest_of(data: bytes) -> str:
-    """`sha256:<hex>` of the bytes."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def check_digest(digest: str) -> str:
-    """Returns the digest. Raises InvalidInput if it is malformed, because digests become parts of paths."""
-    if not _DIGEST.fullmatch(digest):
-        raise InvalidInput.of("digest", f"{digest[:80]!r} must be sha256: and 64 lower-case hexadecimal digits")
-    return digest
 
 
 def encode_blob(prefix: Prefix, manifest: Manifest) -> bytes:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 
 from shared.errors import DamagedBlob, PreconditionFailed
 from shared.model.base_model import BaseModel
+from shared.prompt.manifest import MAX_BLOB_BYTES, Manifest
 from shared.prompt.prefix import Prefix, PrefixInput
 from shared.values.enums import PrefixKind
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
-
-if TYPE_CHECKING:
-    from shared.prompt.manifest import Manifest
 
 MAX_HEADS, MAX_WIDTH = 1024, 4096
 
@@ -30,7 +28,7 @@ class KeyValuePrefix(Prefix):
     """
 
     kind: ClassVar[PrefixKind] = PrefixKind.PREFIX
-    max_bytes: ClassVar[int] = 256 << 20
+    max_bytes: ClassVar[int] = MAX_BLOB_BYTES
     is_computed: ClassVar[bool] = False
     is_bfloat16_stored: ClassVar[bool] = True
     keys: tuple[torch.Tensor, ...]

@@ -32,6 +32,8 @@ from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 from shared.values.sampling import PARAMETERS, Sampling
 
 MANIFEST_FORMAT = 1
+MAX_BLOB_BYTES = 256 << 20
+"""Size limit of a version's file, whatever its kind."""
 MAX_GOLDEN_RECORDS = 16
 MAX_METRICS = 64
 MAX_LABELS = 1000

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from shared.errors import Conflict, InvalidInput, NotFound
 from shared.names import version_name
-from shared.prompt.blob import digest_of
+from shared.prompt.digest import digest_of
 from shared.store.commit import Operation, VersionDeleted, VersionPublished, VersionSummary
 from shared.store.index import PromptRecord, StoreIndex, VersionRecord
 from shared.store.layout import blob_key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.prompt.blob import check_digest
+from shared.prompt.digest import check_digest
 
 STORE_KEY = "store.json"
 BLOBS = "blobs/sha256/"

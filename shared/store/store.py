@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 from shared.errors import DamagedBlob, InvalidInput, NotFound, PreconditionFailed, SoftPromptError, Unavailable
 from shared.names import DEFAULT_ALIAS, check_alias, check_name, version_name
-from shared.prompt.blob import MAX_BLOB_BYTES, PromptBlob, check_digest, decode_blob, digest_of
-from shared.prompt.manifest import utc_now
+from shared.prompt.digest import check_digest, digest_of
+from shared.prompt.manifest import MAX_BLOB_BYTES, Manifest, utc_now
 from shared.store.alias import ANYTHING, Expected, Targets, as_targets, check_expected
 from shared.store.base import ObjectBackend
 from shared.store.commit import (
@@ -105,6 +105,8 @@ class PromptStore:
         value; otherwise raises Conflict and publishes nothing. `permit` is called last before each attempt to commit;
         an exception from it ends the publication. Raises DamagedBlob for a blob that no replica would load.
         """
+        from shared.prompt.blob import decode_blob  # needs torch, without which a process can follow a store
+
         check_name(prompt, "prompt")
         _check_length(job, "job", least=1)
         if alias is not None:
@@ -122,7 +124,9 @@ class PromptStore:
                     f"{version_name(prompt, stone.version)} of this job has been deleted", version=stone.version
                 )
             version = record.latest_version + 1 if record else 1
-            ops: list[Operation] = [VersionPublished(prompt, version, blob.digest, len(data), job, summary_of(blob))]
+            ops: list[Operation] = [
+                VersionPublished(prompt, version, blob.digest, len(data), job, summary_of(blob.manifest))
+            ]
             if alias is not None:
                 check_expected(record, prompt, alias, expected)
                 ops.append(AliasMoved(prompt, alias, as_targets(version)))
@@ -307,9 +311,8 @@ class PromptStore:
             self.backend.put(blob_key(digest), data)
 
 
-def summary_of(blob: PromptBlob) -> VersionSummary:
+def summary_of(manifest: Manifest) -> VersionSummary:
     """What the log says about a version."""
-    manifest = blob.manifest
     return VersionSummary(
         base_model=manifest.base_model.id[:200],
         base_model_fingerprint=manifest.base_model.fingerprint[:200],

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from shared.errors import DamagedBlob, PreconditionFailed, Unavailable
-from shared.prompt.blob import MAX_BLOB_BYTES, decode_blob, digest_of
+from shared.prompt.digest import digest_of
+from shared.prompt.manifest import MAX_BLOB_BYTES
 from shared.store.base import ObjectBackend
 from shared.store.checksum import checksum_matches
 from shared.store.commit import decode_commit
@@ -218,6 +219,8 @@ def _snapshots(backend: ObjectBackend) -> tuple[dict[int, StoreIndex], dict[int,
 
 def _version(backend: ObjectBackend, record: VersionRecord) -> Finding | None:
     """What is wrong with a version's blob or manifest; None if nothing is."""
+    from shared.prompt.blob import decode_blob  # needs torch
+
     try:
         data = backend.get(blob_key(record.digest), MAX_BLOB_BYTES)
         if data is None:
@@ -237,7 +240,7 @@ def _version(backend: ObjectBackend, record: VersionRecord) -> Finding | None:
         return Finding("manifest", record.name, error.message)
     if blob.manifest.prompt != record.prompt:
         return Finding("manifest", record.name, f"is for the prompt {blob.manifest.prompt!r}")
-    if replace(summary_of(blob), kind=record.summary.kind) != record.summary:
+    if replace(summary_of(blob.manifest), kind=record.summary.kind) != record.summary:
         return Finding("manifest", record.name, "says something else than the log about model, length or metrics")
     return None
 

@@ -12,7 +12,7 @@ import torch
 from shared.model.base_model import load
 from shared.model.options import ModelOptions
 from shared.prompt import blob as blob_module
-from shared.prompt.blob import digest_of
+from shared.prompt.digest import digest_of
 from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.lift import key_values_of
 from shared.store import AliasTarget

@@ -11,7 +11,8 @@ import torch
 
 from shared.errors import DamagedBlob, PreconditionFailed
 from shared.model.base_model import inspect
-from shared.prompt.blob import decode_blob, digest_of
+from shared.prompt.blob import decode_blob
+from shared.prompt.digest import digest_of
 from shared.prompt.manifest import GoldenRecord
 from shared.store import store as store_module
 from shared.store.layout import blob_key

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput, NotFound
-from shared.prompt.blob import GoldenRecord, decode_blob, encode_blob, read_manifest
+from shared.prompt.blob import decode_blob, encode_blob, read_manifest
 from shared.prompt.key_values import KeyValuePrefix
+from shared.prompt.manifest import GoldenRecord
 from shared.values.base_model import BaseModelInfo
 from shared.values.enums import PrefixKind
 from shared.values.template import Template

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.metadata import version
 
-from shared.prompt.blob import Manifest, encode_blob
-from shared.prompt.manifest import utc_now
+from shared.prompt.blob import encode_blob
+from shared.prompt.manifest import Manifest, utc_now
 from shared.values.results import SearchCandidate, TuningResult
 from trainer_service.jobs.comparisons import as_json, records, search_note, verdict
 from trainer_service.jobs.model import Job, Note

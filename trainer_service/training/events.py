@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shared.prompt.blob import GoldenRecord
+from shared.prompt.manifest import GoldenRecord
 from shared.prompt.prefix import Prefix
 from shared.values.report import HeldOutAnswers
 from shared.values.results import DistillationResult, EncodingStatistics, NearestToken

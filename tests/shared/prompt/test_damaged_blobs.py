@@ -12,14 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from shared.errors import DamagedBlob
-from shared.prompt.blob import (
-    MAX_BLOB_BYTES,
-    MAX_HEADER_BYTES,
-    PromptBlob,
-    decode_blob,
-    digest_of,
-)
-from shared.prompt.manifest import Manifest
+from shared.prompt.blob import MAX_HEADER_BYTES, PromptBlob, decode_blob
+from shared.prompt.digest import digest_of
+from shared.prompt.manifest import MAX_BLOB_BYTES, Manifest
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.values.enums import PrefixKind
 from tests.shared.prompt.blob_bytes import (

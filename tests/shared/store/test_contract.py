@@ -10,7 +10,7 @@ import pytest
 
 from shared.errors import Conflict, DamagedBlob, InvalidInput, NotFound, PreconditionFailed
 from shared.names import PromptReference
-from shared.prompt.blob import digest_of
+from shared.prompt.digest import digest_of
 from shared.store import AliasMoved, AliasTarget, PromptStore, VersionDeleted, VersionPublished
 from shared.store.base import ObjectBackend
 from shared.store.layout import BLOBS, LOG, blob_key

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from shared.prompt.blob import digest_of
+from shared.prompt.digest import digest_of
 from shared.store import PromptStore
 from shared.store.base import ObjectInfo
 from shared.store.layout import blob_key

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import Unavailable
-from shared.prompt.blob import digest_of
+from shared.prompt.digest import digest_of
 from shared.prompt.manifest import utc_now
 from shared.store import PromptStore
 from shared.store.base import ObjectBackend
