@@ -153,7 +153,7 @@ class Faults:
         faults.chance, faults.aim = 0.0, ""
 
     async def _fail_over(self) -> None:
-        """The database's replication stalls; then its standby takes over, and answers nobody at first."""
+        """The database's replication stalls; then its standby takes over, and does not answer at first."""
         world, seconds = self._world, self._rng.uniform(0.1, 8)
         world.failover_at = asyncio.get_running_loop().time() + seconds
         await asyncio.sleep(seconds)

@@ -325,7 +325,7 @@ class World:
         if node is not None and node.name in faults.cut_off:
             raise Unavailable("the job database can't be reached", system=system)
         if (left := self.failover_at - asyncio.get_running_loop().time()) > 0:
-            # Synchronous replication: nobody sees a commit that waits for the standby, which has it or has it not.
+            # Synchronous replication: no client sees a commit that waits for the standby, which has it or has it not.
             return Fate(left, is_done=rng.random() < 0.5, is_answered=False)
         if faults.strikes("refused", 0.5):
             raise Unavailable("the job database is unavailable; try again", system=system)

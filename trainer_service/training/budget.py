@@ -118,7 +118,7 @@ def _devices(base_model: BaseModel) -> set[torch.device]:
 
 
 def kept_bytes(base_model: BaseModel, forward: Forward, num_positions: int) -> Counter[torch.device]:
-    """Bytes that a pass of so many positions keeps for the backward pass, by device."""
+    """Bytes that a pass of `num_positions` keeps for the backward pass, by device."""
     width = base_model.embedding_table.shape[1]
     prompt = torch.zeros(
         num_positions // 2, width, dtype=base_model.dtype, device=base_model.device, requires_grad=True

@@ -35,8 +35,6 @@ CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 _MOST = {Metric.TOKEN_ACCURACY: 1.0, Metric.MACRO_F1: 1.0, Metric.CHRF: 100.0, Metric.BLEU: 100.0}
 """The highest value of a metric that has one, apart from shares of right answers."""
-_SMALL_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-"""Student's t at 97.5 %, by degrees of freedom."""
 _LEAST_SPREAD = 6
 """The fewest examples from which a spread is estimated. Of five differences, all have the same sign with a probability
 of 6 % although the models are equal; of six, with 3 %.
@@ -167,9 +165,7 @@ def _without_each(metric: Metric, results: Results, shared: Sequence[int]) -> Ca
 
 
 def student_t(degrees: int) -> float:
-    """The 97.5 % quantile: exact for up to 4 degrees of freedom, else the Cornish-Fisher expansion (three digits)."""
-    if degrees in _SMALL_T:
-        return _SMALL_T[degrees]
+    """The 97.5 % quantile by the Cornish-Fisher expansion: three digits from 5 degrees of freedom on."""
     z, n = _Z, degrees
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96

@@ -21,11 +21,15 @@ def test_a_label_of_many_tokens_counts_as_much_as_one_of_one() -> None:
     labels = texts.model_copy(update={"wanted": (0, 1), "chosen": (0, 1)})
     assert texts.metrics(Metric.LOSS)["loss"] == 10 / 4
     assert labels.metrics(Metric.LOSS)["loss"] == (1 / 1 + 9 / 3) / 2
-    other = labels.model_copy(update={"log_probabilities": (-2.0, -9.0)})
-    comparison = compare(Metric.LOSS, labels, other)
-    assert comparison is not None
-    assert comparison.difference == 0.5
-    assert comparison.high - comparison.low == pytest.approx(2 * 12.706 * 0.5)
+    comparisons = []
+    for per_token, num_targets in (((-1.0, -9.0), (1, 3)), ((-1.0, -3.0), (1, 1))):
+        six = {"num_targets": num_targets * 3, "num_correct": (1,) * 6, "wanted": (0, 1) * 3, "chosen": (0, 1) * 3}
+        ours, theirs = (Results(log_probabilities=(first, per_token[1]) * 3, **six) for first in (-1.0, -2.0))
+        comparisons.append(compare(Metric.LOSS, ours, theirs))
+    long, short = comparisons
+    assert long is not None
+    assert (long.difference, long.low > -1, long.high < 2) == (0.5, True, True)
+    assert long == short
 
 
 def test_a_text_metric_counts_the_examples_with_a_text() -> None:
