@@ -33,8 +33,8 @@ class InferenceSettings(ServerSettings, ModelOptions, EngineSettings):
     model_config = settings_config("SOFTPROMPT_INFERENCE_")
 
     models_file: Path | None = None
-    """JSON file of base models (docs/models.md). `base_model` may then be the id of one of them; its source, dtype,
-    weights and GPU override the settings.
+    """JSON file of base models (docs/models.md). `base_model` may then be the id of one of them; its source, dtype and
+    weights override the settings, and `num_gpus` 0 of its replicas the device.
     """
     base_model: str = Field(min_length=1)
     """The frozen model that answers: a model directory or a hub id."""
@@ -112,13 +112,12 @@ class InferenceSettings(ServerSettings, ModelOptions, EngineSettings):
             raise ConfigError(f"SOFTPROMPT_INFERENCE_MODELS_FILE: {error}") from None
         if entry is None:
             return self
-        num_gpus = entry.replicas.num_gpus
         chosen = {
             "base_model": entry.source,
             "base_model_id": entry.id,
             "dtype": entry.dtype,
             "weights": entry.weights,
-            "device": None if num_gpus is None else "cuda" if num_gpus else "cpu",
+            "device": "cpu" if entry.replicas.num_gpus == 0 else None,
         }
         return self.model_copy(update={name: value for name, value in chosen.items() if value is not None})
 

@@ -18,7 +18,7 @@ class Invariant(StrEnum):
     """What holds unless this program, or another writer of its data, has a fault."""
 
     LOG_FITS = "log_fits"
-    """Each entry of the prompt store's log can be read and fits the state before it."""
+    """Each entry of the prompt store's log fits the state before it."""
     REVISION_GROWS = "revision_grows"
     """A replica never goes back to an earlier revision of the prompt store."""
     JOB_ON_ONE_WORKER = "job_on_one_worker"

@@ -33,7 +33,7 @@ from shared.values.sampling import PARAMETERS, Sampling
 
 MANIFEST_FORMAT = 1
 MAX_BLOB_BYTES = 256 << 20
-"""Size limit of a version's file, whatever its kind."""
+"""The largest size limit of a version's file; a kind of prefix may have a smaller one."""
 MAX_GOLDEN_RECORDS = 16
 MAX_METRICS = 64
 MAX_LABELS = 1000

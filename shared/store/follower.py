@@ -45,6 +45,8 @@ class LogFollower:
         self._lock = threading.RLock()
         self.index = StoreIndex()
         """The state as last read."""
+        self._misfit: int | None = None
+        """The revision after which an entry does not fit."""
         self._recent: tuple[Commit, ...] = ()
         self._next_check = 0.0
         self.restart()
@@ -98,7 +100,7 @@ class LogFollower:
 
     def _catch_up(self, check: bool) -> None:
         fresh: list[Commit] = []
-        index, problem = self.index, None
+        index, commit, problem = self.index, None, None
         try:
             while (commit := self._log.read(index.revision + 1)) is not None:
                 index = index.apply(commit)
@@ -114,7 +116,10 @@ class LogFollower:
         if fresh:
             self._advance(fresh, index)
         if problem:
-            invariants.check(False, Invariant.LOG_FITS, revision=index.revision, why=problem.message)
+            does_not_fit = commit is not None and commit.revision > index.revision  # else it was not read
+            if does_not_fit and self._misfit != index.revision:
+                self._misfit = index.revision
+                invariants.check(False, Invariant.LOG_FITS, revision=index.revision, why=problem.message)
             raise problem
 
     def _advance(self, fresh: Sequence[Commit], index: StoreIndex) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-SURROUNDINGS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200e\u200f\u2060\ufeff"
-"""White space and characters without a width, which programs leave around copied texts."""
+_MARKS = "\u200b\u200e\u200f\u2060\ufeff"
+SURROUNDINGS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + _MARKS
+"""White space, and what programs leave around copied texts: zero width spaces, marks of direction, word joiners, byte
+order marks. Joiners of letters and emoji are part of a text.
+"""
+INVISIBLE = _MARKS + "\u00ad"
+"""Characters that leave no trace where they are removed: these marks and the soft hyphen."""
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text has nothing but white space and characters without a width."""
+    """Whether a text has nothing but `SURROUNDINGS`."""
     return not text.strip(SURROUNDINGS)

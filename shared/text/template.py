@@ -88,11 +88,13 @@ class InputEncoder:
         ids = self._text.ids(self.target_prefix + self._text.quote(text), continues=self.template.rendering > 1)
         return [*ids, self.end_token_id] if end and self.end_token_id is not None else ids
 
-    def encode_candidates(self, texts: Sequence[str], field: str) -> tuple[tuple[int, ...], ...]:
+    def encode_candidates(
+        self, texts: Sequence[str], field: str, *, for_training: bool = False
+    ) -> tuple[tuple[int, ...], ...]:
         """The ids of alternative targets. If one is the beginning of another, all get the end of sequence.
 
-        Raises InvalidInput naming the item of `field` if a text has no tokens or those of another one, or if it begins
-        with another one and nothing ends a target.
+        Raises InvalidInput naming the item of `field` if a text has no tokens or those of another one; for training
+        also if it begins with another one and nothing ends a target.
         """
         plain = [tuple(self.encode_target(text, end=False)) for text in texts]
         for index, ids in enumerate(plain):
@@ -107,7 +109,7 @@ class InputEncoder:
                 reason = f"{texts[long][:80]!r} has the same tokens as {texts[short][:80]!r} in this model's vocabulary"
                 raise InvalidInput.of(f"{field}[{long}]", reason)
             begins = plain[long][: len(plain[short])] == plain[short]
-            if begins and self.end_token_id is None:
+            if begins and for_training and self.end_token_id is None:
                 reason = f"{texts[long][:80]!r} begins with {texts[short][:80]!r}, which would always score higher"
                 advice = "this base model has no end-of-sequence token to tell them apart; reword one of them"
                 raise InvalidInput.of(f"{field}[{long}]", f"{reason}: {advice}")

@@ -134,9 +134,9 @@ def generate_file(client: Client, task: FileTask) -> None:
     with closing(rows.items):
         read = [(str(rows.place(row.number)), row.fields) for row in rows.items]
     if rows.undecodable:
-        (line, byte), encoding = rows.undecodable[0], task.encoding.upper() or "UTF-8"
+        line, byte = rows.undecodable[0]
         hint = f"--encoding {rows.likely_encoding} reads it" if rows.likely_encoding else rows.encoding_advice
-        raise Failure(f"{rows.name} line {line} is not {encoding}: byte {byte}", EXIT_INVALID, hint)
+        raise Failure(f"{rows.name} line {line} is not {rows.encoding_name}: byte {byte}", EXIT_INVALID, hint)
     columns = list(dict.fromkeys(name for _, fields in read if not isinstance(fields, Unusable) for name in fields))
     inputs = _inputs(task, read, columns, rows.name)
     answers: list[dict[str, Any]] = [{} if isinstance(fields, Unusable) else dict(fields) for _, fields in read]

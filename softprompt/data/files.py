@@ -172,7 +172,7 @@ def _noting(items: Generator[Row], rows: Rows, lines: TextLines, table: TableRea
             rows.report.append(f"repeated header lines skipped: {table.num_headers}")
     if lines.encoding not in ("utf-8", "utf-8-sig"):
         rows.format += f", {lines.encoding.upper()}"
-    rows.undecodable = lines.undecodable
+    rows.undecodable, rows.encoding_name = lines.undecodable, lines.encoding_name
     rows.likely_encoding = lines.likely_encoding if lines.encoding.startswith("utf") else ""
 
 
@@ -201,8 +201,7 @@ def _decoded(items: Generator[Row], lines: TextLines) -> Generator[Row]:
 
 
 def _undecodable(found: tuple[int, str], lines: TextLines) -> Row:
-    name = lines.encoding.upper().removesuffix("-SIG")
-    return Row(found[0], Unusable(f"is not {name}: byte {found[1]}", kind="encoding"))
+    return Row(found[0], Unusable(f"is not {lines.encoding_name}: byte {found[1]}", kind="encoding"))
 
 
 def _closing(items: Generator[Row], file: BinaryIO, path: Path, which: str) -> Generator[Row]:

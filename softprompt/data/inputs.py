@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.close_names import did_you_mean
 from shared.errors import InvalidInput
+from shared.text.blank import is_blank
 from shared.values.example import Example
 from shared.violations import items_of, readable
 from softprompt.data.examples import instructed, is_list, with_system
@@ -64,7 +65,7 @@ def input_of(row: Mapping[str, Any], columns: Layout) -> Input:
     if not is_missing(instruction):
         context = "" if is_missing(value) else text_of(value, column)
         value = instructed(text_of(instruction, columns.instruction), context)
-    if is_missing(value) or not str(value).strip():
+    if is_missing(value) or is_blank(str(value)):
         raise Unusable("is empty", column)
     return text_of(value, column)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
-from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES
+from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, LABEL_NAMES, OUTPUT_NAMES
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Row, Rows
 from softprompt.types.type_names import type_name
 
 _EXAMPLE_NAMES = frozenset(INPUT_NAMES + CHAT_NAMES)
-"""Names of an example's parts. An object with one of them holds no other examples."""
+_TARGET_NAMES = frozenset(OUTPUT_NAMES + LABEL_NAMES)
 _TURN_KEYS = frozenset(("role", "content", "from", "value", "weight", "name"))
 _SPACE = " \t\r\n\ufeff"
 
@@ -93,9 +93,12 @@ def _unwrapped(value: Any) -> list[Any] | None:
     if not isinstance(value, dict):
         return None
     lists = {key: item for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)}
-    if any(item[0].keys() <= _TURN_KEYS for item in lists.values()):
+    if any(item[0].keys() <= _TURN_KEYS and item[0].keys() & {"role", "from"} for item in lists.values()):
         return None  # the conversations of one example
-    if lists and not any(key.strip().lower() in _EXAMPLE_NAMES for key in value):
+    if _has_name(value, _EXAMPLE_NAMES):  # of an example with other lists, or of a remark beside a list of examples
+        is_example = _has_name(value, _TARGET_NAMES)
+        lists = {} if is_example else {key: item for key, item in lists.items() if _has_name(item[0], _EXAMPLE_NAMES)}
+    if lists:
         if len(lists) == 1:
             return next(iter(lists.values()))
         names = ", ".join(map(repr, lists))
@@ -104,7 +107,7 @@ def _unwrapped(value: Any) -> list[Any] | None:
         # orient="split" of pandas
         return [dict(zip(value["columns"], cells, strict=True)) for cells in value["data"]]
     columns = list(value.values())
-    if len(columns) > 1 and all(map(str.isdecimal, value)) and all(isinstance(item, dict) for item in columns):
+    if len(columns) > 1 and all(map(str.isdecimal, value)) and all(map(_is_named_row, columns)):
         return columns  # orient="index"
     # By row number, as `to_json` of pandas writes a DataFrame. Other names may be those of columns.
     are_numbered = all(isinstance(column, dict) and all(map(str.isdecimal, column)) for column in columns)
@@ -114,6 +117,15 @@ def _unwrapped(value: Any) -> list[Any] | None:
     if is_table and len(set(map(len, columns))) == 1:
         return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
     return None
+
+
+def _has_name(value: Mapping[str, Any], names: Collection[str]) -> bool:
+    return any(key.strip().lower() in names for key in value)
+
+
+def _is_named_row(value: Any) -> bool:
+    """Whether this is a row with named cells; with numbers for names, it is a column of numbered rows."""
+    return isinstance(value, dict) and not all(map(str.isdecimal, value))
 
 
 def _are_rows(table: dict[str, Any]) -> bool:

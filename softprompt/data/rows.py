@@ -45,6 +45,8 @@ class Rows:
     """Why cells with a visible value were read as empty, and what to do."""
     undecodable: list[tuple[int, str]] = field(default_factory=list)
     """(line, byte) of bytes that the encoding does not have."""
+    encoding_name: str = ""
+    """The encoding by which the file was read, as errors name it."""
     likely_encoding: str = ""
     """The encoding that the file probably has; empty: unknown."""
     verbatim: Path | None = None

@@ -70,6 +70,11 @@ class TextLines:
         return "\r" in ((found,) if isinstance(found, str) else found or ())
 
     @property
+    def encoding_name(self) -> str:
+        """The encoding as errors name it."""
+        return self.encoding.upper().removesuffix("-SIG")
+
+    @property
     def likely_encoding(self) -> str:
         """The encoding of text that is not UTF-8; empty: unknown. Western text has letters of ASCII between others."""
         short, long = self._num_runs

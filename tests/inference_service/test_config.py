@@ -72,7 +72,7 @@ def test_a_base_model_may_be_named_by_its_id_in_the_models_file(tmp_path: Path) 
         3,
     )
     assert found.device == "auto"
-    for num_gpus, device in ((0, "cpu"), (1, "cuda")):
+    for num_gpus, device in ((0, "cpu"), (1, "auto")):
         path.write_text(json.dumps({"models": [{**listed[0], "replicas": {"num_gpus": num_gpus}}]}))
         assert given.with_models_file().device == device
     other = given.model_copy(update={"base_model": "/models/other"})

@@ -111,16 +111,15 @@ def _cells(record: bytes, field: Location) -> list[str]:
     except UnicodeDecodeError as error:
         raise InvalidInput.of(field, f"is not UTF-8 (byte {error.start + 1})") from None
     try:
-        cells, *others = csv.reader(lines, strict=True)
+        rows = [row for row in csv.reader(lines, strict=True) if row]  # a line end may be "\r\r\n"
+        cells = rows[0] if rows else []
         if without_spaces(cells, lines) != cells:
             raise UnclosedQuote
     except UnclosedQuote:
         raise InvalidInput.of(field, "has a space before a quoted cell: remove the space") from None
     except csv.Error as error:
         raise InvalidInput.of(field, f"is not CSV: {error}") from None
-    if others:
-        reason = (
-            "is not CSV: it has a line break outside quotes; a quote in a cell is written twice, the cell in quotes"
-        )
+    if len(rows) > 1:
+        reason = "is not CSV: it has a line break outside quotes; put such a cell in quotes and double the quotes in it"
         raise InvalidInput.of(field, reason)
     return cells

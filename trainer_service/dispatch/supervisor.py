@@ -235,8 +235,8 @@ class WorkerSupervisor:
             f"{key} {value:,.15g}" if isinstance(value, (int, float)) else f"{key} {value}"
             for key, value in asked.items()
         ]
-        texts += [f"{key} by {setting}" for key, setting in _BY_SETTINGS.items() if key not in asked]
-        return ", ".join(texts)
+        rest = [setting for key, setting in _BY_SETTINGS.items() if key not in asked]
+        return ", ".join([*texts, f"the rest by {' and '.join(rest)}"] if rest else texts)
 
     def _enter(self, state: WorkerState | None) -> None:
         before, self._state = self._state, state

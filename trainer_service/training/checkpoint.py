@@ -144,8 +144,8 @@ def digest_of_format_1(spec: TrainingSpec, train: Sequence[Example], validation:
 
 def has_other_scores(state: RunState, spec: TrainingSpec) -> bool:
     """Whether the release that wrote the checkpoint computed the job's scores otherwise, so that they don't compare."""
-    is_text_score = spec.hyperparameters.metric in (Metric.BLEU, Metric.CHRF)
-    return (state.format < 3 and bool(spec.labels)) or (state.format < 4 and is_text_score)
+    is_bleu = spec.hyperparameters.metric is Metric.BLEU
+    return (state.format < 3 and bool(spec.labels)) or (state.format < 4 and is_bleu)
 
 
 def forget_evaluations(state: RunState) -> None:

@@ -35,7 +35,7 @@ CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 _MOST = {Metric.TOKEN_ACCURACY: 1.0, Metric.MACRO_F1: 1.0, Metric.CHRF: 100.0, Metric.BLEU: 100.0}
 """The highest value of a metric that has one, apart from shares of right answers."""
-_LEAST_SPREAD = 6
+_MIN_FOR_INTERVAL = 6
 """The fewest examples from which a spread is estimated. Of five differences, all have the same sign with a probability
 of 6 % although the models are equal; of six, with 3 %.
 """
@@ -147,7 +147,7 @@ def _margin(metric: Metric, without: Callable[[int], float], shared: Sequence[in
 def _jackknife_margin(without: Callable[[int], float], shared: Sequence[int]) -> float:
     """Half the width of a statistic's interval, from its values with each example left out."""
     count = len(shared)
-    if count < _LEAST_SPREAD:
+    if count < _MIN_FOR_INTERVAL:
         return math.inf
     values = [without(index) for index in shared]
     mean = math.fsum(values) / count

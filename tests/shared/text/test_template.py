@@ -160,8 +160,9 @@ class TestText:
         encoder = InputEncoder(tokenizer, Template(text="{input}\nLabel:"))
         assert len(encoder.encode_candidates(["good", "bad"], "labels")) == 2
         with pytest.raises(InvalidInput) as refused:
-            encoder.encode_candidates(["bad", "goods", "good"], "labels")
+            encoder.encode_candidates(["bad", "goods", "good"], "labels", for_training=True)
         assert str(refused.value).startswith("labels[1]: 'goods' begins with 'good', which would always score higher: ")
+        assert len(encoder.encode_candidates(["bad", "goods", "good"], "candidates")) == 3
 
     def test_an_empty_input_is_only_the_template(self, tokenizer: Any) -> None:
         assert tokenizer.decode(InputEncoder(tokenizer, Template(text="[{input}]")).encode_input("")) == "[]"

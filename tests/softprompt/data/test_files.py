@@ -501,6 +501,11 @@ def test_every_form_of_to_json_of_pandas_that_names_columns_is_read(orient: str,
     [
         ({"prompt": [QUESTION], "completion": [ANSWER]}, {"messages": [QUESTION, ANSWER]}),
         ({"input": "a", "output": "b", "spans": [{"start": 1}]}, {"input": "a", "output": "b"}),
+        ({"text": "v1", "data": [{"input": "a", "output": "b"}]}, {"input": "a", "output": "b"}),
+        (
+            {"data": [{"input": "a", "output": "b"}], "authors": [{"name": "x"}], "prompt": "p"},
+            {"input": "a", "output": "b"},
+        ),
         ({"mails": [{"from": "x", "input": "a", "output": "b"}]}, {"input": "a", "output": "b"}),
     ],
 )
@@ -508,6 +513,13 @@ def test_a_file_of_one_example_is_no_list_of_examples(
     document: dict[str, object], wanted: dict[str, object], tmp_path: Path
 ) -> None:
     assert examples_of(prepare(Data(written(tmp_path / "a.jsonl", json.dumps(document)), drop_extra=True))) == [wanted]
+
+
+def test_numbered_columns_are_no_rows(tmp_path: Path) -> None:
+    """`to_json` of a table that pandas read without a header."""
+    table = {"0": {"0": "good", "1": "bad", "2": "fine"}, "1": {"0": "pos", "1": "neg", "2": "pos"}}
+    data = Data(written(tmp_path / "a.json", json.dumps(table)), input="0", label="1")
+    assert examples_of(prepare(data))[0] == {"input": "good", "label": "pos"}
 
 
 def test_of_several_lists_of_examples_one_must_be_chosen(tmp_path: Path) -> None:

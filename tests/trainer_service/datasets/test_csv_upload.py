@@ -31,7 +31,7 @@ def text(end: str = "\n") -> bytes:
 async def test_csv_becomes_the_json_lines_that_it_means(trainer: RunningTrainer) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
     same = await trainer.tuning.UploadDataset(upload_of(lines))
-    for chunk_bytes, end in itertools.product((1, 7, 1 << 16), ("\n", "\r\n")):
+    for chunk_bytes, end in itertools.product((1, 7, 1 << 16), ("\n", "\r\n", "\r\r\n")):
         stored = await trainer.tuning.UploadDataset(upload_of(b"\xef\xbb\xbf" + text(end), chunk_bytes, format=CSV))
         assert (stored.dataset, stored.num_examples) == (same.dataset, 3)
 

@@ -84,7 +84,7 @@ async def test_a_launch_takes_no_longer_than_its_base_model_may(service: Service
         return [payload.text for payload in found if isinstance(payload, Note)]
 
     await until(lambda: bool(notes()))
-    needed = "num_gpus 3, memory_bytes 1,073,741,824, num_cpus by SOFTPROMPT_TRAINER_CPUS_PER_WORKER"
+    needed = "num_gpus 3, memory_bytes 1,073,741,824, the rest by SOFTPROMPT_TRAINER_CPUS_PER_WORKER"
     of_worker = f"labels that a worker of base model 'quick' needs ({needed})"
     assert f"no node had the processors, GPUs, memory and {of_worker}" in notes()[0]
     assert len(notes()) == 1, "once, however often the launch fails"

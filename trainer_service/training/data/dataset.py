@@ -201,7 +201,7 @@ def _label_problem(label: str, quote: bool = True) -> str:
     if is_blank(label):
         return "is empty"
     if label != label.strip(SURROUNDINGS):
-        return f"{_quoted(label, quote)}has white space around it"
+        return f"{_quoted(label, quote)}has white space or invisible characters around it"
     return f"has {len(label)} characters; at most {MAX_LABEL_CHARS} are allowed" if len(label) > MAX_LABEL_CHARS else ""
 
 

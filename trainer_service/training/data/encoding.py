@@ -80,11 +80,9 @@ class EncodedRows(Sequence[EncodedExample]):
         """`[examples]` target tokens."""
         return self._rows.target_lengths[self._indices].astype(np.int64)
 
-    def num_with(self, token_id: int, more_than: int = 0) -> int:
-        """The number of examples that have a token more than so often in their input and target, as they were before
-        truncation.
-        """
-        return int((self._rows.counts_of(token_id)[self._indices] > more_than).sum())
+    def counts_of(self, token_id: int) -> NDArray[np.int64]:
+        """`[examples]` how often input and target have a token, before truncation."""
+        return self._rows.counts_of(token_id)[self._indices]
 
     @cached_property
     def label_indices(self) -> NDArray[np.int64]:
@@ -168,7 +166,8 @@ def encode_dataset(
         shortened = _shortened(rows, long, room, encoder)
     dropped = long[~np.isin(long, list(shortened))] if shortened else long
     chosen = chosen[~np.isin(chosen, dropped)] if len(dropped) else chosen
-    label_ids = encoder.encode_candidates(spec.labels, "labels") if spec.task is TaskKind.CLASSIFICATION else ()
+    is_classification = spec.task is TaskKind.CLASSIFICATION
+    label_ids = encoder.encode_candidates(spec.labels, "labels", for_training=True) if is_classification else ()
     for index, ids in enumerate(label_ids):
         if vocab_size is not None and max(ids) >= vocab_size:
             raise InvalidInput.of(f"labels[{index}]", _unknown_token(max(ids), vocab_size, encoder))
@@ -234,18 +233,23 @@ def unknown_characters(parts: Sequence[EncodedDataset], encoder: InputEncoder) -
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         return 0, False  # mostly a tokenizer that knows every byte; its token for unknown characters has another use
-    for rows in (part.examples for part in parts if isinstance(part.examples, EncodedRows) and len(part)):
-        of_template = _template_ids(encoder, rows[0].example).count(unknown)
-        num_examples += rows.num_with(unknown, more_than=of_template)
-        in_template = in_template or of_template > 0
+    of_template: dict[tuple[str, ...], int] = {}
+    for rows in (part.examples for part in parts if isinstance(part.examples, EncodedRows)):
+        counts = rows.counts_of(unknown)
+        for index in np.flatnonzero(counts):
+            roles = tuple(message.role for message in rows[int(index)].example.messages[:-1])
+            if roles not in of_template:
+                of_template[roles] = _template_ids(encoder, roles).count(unknown)
+            num_examples += bool(counts[index] > of_template[roles])
+            in_template = in_template or of_template[roles] > 0
     return num_examples, in_template
 
 
-def _template_ids(encoder: InputEncoder, example: Example) -> list[int]:
-    """The token ids around inputs like the example's."""
+def _template_ids(encoder: InputEncoder, roles: Sequence[str]) -> list[int]:
+    """The token ids around inputs; around messages of these roles, if there are any."""
     try:
-        return encoder.encode_messages([Message("user", "")]) if example.messages else encoder.encode_input("")
-    except InvalidInput:  # a chat template that refuses an empty message
+        return encoder.encode_messages([Message(role, "") for role in roles]) if roles else encoder.encode_input("")
+    except InvalidInput:  # a chat template that refuses empty messages
         return []
 
 

@@ -177,7 +177,7 @@ def test_encoding_refuses_what_does_not_fit_with_line_and_counts() -> None:
 @pytest.mark.parametrize("around", [" ", "\u200b", "\u00a0", "\ufeff"])
 def test_labels_have_nothing_around_them(around: str) -> None:
     lines = [json.dumps({"input": "a", "label": label}) for label in ("x", f"x{around}")]
-    with pytest.raises(InvalidInput, match=r"line 2 label: .* has white space around it"):
+    with pytest.raises(InvalidInput, match=r"line 2 label: .* has white space or invisible characters around it"):
         parse_examples(lines)
 
 
