@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from prompttuning.v1 import tuning_pb2 as pb
 
+from shared import invariants
+from shared.invariants import Invariant
 from shared.store import open_store
 from shared.store.usage import COUNTS, HOUR_SECONDS, SegmentId, UsageRecord, UsageSegments, encode_segment
 from tests.k8s.alert_jobs import ended, job_that, scripted
@@ -233,3 +235,12 @@ async def test_usage_that_can_not_be_read(faults: Any, tmp_path: Path) -> None:
 
         await minute()
         assert await fault.fires(60, minute) == {"SoftpromptUsageNotCounted"}
+
+
+async def test_a_broken_invariant(faults: Any) -> None:
+    async with faults(scripted(), trainer={}) as fault:
+
+        async def minute() -> None:
+            invariants.check(False, Invariant.JOB_ON_ONE_WORKER, job="one")
+
+        assert await fault.fires(10, minute) == {"SoftpromptInvariantBroken"}
