@@ -75,7 +75,10 @@ def main() -> None:
         rates = {name: found for way in WORK for name, found in measure(way, trees, arguments).items()}
     results = {
         "machine": machine(),
-        "commits": {"this": commit_of("HEAD"), "other": commit_of(arguments.commit)},
+        "commits": {
+            "this": git("describe", "--always", "--dirty"),
+            "other": git("rev-parse", "--short", arguments.commit),
+        },
         "dtype": arguments.dtype,
         "starts": arguments.starts,
         "rounds": arguments.rounds,
@@ -129,10 +132,6 @@ def checked_out(commit: str) -> Iterator[Path]:
             yield tree
         finally:
             git("worktree", "remove", "--force", str(tree))
-
-
-def commit_of(name: str) -> str:
-    return git("rev-parse", "--short", name)
 
 
 def git(*arguments: str) -> str:
