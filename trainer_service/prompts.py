@@ -11,7 +11,7 @@ from shared.caller import Caller, current_caller
 from shared.errors import Conflict, DamagedBlob, InvalidInput, NotFound, PreconditionFailed
 from shared.names import PromptReference, check_alias, version_name
 from shared.prompt.blob import decode_blob
-from shared.prompt.manifest import MAX_BLOB_BYTES
+from shared.prompt.digest import MAX_BLOB_BYTES
 from shared.store import (
     ANYTHING,
     Alias,

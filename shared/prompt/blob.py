@@ -26,9 +26,9 @@ import torch
 from pydantic import ValidationError
 
 from shared.errors import DamagedBlob, InvalidInput
-from shared.prompt.digest import digest_of
+from shared.prompt.digest import MAX_BLOB_BYTES, digest_of
 from shared.prompt.kinds import KINDS
-from shared.prompt.manifest import MANIFEST_FORMAT, MAX_BLOB_BYTES, Manifest
+from shared.prompt.manifest import MANIFEST_FORMAT, Manifest
 from shared.prompt.prefix import Prefix
 
 MAX_HEADER_BYTES = 1 << 20

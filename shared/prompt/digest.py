@@ -1,4 +1,4 @@
-"""Digests of a version's bytes. Imports no torch, so that processes that only follow a store start fast."""
+"""The digest and the largest size of a version's bytes. Imports no torch: what only follows a store starts fast."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 
 from shared.errors import InvalidInput
 
+MAX_BLOB_BYTES = 256 << 20
+"""The largest size limit of a version's file; a kind of prefix may have a smaller one."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
 
 from shared.errors import DamagedBlob, PreconditionFailed
 from shared.model.base_model import BaseModel
-from shared.prompt.manifest import MAX_BLOB_BYTES, Manifest
+from shared.prompt.digest import MAX_BLOB_BYTES
 from shared.prompt.prefix import Prefix, PrefixInput
 from shared.values.enums import PrefixKind
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
+
+if TYPE_CHECKING:
+    from shared.prompt.manifest import Manifest
 
 MAX_HEADS, MAX_WIDTH = 1024, 4096
 

@@ -32,8 +32,6 @@ from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 from shared.values.sampling import PARAMETERS, Sampling
 
 MANIFEST_FORMAT = 1
-MAX_BLOB_BYTES = 256 << 20
-"""The largest size limit of a version's file; a kind of prefix may have a smaller one."""
 MAX_GOLDEN_RECORDS = 16
 MAX_METRICS = 64
 MAX_LABELS = 1000

@@ -9,13 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 
 from shared.model.base_model import BaseModel
-from shared.prompt.manifest import Manifest
 from shared.values.enums import PrefixKind
+
+if TYPE_CHECKING:
+    from shared.prompt.manifest import Manifest
 
 
 @dataclass(frozen=True)

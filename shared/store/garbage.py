@@ -7,7 +7,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from shared.errors import InvalidInput
-from shared.prompt.manifest import MAX_BLOB_BYTES, parse_timestamp
+from shared.prompt.digest import MAX_BLOB_BYTES
+from shared.prompt.manifest import parse_timestamp
 from shared.store.base import ObjectBackend
 from shared.store.index import PromptRecord, StoreIndex
 from shared.store.layout import BLOBS, digest_in

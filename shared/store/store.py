@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 from shared.errors import DamagedBlob, InvalidInput, NotFound, PreconditionFailed, SoftPromptError, Unavailable
 from shared.names import DEFAULT_ALIAS, check_alias, check_name, version_name
-from shared.prompt.digest import check_digest, digest_of
-from shared.prompt.manifest import MAX_BLOB_BYTES, Manifest, utc_now
+from shared.prompt.digest import MAX_BLOB_BYTES, check_digest, digest_of
+from shared.prompt.manifest import Manifest, utc_now
 from shared.store.alias import ANYTHING, Expected, Targets, as_targets, check_expected
 from shared.store.base import ObjectBackend
 from shared.store.commit import (

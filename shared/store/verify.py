@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from shared.errors import DamagedBlob, PreconditionFailed, Unavailable
-from shared.prompt.digest import digest_of
-from shared.prompt.manifest import MAX_BLOB_BYTES
+from shared.prompt.digest import MAX_BLOB_BYTES, digest_of
 from shared.store.base import ObjectBackend
 from shared.store.checksum import checksum_matches
 from shared.store.commit import decode_commit

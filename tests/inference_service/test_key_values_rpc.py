@@ -16,7 +16,6 @@ from shared.prompt.digest import digest_of
 from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.lift import key_values_of
 from shared.store import AliasTarget
-from shared.store import store as store_module
 from shared.text.template import InputEncoder, Template
 from tests.inference_service.replica import Replica, blob, matrix, publish, stream_request
 from tests.waiting import until
@@ -102,7 +101,7 @@ async def test_a_kind_of_a_later_release_is_refused_by_name_and_the_prompt_goes_
     sound = blob_module.decode_blob(good)
     with monkeypatch.context() as patch:
         unchecked = blob_module.PromptBlob(sound.prefix, sound.manifest, digest_of(later))
-        patch.setattr(store_module, "decode_blob", lambda data: unchecked)
+        patch.setattr(blob_module, "decode_blob", lambda data: unchecked)
         publish(replica.store, later)
     refused = await replica.state(V2, "QUARANTINED")
     assert "kind" in refused.reason

@@ -11,10 +11,9 @@ import torch
 
 from shared.errors import DamagedBlob, PreconditionFailed
 from shared.model.base_model import inspect
-from shared.prompt.blob import decode_blob
+from shared.prompt import blob as blob_module
 from shared.prompt.digest import digest_of
 from shared.prompt.manifest import GoldenRecord
-from shared.store import store as store_module
 from shared.store.layout import blob_key
 from tests.inference_service.replica import (
     Replica,
@@ -77,8 +76,8 @@ async def test_a_hostile_blob_under_its_own_digest_is_quarantined(
     with pytest.raises(DamagedBlob):
         publish(replica.store, hostile)
     with monkeypatch.context() as patch:
-        unchecked = dataclasses.replace(decode_blob(good), digest=digest_of(hostile))
-        patch.setattr(store_module, "decode_blob", lambda data: unchecked)
+        unchecked = dataclasses.replace(blob_module.decode_blob(good), digest=digest_of(hostile))
+        patch.setattr(blob_module, "decode_blob", lambda data: unchecked)
         publish(replica.store, hostile)
     refused = await replica.state(V2, "QUARANTINED")
     assert "finite" in refused.reason

@@ -18,7 +18,7 @@ from transformers import LlamaConfig
 
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed, SoftPromptError
 from shared.prompt.blob import decode_blob
-from shared.prompt.manifest import MAX_BLOB_BYTES
+from shared.prompt.digest import MAX_BLOB_BYTES
 from shared.text.template import Template
 from tests.shared.prompt.blobs import base_model_info
 from trainer_service.base_models import KnownBaseModel

@@ -34,6 +34,7 @@ class SetTable:
 class ClearBlocks:
     """Zero blocks of a failed sequence: values that are not finite would reach the next holder through its masks."""
 
+    row: int
     blocks: tuple[int, ...]
 
 
@@ -41,6 +42,7 @@ class ClearBlocks:
 class CopyBlock:
     """Copy a block of which only the beginning is shared."""
 
+    row: int
     source: int
     block: int
 
@@ -148,7 +150,7 @@ class BlockPool:
             *self._clear(row, fresh),
         ]
         if partial is not None:
-            ops.append(CopyBlock(partial, row.blocks[num_whole]))
+            ops.append(CopyBlock(row.index, partial, row.blocks[num_whole]))
         row.length = shared_slots
         if prefix_ready and shared_slots < content.num_virtual and content.prefix_id is not None:
             ops.append(WritePrefix(content.prefix_id, row.index, shared_slots))
@@ -279,7 +281,7 @@ class BlockPool:
     def _clear(self, row: BlockRow, blocks: Iterable[int]) -> tuple[ClearBlocks, ...]:
         dirty = tuple(block for block in blocks if block in self._dirty)
         self._dirty.difference_update(dirty)
-        return (ClearBlocks(dirty),) if dirty else ()
+        return (ClearBlocks(row.index, dirty),) if dirty else ()
 
     def _cached(self) -> list[Cached]:
         return [*self._remains, *self._prefixes.values()]

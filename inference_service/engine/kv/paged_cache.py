@@ -63,10 +63,10 @@ class PagedKVCache(LayerTensors):
                     self.tables[row, first : first + len(blocks)] = torch.tensor(
                         blocks, dtype=torch.int32, device=self._device
                     )
-                case ClearBlocks(blocks):
+                case ClearBlocks(_, blocks):
                     for tensor in (*self._keys, *self._values):
                         tensor[:, list(blocks)] = 0
-                case CopyBlock(source, block):
+                case CopyBlock(_, source, block):
                     for tensor in (*self._keys, *self._values):
                         tensor[:, block] = tensor[:, source]
                 case WritePrefix(prefix_id, row, start):

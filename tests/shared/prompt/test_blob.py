@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from shared.errors import InvalidInput
 from shared.prompt.blob import MAX_HEADER_BYTES, PromptBlob, decode_blob, encode_blob
-from shared.prompt.digest import check_digest, digest_of
+from shared.prompt.digest import MAX_BLOB_BYTES, check_digest, digest_of
 from shared.prompt.key_values import KeyValuePrefix
-from shared.prompt.manifest import MAX_BLOB_BYTES, GoldenRecord, parse_timestamp, utc_now
+from shared.prompt.manifest import GoldenRecord, parse_timestamp, utc_now
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.text.template import Template
 from shared.values.enums import PrefixKind, TemplateFormat

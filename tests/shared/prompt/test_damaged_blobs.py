@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from shared.errors import DamagedBlob
 from shared.prompt.blob import MAX_HEADER_BYTES, PromptBlob, decode_blob
-from shared.prompt.digest import digest_of
-from shared.prompt.manifest import MAX_BLOB_BYTES, Manifest
+from shared.prompt.digest import MAX_BLOB_BYTES, digest_of
+from shared.prompt.manifest import Manifest
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.values.enums import PrefixKind
 from tests.shared.prompt.blob_bytes import (

@@ -98,10 +98,10 @@ class Memory:
             match op:
                 case SetTable(row, first, blocks):
                     self.tables[row] = [*self.tables.get(row, [])[:first], *blocks]
-                case ClearBlocks(blocks):
+                case ClearBlocks(_, blocks):
                     for slot in [slot for slot in self.slots if slot[0] in blocks]:
                         del self.slots[slot]
-                case CopyBlock(source, block):
+                case CopyBlock(_, source, block):
                     for offset in range(BLOCK):
                         self.slots[block, offset] = self.slots.get((source, offset))
                 case WritePrefix(prefix_id, row, first):
