@@ -175,7 +175,7 @@ class _TrainerView:
             get=self._prompt, set_alias=self._set_alias, delete=self._delete, list=self._list_prompts
         )
 
-    async def _create(self, asked: StoredSpec, *, request_id: str, owner: Any) -> Any:
+    async def _create(self, asked: StoredSpec, *, request_id: str) -> Any:
         steps = Hyperparameters(num_steps=_STEPS * (asked.hyperparameters.num_steps or 1))
         spec = TuningSpec(prompt=asked.prompt, dataset=_EXAMPLES, hyperparameters=steps, deadline=asked.deadline)
         job = await self.client.create_job(spec, request_id=request_id)
@@ -202,8 +202,7 @@ class _TrainerView:
         return SimpleNamespace(jobs=jobs)
 
     async def _list_prompts(self, prefix: str, size: int) -> Any:
-        prompts = await self.client.list_prompts()
-        return SimpleNamespace(prompts=[SimpleNamespace(name=item.name.removeprefix("prompts/")) for item in prompts])
+        return await self.client.list_prompts(), ""
 
     async def _prompt(self, prompt: str) -> Any:
         aliases = {alias.name: alias for alias in (await self.client.get_prompt(prompt)).aliases}
