@@ -3,19 +3,23 @@
  *
  * Processors without AMX tiles multiply float32 faster than bfloat16 (measured on a Xeon with AVX512-BF16: 5.4e9 fused
  * multiply-adds of 16 numbers a second and core, against 1.3e9 dot products of 16 pairs), so every weight is widened in
- * a register. That costs one instruction for 16 weights, and 16 rows share it. The sum of a row does not depend on
- * other rows.
+ * a register. That costs one instruction for 16 weights, and 4 rows share it. The sum of a row does not depend on other
+ * rows.
  *
  * Layout. A panel holds the weights of 16 outputs: [in / 2][16 outputs][2 inputs] of bfloat16, so one register holds
- * two inputs of 16 outputs, and a shift and a mask separate them. A block holds 16 rows of x: [in][16 rows] of float32,
- * one cache line for each input. If x has few rows, it stays [rows][in]. */
+ * two inputs of 16 outputs, and a shift and a mask separate them. x is widened once, to [rows][in] of float32. */
 #include <omp.h>
 #include <stdlib.h>
 
 #include "blocks.h"
 #include "weights.h"
 
-enum { VECTORS = PANEL / LANES }; /* of a panel */
+enum {
+  VECTORS = PANEL / LANES, /* of a panel */
+  TILE_ROWS = 4,
+  MAX_VECTORS = LANES == PANEL ? 4 : 2 * VECTORS, /* of the panels of a tile */
+  SHARE = 4                                       /* panels that a thread takes at once */
+};
 
 /* Which number of a panel to prefetch while input `at` is used. After the end of the panel come those that are read
  * together with it, and then the next. */
@@ -33,92 +37,58 @@ static int in_tiles(int64_t in) { return in < 0; }
 #define multiply_tiles(...)
 #endif
 
-/* The sums of a tile are in registers: at most TILE_ROWS rows of one panel, or FEW rows of STREAMS panels. */
-#if LANES == 16
-#define TILE_ROWS 16
-#define STREAMS 4
-#define FEW 4
-#else
-#define TILE_ROWS 4
-#define STREAMS 2
-#define FEW 2
-#endif
+/* How many panels a tile spans. The sums stay in registers, beside the widened weights. Several panels are several
+ * streams of reads, which few rows need, because memory is their limit; with 32 registers of 16 lanes, they also share
+ * the loads of x among many rows. */
+INLINE int panels_at_once(int64_t rows) { return LANES == PANEL ? 4 : rows <= 2 ? 2 : 1; }
 
-/* `rows` rows times `panels` panels, both constants at each call, so the sums stay in registers. Input `at` of a row is
- * x[row * x_row + at * x_input]. */
-INLINE void tile(int rows, int panels, const float *x, int64_t x_row, int64_t x_input, const uint16_t *weights,
-                 const float *bias, uint16_t *y, int64_t in, int64_t out) {
+/* `rows` rows of x [rows][in] times `panels` panels, both constants at each call. */
+INLINE void tile(int rows, int panels, const float *x, const uint16_t *weights, const float *bias, uint16_t *y,
+                 int64_t in, int64_t out) {
   const int vectors = panels * VECTORS;
-  vec sums[TILE_ROWS][STREAMS * VECTORS];
-#pragma GCC unroll 16
+  vec sums[TILE_ROWS][MAX_VECTORS];
+#pragma GCC unroll 4
   for (int row = 0; row < rows; row++)
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; v++) sums[row][v] = bias ? load_floats(bias + v * LANES) : (vec){0};
   for (int64_t at = 0; at < in; at += 2) {
-    vec first[STREAMS * VECTORS], second[STREAMS * VECTORS];
+    vec first[MAX_VECTORS], second[MAX_VECTORS];
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; v++) {
       const uint16_t *pairs = weights + (v / VECTORS * in + at) * PANEL + v % VECTORS * 2 * LANES;
       if (v % VECTORS == 0) __builtin_prefetch(weights + v / VECTORS * in * PANEL + ahead(at, in, panels));
       widen_pairs(pairs, &first[v], &second[v]);
     }
-#pragma GCC unroll 16
+#pragma GCC unroll 4
     for (int row = 0; row < rows; row++)
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; v++) sums[row][v] = first[v] * x[row * x_row + at * x_input] + sums[row][v];
-#pragma GCC unroll 16
+      for (int v = 0; v < vectors; v++) sums[row][v] = first[v] * x[row * in + at] + sums[row][v];
+#pragma GCC unroll 4
     for (int row = 0; row < rows; row++)
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; v++) sums[row][v] = second[v] * x[row * x_row + (at + 1) * x_input] + sums[row][v];
+      for (int v = 0; v < vectors; v++) sums[row][v] = second[v] * x[row * in + at + 1] + sums[row][v];
   }
-#pragma GCC unroll 16
+#pragma GCC unroll 4
   for (int row = 0; row < rows; row++)
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; v++) narrow(y + row * out + v * LANES, sums[row][v]);
 }
 
-#define FEW_CASE(ROWS)                                                                                                 \
-  case ROWS:                                                                                                           \
-    if (panels == STREAMS)                                                                                             \
-      tile(ROWS, STREAMS, x, in, 1, weights, bias, y, in, out);                                                        \
-    else                                                                                                               \
-      tile(ROWS, 1, x, in, 1, weights, bias, y, in, out);                                                              \
-    break;
 #define CASE(ROWS)                                                                                                     \
-  case ROWS: tile(ROWS, 1, x, 1, PANEL, weights, bias, y, in, out); break;
-#define FOUR_CASES(FIRST) CASE(FIRST) CASE(FIRST + 1) CASE(FIRST + 2) CASE(FIRST + 3)
+  case ROWS:                                                                                                           \
+    if (panels > 1)                                                                                                    \
+      tile(ROWS, panels_at_once(ROWS), x, weights, bias, y, in, out);                                                  \
+    else                                                                                                               \
+      tile(ROWS, 1, x, weights, bias, y, in, out);                                                                     \
+    break;
 
-/* With few rows memory is the limit: several panels at once are several streams of reads. */
-static void few_rows(int64_t rows, int64_t panels, const float *x, const uint16_t *weights, const float *bias,
-                     uint16_t *y, int64_t in, int64_t out) {
+static void some_rows(int64_t rows, int panels, const float *x, const uint16_t *weights, const float *bias, uint16_t *y,
+                      int64_t in, int64_t out) {
   switch (rows) {
-    FEW_CASE(1)
-    FEW_CASE(2)
-#if FEW == 4
-    FEW_CASE(3)
-    FEW_CASE(4)
-#endif
-  }
-}
-
-static void one_panel(int64_t rows, const float *x, const uint16_t *weights, const float *bias, uint16_t *y, int64_t in,
-                      int64_t out) {
-  switch (rows) {
-    FOUR_CASES(1)
-#if TILE_ROWS == 16
-    FOUR_CASES(5)
-    FOUR_CASES(9)
-    FOUR_CASES(13)
-#endif
-  }
-}
-
-/* Transposes columns [at, at + 16) of some rows of x into a block. */
-static void transpose(const uint16_t *x, float *block, int64_t rows, int64_t in, int64_t at) {
-  for (int64_t row = 0; row < rows; row++) {
-    float values[PANEL];
-    for (int lane = 0; lane < PANEL; lane += LANES) store_floats(values + lane, widen(x + row * in + at + lane));
-    for (int lane = 0; lane < PANEL; lane++) block[(at + lane) * PANEL + row] = values[lane];
+    CASE(1)
+    CASE(2)
+    CASE(3)
+    CASE(4)
   }
 }
 
@@ -148,15 +118,11 @@ HIDDEN void prepare(const Weights *weights, const uint16_t *x, void *prepared, i
     prepare_blocks(x, prepared, rows, in, begin, end);
     return;
   }
-  float *to = prepared;
   for (int64_t at = begin; in_tiles(in) && at < end; at += 32) prepare_tiles(x, prepared, rows, in, at);
-  for (int64_t at = begin; !in_tiles(in) && at < end; at += PANEL)
-    for (int64_t row = 0; row < rows; row += PANEL)
-      if (rows > FEW)
-        transpose(x + row * in, to + row * in, least(rows - row, PANEL), in, at);
-      else
-        for (int64_t some = at; some < rows * in; some += in)
-          for (int lane = 0; lane < PANEL; lane += LANES) store_floats(to + some + lane, widen(x + some + lane));
+  if (in_tiles(in)) return;
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t at = row * in + begin; at < row * in + end; at += LANES)
+      store_floats((float *)prepared + at, widen(x + at));
 }
 
 static void multiply_floats(const Weights *weights, const float *x, uint16_t *y, int64_t rows, int64_t first,
@@ -165,13 +131,10 @@ static void multiply_floats(const Weights *weights, const float *x, uint16_t *y,
   for (int64_t panel = first, panels; panel < end; panel += panels) {
     const uint16_t *from = (const uint16_t *)weights->panels + panel * PANEL * in;
     const float *bias = weights->bias ? weights->bias + panel * PANEL : NULL;
-    panels = rows <= FEW && panel + STREAMS <= end ? STREAMS : 1;
-    if (rows <= FEW)
-      few_rows(rows, panels, x, from, bias, y + panel * PANEL, in, out);
-    else
-      for (int64_t row = 0; row < rows; row += TILE_ROWS)
-        one_panel(least(rows - row, TILE_ROWS), x + row / PANEL * PANEL * in + row % PANEL, from, bias,
-                  y + row * out + panel * PANEL, in, out);
+    panels = panels_at_once(rows) <= end - panel ? panels_at_once(rows) : 1;
+    for (int64_t row = 0; row < rows; row += TILE_ROWS)
+      some_rows(least(rows - row, TILE_ROWS), (int)panels, x + row * in, from, bias, y + row * out + panel * PANEL, in,
+                out);
   }
 }
 
@@ -202,9 +165,9 @@ int linear(const Weights *weights, const uint16_t *x, uint16_t *y, int64_t rows,
     }
     for (int64_t row = 0; row < rows; row += cached) {
 #pragma omp for schedule(static) nowait
-      for (int64_t panel = 0; panel < panels; panel += STREAMS)
+      for (int64_t panel = 0; panel < panels; panel += SHARE)
         multiply_panels(weights, prepared + prepared_bytes(weights, row), y + row * out, least(rows - row, cached), panel,
-                        least(panel + STREAMS, panels));
+                        least(panel + SHARE, panels));
     }
   }
   free(prepared);
