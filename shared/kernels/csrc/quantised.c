@@ -115,24 +115,33 @@ static void some_rows(int64_t rows, int strips, int bits, const Block *x, const 
   }
 }
 
+INLINE float float_of(uint16_t bfloat16) {
+  union {
+    uint32_t bits;
+    float number;
+  } wide = {(uint32_t)bfloat16 << 16};
+  return wide.number;
+}
+
+/* The loops have no branches and no order that matters, so that the compiler makes vectors of them. */
 static void round_block(const uint16_t *x, Block *block) {
-  float values[BLOCK], largest = 0;
-  int finite = 1;
-  for (int at = 0; at < BLOCK; at += LANES) store_floats(values + at, widen(x + at));
+  uint16_t highest = 0; /* numbers without a sign are in the order of their bits, and NaN comes last */
   for (int at = 0; at < BLOCK; at++) {
-    largest = fabsf(values[at]) > largest ? fabsf(values[at]) : largest;
-    finite &= fabsf(values[at]) < INFINITY;
+    uint16_t magnitude = x[at] & 0x7fff;
+    highest = magnitude > highest ? magnitude : highest;
   }
   memset(block, 0, sizeof *block);
-  if (!finite) block->scale = block->sum = NAN; /* and so are all results of the row */
-  if (!finite || largest < TINY) return;
+  if (highest >= 0x7f80) block->scale = block->sum = NAN; /* and so are all results of the row */
+  float largest = float_of(highest), factor = LARGEST / largest;
+  if (highest >= 0x7f80 || largest < TINY) return;
+  int16_t numbers[BLOCK];
   int32_t sum = 0;
-  for (int pair = 0; pair < PAIRS; pair++) {
-    int32_t first = (int32_t)rintf(values[2 * pair] * (LARGEST / largest));
-    int32_t second = (int32_t)rintf(values[2 * pair + 1] * (LARGEST / largest));
-    block->pairs[pair] = (int32_t)((uint32_t)second << 16 | (first & 0xffff));
-    sum += first + second;
+  for (int at = 0; at < BLOCK; at++) {
+    int32_t number = (int32_t)rintf(float_of(x[at]) * factor);
+    numbers[at] = (int16_t)number;
+    sum += number;
   }
+  memcpy(block->pairs, numbers, sizeof numbers);
   block->scale = largest / LARGEST;
   block->sum = block->scale * (float)sum;
 }
