@@ -82,7 +82,7 @@ def write_manifest(directory: Path, hub_id: str, commit: str) -> ModelManifest:
 
 
 def check_server(url: str, token: str) -> None:
-    """Raises InvalidInput for an address that is not the URL of a file server, or that a token would reach in plain text."""
+    """Raises InvalidInput if `url` is not the URL of a file server, or the token would travel in plain text."""
     try:
         parts = urlsplit(url)
         is_right = parts.scheme in ("http", "https") and parts.port != 0
