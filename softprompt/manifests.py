@@ -130,8 +130,8 @@ def _names(entries: Mapping[str, ModelEntry]) -> dict[str, str]:
         if not _LABEL.fullmatch(id) or len(name) > 40 or list(found.values()).count(name) > 1:
             raise InvalidInput.of(
                 "file",
-                f"the id {id!r} can't be part of the objects' names: it must begin and end with a letter or digit, have "
-                "at most 40 characters, and differ from other ids in letters or digits",
+                f"the id {id!r} can't be part of the objects' names: it must begin and end with a letter or digit, "
+                "have at most 40 characters, and differ from other ids in letters or digits",
             )
     return found
 

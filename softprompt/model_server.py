@@ -96,7 +96,7 @@ def check_server(url: str, token: str) -> None:
         raise InvalidInput.of("from", f"{url!r} has no TLS: a token is sent only to https://")
 
 
-def download_from(server: str, directory: str, made: Path, progress: Progress, token: str = "") -> ModelManifest:
+def download_from(server: str, directory: str, made: Path, progress: Progress, token: str) -> ModelManifest:
     """Download a model into `made` and check every file's digest. `token` is never sent to redirects. Raises NotFound
     if the server has no such model, Unauthenticated, PermissionDenied, Unavailable, DamagedBlob.
     """

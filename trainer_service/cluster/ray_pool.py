@@ -326,7 +326,7 @@ def connect(
     return RayPool(RayCluster(address, _embedded_cpus(settings, max(wanted, default=0))), base_models, settings, models)
 
 
-def _embedded_cpus(settings: WorkerSettings, most_per_worker: float = 0) -> int | None:
+def _embedded_cpus(settings: WorkerSettings, most_per_worker: float) -> int | None:
     """CPUs for an embedded Ray, which would count the machine's rather than the container's. None: no CPU limit.
 
     `most_per_worker`: the most that the models file asks for a worker.
