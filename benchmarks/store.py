@@ -90,10 +90,10 @@ def make_blob(prompt: str, seed: int, num_virtual_tokens: int) -> bytes:
     return encode_blob(SoftPrompt(matrix), manifest)
 
 
-def publish_and_fetch(root: Path, rounds: int = 60) -> dict[str, object]:
+def publish_and_fetch(root: Path) -> dict[str, object]:
     """Times for versions of one megabyte, in milliseconds."""
     store = open_store(str(root))
-    blobs = [make_blob("support-tone", seed, num_virtual_tokens=455) for seed in range(rounds)]
+    blobs = [make_blob("support-tone", seed, num_virtual_tokens=455) for seed in range(60)]
     publish, floor = [], []
     for seed, blob in enumerate(blobs):
         floor.append(milliseconds(partial(synced_file, root / "floor", blob)))

@@ -14,7 +14,7 @@ from typing import Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from inference_service.engine.core.config import LENGTH_SETTING, EngineConfig, EngineSettings
+from inference_service.engine.core.config import EngineConfig, EngineSettings
 from inference_service.limits import RequestLimits
 from shared.config import ConfigError, ServerSettings, settings_config
 from shared.model.models_file import ModelsFile
@@ -172,7 +172,7 @@ class InferenceSettings(ServerSettings, ModelOptions, EngineSettings):
         names = (field.name for field in fields(SamplingLimits))
         return SamplingLimits(**{name: getattr(self, name) for name in names if name in InferenceSettings.model_fields})
 
-    def request_limits(self, max_length: int, length_limit: str = LENGTH_SETTING) -> RequestLimits:
+    def request_limits(self, max_length: int, length_limit: str) -> RequestLimits:
         """Limits of requests; `max_length` and `length_limit` are those of the engine, which knows the model."""
         return RequestLimits(self.sampling_limits, self.max_input_bytes, max_length, length_limit)
 

@@ -73,7 +73,7 @@ class InvalidInput(SoftPromptError):
         return cls([FieldViolation(location, description)])
 
     def moved(self, move: Move) -> InvalidInput:
-        """The same error for a caller who knows its places otherwise."""
+        """The same error, with the places renamed for a caller of another interface."""
         return InvalidInput([replace(found, location=move(found.location)) for found in self.violations])
 
 

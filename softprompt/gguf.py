@@ -52,11 +52,11 @@ def convert(gguf: Path, directory: Path) -> None:
 
 
 def check_file(gguf: Path) -> None:
-    """Raises ValueError for a file that is no whole GGUF file, or one that can't be converted."""
+    """Raises ValueError for a file that is not a complete GGUF file, or one that can't be converted."""
     from gguf import GGUFReader, GGUFValueType
 
     class BoundedReader(GGUFReader):  # type: ignore[misc]
-        """Refuses arrays that the file does not contain, which GGUFReader reads for ever."""
+        """Refuses arrays that the file does not contain, which GGUFReader reads forever."""
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
             if raw_type == GGUFValueType.ARRAY:

@@ -72,7 +72,7 @@ def as_yaml(objects: Sequence[Object]) -> str:
 
 
 def why_no_object(document: object) -> str:
-    """Why a YAML document is no Kubernetes object with a kind and a name; empty if it is one."""
+    """Why a YAML document is not a Kubernetes object with a kind and a name; empty if it is one."""
     if not isinstance(document, dict):
         return f"is a {'list' if isinstance(document, list) else 'scalar'}"
     if not isinstance(document.get("kind"), str):
@@ -130,8 +130,8 @@ def _names(entries: Mapping[str, ModelEntry]) -> dict[str, str]:
         if not _LABEL.fullmatch(id) or len(name) > 40 or list(found.values()).count(name) > 1:
             raise InvalidInput.of(
                 "file",
-                f"the id {id!r} makes no name of objects: it must begin and end with a letter or digit, have at most "
-                "40 characters, and differ from other ids in letters or digits",
+                f"the id {id!r} can't be part of the objects' names: it must begin and end with a letter or digit, "
+                "have at most 40 characters, and differ from other ids in letters or digits",
             )
     return found
 

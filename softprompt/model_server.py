@@ -82,12 +82,12 @@ def write_manifest(directory: Path, hub_id: str, commit: str) -> ModelManifest:
 
 
 def check_server(url: str, token: str) -> None:
-    """Raises InvalidInput for an address that is no URL of a file server, or that a token would reach in plain text."""
+    """Raises InvalidInput if `url` is not the URL of a file server, or the token would travel in plain text."""
     try:
         parts = urlsplit(url)
         is_right = parts.scheme in ("http", "https") and parts.port != 0
     except ValueError:
-        raise InvalidInput.of("from", "is no URL: its host or port can't be read") from None
+        raise InvalidInput.of("from", "is not a URL: its host or port can't be read") from None
     if parts.username is not None or parts.password is not None:  # not quoted: it may be a secret
         raise InvalidInput.of("from", "must have no user and password; give a token with --token-file")
     if not is_right or not parts.hostname:
@@ -96,7 +96,7 @@ def check_server(url: str, token: str) -> None:
         raise InvalidInput.of("from", f"{url!r} has no TLS: a token is sent only to https://")
 
 
-def download_from(server: str, directory: str, made: Path, progress: Progress, token: str = "") -> ModelManifest:
+def download_from(server: str, directory: str, made: Path, progress: Progress, token: str) -> ModelManifest:
     """Download a model into `made` and check every file's digest. `token` is never sent to redirects. Raises NotFound
     if the server has no such model, Unauthenticated, PermissionDenied, Unavailable, DamagedBlob.
     """

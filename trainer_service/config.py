@@ -70,7 +70,7 @@ class TrainerSettings(ServerSettings, WorkerSettings, JobsSettings, UploadLimits
     usage_seconds: float = Field(default=10, ge=0.1, le=3600)
     """Mean time between two rounds that add the replicas' usage to the job database and look at budgets."""
     usage_days: float = Field(default=400, ge=0, le=36_500)
-    """How long usage by hour is kept; 0: for ever."""
+    """How long usage by hour is kept; 0: forever."""
     database_url: str = ""
     """Job database as an SQLAlchemy URL. Empty: SQLite in the data directory."""
     database_timeout_seconds: float = Field(default=15, ge=0.1, le=600)

@@ -171,7 +171,7 @@ class Prompts:
     async def watch(
         self, after_revision: int | None, name_prefix: str, store_id: str = ""
     ) -> AsyncGenerator[values.PromptChange, None]:
-        """Yields the changes after a revision, for ever. If the revision is None or older than the log, a snapshot of
+        """Yields the changes after a revision, forever. If the revision is None or older than the log, a snapshot of
         all prompts comes first.
 
         `store_id` names the store of the revision (empty: not checked). Raises PreconditionFailed if this is another

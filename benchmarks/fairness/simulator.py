@@ -26,12 +26,11 @@ class SimulatedJob:
     base_model: str
     arrives: float
     seconds: float
-    priority: int = 0
     exclusive: bool = False
 
     @property
     def key(self) -> float:
-        return queue_key(self.priority, self.arrives)
+        return queue_key(0, self.arrives)
 
 
 @dataclass

@@ -20,6 +20,8 @@ from trainer_service.training.events import DatasetFile
 from trainer_service.training.recipe.defaults import fill
 from trainer_service.training.spec import Hyperparameters, TaskKind, TrainingSpec
 
+AT_ONCE = 16
+"""Concurrent calls of `a_second`."""
 UNKNOWN = BaseModelInfo(
     id="none",
     fingerprint="sha256:" + "0" * 64,
@@ -97,8 +99,8 @@ async def timed(call: Callable[[int], Awaitable[Any]], count: int) -> dict[str, 
     return spread(samples)
 
 
-async def a_second(call: Callable[[int], Awaitable[Any]], count: int, at_once: int = 16) -> float:
-    """Calls per second with a fixed number of concurrent calls."""
+async def a_second(call: Callable[[int], Awaitable[Any]], count: int) -> float:
+    """Calls per second with `AT_ONCE` concurrent calls."""
     numbers = iter(range(count))
 
     async def work() -> None:
@@ -106,5 +108,5 @@ async def a_second(call: Callable[[int], Awaitable[Any]], count: int, at_once: i
             await call(number)
 
     started = time.perf_counter()
-    await asyncio.gather(*(work() for _ in range(at_once)))
+    await asyncio.gather(*(work() for _ in range(AT_ONCE)))
     return round(count / (time.perf_counter() - started), 1)

@@ -132,8 +132,8 @@ async def _completions(field: Field, note: Note) -> None:
     engine = await field.engine()
     workload = Workload.make(engine.table, LONG_INPUT // NUM_INPUT, 1, seed=field.next_seed())
     long = tuple(token for ids in workload.inputs for token in ids)
-    note("one request with n = 4, s", await engine.completions_seconds(long, "few-0", 4, share=True))
-    note("four requests, s", await engine.completions_seconds(long, "few-0", 4, share=False))
+    note("one request with n = 4, s", await engine.completions_seconds(long, share=True))
+    note("four requests, s", await engine.completions_seconds(long, share=False))
 
 
 ARRIVALS_PER_SECOND = 2.0
@@ -175,7 +175,7 @@ def _long(num_input: int, count: int) -> Callable[[Field, Note], Awaitable[None]
 async def _arrivals(field: Field, note: Note) -> None:
     engine = await field.engine()
     some = Workload(field.workload.prompts, field.workload.inputs[:NUM_ARRIVALS])
-    first, rate = await engine.arrivals(some, "few-", ARRIVALS_PER_SECOND)
+    first, rate = await engine.arrivals(some, ARRIVALS_PER_SECOND)
     note("first token, median, s", statistics.median(first))
     note("first token, 95th percentile, s", statistics.quantiles(first, n=20)[-1])
     note("arriving over time, tokens/s", rate)

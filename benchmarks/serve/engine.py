@@ -97,7 +97,7 @@ class EngineContestant:
         )
         return sum(counts) / (time.perf_counter() - begun)
 
-    async def arrivals(self, workload: Workload, name: str, per_second: float) -> tuple[list[float], float]:
+    async def arrivals(self, workload: Workload, per_second: float) -> tuple[list[float], float]:
         """All requests of the workload, as a Poisson process (fixed seed): each one's seconds to the first token, and
         the tokens per second until the last one ends.
         """
@@ -107,7 +107,7 @@ class EngineContestant:
             await asyncio.sleep(delay)
             arrived, first, count = time.perf_counter(), 0.0, 0
             params = SamplingParams(temperature=0.0, max_new_tokens=NUM_NEW, ignore_eos=True)
-            prompt = f"{name}{index % len(workload.prompts)}"
+            prompt = f"few-{index % len(workload.prompts)}"
             request = GenerationRequest(f"bench-{next(_ids)}", workload.inputs[index], params, prompt)
             async for delta in self._async.generate(request):
                 first = first or time.perf_counter() - arrived
@@ -125,11 +125,11 @@ class EngineContestant:
         await asyncio.to_thread(self._guides.compile, guide)
         return time.perf_counter() - begun
 
-    async def completions_seconds(self, input_ids: tuple[int, ...], prefix_id: str, num: int, *, share: bool) -> float:
-        """Seconds until `num` completions of one input end, as one request or as separate ones."""
+    async def completions_seconds(self, input_ids: tuple[int, ...], *, share: bool) -> float:
+        """Seconds until four completions of one input end, as one request or as separate ones."""
         begun = time.perf_counter()
-        sampling = SamplingParams(temperature=1.0, seed=1, n=num, max_new_tokens=NUM_NEW, ignore_eos=True)
-        first = GenerationRequest(f"bench-{next(_ids)}", input_ids, sampling, prefix_id)
+        sampling = SamplingParams(temperature=1.0, seed=1, n=4, max_new_tokens=NUM_NEW, ignore_eos=True)
+        first = GenerationRequest(f"bench-{next(_ids)}", input_ids, sampling, "few-0")
         requests = completion_requests(first)
         if share:
             await self._drain(*requests)

@@ -20,6 +20,8 @@ from shared.prompt.soft_prompt import SoftPrompt
 from shared.values.base_model import BaseModelInfo
 from shared.values.sampling import SamplingParams
 
+REPEATS = 20
+"""Measured repeats of one operation, for its rate."""
 WANTED_SHARE = 0.7
 MAX_LENGTH = 1024
 SHAPES: dict[str, dict[str, int]] = {
@@ -153,7 +155,7 @@ def _decode_weights_bytes(base: BaseModel) -> int:
     return sum(parameter.nbytes for parameter in base.model.parameters() if parameter.data_ptr() != table.data_ptr())
 
 
-def _copy_rate(device: str, num_bytes: int, repeats: int = 20) -> float:
+def _copy_rate(device: str, num_bytes: int) -> float:
     """Bytes read and written per second by a copy."""
     source = torch.empty(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -161,10 +163,10 @@ def _copy_rate(device: str, num_bytes: int, repeats: int = 20) -> float:
         target.copy_(source)
     _wait(device)
     begun = time.perf_counter()
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         target.copy_(source)
     _wait(device)
-    return 2 * num_bytes * repeats / (time.perf_counter() - begun)
+    return 2 * num_bytes * REPEATS / (time.perf_counter() - begun)
 
 
 def _wait(device: str) -> None:

@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from benchmarks.train.contestants import Peft, Shared
 from benchmarks.train.workload import Case, make_rows
 
+REPEATS = 20
+"""Measured repeats of one operation, for its rate."""
 EIGHT_JOBS = Case("8 jobs of batch 4, 50 virtual tokens, 1B shape", 8, 4, 50, 6.0)
 ONE_LARGE = Case("1 job, batch 256, 100 virtual tokens, 1B shape", 1, 256, 100, 0.0)
 WANTED_SHARE_OF_RATE = 0.4
@@ -88,7 +90,7 @@ def _median_seconds(contestant: Any, case: Case, vocab_size: int, rounds: int, d
     return statistics.median(found[2:])
 
 
-def _matrix_rate(device: str, size: int, repeats: int = 20) -> float:
+def _matrix_rate(device: str, size: int) -> float:
     """Measured operations per second of a large matrix product on this device."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -96,10 +98,10 @@ def _matrix_rate(device: str, size: int, repeats: int = 20) -> float:
         left @ right
     _wait(device)
     started = time.perf_counter()
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         left @ right
     _wait(device)
-    return float(2 * size**3 * repeats / (time.perf_counter() - started))
+    return float(2 * size**3 * REPEATS / (time.perf_counter() - started))
 
 
 def _necessary_operations(config: LlamaConfig, case: Case) -> float:

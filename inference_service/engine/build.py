@@ -59,7 +59,8 @@ def plan_memory(
     max_length = min(config.max_length, max_positions, affordable * block_tokens)
     if max_length < 2:
         raise InvalidInput.of(
-            "kv_cache_bytes", f"{kv_bytes} bytes hold no {block_tokens} tokens of {bytes_per_token} bytes each"
+            "kv_cache_bytes",
+            f"{kv_bytes} bytes are less than one block: {block_tokens} tokens of {bytes_per_token} bytes each",
         )
     limits = {
         "the model's context": max_positions,

@@ -1,4 +1,4 @@
-"""What a consumer on the event loop has not read yet of one request's output."""
+"""The part of a request's output that its consumer on the event loop has not read yet."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Engine:
         self._failed_steps = 0
 
     @classmethod
-    def from_base_model(cls, base: BaseModel, config: EngineConfig | None = None) -> Engine:
+    def from_base_model(cls, base: BaseModel, config: EngineConfig | None) -> Engine:
         """Build an engine, and route the model's attention through the engine's cache.
 
         Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no
@@ -241,7 +241,7 @@ def raise_if_not_loaded(end: Delta) -> None:
 
 
 def load_engine(
-    source: str | Path, options: ModelOptions = DEFAULTS, *, id: str = "", config: EngineConfig | None = None
+    source: str | Path, options: ModelOptions = DEFAULTS, *, id: str = "", config: EngineConfig | None
 ) -> Engine:
     """The engine of a model directory or hub id. Raises as `base_model.load` and `Engine.from_base_model`."""
     return Engine.from_base_model(base_model.load(source, options, id=id), config)

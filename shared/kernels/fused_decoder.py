@@ -90,7 +90,7 @@ class FusedDecoder:
     def _layer(self, layer: Any, attention: LayerAttention) -> library.Layer:
         own, mlp, head_width = layer.self_attn, layer.mlp, attention.keys.shape[3]
         if "forward" not in vars(mlp):
-            raise OtherStructure("its MLP is no SwiGLU")
+            raise OtherStructure("its MLP is not a SwiGLU")
         head_norms = [getattr(own, name, None) for name in ("q_norm", "k_norm")]
         norms = (
             self._norm(layer.input_layernorm, self.width),
@@ -125,7 +125,7 @@ class FusedDecoder:
     def _norm(self, module: nn.Module, width: int) -> library.Norm:
         forward = vars(module).get("forward")
         if not isinstance(forward, partial) or forward.func is not rms_norm:
-            raise OtherStructure(f"{type(module).__name__} is no RMSNorm")
+            raise OtherStructure(f"{type(module).__name__} is not an RMSNorm")
         weight, epsilon = forward.args
         if weight.shape != (width,):
             raise OtherStructure(f"{type(module).__name__} has another width")

@@ -206,7 +206,7 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
 
 def _check_type(path: Path) -> None:
     """Raises PreconditionFailed for a type of model that transformers does not know, or a description of a quantisation
-    that it can't read; Unavailable for a config.json that is no JSON object.
+    that it can't read; Unavailable for a config.json that is not a JSON object.
     """
     from transformers import CONFIG_MAPPING
 

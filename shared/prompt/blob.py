@@ -91,7 +91,7 @@ def decode_blob(data: bytes) -> PromptBlob:
 
 
 def read_manifest(data: bytes) -> Manifest:
-    """The manifest alone; the tensors are not checked. Raises DamagedBlob if there is no sound one."""
+    """The manifest alone; the tensors are not checked. Raises DamagedBlob if it is missing or damaged."""
     return _read_manifest(_read_header(_split(data)[0])[0])
 
 

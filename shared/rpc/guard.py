@@ -177,7 +177,7 @@ class PassingGuard(Guard):
         )
 
 
-def guard_of(settings: RpcSettings, metrics: CollectorRegistry | None = None) -> Guard:
+def guard_of(settings: RpcSettings, metrics: CollectorRegistry | None) -> Guard:
     """The guard that the settings describe; a PassingGuard for settings without callers. Raises ConfigError for an
     invalid callers file or storage of limits.
     """

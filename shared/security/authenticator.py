@@ -29,7 +29,7 @@ MAX_PEERS = 10_000
 class FailureLimiter:
     """Counts failed authentications of the MAX_PEERS addresses that failed last."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._peers: OrderedDict[str, Bucket] = OrderedDict()
 

@@ -30,7 +30,7 @@ def open_store(url: str, timeout_seconds: float = REQUEST_SECONDS) -> PromptStor
 
 
 def open_existing(url: str) -> PromptStore:
-    """The store at `url`. Raises NotFound if there is none, and creates nothing in a directory that is no store."""
+    """The store at `url`. Raises NotFound if there is none, and creates nothing in a directory that is not a store."""
     return PromptStore(existing_backend(url))
 
 

@@ -29,7 +29,7 @@ from shared.store.commit import (
     VersionPublished,
     VersionSummary,
 )
-from shared.store.follower import MAX_REPLAYED, Changes, LogFollower
+from shared.store.follower import Changes, LogFollower
 from shared.store.garbage import GRACE_SECONDS, BlobCollector, expired_versions
 from shared.store.identity import StoreIdentity
 from shared.store.index import StoreIndex, VersionRecord
@@ -209,7 +209,7 @@ class PromptStore:
         self._log.write_snapshot(index)
         return index.revision
 
-    def truncate_log(self, keep: int = MAX_REPLAYED, at_least: int = 1) -> int:
+    def truncate_log(self, keep: int, at_least: int = 1) -> int:
         """Write a snapshot and remove all log entries but the last `keep`. Returns the number of removed entries.
 
         Does nothing if fewer than `at_least` entries could be removed, because each truncation writes a snapshot of the

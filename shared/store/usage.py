@@ -79,7 +79,7 @@ class UsageRecord(BaseModel):
 
     @property
     def key(self) -> tuple[int, str, str, str, int, str]:
-        """What it is about: records with the same key are added."""
+        """The dimensions that it counts for: records with the same key are added."""
         return self.hour, self.tenant, self.caller, self.prompt, self.version, self.base_model
 
 

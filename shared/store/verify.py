@@ -40,7 +40,7 @@ from shared.store.store import PromptStore, summary_of
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be. A note is no problem, for example a blob that no version names yet."""
+    """A problem, or a note about something harmless, for example a blob that no version names yet."""
 
     kind: str
     """store, log, snapshot, alias, blob, manifest, orphan or usage."""
@@ -231,7 +231,7 @@ def _version(backend: ObjectBackend, record: VersionRecord) -> Finding | None:
     except DamagedBlob as error:
         return Finding("blob", record.name, error.message)
     except Unavailable as error:
-        backend.list(SNAPSHOTS)  # raises if the whole store is away, and not only this object
+        backend.list(SNAPSHOTS)  # raises if the whole store is unavailable, and not only this object
         return Finding("blob", record.name, f"the blob {record.digest} can't be read: {error.message}")
     try:
         blob = decode_blob(data)
@@ -261,7 +261,7 @@ def _orphans(backend: ObjectBackend, index: StoreIndex, grace_seconds: float) ->
     for info in backend.list(BLOBS):
         digest = digest_in(info.key)
         if digest is None:
-            yield Finding("orphan", info.key, "is no blob of a version: something else wrote it", is_note=True)
+            yield Finding("orphan", info.key, "is not the blob of a version: another program wrote it", is_note=True)
         elif digest not in named:
             age = "old: a repair removes it" if info.modified_at <= oldest else "new: perhaps a running publication"
             yield Finding("orphan", digest, f"no version names its {info.size_bytes} bytes; {age}", is_note=True)

@@ -97,7 +97,7 @@ class Sampling:
     """In addition to the model's own end-of-sequence tokens."""
     max_new_tokens: int | None = _parameter(None, "Upper bound of generated tokens.", 1, is_default=True)
     min_new_tokens: int | None = _parameter(None, "No end of sequence before this many tokens.", 0)
-    ignore_eos: bool | None = _parameter(None, "Go on after the end of sequence.", option="--ignore-eos")
+    ignore_eos: bool | None = _parameter(None, "Continue after the end of sequence.", option="--ignore-eos")
     num_logprobs: int | None = _parameter(
         None, "Alternatives with log-probabilities for each token; --json shows them.", 0, option="--logprobs"
     )

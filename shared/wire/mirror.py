@@ -198,7 +198,7 @@ def _putter(descriptor: Descriptor) -> Putter:
 
 
 def _elements(content: Any, path: str) -> Iterable[Any]:
-    """A caller's list; one that is no list or tuple may have no end."""
+    """The elements of a list field. An iterable other than a list or tuple may be endless, so its length is limited."""
     if isinstance(content, list | tuple):
         return content
     if len(found := list(islice(content, MAX_ITEMS + 1))) > MAX_ITEMS:

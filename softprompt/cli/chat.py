@@ -28,7 +28,7 @@ _COMMANDS = {"/reset": "forget the conversation", "/exit": "end (as Ctrl-D does)
 @app.command(epilog=example("softprompt chat support-tone --temperature 0.2"))
 @with_sampling_options
 def chat(
-    prompt: Annotated[str, typer.Argument(metavar="NAME", help=f"{REFERENCE_HELP}. Left out: the bare model.")] = "",
+    prompt: Annotated[str, typer.Argument(metavar="NAME", help=f"{REFERENCE_HELP}. Default: the bare model.")] = "",
     *,
     sampling: Sampling,
     system: Annotated[str, typer.Option(help="System message, if the prompt allows one.")] = "",

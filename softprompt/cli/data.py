@@ -27,7 +27,9 @@ _OPTIONS: Mapping[str, Any] = {
     "label": Annotated[str, in_data(metavar="COLUMN", help="Column that holds the labels.")],
     "messages": Annotated[str, in_data(metavar="COLUMN", help="Column that holds the conversations.")],
     "drop_extra": Annotated[bool, in_data("--drop-extra", help="Ignore unused columns instead of refusing the file.")],
-    "encoding": Annotated[str, in_data(help="Encoding of a text file that is neither UTF-8 nor UTF-16: cp1252.")],
+    "encoding": Annotated[
+        str, in_data(help="Encoding of a text file that is neither UTF-8 nor UTF-16, such as cp1252.")
+    ],
 }
 """By the field of Data that they set."""
 LabelsOption = Annotated[

@@ -26,7 +26,7 @@ def demo(
     ] = False,
     output: FormerOutput = None,
 ) -> None:
-    """Train a prompt, serve it, and replace it by a better version under load. Takes a few minutes. Ctrl-C stops
+    """Train a prompt, serve it, and replace it with a better version under load. Takes a few minutes. Ctrl-C stops
     everything.
     """
     require("trainer", "inference", "gateway", "plot")

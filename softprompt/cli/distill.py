@@ -46,7 +46,7 @@ def distill(
         ),
     ] = None,
     num_questions: Annotated[
-        int | None, in_study(help="Questions in all. Default: those of --questions, or 256.")
+        int | None, in_study(help="Total number of questions. Default: those of --questions, or 256.")
     ] = None,
     answer_tokens: Annotated[int | None, in_study(help="Longest answer in tokens. Default: 128.")] = None,
     validation_fraction: Annotated[

@@ -151,7 +151,7 @@ _PORTS = "ss -ltnp names the program; --gateway-port of softprompt up and --gate
 
 
 def gateway_finding(url: str) -> Finding:
-    """Whether the gateway is ready and has this version. Its absence is no problem: only the page and HTTP need it."""
+    """Whether the gateway is ready and has this version. It may be absent: only the page and HTTP need it."""
     url = url.rstrip("/").removesuffix("/v1")
     if not url.startswith(("http://", "https://")):
         fix = f"--gateway http://HOST:PORT, or {GATEWAY_VARIABLE}"

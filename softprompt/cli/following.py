@@ -85,7 +85,7 @@ def show_check(found: JobCheck, *, as_json: bool) -> None:
     show(f"{'memory of a worker':<27}{unknown if memory is None else f'about {memory / (1 << 30):.1f} GiB'}")
 
 
-def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = False) -> TuningJob:
+def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool) -> TuningJob:
     """Show a job's progress until it ends, then its result. Raises JobFailed. Ctrl-C does not cancel the job."""
     from shared.values.enums import JobState
     from softprompt.display.training import training_display
@@ -113,7 +113,7 @@ def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = Fal
     return job
 
 
-def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> None:
+def show_verdict(client: Client, job: TuningJob, *, as_json: bool) -> None:
     """Wait until a live replica serves or refuses the version that the alias now names. Raises Failure with a refusal's
     reason. Prints nothing if no replica is alive, or if this caller can't ask for the status.
     """

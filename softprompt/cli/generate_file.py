@@ -72,7 +72,7 @@ class _Journal:
         """Bytes of the whole lines that were there. A line after them was cut off when the run was killed."""
 
     def read(self) -> None:
-        """Take over the answers that are there. Raises Failure for the journal of another command."""
+        """Load the answers that the file has already. Raises Failure for the journal of another command."""
         if self.was_there:
             self._whole = self._read()
 

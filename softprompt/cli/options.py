@@ -37,7 +37,7 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")]
 REFERENCE_HELP = "NAME (its default alias), NAME@ALIAS or NAME@7"
 ReferenceArgument = Annotated[str, typer.Argument(metavar="REF", help=f"{REFERENCE_HELP}.")]
-REQUEST_ID_HELP = "A unique key of yours. Repeating it returns the same"
+REQUEST_ID_HELP = "A unique key that you choose. Repeating it returns the same"
 
 
 def options_under(panel: str) -> Callable[..., Any]:

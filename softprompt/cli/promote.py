@@ -36,7 +36,7 @@ def promote(
         str | None, typer.Option(metavar="FILE", help="Token for the target, if it is not that of the source.")
     ] = None,
     to_tls_ca_file: Annotated[
-        str | None, typer.Option(metavar="PEM", help="Certificate authorities of the target, if they are others.")
+        str | None, typer.Option(metavar="PEM", help="Certificate authorities of the target, if they differ.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference and change nothing.")] = False,
     yes: YesOption = False,

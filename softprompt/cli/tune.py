@@ -81,7 +81,7 @@ def tune(
     ] = None,
     sampling: Annotated[
         list[str] | None,
-        in_result(metavar="NAME=VALUE", help="Default of the prompt's answers, such as top_p=0.9; repeatable."),
+        in_result(metavar="NAME=VALUE", help="Default of the prompt's answers, such as top_p=0.9; may be repeated."),
     ] = None,
     wait_until_served: Annotated[
         float | None,

@@ -39,7 +39,7 @@ def usage(
     end: Annotated[str | None, typer.Option("--to", metavar="TIME", help="End of the last hour [now].")] = None,
     by: Annotated[
         list[str] | None,
-        typer.Option("--by", metavar="|".join(_BY), help="A row for each of these; can be given several times."),
+        typer.Option("--by", metavar="|".join(_BY), help="A row for each of these; may be repeated."),
     ] = None,
     tenant: Annotated[str, typer.Option(help="Only this tenant.", show_default=False)] = "",
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with all columns.")] = False,

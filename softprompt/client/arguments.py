@@ -207,9 +207,9 @@ def _path(value: Any, name: str) -> Path:
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
-        raise InvalidInput.of(name, f"{shown(path)} is no name of a file") from None
+        raise InvalidInput.of(name, f"{shown(path)} is not a file name") from None
     if "\0" in path:
-        raise InvalidInput.of(name, f"{shown(path)} is no name of a file: it has a null character")
+        raise InvalidInput.of(name, f"{shown(path)} is not a file name: it has a null character")
     return Path(path)
 
 

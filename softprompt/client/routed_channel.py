@@ -33,7 +33,7 @@ _LIST_SECONDS = 30.0
 class RoutedChannel:
     """The part of a channel that generated stubs use. Follows the store from the first call until `close`."""
 
-    def __init__(self, url: str, security: ClientSecurity, retry_overloaded: bool = True) -> None:
+    def __init__(self, url: str, security: ClientSecurity, retry_overloaded: bool) -> None:
         self._url, self._security, self._retry_overloaded = url, security, retry_overloaded
         self._tokens = TokenSource(security)
         self._opening: asyncio.Task[Routing] | None = None

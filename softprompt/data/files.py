@@ -43,7 +43,7 @@ _MARKUP = (
     (b"<?xml", "is an XML file: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
     (b"{\\rtf", "is a document of a word processor: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
 )
-"""How text begins that is no table, in any case and after blanks."""
+"""Beginnings of text that is not a table, in upper or lower case, after any blanks, and the advice for each."""
 _TAR, _TAR_AT = b"ustar", 257
 _HEAD_BYTES = 512
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
@@ -95,7 +95,7 @@ def _rows(file: BinaryIO, path: Path, data: Data, which: str) -> Rows:
 
 
 def _foreign(head: bytes) -> str:
-    """What a file is that holds no examples, and what to do; empty for any other."""
+    """The kind of a file that holds no examples, and what to do; empty for any other file."""
     if head[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR:
         return "is a tar archive: unpack it first (tar -xf)"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()

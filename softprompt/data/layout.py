@@ -195,7 +195,7 @@ _ANSWER_WORD = re.compile(
     "repl(?:y|ies)|answers?|responses?|outputs?|completions?|summary|summaries|translations?|corrections?|corrected|"
     "chosen|rewritten|rewrites?|descriptions?|texts?|messages?|comments?|explanations?|solutions?"
 )
-"""Such a column holds a text and no label, however short the first one is."""
+"""Such a column holds texts and not labels, even if the first one is short."""
 _REJECTED_WORD = re.compile("reject|loser|worse|dispreferred", re.IGNORECASE)
 """Such a column holds what a model should not answer, beside one with the better answer."""
 _NAME_WORDS = 3

@@ -11,7 +11,7 @@ from shared.location import Location
 _PLACES_SHOWN = 3
 _KINDS_SHOWN = 5
 MAX_PROBLEMS = 100_000
-"""Reading ends after this many: a Python iterator may go on for ever."""
+"""Reading ends after this many: a Python iterator may be endless."""
 
 
 class Unusable(Exception):

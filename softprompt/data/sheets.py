@@ -55,7 +55,7 @@ def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about styles and extensions, which don't affect the values
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-    except Exception as error:  # openpyxl raises whatever its XML and zip readers meet
+    except Exception as error:  # openpyxl raises any error of its XML and zip readers
         raise InvalidInput.of(which, f"{name} can't be read as XLSX ({error}): {_ANOTHER_FORMAT}") from error
     rows.items = _of_book(book, rows, name, which)
     return rows

@@ -114,7 +114,7 @@ def _guess(head: bytes) -> str:
 
 
 def _is_text(sample: bytes, encoding: str) -> bool:
-    """Whether bytes are lines of text or JSON in UTF-16. In the other byte order, a line break is no character."""
+    """Whether bytes are lines of text or JSON in UTF-16. In the other byte order, a line break is not a character."""
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(sample)
     except UnicodeDecodeError:

@@ -124,7 +124,7 @@ def _write_xlsx(name: str, columns: Sequence[str], rows: Rows) -> None:
                 reason = "has a control character, which XLSX can't hold: choose another format"
                 raise InvalidInput.of(f"row {number} {column}", reason) from None
             if isinstance(value, str):
-                cell.data_type = "s"  # a text that begins with = is no formula
+                cell.data_type = "s"  # a text that begins with = is not a formula
             made.append(cell)
         return made
 

@@ -28,7 +28,7 @@ from softprompt.types.events import JobEvent
 from softprompt.types.jobs import TuningJob
 
 LINE_SECONDS = 15.0
-"""Between two lines about a training where there is no terminal."""
+"""Time between two lines about a training without a terminal."""
 
 
 @dataclass

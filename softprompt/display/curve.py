@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from softprompt.types.history import JobHistory
 
 
-def curve_figure(history: JobHistory, metric: str, path: str | Path | None = None) -> Any:
+def curve_figure(history: JobHistory, metric: str, path: str | Path | None) -> Any:
     """Training loss and a held-out metric by step. Raises InvalidInput, or PreconditionFailed without matplotlib."""
     known = sorted({name for evaluation in history.evaluations for name in evaluation.metrics})
     if metric not in {*known, "loss"}:

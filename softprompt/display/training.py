@@ -118,7 +118,7 @@ def is_preparing(progress: TuningProgress) -> bool:
     return progress.num_examples > 0 and not progress.step
 
 
-def preparing_text(progress: TuningProgress, is_study: bool = False) -> str:
+def preparing_text(progress: TuningProgress, is_study: bool) -> str:
     """How many examples of a job that `is_preparing` are counted; in a distillation, how many questions are asked."""
     if is_study:
         return f"self-study {progress.num_prepared}/{progress.num_examples}"

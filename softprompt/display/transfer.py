@@ -11,7 +11,7 @@ from rich.console import Console
 from softprompt.display.status import clock_text, status_display
 
 QUIET_SECONDS = 2.0
-"""Work that is over sooner is not shown where there is no terminal."""
+"""Without a terminal, work that ends sooner is not shown."""
 OnTransfer = Callable[[str, int, int], None]
 
 

@@ -167,7 +167,7 @@ class TextTokens:
         while count < len(self._held) and ahead < 0:
             one = self._held[count]
             if count == len(self._held) - 1 and not text.endswith(one.utf8):
-                break  # may be an end token: bytes that are no character are longer in the text than in their token
+                break  # may be an end token: bytes that form no character are longer in the text than in their token
             ahead += len(one.utf8)
             count += 1
         if self._ahead is not None:

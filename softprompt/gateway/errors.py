@@ -205,7 +205,7 @@ def unknown_field(param: str) -> ApiError:
     return ApiError(400, f"Unknown parameter: '{shown}'.", param=shown, code="unknown_parameter")
 
 
-def param_of(location: tuple[str | int, ...], keeps_last: bool = False) -> str:
+def param_of(location: tuple[str | int, ...], keeps_last: bool) -> str:
     """pydantic's location as in `messages[2].content`, without a union's members, but the last name if `keeps_last`."""
     text = ""
     for index, part in enumerate(location):

@@ -69,7 +69,7 @@ async def create_job(request: Request, backend: Backend) -> Response:
 
 
 async def _created(backend: Backend, spec: TuningSpec, key: str) -> TuningJob:
-    """The queued job. A caller who may not move aliases gets a version that none names; it works by its number."""
+    """The queued job. The version of a caller that may not move aliases has no alias; it is used by its number."""
     try:
         return await backend.client.create_job(spec, request_id=key)
     except PermissionDenied as error:

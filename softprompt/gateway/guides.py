@@ -76,7 +76,7 @@ class Function(Fields):
 
 
 class Tool(Fields):
-    """A tool."""
+    """A function that the model may call."""
 
     type: Literal["function"]
     function: Function

@@ -92,7 +92,7 @@ def _file(header: dict[str, Any], data: bytes) -> bytes:
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text + data
 
 
-def adapter_config(version: PromptVersion, base_model: str = "") -> dict[str, Any]:
+def adapter_config(version: PromptVersion, base_model: str) -> dict[str, Any]:
     """PEFT's configuration (PromptTuningConfig) of a version."""
     model = version.base_model
     known = {"token_dim": model.hidden_size, "num_layers": model.num_layers} if model else {}
@@ -109,7 +109,7 @@ def adapter_config(version: PromptVersion, base_model: str = "") -> dict[str, An
 
 
 def key_values_config(
-    version: PromptVersion, peft_type: str, heads: int, width: int, base_model: str = ""
+    version: PromptVersion, peft_type: str, heads: int, width: int, base_model: str
 ) -> dict[str, Any]:
     """PEFT's configuration (PrefixTuningConfig or CartridgeConfig) of keys and values with `heads` heads of `width`."""
     own = {"num_frozen_tokens": 1} if peft_type == "CARTRIDGE" else {"prefix_projection": False}

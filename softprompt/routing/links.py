@@ -35,7 +35,7 @@ class Link:
 
     @property
     def rank(self) -> int:
-        """0: connected and healthy; 1: connecting; 2: it can't be connected, reports NOT_SERVING, or is no replica."""
+        """0: connected and healthy; 1: connecting; 2: unreachable, reports NOT_SERVING, or not a replica."""
         state = self._channel.get_state(try_to_connect=True)
         return 2 if self.is_wrong else 0 if state is _READY else 2 if state is _BROKEN else 1
 

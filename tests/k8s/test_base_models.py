@@ -194,9 +194,9 @@ def test_a_fault_is_caught(name: str, tmp_path: Path) -> None:
         ("gpu", [SMALL, ON_CPU], "needs components/router"),
         ("gpu", [{"id": "a", "source": SOURCE, "replicas": {"least": 0}}], "replicas.least of a is 0"),
         ("local-cpu", [{"id": "a", "source": SOURCE, "replicas": {"num_gpus": 1}}], "replicas.num_gpus of a"),
-        ("ha", [{"id": "a.b", "source": SOURCE}, {"id": "a-b", "source": SOURCE}], "'a.b' makes no name"),
-        ("ha", [{"id": "x" * 41, "source": SOURCE}], "makes no name"),
-        ("ha", [{"id": "_a", "source": SOURCE}], "makes no name"),
+        ("ha", [{"id": "a.b", "source": SOURCE}, {"id": "a-b", "source": SOURCE}], "'a.b' can't be part"),
+        ("ha", [{"id": "x" * 41, "source": SOURCE}], "can't be part"),
+        ("ha", [{"id": "_a", "source": SOURCE}], "can't be part"),
     ],
 )
 def test_an_overlay_that_lacks_what_a_model_needs_is_refused(

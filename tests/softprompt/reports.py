@@ -10,7 +10,7 @@ HARM = '<script>window.harmed = true</script><img src="http://127.0.0.1:9/x" one
 FORMULA = '=HYPERLINK("http://127.0.0.1:9","x")'
 
 
-def full_report(name: str = "tuningJobs/job1", num_answers: int = 12) -> tuning_pb2.JobReport:
+def full_report(name: str = "tuningJobs/job1") -> tuning_pb2.JobReport:
     job = succeeded_job()
     job.name = name
     job.effective_spec.CopyFrom(job.spec)
@@ -31,7 +31,7 @@ def full_report(name: str = "tuningJobs/job1", num_answers: int = 12) -> tuning_
     for step in (0, 10, 20, 30, 40):
         metrics = {"loss": 3.5 - step / 20, "accuracy": step / 50}
         report.evaluations.add(step=step, metrics=metrics, is_best=step == 40)
-    for line in range(1, num_answers + 1):
+    for line in range(1, 13):
         answer = report.answers.add(line=line, input=f"{HARM} {line}", reference=FORMULA if line == 1 else "good")
         answer.tuned.text, answer.tuned.loss, answer.tuned.correct = "good", line / 10, line > 2
         answer.current.text, answer.current.loss, answer.current.correct = "good", 1.0, line != 5

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,84 +24,13 @@ from shared.model import fingerprint
 from softprompt import model_server
 from softprompt.model_folder import Origin, is_complete, wait_until_complete
 from softprompt.model_names import parse_models
-from softprompt.model_server import MANIFEST, check_server, write_manifest
+from softprompt.model_server import MANIFEST, check_server
 from softprompt.models import pull
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.hub_server import FIRST, SECOND
+from tests.softprompt.model_files import TOKEN, WEIGHTS, FileServer, file_server, make_model
 
-_HEADER = b'{"a":{"dtype":"U8","shape":[320000],"data_offsets":[0,320000]}}'
-WEIGHTS = len(_HEADER).to_bytes(8, "little") + _HEADER + b"weights " * 40_000
-TOKEN = "of-the-team"
 EMPTY = hashlib.sha256(b"{}").hexdigest()
-
-
-@dataclass
-class FileServer:
-    """`url` serves `root`. It breaks off each answer after `breaks_after` bytes, once per file, if that is set."""
-
-    url: str
-    root: Path
-    token: str = ""
-    breaks_after: int = 0
-    broken: set[str] = field(default_factory=set)
-    ranges: list[str] = field(default_factory=list)
-    elsewhere: str = ""
-    """Set: everything is redirected to this server."""
-    tokens: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def file_server(root: Path) -> Iterator[FileServer]:
-    class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self) -> None:
-            state.tokens.append(self.headers.get("Authorization", ""))
-            if state.elsewhere:
-                self.send_response(302)
-                self.send_header("Location", state.elsewhere + self.path)
-                self.end_headers()
-                return
-            if state.token and self.headers.get("Authorization") != f"Bearer {state.token}":
-                self.send_error(403 if self.headers.get("Authorization") else 401)
-                return
-            path = Path(self.translate_path(self.path))
-            if not path.is_file():
-                self.send_error(404)
-                return
-            data, start = path.read_bytes(), 0
-            if asked := self.headers.get("Range"):
-                state.ranges.append(asked)
-                start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(data) - start))
-            self.end_headers()
-            if state.breaks_after and path.name not in state.broken:
-                state.broken.add(path.name)
-                data = data[: state.breaks_after]
-            self.wfile.write(data[start:])
-
-        def log_message(self, *_: object) -> None: ...
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(root)))
-    http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-    thread.start()
-    state = FileServer(f"http://127.0.0.1:{http.server_address[1]}", root)
-    try:
-        yield state
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
-
-
-def make_model(directory: Path, hub_id: str = "") -> str:
-    """The fingerprint of a small model with its manifest."""
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text("{}")
-    (directory / "tokenizer.json").write_text("{}")
-    (directory / "model.safetensors").write_bytes(WEIGHTS)
-    (directory / "notes.md").write_text("no part of the model")
-    return write_manifest(directory, hub_id, FIRST if hub_id else "").fingerprint
 
 
 @pytest.fixture
@@ -274,16 +198,6 @@ def test_waiting_ends_when_the_mark_is_there(server: FileServer, models: Path) -
         wait_until_complete(parse_models(["Org/Small"]), models, 0)
 
 
-def test_what_is_cut_short_is_not_complete(models: Path) -> None:
-    make_model(models / "small")
-    fingerprint.ship(models / "small")
-    assert is_complete(models / "small")
-    (models / "small" / "model.safetensors").write_bytes(WEIGHTS[:-1])
-    assert not is_complete(models / "small")
-    (models / "small" / fingerprint.FILE).unlink()
-    assert not is_complete(models / "nothing")
-
-
 def test_an_earlier_download_is_marked_by_the_next_pull(server: FileServer, models: Path) -> None:
     make_model(models / "small")
     Origin("small", "", "").write(models / "small")
@@ -291,61 +205,6 @@ def test_an_earlier_download_is_marked_by_the_next_pull(server: FileServer, mode
     assert not is_complete(models / "small")
     pull("small", models, server=server.url)
     assert is_complete(models / "small")
-
-
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def to_shards(directory: Path) -> None:
-    (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
-    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda model: cut_short(model / "model.safetensors"), "cut short"),
-        (lambda model: (model / "model.safetensors").unlink(), "no [*].safetensors"),
-        (lambda model: (model / "model.safetensors").write_bytes(b""), "empty"),
-        (to_shards, "model-00002-of-00002.safetensors"),
-        (lambda model: (model / "tokenizer.json").unlink(), "no tokenizer"),
-        (lambda model: cut_short(model / "tokenizer.json"), "tokenizer.json is not valid JSON"),
-        (lambda model: cut_short(model / "config.json"), "config.json is not valid JSON"),
-    ],
-)
-@pytest.mark.parametrize("mark", ["none", "stale", "cache"])
-def test_a_part_of_a_model_is_refused_and_not_marked(
-    models: Path, spoil: Callable[[Path], object], message: str, mark: str
-) -> None:
-    make_model(models / "small")  # leaves the fingerprint's cache, which is no mark
-    if mark == "stale":
-        fingerprint.ship(models / "small")
-    elif mark == "none":
-        (models / "small" / fingerprint.FILE).unlink()
-    spoil(models / "small")
-    with pytest.raises(PreconditionFailed, match=f"no complete model: .*{message}"):
-        pull("Org/Small", models)
-    assert not is_complete(models / "small")
-
-
-def test_a_model_that_was_changed_is_marked_again(models: Path) -> None:
-    make_model(models / "small")
-    before = fingerprint.ship(models / "small").fingerprint
-    (models / "small" / "tokenizer.json").write_text('{"new": 1}')
-    assert not is_complete(models / "small")
-    pull("Org/Small", models)
-    assert is_complete(models / "small")
-    assert fingerprint.of(models / "small").fingerprint != before
-
-
-def test_a_pinned_model_is_hashed_though_its_mark_fits_by_sizes(models: Path) -> None:
-    made = make_model(models / "small")
-    fingerprint.ship(models / "small")
-    (models / "small" / "model.safetensors").write_bytes(WEIGHTS[:-1] + b"?")
-    with pytest.raises(PreconditionFailed, match="not those"):
-        pull(f"Org/Small@{made}", models)
 
 
 def test_from_the_command_line(

@@ -7,12 +7,8 @@ from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.duration_pb2 import Duration
-from hypothesis import given
-from hypothesis import strategies as st
-from prompttuning.v1 import common_pb2, prompts_pb2, tuning_pb2
+from prompttuning.v1 import prompts_pb2, tuning_pb2
 
 from shared.caller import Caller, Role, calling
 from shared.prompt.manifest import Manifest, utc_now
@@ -33,10 +29,7 @@ from shared.values.results import (
 )
 from shared.values.sampling import Sampling
 from shared.values.spec import Distillation, PublishGate, PublishPolicy, TuningSpec
-from shared.violations import Violations
 from shared.wire.events import write_event
-from shared.wire.fields import read_duration, short_float
-from shared.wire.generation import read_sampling, read_template, write_sampling
 from shared.wire.mirror import write
 from shared.wire.spec import read_checked_spec
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
@@ -274,47 +267,6 @@ def test_hyperparameters_have_the_same_fields_on_both_sides() -> None:
     message = written(SPEC).hyperparameters
     assert message.HasField("warmup_steps")  # zero is not the same as left out
     assert wire - {"num_epochs"} == set(FilledHyperparameters.model_fields)
-
-
-def wait(seconds: float) -> Duration:
-    return write(PublishPolicy(wait_until_served_seconds=seconds), tuning_pb2.PublishPolicy()).wait_until_served
-
-
-def test_a_duration_is_cut_to_the_longest_that_the_protocol_has() -> None:
-    assert wait(math.inf).seconds == 315_576_000_000
-
-
-@given(st.floats(0, 1e9))
-def test_durations_survive(seconds: float) -> None:
-    violations = Violations()
-    assert read_duration(wait(seconds), "f", violations) == pytest.approx(seconds, abs=1e-9 * max(1.0, seconds))
-    assert not violations
-
-
-@pytest.mark.parametrize(
-    "duration", [Duration(seconds=1, nanos=-1), Duration(seconds=2**62), Duration(nanos=2**31 - 1)]
-)
-def test_malformed_durations_are_violations(duration: Duration) -> None:
-    violations = Violations()
-    assert read_duration(duration, "f", violations) is None
-    assert violations
-
-
-@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
-def test_short_floats_are_the_same_32_bit_number(value: float) -> None:
-    assert common_pb2.SamplingParams(temperature=short_float(value)).temperature == value
-
-
-def test_a_float_field_reads_as_the_caller_wrote_it() -> None:
-    sampling = read_sampling(common_pb2.SamplingParams(temperature=0.7))
-    assert sampling.temperature == 0.7
-    assert write_sampling(sampling).temperature == common_pb2.SamplingParams(temperature=0.7).temperature
-
-
-def test_a_template_keeps_that_its_format_was_left_open() -> None:
-    assert read_template(common_pb2.Template(text="{input}!")).format is None
-    whole = Template(text="{input}!", format=TemplateFormat.CHAT, system="s")
-    assert read_template(write(whole, common_pb2.Template())) == whole
 
 
 def test_weights_are_kept_as_ratios() -> None:

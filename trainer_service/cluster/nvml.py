@@ -19,8 +19,8 @@ class _Utilization(ctypes.Structure):
 def busiest(uuids: Iterable[str], driver: str = LIBRARY) -> float | None:
     """The share of the last sample period in which the busiest of some GPUs computed, between 0 and 1.
 
-    `uuids`: as torch has them; `driver`: name or path of the library. None if there is no driver of NVIDIA, or if it
-    does not know the load, as of a GPU that is divided (MIG). Takes milliseconds.
+    `uuids`: as torch has them; `driver`: name or path of the library. None without NVIDIA's driver, or if it doesn't
+    know the load, as for a GPU that is divided (MIG). Takes milliseconds.
     """
     if (library := _library(driver)) is None:
         return None

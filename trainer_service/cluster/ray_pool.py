@@ -270,7 +270,7 @@ class RayWorker:
             raise WorkerLost(self._loss.reason, self._loss.out_of_memory) from error
 
     def _explain(self, error: Exception) -> WorkerLost:
-        """Find the cause of a death. Ray's text is no help: it lists memory among the causes of any sudden death."""
+        """Find the cause of a death. Ray's text doesn't help: it lists memory among the causes of any sudden death."""
         if self._oom_kills is not None and self._oom_kills.explain_a_death():
             return WorkerLost(f"its process was killed for memory; {_NEEDS_LESS}", out_of_memory=True)
         if "creation task" in str(error):
@@ -326,7 +326,7 @@ def connect(
     return RayPool(RayCluster(address, _embedded_cpus(settings, max(wanted, default=0))), base_models, settings, models)
 
 
-def _embedded_cpus(settings: WorkerSettings, most_per_worker: float = 0) -> int | None:
+def _embedded_cpus(settings: WorkerSettings, most_per_worker: float) -> int | None:
     """CPUs for an embedded Ray, which would count the machine's rather than the container's. None: no CPU limit.
 
     `most_per_worker`: the most that the models file asks for a worker.

@@ -300,7 +300,7 @@ def _hide(path: Path) -> None:
 def _postgres_connection(timeout_seconds: float) -> dict[str, Any]:
     milliseconds = int(1000 * timeout_seconds)
     connect_timeout = max(2, math.ceil(min(timeout_seconds, _CONNECT_SECONDS)))  # whole seconds; libpq's minimum is 2
-    # A replica that is paused in the middle of a transaction must not lock its rows for ever.
+    # A replica that is paused in the middle of a transaction must not lock its rows forever.
     idle = max(20_000, milliseconds)
     options = f"-c idle_in_transaction_session_timeout={idle} -c statement_timeout={milliseconds}"
     return {**_POSTGRES_CONNECTION, "connect_timeout": connect_timeout, "options": options}

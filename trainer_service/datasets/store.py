@@ -251,7 +251,7 @@ class DatasetStore:
         )
         return stored
 
-    def _inspected(self, incoming: IncomingFile, labels: Sequence[str], *, quote: bool = True) -> Inspected:
+    def _inspected(self, incoming: IncomingFile, labels: Sequence[str], *, quote: bool) -> Inspected:
         """Check the received bytes. Raises InvalidInput naming lines."""
         incoming.flush()
         with incoming.path.open("rb") as file:

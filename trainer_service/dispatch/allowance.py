@@ -66,7 +66,7 @@ class Allowance:
         replica's part get no jobs and are stopped once they have none. If another replica has lacked workers for
         `_PATIENCE_TICKS`, the plan also stops one idle worker: a ready one without work, or one beyond this replica's
         equal part. It keeps a worker of its part that still loads: two replicas that both lack workers would otherwise
-        stop each other's launches for ever.
+        stop each other's launches forever.
 
         `limits`: of base models that have their own, and `num_of` how many of the `num_workers` are theirs.
         """

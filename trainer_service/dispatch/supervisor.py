@@ -123,7 +123,7 @@ class WorkerSupervisor:
 
     @property
     def was_ended(self) -> bool:
-        """Whether `end` was called, so its end is no loss."""
+        """Whether `end` was called, so its end is not a loss."""
         return bool(self._ended_because)
 
     @property

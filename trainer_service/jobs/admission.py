@@ -61,7 +61,7 @@ class _Examples:
     num_validation: int
     validation_fraction: float = 0.0
     distillation: FilledDistillation | None = None
-    """Set: `samples` are the text and questions, and the other numbers are those of the questions to ask."""
+    """If set, `samples` are the text and questions, and the other numbers are those of the questions to ask."""
 
 
 class SpecAdmission:

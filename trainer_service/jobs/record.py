@@ -22,7 +22,7 @@ T = TypeVar("T")
 NO_REPLICA = ""
 PRIORITY_POINT_SECONDS = 600.0
 """One point of priority equals ten minutes of waiting. A job's place among its tenant's jobs is thus fixed when it is
-queued, and no job waits for ever.
+queued, and no job waits forever.
 """
 
 

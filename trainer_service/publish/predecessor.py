@@ -22,7 +22,7 @@ class Predecessor:
     job: str
     """The job that trained it; empty if it was imported."""
     answers: HeldOutAnswers | None
-    """What its job answered; None if nothing is kept."""
+    """The answers of its job; None if none are kept."""
 
 
 def compare_kept(metric: Metric, ours: HeldOutAnswers, predecessor: Predecessor) -> Comparison | str:

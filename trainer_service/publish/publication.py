@@ -50,7 +50,7 @@ class Publication:
 
 
 def make_publication(
-    job: Job, trained: TrainingResult, current_version: str = "", predecessor: Predecessor | None = None
+    job: Job, trained: TrainingResult, current_version: str, predecessor: Predecessor | None
 ) -> Publication:
     """Applies the gate and builds the version's blob. The prompt was compared with `current_version`, or is compared
     here with what is kept of it (`predecessor`) because it belongs to another base model. Raises InvalidInput if the

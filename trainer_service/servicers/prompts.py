@@ -23,7 +23,7 @@ from trainer_service.imports import ImportRequest
 from trainer_service.prompt_view import shown_prompt
 from trainer_service.prompts import Prompts
 from trainer_service.servicers.names import page_size_of, prompt_of
-from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_and_chunks, heartbeat, until_draining
+from trainer_service.servicers.streams import Beat, header_and_chunks, heartbeat, until_draining
 
 _CHUNK_BYTES = 1 << 20
 
@@ -36,7 +36,7 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         prompts: Prompts,
         tokens: PageTokens,
         draining: asyncio.Event,
-        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        heartbeat_seconds: float,
     ) -> None:
         self._prompts, self._tokens, self._draining = prompts, tokens, draining
         self._heartbeat_seconds = heartbeat_seconds

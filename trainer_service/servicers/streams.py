@@ -35,7 +35,6 @@ class Beat:
 
 
 BEAT = Beat()
-HEARTBEAT_SECONDS = 20.0
 _FIRST_BEAT_SECONDS = 1.0
 """A watch without news sends its first heartbeat early, so that clients learn the interval."""
 

@@ -31,7 +31,7 @@ from trainer_service.jobs.submission import JobSubmission
 from trainer_service.jobs.view import shown_job, shown_payload
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
-from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_and_chunks, heartbeat, until_draining
+from trainer_service.servicers.streams import Beat, header_and_chunks, heartbeat, until_draining
 from trainer_service.usage.lists import UsageLists
 from trainer_service.webhooks.deliveries import Deliveries
 
@@ -53,7 +53,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         tokens: PageTokens,
         requests: CallPool,
         draining: asyncio.Event,
-        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        heartbeat_seconds: float,
     ) -> None:
         self._jobs, self._reports, self._submission = jobs, reports, submission
         self._datasets, self._info, self._webhooks, self._usage = datasets, info, webhooks, usage

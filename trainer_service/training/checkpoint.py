@@ -178,7 +178,7 @@ def check_match(
 
 
 def write_checkpoint(
-    state: RunState, trainees: Sequence[Trainee], best: Prefix | None, more: Mapping[str, torch.Tensor] | None = None
+    state: RunState, trainees: Sequence[Trainee], best: Prefix | None, more: Mapping[str, torch.Tensor] | None
 ) -> bytes:
     """The checkpoint's bytes. Updates `state.trainees` from the trainees. `more`: tensors of a distillation's study,
     which may be there before the trainees.

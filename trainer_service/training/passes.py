@@ -31,7 +31,7 @@ _Compute = Callable[[list[Any], int], list[Any]]
 class Passes:
     """The passes over one base model. `budget`: the positions that a pass may have now."""
 
-    def __init__(self, base_model: BaseModel, token_budget: int | None = None) -> None:
+    def __init__(self, base_model: BaseModel, token_budget: int | None) -> None:
         """`token_budget`: positions in a pass; the default fits into memory, and on a CPU keeps a step short.
 
         Raises PreconditionFailed for a model that can't be used for training.

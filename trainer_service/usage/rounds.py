@@ -124,7 +124,7 @@ class UsageRounds:
         keep_days: float,
         on_used_up: Callable[[Sequence[BudgetStatus]], None] = lambda statuses: None,
     ) -> None:
-        """`on_used_up` gets the used-up budgets of each round, in the pool's thread; `keep_days` 0: for ever."""
+        """`on_used_up` gets the used-up budgets of each round, in the pool's thread; `keep_days` 0: forever."""
         self._ledger, self._budgets, self._backend, self._pool = ledger, budgets, backend, pool
         self._tenants, self._observer, self._on_used_up = tenants, observer, on_used_up
         self._folding = UsageFolding(ledger, UsageSegments(backend))

@@ -39,7 +39,7 @@ class FairShares:
             for tenant in tenants - before:
                 self.served[tenant] = max(self.served.get(tenant, 0.0), start)
         # A counter at or below the smallest active one is obsolete: its tenant would start there anyway. Without active
-        # tenants all counters are dropped, so the dictionary doesn't grow for ever.
+        # tenants all counters are dropped, so the dictionary doesn't grow forever.
         floor = min((self.served[tenant] for tenant in now), default=math.inf)
         self.served = {tenant: value for tenant, value in self.served.items() if tenant in now or value > floor}
         self._charged = {tenant: when for tenant, when in self._charged.items() if tenant in self.served}

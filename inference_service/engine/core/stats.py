@@ -64,4 +64,4 @@ class EngineObserver:
         """A step has ended."""
 
     def on_finished(self, request: FinishedRequest) -> None:
-        """A request has ended, in whatever way."""
+        """A request has ended, for any reason."""

@@ -158,7 +158,7 @@ class PrefixCache:
 
     def _read(self, prefix: Prefix) -> PrefixKV:
         if self._reader is None:
-            raise PreconditionFailed("this engine takes no prefixes of keys and values")
+            raise PreconditionFailed("this engine can't serve prefixes of keys and values")
         kv = self._reader.read(prefix)
         if not kv.finite:
             raise DamagedBlob("the prefix has keys or values that are not finite in this model's dtype")

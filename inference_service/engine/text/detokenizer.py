@@ -101,7 +101,7 @@ class WindowDetokenizer:
         if len(after) <= len(before):
             return ""
         fresh = after[len(before) :]
-        # After five tokens a replacement character is no unfinished character (UTF-8 has at most four bytes).
+        # After five tokens a replacement character is not an unfinished character (UTF-8 has at most four bytes).
         if fresh.endswith(REPLACEMENT) and self._held < 5:
             if not final:
                 return ""

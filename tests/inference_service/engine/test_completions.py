@@ -82,8 +82,8 @@ def test_all_are_queued_or_none() -> None:
     assert set(drain(engine)) == {f"c{index}" for index in range(6)}
 
 
-def input_logprobs(engine: Engine, ids: tuple[int, ...], prefix_id: str | None, num: int = 2, **given: Any) -> Delta:
-    sampling = SamplingParams(temperature=0.0, max_new_tokens=3, ignore_eos=True, num_input_logprobs=num, **given)
+def input_logprobs(engine: Engine, ids: tuple[int, ...], prefix_id: str | None, **given: Any) -> Delta:
+    sampling = SamplingParams(temperature=0.0, max_new_tokens=3, ignore_eos=True, num_input_logprobs=2, **given)
     return run_one(engine, ids, sampling, prefix_id)
 
 

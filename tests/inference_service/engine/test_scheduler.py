@@ -167,8 +167,8 @@ def test_everything_ends_whatever_comes(
     assert all(item.finish_reason is FinishReason.LENGTH and item.num_generated == new for item, new, _ in arriving)
 
 
-def beginning_alike(arrival: int, num_common: int, num_own: int = 5, *, num_virtual: int = 0) -> RunningRequest:
-    item = sequence(arrival, num_common + num_own, num_virtual=num_virtual)
+def beginning_alike(arrival: int, num_common: int, *, num_virtual: int = 0) -> RunningRequest:
+    item = sequence(arrival, num_common + 5, num_virtual=num_virtual)
     item.tokens[:num_common] = range(num_common)
     return item
 

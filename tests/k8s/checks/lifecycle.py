@@ -1,5 +1,5 @@
 """How pods come and go: time to drain before the kill, rollouts that suit the job database, budgets that block no node
-for ever.
+forever.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from shared.security.tokens import hash_token, new_token
 from shared.store import open_store
 from shared.store.replicas import ReplicaDirectory, ReplicaRecord
 from tests.shared.rpc.service import Running, refusal, running_server
+from tests.softprompt.router.readings import metric
 from tests.softprompt.router.running import running_router
-from tests.softprompt.router.test_router import metric
 from tests.tcp_proxy import tcp_proxy
 from tests.waiting import until
 

@@ -13,7 +13,7 @@ from softprompt import Data
 from softprompt.data.inputs import input_columns, input_of, inputs_of
 from softprompt.data.prepare import prepare
 from softprompt.data.problems import UnusableData
-from tests.softprompt.data.test_files import examples_of
+from tests.softprompt.data.example_files import examples_of
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

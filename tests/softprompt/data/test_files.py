@@ -5,52 +5,30 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import re
-import zipfile
-from collections.abc import Callable, Sequence
-from datetime import date, datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import openpyxl
-import pandas as pd
-import pyarrow
 import pytest
-from pyarrow import parquet
 
 from shared.errors import InvalidInput, NotFound
 from softprompt import Data
-from softprompt.data.checking import DataReport, check
-from softprompt.data.inputs import input_columns, input_of
+from softprompt.data.checking import check
 from softprompt.data.prepare import prepare
 from softprompt.data.problems import UnusableData
-from softprompt.types.data import PreparedData
+from tests.softprompt.data.example_files import (
+    COLUMNS,
+    LINES,
+    OBJECTS,
+    ROWS,
+    WANTED,
+    csv_text,
+    examples_of,
+    to_parquet,
+    written,
+    xlsx,
+)
+from tests.softprompt.data.test_cells import ANSWER, QUESTION
 
-COLUMNS = ("question", "answer")
-ROWS = [("Wie heißt das?", "So, und so"), ('Say "hi"', "two\nlines"), ("7", "x")]
-WANTED = [{"input": question, "output": answer} for question, answer in ROWS]
-
-
-def csv_text(delimiter: str = ",", end: str = "\n") -> str:
-    lines = [COLUMNS, *ROWS]
-    return "".join(delimiter.join('"' + cell.replace('"', '""') + '"' for cell in line) + end for line in lines)
-
-
-def xlsx(path: Path) -> None:
-    book = openpyxl.Workbook()
-    for row in [(), ("Question ", "answer"), *ROWS[:2], (None, None), (7, "x")]:
-        book.active.append(row)
-    book.save(path)
-
-
-def to_parquet(path: Path) -> None:
-    questions, answers = zip(*ROWS, strict=True)
-    parquet.write_table(pyarrow.table({"question": questions, "answer": answers}), path)
-
-
-OBJECTS = [{"question": question, "answer": answer} for question, answer in ROWS]
-LINES = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in OBJECTS)
 FILES: dict[str, str | bytes | Callable[[Path], None]] = {
     "a.csv": csv_text(),
     "semicolons.csv": csv_text(";"),
@@ -79,19 +57,6 @@ FILES: dict[str, str | bytes | Callable[[Path], None]] = {
     + '{"question": "7", "answer": "x"}',
     "no-suffix": LINES,
 }
-
-
-def examples_of(prepared: PreparedData) -> list[dict[str, object]]:
-    content = prepared.content if isinstance(prepared.content, bytes) else prepared.content.read_bytes()
-    return [json.loads(line) for line in content.decode().splitlines() if line]
-
-
-def written(path: Path, content: str | bytes | Callable[[Path], None]) -> Path:
-    if callable(content):
-        content(path)
-    else:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -214,16 +179,6 @@ def test_a_directory_names_its_files_and_what_is_not_there_is_not_found(tmp_path
             prepare(odd)
 
 
-def test_an_encoding_can_be_named(tmp_path: Path) -> None:
-    path = written(tmp_path / "latin.csv", "text,label\nschön,a\n".encode("cp1252"))
-    assert examples_of(prepare(Data(path, encoding="cp1252"))) == [{"input": "schön", "label": "a"}]
-    for encoding in ("klingon", "rot13", "base64", "utf\0"):
-        with pytest.raises(InvalidInput, match="is not a known encoding"):
-            prepare(Data(path, encoding=encoding))
-    with pytest.raises(InvalidInput, match="is not in UTF-16"):
-        prepare(Data(path, encoding="utf-16"))
-
-
 def test_many_mistakes_make_one_message(tmp_path: Path) -> None:
     path = written(
         tmp_path / "a.jsonl",
@@ -237,250 +192,11 @@ def test_many_mistakes_make_one_message(tmp_path: Path) -> None:
     assert str(refused.value).startswith("a.jsonl: ")
 
 
-def test_an_error_in_a_cell_of_a_sheet_is_named(tmp_path: Path) -> None:
-    book = openpyxl.Workbook()
-    for row in (("text", "label"), ("a", "b"), ("c", "#N/A")):
-        book.active.append(row)
-    book["Sheet"]["B3"].data_type = "e"
-    book.create_sheet("Notes").append(("x",))
-    book.save(tmp_path / "a.xlsx")
-    with pytest.raises(InvalidInput, match=r"row 3: the cell B3 has the error #N/A"):
-        prepare(tmp_path / "a.xlsx")
-
-
-def test_other_sheets_are_named_if_the_first_is_not_understood(tmp_path: Path) -> None:
-    book = openpyxl.Workbook()
-    book.active.title = "About"
-    for row in (("File", "Colours"), ("Made by", "Petra")):
-        book.active.append(row)
-    book.create_sheet("Examples").append(("input", "output"))
-    book.save(tmp_path / "two.xlsx")
-    with pytest.raises(UnusableData) as refused:
-        prepare(tmp_path / "two.xlsx")
-    assert refused.value.advice == (
-        "sheet 'About' is read; not 'Examples': save the sheet that you need as a separate file"
-    )
-
-
-@pytest.mark.parametrize(
-    ("rows", "reason"),
-    [
-        ('<row r="99999999999999"><c r="A2" t="inlineStr"><is><t>x</t></is></c></row>', "rows beyond 1048576"),
-        ('<row><c r="XFD1"><v>1</v></c></row>' * 100, "more than 1000000 empty cells"),
-    ],
-    ids=["a row far away", "cells far away"],
-)
-def test_a_small_sheet_can_not_keep_a_reader_busy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str, reason: str
-) -> None:
-    monkeypatch.setattr("softprompt.data.sheets._MAX_EMPTY_CELLS", 1_000_000)
-    xlsx(tmp_path / "a.xlsx")
-    with zipfile.ZipFile(tmp_path / "a.xlsx") as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
-    (sheet,) = [name for name in parts if name.startswith("xl/worksheets/")]
-    parts[sheet] = parts[sheet].replace(b"</sheetData>", rows.encode() + b"</sheetData>")
-    with zipfile.ZipFile(tmp_path / "bomb.xlsx", "w") as archive:
-        for name, content in parts.items():
-            archive.writestr(name, content)
-    with pytest.raises(InvalidInput, match=reason):
-        prepare(tmp_path / "bomb.xlsx")
-
-
-LABELLED = [("input", "label"), ("one", "good"), ("two", "bad"), ("three", "good")]
-
-
-def checked(path: Path, rows: Sequence[tuple[Any, ...]], change: Callable[[openpyxl.Workbook], object]) -> DataReport:
-    book = openpyxl.Workbook()
-    for row in rows:
-        book.active.append(row)
-    change(book)
-    book.save(path)
-    return check(Data(str(path)))
-
-
-@pytest.mark.parametrize(
-    ("content", "problems", "num_examples"),
-    [
-        (b'{"input": "a", "label": "x"}\n{"input": "b\xff", "label": "x"}\n{"input": 1}\n', [2, 3], 1),
-        (b'input,label\na,x\n"two\nl\xe9nes",y\nb,x\n', [4], 2),
-        (b"input,label,\xe9\na,x,1\nb\xe9,y,1\n", [1], 0),
-        (b'[{"input": "a", "label": "x"},\n{"input": "\xe9", "label": "x"}]', [2], 0),
-    ],
-    ids=["lines", "a cell of two lines", "header", "document"],
-)
-def test_a_row_of_an_unknown_encoding_is_counted_once(
-    tmp_path: Path, content: bytes, problems: list[int], num_examples: int
-) -> None:
-    path = tmp_path / "a.txt"
-    path.write_bytes(content)
-    found = check(Data(str(path)))
-    assert [problem.place for problem in found.problems] == [f"line {line}" for line in problems]
-    assert (found.num_problems, found.num_examples) == (len(problems), num_examples)
-    assert found.fix == {"--encoding": "cp1252"}
-
-
 def test_an_example_that_trainers_refuse_for_its_length_is_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f"input,label\n{'x' * (1 << 20)},good\nshort,bad\n")
     found = check(Data(str(path)))
     assert ([problem.place for problem in found.problems], found.num_examples) == (["line 2"], 1)
-
-
-def test_empty_cells_of_a_sheet_are_explained(tmp_path: Path) -> None:
-    merged = checked(tmp_path / "merged.xlsx", LABELLED, lambda book: book.active.merge_cells("B2:B4"))
-    assert [problem.place for problem in merged.problems] == ["row 3", "row 4"]
-    assert re.fullmatch(r"merged cells [^;]*\(B2:B4\)", merged.advice)
-    formula = checked(tmp_path / "formula.xlsx", [*LABELLED, ("four", '=IF(A2="x","good","bad")')], lambda book: None)
-    assert [problem.place for problem in formula.problems] == ["row 5"]
-    assert re.fullmatch(r"formulas without a saved value [^;]*\(B5\)", formula.advice)
-    whole_row = checked(tmp_path / "row.xlsx", [*LABELLED, ("=1+1", "=A2")], lambda book: None)
-    assert any("formulas without a saved value" in note for note in whole_row.notes)
-    with pytest.raises(UnusableData) as refused:
-        prepare(str(tmp_path / "formula.xlsx"))
-    assert "B5" in refused.value.advice
-
-
-def test_dates_of_a_sheet_have_no_time_unless_the_cell_shows_one(tmp_path: Path) -> None:
-    rows = [("input", "label"), ("a", date(2026, 3, 5)), ("b", datetime(2026, 3, 5, 0, 0)), ("c", "x")]
-    assert set(checked(tmp_path / "a.xlsx", rows, lambda book: None).labels) == {
-        "2026-03-05",
-        "2026-03-05T00:00:00",
-        "x",
-    }
-
-
-def test_control_characters_of_a_sheet_are_not_read_as_excel_escapes_them(tmp_path: Path) -> None:
-    book = openpyxl.Workbook()
-    for row in [("input", "label"), ("one_x000D_\ntwo", "x"), ("snake_x000d_case_x0041_ _x005F_x000D_", "y")]:
-        book.active.append(row)
-    book.save(tmp_path / "a.xlsx")
-    assert [example["input"] for example in examples_of(prepare(tmp_path / "a.xlsx"))] == [
-        "one\r\ntwo",
-        "snake\rcase_x0041_ _x000D_",
-    ]
-
-
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_quotes_may_begin_after_spaces(delimiter: str, tmp_path: Path) -> None:
-    header, plain = delimiter.join(("input", ' "label"')), delimiter.join(("hello", " positive"))
-    quoted = delimiter.join((f'"one{delimiter} two"', '  "negative"'))
-    text = delimiter.join((f'"say{delimiter} ""so"""', "negative"))
-    path = written(tmp_path / "a.csv", "\n".join([header, plain, quoted, text, '"two', f'lines{delimiter} ""x"""']))
-    path.write_text(path.read_text() + f'{delimiter}"positive"\n')
-    assert [tuple(example.values()) for example in examples_of(prepare(path))] == [
-        ("hello", "positive"),
-        (f"one{delimiter} two", "negative"),
-        (f'say{delimiter} "so"', "negative"),
-        (f'two\nlines{delimiter} "x"', "positive"),
-    ]
-
-
-@pytest.mark.parametrize("delimiter", [",", ";"])
-def test_quotes_after_spaces_are_read_in_the_first_cell_and_in_a_row_of_several_lines(
-    delimiter: str, tmp_path: Path
-) -> None:
-    rows = [("input", "output"), (f' "one{delimiter} two"', "a"), ('"two\nlines"', ' "b"'), (' "three"', '"c\nd"')]
-    path = written(tmp_path / "a.csv", "\n".join(map(delimiter.join, rows)))
-    assert [tuple(example.values()) for example in examples_of(prepare(path))] == [
-        (f"one{delimiter} two", "a"),
-        ("two\nlines", "b"),
-        ("three", "c\nd"),
-    ]
-    path = written(tmp_path / "a.csv", f'input{delimiter}output\nhello{delimiter} "two\nlines{delimiter} more"\n')
-    with pytest.raises(UnusableData, match=r"line 2: has a quote .* after a space that is not closed on the same line"):
-        prepare(path)
-
-
-QUESTION, ANSWER = {"role": "user", "content": 'it\'s "new"\nline'}, {"role": "assistant", "content": "b"}
-
-
-@pytest.mark.parametrize("write", [json.dumps, str], ids=["JSON", "Python"])
-def test_conversations_in_cells_are_read_as_json_and_as_pandas_writes_them(
-    write: Callable[[object], str], tmp_path: Path
-) -> None:
-    wanted = [{"messages": [QUESTION, ANSWER]}]
-    chat, trl = pd.DataFrame({"messages": [write([QUESTION, ANSWER])]}), tmp_path / "trl.csv"
-    chat.to_csv(tmp_path / "a.csv", index=False)
-    assert examples_of(prepare(tmp_path / "a.csv")) == wanted
-    pd.DataFrame({"prompt": [write([QUESTION])], "completion": [write([ANSWER])]}).to_csv(trl, index=False)
-    assert examples_of(prepare(trl)) == wanted
-    row = pd.read_csv(trl).to_dict("records")[0]
-    assert input_of(row, input_columns(list(row))) == [QUESTION]
-    label = written(tmp_path / "label.jsonl", json.dumps({"input": write([QUESTION]), "label": "x"}) + "\n")
-    assert examples_of(prepare(label)) == [{"input": write([QUESTION]), "label": "x"}], "a text with a label stays one"
-
-
-@pytest.mark.parametrize("write", [json.dumps, str, list], ids=["JSON", "Python", "list"])
-def test_a_conversation_in_a_column_of_any_name_is_asked_as_it_is_learned(write: Callable[[object], Any]) -> None:
-    """Learned with `--messages dialog`, asked with `--input dialog`."""
-    row = {"id": 1, "dialog": write([QUESTION, ANSWER])}
-    assert examples_of(prepare(Data([row], messages="dialog", drop_extra=True))) == [{"messages": [QUESTION, ANSWER]}]
-    assert input_of(row, input_columns(list(row), "dialog")) == [QUESTION]
-    labelled = {"text": str([QUESTION]), "label": "x"}
-    assert input_of(labelled, input_columns(list(labelled))) == labelled["text"]
-
-
-@pytest.mark.parametrize("columns", [("messages",), ("prompt", "completion")])
-def test_arrays_of_turns_that_pandas_wrote_are_refused_in_a_sentence(columns: tuple[str, ...], tmp_path: Path) -> None:
-    cell = str(np.array([QUESTION, ANSWER], dtype=object))  # without commas
-    pd.DataFrame({name: [cell] * 3 for name in columns}).to_csv(tmp_path / "a.csv", index=False)
-    with pytest.raises(UnusableData, match=r"this looks like a Python value: write it with json\.dumps") as refused:
-        prepare(tmp_path / "a.csv")
-    assert len(refused.value.violations) == 1
-
-
-def test_a_turn_may_say_the_same_under_both_names(tmp_path: Path) -> None:
-    both = {"role": "user", "from": "human", "content": "a", "value": "a"}
-    assert examples_of(prepare([{"messages": [both, ANSWER]}])) == [
-        {"messages": [{"role": "user", "content": "a"}, ANSWER]}
-    ]
-    for name, other in (("from", "gpt"), ("value", "b")):
-        with pytest.raises(InvalidInput, match=f"has '{name}' beside role and content"):
-            prepare([{"messages": [{**both, name: other}, ANSWER]}])
-
-
-UNMARKED = {
-    "Chinese": ("这个产品非常好用，我很喜欢", "好"),
-    "Japanese": ("これは、とても\u3000良い", "良い"),
-    "Russian": ("Это очень хороший товар", "да"),
-    "Gurmukhi": ("ਇਹ ਬਹੁਤ ਵਧੀਆ ਹੈ", "ਹਾਂ"),
-    "emoji": ("\U0001f44d\U0001f3fd" * 9, "\U0001f44d"),
-}
-
-
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-@pytest.mark.parametrize("script", UNMARKED)
-def test_utf_16_without_a_mark_is_read_in_any_script(script: str, encoding: str, tmp_path: Path) -> None:
-    text, label = UNMARKED[script]
-    wanted = [{"input": text * count, "label": label} for count in (1, 300, 2)]
-    lines = [json.dumps(example, ensure_ascii=False) for example in wanted]
-    table = "".join(f'"{example["input"]}",{label}\r\n' for example in wanted)
-    files = {"a.csv": "input,label\r\n" + table, "a.jsonl": "\n".join(lines), "a.json": f"[{','.join(lines)}]"}
-    for name, content in files.items():
-        prepared = prepare(written(tmp_path / name, content.encode(encoding)))
-        assert examples_of(prepared) == wanted
-        assert encoding.upper() in prepared.format
-
-
-def test_a_hidden_sheet_is_read_only_if_no_other_has_rows(tmp_path: Path) -> None:
-    def hide(book: openpyxl.Workbook) -> None:
-        book.active.sheet_state = "hidden"
-        for row in LABELLED[:2]:
-            book.create_sheet("Seen") if len(book.worksheets) == 1 else None
-            book["Seen"].append(row)
-
-    assert checked(tmp_path / "a.xlsx", LABELLED, hide).num_examples == 1
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.xlsx"])
-def test_a_column_that_is_named_twice_is_one_problem(tmp_path: Path, name: str) -> None:
-    rows = [("input", "input", "label"), *([("a", "b", "c")] * 9)]
-    if name == "a.xlsx":
-        found = checked(tmp_path / name, rows, lambda book: None)
-    else:
-        (tmp_path / name).write_text("\n".join(",".join(map(str, row)) for row in rows))
-        found = check(Data(str(tmp_path / name)))
-    assert ["names a column twice" in problem.reason for problem in found.problems] == [True]
 
 
 PANDAS_FORMS = {
@@ -555,38 +271,3 @@ def test_labels_that_look_the_same_are_told_however_many_they_are(tmp_path: Path
     (note,) = check(Data(str(path))).repetition.label_notes
     assert note.startswith("labels that look the same but are different, with their examples: ")
     assert "'cafe\\u0301' (1) and 'caf\\xe9' (1), 'soso' (1) and 'so\\xadso' (1). " in note
-
-
-def test_postcodes_of_a_sheet_keep_the_zeros_that_it_shows(tmp_path: Path) -> None:
-    def zip_codes(book: openpyxl.Workbook) -> None:
-        sheet = book["Sheet"]
-        sheet["B2"].number_format = sheet["B3"].number_format = "00000"
-
-    found = checked(tmp_path / "a.xlsx", [("input", "label"), ("a", 1234), ("b", 98765), ("c", 1234)], zip_codes)
-    assert set(found.labels) == {"01234", "98765", "1234"}
-
-
-@pytest.mark.parametrize(
-    ("text", "encoding", "named"),
-    [
-        ("schön “gut”", "cp1252", "cp1252"),
-        ("привет", "cp1251", ""),
-        ("你好，世界", "gb18030", ""),
-        ("日本", "shift_jis", ""),
-    ],
-)
-def test_an_encoding_is_advised_only_where_it_is_likely(text: str, encoding: str, named: str, tmp_path: Path) -> None:
-    path = written(tmp_path / "a.csv", f"input,label\n{text},a\n".encode(encoding))
-    with pytest.raises(UnusableData, match="line 2: is not UTF-8: byte") as refused:
-        prepare(path)
-    assert refused.value.fix == ({"--encoding": named} if named else {})
-    assert (named or "such as cp1251 (Cyrillic), gb18030 (Chinese) or shift_jis") in refused.value.advice
-    assert check(Data(str(path))).fix == refused.value.fix
-    assert examples_of(prepare(Data(path, encoding=encoding)))[0]["input"] == text
-
-
-def test_a_byte_that_the_named_encoding_does_not_have_is_no_matter_of_utf_8(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.csv", b"input,label\na\x81b,x\n")
-    with pytest.raises(UnusableData, match="line 2: is not CP1252: byte 0x81 at character 2") as refused:
-        prepare(Data(path, encoding="cp1252"))
-    assert not refused.value.fix, "it is the encoding that was named"

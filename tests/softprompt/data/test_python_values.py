@@ -22,7 +22,7 @@ from pyarrow import parquet
 from shared.errors import InvalidInput
 from softprompt import Data, Example, Message
 from softprompt.data.prepare import prepare
-from tests.softprompt.data.test_files import examples_of
+from tests.softprompt.data.example_files import examples_of
 
 
 class Label(str, enum.Enum):  # noqa: UP042 (the kind whose str() is its name)

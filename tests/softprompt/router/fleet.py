@@ -86,9 +86,9 @@ class Fleet:
         chosen = {**_INFERENCE, "BASE_MODEL": str(model_dir), "REPLICA": name, **settings}
         return await self._started("inference", name, chosen)
 
-    async def router(self, name: str = "router", **settings: str) -> Running:
+    async def router(self, **settings: str) -> Running:
         """Ready once it has found a replica."""
-        return await self._started("router", name, settings)
+        return await self._started("router", "router", settings)
 
     def forked(self, name: str, target: Callable[..., object], *arguments: Any) -> BaseProcess:
         """A process that calls `target`, a function of a module."""

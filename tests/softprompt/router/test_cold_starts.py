@@ -20,8 +20,8 @@ from softprompt.router.server import serve
 from softprompt.router.settings import RouterSettings
 from softprompt.routing.cold_starts import ColdStarts
 from tests.inference_service.replica import blob, generate_request, matrix, publish, refusal, running_replica
+from tests.softprompt.router.readings import metric
 from tests.softprompt.router.running import Router, running_router
-from tests.softprompt.router.test_router import metric
 from tests.tiny_models import save_tiny_llama
 from tests.waiting import until
 

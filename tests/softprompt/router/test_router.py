@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,17 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from prompttuning.v1 import generation_pb2 as pb
-from prompttuning.v1 import generation_pb2_grpc
 
-from shared.errors import InvalidInput, NotFound, Overloaded, Unauthenticated, Unavailable
-from shared.prompt.manifest import utc_now
+from shared.errors import InvalidInput, NotFound, Unavailable
 from shared.security.tokens import hash_token, new_token
 from shared.store import open_store
 from shared.store.replicas import ReplicaDirectory, ReplicaRecord
-from softprompt.client.security import ClientSecurity
-from softprompt.routing.ask import ROUTED_KEY
 from tests.inference_service.conftest import Brake
 from tests.inference_service.replica import (
     Replica,
@@ -34,7 +28,7 @@ from tests.inference_service.replica import (
 )
 from tests.inference_service.test_visibility_rpc import TIMES, requests_of
 from tests.rpc_outcome import outcome_of
-from tests.shared.security.pki import Authority
+from tests.softprompt.router.readings import metric, reads_records, serves
 from tests.softprompt.router.running import Router, knows, lie, running_router
 from tests.tiny_models import save_tiny_llama
 from tests.waiting import until
@@ -74,20 +68,6 @@ async def record_of(replica: Replica, base_model: str) -> ReplicaRecord:
 
     await until(look)
     return found[0]
-
-
-async def metric(router: Router, name: str, **labels: str) -> float:
-    def scrape() -> str:
-        import urllib.request
-
-        with urllib.request.urlopen(f"http://127.0.0.1:{router.metrics_port}/metrics") as response:
-            return str(response.read().decode())
-
-    for family in text_string_to_metric_families(await asyncio.to_thread(scrape)):
-        for sample in family.samples:
-            if sample.name == name and labels.items() <= sample.labels.items():
-                return float(sample.value)
-    return 0.0
 
 
 async def test_each_prompt_and_base_model_reaches_its_replica(two: tuple[Router, Replica, Replica]) -> None:
@@ -249,37 +229,6 @@ async def test_cancellations_reach_the_replica_and_a_drain_lets_streams_finish(
     await until(router.done.done)
 
 
-async def test_a_call_is_passed_on_with_its_deadline_token_id_and_trace_and_nothing_else(tmp_path: Path) -> None:
-    seen: list[tuple[float, dict[str, Any]]] = []
-
-    class Witness(generation_pb2_grpc.GenerationServiceServicer):
-        async def CountTokens(self, request: Any, context: Any) -> Any:
-            seen.append((context.time_remaining(), dict(context.invocation_metadata())))
-            return pb.CountTokensResponse()
-
-    server = grpc.aio.server()
-    generation_pb2_grpc.add_GenerationServiceServicer_to_server(Witness(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    directory = ReplicaDirectory(open_store(str(tmp_path / "store")).backend)
-    record = ReplicaRecord(
-        id="witness", base_model="m", base_model_fingerprint="f", address=f"127.0.0.1:{port}", started_at=utc_now()
-    )
-    directory.put(record)
-    try:
-        async with running_router(tmp_path / "r", tmp_path / "store") as router:
-            trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-            metadata = (("authorization", "Bearer x"), ("x-request-id", "id-1"), ("traceparent", trace))
-            cookie = (("cookie", "a=b"), ("data-bin", b"\xff"))
-            await router.stub.CountTokens(pb.CountTokensRequest(), metadata=(*metadata, *cookie), timeout=500)
-    finally:
-        await server.stop(0)
-    ((remaining, passed_on),) = seen
-    assert 300 < remaining <= 500
-    assert dict(metadata).items() <= passed_on.items()
-    assert passed_on.keys() - dict(metadata).keys() == {"user-agent", ROUTED_KEY}
-
-
 async def test_the_router_goes_on_while_the_store_is_away(two: tuple[Router, Replica, Replica]) -> None:
     router, llama, _ = two
     llama.store_dir.rename(llama.store_dir.with_name("away"))
@@ -321,81 +270,3 @@ async def test_base_models_stay_known_while_replicas_cannot_write_their_records(
             expected = (await other.generate("hi")).output
             for _ in range(8):
                 assert (await with_default.stub.Generate(generate_request("hi"))).output == expected
-
-
-async def serves(router: Router, base_model: str) -> None:
-    """Wait until the router is connected to one replica of the base model."""
-
-    async def look() -> bool:
-        return await metric(router, "softprompt_router_replicas", base_model=base_model, state="serving") == 1
-
-    await until(look)
-
-
-async def reads_records(router: Router) -> None:
-    """Wait until the router has read the records of this moment: the read after the one that may run now has ended."""
-    ends = set[float]()
-
-    async def look() -> bool:
-        ends.add(await metric(router, "softprompt_router_store_last_contact_timestamp_seconds"))
-        return len(ends) > 2
-
-    await until(look)
-
-
-async def test_a_router_with_a_certificate_acts_for_no_caller_without_a_token(
-    tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    authority = Authority()
-    (tmp_path / "ca.crt").write_bytes(authority.certificate)
-    certificate, key = authority.issue("service").write(tmp_path)
-    tls = {"tls_certificate_file": str(certificate), "tls_key_file": str(key)}
-    callers = tmp_path / "callers.json"
-    both = [
-        {"name": "router", "roles": ["admin"], "certificates": ["service"]},
-        {"name": "shop", "roles": ["generator"], "prompts": ["*"], "token_sha256": [hash_token(TOKEN)]},
-    ]
-    callers.write_text(json.dumps({"callers": both}))
-    security = ClientSecurity(
-        tls=True, ca_file=str(tmp_path / "ca.crt"), certificate_file=str(certificate), key_file=str(key)
-    )
-    publish(open_store(str(tmp_path / "store")), blob(tiny_model_dir, matrix(1)))
-    settings: dict[str, Any] = {"callers_file": str(callers), "tls_client_ca_file": str(tmp_path / "ca.crt"), **tls}
-    async with (
-        running_replica(tiny_model_dir, tmp_path / "a", store_dir=tmp_path / "store", host="localhost", **settings),
-        running_router(tmp_path / "r", tmp_path / "store", security, host="localhost", **tls) as router,
-    ):
-        credentials = grpc.ssl_channel_credentials(root_certificates=authority.certificate)
-        async with grpc.aio.secure_channel(f"localhost:{router.port}", credentials) as channel:
-            stub: Any = generation_pb2_grpc.GenerationServiceStub(channel)
-            assert isinstance(await refusal(stub.Generate(generate_request("hi", "tone"))), Unauthenticated)
-            with_token = (("authorization", f"Bearer {TOKEN}"),)
-            answer = await stub.Generate(generate_request("hi", "tone"), metadata=with_token)
-            assert answer.start.version == "prompts/tone/versions/1"
-
-
-async def test_requests_of_running_calls_are_bounded_in_bytes(
-    tiny_model_dir: Path, tmp_path: Path, brake: Brake
-) -> None:
-    brake.holds = True
-    store = open_store(str(tmp_path / "store"))
-    publish(store, blob(tiny_model_dir, matrix(1)))
-    async with (
-        running_replica(tiny_model_dir, tmp_path / "a", store_dir=tmp_path / "store"),
-        running_router(tmp_path / "r", tmp_path / "store", max_request_bytes=100) as router,
-    ):
-        held = router.stub.GenerateStream(stream_request("hi " * 40, "tone", max_new_tokens=200, ignore_eos=True))
-        await held.read()  # one alone may have any size
-        error = await refusal(router.stub.Generate(generate_request("hi", "tone")))
-        assert isinstance(error, Overloaded)
-        assert error.retry_after_seconds > 0
-        held.cancel()
-
-        async def has_room() -> bool:
-            try:
-                await router.stub.CountTokens(pb.CountTokensRequest(input=pb.GenerationInput(prompt="tone", text="hi")))
-            except grpc.aio.AioRpcError:
-                return False
-            return True
-
-        await until(has_room)

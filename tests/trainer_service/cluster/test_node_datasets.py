@@ -29,8 +29,8 @@ from trainer_service.training.events import (
 )
 
 
-def dataset(directory: Path, first: str = "plain", count: int = 10) -> tuple[DatasetFile, bytes]:
-    data = b"".join(json.dumps({"input": f"{first} {line}", "output": "yes"}).encode() + b"\n" for line in range(count))
+def dataset(directory: Path, first: str = "plain") -> tuple[DatasetFile, bytes]:
+    data = b"".join(json.dumps({"input": f"{first} {line}", "output": "yes"}).encode() + b"\n" for line in range(10))
     path = directory / f"{first}.jsonl"
     path.write_bytes(data)
     return DatasetFile(hashlib.sha256(data).hexdigest(), str(path), len(data)), data

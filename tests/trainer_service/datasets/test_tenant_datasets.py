@@ -16,14 +16,24 @@ from prometheus_client.parser import text_string_to_metric_families
 from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import InvalidInput, NotFound, Overloaded, PreconditionFailed
-from shared.security.tokens import hash_token, new_token
+from shared.security.tokens import hash_token
 from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
-from tests.trainer_service.requests import classification_examples, inline, json_lines, tuning_spec, upload_of
+from tests.trainer_service.datasets.tenants import (
+    NAMES,
+    TOKENS,
+    by,
+    content,
+    create,
+    delete,
+    get,
+    listed,
+    status,
+    upload,
+)
+from tests.trainer_service.requests import classification_examples, inline, json_lines, tuning_spec
 from tests.waiting import until
 from trainer_service.config import TrainerSettings
 
-NAMES = ("acme", "acme-2", "rival")
-TOKENS = {name: new_token() for name in NAMES}
 UNKNOWN = "datasets/sha256-" + "0" * 64
 QUOTA = 3_000
 
@@ -51,47 +61,6 @@ def guarded(stored_settings: TrainerSettings, tmp_path: Path) -> TrainerSettings
 async def trainer(guarded: TrainerSettings) -> AsyncIterator[RunningTrainer]:
     async with running_trainer(guarded) as running:
         yield running
-
-
-def by(name: str) -> dict[str, Any]:
-    return {"metadata": (("authorization", f"Bearer {TOKENS[name]}"),)}
-
-
-async def upload(trainer: RunningTrainer, name: str, data: bytes, **header: Any) -> str:
-    response = await trainer.tuning.UploadDataset(upload_of(data, **header), **by(name))
-    return str(response.dataset)
-
-
-async def create(trainer: RunningTrainer, name: str, **fields: Any) -> pb.TuningJob:
-    spec = tuning_spec(**{"publish": pb.PublishPolicy(alias="-"), **fields})
-    job: pb.TuningJob = (await trainer.tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=spec), **by(name))).job
-    return job
-
-
-async def listed(trainer: RunningTrainer, name: str, **fields: Any) -> pb.ListDatasetsResponse:
-    response: pb.ListDatasetsResponse = await trainer.tuning.ListDatasets(pb.ListDatasetsRequest(**fields), **by(name))
-    return response
-
-
-async def get(trainer: RunningTrainer, name: str, dataset: str) -> pb.Dataset:
-    found: pb.Dataset = (await trainer.tuning.GetDataset(pb.GetDatasetRequest(name=dataset), **by(name))).dataset
-    return found
-
-
-async def content(trainer: RunningTrainer, name: str, dataset: str) -> bytes:
-    call = trainer.tuning.DownloadDataset(pb.DownloadDatasetRequest(name=dataset), **by(name))
-    return b"".join([response.chunk async for response in call])
-
-
-def delete(trainer: RunningTrainer, name: str, dataset: str) -> Any:
-    return trainer.tuning.DeleteDataset(pb.DeleteDatasetRequest(name=dataset), **by(name))
-
-
-def status(error: Exception) -> tuple[Any, str]:
-    """The status on the wire: its code and its text."""
-    cause = error.__cause__
-    assert isinstance(cause, grpc.aio.AioRpcError)
-    return cause.code(), cause.details() or ""
 
 
 async def test_another_tenants_dataset_is_unknown_word_for_word(trainer: RunningTrainer) -> None:
@@ -302,23 +271,23 @@ async def test_errors_about_a_file_say_where_and_never_what(trainer: RunningTrai
         {"validation_dataset": source},
         {"dataset": source, "labels": ["a", "b"]},
     )
-    for content, fields in itertools.product(LEAKY, wishes):
-        (tmp_path / "roots/all/secret").write_bytes(content + b"\n")
+    for data, fields in itertools.product(LEAKY, wishes):
+        (tmp_path / "roots/all/secret").write_bytes(data + b"\n")
         error = await refused(create(trainer, "rival", **fields))
-        assert isinstance(error, InvalidInput), content
+        assert isinstance(error, InvalidInput), data
         assert SECRET not in f"{error.message} {error.violations} {error.metadata} {status(error)}"
         assert "Infinity" not in error.message
         assert all("line " in violation.field or violation.field == "spec.labels" for violation in error.violations)
 
 
 async def test_what_a_caller_sends_itself_is_quoted(trainer: RunningTrainer) -> None:
-    for content, quoted in (
+    for data, quoted in (
         (LEAKY[0], "'hunter2'"),
         (LEAKY[1], "'hunter2'"),
         (LEAKY[2], "' hunter2'"),
         (LEAKY[3], "'hunter2'"),
     ):
-        assert quoted in (await refused(upload(trainer, "rival", content))).message
+        assert quoted in (await refused(upload(trainer, "rival", data))).message
     labels = inline([pb.Example(input="a", label="x"), pb.Example(input="b", label="hunter2")])
     assert (
         "'hunter2' is not in the label set"

@@ -64,7 +64,7 @@ async def test_drain_ends_within_its_grace_time(service: Service, silent: tuple[
     close = worker.close
     for method in silent:
         setattr(worker, method, hang)
-    await service.manager._dispatcher.drain(4.0)  # enough for the healthy worker, and the other one hangs for ever
+    await service.manager._dispatcher.drain(4.0)  # enough for the healthy worker, and the other one hangs forever
     for job_id in (deaf, fine.id):
         assert service.store.record(job_id).job.state is JobState.QUEUED
     worker.close = close

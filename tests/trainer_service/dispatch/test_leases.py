@@ -86,18 +86,22 @@ async def test_leases_are_renewed_again_after_the_database_was_away(
     assert len(refused) == 2
 
 
-async def test_a_trainer_that_waited_for_the_database_lets_the_others_renew_their_leases_first() -> None:
-    calls, taken, has_started, has_hung = list[str](), asyncio.Event(), False, False
+async def test_a_trainer_that_waited_for_the_database_lets_the_others_renew_their_leases_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls, taken, has_started, waited_seconds = list[str](), asyncio.Event(), False, 0.0
 
     async def call(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return method(*args, **options)
 
     def now() -> float:
-        nonlocal has_hung
-        if has_started and not has_hung:
-            has_hung = True
-            time.sleep(0.3)  # longer than half the lease
+        nonlocal waited_seconds
+        if has_started:
+            waited_seconds = 0.3  # longer than half the lease
         return time.time()
+
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + waited_seconds)
+    monkeypatch.setattr("trainer_service.dispatch.leases.time", clock)
 
     def renew(owner: str, lease_until: float) -> None:
         calls.append("renew")

@@ -1,4 +1,4 @@
-"""What a receiver can do to the one that sends: hang, answer byte by byte or for ever, redirect."""
+"""What a receiver can do to the one that sends: hang, answer byte by byte or forever, redirect."""
 
 from __future__ import annotations
 

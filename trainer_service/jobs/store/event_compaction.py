@@ -24,7 +24,7 @@ _THINNED = (JobEventKind.PROGRESS, JobEventKind.EVALUATION, JobEventKind.CHECKPO
 _BATCH = 500
 
 
-def jobs_to_compact(database: Database, limit: int = 100) -> Sequence[str]:
+def jobs_to_compact(database: Database, limit: int) -> Sequence[str]:
     """Ids of ended jobs whose events were not thinned yet, those that ended first at the front."""
     ended = jobs.c.end_time < time.time() - COMPACT_AFTER_SECONDS
     query = select(jobs.c.id).where(jobs.c.compacted.is_(False), ended).order_by(jobs.c.end_time)

@@ -17,7 +17,7 @@ def tenants_with_ended_jobs(database: Database) -> Sequence[str]:
     return database.scalars(select(jobs.c.tenant).where(jobs.c.end_time.is_not(None)).distinct())
 
 
-def expired_jobs(database: Database, tenant: str, before: float, limit: int = 100) -> Sequence[Row[str, str]]:
+def expired_jobs(database: Database, tenant: str, before: float, limit: int) -> Sequence[Row[str, str]]:
     """Id and prompt of the tenant's jobs that ended before the time `before`, the oldest first."""
     query = select(jobs.c.id, jobs.c.prompt).where(jobs.c.tenant == tenant, jobs.c.end_time < before)
     return database.rows(query.order_by(jobs.c.end_time).limit(limit))

@@ -33,6 +33,6 @@ def request_for(document: str, number: int, seed: int) -> tuple[str, str]:
 
 
 def question_of(answer: str) -> str:
-    """The question in what the model wrote: its first line that is not blank, without quotation marks around it."""
+    """The question in the model's text: its first line that is not blank, without quotation marks around it."""
     line = next((line.strip() for line in answer.splitlines() if line.strip()), "")
     return line.strip('"“” ').strip()

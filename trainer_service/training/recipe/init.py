@@ -36,9 +36,9 @@ def initial_matrix(
     init: Init,
     num_virtual_tokens: int,
     generator: torch.Generator,
-    labels: Sequence[str] = (),
-    source: Prefix | None = None,
-    texts: Iterable[Sequence[int]] = (),
+    labels: Sequence[str],
+    source: Prefix | None,
+    texts: Iterable[Sequence[int]],
 ) -> torch.Tensor:
     """The initial matrix, `[num_virtual_tokens, hidden_size]`, float32, on the model's device.
 

@@ -26,8 +26,8 @@ from trainer_service.training.spec import Example, FilledDistillation
 POSITIONS = 640
 
 
-def _base(model_type: str = "llama") -> Any:
-    base = build(model_type, max_position_embeddings=POSITIONS)
+def _base() -> Any:
+    base = build("llama", max_position_embeddings=POSITIONS)
     return replace(base, info=replace(base.info, max_positions=POSITIONS))
 
 
