@@ -21,6 +21,7 @@ FILES = frozenset(
         "trainer_service/training/test_true_numbers.py",
         "trainer_service/usage/test_usage_calls.py",
         "trainer_service/usage/test_usage_under_kills.py",
+        "fuzz/test_fuzz.py",
         "inference_service/engine/guide/test_guided.py",
         "inference_service/engine/guide/test_limits.py",
         "inference_service/engine/kv/test_clean_rows.py",
@@ -45,6 +46,7 @@ FILES = frozenset(
         "softprompt/test_async_client.py",
         "softprompt/test_chat_cli.py",
         "softprompt/test_cli.py",
+        "softprompt/test_data_cli.py",
         "softprompt/test_data_files_cli.py",
         "softprompt/test_datasets_cli.py",
         "softprompt/test_demo.py",
@@ -55,6 +57,7 @@ FILES = frozenset(
         "softprompt/test_hub_models.py",
         "softprompt/test_local.py",
         "softprompt/test_models.py",
+        "softprompt/test_portable.py",
         "softprompt/test_promotion.py",
         "softprompt/test_prompts_cli.py",
         "softprompt/test_report.py",
@@ -64,16 +67,19 @@ FILES = frozenset(
         "softprompt/test_terminal.py",
         "softprompt/test_tracking.py",
         "softprompt/test_tuning_client.py",
+        "softprompt/test_verdict.py",
         "softprompt/test_watch_interruptions.py",
         "test_architectures.py",
         "test_end_to_end.py",
         "test_golden_records.py",
         "test_interchange.py",
+        "test_quantised_models.py",
         "test_trained_prompt_is_served.py",
         "trainer_service/database/test_database_hangs.py",
         "trainer_service/database/test_move.py",
         "trainer_service/datasets/test_csv_upload.py",
         "trainer_service/datasets/test_data_end_to_end.py",
+        "trainer_service/datasets/test_repeated_uploads.py",
         "trainer_service/datasets/test_tenant_datasets.py",
         "trainer_service/dispatch/test_broken_models.py",
         "trainer_service/dispatch/test_deadlines.py",
@@ -90,6 +96,7 @@ FILES = frozenset(
         "trainer_service/jobs/store/test_worker_slots.py",
         "trainer_service/jobs/test_transitions.py",
         "trainer_service/maintenance/test_retention_races.py",
+        "trainer_service/maintenance/test_retention_rounds.py",
         "trainer_service/publish/test_alias_claim.py",
         "trainer_service/publish/test_publish_audit.py",
         "trainer_service/publish/test_publish_fencing.py",
@@ -112,13 +119,21 @@ _ROOT = Path(__file__).parent
 
 def is_slow(item: pytest.Item) -> bool:
     """Whether a collected test belongs to one of the lists above."""
-    path = item.path.relative_to(_ROOT).as_posix()
     parameters = (
         item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
     )
-    return (
-        path in FILES
-        or path.rpartition("/")[0] in SERVICES
-        or path.startswith(tuple(f"{folder}/" for folder in FOLDERS))
-        or any(isinstance(value, str) and value in PARAMETERS for value in parameters)
-    )
+    return has_only_slow_tests(item.path) or any(isinstance(value, str) and value in PARAMETERS for value in parameters)
+
+
+def has_only_slow_tests(path: Path) -> bool:
+    """Whether all tests of a file, or of a folder with those below, are slow by the lists above."""
+    if not path.is_relative_to(_ROOT):
+        return False
+    name = path.relative_to(_ROOT).as_posix()
+    in_folders = f"{name}/".startswith(tuple(f"{folder}/" for folder in FOLDERS))
+    return in_folders or name in FILES or (path.name.startswith("test_") and name.rpartition("/")[0] in SERVICES)
+
+
+def leaves_out_slow_tests(markers: str) -> bool:
+    """Whether an expression of `-m` deselects every slow test: it joins conditions by `and`, and one is `not slow`."""
+    return not {"or", "("} & set(markers.replace("(", " ( ").split()) and "not slow" in markers.split(" and ")
