@@ -2,8 +2,8 @@
 
     python -m benchmarks.train.search
 
-The figure is a count that depends only on the recipe, so a tiny random model is trained, which takes seconds. Held-out
-examples that are scored to choose are counted separately. Writes benchmarks/results/search.json.
+The figure is a count that depends only on the recipe, so a tiny random model is trained, which takes seconds. Examples
+that are scored, to choose the checkpoint and to judge it, are counted apart. Writes benchmarks/results/search.json.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Hyperparameters:
     metric: Metric | None = None
     seed: int | None = bounded(None, 0, 2**63 - 1)
     search: bool | None = None
-    """Train a small cohort of learning rates and inits first and keep the best (successive halving)."""
+    """Begin with six candidates (three learning rates, two inits) and keep the one with the lowest training loss."""
 
     def check(self, path: str, violations: Violations) -> None:
         """Adds a violation for each field below `path` that is out of range or excluded by another one."""

@@ -128,10 +128,12 @@ class SearchCandidate:
     init_method: InitMethod | None
     num_steps: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Held-out metrics of its last evaluation, on the examples that choose."""
+    """Held-out metrics of its last evaluation, on the examples that choose; empty if the candidate was dropped."""
     chosen: bool = False
     end: str = ""
     """ "worse" or "not finite" if the candidate was dropped, else empty."""
+    losses: tuple[float, ...] = ()
+    """Its mean training loss at each comparison of candidates, over the steps since the one before."""
 
 
 @dataclass(frozen=True)

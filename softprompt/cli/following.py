@@ -197,4 +197,5 @@ def _candidate_text(candidate: SearchCandidate) -> str:
     end = "chosen" if candidate.chosen else candidate.end or "trained to the end"
     method = candidate.init_method.value.lower() if candidate.init_method else "?"
     tried = f"learning rate {candidate.learning_rate:g}, init {method}"
-    return f"{tried}: {counted(candidate.num_steps, 'step')}, {end}  {numbers(candidate.metrics)}"
+    losses = f"  training loss {', '.join(f'{loss:.4g}' for loss in candidate.losses)}" if candidate.losses else ""
+    return f"{tried}: {counted(candidate.num_steps, 'step')}, {end}{losses}  {numbers(candidate.metrics)}"

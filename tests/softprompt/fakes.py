@@ -291,10 +291,12 @@ def succeeded_job() -> tuning_pb2.TuningJob:
         "learning_rate": 0.015,
         "init_method": tuning_pb2.PromptInit.METHOD_LABELS,
         "num_steps": 2,
+        "losses": [2.25, 1.5],
         "metrics": {"loss": 1.25},
     }
     result.candidates.add(**tried, chosen=True)
-    result.candidates.add(learning_rate=0.005, init_method=tuning_pb2.PromptInit.METHOD_TEXT, num_steps=1, end="worse")
+    text, worse = tuning_pb2.PromptInit.METHOD_TEXT, "worse"
+    result.candidates.add(learning_rate=0.005, init_method=text, num_steps=1, end=worse, losses=[2.5])
     result.num_skipped_steps = 3
     result.score_stability, result.best_step = 0.0125, 2
     result.nearest_tokens.extend(tuning_pb2.NearestToken(text=f" word{index}", cosine=0.5) for index in range(10))

@@ -40,8 +40,9 @@ def test_tune_follows_to_the_result(cli: CliRunner, here: Services, examples: st
     )
     apart = "4 held-out examples, none of which chose the checkpoint that it judged; 95 % interval of loss: 1 to 1.5"
     assert f"measured on    {apart}" in outcome.out
-    assert "tried          learning rate 0.015, init labels: 2 steps, chosen  loss 1.25" in outcome.out
-    assert "tried          learning rate 0.005, init text: 1 step, worse" in outcome.out
+    chosen = "learning rate 0.015, init labels: 2 steps, chosen  training loss 2.25, 1.5  loss 1.25"
+    assert f"tried          {chosen}" in outcome.out
+    assert "tried          learning rate 0.005, init text: 1 step, worse  training loss 2.5" in outcome.out
     assert "skipped        3 steps whose loss or gradient was not finite" in outcome.out
     assert "reads like     ' word0' 0.50" in outcome.out
     assert "and 2 more" in outcome.out

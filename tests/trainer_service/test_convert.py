@@ -72,7 +72,13 @@ COMPARISON = Comparison(
     beats=True,
 )
 CANDIDATE = SearchCandidate(
-    learning_rate=0.1, init_method=InitMethod.LABELS, num_steps=3, metrics={"loss": 1.0}, chosen=True, end="worse"
+    learning_rate=0.1,
+    init_method=InitMethod.LABELS,
+    num_steps=3,
+    metrics={"loss": 1.0},
+    chosen=True,
+    end="worse",
+    losses=(2.0, 1.5),
 )
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 

@@ -186,9 +186,7 @@ class SpecAdmission:
             on_gpu=self._on_gpu(model.info.id),
         )
         self._check_virtual_tokens(filled.num_virtual_tokens)
-        check_gate(
-            spec.publish.gate, examples.num_validation, judged_apart=filled.search or filled.early_stop_patience > 0
-        )
+        check_gate(spec.publish.gate, examples.num_validation, judged_apart=filled.early_stop_patience > 0)
         if source is not None:  # a reference such as `name@alias` becomes the version that it names now
             filled = filled.model_copy(update={"init": replace(filled.init, source=source.name)})
         check_init(filled.init, examples.labels, model.tokenizer)
@@ -300,12 +298,12 @@ def _template(spec: StoredSpec, task: TaskKind, tokenizer: Any) -> Template:
 def check_gate(gate: PublishGate | None, num_held_out: int, *, judged_apart: bool = False) -> None:
     """Raises InvalidInput if there are too few held-out examples to decide the gate's conditions.
 
-    `judged_apart`: half of them only choose (`data.held_out`), because of a search or an early stop.
+    `judged_apart`: half of them only choose (`data.held_out`), because of an early stop.
     """
     needed = 2 * MIN_EXAMPLES - 1 if judged_apart else MIN_EXAMPLES
     if gate is not None and gate.has_conditions and num_held_out < needed:
         held_out = counted(num_held_out, "held-out example")
-        why = " with search or early_stop_patience, which choose by half of them" if judged_apart else ""
+        why = " with early_stop_patience, which chooses by half of them" if judged_apart else ""
         few = f"{held_out} can't decide it; at least {needed} are needed{why}"
         advice = "give a validation dataset or a larger validation fraction, or leave the gate out"
         raise InvalidInput.of("spec.publish.gate", f"{few}: {advice}")

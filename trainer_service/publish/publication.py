@@ -94,6 +94,7 @@ def _candidate(tried: TriedCandidate) -> SearchCandidate:
         learning_rate=tried.learning_rate,
         init_method=tried.init.method,
         num_steps=tried.num_steps,
+        losses=tried.losses,
         metrics=dict(tried.metrics),
         chosen=tried.chosen,
         end=tried.end,

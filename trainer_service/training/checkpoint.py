@@ -29,11 +29,11 @@ from trainer_service.training.results import Results
 from trainer_service.training.spec import Example, Init, InitMethod, Metric, TrainingSpec
 from trainer_service.training.trainee import Trainee
 
-FORMAT = 4
-_FORMATS = (1, 2, 3, FORMAT)
+FORMAT = 5
+_FORMATS = (1, 2, 3, 4, FORMAT)
 """Format 1 has the digest of `digest_of_format_1`; fields added since then have their defaults. Up to format 2, the
 loss of a classification weighed a label by its number of tokens; up to format 3, BLEU counted runs of four words in
-short answers, too.
+short answers, too; up to format 4, a search compared its candidates by held-out scores.
 """
 
 
@@ -51,18 +51,35 @@ class TraineeState(BaseModel):
 
 
 class TriedCandidate(BaseModel):
-    """One candidate of a search, with the metrics of its latest evaluation."""
+    """One candidate of a search."""
 
     model_config = ConfigDict(extra="forbid")
     learning_rate: float
     init: Init
     steps: int = 0
+    losses: list[float] = []
+    """Its mean training loss at each comparison, over the steps since the one before."""
+    loss_sum: float = 0.0
+    """Sum of its training losses since the latest comparison."""
+    num_losses: int = 0
+    """The number of these losses; a skipped step has none."""
     metrics: dict[str, float] = {}
+    """Held-out metrics of its latest evaluation. Only the candidate that is left is evaluated."""
     end: str = ""
     """"worse": dropped at a comparison. "not finite": dropped because its gradients were not finite.
 
     Empty: still in training, or trained to the end.
     """
+
+    def add_loss(self, loss: float) -> None:
+        """Add a step's training loss, a finite number."""
+        self.loss_sum, self.num_losses = self.loss_sum + loss, self.num_losses + 1
+
+    def end_comparison(self) -> None:
+        """Move the losses since the latest comparison to `losses`, as their mean."""
+        if self.num_losses:
+            self.losses.append(self.loss_sum / self.num_losses)
+        self.loss_sum, self.num_losses = 0.0, 0
 
 
 class FoldChoice(BaseModel):
@@ -159,6 +176,10 @@ def check_match(
     """Raises DamagedBlob with the reason if a run with these settings and examples can't resume from the checkpoint."""
     if not state.trainees:
         raise DamagedBlob("the checkpoint is empty")
+    if state.format < 5 and spec.hyperparameters.search:
+        raise DamagedBlob(
+            "this release chooses among a search's candidates otherwise than the one that wrote the checkpoint"
+        )
     if state.format == 1:
         if state.digest != digest_of_format_1(spec, train, validation):
             raise DamagedBlob(

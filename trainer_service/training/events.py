@@ -136,12 +136,15 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class TriedCandidate:
-    """One candidate of a search. `metrics`: held-out metrics of its latest evaluation."""
+    """One candidate of a search."""
 
     learning_rate: float
     init: Init
     num_steps: int
+    losses: tuple[float, ...]
+    """Its mean training loss at each comparison, over the steps since the one before."""
     metrics: Mapping[str, float]
+    """Held-out metrics of its latest evaluation; empty if it was dropped."""
     chosen: bool
     end: str
     """Why the candidate was dropped: "worse" or "not finite"; empty if it was trained to the end."""

@@ -55,7 +55,9 @@ def training_result(
         num_judging=judged.num_judging,
         is_apart=judged.is_apart,
         tried=tuple(
-            TriedCandidate(one.learning_rate, one.init, one.steps, one.metrics, index == best, one.end)
+            TriedCandidate(
+                one.learning_rate, one.init, one.steps, tuple(one.losses), one.metrics, index == best, one.end
+            )
             for index, one in enumerate(tried)
         ),
         num_skipped=trainee.num_skipped,

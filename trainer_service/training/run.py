@@ -46,9 +46,8 @@ from trainer_service.training.events import (
 from trainer_service.training.notes import data_notes
 from trainer_service.training.outcome import training_result
 from trainer_service.training.recipe.defaults import check_init
-from trainer_service.training.recipe.selection import ranked, score_of
 from trainer_service.training.results import Results
-from trainer_service.training.search import is_rung, num_survivors
+from trainer_service.training.search import num_kept, ranked
 from trainer_service.training.spec import InitMethod, TaskKind
 from trainer_service.training.start import begin
 from trainer_service.training.trainee import NonFinite, Trainee, batch_indices
@@ -166,8 +165,6 @@ class TuningRun:
     def _prepare(self) -> None:
         if not self.task.train:
             raise InvalidInput.of("dataset", "has no training examples")
-        if self._hyper.search and not self.task.validation:
-            raise InvalidInput.of("spec.hyperparameters.search", "needs held-out examples to choose by")
         if not KINDS[self._hyper.kind].is_computed:
             self._check_key_values()
         check_init(self._hyper.init, self._spec.labels, self._base_model.tokenizer)
@@ -206,7 +203,8 @@ class TuningRun:
         return outcomes
 
     def _account(self, outcomes: list[StepOutcome]) -> None:
-        """Report a step, and drop prompts that skipped too many steps."""
+        """Report a step. Drop prompts that skipped too many steps, and candidates with higher losses than others."""
+        self._record_losses(outcomes)
         lost = [trainee for trainee in self._trainees if trainee.is_lost]
         if len(lost) == len(self._trainees):
             skipped = (
@@ -219,6 +217,7 @@ class TuningRun:
         self._state.num_tokens += num_tokens
         self._state.train_seconds += best.step_seconds
         self._leave_out(lost, "not finite")
+        self._compare_candidates()
         self._emit(
             StepDone,
             step=self.step,
@@ -235,45 +234,50 @@ class TuningRun:
         )
 
     def _evaluation_seconds(self) -> float:
-        """Estimated time of the evaluations after this step. A search may drop candidates before them."""
+        """Estimated time of the evaluations after this step."""
         num_steps, every = self._hyper.num_steps, self._hyper.evaluation_interval_steps
         num_left = -(-num_steps // every) - (self.step - 1) // every
         return self._evaluator.seconds_left(
-            num_left * len(self._trainees),
+            num_left,
             self.task.current is not None,
             self._state.train_seconds * num_steps / max(1, self.step),
         )
 
     def _is_finished(self) -> bool:
         patience = self._hyper.early_stop_patience
-        exhausted = patience > 0 and self._state.stale_evaluations >= patience and len(self._trainees) == 1
+        exhausted = patience > 0 and self._state.stale_evaluations >= patience
         return self.step >= self._hyper.num_steps or exhausted
 
-    def _evaluate_if_due(self) -> Generator[Work, Any, None]:
-        step, evaluated = self.step, self._state.history[-1].step if self._state.history else 0
-        last = step >= self._hyper.num_steps
-        rung = len(self._trainees) > 1 and (is_rung(step, self._hyper.num_steps) or last)
-        if (
-            step <= evaluated
-            or not len(self._evaluator)
-            or not (step % self._hyper.evaluation_interval_steps == 0 or rung or last)
-        ):
+    def _record_losses(self, outcomes: Sequence[StepOutcome]) -> None:
+        if len(self._trainees) < 2:
             return
-        found = list[tuple[Trainee, Results]]()
-        for trainee in self._trainees:
-            results = yield from self._measure(trainee)
-            found.append((trainee, results))
-            self._tried(trainee, metrics=results.metrics(self._hyper.metric))
-        metric = self._hyper.metric
-        order = ranked(
-            [score_of(metric, results.metrics(metric)) for _, results in found],
-            metric,
-            found[0][1].num_measured(metric),
-        )
-        self._keep(step, *found[order[0]])
-        if rung:
-            remain = [found[index][0] for index in order[: 1 if last else num_survivors(len(found))]]
-            self._leave_out([trainee for trainee in self._trainees if trainee not in remain], "worse")
+        for trainee, outcome in zip(self._trainees, outcomes, strict=True):
+            if outcome.is_finite:
+                self._state.tried[trainee.index].add_loss(outcome.loss)
+
+    def _compare_candidates(self) -> None:
+        """Drop the candidates of a search with the highest training losses, if they are due to be compared."""
+        kept = num_kept(self.step, self._hyper.num_steps)
+        if kept is None or len(self._trainees) < 2:
+            return
+        tried = [self._state.tried[trainee.index] for trainee in self._trainees]
+        order = ranked(tried)
+        for candidate in tried:
+            candidate.end_comparison()
+        self._leave_out([self._trainees[index] for index in order[kept:]], "worse")
+
+    def _evaluate_if_due(self) -> Generator[Work, Any, None]:
+        """Evaluate the prompt. The candidates of a search are not evaluated before one is left, so that the held-out
+        examples choose nothing but its checkpoint.
+        """
+        step, evaluated = self.step, self._state.history[-1].step if self._state.history else 0
+        due = step % self._hyper.evaluation_interval_steps == 0 or step >= self._hyper.num_steps
+        if step <= evaluated or not due or not len(self._evaluator) or len(self._trainees) > 1:
+            return
+        (trainee,) = self._trainees
+        results = yield from self._measure(trainee)
+        self._tried(trainee, metrics=results.metrics(self._hyper.metric))
+        self._keep(step, trainee, results)
 
     def _evaluate_source(self) -> Generator[Work, Any, None]:
         """Evaluate the version that training starts from. It is the first candidate, so if training only makes it

@@ -1,19 +1,23 @@
-"""A search over learning rates and inits in one run, by successive halving.
+"""A search over learning rates and inits in one run, by successive halving of training losses.
 
-All candidates train in the same steps of the same cohort, on the same batches. After each eighth of the steps, the half
-with the worse held-out scores is dropped, until one candidate is left and trains to the end (Jamieson and Talwalkar
-2016, arXiv:1502.07943). Six candidates cost twice the work of one.
+All candidates train in the same steps of the same cohort, on the same batches in the same order. So the means of their
+training losses over some steps can be compared, without scoring held-out examples. The candidates with the highest
+means are dropped early (successive halving: Jamieson and Talwalkar 2016, arXiv:1502.07943; by loss trajectories: ALTO,
+arXiv:2604.05426), and the last one trains to the end. Six candidates cost 1.28 times the work of one.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
+from trainer_service.training.checkpoint import TriedCandidate
 from trainer_service.training.spec import Init, InitMethod, TrainingSpec
 from trainer_service.training.trainee import Candidate
 
 RATE_FACTORS = (0.4, 1.0, 3.0)
-NUM_RUNGS = 8
+NUM_PARTS = 32
+RUNGS = {1: 3, 2: 2, 4: 1}
+"""Candidates kept after this many 32nds of the steps: (6 + 3 + 2 * 2 + 28) / 32 is the work of a search."""
 
 
 def candidates(spec: TrainingSpec) -> list[Candidate]:
@@ -29,11 +33,14 @@ def candidates(spec: TrainingSpec) -> list[Candidate]:
     return [own, *[candidate for candidate in crossed if candidate != own]]
 
 
-def is_rung(step: int, num_steps: int) -> bool:
-    """Whether the candidates are compared after `step` steps."""
-    return step > 0 and step % max(1, num_steps // NUM_RUNGS) == 0
+def num_kept(step: int, num_steps: int) -> int | None:
+    """The number of candidates to keep after `step` steps; None if they are not compared then."""
+    kept = [number for part, number in RUNGS.items() if max(1, num_steps * part // NUM_PARTS) == step]
+    return min(kept, default=None)
 
 
-def num_survivors(num_candidates: int) -> int:
-    """The number of candidates kept at a comparison."""
-    return math.ceil(num_candidates / 2)
+def ranked(tried: Sequence[TriedCandidate]) -> list[int]:
+    """Indices of the candidates, lowest mean loss first. One that skipped more steps has losses of fewer batches, which
+    can't be compared, and comes last.
+    """
+    return sorted(range(len(tried)), key=lambda index: (-tried[index].num_losses, tried[index].loss_sum))

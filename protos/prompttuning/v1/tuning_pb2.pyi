@@ -516,7 +516,7 @@ class Hyperparameters(_message.Message):
     seed: _builtins.int
     """Seed of initial values, shuffling and splitting."""
     search: _builtins.bool
-    """First try several learning rates and initial values, and continue with the best by held-out score."""
+    """Begin with several learning rates and initial values, and continue with the one of the lowest training loss."""
     kind: Global___PrefixKind.ValueType
     """Whether a soft prompt or a prefix of keys and values is trained."""
     @_builtins.property
@@ -1632,6 +1632,7 @@ class SearchCandidate(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     CHOSEN_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
     learning_rate: _builtins.float
     """Peak learning rate."""
     init_method: Global___PromptInit.Method.ValueType
@@ -1644,7 +1645,13 @@ class SearchCandidate(_message.Message):
     """Why it was stopped early: "worse" or "not finite". Empty: it was trained to the end."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Held-out metrics of its last evaluation."""
+        """Held-out metrics of its last evaluation. Empty for a candidate that was dropped."""
+
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Its mean training loss at each comparison of candidates that it took part in, over the steps since the comparison
+        before. All candidates train on the same batches.
+        """
 
     def __init__(
         self,
@@ -1655,10 +1662,11 @@ class SearchCandidate(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         chosen: _builtins.bool = ...,
         end: _builtins.str = ...,
+        losses: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "end", b"end", "init_method", b"init_method", "learning_rate", b"learning_rate", "metrics", b"metrics", "num_steps", b"num_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "end", b"end", "init_method", b"init_method", "learning_rate", b"learning_rate", "losses", b"losses", "metrics", b"metrics", "num_steps", b"num_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

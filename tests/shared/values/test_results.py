@@ -24,7 +24,7 @@ from shared.wire.mirror import read, write
 from trainer_service.jobs.stored_json import from_json, to_json
 
 COMPARISON = Comparison("bare_model", "loss", 1.0, math.inf, 1.0, low=0.5, num_examples=12, beats=True)
-CANDIDATE = SearchCandidate(0.1, InitMethod.TEXT, 7, {"loss": 1.5}, True, "worse")
+CANDIDATE = SearchCandidate(0.1, InitMethod.TEXT, 7, {"loss": 1.5}, True, "worse", (2.0, 1.75))
 VALUES: list[tuple[Any, Any]] = [
     (COMPARISON, common_pb2.Comparison),
     (CANDIDATE, tuning_pb2.SearchCandidate),

@@ -126,7 +126,8 @@ def test_a_gate_that_too_few_examples_are_going_to_judge_is_refused_when_the_job
 
 def test_a_gate_needs_more_examples_where_half_of_them_only_choose() -> None:
     """18 examples would leave 9 to judge, and the gate would refuse the prompt after the whole training."""
-    with pytest.raises(InvalidInput, match=r"18 held-out examples can't decide it; at least 19 are needed with search"):
+    few = r"18 held-out examples can't decide it; at least 19 are needed with early_stop_patience"
+    with pytest.raises(InvalidInput, match=few):
         check_gate(BEAT_BARE, 18, judged_apart=True)
     check_gate(BEAT_BARE, 19, judged_apart=True)
     rows = tuple(EncodedExample(Example(line=n, input=str(n), output="x"), (1,), (2,)) for n in range(19))

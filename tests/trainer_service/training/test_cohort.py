@@ -187,7 +187,7 @@ def test_a_golden_record_is_what_the_plain_model_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"reparameterisation": "RESIDUAL"}, {"search": True, "num_steps": 24}, {"kind": "PREFIX"}]
+    "settings", [{}, {"reparameterisation": "RESIDUAL"}, {"search": True, "num_steps": 64}, {"kind": "PREFIX"}]
 )
 def test_resuming_from_any_checkpoint_continues_the_same_trajectory_exactly(settings: dict[str, Any]) -> None:
     one = task(train=classification(), validation=classification(9, 60), evaluation_interval_steps=6, **settings)

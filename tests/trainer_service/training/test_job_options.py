@@ -92,10 +92,10 @@ def test_early_stop_ends_after_evaluations_without_improvement() -> None:
 
 
 def test_a_search_keeps_one_candidate_and_survives_those_that_explode() -> None:
-    one = task(train=classification(), validation=classification(9, 60), num_steps=24, learning_rate=1.0, search=True)
+    one = task(train=classification(), validation=classification(9, 60), num_steps=64, learning_rate=1.0, search=True)
     events = run(Cohort(BASE), one)
     result = of(events, Finished)[0].result
-    assert [event.num_examples for event in of(events, StepDone)][::4] == [24, 12, 8, 4, 4, 4]
+    assert [event.num_examples for event in of(events, StepDone)][::2] == [24, 12, 8, 8, *[4] * 28]
     assert result.init is not None
     assert result.init.method in (InitMethod.TEXT, InitMethod.LABELS)
     assert result.learning_rate in (0.4, 1.0, 3.0)

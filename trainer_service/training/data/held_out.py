@@ -4,7 +4,7 @@ The best of several checkpoints looks better on the examples that chose it than 
 part chooses and another part, used once at the end, judges. With few examples, both halves do both (cross-fitting): the
 checkpoint that one half chooses is judged on the other half. The published checkpoint is then chosen by all examples,
 and the reported metrics say how well choosing on one half did on the other. This is valid only if the examples decide
-nothing else, so a search or an early stop always uses separate parts.
+nothing else, so an early stop always uses separate parts. A search chooses by training losses.
 """
 
 from __future__ import annotations

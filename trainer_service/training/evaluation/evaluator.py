@@ -115,10 +115,10 @@ class Evaluator:
         limit = MAX_CHOOSING
         if any(len(ids) > 1 for ids in data.label_ids):
             limit = min(limit, max(16, MAX_LABEL_ROWS // len(data.label_ids)))
-        depends = spec.hyperparameters.search or spec.hyperparameters.early_stop_patience > 0
+        cross_fit = spec.hyperparameters.early_stop_patience == 0
         num_examples = len(data)
         self.num_distinct = len(data := distinct(data))
-        self.held_out: HeldOut = parted(data, limit, limit * MAX_JUDGING // MAX_CHOOSING, cross_fit=not depends)
+        self.held_out: HeldOut = parted(data, limit, limit * MAX_JUDGING // MAX_CHOOSING, cross_fit=cross_fit)
         if self.num_distinct < num_examples and not state.measures_distinct:
             forget_evaluations(state)  # they were of other examples
         state.measures_distinct = True

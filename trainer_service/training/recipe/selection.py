@@ -9,7 +9,6 @@ equals, the lowest loss wins, because it includes the confidence of each answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from trainer_service.training.spec import Metric
 
@@ -36,13 +35,6 @@ def slack(metric: Metric, best_value: float, num_examples: int) -> float:
 def is_better(score: Score, than: Score, best_value: float, slack: float) -> bool:
     """Whether `score` beats `than`. `best_value` is the highest value so far, including these two."""
     return _key(score, best_value, slack) > _key(than, best_value, slack)
-
-
-def ranked(scores: Sequence[Score], metric: Metric, num_examples: int) -> list[int]:
-    """Indices of the scores, best first."""
-    best_value = max(value for value, _ in scores)
-    room = slack(metric, best_value, num_examples)
-    return sorted(range(len(scores)), key=lambda index: _key(scores[index], best_value, room), reverse=True)
 
 
 def _key(score: Score, best_value: float, slack: float) -> tuple[float, float]:
