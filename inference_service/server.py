@@ -38,9 +38,9 @@ from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
 from inference_service.token_texts import TokenTexts
 from inference_service.usage import ReplicaUsage, UsageJournal
 from shared.config import ConfigError
-from shared.errors import NotFound, PreconditionFailed, Unavailable
+from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.model import fingerprint
-from shared.model.base_model import inspect, resolve
+from shared.model.base_model import inspect, pick_device, resolve
 from shared.process.daemon_thread import close_within, on_daemon_thread
 from shared.process.service import announce, retract
 from shared.process.threads import set_torch_threads
@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 0.25
 _FAREWELL_SECONDS = 2.0
+_DEVICE = "SOFTPROMPT_INFERENCE_DEVICE (or replicas.num_gpus of the models file that the replica was made from)"
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,10 @@ def _load(settings: InferenceSettings) -> Engine:
     disable_progress_bar()  # unsuitable for logs
     started = time.monotonic()
     num_threads = set_torch_threads(settings.num_threads)
+    try:
+        pick_device(settings.device, _DEVICE)
+    except InvalidInput as error:
+        raise ConfigError(error.message) from error
     try:  # reads headers and digests, not the weights
         inspect(settings.base_model, id=settings.base_model_id)
     except (NotFound, PreconditionFailed, Unavailable) as error:

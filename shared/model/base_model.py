@@ -273,12 +273,14 @@ def _architectures(config: Any) -> list[str]:
     return [str(name) for name in (named if isinstance(named, list) else [named] if named else [])]
 
 
-def pick_device(device: Device) -> torch.device:
-    """`auto`: a GPU if torch sees one, else the CPU. Raises InvalidInput for `cuda` without a GPU."""
+def pick_device(device: Device, chosen_by: str = "device") -> torch.device:
+    """`auto`: a GPU if torch sees one, else the CPU. Raises InvalidInput for `cuda` without a GPU, which names
+    `chosen_by`.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput.of("device", "cuda was asked for and torch sees no GPU")
+        raise InvalidInput.of(chosen_by, "a GPU is asked for and torch sees no GPU")
     return torch.device(device)
 
 

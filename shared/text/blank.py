@@ -7,10 +7,15 @@ SURROUNDINGS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + _MARKS
 """White space, and what programs leave around copied texts: zero width spaces, marks of direction, word joiners, byte
 order marks. Joiners of letters and emoji are part of a text.
 """
-INVISIBLE = _MARKS + "\u00ad"
+_INVISIBLE = dict.fromkeys(map(ord, _MARKS + "\u00ad"))
 """Characters that leave no trace where they are removed: these marks and the soft hyphen."""
 
 
 def is_blank(text: str) -> bool:
     """Whether a text has nothing but `SURROUNDINGS`."""
     return not text.strip(SURROUNDINGS)
+
+
+def without_invisible(text: str) -> str:
+    """The text without zero width spaces, marks of direction, word joiners, byte order marks and soft hyphens."""
+    return text.translate(_INVISIBLE)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from shared.text.blank import INVISIBLE
+from shared.text.blank import without_invisible
 from shared.text.counted import counted
 from shared.values.example import Example, target_of
 
@@ -194,7 +194,7 @@ def label_notes(counts: Mapping[str, int]) -> list[str]:
 
 def _look(label: str) -> str:
     """A label without what can't be seen: invisible characters, the Unicode form of letters, repeated space."""
-    shown = label.translate(dict.fromkeys(map(ord, INVISIBLE)))
+    shown = without_invisible(label)
     return " ".join(unicodedata.normalize("NFC", shown).split())
 
 

@@ -161,7 +161,7 @@ def _noting(items: Generator[Row], rows: Rows, lines: TextLines, table: TableRea
     try:
         yield from items
     finally:
-        if lines.has_bare_returns:  # they end a line here, but not where the file is read as it is
+        if lines.has_bare_returns or lines.has_end_mark:  # not part of a line here, but where the file is read as it is
             rows.verbatim = None
         lines.release()
     if table is not None:

@@ -14,7 +14,7 @@ from shared.text.blank import is_blank
 from shared.values.example import Example
 from shared.violations import items_of, readable
 from softprompt.data.examples import instructed, is_list, with_system
-from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, LABEL_NAMES, OUTPUT_NAMES, Layout, only_column
+from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, LABEL_NAMES, OUTPUT_NAMES, Layout, only_column, plain_name
 from softprompt.data.messages import Turns, is_written_turns, turns_of
 from softprompt.data.problems import Unusable
 from softprompt.data.python_rows import python_rows
@@ -29,13 +29,13 @@ def input_columns(columns: Sequence[str], wanted: str = "") -> Layout:
     system, output, label = (only_column(names, known) for known in (("system",), OUTPUT_NAMES, LABEL_NAMES))
     if wanted:
         if found := only_column(names, (wanted,)):
-            is_chat = found.strip().lower() in CHAT_NAMES
+            is_chat = plain_name(found) in CHAT_NAMES
             return Layout(messages=found, system=system) if is_chat else Layout(found, output, label)
         raise Unusable(f"has the columns {', '.join(names)} and no {wanted!r}{did_you_mean(wanted, names)}")
     messages, input = only_column(names, CHAT_NAMES), only_column(names, INPUT_NAMES)
     if not messages and not input and len(names) != 1:
         raise Unusable(f"has the columns {', '.join(names)}: say which one holds the inputs")
-    instruction = only_column(names, ("instruction",)) if input.strip().lower() == "input" else ""
+    instruction = only_column(names, ("instruction",)) if plain_name(input) == "input" else ""
     inputs = input if input or messages else names[0]
     return Layout(inputs, output, label, instruction=instruction, messages=messages, system=system)
 
@@ -54,7 +54,7 @@ def input_of(row: Mapping[str, Any], columns: Layout) -> Input:
     if is_chat and not is_missing(value):
         value = with_system(value, cell(columns.system))
     has_target = bool(columns.output or columns.label)
-    is_dialog = is_chat or not (has_target or column.strip().lower() in INPUT_NAMES)  # learned with `--messages`
+    is_dialog = is_chat or not (has_target or plain_name(column) in INPUT_NAMES)  # learned with `--messages`
     if is_written_turns(value) and (is_written_turns(cell(columns.output)) or is_dialog):
         value = turns_of(value, column)
     if is_list(value) or (is_chat and not is_missing(value)):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
-from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, LABEL_NAMES, OUTPUT_NAMES
+from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, LABEL_NAMES, OUTPUT_NAMES, plain_name
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Row, Rows
 from softprompt.types.type_names import type_name
@@ -120,7 +120,7 @@ def _unwrapped(value: Any) -> list[Any] | None:
 
 
 def _has_name(value: Mapping[str, Any], names: Collection[str]) -> bool:
-    return any(key.strip().lower() in names for key in value)
+    return any(plain_name(key) in names for key in value)
 
 
 def _is_named_row(value: Any) -> bool:

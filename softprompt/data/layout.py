@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shared.text.blank import without_invisible
 from softprompt.data.problems import Unusable
 from softprompt.data.values import is_missing, shown
 from softprompt.types.data import Data
@@ -119,7 +120,7 @@ class Layouts:
         if not output and not label:
             both = _named(free, OUTPUT_NAMES[0]) and _named(free, LABEL_NAMES[0])
             target = "" if both else only_column([name for name in free if name != input], OUTPUT_NAMES + LABEL_NAMES)
-            output, label = ("", target) if target and target.strip().lower() in LABEL_NAMES else (target, "")
+            output, label = ("", target) if target and plain_name(target) in LABEL_NAMES else (target, "")
         if not input or not (output or label):
             raise self._not_understood(columns, input, output or label, row)
         return Layout(input, output, label, extra=_rest(columns, input, output, label))
@@ -167,8 +168,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _named(columns: Sequence[str], name: str) -> str:
-    """The one column of this name, ignoring case and surrounding space; empty if there is none or more than one."""
-    found = [column for column in columns if column.strip().lower() == name.strip().lower()]
+    """The one column of this name by `plain_name`; empty if there is none or more than one."""
+    found = [column for column in columns if plain_name(column) == plain_name(name)]
     return found[0] if len(found) == 1 else ""
 
 
@@ -176,8 +177,13 @@ def only_column(columns: Sequence[str], names: Sequence[str]) -> str:
     """The column called `names[0]`, else the only one with any of the names; empty if there is none, or several."""
     if exact := _named(columns, names[0]):
         return exact
-    found = [column for column in columns if column.strip().lower() in names]
+    found = [column for column in columns if plain_name(column) in names]
     return found[0] if len(found) == 1 else ""
+
+
+def plain_name(name: str) -> str:
+    """A column's name without case, surrounding space, and the characters that no program shows."""
+    return without_invisible(name).strip().lower()
 
 
 def _rest(columns: Sequence[str], *used: str) -> tuple[str, ...]:

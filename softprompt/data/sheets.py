@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
 from shared.errors import InvalidInput
+from shared.text.blank import SURROUNDINGS
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import MAX_BYTES, Row, Rows, no_rows
 from softprompt.data.tables import named_twice
@@ -101,7 +102,8 @@ def _of_sheet(sheet: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
             while values and values[-1] is None:
                 values.pop()
             numbered = enumerate(values, start=1)
-            columns = [f"column {index}" if value is None else str(value).strip() for index, value in numbered]
+            named = ((index, "" if value is None else str(value).strip(SURROUNDINGS)) for index, value in numbered)
+            columns = [name or f"column {index}" for index, name in named]
             if twice := named_twice(columns):
                 yield Row(number, twice)
                 return

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
+from shared.text.blank import SURROUNDINGS, is_blank
 from shared.text.counted import counted
 from shared.text.spaced_quotes import UnclosedQuote, without_spaces
 from softprompt.data.problems import Unusable
@@ -84,9 +85,11 @@ class TableReader:
 
     def _set_columns(self, cells: Sequence[str]) -> None:
         self._raw_header = list(cells)
-        while self._raw_header and not self._raw_header[-1].strip():
+        while self._raw_header and is_blank(self._raw_header[-1]):
             self._raw_header.pop()
-        self.columns = [cell.strip() or f"column {index}" for index, cell in enumerate(self._raw_header, start=1)]
+        self.columns = [
+            cell.strip(SURROUNDINGS) or f"column {index}" for index, cell in enumerate(self._raw_header, start=1)
+        ]
 
     def _fields(self, cells: Sequence[str]) -> dict[str, Any] | Unusable:
         if any(cell.strip() for cell in cells[len(self.columns) :]):

@@ -13,6 +13,8 @@ from typing import BinaryIO, cast
 from shared.errors import InvalidInput
 
 _MARK = "\ufeff"
+_END = "\x1a"
+"""Ctrl-Z, by which programs of DOS mark the end of a text, and fill its last block."""
 _BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is the beginning of this one
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -36,6 +38,8 @@ class TextLines:
         self.encoding = encoding or _guess(head)
         self.is_binary = b"\0" in head and "16" not in self.encoding and "32" not in self.encoding
         self.undecodable: list[tuple[int, str]] = []
+        self.has_end_mark = False
+        """Whether the text ended with Ctrl-Z, which is left out."""
         self._num_runs = [0, 0]
         """Runs of up to two unknown bytes, and longer ones."""
         try:
@@ -53,6 +57,10 @@ class TextLines:
         try:
             for line in self._text:
                 number += 1
+                if line.endswith(_END):  # the last line: every other one ends with a line end
+                    self.has_end_mark, line = True, line.rstrip(_END)
+                    if not line:
+                        return
                 line = line.rstrip("\n").removeprefix(_MARK)  # also that of a second file, appended to a first
                 if not line.isascii():
                     line = self._checked(line, number)

@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prompttuning.v1 import generation_pb2, generation_pb2_grpc
 
@@ -128,6 +129,16 @@ def test_bad_settings_stop_the_start_by_name(start: Start, tiny_model_dir: Path,
     assert ended.code == EXIT_CONFIG
     for variable in ("DTYPE", "MAX_RUNNING", "COLOUR"):
         assert f"SOFTPROMPT_INFERENCE_{variable}" in ended.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_missing_gpu_names_the_setting_and_the_models_file(
+    start: Start, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    ended = start(environment(tiny_model_dir, tmp_path, DEVICE="cuda"))
+    assert ended.code == EXIT_CONFIG
+    assert "SOFTPROMPT_INFERENCE_DEVICE (or replicas.num_gpus of the models file" in ended.output
+    assert "torch sees no GPU" in ended.output
 
 
 @pytest.mark.parametrize("setting", ["PORT", "METRICS_PORT", "HEALTH_PORT"])

@@ -39,6 +39,7 @@ _PIECE_BYTES = 1 << 20
 
 _NODE_ID = "ray.io/node-id"
 """A label that Ray gives every node."""
+_DEVICE, _MODELS_FILE = "SOFTPROMPT_TRAINER_DEVICE", "SOFTPROMPT_TRAINER_MODELS_FILE"
 _ACTOR_MODULE = f"{__package__}.ray_actor"
 _UNITS = {"GPU": "GPU(s)", "CPU": "CPU(s)", "memory": "bytes of memory"}
 _ANY_AMOUNT = 1e-3
@@ -165,6 +166,7 @@ class RayPool:
             self._settings.model_copy(update=chosen),
             max(1, int(wanted.num_cpus)) if wanted.num_cpus else self._num_threads(),
             num_gpus=num_gpus,
+            device_chosen_by=_DEVICE if wanted.num_gpus is None else f"{_MODELS_FILE}, num_gpus of {base_model}",
         )
 
     def _num_threads(self) -> int:

@@ -43,6 +43,8 @@ class WorkerSpec:
     """GPUs of the worker. With more than one, the model's layers are spread over them; with a part of one, it uses no
     more than that part of the memory.
     """
+    device_chosen_by: str = "device"
+    """The setting, or the key of the models file, that an error about the device names."""
 
 
 def software_version() -> str:
@@ -64,10 +66,11 @@ def load_trainer(spec: WorkerSpec) -> tuple[Cohort, dict[str, str]]:
     """Configure malloc and torch's threads, load the base model; returns an empty cohort and details for reports."""
     tune_allocator()
     set_torch_threads(spec.num_threads or min(DEFAULT_NUM_THREADS, usable_cpus()))
+    device = base_model.pick_device(spec.settings.device, spec.device_chosen_by)
     if 0 < spec.num_gpus < 1:
         torch.cuda.set_per_process_memory_fraction(spec.num_gpus)
     device_map = "auto" if spec.num_gpus > 1 else None
-    dtype = pick_training_dtype(spec.settings.dtype, base_model.pick_device(spec.settings.device))
+    dtype = pick_training_dtype(spec.settings.dtype, device)
     options = spec.settings.model_copy(update={"dtype": dtype})
     loaded = base_model.load(spec.source, options, id=spec.base_model, device_map=device_map)
     cohort = Cohort(loaded, checkpoint_interval_seconds=spec.settings.checkpoint_seconds)

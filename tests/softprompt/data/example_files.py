@@ -25,9 +25,9 @@ def csv_text(delimiter: str = ",", end: str = "\n") -> str:
     return "".join(delimiter.join('"' + cell.replace('"', '""') + '"' for cell in line) + end for line in lines)
 
 
-def xlsx(path: Path) -> None:
+def xlsx(path: Path, header: tuple[str, ...] = ("Question ", "answer")) -> None:
     book = openpyxl.Workbook()
-    for row in [(), ("Question ", "answer"), *ROWS[:2], (None, None), (7, "x")]:
+    for row in [(), header, *ROWS[:2], (None, None), (7, "x")]:
         book.active.append(row)
     book.save(path)
 

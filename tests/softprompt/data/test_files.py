@@ -56,6 +56,12 @@ FILES: dict[str, str | bytes | Callable[[Path], None]] = {
     + "\ufeff"
     + '{"question": "7", "answer": "x"}',
     "no-suffix": LINES,
+    "dos.json": json.dumps({"data": OBJECTS}) + "\r\n\x1a",
+    "dos.jsonl": LINES + "\x1a",
+    "dos.csv": csv_text() + "\x1a",
+    "block.jsonl": LINES.rstrip("\n") + "\x1a" * 60,
+    "unseen.csv": csv_text().replace("question", "\u200bques\u200btion").replace("answer", "an\u00adswer\u200f"),
+    "unseen.xlsx": lambda path: xlsx(path, ("Question\u200b", "\ufeffan\u2060swer", "\u200b")),
 }
 
 
@@ -78,6 +84,17 @@ def test_a_file_in_our_own_form_is_sent_as_it_is(tmp_path: Path) -> None:
     assert prepare(path).content == path, "with line ends of Windows, too"
     path.write_bytes(lines.replace(b"\n", b"\r"))
     assert len(examples_of(prepare(path))) == 2, "but not with line ends that the trainer doesn't know"
+
+
+def test_a_file_that_ends_as_those_of_dos_is_not_sent_as_it_is(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", '{"input":"a","output":"b"}\r\n\x1a')
+    assert examples_of(prepare(path)) == [{"input": "a", "output": "b"}], "the trainer's form has no Ctrl-Z"
+
+
+@pytest.mark.parametrize("given", ["ti\u200btle", "title"])
+def test_a_column_is_named_with_or_without_what_cannot_be_seen(given: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", "ti\u200btle,label\na,b\n")
+    assert examples_of(prepare(Data(str(path), input=given))) == [{"input": "a", "label": "b"}]
 
 
 def test_an_empty_pipe_is_named_as_its_user_knows_it() -> None:

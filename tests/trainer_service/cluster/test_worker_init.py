@@ -13,8 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from shared.errors import InvalidInput
 from tests.control_groups import control_group
 from tests.tiny_models import FLOAT32
+from tests.trainer_service.cluster.test_ray_pool import models_file
 from tests.trainer_service.cluster.test_worker import task
 from trainer_service.cluster import ray_pool as ray_pool_module
 from trainer_service.cluster import worker_init
@@ -165,6 +167,21 @@ def test_a_worker_elsewhere_has_the_threads_that_its_own_container_allows(
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "named"),
+    [(None, "SOFTPROMPT_TRAINER_DEVICE"), (0.5, "SOFTPROMPT_TRAINER_MODELS_FILE, num_gpus of tiny")],
+)
+def test_a_worker_without_its_gpu_names_what_asked_for_it(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_gpus: float | None, named: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    models, settings = models_file(tmp_path / "models.json", num_gpus=num_gpus), WorkerSettings(device="cuda")
+    spec = RayPool(RayCluster("head:1"), {"tiny": str(tiny_model_dir)}, settings, models)._spec("tiny")
+    with pytest.raises(InvalidInput) as caught:
+        worker_init.load_trainer(spec)
+    assert str(caught.value) == f"{named}: a GPU is asked for and torch sees no GPU"
 
 
 def test_memory_in_use_is_measured_and_within_what_there_is() -> None:
