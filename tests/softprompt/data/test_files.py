@@ -180,6 +180,14 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "cut-after-comma.json": ('[{"input": "a", "output": "b"},\n', "the file ends inside the array"),
     "cut-at-once.json": ("[", "the file ends inside the array"),
     "two-arrays.json": ('[{"input": "a", "output": "b"}] {"input": "c", "output": "d"}', "text follows the end"),
+    "commas.jsonl": (
+        '{"input": "a", "output": "b"},\n{"input": "c", "output": "d"}\n',
+        "line 1: has a comma after the object: remove it",
+    ),
+    "table.md": (
+        "| input | label |\n|:---|---|\n| a | b |\n",
+        "is a Markdown table: save it as CSV",
+    ),
     "table.json": ("input,output\na,b\n", "is not JSON, despite its name: if it is a table"),
     "empty.zip": (b"PK\x05\x06" + bytes(18), "is an empty archive"),
     "empty-cell.csv": ("text,label\na,\n", "line 2 label: is empty"),
@@ -212,6 +220,60 @@ def test_a_directory_names_its_files_and_what_is_not_there_is_not_found(tmp_path
     for odd in ("a\0b", "x" * 5000):
         with pytest.raises(InvalidInput, match="can't read"):
             prepare(odd)
+
+
+def test_a_url_is_no_path() -> None:
+    for url in ("https://example.com/train.csv", "hf://datasets/a/b"):
+        with pytest.raises(NotFound, match="a URL is not read: download the file and name it"):
+            prepare(url)
+
+
+def test_a_header_of_several_lines_decides_the_delimiter(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", '"Feedback\r\nof customers";label\r\n"a, b";x\r\nc;y\r\n')
+    wanted = [{"input": "a, b", "label": "x"}, {"input": "c", "label": "y"}]
+    assert examples_of(prepare(Data(path, input="Feedback\nof customers"))) == wanted
+
+
+@pytest.mark.parametrize(("declared", "header"), [("^", "input^label, of both"), (";", "input;label, of both")])
+def test_the_declared_delimiter_is_used(declared: str, header: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", f"sep={declared}\r\n{header}\r\na, b{declared}x\r\n")
+    assert examples_of(prepare(Data(path, label="label, of both"))) == [{"input": "a, b", "label": "x"}]
+
+
+def test_a_document_of_another_program_is_no_archive(tmp_path: Path) -> None:
+    for name, inner in (("a.docx", "[Content_Types].xml"), ("a.numbers", "Index/Document.iwa")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(inner, "")
+        with pytest.raises(InvalidInput, match="is a document of another program: save it as .xlsx or .csv"):
+            prepare(tmp_path / name)
+
+
+def test_a_workbook_of_the_strict_format_is_refused_for_it(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in (("input", "label"), ("a", "b")):
+        book.active.append(row)
+    book.save(tmp_path / "transitional.xlsx")
+    office, strict = b"http://schemas.openxmlformats.org/officeDocument/2006/", b"http://purl.oclc.org/ooxml/officeDocument/"
+    with zipfile.ZipFile(tmp_path / "transitional.xlsx") as old, zipfile.ZipFile(tmp_path / "a.xlsx", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(office, strict))
+    with pytest.raises(InvalidInput, match=r"has no sheet that can be read.*save it as CSV UTF-8"):
+        prepare(tmp_path / "a.xlsx")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.array([1 << 60], pyarrow.timestamp("us")),
+        pyarrow.array([1 << 30], pyarrow.date32()),
+        pyarrow.array([b"\xff\xfe"]).view(pyarrow.string()),
+    ],
+    ids=["moment", "day", "bytes"],
+)
+def test_a_value_of_parquet_that_python_does_not_have_is_refused(column: Any, tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"input": column, "label": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(InvalidInput, match=r"'a\.parquet' can't be read as Parquet after row 0"):
+        prepare(tmp_path / "a.parquet")
 
 
 def test_an_encoding_can_be_named(tmp_path: Path) -> None:
@@ -529,11 +591,20 @@ def test_of_several_lists_of_examples_one_must_be_chosen(tmp_path: Path) -> None
     assert not refused.value.fix
 
 
-def test_an_answer_that_was_rejected_is_never_advised(tmp_path: Path) -> None:
-    row = {"prompt": "Is it good?", "chosen": "Yes, very.", "rejected": "I refuse to say."}
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ("chosen", "rejected"),
+        ("preferred_output", "non_preferred_output"),
+        ("preferred", "unpreferred"),
+        ("positive", "negative"),
+    ],
+)
+def test_an_answer_that_was_rejected_is_never_advised(better: str, worse: str, tmp_path: Path) -> None:
+    row = {"prompt": "Is it good?", better: "Yes, it is very good.", worse: "I refuse to say that here."}
     with pytest.raises(UnusableData) as refused:
         prepare(written(tmp_path / "a.jsonl", f"{json.dumps(row)}\n" * 2))
-    assert refused.value.fix == {"--output": "chosen", "--drop-extra": ""}
+    assert refused.value.fix == {"--output": better, "--drop-extra": ""}
 
 
 def test_python_dictionaries_are_named_as_such(tmp_path: Path) -> None:
@@ -550,11 +621,12 @@ def test_what_cannot_be_seen_around_a_label_is_removed(around: str, tmp_path: Pa
 
 
 def test_labels_that_look_the_same_are_told_however_many_they_are(tmp_path: Path) -> None:
-    labels = ["caf\u00e9", "cafe\u0301", "so\u00adso", "soso", "Yes", "yes", "2", "3"]
+    labels = ["caf\u00e9", "cafe\u0301", "so\u00adso", "soso", "Yes", "yes", "2", "3", "1", "1.0", "01"]
     path = written(tmp_path / "a.csv", "input,label\n" + "".join(f"{label} x,{label}\n" for label in labels))
     (note,) = check(Data(str(path))).repetition.label_notes
+    assert "'1.0' (1) and '1' (1)" in note, "pandas writes so where a column has empty cells"
     assert note.startswith("labels that look the same but are different, with their examples: ")
-    assert "'cafe\\u0301' (1) and 'caf\\xe9' (1), 'soso' (1) and 'so\\xadso' (1). " in note
+    assert "'cafe\\u0301' (1) and 'caf\\xe9' (1), 'soso' (1) and 'so\\xadso' (1), '1.0' (1)" in note
 
 
 def test_postcodes_of_a_sheet_keep_the_zeros_that_it_shows(tmp_path: Path) -> None:
