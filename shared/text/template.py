@@ -47,7 +47,8 @@ class InputEncoder:
     def __init__(self, tokenizer: Any, template: Template) -> None:
         if template.format is TemplateFormat.CHAT and not has_chat_template(tokenizer):
             raise InvalidInput.of(
-                "template.format", "CHAT needs a base model whose tokenizer has a chat template that writes the text of messages; use TEXT"
+                "template.format",
+                "CHAT needs a base model whose tokenizer has a chat template that writes the text of messages; use TEXT",
             )
         self.tokenizer = tokenizer
         self.template = template

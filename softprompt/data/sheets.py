@@ -61,7 +61,9 @@ def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
         raise InvalidInput.of(which, f"{name} can't be read as XLSX ({error}): {_ANOTHER_FORMAT}") from error
     if not book.worksheets:  # of Excel's "Strict" variant, openpyxl sees none
         book.close()
-        raise InvalidInput.of(which, f"{name} has no sheet that can be read (is it a Strict workbook?): {_ANOTHER_FORMAT}")
+        raise InvalidInput.of(
+            which, f"{name} has no sheet that can be read (is it a Strict workbook?): {_ANOTHER_FORMAT}"
+        )
     rows.items = _of_book(book, rows, name, which)
     return rows
 

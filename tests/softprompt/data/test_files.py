@@ -253,7 +253,10 @@ def test_a_workbook_of_the_strict_format_is_refused_for_it(tmp_path: Path) -> No
     for row in (("input", "label"), ("a", "b")):
         book.active.append(row)
     book.save(tmp_path / "transitional.xlsx")
-    office, strict = b"http://schemas.openxmlformats.org/officeDocument/2006/", b"http://purl.oclc.org/ooxml/officeDocument/"
+    office, strict = (
+        b"http://schemas.openxmlformats.org/officeDocument/2006/",
+        b"http://purl.oclc.org/ooxml/officeDocument/",
+    )
     with zipfile.ZipFile(tmp_path / "transitional.xlsx") as old, zipfile.ZipFile(tmp_path / "a.xlsx", "w") as new:
         for name in old.namelist():
             new.writestr(name, old.read(name).replace(office, strict))
