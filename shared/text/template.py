@@ -48,7 +48,7 @@ class InputEncoder:
         if template.format is TemplateFormat.CHAT and not has_chat_template(tokenizer):
             raise InvalidInput.of(
                 "template.format",
-                "CHAT needs a base model whose tokenizer has a chat template that writes the text of messages; use TEXT",
+                "CHAT needs a base model with a chat template that writes the text of messages; use TEXT",
             )
         self.tokenizer = tokenizer
         self.template = template

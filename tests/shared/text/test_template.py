@@ -237,9 +237,7 @@ class TestChat:
         tokenizer = byte_tokenizer()
         tokenizer.chat_template = CHAT_TEMPLATE.replace("messages %}", "messages if message.role != 'system' %}")
         assert default_format(tokenizer) is TemplateFormat.CHAT
-        with pytest.raises(
-            InvalidInput, match=r"template\.system: the model's chat template leaves it out: write it into"
-        ):
+        with pytest.raises(InvalidInput, match=r"template\.system: .* leaves it out: write it into the template"):
             pinned(CHAT, tokenizer)
         encoder = InputEncoder(tokenizer, pinned(replace(CHAT, system=""), tokenizer))
         with pytest.raises(InvalidInput, match=r"messages\[0\]: the model's chat template leaves system messages out"):
