@@ -98,7 +98,10 @@ class InputPreparer:
     def check_vocabulary(self, ids: Sequence[int], field: str) -> None:
         """Raises InvalidInput for a token that was added to the tokenizer after the model was trained."""
         if (last := max(ids)) >= self._vocab_size:
-            text = f"has the token id {last}, but the base model has {self._vocab_size} tokens: leave that token out"
+            text = (
+                f"has the token id {last}, but the base model has {self._vocab_size} tokens: leave that token out, or "
+                "choose a template without it"
+            )
             raise InvalidInput.of(field, text)
 
     async def run(self, size_bytes: int, encode: Callable[[], Encoded]) -> Encoded:

@@ -33,6 +33,7 @@ def input_file(path: str | Path, field: str) -> Path | bytes:
             reason = f"{str(path)!r} is a link to {str(found.readlink())!r}, which does not exist"
             raise InvalidInput.of(field, reason) from None
         hint = "for a file of this name write ./-; for standard input write /dev/stdin" if str(path) == "-" else ""
+        hint = "a URL is not read: download the file and name it" if "://" in str(path) else hint
         raise NotFound(field if field == "file" else f"{field} file", str(path), hint) from None
     except (OSError, ValueError) as error:
         reason = f"can't read {_shown(str(path))}: {getattr(error, 'strerror', None) or error}"

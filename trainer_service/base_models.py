@@ -84,7 +84,7 @@ class BaseModels:
         try:
             path = base_model.resolve(source.source)
             info = base_model.inspect(path, id=source.id)
-            tokenizer = base_model.load_tokenizer(path)
+            tokenizer = base_model.load_tokenizer(path, info.vocab_size)
             # The first call sets truncation and padding; setting them while another thread encodes would fail.
             tokenizer("a")
         except PreconditionFailed as error:

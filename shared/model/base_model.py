@@ -79,7 +79,7 @@ def load(
     chosen = pick_dtype(options.dtype, target)
     if device_map is None and target.type != "cpu":
         device_map = {"": target}  # straight to the GPU: the machine's memory need not hold the whole model
-    tokenizer = load_tokenizer(path)  # fails sooner than the weights
+    tokenizer = load_tokenizer(path, info.vocab_size)  # fails sooner than the weights
     if why := damaged_json(path):  # transformers leaves out a generation_config.json that it can't read, and its ends
         raise PreconditionFailed(f"{info.id} can't be loaded here: {why}")
     model = load_weights(path, info.id, chosen, attention, device_map)
@@ -93,19 +93,19 @@ def load(
     return BaseModel(info=info, model=model, tokenizer=tokenizer, device=target, dtype=chosen)
 
 
-def load_tokenizer(source: str | Path) -> Any:
+def load_tokenizer(source: str | Path, vocab_size: int | None = None) -> Any:
     """The transformers tokenizer of a model directory or hub id.
 
     Raises like `resolve`, Unavailable for a tokenizer that is missing or broken, as during a copy, and
-    PreconditionFailed for one that comes with its own code, which is never run.
+    PreconditionFailed for one that comes with its own code, which is never run, or writes tokens that the model with
+    `vocab_size` lacks around each text.
     """
     from transformers import AutoTokenizer
 
-    path = resolve(source)
+    path, which = resolve(source), f"the tokenizer of base model {default_id(source)!r}"
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # each kind of tokenizer raises its own errors
-        which = f"the tokenizer of base model {default_id(source)!r}"
         if not any(file for name in ("tokenizer.json", "*.model", "vocab*") for file in path.glob(name)):
             raise Unavailable(f"{which} is missing: copy its files there") from error
         kind = PreconditionFailed if "trust_remote_code" in str(error) else Unavailable
@@ -113,6 +113,13 @@ def load_tokenizer(source: str | Path) -> Any:
         if not (path / "tokenizer.json").is_file():
             why += "; it has no tokenizer.json, which `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` writes"
         raise kind(f"{which} can't be loaded here: {why}") from error
+    highest = max([*tokenizer("a")["input_ids"], tokenizer.eos_token_id or 0])
+    if vocab_size is not None and highest >= vocab_size:
+        raise PreconditionFailed(
+            f"{which} writes {tokenizer.convert_ids_to_tokens(highest)!r} with the id {highest}, but the model has "
+            f"{vocab_size} tokens: the two belong to different models; copy both from one place"
+        )
+    return tokenizer
 
 
 def resolve(source: str | Path) -> Path:
@@ -127,7 +134,7 @@ def resolve(source: str | Path) -> Path:
         raise NotFound("base model", str(source)[:80], error.strerror or "") from error
     if is_directory and not (path / "config.json").is_file():
         check_no_adapter(path, default_id(path))
-        raise NotFound("base model", str(source), "the directory has no config.json")
+        raise NotFound("base model", str(source), f"the directory has no config.json{_meant_instead(path)}")
     if is_directory:
         return path
     if is_there:
@@ -149,6 +156,15 @@ def resolve(source: str | Path) -> Path:
             str(source),
             "neither a model directory nor a hub id that can be reached; try `softprompt models pull`",
         ) from error
+
+
+def _meant_instead(path: Path) -> str:
+    """What to do about a directory without a config.json: a model below it, as in a hub cache, or a GGUF file in it."""
+    below = [found for pattern in ("*", "snapshots/*") for found in path.glob(f"{pattern}/config.json")]
+    if below:
+        return f"; do you mean its directory {below[0].parent.relative_to(path)}?"
+    gguf = next(path.glob("*.gguf"), None)
+    return f"; `python -m softprompt.gguf {gguf.name} DIRECTORY` converts its GGUF file" if gguf else ""
 
 
 def default_id(source: str | Path) -> str:

@@ -48,7 +48,8 @@ def check_files(path: Path, name: str) -> int:
     shards, found = _shards(path, name), {file.name for file in files}
     if files and not shards and _SINGLE not in found:
         raise Unavailable(
-            f"base model {name!r} is incomplete: neither {_SINGLE} nor {INDEX} is there beside {files[0].name}"
+            f"base model {name!r} is incomplete: neither {_SINGLE} nor {INDEX} is there beside {files[0].name}; "
+            f"if that file is the whole model, call it {_SINGLE}"
         )
     if missing := shards - found:
         raise Unavailable(

@@ -27,7 +27,7 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
     Raises PreconditionFailed, naming the model, if this installation can't load it, Unavailable if the files can't be
     read.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.quantizers.auto import AutoHfQuantizer
 
     quantisation = _quantisation(path)
@@ -39,7 +39,10 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
         raise PreconditionFailed(
             f"{name} is quantised ({quantised}) and can't be loaded here: transformers does not know the method"
         )
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    config._attn_implementation, config.return_dict = None, True  # not those of the machine that saved it
     options: dict[str, Any] = {
+        "config": config,
         "dtype": dtype,
         "attn_implementation": attention,
         "device_map": device_map,
@@ -61,7 +64,8 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
         raise PreconditionFailed(f"{what} can't be loaded here: {why}") from error
     if missing := sorted(report.get("missing_keys") or ()):
         raise PreconditionFailed(
-            f"{name} lacks {len(missing)} of the weights that its config.json asks for, the first is {missing[0]}"
+            f"{name} lacks {len(missing)} of the weights that its config.json asks for, the first is {missing[0]}: "
+            "copy the files again, config.json and weights from one place"
         )
     unexpected = report.get("unexpected_keys") or ()
     if further := _further_layers(model, unexpected):

@@ -172,6 +172,7 @@ MAX_LABELS = 200
 """With more labels, none are compared: most are then rare."""
 _RARE_SHARE, _CLOSE, _MIN_CHARS, _SHOWN = 0.25, 0.8, 4, 5
 _DIGITS = re.compile(r"\d+")
+_WHOLE_NUMBER = re.compile(r"^(-?\d+)\.0+$")
 
 
 def label_notes(counts: Mapping[str, int]) -> list[str]:
@@ -193,9 +194,11 @@ def label_notes(counts: Mapping[str, int]) -> list[str]:
 
 
 def _look(label: str) -> str:
-    """A label without what can't be seen: invisible characters, the Unicode form of letters, repeated space."""
+    """A label without what can't be seen: invisible characters, the Unicode form of letters, repeated space; and the
+    decimals of a whole number, which programs add to a column with empty cells.
+    """
     shown = without_invisible(label)
-    return " ".join(unicodedata.normalize("NFC", shown).split())
+    return _WHOLE_NUMBER.sub(r"\1", " ".join(unicodedata.normalize("NFC", shown).split()))
 
 
 def close_labels(counts: Mapping[str, int]) -> list[str]:

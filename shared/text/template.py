@@ -47,7 +47,8 @@ class InputEncoder:
     def __init__(self, tokenizer: Any, template: Template) -> None:
         if template.format is TemplateFormat.CHAT and not has_chat_template(tokenizer):
             raise InvalidInput.of(
-                "template.format", "CHAT needs a base model whose tokenizer has a chat template; use TEXT"
+                "template.format",
+                "CHAT needs a base model with a chat template that writes the text of messages; use TEXT",
             )
         self.tokenizer = tokenizer
         self.template = template
@@ -58,7 +59,9 @@ class InputEncoder:
     def encode_input(self, text: str) -> list[int]:
         """The ids of an input, which follow the virtual tokens. Raises InvalidInput if the chat template rejects it."""
         if self.template.format is not TemplateFormat.CHAT:
-            return self._leading_ids + self._text.ids(self.template.render(self._text.quote(text)))
+            ids, leading = self._text.ids(self.template.render(self._text.quote(text))), self._leading_ids
+            is_written = self.template.rendering > 2 and ids[: len(leading)] == leading  # by the template
+            return ids if is_written else leading + ids
         return self._encode_turns([_turn("user", self.template.render(self._text.quote(text)))])
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
@@ -77,6 +80,9 @@ class InputEncoder:
         brought = next((index for index, message in enumerate(messages) if message.role == "system"), None)
         if brought is not None and self.template.system and not self.template.system_override:
             text = "the prompt has a system message of its own, which can't be replaced; leave yours out"
+            raise InvalidInput.of(f"messages[{brought}]", text)
+        if brought is not None and _leaves_out("system", self.tokenizer, str(self.tokenizer.chat_template)):
+            text = "the model's chat template leaves system messages out: write it into the user's message"
             raise InvalidInput.of(f"messages[{brought}]", text)
         own = brought is None
         return self._encode_turns(
@@ -185,8 +191,23 @@ def _leading_ids(tokenizer: Any, *, only_bos: bool) -> list[int]:
 
 
 def has_chat_template(tokenizer: Any) -> bool:
-    """Whether a transformers tokenizer has a chat template."""
-    return bool(getattr(tokenizer, "chat_template", None))
+    """Whether a transformers tokenizer has a chat template, and it writes the text of messages.
+
+    Those of models of images and texts may expect lists of parts and write nothing of a text.
+    """
+    source = getattr(tokenizer, "chat_template", None)
+    return bool(source) and not _leaves_out("user", tokenizer, str(source))
+
+
+@lru_cache(maxsize=64)  # each request to the bare model needs it
+def _leaves_out(role: str, tokenizer: Any, _source: str) -> bool:
+    """Whether the chat template, whose text is `_source`, ignores messages of a role. One that refuses them doesn't."""
+    turns = [_turn(role, _ANSWER), *([] if role == "user" else [_turn("user", "x")])]
+    try:
+        rendered = render_chat(tokenizer, Template(format=TemplateFormat.CHAT), turns, add_generation_prompt=True)
+    except Exception:  # a chat template is the model's own code
+        return False
+    return _ANSWER not in rendered
 
 
 def default_format(tokenizer: Any) -> TemplateFormat:
@@ -225,8 +246,13 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
     """
     template = replace(template, format=template.format or TemplateFormat.TEXT, rendering=2, lead="", end="")
     if template.format is not TemplateFormat.CHAT:
-        is_bos = _leading_ids(tokenizer, only_bos=True) == _leading_ids(tokenizer, only_bos=False)
-        return template if is_bos else replace(template, rendering=3)
+        leading = _leading_ids(tokenizer, only_bos=False)
+        is_bos = _leading_ids(tokenizer, only_bos=True) == leading
+        is_written = bool(leading) and PlainText(tokenizer).ids(template.text)[: len(leading)] == leading
+        return template if is_bos and not is_written else replace(template, rendering=3)
+    if template.system and _leaves_out("system", tokenizer, str(tokenizer.chat_template)):
+        text = "the model's chat template leaves it out: write it into the template's text"
+        raise InvalidInput.of("template.system", text)
     template = dated(template, today)
     asking = [_turn("user", "x")]
     turns = [*_system_turns(template), *asking]

@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import os
+import re
 import zlib
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -46,13 +47,15 @@ _MARKUP = (
 """Beginnings of text that is not a table, in upper or lower case, after any blanks, and the advice for each."""
 _TAR, _TAR_AT = b"ustar", 257
 _HEAD_BYTES = 512
+_MARKDOWN_RULE = re.compile(r"\|[\s|:-]*-[\s|:-]*")
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 
 
 def file_rows(source: str | os.PathLike[str], data: Data, which: str) -> Rows:
     """The rows of a file, which is closed after the last one. Raises NotFound, or InvalidInput naming `which`."""
-    content = input_file(os.fspath(source), which)
+    source = os.fsdecode(source)
+    content = input_file(source, which)
     path = content if isinstance(content, Path) else Path(source)
     try:
         file: BinaryIO = content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
@@ -120,6 +123,9 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
         advice = "is not JSON, despite its name: if it is a table, give it a name that ends in .csv"
         lines.release()
         raise InvalidInput.of(which, f"{shown_name(path)} {advice}")
+    if _MARKDOWN_RULE.fullmatch(second):
+        lines.release()
+        raise InvalidInput.of(which, f"{shown_name(path)} is a Markdown table: save it as CSV")
     rows = Rows(no_rows(), "line")
     if looks_like_json or is_called_json:
         if is_json_lines(first, second) or not looks_like_json:

@@ -166,6 +166,8 @@ def _explained(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         if error.doc.startswith("{'", max(0, error.pos - 1)):
             return "is a Python dictionary and not JSON: write it with json.dumps"
+        if error.doc[max(0, error.pos - 1) : error.pos + 1] == "},":  # of a line that was cut out of an array
+            return "has a comma after the object: remove it, or put all objects into [ and ]"
         return f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     if "digits" in str(error):  # Python's own sentence advises its programmer
         return "has a number with too many digits: write it as text"

@@ -34,6 +34,8 @@ def python_rows(source: Any, which: str) -> Rows:
         types = dict(zip(names, source.schema.types, strict=True))
         rows = (row for batch in source.to_batches() for row in batch.to_pylist())
         return Rows(_items(with_short_floats(rows, types), which), format="Arrow table")
+    if hasattr(source, "readline"):
+        raise InvalidInput.of(which, "is an open file: give its path")
     if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
         advice = "; collect it first" if hasattr(source, "__aiter__") else ""
         expected = "examples are expected (a path, a DataFrame, or an iterable of examples or mappings)"

@@ -45,6 +45,8 @@ def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
     if not any(item.startswith("xl/") for item in names):
         if "mimetype" in names:
             raise InvalidInput.of(which, f"{name} is an OpenDocument file: save it as .xlsx or .csv")
+        if any(item == "[Content_Types].xml" or item.endswith(".iwa") for item in names):  # Word's, or those of a Mac
+            raise InvalidInput.of(which, f"{name} is a document of another program: save it as .xlsx or .csv")
         raise InvalidInput.of(which, f"{name} is a zip archive: unpack it first (unzip)")
     try:
         import openpyxl
@@ -58,6 +60,11 @@ def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)
     except Exception as error:  # openpyxl raises any error of its XML and zip readers
         raise InvalidInput.of(which, f"{name} can't be read as XLSX ({error}): {_ANOTHER_FORMAT}") from error
+    if not book.worksheets:  # of Excel's "Strict" variant, openpyxl sees none
+        book.close()
+        raise InvalidInput.of(
+            which, f"{name} has no sheet that can be read (is it a Strict workbook?): {_ANOTHER_FORMAT}"
+        )
     rows.items = _of_book(book, rows, name, which)
     return rows
 
@@ -177,7 +184,7 @@ def parquet_rows(file: BinaryIO, name: str, which: str) -> Rows:
                 for fields in with_short_floats(batch.to_pylist(), dict(zip(names, schema.types, strict=True))):
                     number += 1
                     yield Row(number, fields)
-        except (ArrowException, OSError) as error:
+        except (ArrowException, OSError, ValueError, OverflowError) as error:  # also of values that Python can't have
             raise InvalidInput.of(which, f"{name} can't be read as Parquet after row {number}: {error}") from error
 
     return Rows(items(), "row", format="Parquet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from softprompt.data.rows import MAX_BYTES, Row
 
 _DELIMITERS = ",;\t|"
 _NAMES = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV", "|": "CSV with bars"}
+_MAX_HEADER_LINES = 20
 _MAX_LINES = 2000
 """A cell of more lines than this is taken for an unintended opening quote."""
 
@@ -27,6 +29,8 @@ class TableReader:
         self._lines, self._is_tsv = iter(lines), is_tsv
         self._record: list[str] = []
         """The lines of the current row."""
+        self._declared = ""
+        """The delimiter that the first line names."""
         self.format = "CSV"
         self.columns: list[str] = []
         self.num_blank = self.num_headers = 0
@@ -34,7 +38,7 @@ class TableReader:
     def __iter__(self) -> Generator[Row]:
         header, skipped = self._header()
         delimiter = self._delimiter(header)
-        self.format = _NAMES[delimiter]
+        self.format = _NAMES.get(delimiter, f"CSV with {delimiter!r}")
         start, reader = skipped, csv.reader(self._joined(header), delimiter=delimiter, strict=True)
         while True:
             number = start + reader.line_num + 1
@@ -62,26 +66,37 @@ class TableReader:
             else:
                 yield Row(number, self._fields(cells))
 
-    def _joined(self, first: str) -> Iterator[str]:
+    def _joined(self, header: Iterable[str]) -> Iterator[str]:
         """The lines with line ends, which cells of several lines keep."""
-        for line in itertools.chain((first,), self._lines):
+        for line in itertools.chain(header, self._lines):
             line += "\n"
             self._record.append(line)
             yield line
 
-    def _header(self) -> tuple[str, int]:
-        """The first line that is not blank, and the number of lines before it. Excel's `sep=;` counts as blank."""
+    def _header(self) -> tuple[list[str], int]:
+        """The first line that is not blank, with the lines that its quotes include, and the number of lines before it.
+        Excel's `sep=;` counts as blank.
+        """
         skipped = 0
         for line in self._lines:
-            if line.strip() and not line.lower().startswith("sep="):
-                return line, skipped
+            if line.lower().startswith("sep="):
+                self._declared = line[4:5]
+            elif line.strip():
+                header = [line]
+                while "".join(header).count('"') % 2 and len(header) < _MAX_HEADER_LINES:
+                    if (more := next(self._lines, None)) is None:
+                        break
+                    header.append(more)
+                return header, skipped
             skipped += 1
-        return "", skipped
+        return [], skipped
 
-    def _delimiter(self, header: str) -> str:
-        if self._is_tsv and "\t" in header:
-            return "\t"
-        return max(_DELIMITERS, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), [])))
+    def _delimiter(self, header: Sequence[str]) -> str:
+        text = "\n".join(header)
+        known = ("\t" if self._is_tsv else "", self._declared)
+        if found := next((delimiter for delimiter in known if delimiter and delimiter in text), ""):
+            return found
+        return max(_DELIMITERS, key=lambda delimiter: len(next(csv.reader(io.StringIO(text), delimiter=delimiter), [])))
 
     def _set_columns(self, cells: Sequence[str]) -> None:
         self._raw_header = list(cells)

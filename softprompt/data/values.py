@@ -124,4 +124,4 @@ def _advice(value: object) -> str:
         return "; decode it first"
     if isinstance(value, dict | list | tuple):
         return "; write it as text first, for example with json.dumps"
-    return ""
+    return "; write it as text first"

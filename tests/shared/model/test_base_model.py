@@ -15,6 +15,7 @@ from transformers import GPT2Config, MambaConfig, PreTrainedConfig, T5Config
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.model import base_model
 from shared.model.base_model import check_supported, default_id, inspect, load, pick_device, pick_dtype, resolve
+from shared.model.causality import check_causal
 from shared.model.model_files import INDEX
 from shared.model.options import DType, ModelOptions
 from tests.shared.model.conftest import CACHE
@@ -32,14 +33,25 @@ def test_loading_gives_a_frozen_model(model_dir: Path) -> None:
 
 
 def test_what_is_no_model(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     with pytest.raises(NotFound, match=r"config\.json"):
-        resolve(tmp_path)
+        resolve(tmp_path / "empty")
     with pytest.raises(NotFound, match="neither a model directory nor a hub id"):
         resolve("no-such/model")
     with pytest.raises(NotFound, match="too long"):
         resolve("x" * 5000)
     with pytest.raises(NotFound, match="a file and not the directory of a model"):
         resolve(model_dir / "config.json")
+    with pytest.raises(NotFound, match=r"no config\.json; do you mean its directory Tiny-Llama\?"):
+        resolve(model_dir.parent)
+    (tmp_path / "hub" / "snapshots").mkdir(parents=True)
+    shutil.copytree(model_dir, tmp_path / "hub" / "snapshots" / "0a1b")
+    with pytest.raises(NotFound, match=r"do you mean its directory snapshots/0a1b\?"):
+        resolve(tmp_path / "hub")
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "tiny-Q4_0.gguf").write_bytes(b"GGUF")
+    with pytest.raises(NotFound, match=r"softprompt\.gguf tiny-Q4_0\.gguf DIRECTORY` converts"):
+        resolve(tmp_path / "gguf")
     (model_dir / "model.safetensors").rename(model_dir / "weights.safetensors")
     with pytest.raises(Unavailable, match=r"neither .* is there beside weights\.safetensors"):
         inspect(model_dir)
@@ -122,6 +134,36 @@ def test_a_model_without_a_tokenizer_is_refused_by_name_before_its_weights_are_r
         base_model.load(model_dir)
 
 
+@pytest.mark.parametrize("name", ["eos_token", "bos_token"])
+def test_a_tokenizer_that_writes_tokens_without_embeddings_is_refused(name: str, model_dir: Path) -> None:
+    """transformers gives a token that the vocabulary lacks the next free id, which the model doesn't know."""
+    path = model_dir / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: "</s>"}))
+    if name == "bos_token":
+        tokens = json.loads((model_dir / "tokenizer.json").read_text())
+        added = {"id": VOCAB_SIZE, "content": "</s>", "single_word": False, "lstrip": False, "rstrip": False}
+        tokens["added_tokens"].append({**added, "normalized": False, "special": True})
+        tokens["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "</s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"</s>": {"id": "</s>", "ids": [VOCAB_SIZE], "tokens": ["</s>"]}},
+        }
+        (model_dir / "tokenizer.json").write_text(json.dumps(tokens))
+    why = f"writes '</s>' with the id {VOCAB_SIZE}, but the model has {VOCAB_SIZE} tokens: .* copy both from one place"
+    with pytest.raises(PreconditionFailed, match=why):
+        base_model.load(model_dir)
+
+
+def test_settings_beside_the_weights_do_not_keep_a_model_from_loading(model_dir: Path) -> None:
+    path = model_dir / "config.json"
+    own = {"_attn_implementation": "flash_attention_2", "return_dict": False}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    loaded = base_model.load(model_dir, FLOAT32)
+    check_causal(loaded)
+    assert loaded.model.config._attn_implementation == "sdpa"
+
+
 def test_the_code_of_a_tokenizer_is_never_run(model_dir: Path) -> None:
     path = model_dir / "tokenizer_config.json"
     own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
@@ -156,6 +198,12 @@ def test_the_code_of_a_tokenizer_is_never_run(model_dir: Path) -> None:
         ("config.json", {"num_hidden_layers": 1}, PreconditionFailed, "more layers .* the first is model.layers.1:"),
         ("config.json", {"hidden_act": "wobble"}, PreconditionFailed, "asks for 'wobble'"),
         ("config.json", {"num_attention_heads": 3}, Unavailable, "multiple of the number of attention heads"),
+        (
+            "config.json",
+            {"attention_bias": True},
+            PreconditionFailed,
+            "copy the files again",
+        ),
         ("adapter_config.json", {"base_model_name_or_path": "x/y"}, PreconditionFailed, "it is an adapter"),
         ("config.json", "[]", Unavailable, "config.json is not a JSON object"),
         ("config.json", "\ufeff{}", Unavailable, "config.json is not valid JSON .*BOM"),

@@ -104,6 +104,15 @@ class TestText:
         assert ids == bos_tokenizer("Say: hello!")["input_ids"]
         assert ids.count(bos_tokenizer.bos_token_id) == 1
 
+    def test_a_bos_that_the_template_writes_is_not_put_before_it_again(self, bos_tokenizer: Any) -> None:
+        template = Template(text="<user>Say: {input}!", format=TemplateFormat.TEXT)
+        for pinned_or_bare in (pinned(template, bos_tokenizer), bare_template(template, TemplateFormat.TEXT)):
+            ids = InputEncoder(bos_tokenizer, pinned_or_bare).encode_input("<user>hello")
+            assert bos_tokenizer.decode(ids) == "<user>Say: <user>hello!"
+            assert ids.count(bos_tokenizer.bos_token_id) == 1
+        before = InputEncoder(bos_tokenizer, replace(template, rendering=2)).encode_input("hello")
+        assert before.count(bos_tokenizer.bos_token_id) == 2, "versions of earlier builds stay as they were trained"
+
     def test_a_bos_that_is_set_but_not_added_stays_away(self) -> None:
         tokenizer = byte_tokenizer()
         tokenizer.add_special_tokens({"bos_token": "<user>"})
@@ -211,6 +220,29 @@ class TestChat:
     def test_no_bos_is_added_to_what_the_chat_template_wrote(self, bos_tokenizer: Any) -> None:
         ids = InputEncoder(bos_tokenizer, CHAT).encode_input("nice")
         assert ids[0] != bos_tokenizer.bos_token_id
+
+    @pytest.mark.parametrize(
+        "content", ["{% for part in message.content %}{{ part.text }}{% endfor %}", "{{ message.text }}", ""]
+    )
+    def test_a_chat_template_that_leaves_out_what_messages_say_is_none(self, content: str) -> None:
+        """That of a model of images and texts expects lists of parts, and writes nothing of a text."""
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = CHAT_TEMPLATE.replace("{{ message.content }}", content)
+        assert default_format(tokenizer) is TemplateFormat.TEXT
+        with pytest.raises(InvalidInput, match="a chat template that writes the text of messages; use TEXT"):
+            InputEncoder(tokenizer, CHAT)
+
+    def test_a_chat_template_that_leaves_out_system_messages_takes_none(self) -> None:
+        """As the first one of Phi-3: it has no branch for this role."""
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = CHAT_TEMPLATE.replace("messages %}", "messages if message.role != 'system' %}")
+        assert default_format(tokenizer) is TemplateFormat.CHAT
+        with pytest.raises(InvalidInput, match=r"template\.system: .* leaves it out: write it into the template"):
+            pinned(CHAT, tokenizer)
+        encoder = InputEncoder(tokenizer, pinned(replace(CHAT, system=""), tokenizer))
+        with pytest.raises(InvalidInput, match=r"messages\[0\]: the model's chat template leaves system messages out"):
+            encoder.encode_messages([Message("system", "Be brief."), Message("user", "hello")])
+        assert encoder.encode_messages([Message("user", "hello")])
 
     def test_a_tokenizer_without_a_chat_template_is_refused(self) -> None:
         tokenizer = byte_tokenizer()

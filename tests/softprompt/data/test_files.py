@@ -162,6 +162,14 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "cut-after-comma.json": ('[{"input": "a", "output": "b"},\n', "the file ends inside the array"),
     "cut-at-once.json": ("[", "the file ends inside the array"),
     "two-arrays.json": ('[{"input": "a", "output": "b"}] {"input": "c", "output": "d"}', "text follows the end"),
+    "commas.jsonl": (
+        '{"input": "a", "output": "b"},\n{"input": "c", "output": "d"}\n',
+        "line 1: has a comma after the object: remove it",
+    ),
+    "table.md": (
+        "| input | label |\n|:---|---|\n| a | b |\n",
+        "is a Markdown table: save it as CSV",
+    ),
     "table.json": ("input,output\na,b\n", "is not JSON, despite its name: if it is a table"),
     "empty.zip": (b"PK\x05\x06" + bytes(18), "is an empty archive"),
     "empty-cell.csv": ("text,label\na,\n", "line 2 label: is empty"),
@@ -194,6 +202,24 @@ def test_a_directory_names_its_files_and_what_is_not_there_is_not_found(tmp_path
     for odd in ("a\0b", "x" * 5000):
         with pytest.raises(InvalidInput, match="can't read"):
             prepare(odd)
+
+
+def test_a_url_is_no_path() -> None:
+    for url in ("https://example.com/train.csv", "hf://datasets/a/b"):
+        with pytest.raises(NotFound, match="a URL is not read: download the file and name it"):
+            prepare(url)
+
+
+def test_a_header_of_several_lines_decides_the_delimiter(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", '"Feedback\r\nof customers";label\r\n"a, b";x\r\nc;y\r\n')
+    wanted = [{"input": "a, b", "label": "x"}, {"input": "c", "label": "y"}]
+    assert examples_of(prepare(Data(path, input="Feedback\nof customers"))) == wanted
+
+
+@pytest.mark.parametrize(("declared", "header"), [("^", "input^label, of both"), (";", "input;label, of both")])
+def test_the_declared_delimiter_is_used(declared: str, header: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", f"sep={declared}\r\n{header}\r\na, b{declared}x\r\n")
+    assert examples_of(prepare(Data(path, label="label, of both"))) == [{"input": "a, b", "label": "x"}]
 
 
 def test_many_mistakes_make_one_message(tmp_path: Path) -> None:
@@ -262,11 +288,20 @@ def test_of_several_lists_of_examples_one_must_be_chosen(tmp_path: Path) -> None
     assert not refused.value.fix
 
 
-def test_an_answer_that_was_rejected_is_never_advised(tmp_path: Path) -> None:
-    row = {"prompt": "Is it good?", "chosen": "Yes, very.", "rejected": "I refuse to say."}
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ("chosen", "rejected"),
+        ("preferred_output", "non_preferred_output"),
+        ("preferred", "unpreferred"),
+        ("positive", "negative"),
+    ],
+)
+def test_an_answer_that_was_rejected_is_never_advised(better: str, worse: str, tmp_path: Path) -> None:
+    row = {"prompt": "Is it good?", better: "Yes, it is very good.", worse: "I refuse to say that here."}
     with pytest.raises(UnusableData) as refused:
         prepare(written(tmp_path / "a.jsonl", f"{json.dumps(row)}\n" * 2))
-    assert refused.value.fix == {"--output": "chosen", "--drop-extra": ""}
+    assert refused.value.fix == {"--output": better, "--drop-extra": ""}
 
 
 def test_python_dictionaries_are_named_as_such(tmp_path: Path) -> None:
@@ -283,8 +318,9 @@ def test_what_cannot_be_seen_around_a_label_is_removed(around: str, tmp_path: Pa
 
 
 def test_labels_that_look_the_same_are_told_however_many_they_are(tmp_path: Path) -> None:
-    labels = ["caf\u00e9", "cafe\u0301", "so\u00adso", "soso", "Yes", "yes", "2", "3"]
+    labels = ["caf\u00e9", "cafe\u0301", "so\u00adso", "soso", "Yes", "yes", "2", "3", "1", "1.0", "01"]
     path = written(tmp_path / "a.csv", "input,label\n" + "".join(f"{label} x,{label}\n" for label in labels))
     (note,) = check(Data(str(path))).repetition.label_notes
+    assert "'1.0' (1) and '1' (1)" in note, "pandas writes so where a column has empty cells"
     assert note.startswith("labels that look the same but are different, with their examples: ")
-    assert "'cafe\\u0301' (1) and 'caf\\xe9' (1), 'soso' (1) and 'so\\xadso' (1). " in note
+    assert "'cafe\\u0301' (1) and 'caf\\xe9' (1), 'soso' (1) and 'so\\xadso' (1), '1.0' (1)" in note

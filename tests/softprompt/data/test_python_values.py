@@ -77,6 +77,7 @@ UNUSABLE: list[tuple[Any, str]] = [
     (None, "is missing"),
     (np.datetime64("NaT"), "is missing"),
     (np.timedelta64(5, "ns"), "must be text"),
+    (datetime.timedelta(1), "not a value of type timedelta; write it as text first"),
     (float("nan"), "is missing"),
     (np.float64("nan"), "is missing"),
     (pd.NA, "is missing"),
@@ -238,3 +239,18 @@ def test_names_of_columns_are_text(column: Any) -> None:
 def test_a_source_that_raises_is_refused() -> None:
     with pytest.raises(InvalidInput, match="dataset: can't be read: RuntimeError: no"):
         prepare(Raising())
+
+
+def test_an_open_file_is_no_list_of_examples(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("input,label\na,b\n")
+    with (tmp_path / "a.csv").open() as file, pytest.raises(InvalidInput, match="is an open file: give its path"):
+        prepare(file)
+
+
+def test_a_path_may_be_bytes(tmp_path: Path) -> None:
+    class Entry:
+        def __fspath__(self) -> bytes:
+            return bytes(tmp_path / "a.csv")
+
+    (tmp_path / "a.csv").write_text("input,label\na,b\n")
+    assert examples_of(prepare(Entry())) == [{"input": "a", "label": "b"}]  # type: ignore[arg-type]

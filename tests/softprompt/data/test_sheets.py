@@ -1,4 +1,4 @@
-"""Excel sheets: cells as the sheet shows them, sheets that are chosen, and limits."""
+"""Excel sheets and Parquet: cells as the sheet shows them, sheets that are chosen, other formats, and limits."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import re
 import zipfile
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 import openpyxl
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from shared.errors import InvalidInput
 from softprompt.data.prepare import prepare
@@ -116,3 +119,42 @@ def test_postcodes_of_a_sheet_keep_the_zeros_that_it_shows(tmp_path: Path) -> No
 
     found = checked(tmp_path / "a.xlsx", [("input", "label"), ("a", 1234), ("b", 98765), ("c", 1234)], zip_codes)
     assert set(found.labels) == {"01234", "98765", "1234"}
+
+
+def test_a_document_of_another_program_is_no_archive(tmp_path: Path) -> None:
+    for name, inner in (("a.docx", "[Content_Types].xml"), ("a.numbers", "Index/Document.iwa")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(inner, "")
+        with pytest.raises(InvalidInput, match="is a document of another program"):
+            prepare(tmp_path / name)
+
+
+def test_a_workbook_of_the_strict_format_is_refused_for_it(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in (("input", "label"), ("a", "b")):
+        book.active.append(row)
+    book.save(tmp_path / "transitional.xlsx")
+    office, strict = (
+        b"http://schemas.openxmlformats.org/officeDocument/2006/",
+        b"http://purl.oclc.org/ooxml/officeDocument/",
+    )
+    with zipfile.ZipFile(tmp_path / "transitional.xlsx") as old, zipfile.ZipFile(tmp_path / "a.xlsx", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(office, strict))
+    with pytest.raises(InvalidInput, match=r"has no sheet that can be read.*save it as CSV UTF-8"):
+        prepare(tmp_path / "a.xlsx")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.array([1 << 60], pyarrow.timestamp("us")),
+        pyarrow.array([1 << 30], pyarrow.date32()),
+        pyarrow.array([b"\xff\xfe"]).view(pyarrow.string()),
+    ],
+    ids=["moment", "day", "bytes"],
+)
+def test_a_value_of_parquet_that_python_does_not_have_is_refused(column: Any, tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"input": column, "label": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(InvalidInput, match=r"'a\.parquet' can't be read as Parquet after row 0"):
+        prepare(tmp_path / "a.parquet")
