@@ -119,15 +119,13 @@ class LocalBackend:
                 num_removed += 1
         return num_removed
 
-    def _old(self, folder: Path, oldest: float) -> list[Path]:
-        """What the folder has that is older; empty if it can't be read."""
-        found = list[Path]()
+    def _old(self, folder: Path, oldest: float) -> Iterator[Path]:
+        """What the folder has that is older; nothing if it can't be read."""
         with contextlib.suppress(OSError):
             for entry in self._disk.entries(folder):
                 with contextlib.suppress(FileNotFoundError):
                     if self._disk.status(folder / entry.name).modified_at < oldest:
-                        found.append(folder / entry.name)
-        return found
+                        yield folder / entry.name
 
     def close(self) -> None:
         """Does nothing: no file stays open between calls."""

@@ -193,7 +193,7 @@ def _with_checksums(original: Any) -> Any:
 
 
 def _without_defaults(original: Any) -> Any:
-    def frozen(kind: type, text: str) -> Any:
+    def frozen(kind: type[Any], text: str) -> Any:
         if kind is EffectiveSpec and "alias_revision" not in text:
             raise ValueError("alias_revision is missing")
         return original(kind, text)

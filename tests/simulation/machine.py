@@ -80,10 +80,12 @@ class _Handle(asyncio.Handle):
     """A callback of a node; None: of the simulation itself."""
 
     __slots__ = ("node",)
+    node: Node | None
 
 
 class _TimerHandle(asyncio.TimerHandle):
     __slots__ = ("node",)
+    node: Node | None
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -105,19 +107,21 @@ class Loop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.now
 
-    def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
         context = contextvars.copy_context() if context is None else context  # an empty one is false
         handle = _Handle(callback, args, self, context)
         handle.node = context.get(_NODE)
         self._ready.append(handle)
         return handle
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.now + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         context = contextvars.copy_context() if context is None else context

@@ -53,11 +53,11 @@ def _jobs() -> list[Record]:
     for number in range(3):
         asked = replace(spec("plain", "a-tone", 5), publish=replace(spec().publish, alias="-" if number == 2 else ""))
         old = record(asked if number == 2 else spec("plain", "a-tone", 5), queued_at=_HOUR_AGO + number)
-        id, caller = f"{number:026d}", {"caller": "caller-a", "tenant": "tenant-a", "request_id": f"old-{number}"}
-        made.append(replace(old.with_job(id=id, last_event=1, **caller), queued_at=_HOUR_AGO))
-    running = {"state": JobState.RUNNING, "attempt": 1, "last_event": 2, "start_time": made[1].job.create_time}
-    gone = {"owner": "a trainer that is gone", "lease_until": EPOCH - 240, "claimed_at": EPOCH - 300}
-    made[1] = replace(made[1].with_job(**running), **gone)
+        old = old.with_job(id=f"{number:026d}", last_event=1, caller="caller-a", tenant="tenant-a")
+        made.append(replace(old.with_job(request_id=f"old-{number}"), queued_at=_HOUR_AGO))
+    started = made[1].job.create_time
+    running = made[1].with_job(state=JobState.RUNNING, attempt=1, last_event=2, start_time=started)
+    made[1] = replace(running, owner="a trainer that is gone", lease_until=EPOCH - 240, claimed_at=EPOCH - 300)
     return made
 
 
