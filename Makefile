@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak fuzz simulate chaos prove-simulation simulate-fairness lock release clean tools rules images try-images try-platform bench-router bench-against
+.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak fuzz simulate simulate-ci chaos prove-simulation simulate-fairness lock release clean tools rules images try-images try-platform bench-router bench-against
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -138,6 +138,9 @@ simulate-fairness: dev ## Fair shares of tenants and base models: the scheduler 
 simulate: dev    ## Many lives of the whole system with faults, on virtual time: SEEDS=100 (a number) from FIRST=1, and NEW=0 random ones
 	$(BIN)/python -m tests.simulation --seeds $(or $(FIRST),1)-$$(( $(or $(FIRST),1) + $(or $(SEEDS),100) - 1 )) \
 		--new $(or $(NEW),0) --processes $(or $(PROCESSES),2)
+
+simulate-ci: dev ## The lives for each change: 200 fixed seeds, and 100 that no run had before (NEW)
+	$(BIN)/python -m tests.simulation --seeds 1-200 --new $(or $(NEW),100) --processes $(or $(PROCESSES),2)
 
 fuzz: dev        ## Damaged inputs for all readers and running services: INPUTS=100000 for each (a number), from FIRST=1
 	$(BIN)/python -m tests.fuzz --first $(or $(FIRST),1) --inputs $(or $(INPUTS),10000)

@@ -11,15 +11,15 @@ import contextlib
 import errno
 import itertools
 import os
-import stat
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from shared.directories import sync_directory
 from shared.errors import InvalidInput, PreconditionFailed, Unavailable
 from shared.store.base import ObjectInfo, check_key, check_size
+from shared.store.disk import Disk, FileStatus
 from shared.store.layout import USAGE
 
 _MARKER = ".softprompt-store"
@@ -37,58 +37,59 @@ class LocalBackend:
 
     poll_seconds = 0.15
 
-    def __init__(self, root: Path) -> None:
-        self._root = Path(os.path.abspath(root))
-        self._marker = str(self._root / _MARKER)
+    def __init__(self, root: Path, disk: Disk | None = None) -> None:
+        self._root, self._disk = Path(os.path.abspath(root)), disk or Disk()
+        self._marker = self._root / _MARKER
         self._names = itertools.count()
-        if self._root.exists() and not self._root.is_dir():
-            raise InvalidInput.of("store", f"{str(root)!r} is a file; a directory is expected")
         with _as_unavailable():
-            if not os.path.exists(self._marker):
-                self._root.mkdir(parents=True, exist_ok=True)
-                (self._root / _TEMPORARY).mkdir(exist_ok=True)
-                (self._root / _MARKER).touch()
-                sync_directory(self._root)
+            if self._exists(self._root) and not self._is_folder(self._root):
+                raise InvalidInput.of("store", f"{str(root)!r} is a file; a directory is expected")
+            if not self._exists(self._marker):
+                for folder in (*reversed(self._root.parents), self._root, self._root / _TEMPORARY):
+                    if not self._exists(folder):
+                        self._disk.make_folder(folder)
+                with contextlib.suppress(FileExistsError), self._disk.create(self._marker):
+                    pass
+                self._disk.sync_folder(self._root)
         self.sweep()
 
     def get(self, key: str, max_bytes: int) -> bytes | None:
         with _as_unavailable():
             try:
-                handle = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                with self._disk.open(self._path(key)) as file:
+                    status = file.status()
+                    if not status.is_file:
+                        raise OSError(errno.EINVAL, "not a regular file")
+                    check_size(key, status.size_bytes, max_bytes)
+                    return file.read(max_bytes)
             except (FileNotFoundError, NotADirectoryError):
                 self._check_available()
                 return None
-            with open(handle, "rb") as file:
-                status = os.fstat(handle)
-                if not stat.S_ISREG(status.st_mode):
-                    raise OSError(errno.EINVAL, "not a regular file")
-                check_size(key, status.st_size, max_bytes)
-                return file.read(max_bytes)
 
     def create(self, key: str, data: bytes) -> bool:
         with self._temporary(data) as temporary, _as_unavailable():
             path = self._path(key)
             made = self._make_folder(path.parent)
             try:
-                os.link(temporary, path, follow_symlinks=False)
+                self._disk.link(temporary, path)
             except FileExistsError:
                 return False
             for directory in (path.parent, *made):
-                sync_directory(directory)
+                self._disk.sync_folder(directory)
             return True
 
     def put(self, key: str, data: bytes) -> None:
         with self._temporary(data) as temporary, _as_unavailable():
             path = self._path(key)
             made = self._make_folder(path.parent)
-            os.replace(temporary, path)
+            self._disk.replace(temporary, path)
             for directory in (path.parent, *made):
-                sync_directory(directory)
+                self._disk.sync_folder(directory)
 
     def head(self, key: str) -> ObjectInfo | None:
         with _as_unavailable():
             try:
-                return _info(key, self._path(key).lstat())
+                return _info(key, self._disk.status(self._path(key)))
             except (FileNotFoundError, NotADirectoryError):
                 self._check_available()
                 return None
@@ -101,26 +102,30 @@ class LocalBackend:
     def delete(self, key: str) -> None:
         with _as_unavailable():
             try:
-                self._path(key).unlink()
+                self._disk.unlink(self._path(key))
             except FileNotFoundError:
                 self._check_available()
 
     def sweep(self) -> int:
         """Remove temporary files of killed writers and empty folders of journals; not on a read-only mount."""
         oldest, num_removed = time.time() - _STALE_TEMPORARY_SECONDS, 0
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self._root / _TEMPORARY):
-                with contextlib.suppress(FileNotFoundError):  # removed by its writer or another process
-                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                        os.unlink(entry.path)
-                        num_removed += 1
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self._root / USAGE):
-                with contextlib.suppress(OSError):  # not empty, or not a folder
-                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                        os.rmdir(entry.path)  # a journal that publishes just now does it again
-                        num_removed += 1
+        for path in self._old(self._root / _TEMPORARY, oldest):
+            with contextlib.suppress(OSError):  # removed by its writer or another process
+                self._disk.unlink(path)
+                num_removed += 1
+        for path in self._old(self._root / USAGE, oldest):
+            with contextlib.suppress(OSError):  # not empty, or not a folder
+                self._disk.remove_folder(path)  # a journal that publishes just now does it again
+                num_removed += 1
         return num_removed
+
+    def _old(self, folder: Path, oldest: float) -> Iterator[Path]:
+        """What the folder has that is older; nothing if it can't be read."""
+        with contextlib.suppress(OSError):
+            for entry in self._disk.entries(folder):
+                with contextlib.suppress(FileNotFoundError):
+                    if self._disk.status(folder / entry.name).modified_at < oldest:
+                        yield folder / entry.name
 
     def close(self) -> None:
         """Does nothing: no file stays open between calls."""
@@ -130,36 +135,49 @@ class LocalBackend:
 
     def _check_available(self) -> None:
         """Raises OSError if the marker file is missing."""
-        os.stat(self._marker)
+        self._disk.status(self._marker)
+
+    def _exists(self, path: Path) -> bool:
+        try:
+            self._disk.status(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def _is_folder(self, path: Path) -> bool:
+        try:
+            self._disk.entries(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def _walk(self, folder: str) -> Iterator[ObjectInfo]:
         try:
-            entries = list(os.scandir(self._root / folder))
+            entries = self._disk.entries(self._root / folder)
         except (FileNotFoundError, NotADirectoryError):
             return
         for entry in entries:
             key = f"{folder}/{entry.name}"
-            if entry.is_dir(follow_symlinks=False):
+            if entry.is_folder:
                 yield from self._walk(key)
                 continue
             with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
-                yield _info(key, entry.stat(follow_symlinks=False))
+                yield _info(key, self._disk.status(self._root / key))
 
     @contextlib.contextmanager
     def _temporary(self, data: bytes) -> Iterator[Path]:
         """Write a synced temporary file for the `with` block."""
-        path = self._root / _TEMPORARY / f"{os.getpid()}-{next(self._names)}-{os.urandom(4).hex()}"
+        path = self._root / _TEMPORARY / f"{os.getpid()}-{next(self._names)}-{secrets.token_hex(4)}"
         try:
             with _as_unavailable():
                 self._check_available()
-                with path.open("xb") as file:
+                with self._disk.create(path) as file:
                     file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    file.sync()
             yield path
         finally:
             with contextlib.suppress(OSError):
-                path.unlink()
+                self._disk.unlink(path)
 
     def _make_folder(self, folder: Path) -> Sequence[Path]:
         """Create a folder and its parents, but never the root: if the root is missing, the store is unavailable.
@@ -167,17 +185,17 @@ class LocalBackend:
         Returns the folders to sync after the new object's folder. On a journaling file system they then cost almost
         nothing.
         """
-        if folder.is_dir():
+        if self._exists(folder):
             return []
         self._check_available()
-        missing = [part for part in (folder, *folder.parents) if self._root in part.parents and not part.is_dir()]
+        missing = [part for part in (folder, *folder.parents) if self._root in part.parents and not self._exists(part)]
         for part in reversed(missing):
-            part.mkdir(exist_ok=True)
+            self._disk.make_folder(part)
         return [part.parent for part in missing]
 
 
-def _info(key: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+def _info(key: str, status: FileStatus) -> ObjectInfo:
+    return ObjectInfo(key, status.size_bytes, datetime.fromtimestamp(status.modified_at, UTC))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,8 +53,8 @@ PROBE = "probe"
 class Chaos:
     """Kills, and measures how long each kind of part doesn't work."""
 
-    def __init__(self, world: World, stack: Stack) -> None:
-        self._world, self._stack, self._rng = world, stack, world.rng
+    def __init__(self, world: World, stack: Stack, kinds: Sequence[str] = KINDS) -> None:
+        self._world, self._stack, self._rng, self._kinds = world, stack, world.rng, kinds
         self._operator = Caller(OPERATOR, frozenset({Role.ADMIN}))
         self._store = JobStore(world.database)
         self.seconds: defaultdict[str, list[float]] = defaultdict(list)
@@ -67,7 +67,7 @@ class Chaos:
         done = 0
         while done < kills and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(self._rng.uniform(1, 8))
-            if len(self._broken) < MOST_BROKEN and await self._kill(self._rng.choice(KINDS)):
+            if len(self._broken) < MOST_BROKEN and await self._kill(self._rng.choice(self._kinds)):
                 done += 1
         await asyncio.gather(*self._broken.values(), return_exceptions=True)
 
@@ -169,13 +169,14 @@ def _is_attempt_after(before: Job, payload: object) -> bool:
     return isinstance(payload, Job) and payload.attempt > before.attempt and payload.state is JobState.RUNNING
 
 
-async def _live(seed: int, kills: int, seconds: float, place: Path, postgres: Postgres) -> dict[str, Any]:
+async def _live(given: argparse.Namespace, place: Path, postgres: Postgres) -> dict[str, Any]:
+    seed: int = given.seed
     history, loop = History(), asyncio.get_running_loop()
     model = save_tiny_llama(place / "tiny")
     write_callers(callers := place / "callers.json")
     world = World(seed, place, history)
     url = postgres.create_database("chaos")
-    stack = Stack(place, model, callers, postgres, url, history)
+    stack = Stack(place, model, callers, postgres, url, history, given.of_each)
     objects = LocalBackend(stack.objects_dir / "store")
     for number in (1, 2):
         publish(PromptStore(objects), blob(model, matrix(number), PROBE), PROBE)
@@ -183,12 +184,12 @@ async def _live(seed: int, kills: int, seconds: float, place: Path, postgres: Po
     world.attach(stack, objects, database)
     try:
         await stack.start()
-        chaos = Chaos(world, stack)
+        chaos = Chaos(world, stack, given.kinds.split(","))
         clients = [ChaosClient(cast(Any, world), tenant) for tenant in TENANTS]
         begun = loop.time()
         load = [asyncio.create_task(client.run(float("inf"))) for client in clients]
         try:
-            await chaos.run(kills, begun + seconds)
+            await chaos.run(given.kills, begun + given.seconds)
         finally:
             for task in load:
                 task.cancel()
@@ -250,6 +251,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no further kills after this time")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="what is killed, with commas")
+    parser.add_argument("--of-each", type=int, default=2, help="number of trainers, and of replicas")
     parser.add_argument("--keep", type=Path, help="directory that keeps logs, data and history [a temporary one]")
     given = parser.parse_args()
     for name in [name for name in os.environ if name.startswith(("SOFTPROMPT_", "RAY_"))]:
@@ -263,7 +266,7 @@ def main() -> int:
         postgres = Postgres(binaries, Path(data))
         postgres.start()
         try:
-            figures = asyncio.run(_live(given.seed, given.kills, given.seconds, place, postgres))
+            figures = asyncio.run(_live(given, place, postgres))
         finally:
             postgres.stop()
     print(f"{'killed':<12} {'times':>5} {'median s':>9} {'worst s':>8}", file=sys.stderr)

@@ -262,6 +262,8 @@ class ChaosClient(Client):
 class World:
     """What `tests.simulation.checker` and the clients see of the real stack."""
 
+    is_crowded = False
+
     def __init__(self, seed: int, directory: Path, history: History) -> None:
         self.rng, self.directory, self.history = random.Random(seed), directory, history
         self.trainers: list[Remote] = []

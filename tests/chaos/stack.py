@@ -123,8 +123,9 @@ class Stack:
     """All parts over one PostgreSQL and one S3 server."""
 
     def __init__(
-        self, directory: Path, model: Path, callers: Path, postgres: Postgres, url: str, history: History
+        self, directory: Path, model: Path, callers: Path, postgres: Postgres, url: str, history: History, of_each: int
     ) -> None:
+        """`of_each`: number of trainers, and of replicas."""
         self.directory, self.postgres, self.history = directory, postgres, history
         self.objects_dir = directory / "objects"
         self.s3 = self._part("S3 server", "s3", "tests.chaos.object_server", {})
@@ -146,11 +147,11 @@ class Stack:
         serving |= {"POLL_SECONDS": 0.5, "USAGE_DIR": directory / "usage", "LOG_LEVEL": "WARNING"}
         self.trainers = [
             self._part("trainer", f"trainer-{number}", "trainer_service", common | training, "TRAINER")
-            for number in range(2)
+            for number in range(of_each)
         ]
         self.replicas = [
             self._part("replica", name, "inference_service", common | serving | {"REPLICA": name}, "INFERENCE")
-            for name in ("replica-0", "replica-1")
+            for name in (f"replica-{number}" for number in range(of_each))
         ]
         routing = store | {"POLL_SECONDS": 0.5, "GRACE_SECONDS": 5, "LOG_LEVEL": "WARNING"}
         self.router = self._part("router", "router", "softprompt.router", routing, "ROUTER")

@@ -14,7 +14,8 @@ from inference_service.prompts import registry
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.watcher import PromptWatcher
 from shared.caller import EVERY_PROMPT
-from shared.store import index
+from shared.errors import DamagedBlob
+from shared.store import index, log
 from shared.store import store as prompt_store
 from shared.store.commit import encode_commit
 from shared.store.follower import LogFollower
@@ -22,7 +23,7 @@ from shared.store.garbage import BlobCollector
 from shared.store.index import PromptRecord
 from shared.store.layout import log_key
 from shared.store.log import Appended, CommitLog
-from tests.simulation import world
+from tests.simulation import disk, world
 from trainer_service.database.schema import jobs
 from trainer_service.dispatch.allowance import Allowance
 from trainer_service.dispatch.dispatcher import Dispatcher
@@ -30,8 +31,9 @@ from trainer_service.dispatch.jobs_on_worker import JobsOnWorker
 from trainer_service.dispatch.leases import Leases
 from trainer_service.dispatch.manager import JobManager
 from trainer_service.dispatch.supervisor import WorkerSupervisor
-from trainer_service.jobs import transitions
+from trainer_service.jobs import record, transitions
 from trainer_service.jobs.context import JobsContext
+from trainer_service.jobs.model import EffectiveSpec
 from trainer_service.jobs.store import job_store
 from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.prompts import Prompts
@@ -181,6 +183,24 @@ def _unguarded(_: Any) -> Any:
     return recently_used
 
 
+def _with_checksums(original: Any) -> Any:
+    def decode(data: bytes, revision: int) -> Any:
+        if b'"checksum"' not in data:
+            raise DamagedBlob(f"log entry {revision} has no checksum", revision=revision)
+        return original(data, revision)
+
+    return decode
+
+
+def _without_defaults(original: Any) -> Any:
+    def frozen(kind: type[Any], text: str) -> Any:
+        if kind is EffectiveSpec and "alias_revision" not in text:
+            raise ValueError("alias_revision is missing")
+        return original(kind, text)
+
+    return frozen
+
+
 BUGS: dict[str, Patch] = {
     "alias-without-compare": _nothing(prompt_store, "check_expected"),
     "append-overwrites": _instead(CommitLog, "append", _overwriting),
@@ -228,6 +248,11 @@ BUGS: dict[str, Patch] = {
     "claim-without-worker-kept": _no_await(Dispatcher, "_lose"),
     "attempts-share-a-number": _instead(job_store, "claim_first", _same_attempt),
     "launches-end-each-other": _instead(Allowance, "plan", _stopping_launches),
+    "shares-ignored": _instead(job_store, "in_order", lambda _: lambda shares, tenants: sorted(tenants)),
+    "old-entries-refused": _instead(log, "decode_commit", _with_checksums),
+    "old-jobs-refused": _instead(record, "_frozen", _without_defaults),
+    "file-not-synced": _nothing(disk._File, "sync"),
+    "folder-not-synced": _nothing(disk.SimulatedDisk, "sync_folder"),
     "start-needs-the-database": _instead(Leases, "start", _impatient_start),
     "start-needs-the-fleets-records": _instead(PromptWatcher, "_recently_used", _unguarded),
     "every-prompt-resolves": _instead(registry, "visible_index", lambda _: lambda index, caller: index),

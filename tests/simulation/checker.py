@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, permutations
+
+from sqlalchemy import select
 
 from shared.store.layout import blob_key
 from shared.values.results import TuningProgress
-from tests.simulation.world import World
-from trainer_service.jobs.model import Checkpoint, Job, JobEvent, JobFilter, Note
+from tests.simulation.machine import QUANTUM_SECONDS
+from tests.simulation.world import CONFIG, World
+from trainer_service.database.schema import job_events
+from trainer_service.jobs.model import Checkpoint, Job, JobEvent, JobEventKind, JobFilter, Note
 from trainer_service.jobs.states import LEASED_STATES, LEGAL_MOVES, JobState
 from trainer_service.jobs.store.job_store import JobStore
 
+Span = tuple[float, float]
+"""Beginning and end."""
 _ALONE = "beside or after other jobs; continues alone"
 """In the note of a job that ran out of memory on a worker with other jobs."""
 ENDS = {"plain": JobState.SUCCEEDED, "oom": JobState.SUCCEEDED, "nan": JobState.FAILED}
@@ -31,6 +38,7 @@ def check(world: World) -> list[str]:
         *_requests_make_one_job(world, store),
         *_events_have_no_gaps(world, store),
         *_attempts_follow_each_other(world, store),
+        *_shares_are_fair(world, store),
         *log.problems(),
         *_jobs_leave_aliases_moved_by_hand(store, log),
         *_aliases_are_compare_and_set(world, log),
@@ -91,10 +99,15 @@ class _Log:
 
 def edges(world: World) -> Counter[tuple[str, str]]:
     """The moves of all jobs from state to state."""
-    store, found = JobStore(world.database), Counter[tuple[str, str]]()
-    for created in world.history.of("created"):
-        states = [event.payload.state for event in _events(store, created.job) if isinstance(event.payload, Job)]
-        found.update((before.value, after.value) for before, after in pairwise(states) if before is not after)
+    states, found = defaultdict[str, list[str]](list), Counter[tuple[str, str]]()
+    query = select(job_events.c.job_id, job_events.c.payload).where(
+        job_events.c.kind == JobEventKind.STATE_CHANGED.value
+    )
+    with world.database.read() as connection:
+        for job, payload in connection.execute(query.order_by(job_events.c.job_id, job_events.c.number)):
+            states[job].append(json.loads(payload)["state"])
+    for moves in states.values():
+        found.update((before, after) for before, after in pairwise(moves) if before != after)
     return found
 
 
@@ -176,6 +189,72 @@ def _attempts_follow_each_other(world: World, store: JobStore) -> Iterator[str]:
                     yield f"job {created.job} made step {made.step} while it was {state}"
 
 
+def _shares_are_fair(world: World, store: JobStore) -> Iterator[str]:
+    """While two tenants have jobs that wait, their seconds on workers differ in any window by no more than the jobs on
+    workers at its ends can cause. This is the bound of start-time fair queueing, for as many servers as jobs that run
+    at once.
+    """
+    if not world.is_crowded:  # the clocks that measure shares may be wrong
+        return
+    waits, stays = defaultdict[str, list[Span]](list), defaultdict[str, list[Span]](list)
+    for created in world.history.of("created"):
+        tenant = created.prompt.partition("-")[0]
+        moves = [(event.time.timestamp(), job) for event in _events(store, created.job) if (job := _job_in(event))]
+        if len(moves) > 1:
+            waits[tenant].append((moves[0][0], moves[1][0]))  # a job that comes back may have to wait for a while
+        for (begun, before), (_, after) in pairwise(moves):
+            if before.state is JobState.RUNNING and after.runtime_seconds > before.runtime_seconds:
+                stays[tenant].append((begun, begun + after.runtime_seconds - before.runtime_seconds))
+    slack = 2 * QUANTUM_SECONDS * (CONFIG.max_workers * CONFIG.max_jobs_per_worker + 1)
+    for one, other in permutations(sorted(waits), 2):
+        most = slack + most_at_once(stays[one]) + most_at_once(stays[other])
+        for window in both(waits[one], waits[other]):
+            if (ahead := largest_lead(stays[one], stays[other], window)) > most:
+                yield f"tenant {one} had {ahead:.0f} s more on workers than {other}, which waited; {most:.0f} may be"
+
+
+def most_at_once(spans: Sequence[Span]) -> float:
+    """The largest sum of the lengths of spans that have a moment in common."""
+    lengths = (sum(end - begun for begun, end in spans if begun <= moment < end) for moment, _ in spans)
+    return max(lengths, default=0.0)
+
+
+def _job_in(event: JobEvent) -> Job | None:
+    return event.payload if isinstance(event.payload, Job) else None
+
+
+def both(ones: Sequence[Span], others: Sequence[Span]) -> list[Span]:
+    """The longest spans of time that are covered by spans of both."""
+    marks = [
+        (time, kind, step)
+        for kind, spans in enumerate((ones, others))
+        for span in spans
+        for time, step in ((span[0], 1), (span[1], -1))
+    ]
+    open_spans, begun, found = [0, 0], 0.0, list[Span]()
+    for time, kind, step in sorted(marks, key=lambda mark: (mark[0], -mark[2])):
+        was = all(open_spans)
+        open_spans[kind] += step
+        if all(open_spans) and not was:
+            begun = time
+        elif was and not all(open_spans) and time > begun:
+            found.append((begun, time))
+    return found
+
+
+def largest_lead(ones: Sequence[Span], others: Sequence[Span], window: Span) -> float:
+    """By how many seconds the first spans cover more than the others, in that part of the window where it is most."""
+    changes = [(time, step) for span in ones for time, step in ((span[0], 1), (span[1], -1))]
+    changes += [(time, step) for span in others for time, step in ((span[0], -1), (span[1], 1))]
+    active, lead, best, now = 0, 0.0, 0.0, window[0]
+    for time, step in sorted([*changes, (window[1], 0)]):
+        if (until := min(time, window[1])) > now:
+            lead = max(0.0, lead + active * (until - now))
+            best, now = max(best, lead), until
+        active += step
+    return best
+
+
 def _jobs_leave_aliases_moved_by_hand(store: JobStore, log: _Log) -> Iterator[str]:
     for (prompt, alias), moves in log.aliases.items():
         for (before, *_), (after, *_) in pairwise(moves):
@@ -215,7 +294,10 @@ def _aliases_are_compare_and_set(world: World, log: _Log) -> Iterator[str]:
 
 def _streams_use_resolvable_versions(world: World, log: _Log) -> Iterator[str]:
     seen: dict[tuple[str, int], int] = {}
+    cuts = world.history.of("power cut")
     for event in world.history.of("streamed"):
+        if any(event.time <= cut.time and event.revision > cut.newest for cut in cuts):
+            continue  # the version was not acknowledged, and is lost
         key = (event.prompt, event.alias)
         named = {
             version for number, _, versions in log.aliases[key] if number <= event.revision for version in versions

@@ -20,6 +20,8 @@ from trainer_service.jobs.model import Job, JobFilter
 TENANTS = ("a", "b", "c")
 PROMPTS = ("tone", "mood")
 _TRIES = 6
+_CROWDS = {"a": (0.0, 50), "b": (6.0, 25)}
+"""When a tenant of a crowded life creates its jobs, in seconds, and how many."""
 
 
 class Client:
@@ -33,12 +35,19 @@ class Client:
         self.caller = Caller(
             f"caller-{tenant}", frozenset({Role.ADMIN}), prompts=(f"{tenant}-*",), group=Tenant(f"tenant-{tenant}")
         )
+        if world.is_crowded:  # a job that needs a worker for itself does not wait for its tenant's turn
+            self.wishes = ("plain",)
         self._numbers = 0
         self.jobs: list[str] = []
         self._watches: list[asyncio.Task[None]] = []
 
     async def run(self, until: float) -> None:
-        """Acts at random until this time."""
+        """Acts at random until this time; in a crowded life, first creates many jobs at once."""
+        if self.world.is_crowded:
+            delay, number = _CROWDS.get(self.tenant, (0.0, 0))
+            await asyncio.sleep(delay)
+            for _ in range(number):
+                await self.create()
         acts = [self.create, self.request, self.move_alias, self.generate, self.list_, self.delete_version]
         acts += [self.create, self.move_alias, self.generate, self.peek, self.import_]
         while asyncio.get_running_loop().time() < until:
@@ -72,6 +81,13 @@ class Client:
                 self._watches.append(asyncio.create_task(self._watch(job.id)))
                 return
         begun.facts["given_up"] = True
+
+    def adopt(self, job_id: str, prompt: str) -> None:
+        """Watches a job that it created before this life began."""
+        facts = {"prompt": prompt, "wish": "plain", "has_deadline": False}
+        self.world.history.add("created", request="", job=job_id, **facts)
+        self.jobs.append(job_id)
+        self._watches.append(asyncio.create_task(self._watch(job_id)))
 
     async def request(self) -> None:
         """Cancels, pauses or resumes one of its own jobs."""

@@ -12,7 +12,7 @@ from tests.simulation.world import LEASE_SECONDS, Server, Trainer, World
 
 KINDS = (
     *("kill", "pause", "drain", "cut off", "worker", "bad storage", "bad database", "bad network", "clock"),
-    *("failover", "full disk"),
+    *("failover", "full disk", "power cut"),
 )
 _PATIENCE_SECONDS = 20.0
 """How long a fault waits for its moment."""
@@ -22,8 +22,9 @@ class Faults:
     """Harms a world until a given time; then repairs everything. Faults of the kinds `without` do not happen."""
 
     def __init__(self, world: World, without: Collection[str] = ()) -> None:
-        self._without = without
         self._world, self._rng = world, world.rng
+        self._without = {*without, *([] if world.storage.disk else ["power cut"])}
+        self._without |= {"clock"} if world.is_crowded else set()
         self.counts: Counter[str] = Counter()
         self.meetings: Counter[tuple[str, str]] = Counter()
         """Each kind of fault with each state that a job was in when it struck."""
@@ -38,7 +39,7 @@ class Faults:
             lambda: self._bad(self._world.storage_faults, 0.3),
             lambda: self._bad(self._world.database_faults, 0.3),
             lambda: self._bad(self._world.network_faults, 0.3),
-            *(self._move_clock, self._fail_over, self._fill_disk),
+            *(self._move_clock, self._fail_over, self._fill_disk, self._cut_power),
         )
         acts = dict(zip(KINDS, harms, strict=True))
         while asyncio.get_running_loop().time() < until:
@@ -167,6 +168,21 @@ class Faults:
         full.is_full = True
         await asyncio.sleep(self._rng.uniform(1, 30))
         full.is_full = False
+
+    async def _cut_power(self) -> None:
+        """The machine of all processes loses power, if they share a directory. The database is on another machine."""
+        world = self._world
+        await self._moment(self._rng.choice(("named", "uploaded", "committed")))
+        if self._broken:  # a process that another fault holds would not lose its memory
+            return
+        self._broken |= {server.name for server in world.servers}
+        for server in world.servers:
+            server.kill()
+        world.history.add("power cut", newest=world.storage.lose_power())
+        await asyncio.sleep(self._rng.uniform(0.1, LEASE_SECONDS))
+        for server in world.servers:
+            server.start()
+        self._broken.clear()
 
     async def _move_clock(self) -> None:
         self._rng.choice(self._world.servers).node.skew_seconds = self._rng.uniform(-300, 300)

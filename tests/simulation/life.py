@@ -8,12 +8,12 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import delete
+from sqlalchemy import select
 
 from shared.invariants import num_broken
 from tests.simulation.bugs import bug
@@ -22,9 +22,10 @@ from tests.simulation.clients import PROMPTS, TENANTS, Client
 from tests.simulation.faults import Faults
 from tests.simulation.history import History
 from tests.simulation.machine import Loop, machine
+from tests.simulation.upgrade import SCHEMAS, OldJob, make_old_database
 from tests.simulation.world import CONFIG, SimulatedDatabase, World, loop_of
-from trainer_service.database.schema import metadata
-from trainer_service.jobs.store.job_store import JobStore
+from trainer_service.database.schema import jobs
+from trainer_service.jobs.states import JobState
 
 BUSY_SECONDS, QUIET_SECONDS = 120.0, 240.0
 """Faults happen in the first part; within the second part, everything must have healed."""
@@ -32,6 +33,7 @@ BUSY_SECONDS, QUIET_SECONDS = 120.0, 240.0
 
 MAX_TASKS = 20
 """Tasks of one process when nothing is left to do: each life makes hundreds of requests, and none may leave one."""
+_STATES = select(jobs.c.id, jobs.c.state)
 
 
 @dataclass
@@ -66,7 +68,8 @@ def live(seed: int, plan: Plan = Plan()) -> Outcome:
     """Runs the life of this seed."""
     begun, loop = time.perf_counter(), Loop()
     with ExitStack() as parts:
-        world = World(seed, _empty_database())
+        database, old_jobs = _database_for(seed)
+        world = World(seed, database, is_upgrade=bool(old_jobs))
         parts.callback(_end, loop)
         parts.enter_context(machine(seed, loop, world.call_fault))
         parts.enter_context(bug(plan.bug))
@@ -74,7 +77,7 @@ def live(seed: int, plan: Plan = Plan()) -> Outcome:
         parts.callback(gc.enable)
         asyncio.set_event_loop(loop)
         faults = Faults(world, plan.without)
-        problems = loop.run_until_complete(_live(world, faults, plan))
+        problems = loop.run_until_complete(_live(world, faults, plan, old_jobs))
         counts = {**faults.counts}
         for network in (world.storage_faults, world.database_faults, world.network_faults):
             counts.update({f"{kind} ": number for kind, number in network.counts.items()})
@@ -82,11 +85,13 @@ def live(seed: int, plan: Plan = Plan()) -> Outcome:
         return Outcome(seed, problems, world.history, loop.now, took, counts, faults.meetings, edges(world))
 
 
-async def _live(world: World, faults: Faults, plan: Plan) -> list[str]:
+async def _live(world: World, faults: Faults, plan: Plan, old_jobs: Sequence[OldJob]) -> list[str]:
     broken_before = num_broken()
     for server in world.servers:
         server.start()
     clients = world.clients = [Client(world, tenant) for tenant in TENANTS[: plan.num_tenants]]
+    for job in old_jobs:
+        clients[0].adopt(job.id, job.prompt)
     async with asyncio.TaskGroup() as group:
         for client in clients:
             group.create_task(client.run(plan.busy_seconds))
@@ -117,10 +122,11 @@ async def _healing(world: World) -> list[str]:
 
 def _unhealed(world: World) -> list[str]:
     """What is left to do."""
-    store, newest = JobStore(world.database), len(world.storage.commits)
-    watched = {event.job for event in world.history.of("watched")}
-    jobs = [event.job for event in world.history.of("created")]
-    ill = [f"job {job} goes on" for job in jobs if job not in watched or not store.state(job).is_final]
+    newest, watched = len(world.storage.commits), {event.job for event in world.history.of("watched")}
+    created = [event.job for event in world.history.of("created")]
+    with world.database.read() as connection:
+        ended = {id for id, state in connection.execute(_STATES).all() if JobState(state).is_final}
+    ill = [f"job {job} goes on" for job in created if job not in watched & ended]
     num_tasks = {server.name: loop_of(world).num_tasks(server.node) for server in world.servers}
     ill += [f"{name} has {number} tasks" for name, number in num_tasks.items() if number > MAX_TASKS]
     for trainer in world.trainers:
@@ -150,21 +156,31 @@ _FORGOTTEN: list[Loop] = []
 """Loops of earlier lives. Collecting their tasks would run the cleanup of killed processes."""
 _DATABASES: list[SimulatedDatabase] = []
 _DIRECTORIES: list[str] = []
+_OLD: dict[str, tuple[str, Sequence[OldJob]]] = {}
+"""File and jobs of the migrated database of each earlier schema."""
 
 
-def _empty_database() -> SimulatedDatabase:
-    """The database of all lives, without rows. To migrate one and compile its statements takes longer than a life."""
+def _database_for(seed: int) -> tuple[SimulatedDatabase, Sequence[OldJob]]:
+    """The database of all lives, empty or, for a quarter of the seeds, as an earlier build left it, with its jobs. To
+    migrate one and compile its statements takes longer than a life.
+    """
     if not _DATABASES:
-        directory = tempfile.mkdtemp(dir=_DIRECTORIES[-1])
-        _DATABASES.append(SimulatedDatabase(f"sqlite:///{directory}/jobs.sqlite3"))
-    database = _DATABASES[0]
-    database.is_full = False
-    with closing(database.engine.raw_connection()) as connection:
-        connection.cursor().execute("PRAGMA synchronous=OFF")  # no machine fails here, only processes
-    with database.write() as rows:
-        for table in reversed(metadata.sorted_tables):
-            rows.execute(delete(table))
-    return database
+        _DATABASES.append(SimulatedDatabase(_new_url()))
+    [database] = _DATABASES
+    if seed % 4 != 1:
+        database.restore()
+        return database, ()
+    schema = SCHEMAS[seed // 4 % len(SCHEMAS)]
+    if schema not in _OLD:
+        url = _new_url()
+        _OLD[schema] = url.removeprefix("sqlite:///"), make_old_database(url, schema)
+    path, old_jobs = _OLD[schema]
+    database.restore(path)
+    return database, old_jobs
+
+
+def _new_url() -> str:
+    return f"sqlite:///{tempfile.mkdtemp(dir=_DIRECTORIES[-1])}/jobs.sqlite3"
 
 
 @contextmanager

@@ -8,11 +8,12 @@ Blocking functions run as greenlets, so that they can be interleaved and stopped
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextvars
 import datetime
-import functools
 import heapq
 import importlib
+import itertools
 import random
 import secrets
 import selectors
@@ -20,7 +21,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 from unittest import mock
 
 from greenlet import getcurrent  # type: ignore[import-untyped]
@@ -30,10 +31,14 @@ from shared.errors import Unavailable
 from shared.process import daemon_thread
 from shared.process.call_pool import CallPool
 from trainer_service.dispatch import manager
+from trainer_service.jobs import fair_queue
+from trainer_service.jobs.store import tenant_shares
 
 T = TypeVar("T")
 
 EPOCH = 1_700_000_000.0
+QUANTUM_SECONDS = 2.0
+"""Smallest charge for a job on a worker. Jobs take some seconds here; with a minute, all would cost the same."""
 _NODE: contextvars.ContextVar[Node | None] = contextvars.ContextVar("simulated node", default=None)
 WITH_DATETIME = (
     "inference_service.prompts.registry",
@@ -55,7 +60,7 @@ class Node:
 
     def __init__(self, name: str) -> None:
         self.name, self.up, self.skew_seconds = name, True, 0.0
-        self.parked: list[Callable[[], object]] = []
+        self.parked: list[_Handle | _TimerHandle] = []
         """Callbacks that came due while it was down."""
 
 
@@ -71,8 +76,23 @@ class _NoSelector(selectors.SelectSelector):
         return []
 
 
+class _Handle(asyncio.Handle):
+    """A callback of a node; None: of the simulation itself."""
+
+    __slots__ = ("node",)
+    node: Node | None
+
+
+class _TimerHandle(asyncio.TimerHandle):
+    __slots__ = ("node",)
+    node: Node | None
+
+
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next timer as soon as nothing is ready."""
+    """An event loop whose clock jumps to the next timer as soon as nothing is ready.
+
+    It does what asyncio's does, without what a simulation never needs: sockets, signals, threads, debugging.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -80,6 +100,9 @@ class Loop(asyncio.SelectorEventLoop):
         """Keeps the tasks of killed nodes alive: collecting one would run its cleanup."""
         super().__init__(_NoSelector())
         self.set_task_factory(self._make_task)
+        self._ready: collections.deque[_Handle | _TimerHandle] = collections.deque()
+        self._scheduled: list[tuple[float, int, _TimerHandle]] = []
+        self._numbers = itertools.count()
 
     def time(self) -> float:
         return self.now
@@ -88,42 +111,58 @@ class Loop(asyncio.SelectorEventLoop):
         self, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         context = contextvars.copy_context() if context is None else context  # an empty one is false
-        return super().call_soon(_run_if_up, context.get(_NODE), context, callback, args, context=context)
+        handle = _Handle(callback, args, self, context)
+        handle.node = context.get(_NODE)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.now + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        context = contextvars.copy_context() if context is None else context  # an empty one is false
-        return super().call_at(when, _run_if_up, context.get(_NODE), context, callback, args, context=context)
+        context = contextvars.copy_context() if context is None else context
+        handle = _TimerHandle(when, callback, args, self, context)
+        handle.node = context.get(_NODE)
+        heapq.heappush(self._scheduled, (when, next(self._numbers), handle))
+        return handle
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It leaves the heap when its time comes."""
 
     def _run_once(self) -> None:
-        if not self._ready:  # type: ignore[attr-defined]
-            scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
-            while scheduled and scheduled[0].cancelled():
-                heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]
-                self._timer_cancelled_count -= 1  # type: ignore[attr-defined]
+        ready, scheduled = self._ready, self._scheduled
+        if not ready:
+            while scheduled and scheduled[0][2].cancelled():
+                heapq.heappop(scheduled)
             assert scheduled, "every task waits for something that virtual time does not bring"
-            self.now = max(self.now, scheduled[0].when())
-        super()._run_once()  # type: ignore[misc]
+            self.now = max(self.now, scheduled[0][0])
+        while scheduled and scheduled[0][0] <= self.now:
+            ready.append(heapq.heappop(scheduled)[2])
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            node = handle.node
+            if handle.cancelled():
+                continue
+            if node is None or node.up:
+                handle._run()
+            else:
+                node.parked.append(handle)
 
     def _make_task(self, loop: Any, work: Any, **options: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **options)
         context = options.get("context")
         self.tasks.append((current_node() if context is None else context.get(_NODE), task))
-        if len(self.tasks) > 5000:
+        if len(self.tasks) > 1000:
             self.tasks = [(node, task) for node, task in self.tasks if not task.done()]
         return task
 
     def num_tasks(self, node: Node) -> int:
         """How many tasks of the node have not ended."""
         return sum(owner is node and not task.done() for owner, task in self.tasks)
-
-
-def _run_if_up(node: Node | None, context: contextvars.Context, callback: Any, args: tuple[Any, ...]) -> None:
-    if node is None or node.up:
-        callback(*args)
-    else:
-        node.parked.append(functools.partial(asyncio.get_running_loop().call_soon, callback, *args, context=context))
 
 
 @contextmanager
@@ -145,8 +184,7 @@ def wake(node: Node) -> None:
     """A paused node goes on; what came due meanwhile happens now."""
     node.up = True
     parked, node.parked = node.parked, []
-    for callback in parked:
-        callback()
+    cast(Loop, asyncio.get_running_loop())._ready.extend(parked)
 
 
 def start_on(node: Node, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -212,7 +250,8 @@ def _pool_call(fault: CallFault) -> Any:
         if pool.system.startswith("job_"):  # SQLite answers without a pause
             await asyncio.sleep(before)
             result = function() if is_done else None
-            await asyncio.sleep(min(after, timeout_seconds))
+            if after:
+                await asyncio.sleep(min(after, timeout_seconds))
             if not (is_done and is_answered) or after > timeout_seconds:
                 raise Unavailable(f"the {pool.system} is unavailable; try again", system=pool.system)
             return result
@@ -269,6 +308,7 @@ def machine(seed: int, loop: Loop, fault: CallFault) -> Iterator[None]:
         mock.patch.object(daemon_thread, "on_daemon_thread", lambda function, name: _inline(function)),
         mock.patch.object(CallPool, "call_within", _pool_call(fault)),
         mock.patch.object(manager, "_OTHERS_NEWS_SECONDS", 4.0),  # half of all work was reading for watchers
+        *(mock.patch.object(module, "QUANTUM_SECONDS", QUANTUM_SECONDS) for module in (fair_queue, tenant_shares)),
         mock.patch.object(uuid, "uuid4", uuid4),
         mock.patch.object(secrets, "randbits", ids.getrandbits),
         mock.patch.object(secrets, "token_hex", lambda size=16: f"{ids.getrandbits(8 * size):0{2 * size}x}"),

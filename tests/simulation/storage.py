@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from shared.errors import Unavailable
-from shared.store.base import ObjectInfo
+from shared.store.base import ObjectBackend, ObjectInfo
 from shared.store.commit import Commit, VersionDeleted, VersionPublished, decode_commit
 from shared.store.layout import BLOBS, LOG, REPLICAS, blob_key, revision_in
+from shared.store.local import LocalBackend
 from shared.store.memory import MemoryBackend
+from tests.simulation.disk import SimulatedDisk
 from tests.simulation.history import History
 from tests.simulation.machine import Node, by_true_clock, current_node, wait_inside
 
 T = TypeVar("T")
+
+_ROOT = Path("/store")
 
 _AIMED_CHANCE = 0.5
 
@@ -27,16 +32,28 @@ class _AnswerLost(Unavailable):
 class Storage:
     """What the store durably has. `commits` are all log entries that were ever written, also truncated ones."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, rng: random.Random, *, is_directory: bool = False) -> None:
+        """`is_directory`: a directory of one machine, on which all processes run, and not an object store."""
         self._history = history
-        self.objects = MemoryBackend()
+        self.disk = SimulatedDisk(rng, self._named) if is_directory else None
         self.commits: dict[int, Commit] = {}
         self._digests: dict[tuple[str, int], str] = {}
         self._awaited: dict[str, list[asyncio.Future[str]]] = {}
+        self.objects: ObjectBackend = LocalBackend(_ROOT, self.disk) if self.disk else MemoryBackend()
+
+    def lose_power(self) -> int:
+        """What was not synced is lost, or cut, or there. Returns the newest revision that is left."""
+        assert self.disk is not None
+        for path in self.disk.lose_power():
+            revision = revision_in(path.name)
+            if revision is not None and path.parent == _ROOT / LOG:
+                self.commits.pop(revision, None)
+        return max(self.commits, default=0)
 
     async def next(self, moment: str) -> str:
-        """The next node that has "uploaded" a blob, is "committing" (will write to the log), has "committed", or is
-        "starting" (as a replica, whose store is open).
+        """The next node that has "uploaded" a blob, is "committing" (will write to the log), has "committed", is
+        "starting" (as a replica, whose store is open), or has "named" a file of the directory, which is not durable
+        yet.
         """
         reached = asyncio.get_running_loop().create_future()
         self._awaited.setdefault(moment, []).append(reached)
@@ -50,17 +67,26 @@ class Storage:
 
     def create(self, key: str, data: bytes) -> bool:
         created = self.objects.create(key, data)
-        revision = revision_in(key) if created and key.startswith(LOG) else None
-        # A later writer of the same number missed a truncation: it must notice that, and commit again.
-        if revision is not None and revision not in self.commits:
-            self.commits[revision] = commit = decode_commit(data, revision)
-            self._note_versions_without_blobs(commit)
+        if created and self.disk is None:
+            self._note(key, data)
         return created
 
     def put(self, key: str, data: bytes) -> None:
         self.objects.put(key, data)
         if key.startswith(LOG) and (revision := revision_in(key)) is not None:
             self.commits[revision] = decode_commit(data, revision)
+
+    def _named(self, path: Path, data: bytes) -> None:
+        """A file of the directory got a name, by which others find it before its writer has synced the folder."""
+        self._note(path.relative_to(_ROOT).as_posix(), data)
+        self.reached("named", current_node())
+
+    def _note(self, key: str, data: bytes) -> None:
+        revision = revision_in(key) if key.startswith(LOG) else None
+        # A later writer of the same number missed a truncation: it must notice that, and commit again.
+        if revision is not None and revision not in self.commits:
+            self.commits[revision] = commit = decode_commit(data, revision)
+            self._note_versions_without_blobs(commit)
 
     def _note_versions_without_blobs(self, commit: Commit) -> None:
         """Retention deletes most versions before a life ends: the blob of each must be there until then."""
@@ -163,8 +189,11 @@ class NetworkBackend:
             raise Unavailable("the object store did not get the request")
         if faults.strikes("hung call", 0.3):
             wait_inside(asyncio.sleep(faults.rng.uniform(5, 60)))
-        with by_true_clock():
+        if self._storage.disk is not None:  # it has a clock of its own, and others act meanwhile
             result = act()
+        else:
+            with by_true_clock():
+                result = act()
         self._pause()
         if faults.strikes("lost answer"):
             raise _AnswerLost("the object store's answer was lost")

@@ -25,6 +25,14 @@ def test_seeds_keep_every_promise_and_repeat_exactly() -> None:
     assert figures["faults"]
 
 
+def test_lives_of_each_kind_keep_every_promise() -> None:
+    """Some with an object store, some with a directory that loses power, some after an upgrade."""
+    status, figures = simulate("--seeds", "1-12")
+    assert not figures["broken"]
+    assert status == 0
+    assert figures["faults"]["power cut"]
+
+
 def test_a_bug_in_the_product_is_found() -> None:
     status, figures = simulate("--seeds", "1-1", "--stop", "--busy", "25", "--bug", "watch-skips-events")
     assert figures["broken"]

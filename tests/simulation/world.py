@@ -6,12 +6,13 @@ import asyncio
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, create_engine, select
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import StaticPool
 
 from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.registry import PromptRegistry
@@ -30,11 +31,12 @@ from tests.inference_service.prompts.fakes import NullPromptObserver
 from tests.simulation.history import History
 from tests.simulation.machine import EPOCH, CooperativeLock, Fate, Loop, Node, current_node, kill, start_on
 from tests.simulation.storage import NetworkBackend, Storage, StorageFaults
+from tests.simulation.upgrade import old_store
 from tests.simulation.workers import SimulatedPool
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.job_service import AdmitAll
 from trainer_service.base_models import KnownBaseModel
-from trainer_service.database.database import Database
+from trainer_service.database.database import Database, translated
 from trainer_service.database.schema import jobs
 from trainer_service.dispatch.manager import JobManager
 from trainer_service.imports import ImportRequest
@@ -66,6 +68,7 @@ CONFIG = JobsConfig(
     max_infrastructure_failures=1000,
 )
 _CALL_SECONDS = 20.0
+_UNENDED = select(jobs.c.state, jobs.c.trained).where(jobs.c.state.in_(UNENDED)).distinct()
 
 
 class SharedStore(JobStore):
@@ -81,18 +84,53 @@ class SharedStore(JobStore):
 
 
 class SimulatedDatabase(Database):
-    """SQLite, whose disk is full at times."""
+    """SQLite in memory, whose disk is full at times. All simulated processes use one connection: no transaction waits
+    for anything, so they run one after another.
+    """
 
     is_full = False
 
+    def __init__(self, url: str) -> None:
+        """Migrates the database at `url`, whose copies in memory are the databases of lives (`restore`)."""
+        Database(url).close()
+        super().__init__(url, migrate=False)
+        self._memory = sqlite3.connect(":memory:", isolation_level=None)
+        self._copy = create_engine("sqlite://", creator=lambda: self._memory, poolclass=StaticPool).connect()
+        self._copy.begin()  # never ends: `write` begins and ends transactions of SQLite itself
+        self._is_writing = False
+
+    def restore(self, path: str = "") -> None:
+        """Makes it what the file at the URL is, or another one."""
+        with closing(sqlite3.connect(path or str(self.engine.url.database))) as file:
+            file.backup(self._memory)
+        self._memory.execute("PRAGMA foreign_keys=ON")
+        self.is_full = self._is_writing = False
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        assert not self._is_writing, "another connection would not see what this transaction has written"
+        with translated():
+            yield self._copy
+
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        with super().write() as connection:
-            yield connection
-            if self.is_full:
-                full = sqlite3.OperationalError("database or disk is full")
-                full.sqlite_errorname = "SQLITE_FULL"
-                raise OperationalError("COMMIT", {}, full)
+        assert not self._is_writing, "this transaction would wait for itself"
+        self._is_writing = True
+        self._memory.execute("BEGIN")
+        try:
+            with translated():
+                yield self._copy
+                if self.is_full:
+                    full = sqlite3.OperationalError("database or disk is full")
+                    full.sqlite_errorname = "SQLITE_FULL"
+                    raise OperationalError("COMMIT", {}, full)
+        except BaseException:
+            self._memory.execute("ROLLBACK")
+            raise
+        else:
+            self._memory.execute("COMMIT")
+        finally:
+            self._is_writing = False
 
 
 class ToyModels:
@@ -143,7 +181,8 @@ class Server:
         """Begins a new life."""
         self.node, self.ready = Node(self.name), False
         self.num_lives += 1
-        self.node.skew_seconds = self.world.rng.choice((0.0, 0.0, self.world.rng.uniform(-120, 120)))
+        skews = (0.0, 0.0, self.world.rng.uniform(-120, 120))
+        self.node.skew_seconds = 0.0 if self.world.is_crowded else self.world.rng.choice(skews)
         self._open = start_on(self.node, self._run())
 
     def kill(self) -> None:
@@ -284,10 +323,17 @@ class Replica(Server):
 class World:
     """Everything of one life. `rng` decides all that is not decided by the code under test."""
 
-    def __init__(self, seed: int, database: SimulatedDatabase) -> None:
+    def __init__(self, seed: int, database: SimulatedDatabase, *, is_upgrade: bool = False) -> None:
+        """`is_upgrade`: the prompt store has a version of an earlier build."""
         self.rng = random.Random(seed)
+        self.is_crowded = seed % 16 == 6
+        """Whether two tenants have far more jobs than workers. All clocks are right then: shares are measured by those
+        of the trainers.
+        """
         self.history = History()
-        self.storage = Storage(self.history)
+        self.storage = Storage(self.history, self.rng, is_directory=seed % 4 == 3)
+        for key, data in old_store().items() if is_upgrade else ():
+            self.storage.create(key, data)
         self.storage_faults, self.network_faults = StorageFaults(self.rng), StorageFaults(self.rng)
         self.database_faults = StorageFaults(self.rng)
         self.database = database
@@ -311,8 +357,7 @@ class World:
     def job_states(self) -> list[str]:
         """The states of the jobs that have not ended; a running one that is trained already is PUBLISHING."""
         with self.database.read() as connection:
-            unended = select(jobs.c.state, jobs.c.trained).where(jobs.c.state.in_(UNENDED)).distinct()
-            found = connection.execute(unended).all()
+            found = connection.execute(_UNENDED).all()
         return sorted("PUBLISHING" if row.trained and row.state == "RUNNING" else row.state for row in found)
 
     def call_fault(self, system: str, call: str) -> Fate:

@@ -4,7 +4,7 @@ sets could take gigabytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select
@@ -19,13 +19,14 @@ def bounded(
     query: Select[Any],
     limit: int,
     size_of: Callable[[RowMapping], int],
+    parameters: Mapping[str, Any] | None = None,
 ) -> tuple[list[RowMapping], bool]:
     """The first rows, at least one, at most `limit` and at most MAX_BYTES by `size_of`; and whether there are more.
 
     The query may be limited to `limit + 1` rows. Omitted rows are not held in memory.
     """
     kept, used = list[RowMapping](), 0
-    with connection.execute(query, execution_options={"yield_per": _ROWS_AT_ONCE}) as result:
+    with connection.execute(query, parameters, execution_options={"yield_per": _ROWS_AT_ONCE}) as result:
         for row in result.mappings():
             used += size_of(row)
             if len(kept) == limit or (kept and used > MAX_BYTES):

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -117,7 +118,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads."""
-        with _translated(), self._connected() as connection, connection.begin():
+        with translated(), self._connected() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -125,7 +126,7 @@ class Database:
         """A transaction that may read before it writes. On SQLite it takes the write lock first, so it can't become
         busy later.
         """
-        with self._writing(), _translated(), self._connected() as connection:
+        with self._writing(), translated(), self._connected() as connection:
             connection = connection.execution_options(immediate=True)
             with connection.begin():
                 yield connection
@@ -205,13 +206,19 @@ class Database:
         key: Mapping[str, Any],
         values: Mapping[str, Any],
         where: ColumnElement[bool] | None = None,
+        *,
+        newest: str = "",
     ) -> None:
-        """Inserts a row, or changes the values of the one with this primary key, if it meets the condition `where`."""
-        statement = self.insert(table).values(**key, **values)
-        new = {
-            name: statement.excluded[name] for name in values
-        }  # not the values again: a checkpoint would be sent twice
-        connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=new, where=where))
+        """Inserts a row, or changes the values of the one with this primary key, if it meets the condition `where`, and
+        its value of the column `newest` is not larger than the new one.
+        """
+        if where is None:
+            statement = _upsert(self.is_sqlite, table, tuple(key), tuple(values), newest)
+            connection.execute(statement, {**key, **values})
+            return
+        changed = self.insert(table).values(**key, **values)
+        new = {name: changed.excluded[name] for name in values}
+        connection.execute(changed.on_conflict_do_update(index_elements=list(key), set_=new, where=where))
 
     def size_bytes(self) -> int:
         """Size of the SQLite file and its log, or of the PostgreSQL database with all its tables."""
@@ -255,6 +262,15 @@ class Database:
             command.upgrade(config, "head")
         if not self.is_sqlite:
             self._deadline.restore()
+
+
+@lru_cache(maxsize=64)
+def _upsert(is_sqlite: bool, table: Table, key: tuple[str, ...], values: tuple[str, ...], newest: str) -> Any:
+    """An INSERT that changes the row if there is one."""
+    statement = sqlite.insert(table) if is_sqlite else postgresql.insert(table)
+    new = {name: statement.excluded[name] for name in values}  # not the values: a checkpoint would be sent twice
+    where = table.c[newest] <= statement.excluded[newest] if newest else None
+    return statement.on_conflict_do_update(index_elements=list(key), set_=new, where=where)
 
 
 def newest_schema() -> str:
@@ -325,7 +341,7 @@ def _configure_sqlite(engine: Engine, timeout_seconds: float) -> None:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Translates errors of the connection and the server into Unavailable; other errors stay as they are."""
     try:
         yield

@@ -270,9 +270,11 @@ class Dispatcher:
 
     async def _claim_trained(self) -> None:
         context = self._context
-        while record := await context.database.call(
-            context.store.claim_trained, context.owner, await self._leases.until(), time.time()
-        ):
+        while await context.database.call(context.store.has_trained):
+            until = await self._leases.until()
+            record = await context.database.call(context.store.claim_trained, context.owner, until, time.time())
+            if record is None:
+                return
             context.notify(record.job)
             self._publisher.begin(record)
 

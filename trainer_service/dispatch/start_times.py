@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from shared.values.results import TuningProgress
 from trainer_service.database.database import Database
@@ -45,6 +45,25 @@ _FEWEST_OF_A_TENANT = 20
 _RECENT_JOBS = 200
 _RECENT_JOBS_OF_A_MODEL = 20
 
+_READY = (QUEUED, jobs.c.trained.is_(False))
+_WITH_READY = tenant_shares.tenants_with(*_READY)
+_FIRST_OF_TENANT = (
+    select(jobs.c.id, jobs.c.base_model, jobs.c.queue_key, jobs.c.not_before, jobs.c.solo, jobs.c.runtime_seconds)
+    .where(*_READY, jobs.c.tenant == bindparam("of_tenant"))
+    .order_by(jobs.c.queue_key, jobs.c.id)
+    .limit(bindparam("most"))
+)
+_ON_WORKERS = select(
+    *(jobs.c.id, jobs.c.owner, jobs.c.base_model, jobs.c.tenant, jobs.c.solo, jobs.c.state, jobs.c.pausing),
+    *(jobs.c.claimed_at, jobs.c.runtime_seconds, jobs.c.progress),
+).where(jobs.c.state.in_([state.value for state in LEASED_STATES]), jobs.c.claimed_at.is_not(None))
+_RECENT = (
+    select(jobs.c.base_model, jobs.c.runtime_seconds)
+    .where(jobs.c.state == JobState.SUCCEEDED.value)
+    .order_by(jobs.c.id.desc())
+    .limit(_RECENT_JOBS)
+)
+
 
 @dataclass(frozen=True)
 class QueueSnapshot:
@@ -63,10 +82,7 @@ def read_snapshot(database: Database, now: float) -> QueueSnapshot:
     with database.read() as connection:
         shares = tenant_shares.read_stored(connection)
         waiting = _waiting(connection)
-        columns = (jobs.c.id, jobs.c.owner, jobs.c.base_model, jobs.c.tenant, jobs.c.solo, jobs.c.state, jobs.c.pausing)
-        query = select(*columns, jobs.c.claimed_at, jobs.c.runtime_seconds, jobs.c.progress)
-        query = query.where(jobs.c.state.in_([state.value for state in LEASED_STATES]), jobs.c.claimed_at.is_not(None))
-        on_workers = connection.execute(query).all()
+        on_workers = connection.execute(_ON_WORKERS).all()
         samples = _recent_seconds(connection)
     reported: dict[str, float] = {}
     for row in on_workers:
@@ -102,22 +118,19 @@ def workers_of_others(running: Sequence[RunningJob], owner: str, max_jobs_per_wo
 
 def _waiting(connection: Connection) -> list[WaitingJob]:
     """The first jobs of each tenant, so that a long queue of one tenant doesn't hide the others' jobs."""
-    columns = (jobs.c.id, jobs.c.base_model, jobs.c.queue_key, jobs.c.not_before, jobs.c.solo, jobs.c.runtime_seconds)
-    ready = (QUEUED, jobs.c.trained.is_(False))
-    tenants = tenant_shares.with_jobs(connection, *ready)
+    tenants = tenant_shares.with_jobs(connection, _WITH_READY)
     most = max(_FEWEST_OF_A_TENANT, _MOST_WAITING // max(1, len(tenants)))
     found: list[WaitingJob] = []
     for tenant in tenants:
-        query = select(*columns).where(*ready, jobs.c.tenant == tenant).order_by(jobs.c.queue_key, jobs.c.id)
-        found += [WaitingJob(*row, tenant=tenant) for row in connection.execute(query.limit(most))]
+        rows = connection.execute(_FIRST_OF_TENANT, {"of_tenant": tenant, "most": most})
+        found += [WaitingJob(*row, tenant=tenant) for row in rows]
     return found
 
 
 def _recent_seconds(connection: Connection) -> defaultdict[str, list[float]]:
     """Seconds that recently succeeded jobs spent on workers, by base model."""
-    query = select(jobs.c.base_model, jobs.c.runtime_seconds).where(jobs.c.state == JobState.SUCCEEDED.value)
     found: defaultdict[str, list[float]] = defaultdict(list)
-    for base_model, seconds in connection.execute(query.order_by(jobs.c.id.desc()).limit(_RECENT_JOBS)):
+    for base_model, seconds in connection.execute(_RECENT):
         if seconds > 0 and len(found[base_model]) < _RECENT_JOBS_OF_A_MODEL:
             found[base_model].append(seconds)
     return found

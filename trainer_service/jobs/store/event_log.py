@@ -5,13 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, RowMapping, insert, select
+from sqlalchemy import Connection, RowMapping, bindparam, insert, select
 
 from trainer_service.database.bounded_read import bounded
 from trainer_service.database.schema import job_events
 from trainer_service.jobs.model import PAYLOADS, EventPayload, JobEvent, JobEventKind
 from trainer_service.jobs.record import to_datetime
 from trainer_service.jobs.stored_json import from_json, to_json
+
+_APPEND = insert(job_events)
+_AFTER = (
+    select(job_events)
+    .where(job_events.c.job_id == bindparam("of_job"), job_events.c.number > bindparam("after"))
+    .order_by(job_events.c.number)
+    .limit(bindparam("most"))
+)
 
 
 def append(connection: Connection, job_id: str, first: int, payloads: Sequence[EventPayload]) -> None:
@@ -28,15 +36,13 @@ def append(connection: Connection, job_id: str, first: int, payloads: Sequence[E
         for number, payload in enumerate(payloads, first)
     ]
     if rows:
-        connection.execute(insert(job_events), rows)
+        connection.execute(_APPEND, rows)
 
 
 def read(connection: Connection, job_id: str, after: int, limit: int) -> tuple[list[JobEvent], bool]:
     """At most `limit` events after number `after`, fewer if they are large; and whether more follow."""
-    query = select(job_events).where(job_events.c.job_id == job_id, job_events.c.number > after)
-    rows, more = bounded(
-        connection, query.order_by(job_events.c.number).limit(limit + 1), limit, lambda row: len(row["payload"])
-    )
+    parameters = {"of_job": job_id, "after": after, "most": limit + 1}
+    rows, more = bounded(connection, _AFTER, limit, lambda row: len(row["payload"]), parameters)
     return [_event(row) for row in rows], more
 
 

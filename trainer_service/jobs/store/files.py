@@ -21,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select
 
 from shared.directories import sync_directory
 from shared.errors import Unavailable
@@ -49,6 +49,12 @@ class FileKind(StrEnum):
     """The encoded `publish.publication.Publication` of a trained job."""
     SOURCE = "source"
     """The last checkpoint of another job, whose best prompt this one starts from."""
+
+
+_DATA = select(job_files.c.data).where(
+    job_files.c.job_id == bindparam("of_job"), job_files.c.kind == bindparam("of_kind")
+)
+_REMOVE = delete(job_files).where(job_files.c.job_id == bindparam("of_job"), job_files.c.kind != bindparam("kept"))
 
 
 class JobFiles(Protocol):
@@ -178,16 +184,16 @@ class DatabaseFiles:
     def save(self, job_id: str, kind: FileKind, attempt: int, data: bytes) -> None:
         key, values = {"job_id": job_id, "kind": kind.value}, {"attempt": attempt, "data": data}
         with self._database.write() as connection:
-            self._database.put(connection, job_files, key, values, job_files.c.attempt <= attempt)
+            self._database.put(connection, job_files, key, values, newest="attempt")
 
     def load(self, job_id: str, kind: FileKind) -> bytes | None:
-        query = select(job_files.c.data).where(job_files.c.job_id == job_id, job_files.c.kind == kind.value)
-        data = self._database.scalar(query)
+        with self._database.read() as connection:
+            data = connection.scalar(_DATA, {"of_job": job_id, "of_kind": kind.value})
         return bytes(data) if data is not None else None
 
     def remove(self, job_id: str, *, keep: FileKind | None = None) -> None:
-        unwanted = [kind.value for kind in FileKind if kind is not keep]
-        self._database.execute(delete(job_files).where(job_files.c.job_id == job_id, job_files.c.kind.in_(unwanted)))
+        with self._database.write() as connection:
+            connection.execute(_REMOVE, {"of_job": job_id, "kept": keep.value if keep else ""})
 
     def remove_ended(self, living: Callable[[], Collection[str]]) -> None:
         query = select(job_files.c.job_id).where(job_files.c.job_id < first_job_id(time.time() - _NEW_SECONDS))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Self
+from functools import lru_cache
+from typing import Any, Self
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from shared.caller import EVERY_PROMPT
@@ -24,9 +25,12 @@ from trainer_service.jobs.record import Record, changing_columns, checked_same, 
 from trainer_service.jobs.states import LEASED_STATES, UNSUCCESSFUL_STATES, JobState, check_move
 from trainer_service.jobs.store import event_log, listing, queue_limits, tenant_shares
 from trainer_service.jobs.store.conditions import UNENDED
-from trainer_service.jobs.store.visibility import in_states, sees_all, visible
+from trainer_service.jobs.store.visibility import condition, in_states, sees_all, visible
 
 _UNSUCCESSFUL = [state.value for state in UNSUCCESSFUL_STATES]
+_BY_ID = jobs.c.id == bindparam("job_id")
+_STATE = select(jobs.c.state, jobs.c.last_event).where(_BY_ID)
+_CHANGE = update(jobs).where(_BY_ID)
 OnMove = Callable[[Connection, Record, Record], None]
 
 
@@ -165,9 +169,16 @@ class JobRecords:
 
     def event_page(self, job_id: str, after: int, limit: int) -> tuple[list[JobEvent], bool, JobState | None]:
         """At most `limit` events after number `after`, fewer if they are large; whether more follow; and the job's
-        state, read after the events, if there is no such event. Raises NotFound.
+        state if there is no such event. Raises NotFound.
+
+        Without new events it is one look-up, because watchers read far more often than a job changes.
         """
         with self._database.read() as connection:
+            job = connection.execute(_STATE, {"job_id": job_id}).one_or_none()
+            if job is None:
+                raise NotFound("tuning job", job_id)
+            if job.last_event <= after:  # one transaction writes both, so a final state has no later events
+                return [], False, JobState(job.state)
             found, more = event_log.read(connection, job_id, after, limit)
             return found, more, None if found else _state(connection, job_id)
 
@@ -258,12 +269,23 @@ class JobRecords:
         return record.job.model_copy(update={"queue_position": position})
 
 
+@lru_cache(maxsize=256)
+def _visible_by_id(
+    visible_to: tuple[str, ...], dialect: str, *, is_whole: bool = False, lock: bool = False
+) -> Select[Any]:
+    """A query for the row, or only the state, of the job `job_id`, if it is visible."""
+    query: Select[Any] = select(jobs) if is_whole else select(jobs.c.state)
+    query = query.where(_BY_ID, condition(jobs.c.prompt, visible_to, dialect))
+    return query.with_for_update() if lock else query
+
+
 def _state(connection: Connection, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> JobState:
     """Raises NotFound like `_read`."""
-    state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id, visible(visible_to, connection)))
-    if state is None:
+    query = _visible_by_id(tuple(visible_to), connection.dialect.name)
+    row: RowMapping | None = connection.execute(query, {"job_id": job_id}).mappings().one_or_none()
+    if row is None:
         raise NotFound("tuning job", job_id)
-    return JobState(state)
+    return JobState(row["state"])
 
 
 def _read(
@@ -272,8 +294,8 @@ def _read(
     """The record of a visible job. Raises the same NotFound for an unknown job and for an invisible one, after the same
     query.
     """
-    query = select(jobs).where(jobs.c.id == job_id, visible(visible_to, connection))
-    row: RowMapping | None = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    query = _visible_by_id(tuple(visible_to), connection.dialect.name, is_whole=True, lock=lock)
+    row: RowMapping | None = connection.execute(query, {"job_id": job_id}).mappings().one_or_none()
     if row is None:
         raise NotFound("tuning job", job_id)
     return from_row(row)
@@ -290,7 +312,7 @@ def _store(connection: Connection, before: Record, after: Record, payloads: Sequ
     stored = after.with_job(last_event=before.job.last_event + len(payloads) + moved)
     if stored == before:
         return before
-    connection.execute(update(jobs).where(jobs.c.id == before.job.id).values(**changing_columns(stored)))
+    connection.execute(_CHANGE, {"job_id": before.job.id, **changing_columns(stored)})
     tenant_shares.record_move(connection, before, stored)
     event_log.append(connection, before.job.id, first, [*payloads, *([stored.job] if moved else [])])
     return stored

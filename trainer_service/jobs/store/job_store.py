@@ -6,11 +6,12 @@ claim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, update
+from sqlalchemy import ColumnElement, Connection, Double, Select, Update, bindparam, func, select, update
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from trainer_service.database.schema import jobs
 from trainer_service.jobs.fair_queue import QueueHead, in_order, queue_clock, share_of
@@ -26,6 +27,74 @@ _LEASED = [state.value for state in LEASED_STATES]
 _ORPHANED = (jobs.c.state == JobState.CANCELLING.value) & (jobs.c.owner == NO_REPLICA)
 _CLAIMS = "claims of waiting jobs"
 """Name of the lock that serializes claims, so that each claim sees the charges of the previous one."""
+
+# The statements of every round of the dispatcher and the leases. To build one costs more than to execute it.
+_GROUP = (jobs.c.base_model, jobs.c.tenant, jobs.c.solo)
+_HEADS = (
+    select(*_GROUP, func.min(jobs.c.queue_key), func.avg(jobs.c.queue_key), func.count())
+    .where(QUEUED, jobs.c.trained.is_(False), jobs.c.not_before <= bindparam("now"))
+    .group_by(*_GROUP)
+)
+
+
+def _claiming(*first: ColumnElement[bool], is_placed: bool) -> ReturningUpdate[Any]:
+    """One statement that claims the first QUEUED job that meets the conditions. `is_placed`: it goes to a worker."""
+    pick = (
+        select(jobs.c.id)
+        .where(QUEUED, *first)
+        .order_by(jobs.c.queue_key, jobs.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    now = bindparam("now", type_=Double())
+    return (
+        update(jobs)
+        .where(jobs.c.id == pick)
+        .values(
+            state=JobState.RUNNING.value,
+            owner=bindparam("replica"),
+            lease_until=bindparam("until"),
+            claimed_at=now if is_placed else None,
+            attempt=jobs.c.attempt + 1,
+            start_time=func.coalesce(jobs.c.start_time, now),
+            last_event=jobs.c.last_event + 1,
+        )
+        .returning(*jobs.c)
+    )
+
+
+_READY = (
+    jobs.c.base_model == bindparam("model"),
+    jobs.c.trained.is_(False),
+    jobs.c.solo == bindparam("exclusive"),
+    jobs.c.not_before <= bindparam("now"),
+)
+_WITH_READY, _WITH_QUEUED = tenant_shares.tenants_with(QUEUED, *_READY), tenant_shares.tenants_with(QUEUED)
+_CLAIM = _claiming(*_READY, jobs.c.tenant == bindparam("of_tenant"), is_placed=True)
+_CLAIM_TRAINED = _claiming(jobs.c.trained.is_(True), jobs.c.not_before <= bindparam("now"), is_placed=False)
+_HAS_TRAINED = select(jobs.c.id).where(jobs.c.trained.is_(True), QUEUED | _ORPHANED).limit(1)
+_OF_OWNER = jobs.c.state.in_(_LEASED) & (jobs.c.owner == bindparam("replica"))
+_RENEW = update(jobs).where(_OF_OWNER).values(lease_until=bindparam("until"))
+_HOLD = (
+    update(jobs)
+    .where(_OF_OWNER, jobs.c.id == bindparam("job_id"), jobs.c.attempt == bindparam("of_attempt"))
+    .values(lease_until=bindparam("until"))
+    .returning(jobs.c.state)
+)
+_HOLDINGS = select(jobs.c.id, jobs.c.attempt, jobs.c.state, jobs.c.pausing).where(_OF_OWNER)
+_EXPIRED_LEASES = (
+    select(jobs)
+    .where(
+        jobs.c.state.in_(_LEASED),
+        jobs.c.lease_until < bindparam("lease_before"),
+        jobs.c.owner.not_in((bindparam("except_owner"), NO_REPLICA)),
+    )
+    .order_by(jobs.c.tenant)  # all replicas charge shares in the same order, which avoids deadlocks
+    .with_for_update(skip_locked=True)
+)
+_PAST_DEADLINE = select(jobs).where(QUEUED, jobs.c.deadline <= bindparam("now"), jobs.c.trained.is_(False))
+_ANY_PAST_DEADLINE = _PAST_DEADLINE.with_only_columns(jobs.c.id).limit(1)
 
 
 @dataclass(frozen=True)
@@ -43,12 +112,8 @@ class JobStore(JobRecords):
 
     def heads(self, now: float) -> list[QueueHead]:
         """The jobs that may run now, grouped by base model, tenant and `exclusive`."""
-        group = (jobs.c.base_model, jobs.c.tenant, jobs.c.solo)
-        ready = (QUEUED, jobs.c.trained.is_(False), jobs.c.not_before <= now)
-        query = select(*group, func.min(jobs.c.queue_key), func.avg(jobs.c.queue_key), func.count())
-        query = query.where(*ready).group_by(*group)
         with self._database.read() as connection:
-            rows = connection.execute(query).all()
+            rows = connection.execute(_HEADS, {"now": now}).all()
             shares = tenant_shares.read(connection, now) if rows else {}
         clock, found = queue_clock(shares), []
         for base_model, tenant, exclusive, key, mean_key, count in rows:
@@ -70,23 +135,16 @@ class JobStore(JobRecords):
 
         `exclusive`: whether to claim a job that needs a fresh worker for itself, or one that doesn't.
         """
-        first = (
-            jobs.c.base_model == base_model,
-            jobs.c.trained.is_(False),
-            jobs.c.solo.is_(exclusive),
-            jobs.c.not_before <= now,
-        )
+        ready = {"model": base_model, "exclusive": exclusive, "now": now}
         with self._database.write() as connection:
             self._database.lock(connection, _CLAIMS)
-            tenants = tenant_shares.with_jobs(connection, QUEUED, *first)
+            tenants = tenant_shares.with_jobs(connection, _WITH_READY, ready)
             if not tenants:
                 return None
-            shares, waiting = tenant_shares.read(connection, now), tenant_shares.with_jobs(connection, QUEUED)
+            shares, waiting = tenant_shares.read(connection, now), tenant_shares.with_jobs(connection, _WITH_QUEUED)
             for tenant in in_order(shares, tenants):
-                claimed = claim_first(
-                    connection, (*first, jobs.c.tenant == tenant), owner, lease_until, now, claimed_at=now
-                )
-                if claimed is not None:
+                parameters = ready | {"of_tenant": tenant, "replica": owner, "until": lease_until}
+                if (claimed := claim_first(connection, _CLAIM, parameters)) is not None:
                     tenant_shares.record_claim(connection, shares, tenant, waiting)
                     return replace(claimed, weight=share_of(shares, tenant).weight)
         return None
@@ -96,18 +154,16 @@ class JobStore(JobRecords):
         with self._database.write() as connection:
             tenant_shares.set_known_weights(connection, weights)
 
+    def has_trained(self) -> bool:
+        """Whether there may be a job for `claim_trained`. These are rare, so callers ask before they lock anything."""
+        return self._database.scalar(_HAS_TRAINED) is not None
+
     def claim_trained(self, owner: str, lease_until: float, now: float) -> Record | None:
-        """Claims a job that only has to be published, or that was to be cancelled when its replica ended. These are
-        rare, so it looks for one before it locks anything.
-        """
-        waiting = select(jobs.c.id).where(jobs.c.trained.is_(True), QUEUED | _ORPHANED)
-        if self._database.scalar(waiting.limit(1)) is None:
-            return None
-        first = (jobs.c.trained.is_(True), jobs.c.not_before <= now)
+        """Claims a job that only has to be published, or that was to be cancelled when its replica ended."""
         with self._database.write() as connection:
             if (cancelling := _adopt(connection, owner, lease_until)) is not None:
                 return cancelling
-            return claim_first(connection, first, owner, lease_until, now, claimed_at=None)
+            return claim_first(connection, _CLAIM_TRAINED, {"replica": owner, "until": lease_until, "now": now})
 
     def now(self) -> float:
         """The database's time, which measures leases. It is the same for all replicas, whatever their clocks say."""
@@ -117,9 +173,9 @@ class JobStore(JobRecords):
         """Renews the lease of one attempt, also an expired one, and returns the job's state. Raises StaleAttempt if the
         job was taken over.
         """
-        held = (jobs.c.id == job_id) & (jobs.c.attempt == attempt) & (jobs.c.owner == owner) & jobs.c.state.in_(_LEASED)
+        parameters = {"job_id": job_id, "of_attempt": attempt, "replica": owner, "until": lease_until}
         with self._database.write() as connection:
-            state = connection.scalar(update(jobs).where(held).values(lease_until=lease_until).returning(jobs.c.state))
+            state = connection.scalar(_HOLD, parameters)
         if state is None:
             raise StaleAttempt
         return JobState(state)
@@ -127,42 +183,32 @@ class JobStore(JobRecords):
     def renew(self, owner: str, lease_until: float) -> None:
         """Renews all leases of a replica: of its jobs and of its worker slots."""
         with self._database.write() as connection:
-            connection.execute(
-                update(jobs).where(jobs.c.state.in_(_LEASED), jobs.c.owner == owner).values(lease_until=lease_until)
-            )
+            connection.execute(_RENEW, {"replica": owner, "until": lease_until})
             worker_slots.renew(connection, owner, lease_until)
 
     def holdings(self, owner: str) -> list[Holding]:
         """The jobs that a replica has."""
-        query = select(jobs.c.id, jobs.c.attempt, jobs.c.state, jobs.c.pausing)
-        rows = self._database.rows(query.where(jobs.c.state.in_(_LEASED), jobs.c.owner == owner))
+        with self._database.read() as connection:
+            rows = connection.execute(_HOLDINGS, {"replica": owner}).all()
         return [Holding(row.id, row.attempt, JobState(row.state), row.pausing) for row in rows]
 
     def take_back(self, move: Callable[[Record], Record], *, lease_before: float, except_owner: str = "") -> list[Job]:
         """Applies `move` to every job that a replica has and whose lease ended before `lease_before` (`float("inf")`:
         whenever it ends), and frees the worker slots of those replicas. Returns the changed jobs.
         """
-        query = select(jobs).where(
-            jobs.c.state.in_(_LEASED),
-            jobs.c.lease_until < lease_before,
-            jobs.c.owner.not_in((except_owner, NO_REPLICA)),
-        )
-        query = query.order_by(jobs.c.tenant)  # all replicas charge shares in the same order, which avoids deadlocks
+        limits = {"lease_before": lease_before, "except_owner": except_owner}
         with self._database.write() as connection:
-            taken = self._move_all(connection, query, move)
-            # A replica that still has a job keeps its slots: a job claimed later has a later lease, and its worker
-            # takes a slot.
-            still_has_jobs = select(jobs.c.owner).where(jobs.c.state.in_(_LEASED))
-            worker_slots.remove_expired(connection, lease_before, except_owner, still_has_jobs)
+            taken = self._move_all(connection, _EXPIRED_LEASES, move, limits)
+            worker_slots.remove_expired(connection, lease_before, except_owner)
             return taken
 
     def expire(self, move: Callable[[Record], Record], now: float) -> list[Job]:
         """Applies `move` to every waiting job whose deadline has passed, and returns these jobs."""
-        query = select(jobs).where(QUEUED, jobs.c.deadline <= now, jobs.c.trained.is_(False))
-        if self._database.scalar(query.with_only_columns(jobs.c.id).limit(1)) is None:
-            return []
+        with self._database.read() as connection:
+            if connection.scalar(_ANY_PAST_DEADLINE, {"now": now}) is None:
+                return []
         with self._database.write() as connection:
-            return self._move_all(connection, query, move)
+            return self._move_all(connection, _PAST_DEADLINE.with_for_update(skip_locked=True), move, {"now": now})
 
     def fail_waiting(self, base_model: str, move: Callable[[Record], Record], most: int) -> list[Job]:
         """Applies `move` to at most `most` jobs that wait for a base model, but to none while jobs of it are on
@@ -175,7 +221,7 @@ class JobStore(JobRecords):
         with self._database.write() as connection:
             if connection.execute(on_workers.limit(1)).first() is not None:
                 return []
-            return self._move_all(connection, waiting, move)
+            return self._move_all(connection, waiting.with_for_update(skip_locked=True), move)
 
     def oldest_queued_seconds(self, now: float) -> Mapping[str, float]:
         """How long the oldest job that waits for a worker has been QUEUED, by base model with such a job."""
@@ -183,9 +229,15 @@ class JobStore(JobRecords):
         query = select(jobs.c.base_model, func.min(jobs.c.queued_at)).where(waiting).group_by(jobs.c.base_model)
         return {name: max(0.0, now - queued_at) for name, queued_at in self._database.rows(query)}
 
-    def _move_all(self, connection: Connection, query: Select[Any], move: Callable[[Record], Record]) -> list[Job]:
-        """Applies `move` to the jobs that the query finds, except those locked by another transaction."""
-        rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
+    def _move_all(
+        self,
+        connection: Connection,
+        query: Select[Any],
+        move: Callable[[Record], Record],
+        parameters: Mapping[str, Any] | None = None,
+    ) -> list[Job]:
+        """Applies `move` to the jobs that the query finds, which skips those locked by another transaction."""
+        rows = connection.execute(query, parameters).mappings().all()
         return [self._write(connection, before, move(before), ()).job for before in map(from_row, rows)]
 
 
@@ -198,41 +250,11 @@ def _adopt(connection: Connection, owner: str, lease_until: float) -> Record | N
     return None if row is None else from_row(row)
 
 
-def claim_first(
-    connection: Connection,
-    first: Iterable[ColumnElement[bool]],
-    owner: str,
-    lease_until: float,
-    now: float,
-    *,
-    claimed_at: float | None,
-) -> Record | None:
-    """Claims the first QUEUED job that meets the conditions, in one statement; skips jobs locked by another
+def claim_first(connection: Connection, statement: Update, parameters: Mapping[str, Any]) -> Record | None:
+    """Claims the first QUEUED job that meets the statement's conditions (`_claiming`); skips jobs locked by another
     transaction.
     """
-    pick = (
-        select(jobs.c.id)
-        .where(QUEUED, *first)
-        .order_by(jobs.c.queue_key, jobs.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    statement = (
-        update(jobs)
-        .where(jobs.c.id == pick)
-        .values(
-            state=JobState.RUNNING.value,
-            owner=owner,
-            lease_until=lease_until,
-            claimed_at=claimed_at,
-            attempt=jobs.c.attempt + 1,
-            start_time=func.coalesce(jobs.c.start_time, now),
-            last_event=jobs.c.last_event + 1,
-        )
-        .returning(*jobs.c)
-    )
-    row = connection.execute(statement).mappings().one_or_none()
+    row = connection.execute(statement, parameters).mappings().one_or_none()
     if row is None:
         return None
     record = from_row(row)

@@ -61,7 +61,7 @@ def save_report(database: Database, job_id: str, attempt: int, report: StoredRep
     """Replaces the report, but keeps that of a later attempt."""
     values = {"attempt": attempt, "data": report.encode()}
     with database.write() as connection:
-        database.put(connection, job_reports, {"job_id": job_id}, values, job_reports.c.attempt <= attempt)
+        database.put(connection, job_reports, {"job_id": job_id}, values, newest="attempt")
 
 
 def load_report(database: Database, job_id: str) -> StoredReport | None:

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, exists, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    Select,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from trainer_service.database.schema import jobs, tenant_shares
 from trainer_service.jobs.fair_queue import QUANTUM_SECONDS, Shares, TenantShare, claimed
@@ -14,31 +28,46 @@ from trainer_service.jobs.states import LEASED_STATES
 from trainer_service.jobs.store.conditions import QUEUED
 
 _ON_A_WORKER = jobs.c.state.in_([state.value for state in LEASED_STATES]) & jobs.c.claimed_at.is_not(None)
+_SHARES = select(tenant_shares)
+_ANY_QUEUED = select(jobs.c.id).where(QUEUED).limit(1)
+_CHANGE = update(tenant_shares).where(tenant_shares.c.tenant == bindparam("of_tenant"))
+_CHARGE = _CHANGE.values(
+    virtual_time=tenant_shares.c.virtual_time + bindparam("seconds", type_=Double()) / tenant_shares.c.weight
+)
+_elapsed = bindparam("now", type_=Double()) - jobs.c.claimed_at
+_quantum = bindparam("quantum", type_=Double())
+_HELD = (
+    select(jobs.c.tenant, func.sum(case((_elapsed > _quantum, _elapsed), else_=_quantum)), func.count())
+    .where(_ON_A_WORKER)
+    .group_by(jobs.c.tenant)
+)
 
 
 def read_stored(connection: Connection) -> dict[str, TenantShare]:
     """Shares by tenant, not counting the jobs on workers now."""
-    rows = connection.execute(select(tenant_shares))
+    rows = connection.execute(_SHARES)
     return {row.tenant: TenantShare(row.tenant, row.weight, row.virtual_time, row.clock) for row in rows}
 
 
 def read(connection: Connection, now: float) -> dict[str, TenantShare]:
     """Shares by tenant, including the jobs on workers at `now`."""
-    elapsed = now - jobs.c.claimed_at
-    charge = case((elapsed > QUANTUM_SECONDS, elapsed), else_=QUANTUM_SECONDS)
-    query = select(jobs.c.tenant, func.sum(charge), func.count()).where(_ON_A_WORKER).group_by(jobs.c.tenant)
     found = read_stored(connection)
-    for tenant, held_seconds, num_held in connection.execute(query):
+    for tenant, held_seconds, num_held in connection.execute(_HELD, {"now": now, "quantum": QUANTUM_SECONDS}):
         found[tenant] = replace(
             found.get(tenant) or TenantShare(tenant), held_seconds=float(held_seconds), num_held=num_held
         )
     return found
 
 
-def with_jobs(connection: Connection, *conditions: ColumnElement[bool]) -> list[str]:
-    """Tenants that have a job for which the conditions hold. It needs one index look-up per tenant."""
+def tenants_with(*conditions: ColumnElement[bool]) -> Select[Any]:
+    """A query for the tenants that have a job for which the conditions hold. It needs one index look-up per tenant."""
     any_job = exists().where(and_(jobs.c.tenant == tenant_shares.c.tenant, *conditions))
-    return list(connection.scalars(select(tenant_shares.c.tenant).where(any_job)))
+    return select(tenant_shares.c.tenant).where(any_job)
+
+
+def with_jobs(connection: Connection, query: Select[Any], parameters: Mapping[str, Any] | None = None) -> list[str]:
+    """Tenants by a query of `tenants_with`."""
+    return list(connection.scalars(query, parameters))
 
 
 def counts_of_waiting(connection: Connection, waiting: ColumnElement[bool] | None = None) -> dict[str, int]:
@@ -66,10 +95,10 @@ def set_known_weights(connection: Connection, weights: Mapping[str, float]) -> N
 
 def record_claim(connection: Connection, shares: Shares, tenant: str, waiting: Collection[str]) -> None:
     """Charges the tenant for a job that became RUNNING. `shares` and `waiting` are from before the claim."""
-    is_last = connection.execute(select(jobs.c.id).where(QUEUED).limit(1)).first() is None
+    is_last = connection.execute(_ANY_QUEUED).first() is None
     moved = claimed(shares, tenant, waiting, is_last=is_last)
     changes = {"virtual_time": moved.virtual_time, "clock": moved.clock}
-    connection.execute(update(tenant_shares).where(tenant_shares.c.tenant == tenant).values(**changes))
+    connection.execute(_CHANGE, {"of_tenant": tenant, **changes})
 
 
 def record_move(connection: Connection, before: Record, after: Record) -> None:
@@ -77,7 +106,4 @@ def record_move(connection: Connection, before: Record, after: Record) -> None:
     if before.claimed_at is None or after.claimed_at is not None:
         return
     seconds = after.job.runtime_seconds - before.job.runtime_seconds
-    charged = tenant_shares.c.virtual_time + seconds / tenant_shares.c.weight
-    connection.execute(
-        update(tenant_shares).where(tenant_shares.c.tenant == before.job.tenant).values(virtual_time=charged)
-    )
+    connection.execute(_CHARGE, {"of_tenant": before.job.tenant, "seconds": seconds})

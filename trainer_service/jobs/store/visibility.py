@@ -9,6 +9,7 @@ of that index. The range compares the column byte by byte (`schema.PROMPT_NAME`)
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Column, Connection, and_, false, func, or_, true
@@ -32,10 +33,15 @@ def visible(patterns: Sequence[str], connection: Connection) -> ColumnElement[bo
 
 def matching(column: Column[Any], patterns: Sequence[str], connection: Connection) -> ColumnElement[bool]:
     """A condition: the prompt in `column` matches one of the patterns. Without patterns, none matches."""
+    return condition(column, tuple(patterns), connection.dialect.name)
+
+
+@lru_cache(maxsize=256)
+def condition(column: Column[Any], patterns: tuple[str, ...], dialect: str) -> ColumnElement[bool]:
+    """`matching` for a dialect by name. The same arguments give the same object, whose SQL is compiled once."""
     if sees_all(patterns):
         return true()
-    is_sqlite = connection.dialect.name == "sqlite"
-    return or_(false(), *(_matches(column, pattern, is_sqlite) for pattern in sorted(set(patterns))))
+    return or_(false(), *(_matches(column, pattern, dialect == "sqlite") for pattern in sorted(set(patterns))))
 
 
 def in_states(states: Iterable[JobState], patterns: Sequence[str]) -> ColumnElement[bool]:

@@ -15,12 +15,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from trainer_service.database.database import Database
-from trainer_service.database.schema import worker_slots
+from trainer_service.database.schema import jobs, worker_slots
+from trainer_service.jobs.states import LEASED_STATES
 
 _LOCK = "worker slots"
+_ALL = select(worker_slots)
+_CHANGE = update(worker_slots).where(worker_slots.c.owner == bindparam("replica"))
+_REMOVE_EXPIRED = delete(worker_slots).where(
+    worker_slots.c.lease_until < bindparam("lease_before"),
+    worker_slots.c.owner != bindparam("except_owner"),
+    worker_slots.c.owner.not_in(select(jobs.c.owner).where(jobs.c.state.in_([state.value for state in LEASED_STATES]))),
+)
+_RENEW = _CHANGE.values(lease_until=bindparam("until"))
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ def share(
     """
     with database.write() as connection:
         database.lock(connection, _LOCK)
-        rows = {row.owner: row for row in connection.execute(select(worker_slots))}
+        rows = {row.owner: row for row in connection.execute(_ALL)}
         own = rows.pop(owner, None)
         kept = 0 if own is None else min(own.slots, wanted)
         free = max_workers - kept - sum(row.slots for row in rows.values())
@@ -98,7 +107,7 @@ def share(
         if own is None:
             connection.execute(insert(worker_slots).values(owner=owner, lease_until=lease_until, **values))
         elif (own.slots, own.lacking, own.base_models) != tuple(values.values()):
-            connection.execute(update(worker_slots).where(worker_slots.c.owner == owner).values(**values))
+            connection.execute(_CHANGE, {"replica": owner, **values})
         others_lack = any(row.lacking > 0 for row in rows.values())
         return Slots(granted, others_lack, granted > part, of_models, elsewhere, ahead)
 
@@ -110,16 +119,15 @@ def _sum_of(kind: str, rows: Iterable[Any]) -> Counter[str]:
 
 def renew(connection: Connection, owner: str, lease_until: float) -> None:
     """Renews the lease on the owner's slots."""
-    connection.execute(update(worker_slots).where(worker_slots.c.owner == owner).values(lease_until=lease_until))
+    connection.execute(_RENEW, {"replica": owner, "until": lease_until})
 
 
-def remove_expired(
-    connection: Connection, lease_before: float, except_owner: str, still_has_jobs: Select[tuple[str]]
-) -> None:
-    """Removes the slots of replicas whose lease ended before `lease_before` and that have no more jobs."""
-    table = worker_slots.c
-    over = (table.lease_until < lease_before) & (table.owner != except_owner) & table.owner.not_in(still_has_jobs)
-    connection.execute(delete(worker_slots).where(over))
+def remove_expired(connection: Connection, lease_before: float, except_owner: str) -> None:
+    """Removes the slots of replicas whose lease ended before `lease_before` and that have no more jobs.
+
+    A replica that still has a job keeps its slots: a job claimed later has a later lease, and its worker takes a slot.
+    """
+    connection.execute(_REMOVE_EXPIRED, {"lease_before": lease_before, "except_owner": except_owner})
 
 
 def release(database: Database, owner: str) -> None:
