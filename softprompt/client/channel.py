@@ -18,7 +18,7 @@ from softprompt.client.security import ClientSecurity, TokenSource, hosts_of, is
 
 RETRIED_METHODS = tuple(path.strip("/").split("/") for path, rule in RULES.items() if rule.repeatable)
 """Service and method of each."""
-_RETRY_POLICY: dict[str, Any] = {
+RETRY_POLICY: dict[str, Any] = {
     "maxAttempts": 4,
     "initialBackoff": "0.15s",
     "maxBackoff": "3s",
@@ -31,11 +31,11 @@ MAX_MESSAGE_BYTES = 64 << 20
 
 def service_config(has_replicas: bool, retry_overloaded: bool = True) -> dict[str, Any]:
     """See github.com/grpc/grpc/blob/master/doc/service_config.md. Replicas that report NOT_SERVING get no calls."""
-    retried = _RETRY_POLICY["retryableStatusCodes"]
+    retried = RETRY_POLICY["retryableStatusCodes"]
     policy = (
-        _RETRY_POLICY
+        RETRY_POLICY
         if retry_overloaded
-        else {**_RETRY_POLICY, "retryableStatusCodes": [code for code in retried if code != "RESOURCE_EXHAUSTED"]}
+        else {**RETRY_POLICY, "retryableStatusCodes": [code for code in retried if code != "RESOURCE_EXHAUSTED"]}
     )
     names = [{"service": service, "method": method} for service, method in RETRIED_METHODS]
     health = {"healthCheckConfig": {"serviceName": ""}} if has_replicas else {}

@@ -60,7 +60,7 @@ def services() -> Iterator[Services]:
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients find out quickly that a service stays away: their pauses between attempts are short."""
     for name in ("initialBackoff", "maxBackoff"):
-        monkeypatch.setitem(channel._RETRY_POLICY, name, "0.01s")
+        monkeypatch.setitem(channel.RETRY_POLICY, name, "0.01s")
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ Endpoints = tuple[str, str]
 def services(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
     """In a process of their own, since the command line blocks."""
     command = [sys.executable, "-m", "tests.both_services", str(tiny_model_dir), str(tmp_path_factory.mktemp("both"))]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root
     ) as process:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from softprompt import Client
+from tests.softprompt.cli.test_prompts_cli import cli, client, services
 from tests.softprompt.cli_runner import CliRunner
-from tests.softprompt.test_prompts_cli import cli, client, services
 
 __all__ = ["cli", "client", "services"]
 
