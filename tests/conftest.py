@@ -18,8 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 set_native_defaults()
 
-from tests.slow import is_slow  # noqa: E402
-from tests.tiny_models import save_tiny_llama  # noqa: E402 - it imports torch
+from tests.slow import has_only_slow_tests, is_slow, leaves_out_slow_tests  # noqa: E402
 
 TOGETHER = ("tests/trainer_service/cluster/", "tests/packaging/", "tests/k8s/test_alerts")
 """Beginnings of the paths of tests that share what takes long to make (a Ray; a wheel and its environments) or note the
@@ -57,6 +56,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without slow tests, files that have no others are not imported: it would take most of the time of collection."""
+    without_slow = leaves_out_slow_tests(config.getoption("markexpr"))
+    return True if without_slow and has_only_slow_tests(collection_path) else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` deselects by markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
@@ -77,6 +82,8 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 2 layers (hidden size 64, grouped-query attention), with a byte tokenizer and chat template."""
+    from tests.tiny_models import save_tiny_llama  # imports torch, which a process that distributes tests doesn't need
+
     return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 

@@ -109,13 +109,23 @@ _ROOT = Path(__file__).parent
 
 def is_slow(item: pytest.Item) -> bool:
     """Whether a collected test belongs to one of the lists above."""
-    path = item.path.relative_to(_ROOT).as_posix()
     parameters = (
         item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
     )
-    return (
-        path in FILES
-        or path.rpartition("/")[0] in SERVICES
-        or path.startswith(tuple(f"{folder}/" for folder in FOLDERS))
-        or any(isinstance(value, str) and value in PARAMETERS for value in parameters)
+    return has_only_slow_tests(item.path) or any(
+        isinstance(value, str) and value in PARAMETERS for value in parameters
     )
+
+
+def has_only_slow_tests(path: Path) -> bool:
+    """Whether all tests of a file, or of a folder with those below, are slow by the lists above."""
+    if not path.is_relative_to(_ROOT):
+        return False
+    name = path.relative_to(_ROOT).as_posix()
+    in_folders = f"{name}/".startswith(tuple(f"{folder}/" for folder in FOLDERS))
+    return in_folders or name in FILES or (path.name.startswith("test_") and name.rpartition("/")[0] in SERVICES)
+
+
+def leaves_out_slow_tests(markers: str) -> bool:
+    """Whether an expression of `-m` deselects every slow test: it joins conditions by `and`, and one is `not slow`."""
+    return not {"or", "("} & set(markers.replace("(", " ( ").split()) and "not slow" in markers.split(" and ")
