@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import hypothesis
 import pytest
 
 from shared.kernels.settings import set_native_defaults
+from shared.process.garbage import paused_collector
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
 # Tests and the processes that they start share the processors. With two threads each, the tests of training took nine
@@ -54,6 +57,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return shared[0] if shared else nodeid.partition("::")[0]
 
     return Scheduling(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The garbage collector doesn't look through modules and tests, which stay until the process ends."""
+    with paused_collector():
+        collected = yield
+    gc.collect()
+    gc.freeze()
+    return collected
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -112,9 +112,7 @@ def is_slow(item: pytest.Item) -> bool:
     parameters = (
         item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
     )
-    return has_only_slow_tests(item.path) or any(
-        isinstance(value, str) and value in PARAMETERS for value in parameters
-    )
+    return has_only_slow_tests(item.path) or any(isinstance(value, str) and value in PARAMETERS for value in parameters)
 
 
 def has_only_slow_tests(path: Path) -> bool:

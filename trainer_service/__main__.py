@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from shared.process.garbage import paused_collector
 from shared.process.service import run_service
 from shared.process.surroundings import prepare_process
 from shared.process.threads import limit_threads
@@ -32,7 +33,8 @@ def main() -> int:
 
         return drain_node(sys.argv[2:])
     limit_threads()
-    from trainer_service.config import TrainerSettings  # imports torch
+    with paused_collector():
+        from trainer_service.config import TrainerSettings  # imports torch
 
     return run_service(TrainerSettings, _serve, _ABOUT)
 
@@ -41,8 +43,9 @@ async def _serve(settings: TrainerSettings, stop: asyncio.Event) -> None:
     # grpc reads this when it is imported. Ray forks, but its children don't use grpc.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     # Imported here because they are slow to import, and not needed for --help or refused settings.
-    from trainer_service.server import serve
-    from trainer_service.worker_pool import ray_pool
+    with paused_collector():
+        from trainer_service.server import serve
+        from trainer_service.worker_pool import ray_pool
 
     await serve(settings, stop, ray_pool)
 

@@ -9,13 +9,16 @@ from functools import partial
 
 import ray
 
-from shared.tracing import tracing_of
-from trainer_service.cluster.interface import WorkerReport
-from trainer_service.cluster.memory import measure_memory
-from trainer_service.cluster.node_datasets import NodeDatasets
-from trainer_service.cluster.worker import Worker
-from trainer_service.cluster.worker_init import WorkerSpec, load_trainer_in_background, software_version
-from trainer_service.training.events import DatasetFile, TrainingTask
+from shared.process.garbage import paused_collector
+
+with paused_collector():  # a worker's process begins with these imports, torch among them
+    from shared.tracing import tracing_of
+    from trainer_service.cluster.interface import WorkerReport
+    from trainer_service.cluster.memory import measure_memory
+    from trainer_service.cluster.node_datasets import NodeDatasets
+    from trainer_service.cluster.worker import Worker
+    from trainer_service.cluster.worker_init import WorkerSpec, load_trainer_in_background, software_version
+    from trainer_service.training.events import DatasetFile, TrainingTask
 
 
 @ray.remote(concurrency_groups={"control": 1, "data": 1, "poll": 1}, max_restarts=0, max_task_retries=0)
