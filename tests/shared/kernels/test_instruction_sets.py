@@ -27,13 +27,18 @@ Results = dict[str, torch.Tensor]
 
 
 def compiled_and_run(folder: Path, machine: str, instruction_set: str) -> Results:
-    """The results of the program, compiled as the library is, but with all it needs in one file, for the emulator."""
+    """The results of the program: with the library of this processor, which is there, or compiled as the library is,
+    but with all it needs in one file, for the emulator.
+    """
     native = machine == platform.machine()
-    options = [*build.FLAGS, *build.INSTRUCTION_SETS[machine][instruction_set], "-static", "-w"]
+    options = [*build.FLAGS, *build.INSTRUCTION_SETS[machine][instruction_set], "-w"]
     flags = [option for option in options if option not in ("-shared", "-fPIC")]
-    target, sources = folder / instruction_set, sorted(map(str, build.SOURCES.glob("*.c")))
-    compiler = build.COMPILER if native else CROSS_COMPILER
-    command = [compiler, *flags, *sources, str(PROGRAM), "-o", str(target), "-lm"]
+    if instruction_set == library.instruction_set():
+        kernels = ["-DLIBRARY", str(library.find(instruction_set))]
+    else:
+        kernels = ["-static", *sorted(map(str, build.SOURCES.glob("*.c")))]
+    target, compiler = folder / instruction_set, build.COMPILER if native else CROSS_COMPILER
+    command = [compiler, *flags, str(PROGRAM), *kernels, "-o", str(target), "-lm"]
     subprocess.run(command, capture_output=True, check=True)
     program = [str(target)] if native else [EMULATOR, str(target)]
     lines = subprocess.run(program, capture_output=True, text=True, check=True).stdout.splitlines()
