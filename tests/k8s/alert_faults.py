@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 from tests.inference_service.replica import Replica, running_replica
 from tests.k8s import known_metrics
 from tests.k8s.exposition import MINUTES_BEFORE, ONLY_UP, Scrape, scrape, series_over_time
-from tests.k8s.prometheus import program
+from tests.k8s.prometheus import program, promtool
 from tests.k8s.test_rules import RULES, without_annotations
 from tests.softprompt.gateway.running import RunningGateway, running_gateway
 from tests.trainer_service.conftest import PATIENT, NoWorkers, RunningTrainer, running_trainer
@@ -44,10 +43,9 @@ def firing(folder: Path, before: tuple[Scrape, Scrape], during: tuple[Scrape, Sc
     # Hours are evaluated less often because each round costs promtool much time. An alert is found for five minutes.
     evaluation = {"rule_files": ["rules.yaml"], "evaluation_interval": f"{min(4, 1 + minutes // 50)}m"}
     (folder / "tests.yaml").write_text(json.dumps({**evaluation, "tests": [case]}))
-    command = [program("promtool"), "test", "rules", str(folder / "tests.yaml")]
     said = "query timed out"
     while "query timed out" in said:  # promtool's own limit, which a busy machine exceeds
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = promtool("test", "rules", folder / "tests.yaml")
         said = done.stdout + done.stderr
     assert "got:" in said, said
     return set(re.findall(r'alertname=\\?"(\w+)\\?"', said.split("got:")[1]))

@@ -14,17 +14,13 @@ import yaml
 
 from tests.k8s import known_metrics
 from tests.k8s.manifests import K8S
-from tests.k8s.prometheus import program
+from tests.k8s.prometheus import promtool
 
 RULES = yaml.safe_load((K8S / "components" / "monitoring" / "rules.yaml").read_text())["spec"]
 CASES = yaml.load(
     (Path(__file__).parent / "rules" / "cases.yaml").read_text(), yaml.BaseLoader
 )  # 0x30 is thirty zeros, not 48
 ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule}
-
-
-def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([program("promtool"), *arguments], capture_output=True, text=True)
 
 
 def without_annotations(rules: dict[str, Any]) -> dict[str, Any]:

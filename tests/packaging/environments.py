@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
 import subprocess
@@ -11,7 +13,7 @@ import venv
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 from packaging.requirements import Requirement
 
@@ -19,17 +21,47 @@ ROOT = Path(__file__).parents[2]
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 COLLIDING = ("shared", "trainer_service", "inference_service", "prompttuning", "protos", "tests")
 
+_COMPILER = """#!{python} -IS
+import hashlib, os, pathlib, shutil, subprocess, sys
+compiler, kept, arguments = {compiler!r}, {kept!r}, sys.argv[1:]
+sources = [pathlib.Path(argument) for argument in arguments if argument.endswith(".c")]
+if not sources:
+    os.execv(compiler, [compiler, *arguments])
+target = arguments[arguments.index("-o") + 1]
+inputs = [argument for argument in arguments if argument != target and not argument.endswith(".c")]
+inputs += [source.name for source in sources]
+for file in sorted(sources[0].parent.iterdir()):
+    if file.suffix in (".c", ".h"):
+        inputs += [file.name, file.read_bytes()]
+library = os.path.join(kept, hashlib.sha256(repr(inputs).encode()).hexdigest())
+if not os.path.exists(library):
+    if code := subprocess.run([compiler, *arguments, "-O0"]).returncode:
+        sys.exit(code)
+    shutil.copyfile(target, library)
+shutil.copyfile(library, target)
+"""
+"""A compiler that doesn't optimise, and that compiles the same files with the same options once."""
+
+
+@functools.cache
+def _kept_libraries() -> str:
+    """The folder of what was compiled in this process."""
+    folder = mkdtemp(prefix="libraries-")
+    atexit.register(shutil.rmtree, folder)
+    return folder
+
 
 def build(target: str, folder: Path, source: Path = ROOT) -> Path:
     """The `wheel` or the `sdist` of a source tree, built into an empty or new folder without network.
 
-    The compiler doesn't optimise, which would take most of the time; other tests compare optimised kernels.
+    The compiler doesn't optimise, which would take most of the time; other tests compare optimised kernels. A second
+    build doesn't compile the same files again.
     """
     command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
     with TemporaryDirectory() as name:
         if (gcc := shutil.which("gcc")) is not None:
             quick = Path(name) / "gcc"
-            quick.write_text(f'#!/bin/sh\nexec {gcc} "$@" -O0\n')
+            quick.write_text(_COMPILER.format(python=sys.executable, compiler=gcc, kept=_kept_libraries()))
             quick.chmod(0o755)
         environment = os.environ | {"PATH": f"{name}{os.pathsep}{os.environ['PATH']}"}
         subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True)
