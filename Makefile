@@ -46,8 +46,9 @@ lint: dev        ## Generated code, buf, ruff, mypy, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-pytest: dev model tools  ## All tests, in two processes
-	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
+# Three processes also on two cores: for a third of their time, tests wait for processes, clocks and kills.
+pytest: dev model tools  ## All tests, in three processes
+	$(BIN)/pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 test-fast: dev   ## Unit tests without Ray, the base model, databases and child processes: two minutes
 	$(BIN)/pytest -n 2 --dist loadfile -q -m "not ray and not model and not slow"
