@@ -54,7 +54,7 @@ class Template:
     """The control token that ends an answer; empty: the tokenizer's end of sequence."""
     rendering: int = field(default=1, metadata=_INTERNAL)
     """2: targets are tokenized as continuations of the input; 1 (older versions): as separate texts. 3: with TEXT, the
-    input begins with all that the tokenizer puts before a text; up to 2, with a BOS at most.
+    input begins with all that the tokenizer puts before a text, unless `text` does; up to 2, with a BOS at most.
     """
 
     def check(self, path: str = "template") -> Self:
