@@ -23,13 +23,13 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were hashed, a minute after they were written."""
     monkeypatch.setattr(fingerprint, "_now_ns", lambda: time.time_ns() + 60 * 10**9)
     names: list[str] = []
-    hash_file = fingerprint._hash_file
+    hash_file = fingerprint.sha256_of
 
     def note(path: Path) -> str:
         names.append(path.name)
         return hash_file(path)
 
-    monkeypatch.setattr(fingerprint, "_hash_file", note)
+    monkeypatch.setattr(fingerprint, "sha256_of", note)
     return names
 
 
