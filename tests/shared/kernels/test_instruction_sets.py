@@ -33,7 +33,7 @@ def compiled_and_run(folder: Path, machine: str, instruction_set: str) -> Result
     flags = [option for option in options if option not in ("-shared", "-fPIC")]
     target, sources = folder / instruction_set, sorted(map(str, build.SOURCES.glob("*.c")))
     compiler = build.COMPILER if native else CROSS_COMPILER
-    command = [compiler, *flags, *sources, str(PROGRAM), "-o", str(target), "-lm"]
+    command = [compiler, *flags, f"-I{build.SOURCES}", *sources, str(PROGRAM), "-o", str(target), "-lm"]
     subprocess.run(command, capture_output=True, check=True)
     program = [str(target)] if native else [EMULATOR, str(target)]
     lines = subprocess.run(program, capture_output=True, text=True, check=True).stdout.splitlines()
