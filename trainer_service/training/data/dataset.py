@@ -22,8 +22,8 @@ from shared.errors import FieldViolation, InvalidInput
 from shared.json_keys import no_constant, unique_keys
 from shared.location import Location
 from shared.text.blank import SURROUNDINGS, is_blank, is_unicode
-from shared.values.datasets import MAX_LINE_BYTES
-from shared.values.message import Message
+from shared.values.datasets import MAX_LABELS, MAX_LINE_BYTES
+from shared.values.message import ROLES, Message
 from trainer_service.training.data.encoding import EncodedDataset, encode_dataset
 from trainer_service.training.data.example_lines import stored_example
 from trainer_service.training.data.split import count_overlap, split_validation
@@ -40,13 +40,11 @@ __all__ = [
     "stored_examples",
 ]
 
-MAX_LABELS = 1000
 MAX_LABEL_CHARS = 200
 _MAX_REPORTED, _MAX_PLACES, _MAX_KINDS = 20, 3, 200
 _Problem = tuple[tuple[str | int, ...], str]
 """A path in an example and what is wrong there."""
 _VARIABLE = re.compile(r"[:;(]")
-_ROLES = ("system", "user", "assistant")
 _KEYS = {
     TaskKind.GENERATION: frozenset({"input", "output"}),
     TaskKind.CLASSIFICATION: frozenset({"input", "label"}),
@@ -233,9 +231,9 @@ def _message_problems(messages: Sequence[Message], quote: bool) -> Iterable[_Pro
     if len(messages) < 2 or messages[-1].role != "assistant":
         yield ("messages",), "must end with the assistant's message that is to be learned, after at least one other"
     for index, message in enumerate(messages):
-        if message.role not in _ROLES:
+        if message.role not in ROLES:
             given = f", not {message.role[:40]!r}" if quote else ""
-            yield ("messages", index, "role"), f"must be one of {', '.join(_ROLES)}{given}"
+            yield ("messages", index, "role"), f"must be one of {', '.join(ROLES)}{given}"
         if is_blank(message.content):
             yield ("messages", index, "content"), "is empty"
         elif not is_unicode(message.content):
