@@ -10,7 +10,6 @@ from shared.values.sampling import SamplingLimits
 MAX_MESSAGES = 1_000
 MAX_ROUTING_KEY_CHARS = 1_024
 MAX_MODEL_CHARS = 200
-MAX_PRIORITY = 100
 MAX_SHOWN_VIOLATIONS = 16
 
 

@@ -14,18 +14,17 @@ from inference_service.inputs import Content, InputRequest
 from inference_service.limits import (
     MAX_MESSAGES,
     MAX_MODEL_CHARS,
-    MAX_PRIORITY,
     MAX_ROUTING_KEY_CHARS,
     MAX_SHOWN_VIOLATIONS,
     RequestLimits,
 )
+from shared.caller import MAX_PRIORITY
 from shared.errors import InvalidInput
 from shared.location import Location
 from shared.names import PromptReference
-from shared.text.template import ROLES
 from shared.values.enums import TemplateFormat
 from shared.values.generation import GenerationInput, TokenIds
-from shared.values.message import Message
+from shared.values.message import ROLES, Message
 from shared.values.sampling import Sampling
 from shared.values.template import Template
 from shared.violations import Violations

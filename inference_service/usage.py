@@ -9,7 +9,6 @@ publishes what the journals of ended processes have left.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import re
@@ -17,8 +16,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from filelock import lock_descriptor
 from pydantic import ValidationError
 
 from inference_service.engine.core.stats import FinishedRequest
@@ -220,12 +221,11 @@ def _held(life: Path) -> int | None:
         handle = os.open(life, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
+    with suppress(OSError):
+        if lock_descriptor(handle, blocking=False):
+            return handle
+    os.close(handle)
+    return None
 
 
 def _shown(text: str) -> str:

@@ -15,6 +15,12 @@ from dataclasses import dataclass
 from shared.errors import InvalidInput
 
 DEFAULT_ALIAS = "default"
+NO_ALIAS = "-"
+"""In place of an alias: the new version moves none."""
+MAX_REQUEST_ID_CHARS = 128
+"""Of the key by which a caller repeats a request."""
+CALL_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+"""The id of a call in logs, as a caller may choose it."""
 NAME_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 NAME_RULE = "must be 1 to 63 characters of a-z, 0-9 and '-', starting and ending with a letter or digit"
 _NAME = re.compile(NAME_PATTERN)

@@ -13,12 +13,12 @@ from typing import Any
 
 from shared.errors import NotFound, PermissionDenied, PreconditionFailed, SoftPromptError, Unauthenticated, Unavailable
 from shared.model import hub
+from shared.model.hub import HUB_TIMEOUT_SECONDS
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total): `wait`, `download` in bytes, `convert` in parts. May be called from another thread.
 """
 
-HUB_TIMEOUT_SECONDS = 10.0
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 

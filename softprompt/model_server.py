@@ -8,7 +8,6 @@ A manifest says where the model comes from and what its fingerprint is, so a pul
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import time
@@ -24,6 +23,7 @@ from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from shared.errors import DamagedBlob, InvalidInput, NotFound, PermissionDenied, Unauthenticated, Unavailable
+from shared.file_digest import sha256_of
 from shared.loopback import is_loopback
 from shared.model import fingerprint
 from shared.text.parsing_message import plain_message
@@ -205,9 +205,3 @@ def _opened(url: str, token: str, offset: int = 0) -> Iterator[Any]:
         raise Unavailable(f"{url}: the server does not answer: {error.reason}") from error
     except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
         raise Unavailable(f"{url}: the server's answer broke off: {error}") from error
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

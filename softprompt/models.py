@@ -24,6 +24,7 @@ from filelock import lock_descriptor
 from shared.close_names import did_you_mean
 from shared.directories import sync_directory
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
+from shared.file_digest import sha256_of
 from shared.model import fingerprint, hub
 from softprompt.hub_download import HUB_FILES, Progress, download, watching_size
 from softprompt.model_catalogue import CATALOGUE as CATALOGUE
@@ -38,7 +39,7 @@ from softprompt.model_folder import (
     sync,
 )
 from softprompt.model_names import WantedModel
-from softprompt.model_server import download_from, sha256_of
+from softprompt.model_server import download_from
 
 log = logging.getLogger(__name__)
 

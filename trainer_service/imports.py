@@ -21,7 +21,7 @@ from safetensors.torch import load
 
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.model.safetensors_file import complaint
-from shared.names import check_alias, check_name
+from shared.names import MAX_REQUEST_ID_CHARS, check_alias, check_name
 from shared.prompt.blob import decode_blob, encode_blob, read_manifest
 from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
@@ -38,7 +38,6 @@ _IMPORT_PREFIX = "imports/"
 _PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _DECODER, _ENCODER = "decoder", "encoder"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_MAX_REQUEST_ID_CHARS = 128
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ class ImportRequest:
         check_name(self.prompt, "header.prompt")
         if self.moved_alias:
             check_alias(self.moved_alias, "header.alias")
-        if len(self.request_id) > _MAX_REQUEST_ID_CHARS:
-            raise InvalidInput.of("header.request_id", f"at most {_MAX_REQUEST_ID_CHARS} characters are allowed")
+        if len(self.request_id) > MAX_REQUEST_ID_CHARS:
+            raise InvalidInput.of("header.request_id", f"at most {MAX_REQUEST_ID_CHARS} characters are allowed")
         if self.kind and self.kind not in list(PrefixKind):
             raise InvalidInput.of("header.kind", f"{self.kind[:40]!r} must be empty or one of {', '.join(PrefixKind)}")
         self.template.check("header.template")

@@ -2,5 +2,5 @@
 
 `watcher` follows the store's log; `load_queue` and `version_loader` fetch a version, check it, compute its prefix and
 replay its golden records; `registry` answers look-ups; `heartbeat` reports to the fleet which versions this replica
-serves and refuses. All computation is in the engine.
+serves and refuses. All data come from the prompt store; all computation is in the engine. Knows no requests or callers.
 """

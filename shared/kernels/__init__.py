@@ -6,6 +6,6 @@ Data comes from the callers: the engine gives weights, hidden states and its cac
 
 Two entrances: `replace_modules` speeds up a loaded model; `ops` calls one kernel on tensors. `library` finds or
 compiles what `csrc/` describes; without a compiler, AVX2 or NEON, PyTorch computes the same, slower. To add a kernel:
-write it in `csrc/`, declare it in `library.SIGNATURES`, wrap it in `ops`. Nothing here imports torch at package level,
+write it in `csrc/`, declare it in `csrc/kernels.h`, wrap it in `ops`. Nothing here imports torch at package level,
 because `settings` must run before torch is imported.
 """

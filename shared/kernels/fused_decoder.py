@@ -6,6 +6,7 @@ one is already proven; the caller must compare the whole with the model's own fo
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,8 @@ from torch import nn
 
 from shared.kernels import library, ops
 from shared.kernels.norm import rms_norm
+
+_LAYER, _NORM = library.STRUCTURES["Layer"], library.STRUCTURES["Norm"]
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,11 @@ class FusedDecoder:
             norm = self._norm(norm, self.width)
         except (AttributeError, IndexError) as error:
             raise OtherStructure(str(error)) from error
-        self._step, self._layers = found.decoder_step, (library.Layer * len(structs))(*structs)
+        self._step, self._layers = found.decoder_step, (_LAYER * len(structs))(*structs)
         heads, inner = structs[0].out.inputs // width, structs[0].down.inputs
         sizes = (len(structs), self.width, heads, kv_heads, width, inner)
         strides = (first.keys.stride(0), first.keys.stride(1), rows, length)
-        self._decoder = library.Decoder(self._layers, *sizes, *strides, norm, head)
+        self._decoder = library.STRUCTURES["Decoder"](self._layers, *sizes, *strides, norm, head)
         self._head_width, self._vocab = width, head.outputs
         self._check(structs, attentions)
 
@@ -87,24 +90,24 @@ class FusedDecoder:
             raise MemoryError(f"no memory for a step of {tokens} tokens")
         return logits, hidden
 
-    def _layer(self, layer: Any, attention: LayerAttention) -> library.Layer:
+    def _layer(self, layer: Any, attention: LayerAttention) -> ctypes.Structure:
         own, mlp, head_width = layer.self_attn, layer.mlp, attention.keys.shape[3]
         if "forward" not in vars(mlp):
             raise OtherStructure("its MLP is not a SwiGLU")
         head_norms = [getattr(own, name, None) for name in ("q_norm", "k_norm")]
         norms = (
             self._norm(layer.input_layernorm, self.width),
-            *(library.Norm() if norm is None else self._norm(norm, head_width) for norm in head_norms),
+            *(_NORM() if norm is None else self._norm(norm, head_width) for norm in head_norms),
             self._norm(layer.post_attention_layernorm, self.width),
         )
-        return library.Layer(
+        return _LAYER(
             *norms,
             *(self._joined(own.q_proj, own.k_proj, own.v_proj), self._weights(own.o_proj)),
             *(self._joined(mlp.gate_proj, mlp.up_proj), self._weights(mlp.down_proj)),
             *(self._pointer(attention.keys), self._pointer(attention.values), attention.window, attention.scaling),
         )
 
-    def _check(self, structs: Sequence[library.Layer], attentions: Sequence[LayerAttention]) -> None:
+    def _check(self, structs: Sequence[ctypes.Structure], attentions: Sequence[LayerAttention]) -> None:
         """The kernel reads memory unchecked, so all layers must have the same sizes."""
         decoder, shape, strides = self._decoder, attentions[0].keys.shape, attentions[0].keys.stride()
         attended, hidden = decoder.heads * decoder.width, decoder.hidden
@@ -122,22 +125,22 @@ class FusedDecoder:
         if decoder.heads % decoder.kv_heads:
             raise OtherStructure("its heads have another form")
 
-    def _norm(self, module: nn.Module, width: int) -> library.Norm:
+    def _norm(self, module: nn.Module, width: int) -> ctypes.Structure:
         forward = vars(module).get("forward")
         if not isinstance(forward, partial) or forward.func is not rms_norm:
             raise OtherStructure(f"{type(module).__name__} is not an RMSNorm")
         weight, epsilon = forward.args
         if weight.shape != (width,):
             raise OtherStructure(f"{type(module).__name__} has another width")
-        return library.Norm(self._pointer(weight.contiguous()), epsilon)
+        return _NORM(self._pointer(weight.contiguous()), epsilon)
 
-    def _joined(self, *projections: Any) -> library.Weights:
+    def _joined(self, *projections: Any) -> ctypes.Structure:
         whole = projections[0].whole
         if any(projection.whole is not whole for projection in projections):
             raise OtherStructure("projections of one input are not joined")
         return self._weights(whole)
 
-    def _weights(self, module: Any) -> library.Weights:
+    def _weights(self, module: Any) -> ctypes.Structure:
         packed: ops.PackedWeights = module.packed
         self._kept.append(packed)
         return packed.struct

@@ -1,4 +1,4 @@
-"""The compiled library: where it is found, and the signature of every function, in one table.
+"""The compiled library: where it is found, and its structures and signatures, which `csrc/kernels.h` declares.
 
 ctypes, not `torch.library`: a kernel of a decode step at batch 1 takes microseconds, and a step that is not fused calls
 about 210 of them. 210 calls of RMSNorm for one row took 0.99 ms through ctypes, 1.42 ms as operators of
@@ -13,6 +13,7 @@ import ctypes
 import functools
 import logging
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -25,85 +26,43 @@ from shared.process.user_cache import is_ours, private_folder, user_cache
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parent
-_POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_NUMBERS = {"int64_t": ctypes.c_int64, "int": ctypes.c_int, "float": ctypes.c_float, "double": ctypes.c_double}
+_NOT_CODE = re.compile(r"/\*.*?\*/|^#[^\n]*", re.DOTALL | re.MULTILINE)
+_STRUCTURE = re.compile(r"typedef struct \{(.*?)\} (\w+);", re.DOTALL)
+_FUNCTION = re.compile(r"(\w+) (\w+)\((.*?)\);", re.DOTALL)
+_DECLARED = re.compile(r"(?:const )?(\w+) (\*?\w+(?:, \*?\w+)*)")
+Signature = tuple[Any, tuple[Any, ...]]
+"""A function's result, a status or None, and its arguments."""
 
 
-class Heads(ctypes.Structure):
-    """`Heads` of packed_attention.c: a view of `[tokens][heads][width]`; strides count numbers."""
+def declarations(header: str) -> tuple[dict[str, type[ctypes.Structure]], dict[str, Signature]]:
+    """The structures and the functions that a header declares in the form of `kernels.h`, by name. Raises ValueError or
+    KeyError for another form.
+    """
+    code, structures = _NOT_CODE.sub("", header), dict[str, type[ctypes.Structure]]()
 
-    _fields_ = (("data", _POINTER), ("token_stride", _SIZE), ("head_stride", _SIZE))
+    def declared(text: str) -> list[tuple[str, Any]]:
+        """Names and types of `const T *a, b`: pointers to our structures are typed, other pointers are not."""
+        match = _DECLARED.fullmatch(" ".join(text.split()))
+        if match is None or not (match[1] in _NUMBERS or match[1] in structures or "*" in text):
+            raise ValueError(f"can't read {text.strip()!r} in kernels.h")
+        kind, found = match[1], []
+        for name in match[2].split(", "):
+            pointer = ctypes.POINTER(structures[kind]) if kind in structures else ctypes.c_void_p
+            found.append((name.strip("*"), pointer if name.startswith("*") else structures.get(kind) or _NUMBERS[kind]))
+        return found
 
-
-class PackedAttention(ctypes.Structure):
-    """`PackedAttention` of packed_attention.c."""
-
-    _fields_ = (
-        *((name, _SIZE) for name in ("heads", "kv_heads", "width", "window", "half", "num_items")),
-        *(("items", _POINTER), ("rows", _POINTER), ("scale", _FLOAT), ("threads", _INT)),
-    )
-
-
-class Weights(ctypes.Structure):
-    """`Weights` of weights.h: a packed matrix."""
-
-    _fields_ = (("panels", _POINTER), ("bias", _POINTER), ("inputs", _SIZE), ("outputs", _SIZE), ("bits", _SIZE))
-
-
-class Norm(ctypes.Structure):
-    """`Norm` of decoder.c."""
-
-    _fields_ = (("weight", _POINTER), ("epsilon", _FLOAT))
-
-
-class Layer(ctypes.Structure):
-    """`Layer` of decoder.c."""
-
-    _fields_ = (
-        *((name, Norm) for name in ("norm", "query_norm", "key_norm", "mlp_norm")),
-        *((name, Weights) for name in ("qkv", "out", "gate_up", "down")),
-        *(("keys", _POINTER), ("values", _POINTER), ("window", _SIZE), ("scale", _FLOAT)),
-    )
+    for body, name in _STRUCTURE.findall(code):
+        fields = [field for line in body.split(";") if line.strip() for field in declared(line)]
+        structures[name] = type(name, (ctypes.Structure,), {"_fields_": fields})
+    functions: dict[str, Signature] = {}
+    for result, name, arguments in _FUNCTION.findall(_STRUCTURE.sub("", code)):
+        kinds = tuple(kind for argument in arguments.split(",") for _, kind in declared(argument))
+        functions[name] = (None if result == "void" else _NUMBERS[result], kinds)
+    return structures, functions
 
 
-class Decoder(ctypes.Structure):
-    """`Decoder` of decoder.c."""
-
-    _fields_ = (
-        ("layers", ctypes.POINTER(Layer)),
-        *((name, _SIZE) for name in ("num_layers", "hidden", "heads", "kv_heads", "width", "inner")),
-        *((name, _SIZE) for name in ("row_stride", "head_stride", "max_rows", "max_length")),
-        *(("norm", Norm), ("head", Weights)),
-    )
-
-
-class Draw(ctypes.Structure):
-    """`Draw` of sampling.c: how one row of logits is sampled."""
-
-    _fields_ = (
-        *((name, _POINTER) for name in ("logits", "allowed", "changed", "changes")),
-        *((name, _SIZE) for name in ("num_changed", "half", "top_k")),
-        *((name, ctypes.c_double) for name in ("top_p", "min_p", "number")),
-        ("scale", _FLOAT),
-    )
-
-
-_HEADS, _CALL = ctypes.POINTER(Heads), ctypes.POINTER(PackedAttention)
-_MODE = (_INT, _INT)  # is it bfloat16, how many threads
-SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "linear": (_INT, (ctypes.POINTER(Weights), _POINTER, _POINTER, _SIZE, _INT)),
-    "expands_blocks": (_INT, (_SIZE,)),
-    "find_codes": (_INT, (_POINTER, _SIZE, _INT, *(_POINTER,) * 2, _INT)),
-    "cached_attention": (_INT, (*(_POINTER,) * 8, *(_SIZE,) * 9, _FLOAT, _INT)),
-    "decoder_step": (_INT, (ctypes.POINTER(Decoder), *(_POINTER,) * 5, _SIZE, _POINTER, _SIZE, _POINTER, _INT)),
-    "packed_attention": (_INT, (_CALL, *(_HEADS,) * 4, *(_POINTER,) * 5)),
-    "choose_tokens": (_INT, (ctypes.POINTER(Draw), ctypes.POINTER(_SIZE), _SIZE, _SIZE, _INT)),
-    "rms_norm": (None, (*(_POINTER,) * 4, _SIZE, _SIZE, _FLOAT, *_MODE)),
-    "rms_norm_backward": (None, (*(_POINTER,) * 5, _SIZE, _SIZE, *_MODE)),
-    "swiglu": (None, (*(_POINTER,) * 3, *(_SIZE,) * 3, *_MODE)),
-    "swiglu_backward": (None, (*(_POINTER,) * 4, _SIZE, *_MODE)),
-    "rotate": (None, (_POINTER, _SIZE, _SIZE, *(_POINTER,) * 3, *(_SIZE,) * 3, _INT, *_MODE)),
-}
-"""Of each function in `csrc/`: its result (a status, or None) and its arguments."""
+STRUCTURES, SIGNATURES = declarations((build.SOURCES / "kernels.h").read_text(encoding="utf-8"))
 
 
 @functools.cache

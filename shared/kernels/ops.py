@@ -22,6 +22,7 @@ _PARALLEL_NUMEL = 1 << 16
 _DTYPES = (torch.float32, torch.bfloat16)
 _CACHE_WIDTHS = (32, 64, 96, 128)
 OUTSIDE = -2
+_WEIGHTS = library.STRUCTURES["Weights"]
 
 
 def takes(tensor: torch.Tensor, width: int) -> bool:
@@ -42,10 +43,10 @@ class PackedWeights:
     out_features: int
 
     @cached_property
-    def struct(self) -> library.Weights:
+    def struct(self) -> ctypes.Structure:
         """What the kernels read; valid as long as this object. Made once, because a step calls hundreds of products."""
         bias = None if self.bias is None else self.bias.data_ptr()
-        return library.Weights(self.panels.data_ptr(), bias, self.in_features, self.out_features, self.bits)
+        return _WEIGHTS(self.panels.data_ptr(), bias, self.in_features, self.out_features, self.bits)
 
 
 def pack_weights(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedWeights:
@@ -260,27 +261,21 @@ def packed_attention_backward(
 
 def _call(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, scale: float, window: int | None
-) -> library.PackedAttention:
+) -> ctypes.Structure:
     (heads, tokens, width), kv_heads = query.shape, key.shape[0]
     _same((key.shape, value.shape, heads % kv_heads), ((kv_heads, tokens, width), (kv_heads, tokens, width), 0))
     _same(spans.num_tokens, tokens)
     sizes = (heads, kv_heads, width, window or 0, int(query.dtype == torch.bfloat16), len(spans.items))
     pointers = (spans.items.data_ptr(), spans.rows.data_ptr())
-    return library.PackedAttention(*sizes, *pointers, scale, torch.get_num_threads())
+    return library.STRUCTURES["PackedAttention"](*sizes, *pointers, scale, torch.get_num_threads())
 
 
-class _HeadsOf(library.Heads):
-    """Keeps the tensor alive whose memory it describes."""
-
-    tensor: torch.Tensor
-
-
-def _heads(x: torch.Tensor, dtype: torch.dtype) -> library.Heads:
+def _heads(x: torch.Tensor, dtype: torch.dtype) -> ctypes.Structure:
     """x `[heads, tokens, width]`, with any strides between heads and tokens."""
     _check(x, dtype)
     x = _side_by_side(x)
-    heads = _HeadsOf(x.data_ptr(), x.stride(1), x.stride(0))
-    heads.tensor = x
+    heads = library.STRUCTURES["Heads"](x.data_ptr(), x.stride(1), x.stride(0))
+    heads.tensor = x  # keeps the memory alive that it describes
     return heads
 
 

@@ -11,8 +11,9 @@ import torch
 from shared.kernels import library
 
 NOT_FINITE, NOTHING_LEFT = -1, -2
-DRAW = tuple(name for name, *_ in library.Draw._fields_[6:])
-"""How one row is sampled: the fields of `Draw` in sampling.c, after those of its logits."""
+_DRAW = library.STRUCTURES["Draw"]
+DRAW = tuple(name for name, *_ in _DRAW._fields_[6:])
+"""How one row is sampled: the fields of `Draw` in kernels.h, after those of its logits."""
 _DTYPES = (torch.float32, torch.bfloat16)
 _UNCHANGED = (None, None, None, 0)
 
@@ -51,9 +52,9 @@ def choose_tokens(
     if len(draws) != len(rows):
         raise ValueError(f"expected {len(rows)} draws, got {len(draws)}")
     pointers = {index: _pointers(change, vocab) for index, change in (changes or {}).items()}
-    calls = (library.Draw * len(rows))(
+    calls = (_DRAW * len(rows))(
         *(
-            library.Draw(row.data_ptr(), *pointers.get(index, _UNCHANGED), row.dtype == torch.bfloat16, *draw)
+            _DRAW(row.data_ptr(), *pointers.get(index, _UNCHANGED), row.dtype == torch.bfloat16, *draw)
             for index, (row, draw) in enumerate(zip(rows, draws, strict=True))
         )
     )

@@ -25,6 +25,7 @@ from pydantic import BaseModel as PydanticModel
 from pydantic import ValidationError
 
 from shared.errors import NotFound, PreconditionFailed, Unavailable
+from shared.file_digest import sha256_of
 from shared.process.user_cache import is_ours, private_folder, user_cache
 
 log = logging.getLogger(__name__)
@@ -162,8 +163,8 @@ def _hash_files(path: Path, stamps: Stamps, hashed_at_ns: int) -> Fingerprint:
     if not isinstance(given, dict):
         raise Unavailable(f"base model {path.name!r} has a config.json that is not a JSON object")
     config = {key: value for key, value in given.items() if key not in _VOLATILE_CONFIG_KEYS}
-    tokenizer_digest = _digest_of({file.name: _hash_file(file) for file in _tokenizer(path)})
-    weights = {file.name: _hash_file(file) for file in _weights(path)}
+    tokenizer_digest = _digest_of({file.name: sha256_of(file) for file in _tokenizer(path)})
+    weights = {file.name: sha256_of(file) for file in _weights(path)}
     fingerprint = _digest_of({"config": config, "tokenizer": tokenizer_digest, "weights": weights})
     return Fingerprint(
         stamps=stamps, hashed_at_ns=hashed_at_ns, fingerprint=fingerprint, tokenizer_digest=tokenizer_digest
@@ -219,11 +220,6 @@ def _elsewhere(path: Path) -> Path:
     """
     place = f"{path.resolve()}:{path.stat().st_ino}"
     return user_cache() / "fingerprints" / f"{hashlib.sha256(place.encode()).hexdigest()}.json"
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_of(value: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ import torch
 from pydantic import ValidationError
 
 from shared.errors import DamagedBlob, InvalidInput
+from shared.json_keys import no_constant, unique_keys
 from shared.prompt.digest import MAX_BLOB_BYTES, digest_of
 from shared.prompt.kinds import KINDS
 from shared.prompt.manifest import MANIFEST_FORMAT, Manifest
@@ -194,23 +195,12 @@ def _read_manifest(metadata: dict[str, str]) -> Manifest:
 def _parse_json(data: bytes) -> dict[str, Any]:
     """A JSON object without repeated keys (readers may disagree about them) and without NaN or infinities."""
     try:
-        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise DamagedBlob("a JSON part can't be read") from error
     if not isinstance(parsed, dict):
         raise DamagedBlob("a JSON part is not an object")
     return parsed
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key is repeated")
-    return result
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _integers(value: object, what: str) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from shared.errors import InvalidInput
 from shared.names import NAME_PATTERN
 from shared.text.template import Template
 from shared.values.base_model import MAX_HIDDEN_SIZE, BaseModelInfo
+from shared.values.datasets import MAX_LABELS
 from shared.values.enums import PrefixKind
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 from shared.values.sampling import PARAMETERS, Sampling
@@ -34,7 +35,6 @@ from shared.values.sampling import PARAMETERS, Sampling
 MANIFEST_FORMAT = 1
 MAX_GOLDEN_RECORDS = 16
 MAX_METRICS = 64
-MAX_LABELS = 1000
 
 Timestamp = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z$")]
 ShortText = Annotated[str, StringConstraints(max_length=200)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -27,6 +26,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode
 from shared import log as logs
 from shared.caller import Caller
 from shared.errors import Overloaded, SoftPromptError
+from shared.names import CALL_ID
 from shared.rpc.calls import CallCounter
 from shared.rpc.errors import status_of
 from shared.rpc.guard import RELAY_SERVICE, AdmittedCall, Guard
@@ -46,14 +46,13 @@ REQUEST_ID_KEY, TRACE_KEY, STATE_KEY, PUSHBACK_KEY = (
 )
 _MAX_PUSHBACK_SECONDS = 10.0
 _CANCEL_SECONDS = 1.0
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _QUIET_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", RELAY_SERVICE)
 
 
 def request_id_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     """The id that the caller sent in `x-request-id` if it is well-formed, else a new id."""
     sent = _metadata(context, REQUEST_ID_KEY)
-    return sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    return sent if CALL_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 def _metadata(context: Any, wanted: str) -> str:

@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from shared.config import ConfigError
+from shared.json_keys import RepeatedKey, unique_keys
 from shared.security.watched_file import WatchedFile
 from shared.text.parsing_message import plain_message
 
@@ -32,7 +33,7 @@ def read_json(file: WatchedFile, cls: type[Content]) -> Content:
     try:
         data = file.read()
         content = cls.model_validate_json(data)
-        json.loads(data, object_pairs_hook=_unique)
+        json.loads(data, object_pairs_hook=unique_keys)
         return content
     except OSError as error:
         raise ConfigError(f"{file.path}: {error.strerror}") from error
@@ -42,22 +43,8 @@ def read_json(file: WatchedFile, cls: type[Content]) -> Content:
             for detail in error.errors(include_input=False)
         ]
         raise ConfigError(f"{file.path}: {'; '.join(problems[:_SHOWN])}") from None  # pydantic's text shows values
-    except _RepeatedKey as error:
+    except RepeatedKey as error:
         raise ConfigError(f"{file.path}: {error}") from None
-
-
-class _RepeatedKey(ValueError):
-    pass
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON allows a key twice and takes the last one, which hides mistakes."""
-    found = dict[str, Any]()
-    for key, value in pairs:
-        if key in found:
-            raise _RepeatedKey(f"{key[:80]!r} is twice in one object")
-        found[key] = value
-    return found
 
 
 class NewestContent(Generic[Value]):

@@ -15,9 +15,9 @@ from typing import Any
 
 from shared.caller import Caller, Role
 from shared.errors import PermissionDenied
+from shared.names import NO_ALIAS
 
 Fields = Mapping[str, str]
-_NO_ALIAS = "-"
 _ALL = frozenset({Role.VIEWER, Role.GENERATOR, Role.TUNER, Role.PUBLISHER})
 _READ = frozenset({Role.VIEWER, Role.TUNER, Role.PUBLISHER})
 _GENERATE = frozenset({Role.GENERATOR})
@@ -80,11 +80,11 @@ def _may_create_job(caller: Caller, request: Any) -> None:
     """The caller must be allowed to use the prompt, and must be a publisher if the job is to move an alias."""
     spec = request.spec
     caller.require_prompt(spec.prompt)
-    if spec.publish.alias != _NO_ALIAS and not caller.has_role(Role.PUBLISHER):
+    if spec.publish.alias != NO_ALIAS and not caller.has_role(Role.PUBLISHER):
         alias = spec.publish.alias or "default"
         raise PermissionDenied(
             f"the job would move the alias {alias!r}, which requires the role publisher; "
-            f"set publish.alias to {_NO_ALIAS!r} to move none",
+            f"set publish.alias to {NO_ALIAS!r} to move none",
             caller=caller.name,
             role=Role.PUBLISHER.value,
         )

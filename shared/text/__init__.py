@@ -3,5 +3,6 @@ share this code.
 
 `template` renders and encodes an input, `plain_text` keeps a user's words from becoming control tokens, `truncation`
 cuts from the left, `golden_inputs` are the fixed inputs of golden records. The other modules say something about texts:
-`similar_texts`, `repetition`, `counted`. Knows tokenizers, and no models, torch or services.
+`similar_texts`, `repetition`, `counted`. Knows tokenizers, and no models, torch or services: a caller brings the
+template, the texts and the tokenizer.
 """

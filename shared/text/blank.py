@@ -1,4 +1,4 @@
-"""Text that shows nothing."""
+"""Characters that show nothing, and texts that are none."""
 
 from __future__ import annotations
 
@@ -19,3 +19,12 @@ def is_blank(text: str) -> bool:
 def without_invisible(text: str) -> str:
     """The text without zero width spaces, marks of direction, word joiners, byte order marks and soft hyphens."""
     return text.translate(_INVISIBLE)
+
+
+def is_unicode(text: str) -> bool:
+    """False if it has surrogates, by which Python represents bytes that it could not decode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -28,11 +28,11 @@ from typing import Any
 from shared.errors import InvalidInput
 from shared.text.plain_text import PlainText
 from shared.values.enums import TemplateFormat as TemplateFormat
+from shared.values.message import ROLES
 from shared.values.message import Message as Message
 from shared.values.template import INPUT_FIELD as INPUT_FIELD
 from shared.values.template import Template as Template
 
-ROLES = ("system", "user", "assistant")
 _MAX_RENDERINGS = 8
 _ANSWER = "\U0010fffe"
 """Placeholder for the answer, to find out how a chat template writes one."""

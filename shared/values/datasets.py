@@ -9,6 +9,8 @@ from shared.values.enums import TaskKind
 
 MAX_LINE_BYTES = 1 << 20
 """Longest line of a dataset, unless the trainer has another setting."""
+MAX_LABELS = 1000
+"""Different labels of a prompt."""
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,12 @@ class Metric(StrEnum):
     EXACT_MATCH = "EXACT_MATCH"
 
 
+CLASS_METRICS = frozenset({Metric.ACCURACY, Metric.MACRO_F1})
+"""Of classification alone."""
+TEXT_METRICS = frozenset({Metric.CHRF, Metric.BLEU, Metric.EXACT_MATCH})
+"""Of generated texts."""
+
+
 class TemplateFormat(StrEnum):
     """How a template becomes the model's text."""
 

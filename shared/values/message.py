@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+ROLES = ("system", "user", "assistant")
+
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation: `role` is "system", "user" or "assistant"."""
+    """One turn of a conversation: `role` is one of ROLES."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
     role: str

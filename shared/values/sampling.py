@@ -1,14 +1,14 @@
 """Sampling parameters: what a caller, a version or a service chooses, and what the engine runs with.
 
-A parameter is one field of `Sampling`, with its range and its help text, and one field of `SamplingParams`. The
-message, the checks and the options of the command line follow from these fields.
+A parameter is one field of `Sampling`, with its range and its help text, one of `SamplingParams` and one of
+`SamplingKeywords`. The message, the checks and the options of the command line follow from these fields.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict
 
 from shared.values.bounds import Bounds, shown
 from shared.values.guide import MAX_GUIDE_BYTES, Guide
@@ -229,6 +229,32 @@ class SamplingParams(Sampling):
     def penalised(self) -> bool:
         """Whether any penalty changes the logits."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+class SamplingKeywords(TypedDict, total=False):
+    """The fields of `Sampling` as keywords of a call, for type checkers. None or empty takes the version's default."""
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+    stop_sequences: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    ignore_eos: bool | None
+    num_logprobs: int | None
+    guide: Guide | Mapping[str, Any] | None
+    logit_bias: Mapping[int, float] | None
+    allowed_token_ids: tuple[int, ...]
+    forbidden_token_ids: tuple[int, ...]
+    n: int | None
+    num_input_logprobs: int | None
+    echo: bool | None
 
 
 def completion_seed(seed: int, index: int) -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
 
-from shared.names import DEFAULT_ALIAS, check_alias, check_name
+from shared.caller import MAX_PRIORITY
+from shared.names import DEFAULT_ALIAS, NO_ALIAS, check_alias, check_name
 from shared.values.bounds import bounded, check_bounds
 from shared.values.enums import TaskKind, TooLong
 from shared.values.hyperparameters import Hyperparameters
@@ -15,10 +16,8 @@ from shared.values.sampling import Sampling
 from shared.values.template import Template
 from shared.violations import Violations
 
-MIN_PRIORITY, MAX_PRIORITY = -100, 100
 MAX_ANNOTATIONS, MAX_ANNOTATION_KEY_CHARS, MAX_ANNOTATION_VALUE_CHARS = 32, 64, 512
 MAX_WAIT_UNTIL_SERVED_SECONDS = 3600
-NO_ALIAS = "-"
 DOCUMENT, QUESTION = "document", "question"
 """Outputs of the examples of a distillation: they say what each input is."""
 DEFAULT_QUESTIONS, DEFAULT_ANSWER_TOKENS, MAX_STUDY_TOKENS = 256, 128, 65_536
@@ -122,7 +121,7 @@ class TuningSpec:
     labels: tuple[str, ...] = ()
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
     publish: PublishPolicy = field(default_factory=PublishPolicy)
-    priority: int = bounded(0, MIN_PRIORITY, MAX_PRIORITY)
+    priority: int = bounded(0, -MAX_PRIORITY, MAX_PRIORITY)
     max_runtime_seconds: float | None = bounded(None, 0, above_low=True)
     """Longest time on workers, over all attempts; None: the service's limit."""
     sampling_defaults: Sampling = field(default_factory=Sampling)

@@ -11,7 +11,8 @@ import typer
 
 from shared.close_names import did_you_mean
 from shared.values.sampling import Sampling
-from softprompt.cli.failures import EXIT_INVALID, Failure, report
+from softprompt.cli.error_report import report
+from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.generate import RoutingOption
 from softprompt.cli.options import REFERENCE_HELP, InferenceOption, example, open_client
 from softprompt.cli.output import stderr, write

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import typer
 
 from shared.text.counted import counted
-from softprompt.cli.failures import report
+from softprompt.cli.error_report import report
 from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show
 

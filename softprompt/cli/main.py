@@ -39,7 +39,8 @@ from softprompt.cli import (
     webhooks,
 )
 from softprompt.cli.commands import Commands
-from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_INVALID, Failure, report
+from softprompt.cli.error_report import report
+from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_INVALID, Failure
 from softprompt.cli.help_text import set_help
 from softprompt.cli.text_input import readable_argument
 

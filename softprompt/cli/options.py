@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from softprompt.cli.security import chosen_security
 from softprompt.endpoints import INFERENCE_VARIABLE, TRAINER_VARIABLE
 
 if TYPE_CHECKING:
@@ -45,26 +45,11 @@ def options_under(panel: str) -> Callable[..., Any]:
     return partial(typer.Option, rich_help_panel=panel)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"softprompt {version('softprompt')}")
-        raise typer.Exit
-
-
-VersionOption = Annotated[
-    bool,
-    typer.Option(
-        "--version", help="Print the version and exit.", is_eager=True, callback=_print_version, show_default=False
-    ),
-]
-
-
 _addresses: ContextVar[tuple[str | None, str | None] | None] = ContextVar("softprompt_addresses", default=None)
 
 
 def open_client(trainer: str | None = None, inference: str | None = None, *, timeout_seconds: float = 30.0) -> Client:
     """A client with the security options and variables of this call. Commands without a service don't import gRPC."""
-    from softprompt.cli.security import chosen_security
     from softprompt.client.sync_client import Client
 
     _addresses.set((trainer, inference))

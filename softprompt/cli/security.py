@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from softprompt.cli.options import VersionOption
 
 if TYPE_CHECKING:
     from softprompt.client.security import ClientSecurity
@@ -18,6 +17,20 @@ if TYPE_CHECKING:
 
 _pem = partial(typer.Option, metavar="PEM")
 _given: ContextVar[Mapping[str, bool | str | None]] = ContextVar("softprompt_security_options", default={})  # noqa: B039 - never mutated
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"softprompt {version_of('softprompt')}")
+        raise typer.Exit
+
+
+_VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version", help="Print the version and exit.", is_eager=True, callback=_print_version, show_default=False
+    ),
+]
 
 
 def options(
@@ -50,7 +63,7 @@ def options(
             help="File that holds the bearer token (SOFTPROMPT_TOKEN_FILE; SOFTPROMPT_TOKEN holds the token itself).",
         ),
     ] = None,
-    version: VersionOption = False,
+    version: _VersionOption = False,
 ) -> None:
     """Remember the options for `chosen_security`."""
     files = {"ca_file": tls_ca_file, "certificate_file": tls_certificate_file, "key_file": tls_key_file}

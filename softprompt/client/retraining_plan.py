@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shared.errors import PreconditionFailed
-from shared.names import DEFAULT_ALIAS, version_name
+from shared.names import DEFAULT_ALIAS, NO_ALIAS, version_name
 from shared.values.base_model import BaseModelInfo
 from shared.values.enums import InitMethod, Metric, TaskKind
 from shared.values.hyperparameters import Hyperparameters
 from shared.values.prompts import Alias
 from shared.values.report import MIN_EXAMPLES
-from shared.values.spec import NO_ALIAS, PublishGate, PublishPolicy, TuningSpec
+from shared.values.spec import PublishGate, PublishPolicy, TuningSpec
 from softprompt.client.clone import cloned_spec
 from softprompt.client.convert import is_stored
 from softprompt.types.jobs import TuningJob

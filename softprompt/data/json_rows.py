@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
+from shared.json_keys import unique_keys
 from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, LABEL_NAMES, OUTPUT_NAMES, plain_name
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Row, Rows
@@ -151,15 +152,6 @@ def _parses(line: str) -> bool:
     return _skip(line, end) == len(line)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        seen = set[str]()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:40]!r} is there twice")
-    return made
-
-
 def _explained(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "is nested too deeply"
@@ -174,4 +166,4 @@ def _explained(error: Exception) -> str:
     return f"is not JSON: {str(error)[:100]}"
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)

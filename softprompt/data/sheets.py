@@ -30,7 +30,7 @@ _LEADING_ZEROS = re.compile("0{2,}")
 """A number format with a least number of digits."""
 _OTHER_SHEETS = "save the sheet that you need as a separate file"
 _ANOTHER_FORMAT = "save it as CSV UTF-8"
-_INSTALL = "pip install 'softprompt[data]'"
+INSTALL = "pip install 'softprompt[data]'"
 
 
 def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
@@ -51,7 +51,7 @@ def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
     try:
         import openpyxl
     except ImportError:
-        raise InvalidInput.of(which, f"reading {name} needs openpyxl: {_INSTALL}; or save it as CSV UTF-8") from None
+        raise InvalidInput.of(which, f"reading {name} needs openpyxl: {INSTALL}; or save it as CSV UTF-8") from None
     rows = Rows(no_rows(), "row", format="XLSX", has_columns=True)
     file.seek(0)
     try:
@@ -168,7 +168,7 @@ def parquet_rows(file: BinaryIO, name: str, which: str) -> Rows:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        needs = f"reading {name} needs pyarrow: {_INSTALL}"
+        needs = f"reading {name} needs pyarrow: {INSTALL}"
         raise InvalidInput.of(which, f"{needs}; or save it as CSV or JSON lines") from None
 
     def items() -> Generator[Row]:

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from shared.errors import InvalidInput
+from shared.text.blank import is_unicode
 from softprompt.data.problems import Unusable
 from softprompt.types.type_names import type_name
 
@@ -103,13 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 def _valid_unicode(text: str, part: str) -> str:
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        pass
-    else:
+    if text.isascii() or is_unicode(text):
         return text
     try:  # both halves of a pair as two characters, as languages of 16-bit characters write them
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")

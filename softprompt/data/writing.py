@@ -16,6 +16,7 @@ from typing import IO, Any
 from shared.close_names import did_you_mean
 from shared.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
 from softprompt.data.problems import Unusable
+from softprompt.data.sheets import INSTALL
 from softprompt.data.values import is_missing, text_of
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".xlsx": "xlsx"}
@@ -23,7 +24,6 @@ FORMATS |= {".parquet": "parquet", ".pq": "parquet"}
 STANDARD_OUTPUT = "-"
 _MAX_CELL_CHARS, _MAX_SHEET_ROWS = 32_767, 1_048_576
 """Of an XLSX sheet."""
-_INSTALL = "pip install 'softprompt[data]'"
 Rows = Iterable[Mapping[str, Any]]
 
 
@@ -105,7 +105,7 @@ def _write_xlsx(name: str, columns: Sequence[str], rows: Rows) -> None:
         from openpyxl.utils.exceptions import IllegalCharacterError
         from openpyxl.worksheet.worksheet import Worksheet
     except ImportError:
-        raise InvalidInput.of("output", f"writing XLSX needs openpyxl: {_INSTALL}") from None
+        raise InvalidInput.of("output", f"writing XLSX needs openpyxl: {INSTALL}") from None
     book = openpyxl.Workbook()  # openpyxl's writing mode leaves its temporary file open after an error
     sheet = book.active
     assert isinstance(sheet, Worksheet)
@@ -141,7 +141,7 @@ def _write_parquet(name: str, columns: Sequence[str], rows: Rows) -> None:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise InvalidInput.of("output", f"writing Parquet needs pyarrow: {_INSTALL}") from None
+        raise InvalidInput.of("output", f"writing Parquet needs pyarrow: {INSTALL}") from None
     values: dict[str, list[Any]] = {column: [] for column in columns}
     for row in rows:
         for column in columns:

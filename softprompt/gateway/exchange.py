@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 import uuid
 from collections.abc import MutableMapping
@@ -17,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared import log as logs
 from shared.errors import Unauthenticated
 from shared.loopback import is_loopback
+from shared.names import CALL_ID
 from shared.rpc.tenant_metrics import TenantLabels, outcome_of_status
 from shared.trace_context import parent_of, trace_id_of
 from shared.tracing import Tracing
@@ -28,8 +28,6 @@ from softprompt.gateway.protocol import HEAD_BYTES
 
 log = logging.getLogger(__name__)
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-"""As the services accept it."""
 _MAX_TRACE_CHARS = 512
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _QUIET = ("/livez", "/readyz")
@@ -53,7 +51,7 @@ class Exchange:
             return
         headers = Headers(scope=scope)
         sent_id = headers.get("x-request-id", "")
-        request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
+        request_id = sent_id if CALL_ID.fullmatch(sent_id) else uuid.uuid4().hex
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["request_id"], state["operation"] = request_id, _OTHER
         parent = parent_of(*(headers.get(name, "")[:_MAX_TRACE_CHARS] for name in ("traceparent", "tracestate")))

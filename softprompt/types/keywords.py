@@ -4,40 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import Any
 
 from shared.close_names import did_you_mean
 from shared.errors import FieldViolation, InvalidInput
-from shared.values.guide import Guide
 from shared.values.sampling import PARAMETERS, Sampling
+from shared.values.sampling import SamplingKeywords as SamplingKeywords
 from shared.violations import readable
 from softprompt.types.type_names import type_name
-
-
-class SamplingKeywords(TypedDict, total=False):
-    """The fields of `Sampling`, for type checkers; a test compares them. None or empty takes the version's default."""
-
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    seed: int | None
-    stop_sequences: tuple[str, ...]
-    stop_token_ids: tuple[int, ...]
-    max_new_tokens: int | None
-    min_new_tokens: int | None
-    ignore_eos: bool | None
-    num_logprobs: int | None
-    guide: Guide | Mapping[str, Any] | None
-    logit_bias: Mapping[int, float] | None
-    allowed_token_ids: tuple[int, ...]
-    forbidden_token_ids: tuple[int, ...]
-    n: int | None
-    num_input_logprobs: int | None
-    echo: bool | None
 
 
 def sampling_with(sampling: Sampling | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Sampling | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import Unavailable
+from shared.file_digest import sha256_of
 from shared.model import fingerprint
 from shared.security import watched_file
 from shared.security.watched_file import WatchedFile
@@ -28,13 +29,12 @@ def model_dir(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def hashings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
-    hash_file = fingerprint._hash_file
 
     def noted(path: Path) -> str:
         names.append(path.name)
-        return hash_file(path)
+        return sha256_of(path)
 
-    monkeypatch.setattr(fingerprint, "_hash_file", noted)
+    monkeypatch.setattr(fingerprint, "sha256_of", noted)
     return names
 
 
@@ -98,15 +98,14 @@ def test_a_time_set_in_the_future_is_no_reason_to_hash_again(
 
 
 def test_files_that_are_written_while_they_are_hashed(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hash_file = fingerprint._hash_file
     ticks = iter(range(1, 100))
 
     def write_too(path: Path) -> str:
-        found = hash_file(path)
+        found = sha256_of(path)
         os.utime(model_dir / "config.json", (1, next(ticks)))
         return found
 
-    monkeypatch.setattr(fingerprint, "_hash_file", write_too)
+    monkeypatch.setattr(fingerprint, "sha256_of", write_too)
     with pytest.raises(Unavailable, match="changes while it is read"):
         fingerprint.of(model_dir)
     assert not (model_dir / fingerprint.FILE).exists()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shared.errors import DamagedBlob
+from shared.file_digest import sha256_of
 from trainer_service.training.data.dataset import split_validation
 from trainer_service.training.data.example_lines import ExampleLines
 from trainer_service.training.events import DatasetFile, TaskData
@@ -69,7 +70,7 @@ class NodeDatasets:
         for shared in (True, False):
             with suppress(OSError):
                 path = Path(file.path) if shared else self._copy_of(file)
-                if path.stat().st_size == file.size_bytes and _digest_of(path) == file.digest:
+                if path.stat().st_size == file.size_bytes and sha256_of(path) == file.digest:
                     self._paths[file.digest] = path
                     with suppress(OSError):  # the trainer's own file on a volume that can't be written
                         os.utime(path)
@@ -154,8 +155,3 @@ class NodeDatasets:
 
     def _copy_of(self, file: DatasetFile) -> Path:
         return self._directory / f"sha256-{file.digest}.jsonl"
-
-
-def _digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

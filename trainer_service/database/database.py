@@ -7,7 +7,6 @@ Unavailable while the database is unavailable.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
 import os
@@ -23,6 +22,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from filelock import lock_descriptor
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -291,13 +291,11 @@ def _own(path: Path) -> int:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not lock_descriptor(descriptor, blocking=False):
         os.close(descriptor)
         raise PreconditionFailed(
             f"another trainer uses {path.name}: SQLite serves one trainer; use PostgreSQL for several"
-        ) from error
+        )
     _hide(path)
     return descriptor
 

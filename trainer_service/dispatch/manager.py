@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from shared.caller import Tenant, current_caller
 from shared.errors import InvalidInput, Unavailable
 from shared.model.models_file import ModelsFile
+from shared.names import MAX_REQUEST_ID_CHARS
 from shared.process.daemon_thread import close_within
 from shared.store.store import PromptStore
 from shared.trace_context import current_traceparent
@@ -31,7 +32,6 @@ from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.context import JobsContext, JobsObserver
 from trainer_service.jobs.model import (
-    MAX_REQUEST_ID_CHARS,
     EffectiveSpec,
     Job,
     JobCounts,

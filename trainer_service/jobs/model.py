@@ -18,6 +18,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from shared.caller import EVERY_PROMPT
+from shared.names import NO_ALIAS
 from shared.prompt.manifest import SamplingDefaults
 from shared.security.page_tokens import Json
 from shared.text.repetition import Repetition
@@ -28,11 +29,10 @@ from shared.values.events import Evaluation as Evaluation
 from shared.values.events import Note as Note
 from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
 from shared.values.sampling import Sampling
-from shared.values.spec import NO_ALIAS, PublishPolicy, TuningSpec
+from shared.values.spec import PublishPolicy, TuningSpec
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
 from trainer_service.training.spec import TrainingSpec
 
-MAX_REQUEST_ID_CHARS = 128
 JOB_PREFIX = "tuningJobs/"
 JOB_NAME = re.compile(rf"{JOB_PREFIX}([0-9a-z]{{1,64}})")
 

@@ -2,5 +2,6 @@
 
 `publication` makes the blob and the result from the training result; `gate` decides whether it may be published;
 `alias_claim` checks whether the job may still move its alias; `publisher` writes the version, retrying while the prompt
-store is unavailable; `rollout` waits until replicas serve it. This package doesn't know workers.
+store is unavailable; `rollout` waits until replicas serve it. This package doesn't know workers:
+`dispatch` brings the training result, and the store what is current.
 """

@@ -7,12 +7,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shared.values.enums import CLASS_METRICS, TEXT_METRICS
 from shared.values.report import HeldOutAnswer, HeldOutAnswers, ModelAnswer
 from trainer_service.training.comparison import Comparison, compare
-from trainer_service.training.results import TEXT_METRICS, Results
+from trainer_service.training.results import Results
 from trainer_service.training.spec import Metric
-
-_OF_CLASSES = frozenset({Metric.ACCURACY, Metric.MACRO_F1})
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def _results(
     """Answers in the form that `compare` takes. `num_targets`: tokens of each reference, the same for both models."""
     texts = [answer.text or "" for answer in answers]
     labels = {label: number for number, label in enumerate(sorted({*references, *texts}))}
-    is_class, is_text = metric in _OF_CLASSES, metric in TEXT_METRICS
+    is_class, is_text = metric in CLASS_METRICS, metric in TEXT_METRICS
     return Results(
         log_probabilities=tuple(-answer.loss * answer.num_targets for answer in answers),
         num_targets=tuple(num_targets),

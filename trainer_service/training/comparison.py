@@ -23,8 +23,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from shared.values.enums import TEXT_METRICS
 from shared.values.report import MIN_EXAMPLES as MIN_EXAMPLES
-from trainer_service.training.results import TEXT_METRICS, Results
+from trainer_service.training.results import Results
 from trainer_service.training.spec import Metric
 
 BARE, INSTRUCTED, FEW_SHOT, CURRENT = "bare_model", "instructed_model", "few_shot_model", "current_version"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from shared.values.enums import TEXT_METRICS
 from trainer_service.training.spec import Metric
 
 _WITHOUT_SPACES = re.compile(
@@ -15,7 +16,6 @@ _WITHOUT_SPACES = re.compile(
 """Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
 _MAX_ORDER = 4
 """Words of the longest runs that BLEU counts (Papineni et al. 2002)."""
-TEXT_METRICS = frozenset({Metric.CHRF, Metric.BLEU, Metric.EXACT_MATCH})
 
 
 class Results(BaseModel):

@@ -34,7 +34,7 @@ INLINE void expand_block(const uint8_t *block, int bits, int64_t ahead, uint16_t
 /* Panels [panel, panel + count), at most 2, of at most MAX_INPUTS inputs; valid until the thread's next call. */
 static const uint16_t *expand(const Weights *weights, int64_t panel, int64_t count) {
   static _Thread_local _Alignas(64) uint16_t expanded[2 * PANEL * MAX_INPUTS];
-  int64_t blocks = weights->in / BLOCK, size = block_size(weights->bits);
+  int64_t blocks = weights->inputs / BLOCK, size = block_size(weights->bits);
   const uint8_t *from = (const uint8_t *)weights->panels + panel * blocks * size;
   for (int64_t block = 0; block < count * blocks; block++)
     if (weights->bits == 4)

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "kernels.h"
 #include "simd.h"
 
 /* How many query heads read a key at once: their sums are in registers. */

@@ -20,6 +20,7 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "kernels.h"
 #include "weights.h"
 
 enum {
@@ -30,27 +31,6 @@ enum {
   MAX_PANELS = 8, /* of an item of a product */
   ITEMS = 4       /* of a product, for each thread, if it is large enough */
 };
-
-typedef struct {
-  const float *weight; /* null: there is no such norm */
-  float epsilon;
-} Norm;
-
-typedef struct {
-  Norm norm, query_norm, key_norm, mlp_norm;
-  Weights qkv, out, gate_up, down;
-  uint16_t *keys, *values; /* of the cache, as in cached_attention.c */
-  int64_t window;
-  float scale;
-} Layer;
-
-typedef struct {
-  const Layer *layers;
-  int64_t num_layers, hidden, heads, kv_heads, width, inner;
-  int64_t row_stride, head_stride, max_rows, max_length;
-  Norm norm;
-  Weights head; /* hidden states to logits */
-} Decoder;
 
 /* The state of a phase, in a cache line of its own. */
 typedef struct {
@@ -125,7 +105,7 @@ typedef struct {
 /* y = x W^T + bias; with `residual`, that += y. */
 static void multiply(Walk *walk, const Weights *weights, const uint16_t *x, char *prepared, uint16_t *y,
                      uint16_t *residual, int64_t rows, int64_t threads) {
-  int64_t in = weights->in, out = weights->out, panels = out / PANEL;
+  int64_t in = weights->inputs, out = weights->outputs, panels = out / PANEL;
   int64_t together = rows_in_cache(prepared_bytes(weights, 32)), groups = (rows + together - 1) / together;
   int64_t slice = rows < MANY ? SLICE : MIN_SLICE, slices = (in + slice - 1) / slice;
   for (int64_t item; (item = next_item(walk, groups * slices)) >= 0;) {
@@ -223,7 +203,7 @@ static int64_t num_phases(int64_t layers) { return 13 * layers + 4; }
 static int64_t lay_out(const Decoder *decoder, int64_t tokens, char *base, Buffers *use) {
   const Weights *most = &decoder->layers[0].qkv;
   int64_t attended = decoder->heads * decoder->width, inner = decoder->inner, hidden = decoder->hidden, used = 0;
-  int64_t product = most->out > 2 * inner ? most->out : 2 * inner;
+  int64_t product = most->outputs > 2 * inner ? most->outputs : 2 * inner;
   if (hidden > product) product = hidden;
   int64_t in = inner > hidden ? inner : hidden;
   if (attended > in) in = attended;
@@ -242,7 +222,7 @@ static int64_t lay_out(const Decoder *decoder, int64_t tokens, char *base, Buffe
 
 /* hidden [tokens][hidden]: the embeddings, which become the states after the last norm. cos and sin [tokens][width].
  * Token i has the position positions[i] in row rows[i] of the cache, where its keys and values are written; it attends
- * to everything up to there. logits [num_wanted][head.out] are those of the tokens `wanted`.
+ * to everything up to there. logits [num_wanted][head.outputs] are those of the tokens `wanted`.
  * Returns 0, -1 if memory can't be allocated, or -2, with nothing written, if a token lies outside the cache. */
 int decoder_step(const Decoder *decoder, uint16_t *hidden, const uint16_t *cos, const uint16_t *sin,
                  const int64_t *rows, const int64_t *positions, int64_t tokens, const int64_t *wanted,

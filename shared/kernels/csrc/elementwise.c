@@ -4,6 +4,8 @@
  */
 #include "elementwise.h"
 
+#include "kernels.h"
+
 /* RMSNorm (Zhang and Sennrich 2019): y = weight * x * scale with scale = 1 / sqrt(mean(x^2) + epsilon).
  * x and y [rows][width], scales [rows] or null; width is a multiple of 16. */
 void rms_norm(const void *x, const float *weight, void *y, float *scales, int64_t rows, int64_t width, float epsilon,

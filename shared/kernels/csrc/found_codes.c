@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include "blocks.h"
+#include "kernels.h"
 
 enum { VECTORS = BLOCK / LANES };
 

@@ -100,10 +100,10 @@ static int64_t float_bytes(int64_t rows, int64_t in) {
 int expands_blocks(int64_t in) { return in_tiles(in) && in <= MAX_INPUTS; }
 
 /* Whether blocks are multiplied as integers. */
-static int as_integers(const Weights *weights) { return weights->bits != 16 && !expands_blocks(weights->in); }
+static int as_integers(const Weights *weights) { return weights->bits != 16 && !expands_blocks(weights->inputs); }
 
 HIDDEN int64_t prepared_bytes(const Weights *weights, int64_t rows) {
-  return as_integers(weights) ? block_bytes(rows, weights->in) : float_bytes(rows, weights->in);
+  return as_integers(weights) ? block_bytes(rows, weights->inputs) : float_bytes(rows, weights->inputs);
 }
 
 HIDDEN int64_t most_prepared_bytes(int64_t rows, int64_t in) {
@@ -113,7 +113,7 @@ HIDDEN int64_t most_prepared_bytes(int64_t rows, int64_t in) {
 }
 
 HIDDEN void prepare(const Weights *weights, const uint16_t *x, void *prepared, int64_t rows, int64_t begin, int64_t end) {
-  int64_t in = weights->in;
+  int64_t in = weights->inputs;
   if (as_integers(weights)) {
     prepare_blocks(x, prepared, rows, in, begin, end);
     return;
@@ -127,7 +127,7 @@ HIDDEN void prepare(const Weights *weights, const uint16_t *x, void *prepared, i
 
 static void multiply_floats(const Weights *weights, const float *x, uint16_t *y, int64_t rows, int64_t first,
                             int64_t end) {
-  int64_t in = weights->in, out = weights->out;
+  int64_t in = weights->inputs, out = weights->outputs;
   for (int64_t panel = first, panels; panel < end; panel += panels) {
     const uint16_t *from = (const uint16_t *)weights->panels + panel * PANEL * in;
     const float *bias = weights->bias ? weights->bias + panel * PANEL : NULL;
@@ -142,7 +142,7 @@ HIDDEN void multiply_panels(const Weights *weights, const void *prepared, uint16
                             int64_t end) {
   if (as_integers(weights))
     multiply_blocks(weights, prepared, y, rows, first, end);
-  else if (in_tiles(weights->in))
+  else if (in_tiles(weights->inputs))
     multiply_tiles(weights, prepared, y, rows, first, end);
   else
     multiply_floats(weights, prepared, y, rows, first, end);
@@ -153,7 +153,7 @@ int linear(const Weights *weights, const uint16_t *x, uint16_t *y, int64_t rows,
   if (rows == 0) return 0;
   char *prepared = aligned_alloc(64, (size_t)((prepared_bytes(weights, rows) + 63) / 64 * 64));
   if (!prepared) return -1;
-  int64_t in = weights->in, out = weights->out, panels = out / PANEL, columns = (in + 31) / 32;
+  int64_t in = weights->inputs, out = weights->outputs, panels = out / PANEL, columns = (in + 31) / 32;
   int64_t cached = rows_in_cache(prepared_bytes(weights, 32)), groups = (rows + cached - 1) / cached;
 #pragma omp parallel num_threads(threads)
   {

@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels.h"
+
 #pragma GCC optimize("fp-contract=off")
 
 enum { LANES = 16, BUCKETS = 1024, NOT_FINITE = -1, NOTHING_LEFT = -2 };
@@ -15,17 +17,6 @@ typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t)), aligne
 typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t)), aligned(2)));
 typedef float EightFloats __attribute__((vector_size(8 * sizeof(float)), aligned(4)));
 typedef double Doubles __attribute__((vector_size(8 * sizeof(double)), aligned(8)));
-
-/* How one row is sampled. `scale` is log2(e) / temperature; 0 takes the highest logit. */
-typedef struct {
-  const void *logits;     /* [vocab], bfloat16 if `half` is set, else float32 */
-  const uint8_t *allowed; /* [vocab], 0 for impossible tokens; null: all tokens are possible */
-  const int64_t *changed; /* [num_changed]: tokens with other logits than those above */
-  const float *changes;
-  int64_t num_changed, half, top_k;
-  double top_p, min_p, number; /* number: uniform in [0, 1) */
-  float scale;
-} Draw;
 
 typedef struct {
   int64_t count;

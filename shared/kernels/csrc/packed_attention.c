@@ -12,25 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels.h"
 #include "product.h"
 
-/* A view of [tokens][heads][width]; strides count numbers. */
-typedef struct {
-  void *data;
-  int64_t token_stride, head_stride;
-} Heads;
-
 enum { BLOCK = 48, SHARED_START = 0, SHARED, FIRST_ROW, NUM_ROWS, PARTIAL, ITEM };
-
-typedef struct {
-  int64_t heads, kv_heads, width, window, half, num_items; /* window 0: no limit */
-  /* [num_items][ITEM]; items with the same shared start are neighbours, -1 means none; PARTIAL: shared slots of the
-   * items before. */
-  const int64_t *items;
-  const int64_t *rows; /* [rows][start, length] */
-  float scale;
-  int threads;
-} PackedAttention;
 
 /* One thread's memory: keys and values [slots][width], their transposes [width][columns], scores [queries][columns]. */
 typedef struct {

@@ -157,7 +157,7 @@ HIDDEN void prepare_blocks(const uint16_t *x, void *prepared, int64_t rows, int6
 HIDDEN void multiply_blocks(const Weights *weights, const void *prepared, uint16_t *y, int64_t rows, int64_t first,
                             int64_t end) {
   _Alignas(64) float sums[TILE][STRIPS][LANES];
-  int64_t blocks = weights->in / BLOCK, out = weights->out, bits = weights->bits;
+  int64_t blocks = weights->inputs / BLOCK, out = weights->outputs, bits = weights->bits;
   for (int64_t output = first * PANEL, strips; output < end * PANEL; output += strips * LANES) {
     strips = end * PANEL - output < STRIPS * LANES ? 1 : STRIPS;
     const uint8_t *panel = (const uint8_t *)weights->panels + output / PANEL * blocks * block_size(bits);

@@ -96,7 +96,7 @@ OF_BITS(4)
 /* Prepared rows times panels [first, end); in is a multiple of 32. */
 static void multiply_tiles(const Weights *weights, const uint16_t *x, uint16_t *y, int64_t rows, int64_t first,
                            int64_t end) {
-  int64_t in = weights->in, out = weights->out, bits = weights->bits, blocks = (rows + 31) / 32, shaped = 0;
+  int64_t in = weights->inputs, out = weights->outputs, bits = weights->bits, blocks = (rows + 31) / 32, shaped = 0;
   Waiting waiting[2];
   int turn = 0;
   waiting[0].next = waiting[0].rows = waiting[1].next = waiting[1].rows = 0;

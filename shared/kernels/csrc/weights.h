@@ -1,15 +1,8 @@
 /* Products of rows of bfloat16 with packed weights, in parts, so that threads can divide them: what linear.c,
  * quantised.c and decoder.c share. */
 #pragma once
+#include "kernels.h"
 #include "simd.h"
-
-/* y = x W^T + bias, of x [rows][in] and y [rows][out]; bias [out] or null. `bits` is 16 for panels of bfloat16
- * (linear.c) and 4 or 8 for panels of blocks (blocks.h). */
-typedef struct {
-  const void *panels;
-  const float *bias;
-  int64_t in, out, bits;
-} Weights;
 
 /* Bytes of 32 inputs of a panel. */
 static inline int64_t block_size(int64_t bits) { return PANEL * (bits == 16 ? 64 : 4 * (bits + 1)); }

@@ -7,68 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct {
-  void *data;
-  int64_t token_stride, head_stride;
-} Heads;
-typedef struct {
-  int64_t heads, kv_heads, width, window, half, num_items;
-  const int64_t *items, *rows;
-  float scale;
-  int threads;
-} PackedAttention;
+#include "kernels.h"
 
-typedef struct {
-  const void *logits;
-  const uint8_t *allowed;
-  const int64_t *changed;
-  const float *changes;
-  int64_t num_changed, half, top_k;
-  double top_p, min_p, number;
-  float scale;
-} Draw;
-
-typedef struct {
-  const void *panels;
-  const float *bias;
-  int64_t in, out, bits;
-} Weights;
-typedef struct {
-  const float *weight;
-  float epsilon;
-} Norm;
-typedef struct {
-  Norm norm, query_norm, key_norm, mlp_norm;
-  Weights qkv, out, gate_up, down;
-  uint16_t *keys, *values;
-  int64_t window;
-  float scale;
-} Layer;
-typedef struct {
-  const Layer *layers;
-  int64_t num_layers, hidden, heads, kv_heads, width, inner, row_stride, head_stride, max_rows, max_length;
-  Norm norm;
-  Weights head;
-} Decoder;
-
-int decoder_step(const Decoder *, uint16_t *, const uint16_t *, const uint16_t *, const int64_t *, const int64_t *,
-                 int64_t, const int64_t *, int64_t, uint16_t *, int);
-int linear(const Weights *, const uint16_t *, uint16_t *, int64_t, int);
+/* Of weights.h, without its vectors. */
 int64_t prepared_bytes(const Weights *, int64_t);
 int64_t most_prepared_bytes(int64_t, int64_t);
-int find_codes(const uint16_t *, int64_t, int, uint8_t *, float *, int);
-int cached_attention(const uint16_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *, uint16_t *,
-                     const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
-                     int64_t, int64_t, float, int);
-int packed_attention(const PackedAttention *, const Heads *, const Heads *, const Heads *, const Heads *, void *,
-                     float *, void *, void *, float *);
-int choose_tokens(const Draw *, int64_t *, int64_t, int64_t, int);
-void rms_norm(const void *, const float *, void *, float *, int64_t, int64_t, float, int, int);
-void rms_norm_backward(const void *, const void *, const float *, const float *, void *, int64_t, int64_t, int, int);
-void swiglu(const void *, const void *, void *, int64_t, int64_t, int64_t, int, int);
-void swiglu_backward(const void *, const void *, void *, void *, int64_t, int, int);
-void rotate(const void *, int64_t, int64_t, const void *, const void *, void *, int64_t, int64_t, int64_t, int, int,
-            int);
 
 enum { THREADS = 2, NUMBERS = 1 << 16 };
 
@@ -213,8 +156,17 @@ static void sample(int half) {
   const int64_t changed[] = {7, VOCAB - 1};
   const float changes[] = {8, 7};
   for (int i = 0; i < ROWS; i++) {
-    Draw draw = {made(half, 8), i % 4 == 3 ? allowed : NULL, changed, changes, i % 6 == 5 ? 2 : 0, half, i % 3 == 1 ? 40 * i : 0, i % 2 ? 0.9 : 1, i % 5 ? 0 : 0.01, (i + 0.5) / ROWS, 1.8f};
-    draws[i] = draw;
+    draws[i] = (Draw){.logits = made(half, 8),
+                      .allowed = i % 4 == 3 ? allowed : NULL,
+                      .changed = changed,
+                      .changes = changes,
+                      .num_changed = i % 6 == 5 ? 2 : 0,
+                      .half = half,
+                      .top_k = i % 3 == 1 ? 40 * i : 0,
+                      .top_p = i % 2 ? 0.9 : 1,
+                      .min_p = i % 5 ? 0 : 0.01,
+                      .number = (i + 0.5) / ROWS,
+                      .scale = 1.8f};
   }
   choose_tokens(draws, chosen, ROWS, VOCAB, THREADS);
   for (int i = 0; i < ROWS; i++) {

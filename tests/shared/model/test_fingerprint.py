@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shared.errors import PreconditionFailed
+from shared.file_digest import sha256_of
 from shared.model import fingerprint
 from shared.model.base_model import inspect
 from tests.shared.model.conftest import CACHE
@@ -23,13 +24,12 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were hashed, a minute after they were written."""
     monkeypatch.setattr(fingerprint, "_now_ns", lambda: time.time_ns() + 60 * 10**9)
     names: list[str] = []
-    hash_file = fingerprint._hash_file
 
     def note(path: Path) -> str:
         names.append(path.name)
-        return hash_file(path)
+        return sha256_of(path)
 
-    monkeypatch.setattr(fingerprint, "_hash_file", note)
+    monkeypatch.setattr(fingerprint, "sha256_of", note)
     return names
 
 

@@ -95,7 +95,7 @@ def test_a_value_without_meaning_is_named(tmp_path: Path, changes: dict[str, Any
         ("[]", "file: must be an object"),
         ('{"models": []}', "models: must have at least one model"),
         ('{"models": [], "extra": 1}', "extra: Extra inputs"),
-        ('{"models": [{"id": "a", "source": "x", "id": "b"}]}', "'id' is twice in one object"),
+        ('{"models": [{"id": "a", "source": "x", "id": "b"}]}', "the key 'id' is there twice"),
         ('{"models": [{"id": "a", "source": "x"}, {"id": "a", "source": "y"}]}', "models: two models have the id 'a'"),
         ('{"models": [{"id": "a", "source": "x", "workers": {"num_gpus": NaN}}]}', "num_gpus"),
     ],

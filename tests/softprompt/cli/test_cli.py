@@ -19,7 +19,7 @@ from shared.errors import (
     SoftPromptError,
     Unavailable,
 )
-from softprompt.cli.failures import report
+from softprompt.cli.error_report import report
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import DATASET, JOB, succeeded_job

@@ -16,7 +16,7 @@ from prompttuning.v1 import tuning_pb2
 from shared.errors import DeadlineExceeded, InvalidInput, NotFound, Unavailable
 from shared.process.proxies import grpc_proxy, reach_loopback_directly
 from shared.process.user_cache import ensure_home
-from softprompt.cli.failures import report
+from softprompt.cli.error_report import report
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.security import ClientSecurity
 from softprompt.endpoints import MAX_SOCKET_PATH_BYTES

@@ -13,7 +13,7 @@ import pytest
 
 from shared.errors import InvalidInput, PermissionDenied, Unauthenticated, Unavailable
 from shared.security.tokens import hash_token, is_token, new_token
-from softprompt.cli.failures import report
+from softprompt.cli.error_report import report
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.security import ClientSecurity, is_local
 from tests.shared.rpc.service import running_server

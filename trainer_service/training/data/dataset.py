@@ -17,13 +17,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NoReturn
 
 from shared.errors import FieldViolation, InvalidInput
+from shared.json_keys import no_constant, unique_keys
 from shared.location import Location
-from shared.text.blank import SURROUNDINGS, is_blank
-from shared.values.datasets import MAX_LINE_BYTES
-from shared.values.message import Message
+from shared.text.blank import SURROUNDINGS, is_blank, is_unicode
+from shared.values.datasets import MAX_LABELS, MAX_LINE_BYTES
+from shared.values.message import ROLES, Message
 from trainer_service.training.data.encoding import EncodedDataset, encode_dataset
 from trainer_service.training.data.example_lines import stored_example
 from trainer_service.training.data.split import count_overlap, split_validation
@@ -40,13 +40,11 @@ __all__ = [
     "stored_examples",
 ]
 
-MAX_LABELS = 1000
 MAX_LABEL_CHARS = 200
 _MAX_REPORTED, _MAX_PLACES, _MAX_KINDS = 20, 3, 200
 _Problem = tuple[tuple[str | int, ...], str]
 """A path in an example and what is wrong there."""
 _VARIABLE = re.compile(r"[:;(]")
-_ROLES = ("system", "user", "assistant")
 _KEYS = {
     TaskKind.GENERATION: frozenset({"input", "output"}),
     TaskKind.CLASSIFICATION: frozenset({"input", "label"}),
@@ -215,12 +213,12 @@ def _problems(example: Example, task: TaskKind, allowed: frozenset[str], quote: 
         return
     if is_blank(example.input):
         yield ("input",), "is empty"
-    elif not _is_unicode(example.input):
+    elif not is_unicode(example.input):
         yield ("input",), "is not valid Unicode (a lone surrogate)"
     target, part = (example.output, "output") if task is TaskKind.GENERATION else (example.label, "label")
     if is_blank(target or ""):
         yield (part,), "is empty"
-    elif not _is_unicode(target or ""):
+    elif not is_unicode(target or ""):
         yield (part,), "is not valid Unicode (a lone surrogate)"
     elif task is TaskKind.CLASSIFICATION:
         if allowed and target not in allowed:
@@ -233,21 +231,13 @@ def _message_problems(messages: Sequence[Message], quote: bool) -> Iterable[_Pro
     if len(messages) < 2 or messages[-1].role != "assistant":
         yield ("messages",), "must end with the assistant's message that is to be learned, after at least one other"
     for index, message in enumerate(messages):
-        if message.role not in _ROLES:
+        if message.role not in ROLES:
             given = f", not {message.role[:40]!r}" if quote else ""
-            yield ("messages", index, "role"), f"must be one of {', '.join(_ROLES)}{given}"
+            yield ("messages", index, "role"), f"must be one of {', '.join(ROLES)}{given}"
         if is_blank(message.content):
             yield ("messages", index, "content"), "is empty"
-        elif not _is_unicode(message.content):
+        elif not is_unicode(message.content):
             yield ("messages", index, "content"), "is not valid Unicode (a lone surrogate)"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _parse_line(line: bytes | str, number: int, limits: DatasetLimits, quote: bool) -> Example | None:
@@ -265,7 +255,7 @@ def _parse_line(line: bytes | str, number: int, limits: DatasetLimits, quote: bo
     if not line.strip():
         return None
     try:
-        value = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(line, object_pairs_hook=unique_keys, parse_constant=no_constant)
     except json.JSONDecodeError as error:
         raise _Malformed(
             f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
@@ -301,17 +291,6 @@ def _messages(value: object) -> tuple[Message, ...]:
         ):
             raise _Malformed("must have exactly role and content, both strings", "messages", index)
     return tuple(Message(**turn) for turn in value)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key is repeated")
-    return result
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _json_type(value: object) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from shared.errors import InvalidInput, SoftPromptError
 from shared.model.base_model import BaseModel
 from shared.prompt.prefix import PrefixInput
+from shared.values.enums import TEXT_METRICS
 from shared.values.report import HeldOutAnswers
 from trainer_service.training.checkpoint import EvaluationRecord, FoldChoice, RunState, forget_evaluations
 from trainer_service.training.comparison import (
@@ -33,7 +34,7 @@ from trainer_service.training.evaluation.evaluate import evaluate_examples
 from trainer_service.training.evaluation.generate import generated_texts
 from trainer_service.training.evaluation.shared_beginning import shared_beginning
 from trainer_service.training.recipe.selection import is_better, score_of, slack
-from trainer_service.training.results import TEXT_METRICS, Results
+from trainer_service.training.results import Results
 from trainer_service.training.spec import Example, TrainingSpec
 from trainer_service.training.work import CallWork, Work
 

@@ -15,6 +15,7 @@ from shared.errors import FieldViolation, InvalidInput
 from shared.text.counted import counted
 from shared.text.template import INPUT_FIELD, Template, TemplateFormat
 from shared.values.base_model import BaseModelInfo
+from shared.values.enums import CLASS_METRICS, TEXT_METRICS
 from shared.values.hyperparameters import MAX_VIRTUAL_TOKENS
 from trainer_service.training.spec import (
     FilledHyperparameters,
@@ -76,9 +77,6 @@ NUM_EVALUATIONS, MIN_EVALUATION_INTERVAL = 8, 10
 T = TypeVar("T")
 STEPS_LIMIT = 10_000_000
 FIELD = "spec.hyperparameters"
-
-_OF_CLASSES = frozenset({Metric.ACCURACY, Metric.MACRO_F1})
-_OF_GENERATIONS = frozenset({Metric.CHRF, Metric.BLEU, Metric.EXACT_MATCH})
 
 
 def fill(
@@ -253,9 +251,9 @@ def _violations(
         refuse("batch_size", f"{filled.batch_size} is more than the {counted(num_train, 'training example')}")
     if filled.warmup_steps >= filled.num_steps and filled.warmup_steps > 0:
         refuse("warmup_steps", f"{filled.warmup_steps} must be less than the {filled.num_steps} steps")
-    if filled.metric in _OF_CLASSES and task is not TaskKind.CLASSIFICATION:
+    if filled.metric in CLASS_METRICS and task is not TaskKind.CLASSIFICATION:
         refuse("metric", f"{filled.metric.value} needs examples of input and label; these are {task.value.lower()}")
-    if filled.metric in _OF_GENERATIONS and task is TaskKind.CLASSIFICATION:
+    if filled.metric in TEXT_METRICS and task is TaskKind.CLASSIFICATION:
         refuse("metric", f"{filled.metric.value} compares generated text; classification has ACCURACY and MACRO_F1")
     if filled.balance_classes and task is not TaskKind.CLASSIFICATION:
         refuse("balance_classes", "needs examples of input and label")

@@ -41,7 +41,7 @@ GOOD = b'{"input": "a", "output": "b"}'
         (b'{"input": "", "output": "b"}', "line 2 input: is empty"),
         (b'{"input": "\\u200b\\ufeff", "output": "b"}', "line 2 input: is empty"),
         (b'{"input": "a", "output": "\\u200b"}', "line 2 output: is empty"),
-        (b'{"input": "a", "input": "c", "output": "b"}', "a key is repeated"),
+        (b'{"input": "a", "input": "c", "output": "b"}', "the key 'input' is there twice"),
         (b'{"input": "a", "output": "\\ud800"}', "line 2 output: is not valid Unicode"),
         (b'{"input": "a", "output": "\xff"}', "line 2: is not UTF-8"),
         ('{"input": "да", "output": "b"}'.encode("utf-16-le"), "line 2: has NUL bytes, as UTF-16 has; it must"),
