@@ -10,7 +10,7 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation: `role` is one of ROLES."""
+    """One turn of a conversation: `role` is "system", "user" or "assistant"."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
     role: str

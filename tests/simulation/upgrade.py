@@ -16,8 +16,7 @@ from sqlalchemy import NullPool, create_engine, insert, text
 
 from shared.prompt.blob import decode_blob, encode_blob
 from shared.prompt.digest import digest_of
-from shared.store.alias import AliasTarget
-from shared.store.commit import AliasMoved, Commit, VersionPublished, encode_commit
+from shared.store.commit import AliasMoved, AliasTarget, Commit, VersionPublished, encode_commit
 from shared.store.layout import blob_key, log_key
 from shared.store.store import summary_of
 from tests.shared.prompt.blobs import make_blob, manifest

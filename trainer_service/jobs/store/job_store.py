@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Double, Select, Update, bindparam, func, select, update
+from sqlalchemy import BindParameter, ColumnElement, Connection, Double, Select, Update, bindparam, func, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from trainer_service.database.schema import jobs
@@ -47,7 +47,7 @@ def _claiming(*first: ColumnElement[bool], is_placed: bool) -> ReturningUpdate[A
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
-    now = bindparam("now", type_=Double())
+    now: BindParameter[float] = bindparam("now", type_=Double())
     return (
         update(jobs)
         .where(jobs.c.id == pick)

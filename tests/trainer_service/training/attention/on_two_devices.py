@@ -23,6 +23,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shared.model import base_model
+from shared.model.options import Device
 from shared.prompt.lift import key_values_of
 from shared.prompt.prefix import PrefixInput
 from tests import spare_devices
@@ -65,7 +66,10 @@ def loaded_on_spare_devices() -> Iterator[None]:
             options["device_map"] = device_map(path)
         return from_pretrained(path, **options)
 
-    AutoModelForCausalLM.from_pretrained, base_model.pick_device = placed, lambda device: torch.device(FIRST)
+    def first(device: Device, chosen_by: str = "") -> torch.device:
+        return torch.device(FIRST)
+
+    AutoModelForCausalLM.from_pretrained, base_model.pick_device = placed, first
     try:
         yield
     finally:
