@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import (
-    BindParameter,
     ColumnElement,
     Connection,
     Double,
@@ -35,9 +34,8 @@ _CHANGE = update(tenant_shares).where(tenant_shares.c.tenant == bindparam("of_te
 _CHARGE = _CHANGE.values(
     virtual_time=tenant_shares.c.virtual_time + bindparam("seconds", type_=Double()) / tenant_shares.c.weight
 )
-_now: BindParameter[float] = bindparam("now", type_=Double())
-_elapsed = _now - jobs.c.claimed_at
-_quantum: BindParameter[float] = bindparam("quantum", type_=Double())
+_elapsed: ColumnElement[float] = bindparam("now", type_=Double()) - jobs.c.claimed_at
+_quantum: ColumnElement[float] = bindparam("quantum", type_=Double())
 _HELD = (
     select(jobs.c.tenant, func.sum(case((_elapsed > _quantum, _elapsed), else_=_quantum)), func.count())
     .where(_ON_A_WORKER)
