@@ -15,7 +15,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         seen = set[str]()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise RepeatedKey(f"the key {twice[:80]!r} is there twice")
+        raise RepeatedKey(f"the key {twice[:40]!r} is there twice")
     return made
 
 

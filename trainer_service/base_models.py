@@ -85,8 +85,6 @@ class BaseModels:
             path = base_model.resolve(source.source)
             info = base_model.inspect(path, id=source.id)
             tokenizer = base_model.load_tokenizer(path, info.vocab_size)
-            # The first call sets truncation and padding; setting them while another thread encodes would fail.
-            tokenizer("a")
         except PreconditionFailed as error:
             log.error("base model %s can't be used for training: %s", source.id, error.message)
             self._refused[source.id] = error

@@ -97,14 +97,16 @@ def load_tokenizer(source: str | Path, vocab_size: int | None = None) -> Any:
     """The transformers tokenizer of a model directory or hub id.
 
     Raises like `resolve`, Unavailable for a tokenizer that is missing or broken, as during a copy, and
-    PreconditionFailed for one that comes with its own code, which is never run, or writes tokens that the model with
-    `vocab_size` lacks around each text.
+    PreconditionFailed for one that comes with its own code, which is never run, or that adds tokens to each text whose
+    ids are not below `vocab_size`.
     """
     from transformers import AutoTokenizer
 
     path, which = resolve(source), f"the tokenizer of base model {default_id(source)!r}"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        # The first call sets truncation and padding; setting them while another thread encodes would fail.
+        highest = max([*tokenizer("a")["input_ids"], tokenizer.eos_token_id or 0])
     except Exception as error:  # each kind of tokenizer raises its own errors
         if not any(file for name in ("tokenizer.json", "*.model", "vocab*") for file in path.glob(name)):
             raise Unavailable(f"{which} is missing: copy its files there") from error
@@ -113,7 +115,6 @@ def load_tokenizer(source: str | Path, vocab_size: int | None = None) -> Any:
         if not (path / "tokenizer.json").is_file():
             why += "; it has no tokenizer.json, which `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` writes"
         raise kind(f"{which} can't be loaded here: {why}") from error
-    highest = max([*tokenizer("a")["input_ids"], tokenizer.eos_token_id or 0])
     if vocab_size is not None and highest >= vocab_size:
         raise PreconditionFailed(
             f"{which} writes {tokenizer.convert_ids_to_tokens(highest)!r} with the id {highest}, but the model has "

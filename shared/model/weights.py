@@ -39,17 +39,18 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
         raise PreconditionFailed(
             f"{name} is quantised ({quantised}) and can't be loaded here: transformers does not know the method"
         )
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    config._attn_implementation, config.return_dict = None, True  # not those of the machine that saved it
-    options: dict[str, Any] = {
-        "config": config,
-        "dtype": dtype,
-        "attn_implementation": attention,
-        "device_map": device_map,
-        "trust_remote_code": False,
-    }
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config._attn_implementation, config.return_dict = None, True  # not those of the machine that saved it
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            output_loading_info=True,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            device_map=device_map,
+            trust_remote_code=False,
+        )
     except torch.OutOfMemoryError:
         raise
     except OSError as error:

@@ -16,14 +16,14 @@ from shared.directories import sync_directory
 
 
 class Entry(NamedTuple):
-    """A file or folder of a folder, which may be gone by now."""
+    """An entry of a folder; it may have been removed since."""
 
     name: str
     is_folder: bool
 
 
 class FileStatus(NamedTuple):
-    """What a file or folder is; `modified_at` in seconds since the epoch."""
+    """Type, size and time of the last change, in seconds since the epoch."""
 
     is_file: bool
     size_bytes: int
@@ -37,7 +37,7 @@ class NewFile(Protocol):
         """Appends the bytes. Some or all of them are lost if the machine loses power before `sync`."""
 
     def sync(self) -> None:
-        """What was written outlasts a loss of power."""
+        """Returns when what was written outlasts a loss of power."""
 
 
 class OpenFile(Protocol):
@@ -87,16 +87,16 @@ class Disk:
         os.rmdir(path)
 
     def status(self, path: Path) -> FileStatus:
-        """The status of what has this name."""
+        """The status of the file or folder at `path`. Symbolic links are not followed."""
         return _status_of(path.lstat())
 
     def entries(self, folder: Path) -> list[Entry]:
-        """What the folder has."""
+        """The entries of the folder."""
         with os.scandir(folder) as found:
             return [Entry(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
 
     def sync_folder(self, folder: Path) -> None:
-        """The names in the folder outlast a loss of power."""
+        """Returns when the names in the folder outlast a loss of power."""
         sync_directory(folder)
 
 

@@ -120,7 +120,7 @@ class LocalBackend:
         return num_removed
 
     def _old(self, folder: Path, oldest: float) -> Iterator[Path]:
-        """What the folder has that is older; nothing if it can't be read."""
+        """Paths in the folder that were changed before `oldest`; none if it can't be read."""
         with contextlib.suppress(OSError):
             for entry in self._disk.entries(folder):
                 with contextlib.suppress(FileNotFoundError):

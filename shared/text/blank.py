@@ -1,4 +1,4 @@
-"""Characters that show nothing, and texts that are none."""
+"""Invisible characters, blank texts, and texts that are not valid Unicode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def without_invisible(text: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """False if it has surrogates, by which Python represents bytes that it could not decode."""
+    """False if it has a lone surrogate, from an escape in JSON or from bytes that could not be decoded."""
     try:
         text.encode()
     except UnicodeEncodeError:

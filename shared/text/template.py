@@ -60,7 +60,7 @@ class InputEncoder:
         """The ids of an input, which follow the virtual tokens. Raises InvalidInput if the chat template rejects it."""
         if self.template.format is not TemplateFormat.CHAT:
             ids, leading = self._text.ids(self.template.render(self._text.quote(text))), self._leading_ids
-            is_written = self.template.rendering > 2 and ids[: len(leading)] == leading  # by the template
+            is_written = self.template.rendering > 3 and ids[: len(leading)] == leading  # by the template
             return ids if is_written else leading + ids
         return self._encode_turns([_turn("user", self.template.render(self._text.quote(text)))])
 
@@ -224,7 +224,7 @@ def default_format(tokenizer: Any) -> TemplateFormat:
 def bare_template(template: Template | None, default: TemplateFormat) -> Template:
     """The bare model's template: the caller's, or the input alone. `default`: its format if none is set."""
     chosen = template or Template()
-    return replace(chosen, format=chosen.format or default, rendering=3)
+    return replace(chosen, format=chosen.format or default, rendering=4)
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
@@ -249,7 +249,7 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
         leading = _leading_ids(tokenizer, only_bos=False)
         is_bos = _leading_ids(tokenizer, only_bos=True) == leading
         is_written = bool(leading) and PlainText(tokenizer).ids(template.text)[: len(leading)] == leading
-        return template if is_bos and not is_written else replace(template, rendering=3)
+        return replace(template, rendering=4 if is_written else 2 if is_bos else 3)
     if template.system and _leaves_out("system", tokenizer, str(tokenizer.chat_template)):
         text = "the model's chat template leaves it out: write it into the template's text"
         raise InvalidInput.of("template.system", text)

@@ -54,7 +54,7 @@ class Template:
     """The control token that ends an answer; empty: the tokenizer's end of sequence."""
     rendering: int = field(default=1, metadata=_INTERNAL)
     """2: targets are tokenized as continuations of the input; 1 (older versions): as separate texts. 3: with TEXT, the
-    input begins with all that the tokenizer puts before a text, unless `text` does; up to 2, with a BOS at most.
+    input begins with all that the tokenizer puts before a text; up to 2, with a BOS at most. 4: unless `text` does.
     """
 
     def check(self, path: str = "template") -> Self:
@@ -72,8 +72,8 @@ class Template:
         self._check_arguments(f"{path}.arguments", violations)
         if self.date and not _is_day(self.date):
             violations.add(f"{path}.date", f"{self.date[:40]!r} is not a day (YYYY-MM-DD)")
-        if self.rendering not in (1, 2, 3):
-            violations.add(f"{path}.rendering", f"must be 1, 2 or 3, is {self.rendering}")
+        if self.rendering not in (1, 2, 3, 4):
+            violations.add(f"{path}.rendering", f"must be from 1 to 4, is {self.rendering}")
         violations.raise_if_any()
         return self
 

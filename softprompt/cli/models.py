@@ -76,7 +76,7 @@ def wait(
     as_json: JsonOption = False,
 ) -> None:
     """Wait until another process has pulled base models completely; print their directories. Writes nothing, so the
-    parent directory may be mounted read-only. Exits with 5 if the time is over.
+    parent directory may be mounted read-only. Exits with 5 after the time limit.
     """
     require("inference")
     from softprompt.model_catalogue import models_dir

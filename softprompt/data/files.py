@@ -7,7 +7,6 @@ import io
 import itertools
 import math
 import os
-import re
 import zlib
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -47,7 +46,6 @@ _MARKUP = (
 """Beginnings of text that is not a table, in upper or lower case, after any blanks, and the advice for each."""
 _TAR, _TAR_AT = b"ustar", 257
 _HEAD_BYTES = 512
-_MARKDOWN_RULE = re.compile(r"\|[\s|:-]*-[\s|:-]*")
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 
@@ -123,7 +121,7 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
         advice = "is not JSON, despite its name: if it is a table, give it a name that ends in .csv"
         lines.release()
         raise InvalidInput.of(which, f"{shown_name(path)} {advice}")
-    if _MARKDOWN_RULE.fullmatch(second):
+    if first.startswith("|") and second.startswith("|") and "---" in second and not second.strip("|:- \t\r\n"):
         lines.release()
         raise InvalidInput.of(which, f"{shown_name(path)} is a Markdown table: save it as CSV")
     rows = Rows(no_rows(), "line")

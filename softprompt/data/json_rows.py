@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
-from shared.json_keys import unique_keys
+from shared.json_keys import RepeatedKey, unique_keys
 from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, LABEL_NAMES, OUTPUT_NAMES, plain_name
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Row, Rows
@@ -161,7 +161,7 @@ def _explained(error: Exception) -> str:
         if error.doc[max(0, error.pos - 1) : error.pos + 1] == "},":  # of a line that was cut out of an array
             return "has a comma after the object: remove it, or put all objects into [ and ]"
         return f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
-    if "digits" in str(error):  # Python's own sentence advises its programmer
+    if "digits" in str(error) and not isinstance(error, RepeatedKey):  # Python's own sentence advises its programmer
         return "has a number with too many digits: write it as text"
     return f"is not JSON: {str(error)[:100]}"
 

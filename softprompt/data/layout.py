@@ -202,7 +202,7 @@ _ANSWER_WORD = re.compile(
     "chosen|rewritten|rewrites?|descriptions?|texts?|messages?|comments?|explanations?|solutions?"
 )
 """Such a column holds texts and not labels, even if the first one is short."""
-_REJECTED_WORD = re.compile("reject|loser|worse|negative|(dis|un|non?[-_ ]?)preferred", re.IGNORECASE)
+_REJECTED_WORD = re.compile("reject|loser|worse|^negatives?$|(dis|un|non?[-_ ]?)preferred", re.IGNORECASE)
 """Such a column holds what a model should not answer, beside one with the better answer."""
 _NAME_WORDS = 3
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|[^\W\d_]+")

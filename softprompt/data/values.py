@@ -31,8 +31,8 @@ def is_missing(value: Any) -> bool:
 
 
 def text_of(value: Any, part: str) -> str:
-    """The text of a cell, as in JSON or ISO 8601. Raises Unusable for a value that is
-    not a scalar or is missing, and for invalid Unicode.
+    """The text of a cell, as in JSON or ISO 8601. Raises Unusable for a value that is not a scalar or is missing, and
+    for invalid Unicode.
     """
     if is_missing(value):
         raise Unusable("is missing", part, f"{part} is missing")

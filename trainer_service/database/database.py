@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -209,16 +209,15 @@ class Database:
         *,
         newest: str = "",
     ) -> None:
-        """Inserts a row, or changes the values of the one with this primary key, if it meets the condition `where`, and
-        its value of the column `newest` is not larger than the new one.
+        """Inserts a row, or changes the values of the one with this primary key, if it meets the condition `where`, or
+        its value of the column `newest` is not larger than the new one. At most one of the two may be given.
         """
+        assert where is None or not newest
         if where is None:
             statement = _upsert(self.is_sqlite, table, tuple(key), tuple(values), newest)
-            connection.execute(statement, {**key, **values})
-            return
-        changed = self.insert(table).values(**key, **values)
-        new = {name: changed.excluded[name] for name in values}
-        connection.execute(changed.on_conflict_do_update(index_elements=list(key), set_=new, where=where))
+        else:
+            statement = _or_changes(self.insert(table), key, values, where)
+        connection.execute(statement, {**key, **values})
 
     def size_bytes(self) -> int:
         """Size of the SQLite file and its log, or of the PostgreSQL database with all its tables."""
@@ -266,10 +265,14 @@ class Database:
 
 @lru_cache(maxsize=64)
 def _upsert(is_sqlite: bool, table: Table, key: tuple[str, ...], values: tuple[str, ...], newest: str) -> Any:
-    """An INSERT that changes the row if there is one."""
     statement = sqlite.insert(table) if is_sqlite else postgresql.insert(table)
-    new = {name: statement.excluded[name] for name in values}  # not the values: a checkpoint would be sent twice
     where = table.c[newest] <= statement.excluded[newest] if newest else None
+    return _or_changes(statement, key, values, where)
+
+
+def _or_changes(statement: Any, key: Iterable[str], values: Iterable[str], where: ColumnElement[bool] | None) -> Any:
+    """The INSERT, which changes the values of the row with this key if there is one and it meets the condition."""
+    new = {name: statement.excluded[name] for name in values}  # not the values: a checkpoint would be sent twice
     return statement.on_conflict_do_update(index_elements=list(key), set_=new, where=where)
 
 

@@ -177,9 +177,7 @@ def check_match(
     if not state.trainees:
         raise DamagedBlob("the checkpoint is empty")
     if state.format < 5 and spec.hyperparameters.search:
-        raise DamagedBlob(
-            "this release chooses among a search's candidates otherwise than the one that wrote the checkpoint"
-        )
+        raise DamagedBlob("the checkpoint is of a release that compared a search's candidates by held-out scores")
     if state.format == 1:
         if state.digest != digest_of_format_1(spec, train, validation):
             raise DamagedBlob(

@@ -47,7 +47,7 @@ from trainer_service.training.notes import data_notes
 from trainer_service.training.outcome import training_result
 from trainer_service.training.recipe.defaults import check_init
 from trainer_service.training.results import Results
-from trainer_service.training.search import num_kept, ranked
+from trainer_service.training.search import last_comparison, num_kept, ranked
 from trainer_service.training.spec import InitMethod, TaskKind
 from trainer_service.training.start import begin
 from trainer_service.training.trainee import NonFinite, Trainee, batch_indices
@@ -236,7 +236,8 @@ class TuningRun:
     def _evaluation_seconds(self) -> float:
         """Estimated time of the evaluations after this step."""
         num_steps, every = self._hyper.num_steps, self._hyper.evaluation_interval_steps
-        num_left = -(-num_steps // every) - (self.step - 1) // every
+        first = max(self.step, last_comparison(num_steps)) if len(self._trainees) > 1 else self.step
+        num_left = -(-num_steps // every) - (first - 1) // every
         return self._evaluator.seconds_left(
             num_left,
             self.task.current is not None,

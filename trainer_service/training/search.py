@@ -35,8 +35,13 @@ def candidates(spec: TrainingSpec) -> list[Candidate]:
 
 def num_kept(step: int, num_steps: int) -> int | None:
     """The number of candidates to keep after `step` steps; None if they are not compared then."""
-    kept = [number for part, number in RUNGS.items() if max(1, num_steps * part // NUM_PARTS) == step]
+    kept = [number for part, number in RUNGS.items() if _step(part, num_steps) == step]
     return min(kept, default=None)
+
+
+def last_comparison(num_steps: int) -> int:
+    """The step after which one candidate is left."""
+    return _step(max(RUNGS), num_steps)
 
 
 def ranked(tried: Sequence[TriedCandidate]) -> list[int]:
@@ -44,3 +49,7 @@ def ranked(tried: Sequence[TriedCandidate]) -> list[int]:
     can't be compared, and comes last.
     """
     return sorted(range(len(tried)), key=lambda index: (-tried[index].num_losses, tried[index].loss_sum))
+
+
+def _step(part: int, num_steps: int) -> int:
+    return max(1, num_steps * part // NUM_PARTS)

@@ -114,7 +114,7 @@ static void multiply(Walk *walk, const Weights *weights, const uint16_t *x, char
             least(at + slice, in));
   }
   int64_t some = panels / (threads * ITEMS);
-  some = some > MAX_PANELS ? MAX_PANELS : some < 1 ? 1 : some < 4 ? some : some / 4 * 4; /* four are read at once */
+  some = some > MAX_PANELS ? MAX_PANELS : some < 1 ? 1 : some < 4 ? some : some / 4 * 4; /* up to four are read at once */
   int64_t parts = (panels + some - 1) / some;
   for (int64_t item; (item = next_item(walk, groups * parts)) >= 0;) {
     int64_t begin = item / parts * together, end = least(begin + together, rows);

@@ -93,8 +93,8 @@ static void some_rows(int64_t rows, int panels, const float *x, const uint16_t *
 }
 
 static int64_t float_bytes(int64_t rows, int64_t in) {
-  int64_t size = in_tiles(in) ? sizeof(uint16_t) : sizeof(float);
-  return (rows + PANEL - 1) / PANEL * PANEL * in * size;
+  if (in_tiles(in)) return (rows + PANEL - 1) / PANEL * PANEL * in * (int64_t)sizeof(uint16_t);
+  return rows * in * (int64_t)sizeof(float);
 }
 
 int expands_blocks(int64_t in) { return in_tiles(in) && in <= MAX_INPUTS; }

@@ -68,7 +68,7 @@ class TestTemplate:
     def test_every_field_is_bounded_and_all_that_is_wrong_is_named(self) -> None:
         wrong = Template("x", None, "s", arguments={"a b": 1}, date="20240203", lead="x" * 1001, end="y" * 201)
         with pytest.raises(InvalidInput) as caught:
-            replace(wrong, rendering=4).check("t")
+            replace(wrong, rendering=5).check("t")
         named = {violation.field for violation in caught.value.violations}
         assert named == {f"t.{name}" for name in ("text", "system", "arguments", "date", "lead", "end", "rendering")}
 
@@ -110,8 +110,9 @@ class TestText:
             ids = InputEncoder(bos_tokenizer, pinned_or_bare).encode_input("<user>hello")
             assert bos_tokenizer.decode(ids) == "<user>Say: <user>hello!"
             assert ids.count(bos_tokenizer.bos_token_id) == 1
-        before = InputEncoder(bos_tokenizer, replace(template, rendering=2)).encode_input("hello")
-        assert before.count(bos_tokenizer.bos_token_id) == 2, "versions of earlier builds stay as they were trained"
+        for rendering in (2, 3):
+            before = InputEncoder(bos_tokenizer, replace(template, rendering=rendering)).encode_input("hello")
+            assert before.count(bos_tokenizer.bos_token_id) == 2, "versions of earlier builds stay as they were trained"
 
     def test_a_bos_that_is_set_but_not_added_stays_away(self) -> None:
         tokenizer = byte_tokenizer()

@@ -112,6 +112,12 @@ def test_an_empty_pipe_is_named_as_its_user_knows_it() -> None:
         os.close(reading)
 
 
+def test_a_row_of_dashes_makes_no_markdown_table(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", "input|output\n|-\na|b\n")
+    with pytest.raises(InvalidInput, match="line 2 input: is empty"):
+        prepare(path)
+
+
 def test_a_pipe_of_the_shell_is_read() -> None:
     reading, writing = os.pipe()
     os.write(writing, csv_text().encode())
@@ -152,6 +158,10 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "keys.jsonl": (
         '{"input": "a", "input": "b", "output": "c"}\n{"input": "a", "output": "c"}\n',
         "'input' is there twice",
+    ),
+    "digits.jsonl": (
+        '{"input": "a", "digits": 1, "digits": 2}\n{"input": "a", "output": "c"}\n',
+        "'digits' is there twice",
     ),
     "lists.jsonl": ('["a", "b"]\n["c", "d"]\n', "line 1: must be an object"),
     "one-line.json": ('[{"input": "a", "output": "b"}, {"input": "c" "output": "d"}]', "item 2: is not JSON"),

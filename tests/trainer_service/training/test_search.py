@@ -147,5 +147,5 @@ def test_a_search_of_an_earlier_release_starts_again(is_search: bool) -> None:
     events = run(Cohort(BASE), replace(one, checkpoint=old, attempt=2))
     started = of(events, Started)[0]
     assert (started.step == 0) is is_search
-    assert ("chooses among a search's candidates otherwise" in started.restart_reason) is is_search
+    assert ("compared a search's candidates by held-out scores" in started.restart_reason) is is_search
     assert len(of(events, StepDone)) == one.spec.hyperparameters.num_steps - started.step

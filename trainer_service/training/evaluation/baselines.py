@@ -104,7 +104,7 @@ class _Asking:
             chat = replace(own, text=INPUT_FIELD, format=TemplateFormat.CHAT, system_override=True)
             self.encoder = InputEncoder(tokenizer, pinned(chat, tokenizer))
         else:
-            self.encoder = InputEncoder(tokenizer, Template(text="{input}\nAnswer:", rendering=3))
+            self.encoder = InputEncoder(tokenizer, Template(text="{input}\nAnswer:", rendering=4))
 
     def ids(self, example: Example, shots: Sequence[Example] = ()) -> list[int]:
         turns = [
