@@ -1,4 +1,4 @@
-"""`make chaos` in small: one kill. It speaks to all parts of the stack, so a change of theirs could break it unseen."""
+"""`make chaos` in small: one kill. It uses all parts of the stack, so a change to any could break it unnoticed."""
 
 from __future__ import annotations
 
@@ -22,5 +22,4 @@ def test_a_stack_heals_after_a_kill() -> None:
     assert not figures["broken"]
     assert done.returncode == 0
     assert figures["kills"] == {"gateway": 1}
-    assert figures["events"].get("watched", 0) == figures["events"].get("created", 0)
     assert figures["events"]["streamed"]

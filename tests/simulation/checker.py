@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise, permutations
 
@@ -13,14 +13,13 @@ from sqlalchemy import select
 from shared.store.layout import blob_key
 from shared.values.results import TuningProgress
 from tests.simulation.machine import QUANTUM_SECONDS
+from tests.simulation.spans import Span, both, largest_lead, most_at_once
 from tests.simulation.world import CONFIG, World
 from trainer_service.database.schema import job_events
 from trainer_service.jobs.model import Checkpoint, Job, JobEvent, JobEventKind, JobFilter, Note
 from trainer_service.jobs.states import LEASED_STATES, LEGAL_MOVES, JobState
 from trainer_service.jobs.store.job_store import JobStore
 
-Span = tuple[float, float]
-"""Beginning and end."""
 _ALONE = "beside or after other jobs; continues alone"
 """In the note of a job that ran out of memory on a worker with other jobs."""
 ENDS = {"plain": JobState.SUCCEEDED, "oom": JobState.SUCCEEDED, "nan": JobState.FAILED}
@@ -213,46 +212,8 @@ def _shares_are_fair(world: World, store: JobStore) -> Iterator[str]:
                 yield f"tenant {one} had {ahead:.0f} s more on workers than {other}, which waited; {most:.0f} may be"
 
 
-def most_at_once(spans: Sequence[Span]) -> float:
-    """The largest sum of the lengths of spans that have a moment in common."""
-    lengths = (sum(end - begun for begun, end in spans if begun <= moment < end) for moment, _ in spans)
-    return max(lengths, default=0.0)
-
-
 def _job_in(event: JobEvent) -> Job | None:
     return event.payload if isinstance(event.payload, Job) else None
-
-
-def both(ones: Sequence[Span], others: Sequence[Span]) -> list[Span]:
-    """The longest spans of time that are covered by spans of both."""
-    marks = [
-        (time, kind, step)
-        for kind, spans in enumerate((ones, others))
-        for span in spans
-        for time, step in ((span[0], 1), (span[1], -1))
-    ]
-    open_spans, begun, found = [0, 0], 0.0, list[Span]()
-    for time, kind, step in sorted(marks, key=lambda mark: (mark[0], -mark[2])):
-        was = all(open_spans)
-        open_spans[kind] += step
-        if all(open_spans) and not was:
-            begun = time
-        elif was and not all(open_spans) and time > begun:
-            found.append((begun, time))
-    return found
-
-
-def largest_lead(ones: Sequence[Span], others: Sequence[Span], window: Span) -> float:
-    """By how many seconds the first spans cover more than the others, in that part of the window where it is most."""
-    changes = [(time, step) for span in ones for time, step in ((span[0], 1), (span[1], -1))]
-    changes += [(time, step) for span in others for time, step in ((span[0], -1), (span[1], 1))]
-    active, lead, best, now = 0, 0.0, 0.0, window[0]
-    for time, step in sorted([*changes, (window[1], 0)]):
-        if (until := min(time, window[1])) > now:
-            lead = max(0.0, lead + active * (until - now))
-            best, now = max(best, lead), until
-        active += step
-    return best
 
 
 def _jobs_leave_aliases_moved_by_hand(store: JobStore, log: _Log) -> Iterator[str]:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, create_engine, select
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy import select
 
 from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.registry import PromptRegistry
@@ -28,6 +24,7 @@ from shared.store.index import VersionRecord
 from shared.store.maintenance import MaintenancePolicy
 from shared.store.store import PromptStore
 from tests.inference_service.prompts.fakes import NullPromptObserver
+from tests.simulation.database import SimulatedDatabase
 from tests.simulation.history import History
 from tests.simulation.machine import EPOCH, CooperativeLock, Fate, Loop, Node, current_node, kill, start_on
 from tests.simulation.storage import NetworkBackend, Storage, StorageFaults
@@ -36,7 +33,6 @@ from tests.simulation.workers import SimulatedPool
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.job_service import AdmitAll
 from trainer_service.base_models import KnownBaseModel
-from trainer_service.database.database import Database, translated
 from trainer_service.database.schema import jobs
 from trainer_service.dispatch.manager import JobManager
 from trainer_service.imports import ImportRequest
@@ -81,56 +77,6 @@ class SharedStore(JobStore):
 
     def close(self) -> None:
         """The database outlives its clients."""
-
-
-class SimulatedDatabase(Database):
-    """SQLite in memory, whose disk is full at times. All simulated processes use one connection: no transaction waits
-    for anything, so they run one after another.
-    """
-
-    is_full = False
-
-    def __init__(self, url: str) -> None:
-        """Migrates the database at `url`, whose copies in memory are the databases of lives (`restore`)."""
-        Database(url).close()
-        super().__init__(url, migrate=False)
-        self._memory = sqlite3.connect(":memory:", isolation_level=None)
-        self._copy = create_engine("sqlite://", creator=lambda: self._memory, poolclass=StaticPool).connect()
-        self._copy.begin()  # never ends: `write` begins and ends transactions of SQLite itself
-        self._is_writing = False
-
-    def restore(self, path: str = "") -> None:
-        """Makes it what the file at the URL is, or another one."""
-        with closing(sqlite3.connect(path or str(self.engine.url.database))) as file:
-            file.backup(self._memory)
-        self._memory.execute("PRAGMA foreign_keys=ON")
-        self.is_full = self._is_writing = False
-
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
-        assert not self._is_writing, "another connection would not see what this transaction has written"
-        with translated():
-            yield self._copy
-
-    @contextmanager
-    def write(self) -> Iterator[Connection]:
-        assert not self._is_writing, "this transaction would wait for itself"
-        self._is_writing = True
-        self._memory.execute("BEGIN")
-        try:
-            with translated():
-                yield self._copy
-                if self.is_full:
-                    full = sqlite3.OperationalError("database or disk is full")
-                    full.sqlite_errorname = "SQLITE_FULL"
-                    raise OperationalError("COMMIT", {}, full)
-        except BaseException:
-            self._memory.execute("ROLLBACK")
-            raise
-        else:
-            self._memory.execute("COMMIT")
-        finally:
-            self._is_writing = False
 
 
 class ToyModels:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import (
-    PreconditionFailed,
-)
+from shared.errors import PreconditionFailed
 from shared.model import fingerprint
 from softprompt.model_folder import is_complete
 from softprompt.models import pull

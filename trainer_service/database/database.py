@@ -12,9 +12,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -37,12 +36,12 @@ from sqlalchemy import (
     make_url,
     text,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 
 from shared.errors import InvalidInput, PreconditionFailed, Unavailable
 from trainer_service.database import sqlite_pages
 from trainer_service.database.statement_deadline import StatementDeadline
+from trainer_service.database.upserts import insert, or_changes, upsert
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +196,7 @@ class Database:
 
     def insert(self, table: Table) -> Any:
         """An INSERT into the table that has `on_conflict_do_nothing` and `on_conflict_do_update`."""
-        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+        return insert(self.is_sqlite, table)
 
     def put(
         self,
@@ -214,9 +213,9 @@ class Database:
         """
         assert where is None or not newest
         if where is None:
-            statement = _upsert(self.is_sqlite, table, tuple(key), tuple(values), newest)
+            statement = upsert(self.is_sqlite, table, tuple(key), tuple(values), newest)
         else:
-            statement = _or_changes(self.insert(table), key, values, where)
+            statement = or_changes(self.insert(table), key, values, where)
         connection.execute(statement, {**key, **values})
 
     def size_bytes(self) -> int:
@@ -261,19 +260,6 @@ class Database:
             command.upgrade(config, "head")
         if not self.is_sqlite:
             self._deadline.restore()
-
-
-@lru_cache(maxsize=64)
-def _upsert(is_sqlite: bool, table: Table, key: tuple[str, ...], values: tuple[str, ...], newest: str) -> Any:
-    statement = sqlite.insert(table) if is_sqlite else postgresql.insert(table)
-    where = table.c[newest] <= statement.excluded[newest] if newest else None
-    return _or_changes(statement, key, values, where)
-
-
-def _or_changes(statement: Any, key: Iterable[str], values: Iterable[str], where: ColumnElement[bool] | None) -> Any:
-    """The INSERT, which changes the values of the row with this key if there is one and it meets the condition."""
-    new = {name: statement.excluded[name] for name in values}  # not the values: a checkpoint would be sent twice
-    return statement.on_conflict_do_update(index_elements=list(key), set_=new, where=where)
 
 
 def newest_schema() -> str:

@@ -43,6 +43,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _EAGER = ("gemma2", "gpt_oss", "bloom")  # transformers' fused attention lacks what these need
 
+IDS = (40, 41, 42, 43)
+"""A short input."""
+
 
 def tiny_base(kind: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> BaseModel:
     """A random model in memory; its weights are large enough that greedy choices are not a coin's toss."""
@@ -104,6 +107,13 @@ def small_config(**overrides: Any) -> EngineConfig:
         "prefix_kv_bytes": 1 << 20,
     }
     return EngineConfig(**{**defaults, **overrides})
+
+
+def build(**config: Any) -> Engine:
+    """An engine with `small_config` and the prompt "a"."""
+    engine = Engine.from_base_model(tiny_base(), small_config(**config))
+    engine.load_prefix("a", soft_prompt(engine.base))
+    return engine
 
 
 def greedy(max_new_tokens: int = 16, **fields: Any) -> SamplingParams:

@@ -16,22 +16,16 @@ from inference_service.engine.engine import Engine
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.values.sampling import SamplingParams
-from tests.inference_service.engine.builders import drain, greedy, run_one, small_config, soft_prompt, tiny_base
-
-IDS = (40, 41, 42, 43)
-
-
-def build(**config: Any) -> Engine:
-    engine = Engine.from_base_model(tiny_base(), small_config(**config))
-    engine.load_prefix("a", soft_prompt(engine.base))
-    return engine
-
-
-@pytest.fixture
-def engine() -> Any:
-    subject = build()
-    yield subject
-    subject.check_integrity()
+from tests.inference_service.engine.builders import (
+    IDS,
+    build,
+    drain,
+    greedy,
+    run_one,
+    small_config,
+    soft_prompt,
+    tiny_base,
+)
 
 
 def test_length_eos_and_stop_tokens(engine: Engine) -> None:

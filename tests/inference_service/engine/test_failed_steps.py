@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -12,17 +11,7 @@ from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest
 from inference_service.engine.engine import MAX_FAILED_STEPS, Engine
 from inference_service.engine.kv.prefix_cache import PrefixCache
-from tests.inference_service.engine.builders import drain, greedy, run_one, small_config, soft_prompt, tiny_base
-
-IDS = (40, 41, 42, 43)
-
-
-@pytest.fixture
-def engine() -> Any:
-    subject = Engine.from_base_model(tiny_base(), small_config())
-    subject.load_prefix("a", soft_prompt(subject.base))
-    yield subject
-    subject.check_integrity()
+from tests.inference_service.engine.builders import IDS, drain, greedy, run_one
 
 
 def test_one_request_without_finite_logits_does_not_touch_its_neighbours(engine: Engine) -> None:

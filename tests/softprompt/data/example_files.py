@@ -18,6 +18,7 @@ from softprompt.types.data import PreparedData
 COLUMNS = ("question", "answer")
 ROWS = [("Wie heißt das?", "So, und so"), ('Say "hi"', "two\nlines"), ("7", "x")]
 WANTED = [{"input": question, "output": answer} for question, answer in ROWS]
+QUESTION, ANSWER = {"role": "user", "content": 'it\'s "new"\nline'}, {"role": "assistant", "content": "b"}
 
 
 def csv_text(delimiter: str = ",", end: str = "\n") -> str:

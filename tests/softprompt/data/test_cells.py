@@ -17,7 +17,7 @@ from softprompt.data.checking import check
 from softprompt.data.inputs import input_columns, input_of
 from softprompt.data.prepare import prepare
 from softprompt.data.problems import UnusableData
-from tests.softprompt.data.example_files import checked, examples_of, written
+from tests.softprompt.data.example_files import ANSWER, QUESTION, checked, examples_of, written
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -49,9 +49,6 @@ def test_quotes_after_spaces_are_read_in_the_first_cell_and_in_a_row_of_several_
     path = written(tmp_path / "a.csv", f'input{delimiter}output\nhello{delimiter} "two\nlines{delimiter} more"\n')
     with pytest.raises(UnusableData, match=r"line 2: has a quote .* after a space that is not closed on the same line"):
         prepare(path)
-
-
-QUESTION, ANSWER = {"role": "user", "content": 'it\'s "new"\nline'}, {"role": "assistant", "content": "b"}
 
 
 @pytest.mark.parametrize("write", [json.dumps, str], ids=["JSON", "Python"])

@@ -16,9 +16,11 @@ from softprompt.data.checking import check
 from softprompt.data.prepare import prepare
 from softprompt.data.problems import UnusableData
 from tests.softprompt.data.example_files import (
+    ANSWER,
     COLUMNS,
     LINES,
     OBJECTS,
+    QUESTION,
     ROWS,
     WANTED,
     csv_text,
@@ -27,7 +29,6 @@ from tests.softprompt.data.example_files import (
     written,
     xlsx,
 )
-from tests.softprompt.data.test_cells import ANSWER, QUESTION
 
 FILES: dict[str, str | bytes | Callable[[Path], None]] = {
     "a.csv": csv_text(),

@@ -114,6 +114,10 @@ def test_a_search_needs_no_held_out_examples() -> None:
     assert [one.num_steps for one in result.tried if one.chosen] == [STEPS]
 
 
+def test_a_run_without_a_search_lists_no_candidates() -> None:
+    assert not of(run(Cohort(BASE), task(num_steps=2)), Finished)[0].result.tried
+
+
 def test_a_search_from_a_prompt_has_three_candidates() -> None:
     source = of(run(Cohort(BASE), task()), Finished)[0].result.prefix
     init = {"method": "FROM_PROMPT", "source_version": "prompts/p/versions/1"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.simulation.checker import both, largest_lead, most_at_once
+from tests.simulation.spans import both, largest_lead, most_at_once
 
 
 def test_spans_of_both_tenants() -> None:
