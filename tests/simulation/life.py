@@ -19,11 +19,12 @@ from shared.invariants import num_broken
 from tests.simulation.bugs import bug
 from tests.simulation.checker import check, edges
 from tests.simulation.clients import PROMPTS, TENANTS, Client
+from tests.simulation.database import SimulatedDatabase
 from tests.simulation.faults import Faults
 from tests.simulation.history import History
 from tests.simulation.machine import Loop, machine
 from tests.simulation.upgrade import SCHEMAS, OldJob, make_old_database
-from tests.simulation.world import CONFIG, SimulatedDatabase, World, loop_of
+from tests.simulation.world import CONFIG, World, loop_of
 from trainer_service.database.schema import jobs
 from trainer_service.jobs.states import JobState
 
