@@ -21,6 +21,7 @@ import torch
 from shared.kernels import build, library
 
 PROGRAM = Path(__file__).with_name("every_kernel.c")
+INCLUDE = f"-I{build.SOURCES}"
 CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 AVX512 = ("avx512", "avx512_vnni", "avx512_amx")
 Results = dict[str, torch.Tensor]
@@ -38,7 +39,7 @@ def compiled_and_run(folder: Path, machine: str, instruction_set: str) -> Result
     else:
         kernels = ["-static", *sorted(map(str, build.SOURCES.glob("*.c")))]
     target, compiler = folder / instruction_set, build.COMPILER if native else CROSS_COMPILER
-    command = [compiler, *flags, f"-I{build.SOURCES}", str(PROGRAM), *kernels, "-o", str(target), "-lm"]
+    command = [compiler, *flags, INCLUDE, str(PROGRAM), *kernels, "-o", str(target), "-lm"]
     subprocess.run(command, capture_output=True, check=True)
     program = [str(target)] if native else [EMULATOR, str(target)]
     lines = subprocess.run(program, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -104,18 +105,7 @@ def test_sanitizers_find_nothing(expected: Results, tmp_path: Path) -> None:
     flags = [flag for flag in build.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]
     checks = ("-O0", "-g", "-w", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     sources = sorted(map(str, build.SOURCES.glob("*.c")))
-    command = [
-        build.COMPILER,
-        *flags,
-        *options,
-        *checks,
-        f"-I{build.SOURCES}",
-        *sources,
-        str(PROGRAM),
-        "-o",
-        str(target),
-        "-lm",
-    ]
+    command = [build.COMPILER, *flags, *options, *checks, INCLUDE, *sources, str(PROGRAM), "-o", str(target), "-lm"]
     subprocess.run(command, capture_output=True, check=True)
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}  # the program never frees its operands
     done = subprocess.run([str(target)], capture_output=True, text=True, env=environment)
