@@ -157,6 +157,7 @@ async def test_a_search_is_reported_in_job_note_and_manifest(training: RunningTr
     ).version
     assert version.recipe["hyperparameters"]["learning_rate"] == pytest.approx(chosen.learning_rate)
     assert len(version.recipe["candidates"]) == 6
+    assert version.recipe["candidates"][0]["losses"] == pytest.approx(list(result.candidates[0].losses))
 
 
 async def test_two_jobs_train_together_and_a_second_version_follows_the_first(training: RunningTrainer) -> None:

@@ -80,9 +80,13 @@ def search_note(found: Sequence[SearchCandidate]) -> str:
 
 
 def as_json(record: ComparisonRecord | SearchCandidate) -> dict[str, Any]:
-    """A record as strict JSON for a manifest: numbers that are not finite are left out."""
-    plain = {name: value for name, value in asdict(record).items() if value is not None}
-    return {name: value for name, value in plain.items() if not isinstance(value, float) or math.isfinite(value)}
+    """A record as strict JSON for a manifest: tuples are lists, and numbers that are not finite are left out."""
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(record).items()}
+    return {
+        name: value
+        for name, value in plain.items()
+        if value is not None and (not isinstance(value, float) or math.isfinite(value))
+    }
 
 
 def _record(rival: str, comparison: Comparison) -> ComparisonRecord:
