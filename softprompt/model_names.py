@@ -8,11 +8,12 @@ from pathlib import Path
 
 from shared.errors import InvalidInput
 from shared.process.user_cache import expanded
+from shared.prompt.digest import DIGEST_PATTERN
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _DIRECTORY = re.compile(r"\w[\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
-_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
+_FINGERPRINT = re.compile(DIGEST_PATTERN)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from safetensors.torch import load
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.model.safetensors_file import complaint
 from shared.names import MAX_REQUEST_ID_CHARS, check_alias, check_name
+from shared.pickles import PICKLE_BEGINNINGS
 from shared.prompt.blob import decode_blob, encode_blob, read_manifest
 from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
@@ -35,7 +36,6 @@ from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.training.data.dataset import check_labels
 
 _IMPORT_PREFIX = "imports/"
-_PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _DECODER, _ENCODER = "decoder", "encoder"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -102,7 +102,7 @@ class Imported:
 
 def read_import(data: bytes, request: ImportRequest, models: BaseModels) -> Imported:
     """Checks the file of an import. Raises InvalidInput, DamagedBlob, or PreconditionFailed for another base model."""
-    if data.startswith(_PICKLE_BEGINNINGS):
+    if data.startswith(PICKLE_BEGINNINGS):
         reason = "pickle files can execute code and are never read; save the tensor as safetensors"
         raise InvalidInput.of(
             "chunk", f"begins as a pickle (PyTorch's .bin, .pt, .pth, .pkl) or as an archive of one: {reason}"

@@ -19,7 +19,7 @@ LANES = 16
 """Sizes are multiples of this: the numbers of float32 in the widest vector register (`PANEL` of simd.h)."""
 _PARALLEL_NUMEL = 1 << 16
 """With fewer numbers, waking other threads takes longer than an elementwise kernel."""
-_DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16)
 _CACHE_WIDTHS = (32, 64, 96, 128)
 OUTSIDE = -2
 _WEIGHTS = library.STRUCTURES["Weights"]
@@ -27,7 +27,7 @@ _WEIGHTS = library.STRUCTURES["Weights"]
 
 def takes(tensor: torch.Tensor, width: int) -> bool:
     """Whether the elementwise kernels and `packed_attention` are available for such tensors with rows of `width`."""
-    fits = tensor.is_cpu and tensor.dtype in _DTYPES and width % LANES == 0 and width > 0
+    fits = tensor.is_cpu and tensor.dtype in DTYPES and width % LANES == 0 and width > 0
     return fits and library.load() is not None
 
 
@@ -296,7 +296,7 @@ def _check(x: torch.Tensor, dtype: torch.dtype | None = None, width: int | None 
     width than given. A decode step calls this about 600 times, so it takes less than half a microsecond.
     """
     found, numbers = x.dtype, x.shape[-1]
-    wrong_dtype = found not in _DTYPES if dtype is None else found != dtype or dtype not in _DTYPES
+    wrong_dtype = found not in DTYPES if dtype is None else found != dtype or dtype not in DTYPES
     if wrong_dtype or numbers % LANES or (width is not None and numbers != width) or not x.is_cpu:
         expected = f"{dtype or 'float32 or bfloat16'} [..., {width or f'a multiple of {LANES}'}] on the CPU"
         raise ValueError(f"expected {expected}, got {found} {tuple(x.shape)} on {x.device}")

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from shared.kernels import library
+from shared.kernels.ops import DTYPES
 
 NOT_FINITE, NOTHING_LEFT = -1, -2
 _DRAW = library.STRUCTURES["Draw"]
 DRAW = tuple(name for name, *_ in _DRAW._fields_[6:])
 """How one row is sampled: the fields of `Draw` in kernels.h, after those of its logits."""
-_DTYPES = (torch.float32, torch.bfloat16)
 _UNCHANGED = (None, None, None, 0)
 
 
@@ -32,7 +32,7 @@ class Change:
 
 def takes(rows: Sequence[torch.Tensor]) -> bool:
     """Whether the kernel is available for such rows."""
-    return all(row.is_cpu and row.dtype in _DTYPES for row in rows) and library.load() is not None
+    return all(row.is_cpu and row.dtype in DTYPES for row in rows) and library.load() is not None
 
 
 def choose_tokens(
@@ -47,7 +47,7 @@ def choose_tokens(
     assert found is not None, "ask `takes` first"
     vocab = rows[0].shape[0]
     rows = [row.contiguous() for row in rows]
-    if any(row.shape != (vocab,) or row.dtype not in _DTYPES or not row.is_cpu for row in rows) or not vocab:
+    if any(row.shape != (vocab,) or row.dtype not in DTYPES or not row.is_cpu for row in rows) or not vocab:
         raise ValueError(f"expected rows of {vocab} logits in float32 or bfloat16 on the CPU")
     if len(draws) != len(rows):
         raise ValueError(f"expected {len(rows)} draws, got {len(draws)}")

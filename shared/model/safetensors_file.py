@@ -10,6 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+ITEM_BYTES = {"F32": 4, "BF16": 2}
+"""Bytes of a number, by the name of its dtype: those of prompts and prefixes."""
+
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100 << 20
 """The format's own limit."""

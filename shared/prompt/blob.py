@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from shared.errors import DamagedBlob, InvalidInput
 from shared.json_keys import no_constant, unique_keys
+from shared.model.safetensors_file import ITEM_BYTES
 from shared.prompt.digest import MAX_BLOB_BYTES, digest_of
 from shared.prompt.kinds import KINDS
 from shared.prompt.manifest import MANIFEST_FORMAT, Manifest
@@ -35,7 +36,6 @@ from shared.prompt.prefix import Prefix
 MAX_HEADER_BYTES = 1 << 20
 
 _LENGTH_BYTES = 8
-_ITEM_BYTES = {"F32": 4, "BF16": 2}
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class _Entry:
 
     @property
     def num_bytes(self) -> int:
-        return _ITEM_BYTES[self.dtype] * math.prod(self.shape)
+        return ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
 
 def _split(data: bytes) -> tuple[bytes, memoryview]:

@@ -9,7 +9,8 @@ from shared.errors import InvalidInput
 
 MAX_BLOB_BYTES = 256 << 20
 """The largest size limit of a version's file; a kind of prefix may have a smaller one."""
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+DIGEST_PATTERN = "sha256:[0-9a-f]{64}"
+_DIGEST = re.compile(DIGEST_PATTERN)
 
 
 def digest_of(data: bytes) -> str:

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, Vali
 
 from shared.errors import DamagedBlob
 from shared.names import NAME_PATTERN
+from shared.prompt.digest import DIGEST_PATTERN
 from shared.prompt.manifest import Timestamp
 from shared.store.checksum import with_checksum
 
@@ -27,7 +28,7 @@ MAX_ACTOR_CHARS = 200
 
 Interned = AfterValidator(sys.intern)
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME_PATTERN}$"), Interned]
-Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, StringConstraints(pattern=f"^{DIGEST_PATTERN}$")]
 ReplicaId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9.-]{0,198}[a-z0-9])?$")]
 JobName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 VersionNumber = Annotated[int, Field(ge=1, lt=1_000_000_000)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput
+from shared.model.safetensors_file import ITEM_BYTES
 from softprompt.types.prompts import PromptVersion
 
 _LENGTH_BYTES = 8
@@ -139,7 +140,6 @@ def _as_json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-_ITEM_BYTES = {"F32": 4, "BF16": 2}
 FLAT_KEY = "prompt_embeddings"
 
 
@@ -160,7 +160,7 @@ def flattened(blob: bytes) -> tuple[bytes, int, int]:
             reason = f"PEFT keeps keys and values of one shape only; this version has {sorted(shapes)}"
             raise InvalidInput.of("version", reason)
         ((positions, heads, width),), (dtype,) = shapes, dtypes
-        num_bytes = heads * width * _ITEM_BYTES[dtype]
+        num_bytes = heads * width * ITEM_BYTES[dtype]
         starts = [begin + entry["data_offsets"][0] for entry in header.values()]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedBlob("the version's header can't be read") from error

@@ -14,6 +14,7 @@ from typing import Any
 
 from shared.errors import InvalidInput, NotFound
 from shared.model.safetensors_file import complaint_about
+from shared.pickles import PICKLE_BEGINNINGS
 from shared.process.user_cache import expanded
 from softprompt.interchange.adapter import CONFIG_FILE, WEIGHTS_FILE
 
@@ -21,7 +22,6 @@ MAX_BYTES = 256 << 20
 _MAX_CONFIG_BYTES = 1 << 20
 _DECODER_FILE, _ENCODER_STEM = "decoder.safetensors", "encoder"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
-_PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING")
 """PEFT's kinds whose file holds embeddings; for P-tuning (Liu et al. 2021) these are the encoder's outputs."""
 _KEY_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
@@ -84,7 +84,7 @@ def _checked(file: Path) -> Path:
     if size > MAX_BYTES:
         raise _refused(file, f"has {size} bytes; a version takes at most {MAX_BYTES}")
     with file.open("rb") as opened:
-        if opened.read(8).startswith(_PICKLE_BEGINNINGS):
+        if opened.read(8).startswith(PICKLE_BEGINNINGS):
             raise _refused(file, f"is refused: its content is a pickle or an archive of one; {_WHY}")
     if complaint := complaint_about(file):
         raise _refused(file, f"is not a valid safetensors file: {complaint}")

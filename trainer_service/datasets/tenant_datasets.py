@@ -20,10 +20,10 @@ from trainer_service.datasets.ledger import DatasetLedger
 from trainer_service.datasets.names import dataset_name
 from trainer_service.datasets.roots import DatasetRoots
 from trainer_service.datasets.store import DatasetStore, Inspected, Keep, Source, StoredDataset
+from trainer_service.pages import MAX_PAGE_SIZE
 
 log = logging.getLogger(__name__)
 
-MAX_PAGE_SIZE = 1000
 MAX_FILE_NAME_CHARS = 255
 
 

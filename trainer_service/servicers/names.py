@@ -5,9 +5,9 @@ from __future__ import annotations
 from shared.errors import InvalidInput
 from shared.names import check_name
 from trainer_service.jobs.model import JOB_NAME
+from trainer_service.pages import MAX_PAGE_SIZE
 
 DEFAULT_PAGE_SIZE = 50
-MAX_PAGE_SIZE = 1000
 
 
 def job_id_of(name: str, field: str = "name") -> str:

@@ -21,8 +21,8 @@ from trainer_service.jobs.record import Record, from_row
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store import tenant_shares
 from trainer_service.jobs.store.visibility import in_states, sees_all, visible
+from trainer_service.pages import MAX_PAGE_SIZE
 
-MAX_PAGE_SIZE = 1000
 _RANKS_SECONDS = 1.0
 _MAX_RANKINGS = 64
 
