@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak fuzz simulate simulate-ci chaos prove-simulation simulate-fairness lock release clean tools rules images try-images try-platform bench-router bench-against
+.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-search bench-candidates bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak fuzz simulate simulate-ci chaos prove-simulation simulate-fairness lock release clean tools rules images try-images try-platform bench-router bench-against
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,14 @@ bench: bench-train bench-serve bench-kernels bench-store bench-jobs  ## The benc
 
 bench-train: dev model   ## Training compared with PEFT, in both dtypes
 	for dtype in bfloat16 float32; do $(BIN)/python -m benchmarks.train --dtype $$dtype --model "$$($(BIN)/softprompt models pull $(MODEL))" || exit 1; done
+
+bench-search: dev ## The work of a search, relative to one run
+	$(BIN)/python -m benchmarks.train.search
+
+bench-candidates: dev model ## A search's candidates, all trained to the end: DATA=<dir> SET=<name> (half an hour on a core)
+	$(BIN)/python -m benchmarks.train.candidates --model "$$($(BIN)/softprompt models pull $(MODEL))" \
+		--data "$(or $(DATA),$(error give DATA=<directory> with NAME.train.jsonl and NAME.test.jsonl))" --set "$(or $(SET),$(error give SET=<name of a dataset>))" \
+		--output benchmarks/results/candidates-$(SET).json
 
 bench-quality: dev model ## The untuned model, PEFT's methods and ours on the datasets in DATA=<dir>; OPTIONS selects a part (all: days on two cores)
 	$(BIN)/python -m benchmarks.quality --data "$(or $(DATA),$(error give DATA=<directory> with NAME.train.jsonl and NAME.test.jsonl))" \

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,22 @@ async def _serve_until_stdin_closes(model_dir: Path, directory: Path, trains: bo
         sys.stdout.write(json.dumps(services.endpoints) + "\n")
         sys.stdout.flush()
         await asyncio.to_thread(sys.stdin.read)
+
+
+@contextmanager
+def both_in_a_process(model_dir: Path, directory: Path, *options: str) -> Iterator[tuple[str, str]]:
+    """The addresses of a trainer and a replica in a separate process, for tests that block. Option: `--train`."""
+    command = [sys.executable, "-m", "tests.both_services", str(model_dir), str(directory), *options]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        trainer, inference = json.loads(process.stdout.readline())
+        yield trainer, inference
+        process.stdin.close()
+        assert process.wait() == 0
 
 
 if __name__ == "__main__":  # as a separate process, for tests that block

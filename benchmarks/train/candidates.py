@@ -1,6 +1,6 @@
-"""How early the training losses of a search's candidates tell which one ends best.
+"""How early the training losses of a search's candidates predict which one will be the best.
 
-    python -m benchmarks.train.candidates --model DIR --data DIR --set NAME
+    python -m benchmarks.train.candidates --model DIR --data DIR --set NAME --output FILE
 
 Trains the six candidates of a search as six jobs of one cohort to the end: the same batches in the same order, so that
 their losses can be compared step by step. Writes each candidate's training losses and its losses on test rows as JSON,

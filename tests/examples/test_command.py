@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from shared.names import PromptReference
 from shared.store import open_store
+from tests.both_services import both_in_a_process
 from tests.softprompt.cli_runner import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -93,15 +92,9 @@ def test_an_example_with_services_of_its_own(cli: CliRunner, tiny_model_dir: Pat
 
 @pytest.mark.slow
 def test_an_example_with_running_services(cli: CliRunner, tiny_model_dir: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.both_services", str(tiny_model_dir), str(tmp_path / "both"), "--train"]
     (tmp_path / "both").mkdir()
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
-    ) as process:
-        trainer, _ = json.loads(process.stdout.readline())
+    with both_in_a_process(tiny_model_dir, tmp_path / "both", "--train") as (trainer, _):
         outcome = cli("example", "parity", "--trainer", trainer)
-        process.stdin.close()
-        assert process.wait() == 0
     assert outcome.code == 0, outcome.err
     lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
     assert "accuracy on 12 held-out examples, with 95 % intervals" in lines

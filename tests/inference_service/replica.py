@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,6 @@ from typing import Any
 
 import grpc
 import torch
-from prometheus_client.parser import text_string_to_metric_families
 from prompttuning.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 from inference_service.config import InferenceSettings
@@ -28,6 +26,7 @@ from shared.prompt.soft_prompt import SoftPrompt
 from shared.rpc.errors import error_from_rpc
 from shared.store import PromptStore, VersionRecord, open_store
 from shared.text.template import Template
+from tests.metric_samples import sample_of
 from tests.waiting import until
 
 
@@ -103,15 +102,7 @@ class Replica:
         return await self.sample(f"softprompt_inference_{name}", **labels)
 
     async def sample(self, name: str, **labels: str) -> float:
-        def scrape() -> str:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as response:
-                return str(response.read().decode())
-
-        for family in text_string_to_metric_families(await asyncio.to_thread(scrape)):
-            for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
-                    return float(sample.value)
-        return 0.0
+        return await sample_of(self.metrics_port, name, **labels)
 
 
 def generate_request(text: str = "hello", prompt: str = "", **sampling: Any) -> generation_pb2.GenerateRequest:

@@ -189,7 +189,7 @@ class NetworkBackend:
             raise Unavailable("the object store did not get the request")
         if faults.strikes("hung call", 0.3):
             wait_inside(asyncio.sleep(faults.rng.uniform(5, 60)))
-        if self._storage.disk is not None:  # it has a clock of its own, and others act meanwhile
+        if self._storage.disk is not None:  # which has its own clock, and during whose calls other processes act
             result = act()
         else:
             with by_true_clock():

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import doctest
 import inspect
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from nbclient import NotebookClient
 import softprompt
 from softprompt import Client, Hyperparameters, TuningSpec
 from softprompt.client.examples import EXAMPLES
+from tests.both_services import both_in_a_process
 
 ROOT = Path(__file__).parents[2]
 Endpoints = tuple[str, str]
@@ -24,16 +22,8 @@ Endpoints = tuple[str, str]
 
 @pytest.fixture(scope="module")
 def endpoints(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
-    command = [sys.executable, "-m", "tests.both_services", str(tiny_model_dir), str(tmp_path_factory.mktemp("both"))]
-    with subprocess.Popen(
-        [*command, "--train"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        trainer, inference = json.loads(process.stdout.readline())
-        yield trainer, inference
-        process.stdin.close()
-        assert process.wait() == 0
+    with both_in_a_process(tiny_model_dir, tmp_path_factory.mktemp("both"), "--train") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -168,9 +168,9 @@ async def _download(backend: Backend, dataset: str, path: Path) -> None:
 
 
 def _move(folder: Path, held_out: Set[int], corrected: Mapping[int, str]) -> None:
-    """Write the training part, and the rest of the held-out part, which is the lines `held_out` of all examples if it
-    has no file of its own. Every example with the input of a line in `corrected` gets the new answer and is trained on.
-    Raises ApiError.
+    """Write the training part, and the rest of the held-out part. Without a file for the held-out part, it is the lines
+    `held_out` of all examples. Every example with the input of a line in `corrected` gets the new answer and moves to
+    the training part. Raises ApiError.
     """
     everything, own = folder / "all.jsonl", folder / "shown.jsonl"
     answers: dict[str, str] = {}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 
 from shared.values.prompts import AliasSet, Deleted, Published, Snapshot
 from softprompt import Client
+from tests.both_services import both_in_a_process
 from tests.softprompt.cli_runner import CliRunner
 
 Endpoints = tuple[str, str]
@@ -24,18 +23,9 @@ Endpoints = tuple[str, str]
 
 @pytest.fixture(scope="module")
 def services(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
-    """In a process of their own, since the command line blocks."""
-    command = [sys.executable, "-m", "tests.both_services", str(tiny_model_dir), str(tmp_path_factory.mktemp("both"))]
-    root = Path(__file__).parents[3]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        trainer, inference = json.loads(process.stdout.readline())
-        yield trainer, inference
-        process.stdin.close()
-        assert process.wait() == 0
+    """In a separate process, since the command line blocks."""
+    with both_in_a_process(tiny_model_dir, tmp_path_factory.mktemp("both")) as found:
+        yield found
 
 
 @pytest.fixture

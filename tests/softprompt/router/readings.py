@@ -1,27 +1,15 @@
-"""What a router says of itself in its metrics."""
+"""Values of a router's metrics, and waiting for them."""
 
 from __future__ import annotations
 
-import asyncio
-
-from prometheus_client.parser import text_string_to_metric_families
-
+from tests.metric_samples import sample_of
 from tests.softprompt.router.running import Router
 from tests.waiting import until
 
 
 async def metric(router: Router, name: str, **labels: str) -> float:
-    def scrape() -> str:
-        import urllib.request
-
-        with urllib.request.urlopen(f"http://127.0.0.1:{router.metrics_port}/metrics") as response:
-            return str(response.read().decode())
-
-    for family in text_string_to_metric_families(await asyncio.to_thread(scrape)):
-        for sample in family.samples:
-            if sample.name == name and labels.items() <= sample.labels.items():
-                return float(sample.value)
-    return 0.0
+    """A sample of the router's metrics."""
+    return await sample_of(router.metrics_port, name, **labels)
 
 
 async def serves(router: Router, base_model: str) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import InvalidInput, NotFound, Overloaded, PreconditionFailed
 from shared.security.tokens import hash_token
+from tests.metric_samples import scraped
 from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
 from tests.trainer_service.datasets.tenants import (
     NAMES,
@@ -300,16 +299,8 @@ async def test_disk_and_database_sizes_are_scraped_from_the_service(trainer: Run
     port = json.loads(Path(trainer.settings.ready_file).read_bytes())["metrics_port"]
 
     async def samples() -> dict[tuple[str, str], float]:
-        def scrape() -> str:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
-                return str(response.read().decode())
-
-        families = text_string_to_metric_families(await asyncio.to_thread(scrape))
-        return {
-            (sample.name, "".join(sample.labels.values())): sample.value
-            for family in families
-            for sample in family.samples
-        }
+        found = await asyncio.to_thread(scraped, port)
+        return {(sample.name, "".join(sample.labels.values())): sample.value for sample in found}
 
     async def measured() -> bool:
         return ("softprompt_trainer_stored_bytes", "database") in await samples()

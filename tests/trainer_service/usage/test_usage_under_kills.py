@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import urllib.request
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from prometheus_client.parser import text_string_to_metric_families
 from prompttuning.v1 import generation_pb2, generation_pb2_grpc
 
 from shared.security.tokens import hash_token, new_token
@@ -23,6 +21,7 @@ from shared.store import open_store
 from shared.store.usage import UsageSegments
 from shared.values.usage import UsageDimension, UsageFilter, UsageRow
 from tests.inference_service.replica import generate_request, stream_request
+from tests.metric_samples import scraped
 from tests.softprompt.router.fleet import Running, fleet
 from tests.waiting import until
 from trainer_service.database.database import Database
@@ -92,13 +91,11 @@ class Callers:
 def counted(replica: Running) -> dict[str, float]:
     """What the metrics of a replica have counted."""
     found: dict[str, float] = defaultdict(float)
-    with urllib.request.urlopen(f"http://127.0.0.1:{replica.ports['metrics_port']}/metrics") as response:
-        for family in text_string_to_metric_families(response.read().decode()):
-            for sample in family.samples:
-                if sample.name.endswith(("inference_requests_finished_total", "inference_scores_finished_total")):
-                    found["requests"] += sample.value
-                elif sample.name.endswith("inference_tokens_total"):
-                    found[f"{sample.labels['kind']}_tokens"] += sample.value
+    for sample in scraped(replica.ports["metrics_port"]):
+        if sample.name.endswith(("inference_requests_finished_total", "inference_scores_finished_total")):
+            found["requests"] += sample.value
+        elif sample.name.endswith("inference_tokens_total"):
+            found[f"{sample.labels['kind']}_tokens"] += sample.value
     return found
 
 
