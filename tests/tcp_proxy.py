@@ -45,6 +45,10 @@ class TcpProxy:
         """End every connection: with a reset, or in good order."""
         self._do(lambda: self._cut(reset))
 
+    def is_closing(self) -> bool:
+        """Whether one side of a connection has ended."""
+        return any(writer.is_closing() for writer in tuple(self._writers))
+
     def close(self) -> None:
         self._do(self._stop)
         self._thread.join()
@@ -53,8 +57,10 @@ class TcpProxy:
         done = threading.Event()
 
         def run() -> None:
-            act()
-            done.set()
+            try:
+                act()
+            finally:
+                done.set()
 
         self._loop.call_soon_threadsafe(run)
         done.wait()
@@ -81,7 +87,7 @@ class TcpProxy:
 
     def _cut(self, reset: bool) -> None:
         for writer in self._writers:
-            if reset:
+            if reset and not writer.is_closing():  # the socket of one that closes may be gone
                 linger = struct.pack("ii", 1, 0)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             writer.close()
