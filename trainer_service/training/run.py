@@ -189,7 +189,7 @@ class TuningRun:
         picks = batch_indices(self._hyper.seed, self.step, len(self._train), self._hyper.batch_size)
         examples = [self._train.examples[pick] for pick in picks]
         rows = [
-            Row(example.input_ids, example.target_ids, float(self._row_weights[pick]), pick, example.teacher)
+            Row(example.input_ids, example.target_ids, float(self._row_weights[pick]), example.teacher)
             for pick, example in zip(picks, examples, strict=True)
         ]
         by_example = self._spec.task is TaskKind.CLASSIFICATION
