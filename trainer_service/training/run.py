@@ -18,6 +18,7 @@ import torch
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.model.base_model import BaseModel
 from shared.prompt.kinds import KINDS
+from shared.prompt.lift import check_heads
 from shared.prompt.prefix import Prefix, PrefixInput
 from shared.text.template import InputEncoder
 from shared.values.results import DistillationResult, EncodingStatistics
@@ -287,6 +288,9 @@ class TuningRun:
         from_prompt = self._hyper.init.method is InitMethod.FROM_PROMPT
         if from_prompt and len(self._evaluator) and not self.step and not self._state.history:
             self._keep(0, self._trainees[0], (yield from self._measure(self._trainees[0])))
+            source = self.task.source
+            if self.best is not None and source is not None and source.kind is self.best.kind:
+                self.best = source  # leaves round keys and values
 
     def _measure(self, trainee: Trainee) -> Measuring:
         return self._evaluator.measure(trainee.input(self._base_model.dtype).detach())
@@ -349,6 +353,7 @@ class TuningRun:
             return None
         try:
             current.check_fits(self._base_model)
+            check_heads(self._base_model, current)
         except PreconditionFailed:
             return None
         return current.input(self._base_model.dtype, self._base_model.device)

@@ -23,7 +23,7 @@ from trainer_service.training.attention.plain_inputs import cache_of
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.data.encoding import encode_dataset
 from trainer_service.training.evaluation.generate import greedy_answers
-from trainer_service.training.events import Checkpointed, Evaluated, Finished, StepDone, TrainingTask
+from trainer_service.training.events import Checkpointed, Evaluated, Failed, Finished, StepDone, TrainingTask
 from trainer_service.training.recipe.demonstrations import demonstrations
 from trainer_service.training.recipe.init import embed
 from trainer_service.training.recipe.leaves import KeyValueLeaves
@@ -48,6 +48,29 @@ def test_a_version_of_keys_and_values_is_trained_on() -> None:
     trained, loss = _trained(_job(kind="PREFIX"))
     again = run(Cohort(BASE), replace(_job(kind="PREFIX", init=FROM_PROMPT, num_steps=2), source=trained))
     assert of(again, Evaluated)[0].metrics["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_version_that_training_makes_worse_is_published_unchanged() -> None:
+    """Its numbers are float32, as of an import, and not rounded."""
+    trained, _ = _trained(_job(kind="PREFIX", learning_rate=3.0))
+    assert isinstance(trained, KeyValuePrefix)
+    source = KeyValuePrefix(*(tuple(layer * 1.0001 for layer in part) for part in (trained.keys, trained.values)))
+    others = tuple(replace(example, output="~^~^") for example in generation())
+    worse = replace(_job(kind="PREFIX", init=FROM_PROMPT, learning_rate=3.0), source=source, train=others)
+    result = of(run(Cohort(BASE), worse), Finished)[0].result
+    assert result.best_step == 0
+    assert result.prefix.equals(source)
+
+
+def test_keys_and_values_of_other_heads_are_refused_as_a_start_and_not_compared() -> None:
+    prefix = key_values_of(BASE, torch.randn(6, BASE.embedding_table.shape[1]))
+    narrow = KeyValuePrefix(*(tuple(layer[..., :8] for layer in part) for part in (prefix.keys, prefix.values)))
+    [failed] = of(run(Cohort(BASE), replace(_job(kind="PREFIX", init=FROM_PROMPT), source=narrow)), Failed)
+    assert failed.code == "BAD_DATA"
+    assert "layer 0 has keys and values [2, 8] and [2, 8], this model's are [2, 16] and [2, 16]" in failed.message
+    result = of(run(Cohort(BASE), replace(_job(num_steps=2), current=narrow)), Finished)[0].result
+    assert result.metrics
+    assert not result.current_metrics
 
 
 def test_answers_after_keys_and_values_are_those_after_the_prompt() -> None:
