@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache
 from shared.errors import PreconditionFailed
 from shared.model.base_model import BaseModel
 from shared.prompt.key_values import KeyValuePrefix
+from shared.prompt.prefix import Prefix
 
 Expand = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -44,6 +45,20 @@ def key_values_of(base: BaseModel, inputs_embeds: torch.Tensor) -> KeyValuePrefi
         for tensors in ([layer.keys for layer in layers], [layer.values for layer in layers])
     )
     return KeyValuePrefix(keys, values)
+
+
+def check_heads(base: BaseModel, prefix: Prefix) -> None:
+    """Raises PreconditionFailed if the keys and values are for layers with other heads than the model's."""
+    if not isinstance(prefix, KeyValuePrefix):
+        return
+    prefix.check_fits(base)
+    ours = key_values_of(base, base.embedding_table[:1])
+    layers = zip(prefix.keys, prefix.values, ours.keys, ours.values, strict=True)
+    for index, tensors in enumerate(layers):
+        key, value, our_key, our_value = (list(tensor.shape[1:]) for tensor in tensors)
+        if (key, value) != (our_key, our_value):
+            reason = f"layer {index} has keys and values {key} and {value}, this model's are {our_key} and {our_value}"
+            raise PreconditionFailed(f"the prefix does not fit {base.info.id}: {reason}")
 
 
 def latent_layers(model: torch.nn.Module) -> dict[int, Expand]:

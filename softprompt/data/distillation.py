@@ -12,7 +12,7 @@ from shared.values.example import Example
 from shared.values.spec import DOCUMENT, QUESTION
 from shared.violations import items_of
 from softprompt.data.values import check_unicode
-from softprompt.input_files import input_file
+from softprompt.input_files import MAX_PIPE_BYTES, input_file, shown_name
 
 Text = str | os.PathLike[str]
 """A text itself, or the path of a file in UTF-8."""
@@ -40,11 +40,17 @@ def distillation_examples(document: Text, questions: Text | Iterable[str] = ()) 
 
 def _read(path: os.PathLike[str], field: str) -> str:
     found = input_file(Path(path), field)
+    if isinstance(found, Path) and found.stat().st_size > MAX_PIPE_BYTES:
+        raise InvalidInput.of(field, f"{shown_name(found)} has more than {MAX_PIPE_BYTES >> 20} MiB")
     data = found if isinstance(found, bytes) else found.read_bytes()
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInput.of(field, f"is not UTF-8 (byte {error.start + 1})") from None
+    if "\0" in text:
+        reason = "is not a text: it has the character U+0000, like binary files and UTF-16"
+        raise InvalidInput.of(field, f"{reason}; save it as UTF-8")
+    return text
 
 
 def _lines(text: str) -> list[str]:

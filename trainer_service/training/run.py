@@ -18,6 +18,7 @@ import torch
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.model.base_model import BaseModel
 from shared.prompt.kinds import KINDS
+from shared.prompt.lift import check_heads
 from shared.prompt.prefix import Prefix, PrefixInput
 from shared.text.template import InputEncoder
 from shared.values.results import DistillationResult, EncodingStatistics
@@ -189,7 +190,7 @@ class TuningRun:
         picks = batch_indices(self._hyper.seed, self.step, len(self._train), self._hyper.batch_size)
         examples = [self._train.examples[pick] for pick in picks]
         rows = [
-            Row(example.input_ids, example.target_ids, float(self._row_weights[pick]), pick, example.teacher)
+            Row(example.input_ids, example.target_ids, float(self._row_weights[pick]), example.teacher)
             for pick, example in zip(picks, examples, strict=True)
         ]
         by_example = self._spec.task is TaskKind.CLASSIFICATION
@@ -287,6 +288,9 @@ class TuningRun:
         from_prompt = self._hyper.init.method is InitMethod.FROM_PROMPT
         if from_prompt and len(self._evaluator) and not self.step and not self._state.history:
             self._keep(0, self._trainees[0], (yield from self._measure(self._trainees[0])))
+            source = self.task.source
+            if self.best is not None and source is not None and source.kind is self.best.kind:
+                self.best = source  # leaves round keys and values
 
     def _measure(self, trainee: Trainee) -> Measuring:
         return self._evaluator.measure(trainee.input(self._base_model.dtype).detach())
@@ -349,6 +353,7 @@ class TuningRun:
             return None
         try:
             current.check_fits(self._base_model)
+            check_heads(self._base_model, current)
         except PreconditionFailed:
             return None
         return current.input(self._base_model.dtype, self._base_model.device)

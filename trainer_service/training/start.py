@@ -12,6 +12,7 @@ from shared.errors import DamagedBlob
 from shared.model.base_model import BaseModel
 from shared.prompt.prefix import Prefix
 from trainer_service.training import checkpoint
+from trainer_service.training.attention.packing import RowTokens
 from trainer_service.training.data.encoding import EncodedDataset
 from trainer_service.training.events import TrainingTask
 from trainer_service.training.recipe.demonstrations import demonstrations
@@ -77,7 +78,7 @@ def _trainee(
 ) -> Trainee:
     hyper, method = task.spec.hyperparameters, candidate.init.method
     generator = torch.Generator().manual_seed(hyper.seed % 2**63)
-    hidden: Mapping[int, tuple[int, ...]] | None = None
+    hidden: Mapping[RowTokens, tuple[int, ...]] | None = None
     texts: Iterable[tuple[int, ...]] = ()
     if method is InitMethod.SAMPLE_VOCAB:
         every = max(1, -(-len(train) // MAX_COUNTED))

@@ -12,7 +12,7 @@ import torch
 
 from shared.errors import SoftPromptError
 from shared.prompt.prefix import PrefixInput
-from trainer_service.training.attention.packing import Row, Segment
+from trainer_service.training.attention.packing import Row, RowTokens, Segment
 from trainer_service.training.recipe.leaves import Leaves
 from trainer_service.training.recipe.optimise import AdamW, learning_rate_at
 from trainer_service.training.spec import FilledHyperparameters, Init
@@ -45,10 +45,10 @@ class Trainee:
         leaves: Leaves,
         hyperparameters: FilledHyperparameters,
         index: int = 0,
-        hidden: Mapping[int, tuple[int, ...]] | None = None,
+        hidden: Mapping[RowTokens, tuple[int, ...]] | None = None,
     ) -> None:
-        """`index`: the candidate's index in the job. `hidden`: positions of the prefix that an example's rows must not
-        attend to, by the example's index.
+        """`index`: the candidate's index in the job. `hidden`: positions of the prefix that rows with these tokens must
+        not attend to.
         """
         self.candidate, self.index, self._hidden = candidate, index, hidden or {}
         self.step = 0
@@ -78,9 +78,9 @@ class Trainee:
 
     def segments(self, prefix: PrefixInput, rows: Sequence[Row]) -> list[Segment]:
         """The rows after `prefix`, in one segment; before them, those that don't attend to all of it."""
-        apart = [row for row in rows if row.example in self._hidden]
-        others = [row for row in rows if row.example not in self._hidden]
-        found = [Segment(prefix.without(self._hidden[row.example]), [row]) for row in apart]
+        hidden = [(row, self._hidden.get((row.input_ids, row.target_ids))) for row in rows]
+        found = [Segment(prefix.without(positions), [row]) for row, positions in hidden if positions is not None]
+        others = [row for row, positions in hidden if positions is None]
         return [*found, Segment(prefix, others)] if others else found
 
     def clip(self) -> torch.Tensor:

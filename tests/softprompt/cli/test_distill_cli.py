@@ -41,6 +41,19 @@ def test_a_missing_or_blank_text_is_named(cli: CliRunner, tmp_path: Path) -> Non
     assert "document: is blank" in cli("distill", str(tmp_path / "blank.txt"), "--prompt", "kind").err
 
 
+def test_files_that_are_no_texts_are_named(tmp_path: Path) -> None:
+    binary, huge = tmp_path / "text.bin", tmp_path / "huge.txt"
+    for content in (bytes(100), "Be kind.".encode("utf-16-le")):
+        binary.write_bytes(content)
+        for given in ((binary, ()), ("text", binary)):
+            with pytest.raises(InvalidInput, match="is not a text: it has the character U"):
+                distillation_examples(*given)
+    with huge.open("wb") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(InvalidInput, match="document: 'huge.txt' has more than 512 MiB"):
+        distillation_examples(huge)
+
+
 def test_questions_are_lines_or_json(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"input": "one", "output": "x"}\n{not json\n\n two \n')

@@ -29,6 +29,8 @@ from trainer_service.training.teacher_targets import TeacherTargets
 PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
 ITEM_TOKENS = 64
 """Row tokens per item of the compiled kernels. 48 to 128 are equally fast; fewer are slower."""
+RowTokens = tuple[tuple[int, ...], tuple[int, ...]]
+"""(input ids, target ids) of a row."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,6 @@ class Row:
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     weight: float = 1.0
-    example: int = -1
-    """Its index in the training data, by which a trainee knows what it must not attend to."""
     teacher: TeacherTargets | None = field(default=None, compare=False)
     """Set: the loss is the divergence from these distributions, and `target_ids` are only read."""
 

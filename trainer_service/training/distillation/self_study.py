@@ -145,7 +145,7 @@ class SelfStudy:
         num_rows = len(self.rows)
         if num_rows < 2:
             text = (
-                f"the base model asked {num_rows} different questions about the text, and at least 2 are needed: "
+                f"the self-study asked {num_rows} different questions about the text, and at least 2 are needed: "
                 "give questions, or more of them"
             )
             raise InvalidInput.of("spec.distillation.num_questions", text)

@@ -16,7 +16,7 @@ from shared.errors import DamagedBlob, PreconditionFailed
 from shared.model.base_model import BaseModel
 from shared.prompt.key_values import KeyValuePrefix
 from shared.prompt.kinds import KINDS
-from shared.prompt.lift import key_values_of
+from shared.prompt.lift import check_heads, key_values_of
 from shared.prompt.prefix import Prefix, PrefixInput
 from shared.prompt.soft_prompt import TENSOR_KEY, SoftPrompt
 from shared.values.enums import PrefixKind
@@ -144,6 +144,7 @@ class KeyValueLeaves(Leaves):
         base_model, source = start.base_model, start.source
         if not isinstance(source, KeyValuePrefix):
             return cls.of(key_values_of(base_model, start.matrix()), base_model.device)
+        check_heads(base_model, source)
         if source.num_virtual_tokens != (num_trained := start.hyperparameters.num_virtual_tokens):
             found = f"the version to start from has {source.num_virtual_tokens} positions"
             raise PreconditionFailed(f"{found}; this job trains {num_trained}")
