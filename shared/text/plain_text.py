@@ -19,8 +19,10 @@ from typing import Any
 
 _ESCAPE, _OPEN, _CLOSE = "\U0010fffd", "\U0010fffc", "\U0010fffb"
 _FIRST_STAND_IN = 0x100000
-_ANCHOR = "\n"
-"""Tokenized before a continuation and then removed, if the tokenizer would otherwise add a space before the text."""
+_ANCHORS = ("\n", ".", "a")
+"""Tokenized before a continuation and then removed, if the tokenizer would otherwise add a space before the text. The
+first one that doesn't become one token with the beginning of the text.
+"""
 
 
 class PlainText:
@@ -122,13 +124,17 @@ class PlainText:
     def _continued(self, text: str) -> list[int]:
         if not self._adds_a_space:
             return self._plain(text)
-        anchor, both = self._plain(_ANCHOR), self._plain(_ANCHOR + text)
-        return both[len(anchor) :] if both[: len(anchor)] == anchor else self._plain(text)
+        for anchor in _ANCHORS:
+            before, both = self._plain(anchor), self._plain(anchor + text)
+            if both[: len(before)] == before:
+                return both[len(before) :]
+        return self._plain(text)
 
     @cached_property
     def _adds_a_space(self) -> bool:
         """Whether the tokenizer has SentencePiece's dummy prefix: it tokenizes a text as if a space preceded it."""
-        return self._plain(_ANCHOR + "a") != self._plain(_ANCHOR) + self._plain("a")
+        anchor = _ANCHORS[0]
+        return self._plain(anchor + "a") != self._plain(anchor) + self._plain("a")
 
     @cached_property
     def _control(self) -> dict[str, int]:

@@ -264,3 +264,11 @@ def test_a_sentencepiece_target_continues_the_text() -> None:
     whole = fast("Label: good", add_special_tokens=False)["input_ids"]
     assert encoder.encode_input("Label") + encoder.encode_target("good", end=False) == whole
     assert PlainText(fast).ids("good", continues=True) == [fast.convert_tokens_to_ids("good")]
+
+
+def test_a_target_gains_no_space_where_a_line_break_and_a_space_are_one_token() -> None:
+    words = ["<unk>", "▁good", "\n▁good", "▁\n", "▁\n▁good"]
+    tokenizer = Tokenizer(models.Unigram([(word, -1.0) for word in words] + [(c, -9.0) for c in "god▁.\n"], unk_id=0))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    assert PlainText(fast).ids(" good", continues=True) == [fast.convert_tokens_to_ids("▁good")]
