@@ -247,6 +247,7 @@ class GenerationService:
         defaults = source.version.manifest.sampling_defaults if source.version else None
         params = resolve(sampling, defaults, self._default_sampling, room, self._limits.sampling.max_new_tokens)
         check_input_logprobs(params, len(prepared.ids))
+        source.encoder.check_stops(sampling.stop_sequences, "sampling.stop_sequences")
         stops = {*params.stop_token_ids, *source.encoder.control_tokens(params.stop_sequences)}
         if source.encoder.end_token_id is not None and not params.ignore_eos:
             stops.add(source.encoder.end_token_id)

@@ -53,7 +53,7 @@ class BaseModel:
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         ids = configured if isinstance(configured, list) else [configured]
         known = range(self.info.vocab_size)
-        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if isinstance(i, int) and i in known)
+        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if type(i) is int and i in known)
 
 
 def load(
@@ -82,6 +82,14 @@ def load(
     tokenizer = load_tokenizer(path, info.vocab_size)  # fails sooner than the weights
     if why := damaged_json(path):  # transformers leaves out a generation_config.json that it can't read, and its ends
         raise PreconditionFailed(f"{info.id} can't be loaded here: {why}")
+    try:
+        GenerationConfig.from_pretrained(path)
+    except OSError:  # there is none
+        pass
+    except Exception as error:  # each entry raises its own errors
+        raise PreconditionFailed(
+            f"{info.id} can't be loaded here because of its generation_config.json: {first_line(error)}"
+        ) from error
     model = load_weights(path, info.id, chosen, attention, device_map)
     if device_map is None and not getattr(model, "hf_device_map", None):
         model = model.to(target)

@@ -26,8 +26,8 @@ _DESCRIPTIONS = (
 def check_files(path: Path, name: str) -> int:
     """Check that every shard exists and that sizes agree with the headers, without reading the data.
 
-    Returns the number of tensors. Raises NotFound for pickled weights, PreconditionFailed for an adapter, Unavailable
-    for files that are missing or can't be read.
+    Returns the number of tensors in the files that are read. Raises NotFound for pickled weights, PreconditionFailed
+    for an adapter, Unavailable for files that are missing or can't be read.
     """
     from safetensors import SafetensorError, safe_open  # the light client imports this module, too
 
@@ -55,17 +55,26 @@ def check_files(path: Path, name: str) -> int:
         raise Unavailable(
             f"base model {name!r} is incomplete: {len(missing)} weight files are missing, the first is {min(missing)}"
         )
-    num_tensors = 0
+    num_tensors, read = 0, weight_files(path)
     for file in files:
         try:
             with safe_open(file, "numpy") as tensors:
-                num_tensors += len(tensors.keys())
+                num_tensors += len(tensors.keys()) if file in read else 0
         except (SafetensorError, OSError) as error:
             raise Unavailable(
                 f"base model {name!r} has weights that can't be read: {file.name}: "
                 f"{complaint_about(file) or first_line(error)}"
             ) from error
     return num_tensors
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files whose weights transformers reads: the single one, even beside an index, else those of the index.
+
+    Raises Unavailable for an index that can't be read.
+    """
+    single = path / _SINGLE
+    return [single] if single.is_file() else sorted(path / name for name in _shards(path, path.name))
 
 
 def check_no_adapter(path: Path, name: str) -> None:

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.errors import Unavailable
+from shared.model.model_files import weight_files
 from shared.model.safetensors_file import header_of
 
 
@@ -35,7 +37,7 @@ class ModelShape:
             key_value = 2 * head * int(config.get("num_key_value_heads") or heads)
             inner = int(config.get("moe_intermediate_size") or config.get("intermediate_size") or 4 * hidden)
             inner *= int(config.get("num_experts_per_tok") or 1)
-            files = sorted(path.glob("*.safetensors"))
+            files = weight_files(path)
             return cls(
                 num_weights=sum(map(_num_weights, files)),
                 file_bytes=sum(file.stat().st_size for file in files),
@@ -45,7 +47,16 @@ class ModelShape:
                 position_width=2 * inner + 2 * hidden + head * heads + key_value,
                 key_value_width=key_value,
             )
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+            Unavailable,
+        ):
             return None
 
 

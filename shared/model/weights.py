@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from shared.errors import PreconditionFailed, Unavailable
-from shared.model.model_files import damaged_json, first_line
+from shared.model.model_files import damaged_json, first_line, weight_files
 
 _OF_LAYER = re.compile(r"(.*?\.\d+)\.(.+)")
 
@@ -114,7 +114,7 @@ def _check_plain(path: Path, name: str, model: Any, unexpected: Iterable[str]) -
 
     modules = dict(model.named_modules())
     foreign = {key for key in unexpected if (at := modules.get(key.rpartition(".")[0])) is not None and at._parameters}
-    for file in path.glob("*.safetensors"):
+    for file in weight_files(path):
         with safe_open(file, "numpy") as tensors:
             foreign |= {
                 key

@@ -4,37 +4,55 @@ A tokenizer turns the string `<|im_end|>` into the token that ends a turn, even 
 write control tokens. So the contents for a template are quoted first: each string that spells a control token is
 replaced by a stand-in of two private-use characters, which passes through the template as text and is then tokenized as
 the original characters. Text without such strings, which is nearly all text, gets exactly the tokenizer's ids.
+
+A chat template may look for such strings, as Qwen 3's leaves out an earlier answer's thoughts up to `</think>`. So text
+can also be marked: the strings stay, between two private-use characters, as transformers' `sanitize_control_tokens`
+does.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, lru_cache
 from typing import Any
 
-_ESCAPE = "\U0010fffd"
+_ESCAPE, _OPEN, _CLOSE = "\U0010fffd", "\U0010fffc", "\U0010fffb"
 _FIRST_STAND_IN = 0x100000
-_ANCHOR = "\n"
-"""Tokenized before a continuation and then removed, if the tokenizer would otherwise add a space before the text."""
+_ANCHORS = ("\n", ".", "a")
+"""Tokenized before a continuation and then removed, if the tokenizer would otherwise add a space before the text. The
+first one that doesn't become one token with the beginning of the text.
+"""
 
 
 class PlainText:
-    """One tokenizer. Control tokens are its special tokens and the added tokens that its chat template writes."""
+    """One tokenizer. Control tokens are its special tokens and the added tokens that its chat template or `template`,
+    the text around inputs, writes.
+    """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, template: str = "") -> None:
+        self._tokenizer, self._template = tokenizer, template
 
     def quote(self, text: str) -> str:
         """The text with stand-ins for strings that spell control tokens. `ids` resolves them after rendering."""
-        quoted = self._quoted.sub(self._replacement, text)
-        if (
-            not self._control
-            or self._normalizer is None
-            or not self._control_strings.search(self._normalizer.normalize_str(quoted))
-        ):
-            return quoted
-        return self._quoted.sub(self._replacement, self._normalizer.normalize_str(text))
+        return self._replaced(self._stand_in_of, text)
+
+    def mark(self, text: str) -> str:
+        """The text with marks around strings that spell control tokens. `ids` removes them after rendering."""
+        return self._replaced(self._marked, text)
+
+    def _replaced(self, replacement: Callable[[re.Match[str]], str], text: str) -> str:
+        replaced = self._quoted.sub(replacement, text)
+        if self._normalizer is None or not self.controls(self._normalizer.normalize_str(replaced)):
+            return replaced
+        return self._quoted.sub(replacement, self._normalizer.normalize_str(text))
+
+    def controls(self, rendered: str) -> list[str]:
+        """The control tokens that a rendered text has beside those in quoted and marked texts, in order."""
+        if not self._control:
+            return []
+        texts = (text for text, is_control_string in self._parts(rendered) if not is_control_string)
+        return [found[0] for text in texts for found in self._control_strings.finditer(text)]
 
     def ids(self, quoted: str, *, continues: bool = False) -> list[int]:
         """Token ids without BOS. `continues`: the text follows another, so the tokenizer must not add a space."""
@@ -60,19 +78,35 @@ class PlainText:
         match = self._control_strings.search(text) if self._control else None
         return match[0] if match else ""
 
-    def _replacement(self, match: re.Match[str]) -> str:
+    def first_hidden_token(self, text: str) -> str:
+        """The first string in a text that spells a special token, which an answer's text never has, or empty."""
+        tokens = self._tokenizer.added_tokens_decoder
+        special = set(self._tokenizer.all_special_ids)
+        found = self._control_strings.findall(text) if self._control else []
+        return next((string for string in found if (id := self._control[string]) in special or tokens[id].special), "")
+
+    def _stand_in_of(self, match: re.Match[str]) -> str:
         return _ESCAPE + self._stand_in[match[0]]
 
+    def _marked(self, match: re.Match[str]) -> str:
+        is_control = match[0] in self._control
+        return f"{_OPEN}{match[0]}{_CLOSE}" if is_control else self._stand_in_of(match)
+
     def _parts(self, quoted: str) -> Iterator[tuple[str, bool]]:
-        """Yields (text, whether it spells a control token and must not become one). No text is empty."""
+        """Yields (text, whether it spells a control token and must not become one). No text is empty.
+
+        A mark that a template has separated from its string still separates, so that the texts around it don't join to
+        a control token.
+        """
         begin = 0
-        for match in re.finditer(f"{_ESCAPE}(.)", quoted, flags=re.DOTALL):
-            string = self._string.get(match[1])
-            if string is None:
+        for match in self._replacements.finditer(quoted):
+            string = self._string.get(match["stand_in"]) if match["stand_in"] else match["marked"]
+            if string is None and match["stand_in"]:
                 continue
             if match.start() > begin:
                 yield quoted[begin : match.start()], False
-            yield string, True
+            if string is not None:
+                yield string, True
             begin = match.end()
         if begin < len(quoted):
             yield quoted[begin:], False
@@ -90,26 +124,33 @@ class PlainText:
     def _continued(self, text: str) -> list[int]:
         if not self._adds_a_space:
             return self._plain(text)
-        anchor, both = self._plain(_ANCHOR), self._plain(_ANCHOR + text)
-        return both[len(anchor) :] if both[: len(anchor)] == anchor else self._plain(text)
+        for anchor in _ANCHORS:
+            before, both = self._plain(anchor), self._plain(anchor + text)
+            if both[: len(before)] == before:
+                return both[len(before) :]
+        return self._plain(text)
 
     @cached_property
     def _adds_a_space(self) -> bool:
         """Whether the tokenizer has SentencePiece's dummy prefix: it tokenizes a text as if a space preceded it."""
-        return self._plain(_ANCHOR + "a") != self._plain(_ANCHOR) + self._plain("a")
+        anchor = _ANCHORS[0]
+        return self._plain(anchor + "a") != self._plain(anchor) + self._plain("a")
 
     @cached_property
     def _control(self) -> dict[str, int]:
         """Ids of control tokens by their strings."""
         template = getattr(self._tokenizer, "chat_template", None) or ""
         source = "".join(template.values()) if isinstance(template, dict) else str(template)
+        source += _renderings(self._tokenizer, source) if source else ""
         special = set(self._tokenizer.all_special_tokens)
-        tokens = {
-            id: token
-            for id, token in self._tokenizer.added_tokens_decoder.items()
-            if token.content
-            and (token.special or token.content in special or (token.content.strip() and token.content in source))
-        }
+
+        def is_control(token: Any) -> bool:
+            text = token.content
+            if token.special or text in special:
+                return bool(text)
+            return bool(text.strip()) and (text in source or (text in self._template and not text.isalnum()))
+
+        tokens = {id: token for id, token in self._tokenizer.added_tokens_decoder.items() if is_control(token)}
         found = {token.content: id for id, token in tokens.items()}
         if self._normalizer is not None:  # a token that is found in normalized text is itself normalized
             normal = {id: self._normalizer.normalize_str(token.content) for id, token in tokens.items()}
@@ -132,10 +173,34 @@ class PlainText:
         return re.compile("|".join(map(re.escape, sorted(self._stand_in, key=len, reverse=True))))
 
     @cached_property
+    def _replacements(self) -> re.Pattern[str]:
+        """A stand-in, a string between marks, or a mark without its string."""
+        marked = (
+            f"{_OPEN}(?P<marked>{self._control_strings.pattern}){_CLOSE}|" if self._control else "(?P<marked>(?!))|"
+        )
+        return re.compile(f"{_ESCAPE}(?P<stand_in>.)|{marked}[{_OPEN}{_CLOSE}]", flags=re.DOTALL)
+
+    @cached_property
     def _stand_in(self) -> dict[str, str]:
         strings = sorted(self._control)
-        return {_ESCAPE: _ESCAPE, **{string: chr(_FIRST_STAND_IN + index) for index, string in enumerate(strings)}}
+        own = {mark: mark for mark in (_ESCAPE, _OPEN, _CLOSE)}
+        return own | {string: chr(_FIRST_STAND_IN + index) for index, string in enumerate(strings)}
 
     @cached_property
     def _string(self) -> dict[str, str]:
         return {stand_in: string for string, stand_in in self._stand_in.items()}
+
+
+@lru_cache(maxsize=64)  # each request to the bare model needs it
+def _renderings(tokenizer: Any, _source: str) -> str:
+    """What the chat template, whose text is `_source`, writes around messages of each role. It may join control tokens
+    from pieces, as `'<|' + message.role + '|>'`.
+    """
+    found = ""
+    for roles in (("system", "user", "assistant", "user"), ("user", "assistant", "user"), ("user",)):
+        turns = [{"role": role, "content": _ESCAPE} for role in roles]
+        try:
+            found += tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception:  # a chat template is the model's own code, and may refuse any role
+            continue
+    return found

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import cached_property, lru_cache
@@ -52,7 +52,7 @@ class InputEncoder:
             )
         self.tokenizer = tokenizer
         self.template = template
-        self._text = PlainText(tokenizer)
+        self._text = PlainText(tokenizer, template.text)
         if template.end and self.end_token_id is None:
             raise InvalidInput.of("template.end", f"{template.end[:40]!r} is not a token of this base model")
 
@@ -62,13 +62,13 @@ class InputEncoder:
             ids, leading = self._text.ids(self.template.render(self._text.quote(text))), self._leading_ids
             is_written = self.template.rendering > 3 and ids[: len(leading)] == leading  # by the template
             return ids if is_written else leading + ids
-        return self._encode_turns([_turn("user", self.template.render(self._text.quote(text)))])
+        return self._encode_turns(lambda plain: [_turn("user", self.template.render(plain(text)))])
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation for the assistant to continue. With a TEXT template, `conversation_text` of it.
 
         The template's system message comes first. Raises InvalidInput naming `messages[i]` for messages that the chat
-        template rejects, and for a second system message without `system_override`.
+        template rejects or leaves out, and for a second system message without `system_override`.
         """
         for index, message in enumerate(messages):
             if message.role not in ROLES:
@@ -81,12 +81,15 @@ class InputEncoder:
         if brought is not None and self.template.system and not self.template.system_override:
             text = "the prompt has a system message of its own, which can't be replaced; leave yours out"
             raise InvalidInput.of(f"messages[{brought}]", text)
-        if brought is not None and _leaves_out("system", self.tokenizer, str(self.tokenizer.chat_template)):
-            text = "the model's chat template leaves system messages out: write it into the user's message"
-            raise InvalidInput.of(f"messages[{brought}]", text)
-        own = brought is None
+        roles = tuple(message.role for message in messages)
+        if (absent := _left_out(roles, self.tokenizer, self.template)) is not None:
+            text = "the model's chat template leaves this message of a conversation out: send the last message alone"
+            if roles[absent] == "system":
+                text = "the model's chat template leaves system messages out: write it into the user's message"
+            raise InvalidInput.of(f"messages[{absent}]", text)
         return self._encode_turns(
-            [_turn(message.role, self._text.quote(message.content)) for message in messages], with_system=own
+            lambda plain: [_turn(message.role, plain(message.content)) for message in messages],
+            with_system=brought is None,
         )
 
     def encode_target(self, text: str, *, end: bool = True) -> list[int]:
@@ -127,6 +130,15 @@ class InputEncoder:
         ids = {self._text.control_id(text.strip()): text for text in texts}
         return {id: text for id, text in ids.items() if id is not None}
 
+    def check_stops(self, texts: Sequence[str], field: str) -> None:
+        """Raises InvalidInput naming the item of `field` for a stop sequence of a control token and other text, which
+        no answer's text has.
+        """
+        for index, text in enumerate(texts):
+            if self._text.control_id(text.strip()) is None and (token := self._text.first_hidden_token(text)):
+                reason = f"has the control token {token!r} beside other text, which no answer shows: give it alone"
+                raise InvalidInput.of(f"{field}[{index}]", reason)
+
     @property
     def target_prefix(self) -> str:
         """The spaces between the rendered input and a target, which serving drops from an answer."""
@@ -140,10 +152,17 @@ class InputEncoder:
             return found
         return self._text.control_id(self.template.end)
 
-    def _encode_turns(self, turns: list[dict[str, str]], *, with_system: bool = True) -> list[int]:
+    def _encode_turns(
+        self, write: Callable[[Callable[[str], str]], list[dict[str, str]]], *, with_system: bool = True
+    ) -> list[int]:
+        """`write` makes the turns with a function that makes a content plain."""
         system = _system_turns(self.template) if with_system else []
+        turns, marked = write(self._text.quote), write(self._text.mark)
         try:
             rendered = self._render([*system, *turns])
+            if marked != turns:  # the chat template may look for the strings; it must not lose a mark of one
+                other = self._render([*system, *marked])
+                rendered = other if self._text.controls(other) == self._text.controls(rendered) else rendered
         except (
             Exception
         ) as error:  # the chat template is the model's own code and may raise anything to reject the messages
@@ -195,19 +214,28 @@ def has_chat_template(tokenizer: Any) -> bool:
 
     Those of models of images and texts may expect lists of parts and write nothing of a text.
     """
-    source = getattr(tokenizer, "chat_template", None)
-    return bool(source) and not _leaves_out("user", tokenizer, str(source))
+    has_one = bool(getattr(tokenizer, "chat_template", None))
+    return has_one and _left_out(("user",), tokenizer, Template(format=TemplateFormat.CHAT)) is None
 
 
-@lru_cache(maxsize=64)  # each request to the bare model needs it
-def _leaves_out(role: str, tokenizer: Any, _source: str) -> bool:
-    """Whether the chat template, whose text is `_source`, ignores messages of a role. One that refuses them doesn't."""
-    turns = [_turn(role, _ANSWER), *([] if role == "user" else [_turn("user", "x")])]
+def _left_out(roles: tuple[str, ...], tokenizer: Any, template: Template) -> int | None:
+    """The index of the first of messages of these roles whose text the chat template doesn't write; None if it writes
+    or refuses them.
+    """
+    arguments = json.dumps(dict(template.arguments), sort_keys=True)
+    return _left_out_by(roles, tokenizer, str(tokenizer.chat_template), arguments)
+
+
+@lru_cache(maxsize=1024)  # each request to the bare model needs it
+def _left_out_by(roles: tuple[str, ...], tokenizer: Any, _source: str, arguments: str) -> int | None:
+    texts = [f"{_ANSWER}{index}{_ANSWER}" for index in range(len(roles))]
+    template = Template(format=TemplateFormat.CHAT, arguments=json.loads(arguments))
     try:
-        rendered = render_chat(tokenizer, Template(format=TemplateFormat.CHAT), turns, add_generation_prompt=True)
+        turns = [_turn(role, text) for role, text in zip(roles, texts, strict=True)]
+        rendered = render_chat(tokenizer, template, turns, add_generation_prompt=True)
     except Exception:  # a chat template is the model's own code
-        return False
-    return _ANSWER not in rendered
+        return None
+    return next((index for index, text in enumerate(texts) if text not in rendered), None)
 
 
 def default_format(tokenizer: Any) -> TemplateFormat:
@@ -248,9 +276,9 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
     if template.format is not TemplateFormat.CHAT:
         leading = _leading_ids(tokenizer, only_bos=False)
         is_bos = _leading_ids(tokenizer, only_bos=True) == leading
-        is_written = bool(leading) and PlainText(tokenizer).ids(template.text)[: len(leading)] == leading
+        is_written = bool(leading) and PlainText(tokenizer, template.text).ids(template.text)[: len(leading)] == leading
         return replace(template, rendering=4 if is_written else 2 if is_bos else 3)
-    if template.system and _leaves_out("system", tokenizer, str(tokenizer.chat_template)):
+    if template.system and _left_out(("system", "user"), tokenizer, template) is not None:
         text = "the model's chat template leaves it out: write it into the template's text"
         raise InvalidInput.of("template.system", text)
     template = dated(template, today)

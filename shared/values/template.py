@@ -22,7 +22,7 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _RESERVED_ARGUMENTS = frozenset(
     {"messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message",
      "return_tensors", "return_dict", "return_assistant_tokens_mask", "padding", "truncation", "max_length",
-     "tokenizer_kwargs", "strftime_now"}
+     "tokenizer_kwargs", "strftime_now", "sanitize_control_tokens"}
 )  # fmt: skip
 
 

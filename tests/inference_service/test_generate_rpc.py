@@ -126,6 +126,13 @@ async def test_a_stop_sequence_that_is_a_control_token_ends_the_answer_at_it(rep
         assert answer.output.text == ""
 
 
+async def test_a_stop_sequence_that_no_answer_can_have_is_refused(replica: Replica) -> None:
+    error = await refusal(replica.generate("hello", stop_sequences=["x<user>"]))
+    assert isinstance(error, InvalidInput)
+    assert error.violations[0].field == "sampling.stop_sequences[0]"
+    assert "the control token '<user>' beside other text" in error.message
+
+
 async def test_log_probabilities_as_many_as_asked_for(replica: Replica) -> None:
     none = await replica.generate(temperature=0)
     alone = await replica.generate(temperature=0, num_logprobs=0)

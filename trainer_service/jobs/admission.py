@@ -168,6 +168,7 @@ class SpecAdmission:
         task = examples.facts.task
         template = _template(spec, task, model.tokenizer)
         encoder = InputEncoder(model.tokenizer, template)
+        encoder.check_stops(spec.sampling_defaults.stop_sequences, "spec.sampling_defaults.stop_sequences")
         max_positions = min(self._limits.max_positions or model.info.max_positions, model.info.max_positions)
         hyperparameters = spec.hyperparameters
         if examples.distillation is not None:

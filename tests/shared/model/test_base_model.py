@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, MambaConfig, PreTrainedConfig, T5Config
+from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig, PreTrainedConfig, T5Config
 
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.model import base_model
@@ -18,6 +18,7 @@ from shared.model.base_model import check_supported, default_id, inspect, load, 
 from shared.model.causality import check_causal
 from shared.model.model_files import INDEX
 from shared.model.options import DType, ModelOptions
+from shared.model.shape import ModelShape
 from tests.shared.model.conftest import CACHE
 from tests.tiny_models import FLOAT32, LLAMA_SHAPE, VOCAB_SIZE, save_tiny_llama, save_tiny_model
 
@@ -158,6 +159,7 @@ def test_settings_beside_the_weights_do_not_keep_a_model_from_loading(model_dir:
         ("config.json", "[]", Unavailable, "config.json is not a JSON object"),
         ("config.json", "\ufeff{}", Unavailable, "config.json is not valid JSON .*BOM"),
         ("generation_config.json", "[]", PreconditionFailed, "generation_config.json is not a JSON object"),
+        ("generation_config.json", {"cache_implementation": "x"}, PreconditionFailed, "its generation_config.json: "),
         ("generation_config.json", '{"eos_token_id": [1, ', PreconditionFailed, "generation_config.json is not valid"),
         ("tokenizer_config.json", "{", Unavailable, "tokenizer_config.json is not valid JSON"),
     ],
@@ -203,7 +205,7 @@ def test_a_model_may_name_no_longest_input(model_dir: Path, bound: int) -> None:
     assert inspect(model_dir).max_positions == 1 << 20
 
 
-@pytest.mark.parametrize("ids", [-1, 999_999, [2, -1], [[2]], {"a": 1}, 2.5, ["2"]], ids=str)
+@pytest.mark.parametrize("ids", [-1, 999_999, [2, -1], [[2]], {"a": 1}, 2.5, ["2"], True], ids=str)
 def test_ends_that_are_no_tokens_are_ignored(model_dir: Path, ids: Any) -> None:
     path = model_dir / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": ids}))
@@ -230,6 +232,33 @@ def test_shards_load_and_a_missing_one_is_named(tmp_path: Path) -> None:
     shard.unlink()
     with pytest.raises(Unavailable, match=f"missing, the first is {shard.name}"):
         load(tmp_path / "parts")
+
+
+def test_of_several_files_of_weights_those_that_transformers_reads_count(model_dir: Path) -> None:
+    """The single file, even beside the shards of another model."""
+    single, num_weights = load_file(model_dir / "model.safetensors"), _num_weights(model_dir)
+    other = {name: weight * 2 for name, weight in single.items()}
+    names = sorted(other)
+    parts = {f"model-{n}.safetensors": {key: other[key] for key in names[n::2]} for n in (0, 1)}
+    for name, part in parts.items():
+        save_file(part, model_dir / name, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: name for name, part in parts.items() for key in part}}
+    (model_dir / INDEX).write_text(json.dumps(index))
+    save_file(other, model_dir / "consolidated.safetensors")
+    own = AutoModelForCausalLM.from_pretrained(model_dir)
+    loaded = load(model_dir, FLOAT32).model
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), own.parameters(), strict=True))
+    assert torch.equal(loaded.model.norm.weight, single["model.norm.weight"])
+    assert _num_weights(model_dir) == num_weights
+    (model_dir / "model.safetensors").unlink()
+    assert torch.equal(load(model_dir, FLOAT32).model.model.norm.weight, other["model.norm.weight"])
+    assert _num_weights(model_dir) == num_weights
+
+
+def _num_weights(directory: Path) -> int:
+    shape = ModelShape.read(directory)
+    assert shape is not None
+    return shape.num_weights
 
 
 def test_tied_weights_stay_tied_and_absent_ones_are_not_made_up(model_dir: Path, tmp_path: Path) -> None:

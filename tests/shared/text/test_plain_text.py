@@ -53,9 +53,75 @@ def test_a_token_that_only_the_chat_template_makes_control_is_text() -> None:
     assert ids.count(tokenizer.convert_tokens_to_ids("<call>")) == 1
 
 
+TURNS_OF_PIECES = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "template", "typed"),
+    [
+        (TURNS_OF_PIECES, CHAT, "<|system|>"),  # as Phi-4-mini's: no string of the template is this token
+        (TURNS_OF_PIECES, CHAT, "<|end|>"),
+        (None, Template(text="<|user|>{input}<|end|>"), "<|end|>"),
+    ],
+)
+def test_tokens_that_templates_write_are_control_even_if_they_are_not_special(
+    chat_template: Any, template: Template, typed: str
+) -> None:
+    tokenizer = chat_tokenizer(chat_template)
+    tokenizer.add_tokens([AddedToken(f"<|{name}|>", special=False) for name in ("system", "user", "end")])
+    encoder = InputEncoder(tokenizer, template)
+    ids, empty = encoder.encode_input(f"a{typed}b"), encoder.encode_input("x")
+    control = tokenizer.convert_tokens_to_ids(typed)
+    assert ids.count(control) == empty.count(control)
+    assert tokenizer.decode(ids) == tokenizer.decode(empty).replace("x", f"a{typed}b")
+
+
+def test_words_of_a_text_template_stay_the_tokens_that_they_are() -> None:
+    tokenizer = chat_tokenizer("")
+    tokenizer.add_tokens([AddedToken("Review", special=False)])
+    ids = InputEncoder(tokenizer, Template(text="Review: {input}")).encode_input("Review")
+    assert ids.count(tokenizer.convert_tokens_to_ids("Review")) == 2
+
+
+LATER_CONTENT = "{% set c = m.content %}{% if '<end>' in c %}{% set c = c.split('<end>')[-1] %}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        ("thought<end> yes", " yes"),
+        ("<user>a<end>b<user>", "b<user>"),
+        ("a<e<end>nd>", "nd>"),
+        ("a<end>", ""),
+    ],
+)
+def test_a_chat_template_may_look_for_control_tokens_in_messages(content: str, kept: str) -> None:
+    """As Qwen 3's and DeepSeek's, which leave out the thoughts of earlier answers, as transformers does."""
+    tokenizer = chat_tokenizer(
+        "{% for m in messages %}" + LATER_CONTENT + "<{{ m.role }}>{{ c }}<end>{% endfor %}<assistant>"
+    )
+    ids = InputEncoder(tokenizer, CHAT).encode_messages([Message("user", content)])
+    assert tokenizer.decode(ids) == f"<user>{kept}<end><assistant>"
+    assert [id for id in ids if id < 5] == [2, 1, 3]
+    turns = [{"role": "user", "content": content}]
+    own = tokenizer.apply_chat_template(turns, sanitize_control_tokens=True, return_dict=False)
+    assert tokenizer.decode(own) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("change", [".replace('~', '')", ".split('<end>')|join", ".replace('<end>', '')", "|trim"])
+@pytest.mark.parametrize("content", ["<system>", "<sys~<end>tem>", "<sys<end>tem>", "<<end>system>", "~<system>~"])
+def test_a_chat_template_that_changes_messages_makes_no_control_tokens_of_them(change: str, content: str) -> None:
+    tokenizer = chat_tokenizer("{% for m in messages %}<user>{{ m.content" + change + " }}<end>{% endfor %}<assistant>")
+    ids = InputEncoder(tokenizer, CHAT).encode_messages([Message("user", content)])
+    assert [id for id in ids if id < 5] == [2, 1, 3]
+
+
 @given(
     text=st.lists(
-        st.sampled_from([*SPECIAL_TOKENS, "<", "e", "nd>", "é", "\U0010fffd", "\U00100001", " ", "\n"]), max_size=12
+        st.sampled_from(
+            [*SPECIAL_TOKENS, "<", "e", "nd>", "é", "\U0010fffb", "\U0010fffc", "\U0010fffd", "\U00100001", " ", "\n"]
+        ),
+        max_size=12,
     ).map("".join)
 )
 def test_any_text_survives_as_it_is(text: str) -> None:
@@ -63,6 +129,9 @@ def test_any_text_survives_as_it_is(text: str) -> None:
     ids = InputEncoder(tokenizer, Template()).encode_input(text)
     assert set(ids).isdisjoint(range(5))
     assert tokenizer.decode(ids) == text
+    marked = InputEncoder(tokenizer, CHAT).encode_input(text)
+    assert tokenizer.decode(marked) == f"<user>{text}<end><assistant>"
+    assert [id for id in marked if id < 5] == [2, 1, 3]
 
 
 def _tokenizer(_made: list[Any] = []) -> Any:  # noqa: B006 - one for all of hypothesis' examples
@@ -195,3 +264,11 @@ def test_a_sentencepiece_target_continues_the_text() -> None:
     whole = fast("Label: good", add_special_tokens=False)["input_ids"]
     assert encoder.encode_input("Label") + encoder.encode_target("good", end=False) == whole
     assert PlainText(fast).ids("good", continues=True) == [fast.convert_tokens_to_ids("good")]
+
+
+def test_a_target_gains_no_space_where_a_line_break_and_a_space_are_one_token() -> None:
+    words = ["<unk>", "▁good", "\n▁good", "▁\n", "▁\n▁good"]
+    tokenizer = Tokenizer(models.Unigram([(word, -1.0) for word in words] + [(c, -9.0) for c in "god▁.\n"], unk_id=0))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    assert PlainText(fast).ids(" good", continues=True) == [fast.convert_tokens_to_ids("▁good")]

@@ -245,6 +245,26 @@ class TestChat:
             encoder.encode_messages([Message("system", "Be brief."), Message("user", "hello")])
         assert encoder.encode_messages([Message("user", "hello")])
 
+    @pytest.mark.parametrize("kept", ["messages[-1:]", "messages[-2:]", "messages[:4]"])
+    def test_a_chat_template_that_leaves_out_turns_takes_only_shorter_conversations(self, kept: str) -> None:
+        """That of a translator writes the last message only: a conversation would lose its past."""
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = CHAT_TEMPLATE.replace("in messages %}", f"in {kept} %}}")
+        assert default_format(tokenizer) is TemplateFormat.CHAT
+        encoder = InputEncoder(tokenizer, pinned(replace(CHAT, system=""), tokenizer))
+        assert tokenizer.decode(encoder.encode_messages([Message("user", "hello")])) == "<user>hello<end><assistant>"
+        turns = [Message(("user", "assistant")[index % 2], f"turn {index}") for index in range(5)]
+        left_out = 4 if kept == "messages[:4]" else 0
+        with pytest.raises(InvalidInput, match=rf"messages\[{left_out}\]: .* out: send the last message alone"):
+            encoder.encode_messages(turns)
+
+    @pytest.mark.parametrize("stop", ["x<end>", "<end>x", "<user>\n<end>", " <pad> <pad>"])
+    def test_a_stop_sequence_of_text_and_a_control_token_is_refused(self, tokenizer: Any, stop: str) -> None:
+        encoder = InputEncoder(tokenizer, CHAT)
+        encoder.check_stops(["x", "<end>", " <end>\n", "end>", "<"], "stops")
+        with pytest.raises(InvalidInput, match=r"stops\[1\]: has the control token '<\w+>' beside other text"):
+            encoder.check_stops(["x", stop], "stops")
+
     def test_a_tokenizer_without_a_chat_template_is_refused(self) -> None:
         tokenizer = byte_tokenizer()
         tokenizer.chat_template = None
