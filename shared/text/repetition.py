@@ -182,7 +182,7 @@ def label_notes(counts: Mapping[str, int]) -> list[str]:
     seen: dict[str, str] = {}
     twins: dict[str, str] = {}
     for label in sorted(counts, key=lambda label: -counts[label]):
-        if (same := seen.setdefault(_look(label), label)) != label:
+        if (same := seen.setdefault(look(label), label)) != label:
             twins[label] = same
     rest = {label: count for label, count in counts.items() if label not in twins}
     if not twins:
@@ -193,7 +193,7 @@ def label_notes(counts: Mapping[str, int]) -> list[str]:
     return [f"{note}. Write each label in one way", *close_labels(rest)]
 
 
-def _look(label: str) -> str:
+def look(label: str) -> str:
     """A label without what can't be seen: invisible characters, the Unicode form of letters, repeated space; and the
     decimals of a whole number, which programs add to a column with empty cells.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -78,14 +78,15 @@ class _Journal:
 
     def add(self, row: int, column: str, digest: str, text: str) -> None:
         """Keep an answer."""
-        self.answers[row, column, digest] = text
         self.begin()
         self._write({"row": row, "column": column, "digest": digest, "text": text})
+        self.answers[row, column, digest] = text
 
     def close(self, *, remove: bool) -> None:
         """`remove` it once nothing is left to do."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what could not be written has been reported
+                self._file.close()
         if remove and self.path is not None:
             self.path.unlink(missing_ok=True)
 
@@ -156,6 +157,12 @@ def generate_file(client: Client, task: FileTask) -> None:
         is_done = not num_failed
     except KeyboardInterrupt:
         raise Failure("interrupted", EXIT_INTERRUPTED, _continuing(journal)) from None
+    except OSError as error:
+        if journal.path is None:
+            raise
+        raise Failure(
+            f"{error.filename or journal.path}: {error.strerror or error}", hint=_continuing(journal)
+        ) from error
     except _FATAL as error:
         if hint := _continuing(journal):
             stderr().print(hint, markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from shared.text.counted import counted
 from shared.values.enums import TaskKind
 from softprompt.cli.options import example
 from softprompt.cli.output import show
+from softprompt.output_files import replaced
 
 app = typer.Typer()
 
@@ -93,9 +94,9 @@ def init(
     for existing in (path, page):
         if existing.exists():
             raise AlreadyExists(f"{existing} exists; `init` never overwrites a file: name another one")
-    write_rows(file, format, list(rows[0]), rows)
-    with page.open("x", encoding="utf-8") as written:
-        written.write(text)
+    with replaced(page) as written:
+        written.write_text(text, encoding="utf-8")
+        write_rows(file, format, list(rows[0]), rows)
     show(f"{file} has {counted(len(rows), 'example')}; {page} explains the format. Next:")
     for line in text.split("```sh\n")[1].splitlines()[:3]:
         show(f"  {line}")

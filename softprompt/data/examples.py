@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared.text.blank import SURROUNDINGS, is_blank
+from shared.text.repetition import look
 from softprompt.data.layout import Layout, Layouts
 from softprompt.data.messages import Turns, is_written_turns, list_of, turns_of
 from softprompt.data.problems import Unusable
@@ -28,6 +29,7 @@ class ExampleReader:
 
     def __init__(self, data: Data, labels: Sequence[str]) -> None:
         self._labels, self._drop_extra = frozenset(labels), data.drop_extra
+        self._labels_by_look = {look(label).casefold(): label for label in labels}
         self.layouts = Layouts(data)
         self.advice = ""
         self._kind = ""
@@ -92,7 +94,11 @@ class ExampleReader:
         if self._labels and stripped not in self._labels:
             if (parts := [part.strip() for part in stripped.split(",")])[1:] and self._labels.issuperset(parts):
                 self.advice = f"a label with a comma is put in quotes: --labels '\"{stripped}\",...'"
-            raise Unusable(f"{shown(stripped)} is not one of the allowed labels", column, f"label {stripped}")
+            meant = self._labels_by_look.get(look(stripped).casefold())
+            written = shown if meant is None or look(meant) != look(stripped) else ascii  # they look the same
+            suggestion = "" if meant is None else f"; do you mean {written(meant)}?"
+            reason = f"{written(stripped)} is not one of the allowed labels{suggestion}"
+            raise Unusable(reason, column, f"label {stripped}")
         return stripped
 
     def _conversation(self, row: Mapping[str, Any], layout: Layout) -> Fields | None:

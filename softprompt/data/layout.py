@@ -244,5 +244,9 @@ def names_an_answer(name: str) -> bool:
 
 def likely_columns(names: Sequence[str], row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The columns that can be an input or a target, and those of them that hold a text; in the order of the file."""
-    possible = [name for name in names if not (is_record_data(name, row[name]) or _REJECTED_WORD.search(name))]
+    possible = [
+        name
+        for name in names
+        if not (isinstance(row[name], list | dict) or is_record_data(name, row[name]) or _REJECTED_WORD.search(name))
+    ]
     return possible, [name for name in possible if any(map(str.isalpha, str(row[name])))]

@@ -7,12 +7,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from shared.text.blank import is_blank
 from softprompt.data.problems import Unusable
-from softprompt.data.values import is_missing, shown, text_of
+from softprompt.data.values import fields_of, is_missing, shown, text_of
 from softprompt.types.type_names import type_name
 
 _ROLES = {
@@ -67,6 +66,11 @@ class Turns:
 
     def _turn(self, turn: Mapping[str, Any], part: str) -> dict[str, str]:
         role_name, content_name = _role_name(turn), "value" if is_missing(turn.get("content")) else "content"
+        known_role = _known_role(turn)
+        if known_role is None:
+            role = turn.get(role_name)
+            reason = f"must be one of system, user, assistant, not {shown(role)}"
+            raise Unusable(reason, f"{part}.role", f"role {shown(role)}")
         known = {role_name, content_name, "weight", *_repeated_names(turn)}
         extra = {
             key
@@ -79,11 +83,6 @@ class Turns:
             keys = ", ".join(map(repr, sorted(extra)))
             raise Unusable(f"has {keys} beside role and content", part, f"turn keys {keys}")
         self.dropped |= extra
-        known_role = _known_role(turn)
-        if known_role is None:
-            role = turn.get(role_name)
-            reason = f"must be one of system, user, assistant, not {shown(role)}"
-            raise Unusable(reason, f"{part}.role", f"role {shown(role)}")
         content = _content(turn.get(content_name), f"{part}.content")
         if is_blank(content):
             raise Unusable("is empty", f"{part}.content", "content is empty")
@@ -142,10 +141,8 @@ def _repeated_names(turn: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _fields(turn: Any, part: str) -> Mapping[str, Any]:
-    if isinstance(turn, Mapping):
-        return turn
-    if is_dataclass(turn) and not isinstance(turn, type):
-        return {item.name: getattr(turn, item.name) for item in fields(turn)}
+    if (found := fields_of(turn)) is not None:
+        return found
     reason = f"must be an object of role and content, not {type_name(turn)}"
     raise Unusable(reason, part, f"turn type {type(turn).__name__}")
 

@@ -10,7 +10,7 @@ from shared.values.example import Example
 from shared.violations import MAX_ITEMS, items_of
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Row, Rows
-from softprompt.data.values import shown, with_short_floats
+from softprompt.data.values import fields_of, shown, with_short_floats
 from softprompt.types.type_names import type_name
 
 
@@ -49,13 +49,14 @@ def _items(source: Iterable[Any], which: str) -> Generator[Row]:
 
 
 def _fields(item: Any) -> Mapping[str, Any] | Unusable:
-    if not isinstance(item, Mapping | Example):
+    try:
+        found = _of_example(item) if isinstance(item, Example) else fields_of(item)
+        fields = None if found is None else dict(found)
+    except Exception as error:  # a caller's object may raise anything
+        return Unusable(f"can't be read: {type(error).__name__}: {error}", kind="mapping")
+    if fields is None:
         reason = f"an Example or a mapping is expected, not {type_name(item)}"
         return Unusable(reason, kind=f"item type {type(item).__name__}")
-    try:
-        fields = _of_example(item) if isinstance(item, Example) else dict(item)
-    except Exception as error:  # a caller's mapping may raise anything
-        return Unusable(f"can't be read: {type(error).__name__}: {error}", kind="mapping")
     keys: list[object] = list(fields)
     if strange := [key for key in keys if not isinstance(key, str)]:
         return Unusable(f"its keys must be text, not {shown(strange[0])}", kind="key type")

@@ -14,7 +14,7 @@ from shared.errors import InvalidInput
 from shared.text.blank import SURROUNDINGS
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import MAX_BYTES, Row, Rows, no_rows
-from softprompt.data.tables import named_twice
+from softprompt.data.tables import TITLE_ADVICE, named_twice
 from softprompt.data.values import with_short_floats
 
 _BATCH_ROWS = 1024
@@ -120,15 +120,19 @@ def _of_sheet(sheet: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
             yield Row(number, Unusable(reason, kind="error in a cell"))
         elif any(value is not None for value in values[len(columns) :]):
             reason = f"has {len(values)} cells, the header {len(columns)} ({', '.join(columns)[:60]})"
-            yield Row(number, Unusable(f"{reason}: every column needs a name", kind="too many cells"))
+            advice = TITLE_ADVICE if len(columns) == 1 else ""
+            yield Row(number, Unusable(f"{reason}: every column needs a name{advice}", kind="too many cells"))
         else:
             padded = values[: len(columns)] + [None] * (len(columns) - len(values))
             is_full = is_full and None not in padded
             yield Row(number, dict(zip(columns, padded, strict=True)))
+    hidden, empty = _hidden_and_empty(sheet, len(columns))
+    if hidden:
+        rows.report.append(hidden)
     if has_gaps or not is_full:
-        rows.empty_cells = _empty_cells(sheet)
-    if has_gaps and rows.empty_cells:
-        rows.report.append(rows.empty_cells)
+        rows.empty_cells = empty
+    if has_gaps and empty:
+        rows.report.append(empty)
 
 
 def _value(cell: Any) -> Any:
@@ -136,6 +140,8 @@ def _value(cell: Any) -> Any:
     that the cell shows with leading zeros, such as a postcode, with them.
     """
     value = cell.value
+    if isinstance(value, float) and value.is_integer():  # a sheet has one kind of numbers
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and _LEADING_ZEROS.fullmatch(cell.number_format):
         return f"{value:0{len(cell.number_format)}d}"
     if isinstance(value, str):
@@ -143,23 +149,44 @@ def _value(cell: Any) -> Any:
     return value.date() if isinstance(value, datetime) and "h" not in cell.number_format.lower() else value
 
 
-def _empty_cells(sheet: Any) -> str:
-    """Merged cells, and formulas without a saved value, which openpyxl reads as empty."""
+def _hidden_and_empty(sheet: Any, num_columns: int) -> tuple[str, str]:
+    """Sentences about rows and columns that the sheet hides, and about merged cells and formulas without a saved value,
+    which openpyxl reads as empty. Empty where there are none.
+    """
+    from openpyxl.utils import get_column_letter
+
     merged = formula = ""
-    with sheet._get_source() as source:  # the sheet's XML; openpyxl's own reader skips both
+    hidden_rows: list[str] = []
+    hidden_columns: list[str] = []
+    with sheet._get_source() as source:  # the sheet's XML, of which openpyxl's own reader skips all this
         for _, element in ElementTree.iterparse(source):
             tag = element.tag.rpartition("}")[2]
             if tag == "mergeCell":
                 merged = merged or element.get("ref", "")
             elif tag == "c" and not formula and element.find("{*}f") is not None and not element.findtext("{*}v"):
                 formula = element.get("r", "")
+            elif tag == "col" and _is_hidden(element):
+                numbers = range(int(element.get("min", "0")), min(int(element.get("max", "0")), num_columns) + 1)
+                hidden_columns += map(get_column_letter, numbers)
+            elif tag == "row" and _is_hidden(element) and any(len(cell) for cell in element):
+                hidden_rows.append(element.get("r", "?"))
             if tag in ("row", "mergeCell"):
                 element.clear()
+    hidden = []
+    if hidden_rows:
+        hidden.append(f"hidden or filtered rows are read, too: {len(hidden_rows)} (the first is row {hidden_rows[0]})")
+    if hidden_columns:
+        hidden.append(f"hidden columns are read, too: {', '.join(hidden_columns)}")
     sentences = {
         "merged cells have their value in the first one only: unmerge them and fill in each": merged,
         "formulas without a saved value are empty: open the file in a spreadsheet program and save it": formula,
     }
-    return "; ".join(f"{sentence} ({place})" for sentence, place in sentences.items() if place)
+    empty = "; ".join(f"{sentence} ({place})" for sentence, place in sentences.items() if place)
+    return "; ".join(hidden), empty
+
+
+def _is_hidden(element: ElementTree.Element) -> bool:
+    return element.get("hidden") in ("1", "true")
 
 
 def parquet_rows(file: BinaryIO, name: str, which: str) -> Rows:

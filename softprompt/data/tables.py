@@ -17,6 +17,8 @@ from softprompt.data.rows import MAX_BYTES, Row
 _DELIMITERS = ",;\t|"
 _NAMES = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV", "|": "CSV with bars"}
 _MAX_HEADER_LINES = 20
+TITLE_ADVICE = ", and a title above the header must be deleted"
+"""Where the header is one cell and a row has several."""
 _MAX_LINES = 2000
 """A cell of more lines than this is taken for an unintended opening quote."""
 
@@ -109,8 +111,9 @@ class TableReader:
     def _fields(self, cells: Sequence[str]) -> dict[str, Any] | Unusable:
         if any(cell.strip() for cell in cells[len(self.columns) :]):
             reason = (
-                f"has {counted(len(cells), 'cell')}, the header {len(self.columns)}: a cell with the delimiter in it "
-                "must be in quotes"
+                f"has {counted(len(cells), 'cell')}, the header {len(self.columns)} ({', '.join(self.columns)[:60]}): "
+                "a cell with the delimiter in it must be in double quotes"
+                f"{TITLE_ADVICE if len(self.columns) == 1 else ''}"
             )
             return Unusable(reason, kind="too many cells")
         if len(cells) < len(self.columns):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from datetime import date, time
 from decimal import Decimal
 from enum import Enum
@@ -57,6 +58,22 @@ def text_of(value: Any, part: str) -> str:
     raise Unusable(f"must be text, not {type_name(value)}{_advice(value)}", part, f"{part} type {type(value).__name__}")
 
 
+def fields_of(value: Any) -> Mapping[Any, Any] | None:
+    """The fields of a mapping, a dataclass, a named tuple, a model of pydantic or a row of a database; None for a value
+    of another kind. Raises what the value's own methods raise.
+    """
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, type):
+        return None
+    if is_dataclass(value):
+        return {item.name: getattr(value, item.name) for item in fields(value)}
+    for name in ("_asdict", "model_dump"):
+        if callable(method := getattr(value, name, None)):
+            return dict(method())
+    return dict(value) if hasattr(value, "keys") and hasattr(value, "__getitem__") else None
+
+
 def with_short_floats(rows: Iterable[dict[str, Any]], types: Mapping[str, object]) -> Iterator[dict[str, Any]]:
     """The rows with narrow floats as the shortest decimals: 0.1, not 0.10000000149011612. `types`: of the columns."""
     kinds = {name: str(kind).lower().removesuffix("[pyarrow]") for name, kind in types.items()}
@@ -93,14 +110,15 @@ def shown(value: object, most: int = 40) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """numpy's scalars and zero-dimensional arrays as Python values; other values unchanged."""
-    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
-        # float32(0.1) means 0.1 and not 0.10000000149011612, which `item` would give
-        plain = float(str(value)) if type(value).__name__ in ("float16", "float32") else value.item()
-        if value.dtype.kind in "mM" and isinstance(plain, int):  # `item` gives times in nanoseconds as integers
-            plain = value.astype("datetime64[us]").item() if value.dtype.kind == "M" else value
-        return plain
-    return value
+    """Scalars and zero-dimensional arrays of numpy and torch as Python values; other values unchanged."""
+    if getattr(value, "ndim", None) != 0 or not hasattr(value, "item"):
+        return value
+    plain, kind = value.item(), str(value.dtype).removeprefix("torch.")
+    if kind in _NARROW and isinstance(plain, float):  # float32(0.1) means 0.1 and not 0.10000000149011612
+        return _shortest(plain, _NARROW[kind])
+    if isinstance(plain, int) and kind.startswith("datetime64"):  # `item` gives times in nanoseconds as integers
+        return value.astype("datetime64[us]").item()
+    return value if isinstance(plain, int) and kind.startswith("timedelta64") else plain
 
 
 def _valid_unicode(text: str, part: str) -> str:

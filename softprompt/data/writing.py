@@ -1,15 +1,15 @@
-"""Writes rows as JSON lines, CSV, TSV, XLSX or Parquet. A file appears complete or not at all."""
+"""Writes rows as JSON lines, CSV, TSV, XLSX or Parquet."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +18,7 @@ from shared.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFai
 from softprompt.data.problems import Unusable
 from softprompt.data.sheets import INSTALL
 from softprompt.data.values import is_missing, text_of
+from softprompt.output_files import replaced
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".xlsx": "xlsx"}
 FORMATS |= {".parquet": "parquet", ".pq": "parquet"}
@@ -47,7 +48,7 @@ def check_output(path: str, overwrite: bool) -> None:
     target = Path(path)
     if target.is_dir():
         raise InvalidInput.of("output", f"{path!r} is a directory; name a file in it")
-    if target.exists() and not overwrite:
+    if target.is_file() and not overwrite:
         raise AlreadyExists(f"{path} exists; --overwrite replaces it")
     if not target.absolute().parent.is_dir():
         raise NotFound("directory", str(target.parent))
@@ -62,24 +63,13 @@ def write_rows(path: str, format: str, columns: Sequence[str], rows: Rows, *, ov
         sys.stdout.flush()
         return
     check_output(path, overwrite)
-    target = Path(path).absolute()
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
+    with replaced(Path(path)) as written:
         if format in ("xlsx", "parquet"):
-            os.close(descriptor)
-            (_write_xlsx if format == "xlsx" else _write_parquet)(name, columns, rows)
+            (_write_xlsx if format == "xlsx" else _write_parquet)(written, columns, rows)
         else:
-            with open(descriptor, "w", encoding="utf-8", newline="") as file:
+            with written.open("w", encoding="utf-8", newline="") as file:
                 _write_text(file, format, columns, rows)
-        os.chmod(name, 0o666 & ~_umask())
-        with open(name, "rb") as written:
-            os.fsync(written.fileno())
         check_output(path, overwrite)
-        os.replace(name, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def _write_text(file: IO[str], format: str, columns: Sequence[str], rows: Rows) -> None:
@@ -98,7 +88,7 @@ def _write_text(file: IO[str], format: str, columns: Sequence[str], rows: Rows) 
             writer.writerow(cells)
 
 
-def _write_xlsx(name: str, columns: Sequence[str], rows: Rows) -> None:
+def _write_xlsx(path: Path, columns: Sequence[str], rows: Rows) -> None:
     try:
         import openpyxl
         from openpyxl.cell import WriteOnlyCell
@@ -133,10 +123,15 @@ def _write_xlsx(name: str, columns: Sequence[str], rows: Rows) -> None:
         if number > _MAX_SHEET_ROWS:
             raise InvalidInput.of("output", f"a sheet of XLSX holds {_MAX_SHEET_ROWS} rows: choose another format")
         sheet.append(cells((row.get(name) for name in columns), number))
-    book.save(name)
+    content = io.BytesIO()
+    try:
+        book.save(content)  # to memory: openpyxl would print an error of the file again later
+    except Exception as error:  # openpyxl's XML writers raise any error of its temporary file
+        raise PreconditionFailed(f"can't write a temporary file in {tempfile.gettempdir()}: {error}") from error
+    path.write_bytes(content.getvalue())
 
 
-def _write_parquet(name: str, columns: Sequence[str], rows: Rows) -> None:
+def _write_parquet(path: Path, columns: Sequence[str], rows: Rows) -> None:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -153,7 +148,7 @@ def _write_parquet(name: str, columns: Sequence[str], rows: Rows) -> None:
             arrays[column] = pyarrow.array(items)
         except (pyarrow.ArrowException, TypeError, OverflowError):  # values of several types
             arrays[column] = pyarrow.array([None if item is None else _cell(item) for item in items], pyarrow.string())
-    parquet.write_table(pyarrow.table(arrays), name)
+    parquet.write_table(pyarrow.table(arrays), path)
 
 
 def _cell(value: Any) -> str:
@@ -178,9 +173,3 @@ def _plain(value: Any) -> Any:
         return text_of(value, "")
     except Unusable:
         return str(value)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -15,6 +15,7 @@ from typing import Any
 
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput
 from shared.model.safetensors_file import ITEM_BYTES
+from softprompt.output_files import replaced
 from softprompt.types.prompts import PromptVersion
 
 _LENGTH_BYTES = 8
@@ -57,7 +58,8 @@ def write_adapter(
         if taken and not overwrite:
             raise AlreadyExists(f"{directory} already contains {', '.join(taken)}")
         for name, content in files.items():  # the weights first: PEFT ignores a directory without them
-            (directory / name).write_bytes(content)
+            with replaced(directory / name) as written:
+                written.write_bytes(content)
     except OSError as error:
         raise InvalidInput.of("directory", f"can't write to {str(directory)!r}: {error.strerror or error}") from error
     return directory

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import InvalidInput
+from softprompt.output_files import replaced
 from softprompt.report.words import ANSWERS
 from softprompt.types.plain import as_plain
 
@@ -58,7 +59,8 @@ FORMATS: Mapping[str, Callable[[JobReport], str]] = {
 def save_report(report: JobReport, path: Path, format: str = "") -> Path:
     """Write the report in this format, by default that of the file's name."""
     kind = check_target(path, format)
-    path.write_text(FORMATS[kind](report), encoding="utf-8", newline="")
+    with replaced(path) as written:
+        written.write_text(FORMATS[kind](report), encoding="utf-8", newline="")
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -163,6 +164,11 @@ def test_what_a_sheet_can_not_hold_is_named_and_leaves_no_file(cli: CliRunner, w
         assert "row 2 output: has " in refused.err
         assert said in refused.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
+
+
+def test_a_device_is_no_file_to_overwrite(cli: CliRunner, write: Write) -> None:
+    converted = cli("data", "convert", write("a.jsonl", lines(*NASTY)), "/dev/null", "--format", "jsonl")
+    assert (converted.code, os.path.isfile("/dev/null")) == (0, False)
 
 
 def test_a_file_can_be_replaced_by_itself(cli: CliRunner, write: Write) -> None:

@@ -193,6 +193,36 @@ def test_a_full_disk_under_the_output_is_said_once(shell: Shell) -> None:
     assert shell("SP generate --prompt unknown hi 2> /dev/full").returncode == 3
 
 
+def test_a_file_that_does_not_fit_is_named_and_what_was_there_is_kept(shell: Shell, tmp_path: Path) -> None:
+    """A limit of the size of files acts as a full disk does."""
+    source = tmp_path / "in.csv"
+    source.write_text("text,label\n" + "".join(f"number {number},x\n" for number in range(600)))
+    out = tmp_path / "out.csv"
+    out.write_text("former")
+    done = shell(f"ulimit -f 2; SP data convert {source} {out} --overwrite")
+    assert (done.returncode, done.stderr.decode().splitlines()[1:]) == (1, [f"error: {out}: File too large"])
+    assert out.read_text() == "former"
+    done = shell(f"SP data convert {source} /dev/full --format xlsx")
+    assert done.stderr.decode().splitlines()[1:] == ["error: /dev/full: No space left on device"]
+    done = shell(f"ulimit -f 0; SP init {tmp_path / 'new.csv'}")
+    assert (done.returncode, done.stderr) == (1, f"error: {tmp_path / 'new.csv.README.md'}: File too large\n".encode())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv"]
+
+
+def test_answers_that_fit_before_the_disk_was_full_are_kept(shell: Shell, services: Services, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("text\n" + "".join(f"number {number}\n" for number in range(30)))
+    command = f"SP generate --file {source} --out {out} --concurrency 1"
+    done = shell(f"ulimit -f 1; {command}")
+    assert done.returncode == 1
+    assert f"error: {out}.progress.jsonl: File too large" in done.stderr.decode()
+    kept = re.search(r"hint: (\d+) answers are in", done.stderr.decode())
+    assert kept is not None
+    services.inference.requests.clear()
+    assert shell(command).returncode == 0
+    assert len(services.inference.requests) == 30 - int(kept[1])
+
+
 def test_a_reader_that_leaves_ends_the_command_in_silence(shell: Shell, services: Services) -> None:
     services.inference.endless = True
     for command in ("SP generate hi", "SP generate hi --json"):

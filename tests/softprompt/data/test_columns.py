@@ -192,6 +192,8 @@ GUESSES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"--input": "Request", "--label": "reply_type"},
     ),
     "a known input and a record": ({"text": "down", "ticket": "T-1001", "date": "2026-03-05T10:11"}, {}),
+    "lists and objects": ({"title": "Rain in May", "paragraphs": [{"context": "It rained."}]}, {}),
+    "a request of a batch": ({"custom_id": "a-1", "method": "POST", "body": {"messages": []}}, {}),
     "nothing but records": ({"id": 1, "phone": "+49 30 1234567", "at": "10:30 AM", "page": "www.example.com"}, {}),
 }
 
@@ -209,6 +211,24 @@ def test_conversations_without_a_message_to_learn_are_left_out_and_counted() -> 
     prepared = prepare([none, {"messages": TURNS}])
     assert examples_of(prepared) == [{"messages": TURNS}]
     assert "conversations dropped because no message has weight 1: 1" in prepared.report
+
+
+def test_a_label_that_is_probably_meant_is_named() -> None:
+    for given, said in (
+        ("positive", "'positive' is not one of the allowed labels; do you mean 'Positive'?"),
+        ("cafe\u0301", r"'cafe\u0301' is not one of the allowed labels; do you mean 'caf\xe9'?"),
+        ("1.0", "'1.0' is not one of the allowed labels; do you mean '1'?"),
+        ("other", "'other' is not one of the allowed labels"),
+    ):
+        with pytest.raises(UnusableData) as refused:
+            prepare([{"text": "a", "label": given}], ["Positive", "caf\xe9", "1"])
+        assert str(refused.value) == f"dataset[0].label: {said}"
+
+
+def test_the_role_of_a_turn_is_read_before_its_other_keys() -> None:
+    turns = [TURNS[0], {"role": "tool", "tool_call_id": "1", "name": "f", "content": "x"}, TURNS[1]]
+    with pytest.raises(UnusableData, match=r"messages\[1\]\.role: must be one of system, user, assistant, not 'tool'"):
+        prepare([{"messages": turns}])
 
 
 def test_labels_outside_the_set_are_one_message_and_a_comma_is_explained() -> None:

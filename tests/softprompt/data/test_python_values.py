@@ -4,9 +4,13 @@ from inside.
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import dataclasses
 import datetime
 import decimal
 import enum
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,12 +33,29 @@ class Label(str, enum.Enum):  # noqa: UP042 (the kind whose str() is its name)
     GOOD = "good"
 
 
+class ZeroDimensional:
+    """A scalar of torch, by the members that are read."""
+
+    ndim = 0
+
+    def __init__(self, value: object, dtype: str = "torch.int64") -> None:
+        self._value, self.dtype = value, dtype
+
+    def __repr__(self) -> str:
+        return f"tensor({self._value})"
+
+    def item(self) -> object:
+        return self._value
+
+
 SCALARS: list[tuple[Any, str]] = [
     (np.str_("a"), "a"),
     (np.int64(3), "3"),
     (np.float32(0.1), "0.1"),
     (np.bool_(True), "true"),
     (np.array("b"), "b"),
+    (ZeroDimensional(3), "3"),
+    (ZeroDimensional(float(np.float32(0.1)), "torch.float32"), "0.1"),
     (1.5, "1.5"),
     (False, "false"),
     (Label.GOOD, "good"),
@@ -49,6 +70,39 @@ SCALARS: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("value", "text"), SCALARS, ids=repr)
 def test_scalars_become_text(value: Any, text: str) -> None:
     assert examples_of(prepare([{"input": "a", "output": value}])) == [{"input": "a", "output": text}]
+
+
+Pair = collections.namedtuple("Pair", ["input", "label"])
+
+
+@dataclasses.dataclass
+class Record:
+    input: str
+    label: str
+
+
+class Model:
+    """A model of pydantic, by the member that is read."""
+
+    def __init__(self, **fields: object) -> None:
+        self._fields = fields
+
+    def model_dump(self) -> dict[str, object]:
+        return self._fields
+
+
+@pytest.mark.parametrize("kind", [Pair, Record, Model], ids=lambda kind: kind.__name__)
+def test_objects_with_named_fields_are_examples_and_turns(kind: Any) -> None:
+    assert examples_of(prepare([kind(input="a", label="b")])) == [{"input": "a", "label": "b"}]
+    with pytest.raises(InvalidInput, match=r"messages\[0\]\.role: must be one of system, user, assistant"):
+        prepare([{"messages": [kind(input="a", label="b")] * 2}])
+
+
+def test_rows_of_a_database_are_examples() -> None:
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.row_factory = sqlite3.Row
+        rows = database.execute("select 'a' as input, 'b' as label").fetchall()
+    assert examples_of(prepare(rows)) == [{"input": "a", "label": "b"}]
 
 
 def test_arrays_in_conversations_are_lists() -> None:

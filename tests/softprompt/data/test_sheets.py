@@ -112,6 +112,49 @@ def test_a_hidden_sheet_is_read_only_if_no_other_has_rows(tmp_path: Path) -> Non
     assert checked(tmp_path / "a.xlsx", LABELLED, hide).num_examples == 1
 
 
+def test_hidden_rows_and_columns_are_read_and_counted(tmp_path: Path) -> None:
+    def hide(book: openpyxl.Workbook) -> None:
+        sheet = book["Sheet"]
+        sheet.auto_filter.ref = "A1:B4"
+        sheet.row_dimensions[2].hidden = sheet.row_dimensions[4].hidden = True
+        sheet.column_dimensions["B"].hidden = True
+
+    found = checked(tmp_path / "a.xlsx", LABELLED, hide)
+    assert found.num_examples == 3
+    assert found.notes == (
+        "hidden or filtered rows are read, too: 2 (the first is row 2); hidden columns are read, too: B",
+    )
+    assert not checked(tmp_path / "b.xlsx", LABELLED, lambda book: None).notes
+    assert prepare(tmp_path / "a.xlsx").report == found.notes
+
+
+def test_hidden_rows_without_a_value_are_not_counted(tmp_path: Path) -> None:
+    def hide(book: openpyxl.Workbook) -> None:
+        for number in (9, 10):
+            book["Sheet"].row_dimensions[number].hidden = True
+        book["Sheet"].column_dimensions.group("X", "Z", hidden=True)
+
+    assert not checked(tmp_path / "a.xlsx", LABELLED, hide).notes
+
+
+@pytest.mark.parametrize("merge", [False, True], ids=["one cell", "merged"])
+def test_a_title_above_the_header_is_named(tmp_path: Path, merge: bool) -> None:
+    def change(book: openpyxl.Workbook) -> None:
+        if merge:
+            book["Sheet"].merge_cells("A1:B1")
+
+    found = checked(tmp_path / "a.xlsx", [("Reviews 2026", None), *LABELLED], change)
+    assert found.problems[0].reason == (
+        "has 2 cells, the header 1 (Reviews 2026): every column needs a name, and a title above the header must be "
+        "deleted"
+    )
+
+
+def test_a_whole_number_of_a_sheet_has_no_exponent(tmp_path: Path) -> None:
+    found = checked(tmp_path / "a.xlsx", [("input", "label"), ("a", 1e16), ("b", 3.0), ("c", 0.5)], lambda book: None)
+    assert set(found.labels) == {"10000000000000000", "3", "0.5"}
+
+
 def test_postcodes_of_a_sheet_keep_the_zeros_that_it_shows(tmp_path: Path) -> None:
     def zip_codes(book: openpyxl.Workbook) -> None:
         sheet = book["Sheet"]

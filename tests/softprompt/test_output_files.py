@@ -1,0 +1,78 @@
+"""Files that are written for others: complete or as they were, also on a full disk, behind a link and in a device."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from softprompt.output_files import replaced
+
+
+def test_a_file_appears_complete_with_the_usual_permissions(tmp_path: Path) -> None:
+    path, plain = tmp_path / "a.txt", tmp_path / "b.txt"
+    with replaced(path) as written:
+        written.write_text("new")
+        assert not path.exists()
+    plain.write_text("new")
+    assert (path.read_text(), path.stat().st_mode) == ("new", plain.stat().st_mode)
+
+
+def test_after_an_error_the_file_is_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fill() -> None:
+        with replaced(path) as written:
+            written.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as refused:
+        fill()
+    assert (refused.value.filename, refused.value.errno) == (str(path), errno.ENOSPC)
+    assert {item.name: item.read_text() for item in tmp_path.iterdir()} == {"a.txt": "old"}
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
+    def read_another() -> None:
+        with replaced(tmp_path / "a.txt"):
+            (tmp_path / "other.txt").read_text()
+
+    with pytest.raises(FileNotFoundError) as refused:
+        read_another()
+    assert refused.value.filename == str(tmp_path / "other.txt")
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / "link.txt", tmp_path / "there" / "a.txt"
+    link.symlink_to(target)
+    for text in ("first", "second"):
+        with replaced(link) as written:
+            written.write_text(text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+
+
+def test_a_pipe_is_written_into(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+    reader.start()
+    with replaced(pipe) as written:
+        written.write_text("text")
+    reader.join()
+    assert (found, pipe.is_fifo()) == (["text"], True)
+
+
+def test_a_full_device_is_named() -> None:
+    def fill() -> None:
+        with replaced(Path("/dev/full")) as written:
+            written.write_text("text")
+
+    with pytest.raises(OSError, match="/dev/full"):
+        fill()
