@@ -13,7 +13,9 @@ from ray.cluster_utils import Cluster
 
 
 def main() -> None:
-    cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    # Neither the autoscaler nor the monitor of log files has anything to do here, and each starts a Python process.
+    head = {"num_cpus": 0, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+    cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
     raylets = {node.node_id: node.all_processes["raylet"][0].process.pid for node in nodes}
     sys.stdout.write(json.dumps({"address": cluster.address, "raylets": raylets}) + "\n")

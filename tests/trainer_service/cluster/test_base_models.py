@@ -36,7 +36,8 @@ async def test_jobs_share_the_worker_of_their_model_which_then_makes_way(
 ) -> None:
     monkeypatch.setattr(job_service, "AdmitAll", AdmitByModel)
     models = {"tiny": str(tiny_model_dir), "other": str(save_tiny_llama(tmp_path / "other"))}
-    pool = RayPool(ray_cluster, models, WorkerSettings(dtype="float32", device="cpu", checkpoint_seconds=0.2))
+    settings = WorkerSettings(dtype="float32", device="cpu", cpus_per_worker=1, checkpoint_seconds=0.2)
+    pool = RayPool(ray_cluster, models, settings)
     service = Service(tmp_path, effective_spec(base_model.inspect(tiny_model_dir, id="tiny")))
     manager = await service.start(pool, max_workers=1, worker_idle_seconds=0.5)
     seen = set[int]()

@@ -56,9 +56,9 @@ async def pid_of(pool: RayPool) -> int:
     return pid
 
 
-async def suspended(service: Service, job_id: str) -> psutil.Process:
-    """The worker of a job, stopped in the middle of the job: else the job might end before a test has done more."""
-    await service.until(job_id, lambda job: job.progress.step > 40 and job.checkpointed)
+async def suspended(service: Service, job_id: str, step: int) -> psutil.Process:
+    """The worker of a job, stopped after this step of the job: else the job might end before a test has done more."""
+    await service.until(job_id, lambda job: job.progress.step > step and job.checkpointed)
     supervisors = service.manager._dispatcher._supervisors.values()
     [handle] = [one._handle for one in supervisors if job_id in one.attempts and one._handle is not None]
     process = psutil.Process(int((await handle.poll(0, 0)).details["pid"]))
@@ -66,42 +66,17 @@ async def suspended(service: Service, job_id: str) -> psutil.Process:
     return process
 
 
-async def test_killed_workers_cost_nothing_but_the_steps_since_the_checkpoint(service: Service, pool: RayPool) -> None:
-    manager = await service.start(pool, max_workers=2, max_jobs_per_worker=1)
-    jobs = [await manager.create(spec(num_steps=400, prompt=f"p-{number}")) for number in range(2)]
-    stopped = [await suspended(service, job.id) for job in jobs]
-    killed_at = time.time()
-    for process in stopped:
-        process.kill()
-    for job in jobs:
-        again = await service.until(job.id, lambda job: job.attempt == 2 and job.state is not JobState.QUEUED)
-        recovery.note("every worker killed: running again", time.time() - killed_at)
-        done = await service.state(job.id, JobState.SUCCEEDED)
-        assert done.attempt == again.attempt == 2
-        assert service.versions(done.spec.prompt) == [1]
-        events = [event.payload async for event in manager.watch(job.id)]
-        notes = [payload.text for payload in events if isinstance(payload, Note)]
-        assert any("lost its worker" in note for note in notes)
-        [resumed] = [int(note.rpartition(" ")[2]) for note in notes if note.startswith("resumes from step")]
-        assert resumed > 0
-        states = [payload.state for payload in events if isinstance(payload, Job)]
-        assert states == [JobState.QUEUED, JobState.RUNNING, JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
-        record = service.prompt_store.refresh().prompt(done.spec.prompt).version(1)
-        manifest = decode_blob(service.prompt_store.fetch(record.digest)).manifest
-        assert manifest.job == job.name
-        assert manifest.golden
-    assert not any(psutil.pid_exists(process.pid) for process in stopped)
-
-
-async def test_workers_that_are_stopped_are_replaced_and_end_and_are_not_heard_again(
+async def test_workers_that_are_stopped_or_killed_cost_nothing_but_the_steps_since_the_checkpoint(
     service: Service, pool: RayPool
 ) -> None:
-    """SIGSTOP: the processes live, keep their resources and are silent. One continues, when its job belongs to another
-    worker; the other one never does.
+    """First SIGSTOP: the processes live, keep their resources and are silent. One continues, when its job belongs to
+    another worker; the other one never does. They are replaced and end and are not heard again. Then SIGKILL.
     """
+    usual_seconds = service.config.heartbeat_seconds
     manager = await service.start(pool, max_workers=2, max_jobs_per_worker=1, heartbeat_seconds=10.0)
     jobs = [await manager.create(spec(num_steps=400, prompt=f"p-{number}")) for number in range(2)]
-    stopped = [await suspended(service, job.id) for job in jobs]
+    stopped = [await suspended(service, job.id, 40) for job in jobs]
+    service.configure(heartbeat_seconds=usual_seconds)
     stopped_at = time.time()
     for job in jobs:
         await service.until(job.id, lambda job: job.attempt == 2)
@@ -110,14 +85,31 @@ async def test_workers_that_are_stopped_are_replaced_and_end_and_are_not_heard_a
     )
     with contextlib.suppress(psutil.NoSuchProcess):
         stopped[0].resume()
+
+    moved = [await manager.get(job.id) for job in jobs]
+    killed = [await suspended(service, job.id, job.progress.step) for job in moved]
+    killed_at = time.time()
+    for process in killed:
+        process.kill()
     for job in jobs:
+        again = await service.until(job.id, lambda job: job.attempt == 3 and job.state is not JobState.QUEUED)
+        recovery.note("every worker killed: running again", time.time() - killed_at)
         done = await service.state(job.id, JobState.SUCCEEDED)
-        assert done.attempt == 2
+        assert done.attempt == again.attempt == 3
         assert service.versions(done.spec.prompt) == [1]
         events = [event.payload async for event in manager.watch(job.id)]
-        ends = [payload for payload in events if isinstance(payload, Job) and payload.state.is_final]
-        assert len(ends) == 1
-    await until(lambda: not any(psutil.pid_exists(process.pid) for process in stopped))
+        notes = [payload.text for payload in events if isinstance(payload, Note)]
+        assert any("lost its worker" in note for note in notes)
+        resumed = [int(note.rpartition(" ")[2]) for note in notes if note.startswith("resumes from step")]
+        assert len(resumed) == 2
+        assert 0 < resumed[0] <= resumed[1]
+        states = [payload.state for payload in events if isinstance(payload, Job)]
+        assert states == [JobState.QUEUED, JobState.RUNNING] * 3 + [JobState.SUCCEEDED]
+        record = service.prompt_store.refresh().prompt(done.spec.prompt).version(1)
+        manifest = decode_blob(service.prompt_store.fetch(record.digest)).manifest
+        assert manifest.job == job.name
+        assert manifest.golden
+    await until(lambda: not any(psutil.pid_exists(process.pid) for process in [*stopped, *killed]))
 
 
 async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fails_with_advice(
@@ -168,30 +160,27 @@ async def bound_memory(pool: RayPool, known: set[int], most_bytes: int) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_a_restarted_service_goes_on_where_it_was(service: Service, pool: RayPool) -> None:
+async def test_a_drained_and_a_crashed_service_go_on_where_they_were(service: Service, pool: RayPool) -> None:
     manager = await service.start(pool)
-    jobs = [await manager.create(spec(num_steps=300, prompt=f"p-{number}")) for number in range(3)]
+    jobs = [await manager.create(spec(num_steps=400, prompt=f"p-{number}")) for number in range(3)]
     for job in jobs:
         await service.until(job.id, lambda job: job.progress.step > 20)
-    await service.crash()
-    await service.start(RayPool(pool._cluster, pool._base_models, pool._settings))
-    for job in jobs:
-        done = await service.state(job.id, JobState.SUCCEEDED)
-        assert done.attempt == 2
-        assert service.versions(done.spec.prompt) == [1]
-
-
-async def test_drain_checkpoints_and_ends_the_worker_and_the_next_service_finishes(
-    service: Service, pool: RayPool
-) -> None:
-    manager = await service.start(pool)
-    job = await manager.create(spec(num_steps=300))
-    await service.until(job.id, lambda job: job.progress.step > 20)
     pid = await pid_of(pool)
     await service.drain(300)
     await until(lambda: not psutil.pid_exists(pid))
+
     manager = await service.start(RayPool(pool._cluster, pool._base_models, pool._settings))
-    done = await service.state(job.id, JobState.SUCCEEDED)
-    assert done.failures == 0
-    steps = [event.payload.step async for event in manager.watch(job.id) if hasattr(event.payload, "train_loss")]
-    assert steps == sorted(steps), "no step was done twice"
+    drained_at = {job.id: (await manager.get(job.id)).progress.step for job in jobs}
+    for job in jobs:
+        assert (await service.until(job.id, lambda job: job.progress.step > drained_at[job.id])).failures == 0
+    await service.crash()
+
+    manager = await service.start(RayPool(pool._cluster, pool._base_models, pool._settings))
+    for job in jobs:
+        done = await service.state(job.id, JobState.SUCCEEDED)
+        assert done.attempt == 3
+        assert service.versions(done.spec.prompt) == [1]
+        events = [event.payload async for event in manager.watch(job.id)]
+        third = next(number for number, event in enumerate(events) if isinstance(event, Job) and event.attempt == 3)
+        steps = [event.step for event in events[:third] if hasattr(event, "train_loss")]
+        assert steps == sorted(steps), "no step was done twice because of the drain"

@@ -51,31 +51,10 @@ def test_each_model_asks_ray_for_its_own_resources(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-async def test_ray_places_a_worker_by_its_models_resources(
-    ray_cluster: SharedCluster, tiny_model_dir: Path, tmp_path: Path
+async def test_ray_places_workers_by_their_models_resources_and_each_is_ended_once(
+    ray_cluster: SharedCluster, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray takes the options; a worker that a machine can never have is refused."""
-    import ray
-
-    settings = WorkerSettings(dtype="float32", device="cpu", cpus_per_worker=1)
-    fits = models_file(tmp_path / "a.json", num_cpus=1, memory_bytes=1 << 27, ray_labels={"nothing": "!x"})
-    pool = RayPool(ray_cluster, {"tiny": str(tiny_model_dir)}, settings, fits)
-    free = ray.available_resources()["memory"]
-    worker = await pool.launch("tiny")
-    await until(lambda: ray.available_resources()["memory"] <= free - (1 << 27))
-    await worker.close()
-    unfit = models_file(tmp_path / "b.json", num_cpus=1, ray_resources={"nvme": 1})
-    lacking = RayPool(ray_cluster, {"tiny": str(tiny_model_dir)}, settings, unfit)
-    with pytest.raises(WorkerLost, match="a worker of base model 'tiny' needs 1 nvme, and this machine has 0"):
-        await lacking.launch("tiny")
-    await pool.close()
-    await lacking.close()
-
-
-@pytest.mark.ray
-async def test_a_worker_is_ended_once(
-    ray_cluster: SharedCluster, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     import ray
 
     killed, kill = list[Any](), ray.kill
@@ -85,11 +64,18 @@ async def test_a_worker_is_ended_once(
         kill(actor, **options)
 
     monkeypatch.setattr(ray, "kill", note)
-    pool = RayPool(
-        ray_cluster, {"tiny": str(tiny_model_dir)}, WorkerSettings(dtype="float32", device="cpu", cpus_per_worker=1)
-    )
+    settings = WorkerSettings(dtype="float32", device="cpu", cpus_per_worker=1)
+    fits = models_file(tmp_path / "a.json", num_cpus=1, memory_bytes=1 << 27, ray_labels={"nothing": "!x"})
+    pool = RayPool(ray_cluster, {"tiny": str(tiny_model_dir)}, settings, fits)
+    free = ray.available_resources()["memory"]
     first, second = await pool.launch("tiny"), await pool.launch("tiny")
+    await until(lambda: ray.available_resources()["memory"] <= free - 2 * (1 << 27))
     await first.close()
     assert pool._workers == {second}
+    unfit = models_file(tmp_path / "b.json", num_cpus=1, ray_resources={"nvme": 1})
+    lacking = RayPool(ray_cluster, {"tiny": str(tiny_model_dir)}, settings, unfit)
+    with pytest.raises(WorkerLost, match="a worker of base model 'tiny' needs 1 nvme, and this machine has 0"):
+        await lacking.launch("tiny")
     await pool.close()
+    await lacking.close()
     assert (len(killed), pool._workers) == (2, set())
