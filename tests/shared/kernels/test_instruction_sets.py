@@ -1,9 +1,9 @@
 """Every instruction set computes the same: AVX-512, AVX2, and NEON under an emulator.
 
 The other tests of this folder compare the library of this processor with PyTorch. Here, one program that calls every
-kernel is compiled for each instruction set. Sums in a fixed order have the same bits everywhere; kernels whose sums
-depend on the width of a vector (`near_` in the output) agree within rounding, and what follows from several of them
-(`far_`) in most of its bits.
+kernel runs with the library of each instruction set. Sums in a fixed order have the same bits everywhere; kernels whose
+sums depend on the width of a vector (`near_` in the output) agree within rounding, and what follows from several of
+them (`far_`) in most of its bits.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Results = dict[str, torch.Tensor]
 
 
 def compiled_and_run(folder: Path, machine: str, instruction_set: str) -> Results:
-    """The results of the program: with the library of this processor, which is there, or compiled as the library is,
-    but with all it needs in one file, for the emulator.
+    """The results of the program: with the library of one of this machine's instruction sets, which is compiled once
+    for all tests and processes, or compiled as the library is, but with all it needs in one file, for the emulator.
     """
     native = machine == platform.machine()
     options = [*build.FLAGS, *build.INSTRUCTION_SETS[machine][instruction_set], "-w"]
     flags = [option for option in options if option not in ("-shared", "-fPIC")]
-    if instruction_set == library.instruction_set():
+    if native:
         kernels = ["-DLIBRARY", str(library.find(instruction_set))]
     else:
         kernels = ["-static", *sorted(map(str, build.SOURCES.glob("*.c")))]
