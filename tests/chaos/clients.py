@@ -268,6 +268,7 @@ class World:
         self.rng, self.directory, self.history = random.Random(seed), directory, history
         self.trainers: list[Remote] = []
         self.replicas: list[Remote] = []
+        self.routers: list[Remote] = []  # they are among the replicas
         self.storage = SimpleNamespace(commits=dict[int, Commit](), objects=cast(ObjectBackend, None))
         self.database = cast(Database, None)
 

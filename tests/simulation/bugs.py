@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import grpc
 from sqlalchemy import update
 
 from inference_service.prompts import registry
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.watcher import PromptWatcher
 from shared.caller import EVERY_PROMPT
-from shared.errors import DamagedBlob
+from shared.errors import DamagedBlob, Unavailable
 from shared.store import index, log
 from shared.store import store as prompt_store
 from shared.store.commit import encode_commit
@@ -23,6 +26,11 @@ from shared.store.garbage import BlobCollector
 from shared.store.index import PromptRecord
 from shared.store.layout import log_key
 from shared.store.log import Appended, CommitLog
+from softprompt.router.servicer import RouterServicer
+from softprompt.routing import choice
+from softprompt.routing.links import Link
+from softprompt.routing.routing import Routing
+from softprompt.routing.store import StoreDirectory
 from tests.simulation import disk, world
 from trainer_service.database.schema import jobs
 from trainer_service.dispatch.allowance import Allowance
@@ -201,6 +209,46 @@ def _without_defaults(original: Any) -> Any:
     return frozen
 
 
+def _continued(original: Any) -> Any:
+    """An answer that breaks begins again at another replica."""
+
+    async def stream(routing: Routing, given: Any, ask: Any = None) -> Any:
+        for is_last in (False, True):
+            try:
+                async with aclosing(original(routing, given, ask)) as responses:
+                    async for response in responses:
+                        yield response
+                return
+            except (Unavailable, grpc.aio.AioRpcError):
+                if is_last:
+                    raise
+
+    return stream
+
+
+def _same_token(original: Any) -> Any:
+    """A connection that callers share keeps the credentials of the first one."""
+
+    def call_of(servicer: Any, *args: Any) -> Any:
+        call = original(servicer, *args)
+        servicer.first_metadata = getattr(servicer, "first_metadata", call.metadata)
+        return replace(call, metadata=servicer.first_metadata)
+
+    return call_of
+
+
+async def _listed_once(directory: StoreDirectory) -> None:
+    await directory.find_replicas()
+    await asyncio.Event().wait()
+
+
+@contextmanager
+def _uncounted_ends(link: Link) -> Iterator[None]:
+    link.in_flight += 1
+    yield
+    link.in_flight -= 1
+
+
 BUGS: dict[str, Patch] = {
     "alias-without-compare": _nothing(prompt_store, "check_expected"),
     "append-overwrites": _instead(CommitLog, "append", _overwriting),
@@ -251,6 +299,13 @@ BUGS: dict[str, Patch] = {
     "shares-ignored": _instead(job_store, "in_order", lambda _: lambda shares, tenants: sorted(tenants)),
     "old-entries-refused": _instead(log, "decode_commit", _with_checksums),
     "old-jobs-refused": _instead(record, "_frozen", _without_defaults),
+    "answers-continue-elsewhere": _instead(Routing, "stream", _continued),
+    "one-replica-tried": _nothing(Routing, "_may_go_on", False),
+    "first-callers-token": _instead(RouterServicer, "_call", _same_token),
+    "replicas-listed-once": _instead(StoreDirectory, "_list", lambda _: _listed_once),
+    "broken-calls-counted": _instead(Link, "used", lambda _: _uncounted_ends),
+    "broken-links-kept": _instead(Link, "rank", lambda _: property(lambda link: 0)),
+    "replica-by-chance": _instead(choice, "score", lambda _: lambda key, replica: random.random()),
     "file-not-synced": _nothing(disk._File, "sync"),
     "folder-not-synced": _nothing(disk.SimulatedDisk, "sync_folder"),
     "start-needs-the-database": _instead(Leases, "start", _impatient_start),

@@ -13,6 +13,7 @@ from sqlalchemy import select
 from shared.store.layout import blob_key
 from shared.values.results import TuningProgress
 from tests.simulation.machine import QUANTUM_SECONDS
+from tests.simulation.serving_checks import Log, check_answers
 from tests.simulation.spans import Span, both, largest_lead, most_at_once
 from tests.simulation.world import CONFIG, World
 from trainer_service.database.schema import job_events
@@ -29,7 +30,7 @@ ENDS = {"plain": JobState.SUCCEEDED, "oom": JobState.SUCCEEDED, "nan": JobState.
 def check(world: World) -> list[str]:
     """Every promise that was broken, in words; empty if none was."""
     store = JobStore(world.database)
-    log = _Log(world)
+    log = Log(world)
     return [
         *(f"{event.server} ended by itself: {event.why}" for event in world.history.of("died")),
         *(f"the invariant {event.invariant} was broken {event.times} times" for event in world.history.of("broken")),
@@ -39,61 +40,12 @@ def check(world: World) -> list[str]:
         *_attempts_follow_each_other(world, store),
         *_shares_are_fair(world, store),
         *log.problems(),
+        *check_answers(world, log),
         *_jobs_leave_aliases_moved_by_hand(store, log),
-        *_aliases_are_compare_and_set(world, log),
-        *_streams_use_resolvable_versions(world, log),
-        *_a_version_answers_alike(world),
         *_imports_are_published_once(world, log),
-        *_replicas_agree_at_the_end(world, log),
         *_tenants_are_apart(world),
         *_served_versions_exist(world, log),
     ]
-
-
-class _Log:
-    """The prompt store's commits replayed: versions by prompt and by job, and the history of each alias."""
-
-    def __init__(self, world: World) -> None:
-        self.commits = [world.storage.commits[number] for number in sorted(world.storage.commits)]
-        self.by_job: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
-        self.published: dict[tuple[str, int], int] = {}
-        self.deleted: dict[tuple[str, int], int] = {}
-        self.aliases: defaultdict[tuple[str, str], list[tuple[int, str, list[int]]]] = defaultdict(list)
-        """(revision, actor, versions) of each move."""
-        self.publishing_job: dict[int, str] = {}
-        """The job that a commit published, by revision."""
-        self.digests: dict[tuple[str, int], str] = {}
-        self._problems: list[str] = []
-        latest: defaultdict[str, int] = defaultdict(int)
-        for number, commit in enumerate(self.commits, 1):
-            if commit.revision != number:
-                self._problems.append(f"the log has no revision {number}")
-                break
-            for op in commit.ops:
-                match op.op:
-                    case "publish":
-                        self.by_job[op.job].append((op.prompt, op.version))
-                        self.publishing_job[number] = op.job
-                        self.published[op.prompt, op.version] = number
-                        self.digests[op.prompt, op.version] = op.digest
-                        if op.version != latest[op.prompt] + 1:
-                            self._problems.append(f"{op.prompt}@{op.version} follows {latest[op.prompt]}")
-                        latest[op.prompt] = op.version
-                    case "alias":
-                        versions = [part.version for part in op.targets]
-                        self.aliases[op.prompt, op.alias].append((number, commit.actor, versions))
-                    case "delete":
-                        self.deleted[op.prompt, op.version] = number
-
-    def problems(self) -> list[str]:
-        """Gaps, and jobs that published twice."""
-        twice = [f"{job} published {versions}" for job, versions in self.by_job.items() if len(versions) > 1]
-        return self._problems + twice
-
-    def alias_before(self, key: tuple[str, str], revision: int) -> list[int]:
-        """What the alias named just before this revision."""
-        before = [versions for number, _, versions in self.aliases[key] if number < revision]
-        return before[-1] if before else []
 
 
 def edges(world: World) -> Counter[tuple[str, str]]:
@@ -115,7 +67,7 @@ def _events(store: JobStore, job_id: str) -> list[JobEvent]:
     return store.events(job_id, 0)
 
 
-def _jobs_end_once_and_as_they_should(world: World, store: JobStore, log: _Log) -> Iterator[str]:
+def _jobs_end_once_and_as_they_should(world: World, store: JobStore, log: Log) -> Iterator[str]:
     cancelled = {event.job for event in world.history.of("asking") if event.verb == "cancel"}
     for event in world.history.of("created"):
         job = store.get(event.job)
@@ -216,7 +168,7 @@ def _job_in(event: JobEvent) -> Job | None:
     return event.payload if isinstance(event.payload, Job) else None
 
 
-def _jobs_leave_aliases_moved_by_hand(store: JobStore, log: _Log) -> Iterator[str]:
+def _jobs_leave_aliases_moved_by_hand(store: JobStore, log: Log) -> Iterator[str]:
     for (prompt, alias), moves in log.aliases.items():
         for (before, *_), (after, *_) in pairwise(moves):
             name = log.publishing_job.get(after, "")
@@ -227,82 +179,10 @@ def _jobs_leave_aliases_moved_by_hand(store: JobStore, log: _Log) -> Iterator[st
                 yield f"{name} moved {prompt}@{alias}, which was moved by hand after the job was created"
 
 
-def _aliases_are_compare_and_set(world: World, log: _Log) -> Iterator[str]:
-    """The log is the order of all moves, so linearizability is: each move found what it expected, each answer is true,
-    and no move is before one that had ended when it began.
-    """
-    revisions = {
-        actor: (revision, key) for key, moves in log.aliases.items() for revision, actor, _ in moves if "/" in actor
-    }
-    asked = {event.actor: event for event in world.history.of("moving")}
-    answered = {event.actor: event for event in world.history.of("moved")}
-    for actor, (revision, key) in revisions.items():
-        if (found := log.alias_before(key, revision)) != asked[actor].expected:
-            yield f"{actor} moved {key} from {found}, expected {asked[actor].expected}"
-    for actor, event in answered.items():
-        wanted = asked[actor]
-        is_change = [wanted.target] != wanted.expected
-        if event.outcome == "done" and is_change and actor not in revisions:
-            yield f"{actor} got the answer that it moved {wanted.prompt}@{wanted.alias}; the log has no such move"
-        if event.outcome not in ("done", "unknown") and actor in revisions:
-            yield f"{actor} got {event.outcome}, and the log has its move"
-    ended = sorted((event.time, revisions[actor][0]) for actor, event in answered.items() if actor in revisions)
-    for actor, event in asked.items():
-        before = [revision for time, revision in ended if time < event.time]
-        if actor in revisions and before and revisions[actor][0] < max(before):
-            yield f"{actor} is in the log before a move that had ended"
-
-
-def _streams_use_resolvable_versions(world: World, log: _Log) -> Iterator[str]:
-    seen: dict[tuple[str, int], int] = {}
-    cuts = world.history.of("power cut")
-    for event in world.history.of("streamed"):
-        if any(event.time <= cut.time and event.revision > cut.newest for cut in cuts):
-            continue  # the version was not acknowledged, and is lost
-        key = (event.prompt, event.alias)
-        named = {
-            version for number, _, versions in log.aliases[key] if number <= event.revision for version in versions
-        }
-        if event.version not in named:
-            yield f"{event.replica} streamed {event.prompt}@{event.version} for {event.alias}, which never named it"
-        life = (event.replica, event.life)
-        if event.life is None:  # `revision` is then that of the store, because a real replica doesn't report its own
-            continue
-        if log.deleted.get((event.prompt, event.version), event.revision + 1) <= event.revision:
-            yield f"{event.replica} streamed {event.prompt}@{event.version}, which it knew to be deleted"
-        if event.revision < seen.get(life, 0):
-            yield f"{event.replica} went back from revision {seen[life]} to {event.revision}"
-        seen[life] = event.revision
-
-
-def _a_version_answers_alike(world: World) -> Iterator[str]:
-    texts: defaultdict[tuple[str, int, str], set[str]] = defaultdict(set)
-    for event in world.history.of("streamed"):
-        if "text" in event.facts:  # a simulated replica has none
-            texts[event.prompt, event.version, event.form].add(event.text)
-    for (prompt, version, _), found in texts.items():
-        if len(found) > 1:
-            yield f"{prompt}@{version} answered one input with {sorted(found)}"
-
-
-def _imports_are_published_once(world: World, log: _Log) -> Iterator[str]:
+def _imports_are_published_once(world: World, log: Log) -> Iterator[str]:
     for event in world.history.of("imported"):
         if (found := log.by_job.get(f"imports/{event.request}")) != [(event.prompt, event.version)]:
             yield f"the import {event.request} returned {event.prompt}@{event.version}, the log has {found}"
-
-
-def _replicas_agree_at_the_end(world: World, log: _Log) -> Iterator[str]:
-    quiet = world.history.of("quiet")[-1].time
-    answers = {
-        (event.replica, event.prompt, event.alias): event.version
-        for event in world.history.of("streamed")
-        if event.begun >= quiet
-    }
-    for (prompt, alias), moves in log.aliases.items():
-        for replica in world.replicas:
-            answer = answers.get((replica.name, prompt, alias))
-            if moves[-1][2] and answer not in moves[-1][2]:
-                yield f"{replica.name} serves {prompt}@{alias} with version {answer}, not {moves[-1][2]}"
 
 
 def _tenants_are_apart(world: World) -> Iterator[str]:
@@ -315,7 +195,7 @@ def _tenants_are_apart(world: World) -> Iterator[str]:
     )
 
 
-def _served_versions_exist(world: World, log: _Log) -> Iterator[str]:
+def _served_versions_exist(world: World, log: Log) -> Iterator[str]:
     for event in world.history.of("gone"):
         yield f"the blob of {event.prompt}@{event.version} was gone before the version was deleted"
     for (prompt, version), digest in log.digests.items():

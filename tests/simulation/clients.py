@@ -12,13 +12,15 @@ from shared.caller import Caller, Role, Tenant
 from shared.errors import Conflict, DamagedBlob, NotFound, Overloaded, PreconditionFailed, SoftPromptError, Unavailable
 from shared.store import AliasTarget
 from shared.text.template import Template
-from tests.simulation.world import Replica, Server, Trainer, World
+from tests.simulation.serving import Answering, Server
+from tests.simulation.world import Trainer, World
 from tests.trainer_service.builders import spec
 from trainer_service.imports import ImportRequest
 from trainer_service.jobs.model import Job, JobFilter
 
 TENANTS = ("a", "b", "c")
 PROMPTS = ("tone", "mood")
+ALIASES = ("default", "canary")
 _TRIES = 6
 _CROWDS = {"a": (0.0, 50), "b": (6.0, 25)}
 """When a tenant of a crowded life creates its jobs, in seconds, and how many."""
@@ -37,6 +39,7 @@ class Client:
         )
         if world.is_crowded:  # a job that needs a worker for itself does not wait for its tenant's turn
             self.wishes = ("plain",)
+        self.aliases = [(f"{tenant}-{prompt}", alias) for prompt in PROMPTS for alias in ALIASES]
         self._numbers = 0
         self.jobs: list[str] = []
         self._watches: list[asyncio.Task[None]] = []
@@ -110,6 +113,7 @@ class Client:
         """The end of a life: more jobs come, so that the last faults meet jobs of all states; no job stays paused."""
         for _ in range(2):
             await self.create()
+            await asyncio.sleep(self.rng.uniform(0, 15))
         await self.resume_all()
 
     async def resume_all(self) -> None:
@@ -127,7 +131,7 @@ class Client:
 
     async def move_alias(self) -> None:
         """Moves an alias to a version at random, if it still names what was read before; at times with a rival."""
-        prompt, alias = f"{self.tenant}-{self.rng.choice(PROMPTS)}", self.rng.choice(("default", "canary"))
+        prompt, alias = f"{self.tenant}-{self.rng.choice(PROMPTS)}", self.rng.choice(ALIASES)
         seconds = self.rng.choice((0.0, self.rng.uniform(0, 0.5)))
         movers = self.rng.choice((1, 1, 2))
         await asyncio.gather(*(self._move(prompt, alias, seconds) for _ in range(movers)))
@@ -217,7 +221,7 @@ class Client:
         acts: list[tuple[Server, Callable[[Any], Awaitable[Any]]]]
         acts = [
             (self._trainer(), methodcaller("get_job", other.job)),
-            (self.rng.choice(self.world.replicas), methodcaller("answer", other.prompt, "default")),
+            (self.rng.choice(self._answering()), methodcaller("answer", other.prompt, "default")),
         ]
         for server, act in acts:
             try:
@@ -227,21 +231,25 @@ class Client:
             self.world.history.add("peeked", tenant=self.tenant, prompt=other.prompt, what=server.name)
 
     async def generate(self) -> None:
-        """Asks a replica for an answer with an alias."""
-        replica = self.rng.choice(self.world.replicas)
-        prompt, alias = f"{self.tenant}-{self.rng.choice(PROMPTS)}", self.rng.choice(("default", "canary"))
-        await self.generate_with(replica, prompt, alias)
+        """Asks a replica or router for an answer with an alias."""
+        await self.generate_with(self.rng.choice(self._answering()), *self.rng.choice(self.aliases))
 
-    async def generate_with(self, replica: Replica, prompt: str, alias: str) -> None:
-        """Records which version a replica answers with."""
-        begun = asyncio.get_running_loop().time()
+    async def generate_all(self, server: Answering) -> None:
+        """Asks for an answer with each alias of each prompt at once."""
+        await asyncio.gather(*(self.generate_with(server, prompt, alias) for prompt, alias in self.aliases))
+
+    async def generate_with(self, server: Answering, prompt: str, alias: str) -> None:
+        """Records which version answers, and which replica."""
+        facts = {"prompt": prompt, "alias": alias, "begun": asyncio.get_running_loop().time()}
         try:
-            answer = await replica.call(self.caller, methodcaller("answer", prompt, alias))
+            answer = await server.call(self.caller, methodcaller("answer", prompt, alias))
         except (Unavailable, NotFound, PreconditionFailed) as error:
-            self.world.history.add("refused", replica=replica.name, prompt=prompt, alias=alias, why=str(error)[:90])
+            self.world.history.add("refused", replica=server.name, **facts, why=str(error)[:90])
             return
-        facts = {"prompt": prompt, "alias": alias, "begun": begun}
-        self.world.history.add("streamed", replica=replica.name, **facts, **answer)
+        self.world.history.add("streamed", **({"replica": server.name, "via": server.name} | facts | answer))
+
+    def _answering(self) -> list[Answering]:
+        return [*self.world.replicas, *self.world.routers]
 
     async def _watch(self, job_id: str) -> None:
         """Follows a job to its end, over as many calls as that takes."""

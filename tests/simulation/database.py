@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
+from tests.simulation.machine import CALL
 from trainer_service.database.database import Database, translated
 
 
@@ -35,24 +36,25 @@ class SimulatedDatabase(Database):
             file.backup(self._memory)
         self._memory.execute("PRAGMA foreign_keys=ON")
         self.is_full = self._is_writing = False
+        self.writers: dict[str, None] = {}
+        """The names of all functions that have written to it, in order."""
 
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> AbstractContextManager[Connection]:  # type: ignore[override]
         assert not self._is_writing, "another connection would not see what this transaction has written"
-        with translated():
-            yield self._copy
+        return nullcontext(self._copy)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         assert not self._is_writing, "this transaction would wait for itself"
         self._is_writing = True
+        self.writers[CALL.get()] = None
         self._memory.execute("BEGIN")
         try:
-            with translated():
-                yield self._copy
-                if self.is_full:
-                    full = sqlite3.OperationalError("database or disk is full")
-                    full.sqlite_errorname = "SQLITE_FULL"
+            yield self._copy
+            if self.is_full:
+                full = sqlite3.OperationalError("database or disk is full")
+                full.sqlite_errorname = "SQLITE_FULL"
+                with translated():
                     raise OperationalError("COMMIT", {}, full)
         except BaseException:
             self._memory.execute("ROLLBACK")

@@ -16,7 +16,8 @@ from pathlib import Path
 from greenlet import getcurrent  # type: ignore[import-untyped]
 
 from shared.store.disk import Disk, Entry, FileStatus, NewFile, OpenFile
-from tests.simulation.machine import EPOCH, wait_inside
+from tests.simulation.loop import pause_inside
+from tests.simulation.machine import EPOCH
 
 _STEP_SECONDS = 0.004
 
@@ -162,4 +163,4 @@ def _is_running() -> bool:
 def _step() -> None:
     """Whatever else is due goes on before the next step, if this is code of a simulated thread."""
     if hasattr(getcurrent(), "__sqlalchemy_greenlet_provider__"):
-        wait_inside(asyncio.sleep(_STEP_SECONDS))
+        pause_inside(_STEP_SECONDS)

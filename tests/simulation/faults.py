@@ -6,13 +6,15 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection
 
-from tests.simulation.machine import start_on, wake
+from tests.simulation.loop import start_on, wake
+from tests.simulation.routers import KEEPALIVE_SECONDS
+from tests.simulation.serving import TOKEN_SECONDS, Server
 from tests.simulation.storage import StorageFaults
-from tests.simulation.world import LEASE_SECONDS, Server, Trainer, World
+from tests.simulation.world import LEASE_SECONDS, Trainer, World
 
 KINDS = (
     *("kill", "pause", "drain", "cut off", "worker", "bad storage", "bad database", "bad network", "clock"),
-    *("failover", "full disk", "power cut"),
+    *("failover", "full disk", "power cut", "partition", "slow replica"),
 )
 _PATIENCE_SECONDS = 20.0
 """How long a fault waits for its moment."""
@@ -39,7 +41,7 @@ class Faults:
             lambda: self._bad(self._world.storage_faults, 0.3),
             lambda: self._bad(self._world.database_faults, 0.3),
             lambda: self._bad(self._world.network_faults, 0.3),
-            *(self._move_clock, self._fail_over, self._fill_disk, self._cut_power),
+            *(self._move_clock, self._fail_over, self._fill_disk, self._cut_power, self._part, self._slow_down),
         )
         acts = dict(zip(KINDS, harms, strict=True))
         while asyncio.get_running_loop().time() < until:
@@ -56,9 +58,24 @@ class Faults:
             await asyncio.wait(list(self._running))
 
     async def strike_jobs(self) -> None:
-        """The database gets bad. No trainer starts again after this, which would hide what it forgot."""
-        if "bad database" not in self._without:
-            await self._bad(self._world.database_faults, 0.3)
+        """Half of the answers to some kinds of writes are lost. No trainer starts again after this, which would hide
+        what it forgot.
+        """
+        faults = self._world.database_faults
+        for _ in range(0 if "bad database" in self._without else 4):
+            faults.aim = self._rng.choice([*self._world.database.writers] or [""])
+            await asyncio.sleep(self._rng.uniform(1, 10))
+        faults.aim = ""
+
+    async def strike_streams(self) -> None:
+        """A replica dies while routers pass calls on to it. Only those may fail that have had a message."""
+        world = self._world
+        world.history.add("failing")
+        streams = [client.generate_all(router) for client in world.clients for router in world.routers]
+        running = asyncio.gather(*streams)
+        await asyncio.sleep(self._rng.uniform(0, 0.1))
+        self._rng.choice(world.replicas).kill()
+        await running
 
     async def strike_last(self) -> None:
         """The storage gets bad as the replicas start. No commit follows, so nothing hides what they lack then."""
@@ -120,8 +137,7 @@ class Faults:
                     await client.ask(job, "cancel")
 
     async def _drain(self) -> None:
-        server = self._victim()
-        if not isinstance(server, Trainer):
+        if (server := self._victim()) is None:
             return
         self._broken.add(server.name)
         await server.drain()
@@ -136,6 +152,24 @@ class Faults:
         await asyncio.sleep(self._rng.uniform(1, 3 * LEASE_SECONDS))
         cut.discard(server.name)
 
+    async def _part(self) -> None:
+        """A router and a replica can't reach each other, at times for longer than connections last."""
+        router, replica = self._rng.choice(self._world.routers), self._rng.choice(self._world.replicas)
+        self._world.cuts.add(cut := (router.name, replica.name))
+        seconds = self._rng.uniform(1, self._rng.choice((10, 2 * KEEPALIVE_SECONDS)))
+        await asyncio.sleep(min(seconds, KEEPALIVE_SECONDS))
+        if seconds > KEEPALIVE_SECONDS:
+            router.lose(replica)
+            await asyncio.sleep(seconds - KEEPALIVE_SECONDS)
+        self._world.cuts.discard(cut)
+
+    async def _slow_down(self) -> None:
+        """A replica takes longer for each token, at times longer than its callers wait."""
+        replica = self._rng.choice(self._world.replicas)
+        replica.token_seconds = self._rng.uniform(0.2, 10)
+        await asyncio.sleep(self._rng.uniform(5, 30))
+        replica.token_seconds = TOKEN_SECONDS
+
     async def _harm_worker(self) -> None:
         trainer = self._rng.choice(self._world.trainers)
         if trainer.ready and trainer.node.up:
@@ -147,7 +181,7 @@ class Faults:
         if self._rng.random() < 0.3 and await self._moment(moment):
             chance, seconds = 0.5, self._rng.uniform(0.1, 2)
         if faults is self._world.database_faults and self._rng.random() < 0.5:
-            faults.aim = self._rng.choice([*self._world.database_calls, ""])
+            faults.aim = self._rng.choice([*self._world.database.writers, ""])
             chance = self._rng.choice((0.0, chance))  # other calls, such as renewals of leases, may heal what is lost
         faults.chance = chance
         await asyncio.sleep(seconds)

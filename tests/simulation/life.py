@@ -18,11 +18,12 @@ from sqlalchemy import select
 from shared.invariants import num_broken
 from tests.simulation.bugs import bug
 from tests.simulation.checker import check, edges
-from tests.simulation.clients import PROMPTS, TENANTS, Client
+from tests.simulation.clients import TENANTS, Client
 from tests.simulation.database import SimulatedDatabase
 from tests.simulation.faults import Faults
 from tests.simulation.history import History
-from tests.simulation.machine import Loop, machine
+from tests.simulation.loop import Loop
+from tests.simulation.machine import machine
 from tests.simulation.upgrade import SCHEMAS, OldJob, make_old_database
 from tests.simulation.world import CONFIG, World, loop_of
 from trainer_service.database.schema import jobs
@@ -79,7 +80,7 @@ def live(seed: int, plan: Plan = Plan()) -> Outcome:
         asyncio.set_event_loop(loop)
         faults = Faults(world, plan.without)
         problems = loop.run_until_complete(_live(world, faults, plan, old_jobs))
-        counts = {**faults.counts}
+        counts = Counter(faults.counts)
         for network in (world.storage_faults, world.database_faults, world.network_faults):
             counts.update({f"{kind} ": number for kind, number in network.counts.items()})
         took = time.perf_counter() - begun
@@ -105,11 +106,12 @@ async def _live(world: World, faults: Faults, plan: Plan, old_jobs: Sequence[Old
         if times > broken_before[invariant]:
             world.history.add("broken", invariant=invariant.value, times=times - broken_before[invariant])
     world.history.add("quiet")
-    for client in clients:
-        for replica in world.replicas:
-            for prompt in PROMPTS:
-                for alias in ("default", "canary"):
-                    await client.generate_with(replica, f"{client.tenant}-{prompt}", alias)
+    await asyncio.gather(*(client.generate_all(replica) for client in clients for replica in world.replicas))
+    for router in world.routers:  # one call after another, so that no load but the version decides where it goes
+        for client in clients:
+            for prompt, alias in client.aliases:
+                await client.generate_with(router, prompt, alias)
+    await faults.strike_streams()
     return [f"after {QUIET_SECONDS:g} s, {what}" for what in ill] + check(world)
 
 
@@ -128,8 +130,9 @@ def _unhealed(world: World) -> list[str]:
     with world.database.read() as connection:
         ended = {id for id, state in connection.execute(_STATES).all() if JobState(state).is_final}
     ill = [f"job {job} goes on" for job in created if job not in watched & ended]
-    num_tasks = {server.name: loop_of(world).num_tasks(server.node) for server in world.servers}
-    ill += [f"{name} has {number} tasks" for name, number in num_tasks.items() if number > MAX_TASKS]
+    num_tasks = loop_of(world).num_tasks()
+    tasks = [(server.name, num_tasks[server.node]) for server in world.servers]
+    ill += [f"{name} has {number} tasks" for name, number in tasks if number > MAX_TASKS]
     for trainer in world.trainers:
         if trainer.ready and (busy := trainer.jobs._publisher.job_ids):
             ill.append(f"{trainer.name} publishes {sorted(busy)}")
@@ -142,6 +145,18 @@ def _unhealed(world: World) -> list[str]:
             ill.append(f"{replica.name} is at revision {revision} of {newest}")
         elif number := replica.registry.num_aliases_behind:
             ill.append(f"{number} aliases of {replica.name} are behind")
+    for router in world.routers:
+        if not router.ready:
+            ill.append(f"{router.name} is not ready")
+            continue
+        links = router.routing.links()
+        connected = {link.replica.id for link in links if link.rank == 0}
+        if connected != {replica.id for replica in world.replicas} or not len(links) == len(router.channels) == 3:
+            ill.append(f"{router.name} is connected to {sorted(connected)}, over {len(router.channels)} channels")
+        if number := sum(link.in_flight for link in links):
+            ill.append(f"{router.name} has {number} calls")
+        if router.directory.revision != newest:
+            ill.append(f"{router.name} is at revision {router.directory.revision} of {newest}")
     return ill
 
 

@@ -16,7 +16,7 @@ from shared.store.local import LocalBackend
 from shared.store.memory import MemoryBackend
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.history import History
-from tests.simulation.machine import Node, by_true_clock, current_node, wait_inside
+from tests.simulation.loop import Node, by_true_clock, current_node, pause_inside
 
 T = TypeVar("T")
 
@@ -159,7 +159,7 @@ class NetworkBackend:
         if folder == REPLICAS:
             self._storage.reached("starting", current_node())
         if self._faults.strikes("slow list"):
-            wait_inside(asyncio.sleep(self._faults.rng.uniform(0.5, 5)))
+            pause_inside(self._faults.rng.uniform(0.5, 5))
         return self._call(lambda: self._storage.objects.list(folder))
 
     def delete(self, key: str) -> None:
@@ -177,18 +177,18 @@ class NetworkBackend:
             raise Unavailable("the object store has no space left")
 
     def _pause(self) -> None:
-        wait_inside(asyncio.sleep(self._faults.rng.uniform(0.001, 0.03)))
+        pause_inside(self._faults.rng.uniform(0.001, 0.03))
 
     def _call(self, act: Callable[[], T]) -> T:
         faults, node = self._faults, current_node()
         self._pause()
         if node is not None and node.name in faults.cut_off:
-            wait_inside(asyncio.sleep(1))
+            pause_inside(1)
             raise Unavailable("the object store can't be reached")
         if faults.strikes("lost request"):
             raise Unavailable("the object store did not get the request")
         if faults.strikes("hung call", 0.3):
-            wait_inside(asyncio.sleep(faults.rng.uniform(5, 60)))
+            pause_inside(faults.rng.uniform(5, 60))
         if self._storage.disk is not None:  # which has its own clock, and during whose calls other processes act
             result = act()
         else:

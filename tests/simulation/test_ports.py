@@ -17,6 +17,7 @@ DECIDING = (
     "trainer_service/publish",
     "trainer_service/webhooks",
     "inference_service/prompts",
+    "softprompt/router",
     "softprompt/routing",
     "shared/store",
 )

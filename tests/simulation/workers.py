@@ -7,7 +7,7 @@ import itertools
 import random
 from dataclasses import replace
 
-from tests.simulation.machine import Node, kill, start_on
+from tests.simulation.loop import Node, kill, start_on
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerLost, WorkerReport
 from trainer_service.training.events import TrainingEvent, TrainingTask

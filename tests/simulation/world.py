@@ -1,33 +1,25 @@
-"""The simulated processes: trainers on one database, replicas on one prompt store, and calls to them over a network."""
+"""The simulated processes of one life: trainers on one database, replicas and routers on one prompt store."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
-from typing import Any, TypeVar, cast
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
 from sqlalchemy import select
 
-from inference_service.prompts.load_queue import VersionLoads
-from inference_service.prompts.registry import PromptRegistry
-from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, prefix_id_of
-from inference_service.prompts.version_loader import VersionLoader
-from inference_service.prompts.watcher import PromptWatcher
-from shared.caller import Caller, calling, current_caller
-from shared.errors import DamagedBlob, NotFound, Unavailable
-from shared.names import PromptReference, parse_version_name
-from shared.process.call_pool import CallPool
-from shared.prompt.blob import decode_blob
-from shared.store.index import VersionRecord
+from shared.caller import Caller
+from shared.errors import NotFound, Unavailable
+from shared.names import parse_version_name
 from shared.store.maintenance import MaintenancePolicy
-from shared.store.store import PromptStore
-from tests.inference_service.prompts.fakes import NullPromptObserver
 from tests.simulation.database import SimulatedDatabase
 from tests.simulation.history import History
-from tests.simulation.machine import EPOCH, CooperativeLock, Fate, Loop, Node, current_node, kill, start_on
-from tests.simulation.storage import NetworkBackend, Storage, StorageFaults
+from tests.simulation.loop import Loop, current_node, start_on
+from tests.simulation.machine import EPOCH, Fate
+from tests.simulation.routers import Router
+from tests.simulation.serving import Replica, Server
+from tests.simulation.storage import Storage, StorageFaults
 from tests.simulation.upgrade import old_store
 from tests.simulation.workers import SimulatedPool
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
@@ -46,8 +38,6 @@ from trainer_service.pools import TrainerPools
 from trainer_service.prompts import Prompts
 from trainer_service.training.events import DatasetFile
 
-T = TypeVar("T")
-
 LEASE_SECONDS = 20.0
 CONFIG = JobsConfig(
     max_workers=2,
@@ -63,7 +53,6 @@ CONFIG = JobsConfig(
     retry_max_seconds=10,
     max_infrastructure_failures=1000,
 )
-_CALL_SECONDS = 20.0
 _UNENDED = select(jobs.c.state, jobs.c.trained).where(jobs.c.state.in_(UNENDED)).distinct()
 
 
@@ -93,89 +82,6 @@ class NamedDatasets:
 
     def file(self, name: str) -> DatasetFile:
         return DatasetFile("0" * 64, name.removeprefix("datasets/"), 1)
-
-
-class ToyLoader(VersionLoader):
-    """Fetches and checks blobs like the real one; there is no engine that could load them."""
-
-    def __init__(self, store: PromptStore) -> None:
-        self._toy_store, self._toy_pool = store, CallPool("prompt_store_fetch")
-
-    async def load(self, record: VersionRecord) -> ServableVersion:
-        def fetch() -> Any:
-            try:
-                return decode_blob(self._toy_store.fetch(record.digest))
-            except DamagedBlob as error:
-                raise VersionRefused(RefusalReason.DAMAGED, error.message) from error
-            except NotFound as error:
-                raise Unavailable("the blob is not there yet") from error
-
-        blob = await self._toy_pool.call(fetch)
-        return ServableVersion(
-            record, blob.manifest, blob.prefix, cast(Any, None), prefix_id_of(record), datetime.now(UTC)
-        )
-
-
-class Server:
-    """A process that answers calls while it is up and ready. Each life is a new node."""
-
-    def __init__(self, world: World, name: str) -> None:
-        self.world, self.name, self.node, self.ready, self.num_lives = world, name, Node(name), False, 0
-        self._open: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begins a new life."""
-        self.node, self.ready = Node(self.name), False
-        self.num_lives += 1
-        skews = (0.0, 0.0, self.world.rng.uniform(-120, 120))
-        self.node.skew_seconds = 0.0 if self.world.is_crowded else self.world.rng.choice(skews)
-        self._open = start_on(self.node, self._run())
-
-    def kill(self) -> None:
-        """Ends it like kill -9."""
-        kill(self.node)
-
-    async def _run(self) -> None:
-        try:
-            await self._boot()
-        except Exception as error:
-            self.world.history.add("died", server=self.name, why=f"{type(error).__name__}: {error}")
-            raise
-
-    async def _boot(self) -> None:
-        raise NotImplementedError
-
-    async def _prompt_store(self, pool: CallPool) -> PromptStore:
-        store = await pool.open(lambda: PromptStore(NetworkBackend(self.world.storage, self.world.storage_faults)))
-        store._follower._lock = cast(Any, CooperativeLock())
-        store._replicas._lock = cast(Any, CooperativeLock())
-        return store
-
-    async def call(self, caller: Caller, act: Callable[[Any], Awaitable[T]]) -> T:
-        """`act(self)` on this server for the caller. Raises Unavailable if no answer comes; it may yet happen."""
-        world = self.world
-        await asyncio.sleep(world.rng.uniform(0.001, 0.01))
-        if not (self.node.up and self.ready) or world.network_faults.strikes("lost request"):
-            await asyncio.sleep(1)
-            raise Unavailable(f"{self.name} can't be reached")
-
-        async def handle() -> T:
-            with calling(caller):
-                return await act(self)
-
-        work, answer = start_on(self.node, handle()), asyncio.get_running_loop().create_future()
-        is_lost = world.network_faults.strikes("lost answer")
-        work.add_done_callback(lambda done: None if is_lost or answer.done() else answer.set_result(done))
-        work.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            async with asyncio.timeout(_CALL_SECONDS):
-                done: asyncio.Task[T] = await answer
-        except TimeoutError:
-            work.cancel()  # as gRPC does at the deadline
-            raise Unavailable(f"{self.name} did not answer") from None
-        if done.cancelled():
-            raise Unavailable(f"{self.name} is stopping")
-        return done.result()
 
 
 class Trainer(Server):
@@ -246,26 +152,6 @@ class Trainer(Server):
         self.kill()
 
 
-class Replica(Server):
-    """A replica: the real watcher and registry; a toy engine."""
-
-    async def _boot(self) -> None:
-        pool = CallPool("prompt_store_watch")
-        store = await self._prompt_store(pool)
-        self.registry = PromptRegistry(lambda prefix_id: None, max_loaded=8)
-        observer = NullPromptObserver()
-        loads = VersionLoads(ToyLoader(store), self.registry, observer)
-        self.watcher = PromptWatcher(store, self.registry, loads, observer, 1.0, pool)
-        await self.watcher.start()
-        self.ready = True
-        await self.watcher.run()
-
-    async def answer(self, prompt: str, alias: str) -> dict[str, int]:
-        """Resolves like a request of the current caller: the version, and what this life of the replica knew."""
-        record = self.registry.resolve(PromptReference(prompt, alias, None), "", current_caller())
-        return {"version": record.version, "revision": self.registry.index.revision, "life": self.num_lives}
-
-
 class World:
     """Everything of one life. `rng` decides all that is not decided by the code under test."""
 
@@ -283,18 +169,25 @@ class World:
         self.storage_faults, self.network_faults = StorageFaults(self.rng), StorageFaults(self.rng)
         self.database_faults = StorageFaults(self.rng)
         self.database = database
-        self.database_calls: dict[str, None] = {}
-        """The names of all functions that were called with it, in order."""
         self.failover_at = 0.0
         """When the database's standby takes over; what is not acknowledged by then may be lost."""
         self.trainers = [Trainer(self, f"trainer-{number}") for number in range(2)]
         self.replicas = [Replica(self, f"replica-{number}") for number in range(3)]
+        self.routers = [Router(self, f"router-{number}") for number in range(2)]
         self.clients: list[Any] = []
+        self.callers: dict[str, Caller] = {}
+        """By token."""
+        self.cuts: set[tuple[str, str]] = set()
+        """Names of routers and replicas whose messages to each other wait."""
 
     @property
     def servers(self) -> list[Server]:
         """All of them."""
-        return [*self.trainers, *self.replicas]
+        return [*self.trainers, *self.replicas, *self.routers]
+
+    def is_cut(self, router: Router, replica: Replica) -> bool:
+        """Whether the network between them is down."""
+        return (router.name, replica.name) in self.cuts
 
     def now(self) -> float:
         """The wall clock of its clients."""
@@ -312,12 +205,13 @@ class World:
         before, after = rng.uniform(0.0005, 0.005), 0.0
         if not system.startswith("job_"):
             return Fate(before)
-        self.database_calls[call] = None
         if node is not None and node.name in faults.cut_off:
             raise Unavailable("the job database can't be reached", system=system)
         if (left := self.failover_at - asyncio.get_running_loop().time()) > 0:
             # Synchronous replication: no client sees a commit that waits for the standby, which has it or has it not.
             return Fate(left, is_done=rng.random() < 0.5, is_answered=False)
+        if not (faults.chance or faults.aim):
+            return Fate(before)
         if faults.strikes("refused", 0.5):
             raise Unavailable("the job database is unavailable; try again", system=system)
         if faults.strikes("slow call"):

@@ -84,7 +84,7 @@ def to_row(record: Record) -> dict[str, Any]:
     """The record as values of the columns of `jobs`."""
     job = record.job
     return {
-        **changing_columns(record),
+        **{name: _encoded(name, value) for name, value in _changing(record).items()},
         "id": job.id,
         "caller": job.caller,
         "tenant": job.tenant,
@@ -98,18 +98,29 @@ def to_row(record: Record) -> dict[str, Any]:
     }
 
 
-def changing_columns(record: Record) -> dict[str, Any]:
-    """The columns of `to_row` that may change after the job's creation."""
+def changed_columns(before: Record, after: Record) -> dict[str, Any]:
+    """The columns of `to_row` that differ between two records of a job: a step changes few of them."""
+    old = _changing(before)
+    return {name: _encoded(name, value) for name, value in _changing(after).items() if value != old[name]}
+
+
+def _changing(record: Record) -> dict[str, Any]:
+    """The values of the columns that may change after the job's creation, not encoded."""
     job = record.job
-    stored = {name: getattr(job, name) for name in (*_CHANGING_TIMES, *_JSON)}
     return {
-        **{name: getattr(job, name) for name in _CHANGING},
+        **{name: getattr(job, name) for name in ("state", *_CHANGING, *_CHANGING_TIMES, *_JSON)},
         **{name: getattr(record, name) for name in _OF_RECORD},
-        **{name: stored[name].timestamp() if stored[name] else None for name in _CHANGING_TIMES},
-        **{name: to_json(stored[name]) if stored[name] else None for name in _JSON},
-        "state": job.state.value,
         "solo": record.exclusive,
     }
+
+
+def _encoded(name: str, value: Any) -> Any:
+    """The value as its column holds it."""
+    if isinstance(value, JobState):
+        return value.value
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return to_json(value) if name in _JSON and value is not None else value
 
 
 def from_row(row: RowMapping) -> Record:

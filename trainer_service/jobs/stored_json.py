@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -13,21 +12,24 @@ T = TypeVar("T")
 
 def to_json(value: object) -> str:
     """The JSON of a model or of a value of `shared.values`."""
-    return _adapter(cast(Hashable, type(value))).dump_json(value).decode()
+    key: Any = type(value)
+    return _adapter(key).dump_json(value).decode()
 
 
 def from_json(kind: type[T], text: str | bytes) -> T:
     """Raises pydantic.ValidationError for JSON that is not one of `kind`."""
-    value: T = _adapter(cast(Hashable, kind)).validate_json(text)
+    key: Any = kind  # mypy does not know that all types are hashable
+    value: T = _adapter(key).validate_json(text)
     return value
 
 
 def from_plain(kind: type[T], plain: object) -> T:
     """Like `from_json`, from parsed JSON."""
-    value: T = _adapter(cast(Hashable, kind)).validate_python(plain)
+    key: Any = kind  # mypy does not know that all types are hashable
+    value: T = _adapter(key).validate_python(plain)
     return value
 
 
 @cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(cast(Any, kind))
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Self
 
-from sqlalchemy import Connection, RowMapping, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Double, RowMapping, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from shared.caller import EVERY_PROMPT
@@ -21,7 +21,7 @@ from trainer_service.database.database import STATEMENT_SECONDS, Database
 from trainer_service.database.schema import job_annotations, job_datasets, jobs
 from trainer_service.jobs.fair_queue import positions_before
 from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
-from trainer_service.jobs.record import Record, changing_columns, checked_same, from_row, to_row
+from trainer_service.jobs.record import Record, changed_columns, checked_same, from_row, to_row
 from trainer_service.jobs.states import LEASED_STATES, UNSUCCESSFUL_STATES, JobState, check_move
 from trainer_service.jobs.store import event_log, listing, queue_limits, tenant_shares
 from trainer_service.jobs.store.conditions import UNENDED
@@ -31,6 +31,11 @@ _UNSUCCESSFUL = [state.value for state in UNSUCCESSFUL_STATES]
 _BY_ID = jobs.c.id == bindparam("job_id")
 _STATE = select(jobs.c.state, jobs.c.last_event).where(_BY_ID)
 _CHANGE = update(jobs).where(_BY_ID)
+_ADD, _ADD_ANNOTATIONS, _ADD_DATASETS = insert(jobs), insert(job_annotations), insert(job_datasets)
+_OF_CALLER = jobs.c.caller == bindparam("of_caller")
+_OF_TENANT = (jobs.c.tenant == bindparam("of_tenant")) & (jobs.c.prompt == bindparam("of_prompt"))
+_OF_REQUEST = select(jobs).where(jobs.c.request_id == bindparam("of_request")).order_by(~_OF_CALLER, jobs.c.id).limit(1)
+_REQUEST, _SHARED_REQUEST = _OF_REQUEST.where(_OF_CALLER), _OF_REQUEST.where(_OF_CALLER | _OF_TENANT)
 OnMove = Callable[[Connection, Record, Record], None]
 
 
@@ -124,11 +129,11 @@ class JobRecords:
                 if use_datasets is not None:
                     use_datasets(connection, job.tenant, job.spec.dataset_names)
                 stored = replace(record.with_job(last_event=1), queued_at=time.time())
-                connection.execute(insert(jobs).values(**to_row(stored)))
+                connection.execute(_ADD, to_row(stored))
                 if annotations := [{"key": k, "value": v, "job_id": job.id} for k, v in job.spec.annotations.items()]:
-                    connection.execute(insert(job_annotations), annotations)
+                    connection.execute(_ADD_ANNOTATIONS, annotations)
                 if names := job.spec.dataset_names:
-                    connection.execute(insert(job_datasets), [{"dataset": name, "job_id": job.id} for name in names])
+                    connection.execute(_ADD_DATASETS, [{"dataset": name, "job_id": job.id} for name in names])
                 event_log.append(connection, job.id, 1, [stored.job])
                 return self._with_position(connection, stored, visible_to)
         except IntegrityError:  # PostgreSQL: another replica handled the same request at the same moment
@@ -249,23 +254,21 @@ class JobRecords:
     ) -> Job | None:
         if not request_id:
             return None
-        found = own = jobs.c.caller == caller
+        query, parameters = _REQUEST, {"of_caller": caller, "of_request": request_id}
         if shared is not None:
-            tenant, prompt = shared
-            found = own | ((jobs.c.tenant == tenant) & (jobs.c.prompt == prompt))
-        query = select(jobs).where(found, jobs.c.request_id == request_id).order_by(~own, jobs.c.id).limit(1)
-        row = connection.execute(query).mappings().one_or_none()
+            query, parameters = _SHARED_REQUEST, parameters | {"of_tenant": shared[0], "of_prompt": shared[1]}
+        row = connection.execute(query, parameters).mappings().one_or_none()
         return self._with_position(connection, from_row(row), visible_to) if row is not None else None
 
     def _with_position(self, connection: Connection, record: Record, visible_to: tuple[str, ...]) -> Job:
         """The job with its position in the queue, which counts only jobs that the caller may see."""
         if record.job.state is not JobState.QUEUED:
             return record.job
-        waiting, tenant = in_states([JobState.QUEUED], visible_to) & visible(visible_to, connection), record.job.tenant
-        ahead = select(func.count()).where(waiting, jobs.c.tenant == tenant, jobs.c.queue_key < record.queue_key)
-        shares = tenant_shares.read(connection, time.time())
-        counts = tenant_shares.counts_of_waiting(connection, waiting)
-        position = positions_before(shares, counts, tenant, connection.scalar(ahead) or 0)
+        ahead, counting = _visible_queue(tuple(visible_to), connection.dialect.name)
+        shares, tenant = tenant_shares.read(connection, time.time()), record.job.tenant
+        counts = tenant_shares.counts_of_waiting(connection, counting)
+        num_ahead = connection.scalar(ahead, {"of_tenant": tenant, "before": record.queue_key}) or 0
+        position = positions_before(shares, counts, tenant, num_ahead)
         return record.job.model_copy(update={"queue_position": position})
 
 
@@ -277,6 +280,17 @@ def _visible_by_id(
     query: Select[Any] = select(jobs) if is_whole else select(jobs.c.state)
     query = query.where(_BY_ID, condition(jobs.c.prompt, visible_to, dialect))
     return query.with_for_update() if lock else query
+
+
+@lru_cache(maxsize=256)
+def _visible_queue(visible_to: tuple[str, ...], dialect: str) -> tuple[Select[int], Select[str, int]]:
+    """Queries for the number of visible jobs of the tenant `of_tenant` that wait with a smaller key than `before`, and
+    for those of all tenants.
+    """
+    waiting = in_states([JobState.QUEUED], visible_to) & condition(jobs.c.prompt, visible_to, dialect)
+    is_before = jobs.c.queue_key < bindparam("before", type_=Double())
+    ahead = select(func.count()).where(waiting, jobs.c.tenant == bindparam("of_tenant"), is_before)
+    return ahead, tenant_shares.counting(waiting)
 
 
 def _state(connection: Connection, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> JobState:
@@ -312,7 +326,8 @@ def _store(connection: Connection, before: Record, after: Record, payloads: Sequ
     stored = after.with_job(last_event=before.job.last_event + len(payloads) + moved)
     if stored == before:
         return before
-    connection.execute(_CHANGE, {"job_id": before.job.id, **changing_columns(stored)})
+    if columns := changed_columns(before, stored):
+        connection.execute(_CHANGE, {"job_id": before.job.id, **columns})
     tenant_shares.record_move(connection, before, stored)
     event_log.append(connection, before.job.id, first, [*payloads, *([stored.job] if moved else [])])
     return stored

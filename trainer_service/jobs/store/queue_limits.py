@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import Connection, Select, bindparam, func, select
 
 from shared.errors import Overloaded
 from trainer_service.database.schema import jobs
 from trainer_service.jobs.fair_queue import fair_part, share_of
 from trainer_service.jobs.store import tenant_shares
 from trainer_service.jobs.store.conditions import QUEUED, UNENDED
+
+_NUM_QUEUED = select(func.count()).where(QUEUED)
+_NUM_UNENDED = select(func.count()).where(jobs.c.state.in_(UNENDED))
+_NUM_OF_CALLER = _NUM_UNENDED.where(jobs.c.caller == bindparam("of"))
+_NUM_OF_TENANT = _NUM_UNENDED.where(jobs.c.tenant == bindparam("of"))
 
 
 def check(
@@ -21,16 +26,16 @@ def check(
 ) -> None:
     """Raises Overloaded naming the limit that leaves no room."""
     _check_room(connection, tenant, max_queued)
-    _check_active(connection, jobs.c.caller == caller, "your", max_active_of_caller)
+    _check_active(connection, _NUM_OF_CALLER, caller, "your", max_active_of_caller)
     if max_active_of_tenant is not None:
-        _check_active(connection, jobs.c.tenant == tenant, "your tenant's", max_active_of_tenant)
+        _check_active(connection, _NUM_OF_TENANT, tenant, "your tenant's", max_active_of_tenant)
 
 
 def _check_room(connection: Connection, of_tenant: str, max_queued: int) -> None:
     """Raises Overloaded if the queue is full and the tenant has its fair part of it or more. Tenants with less are
     not locked out by the others.
     """
-    queued = connection.scalar(select(func.count()).where(QUEUED)) or 0
+    queued = connection.scalar(_NUM_QUEUED) or 0
     if queued < max_queued:
         return
     counts, shares = tenant_shares.counts_of_waiting(connection), tenant_shares.read_stored(connection)
@@ -45,8 +50,8 @@ def _check_room(connection: Connection, of_tenant: str, max_queued: int) -> None
         raise Overloaded(message, retry_after_seconds=30.0, queued=own)
 
 
-def _check_active(connection: Connection, counted: ColumnElement[bool], whose: str, most: int) -> None:
-    active = connection.scalar(select(func.count()).where(counted, jobs.c.state.in_(UNENDED))) or 0
+def _check_active(connection: Connection, query: Select[int], of: str, whose: str, most: int) -> None:
+    active = connection.scalar(query, {"of": of}) or 0
     if active >= most:
         message = (
             f"{active} of {whose} jobs have not ended, and the limit (active_jobs) is {most}: wait for one to end, "

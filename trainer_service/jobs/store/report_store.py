@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 
 from pydantic import ValidationError
@@ -54,7 +55,13 @@ class StoredReport:
 
 def report_of(trained: TrainingResult) -> StoredReport:
     """What is kept of a training result. Workers run the trainer's own release."""
-    return StoredReport(trained.answers, trained.num_tokens, version("softprompt"))
+    return StoredReport(trained.answers, trained.num_tokens, _release())
+
+
+@cache
+def _release() -> str:
+    """This release; to read it from the installed package takes milliseconds."""
+    return version("softprompt")
 
 
 def save_report(database: Database, job_id: str, attempt: int, report: StoredReport) -> None:

@@ -31,6 +31,8 @@ _ON_A_WORKER = jobs.c.state.in_([state.value for state in LEASED_STATES]) & jobs
 _SHARES = select(tenant_shares)
 _ANY_QUEUED = select(jobs.c.id).where(QUEUED).limit(1)
 _CHANGE = update(tenant_shares).where(tenant_shares.c.tenant == bindparam("of_tenant"))
+_ADD = insert(tenant_shares)
+_WEIGHT = select(tenant_shares.c.weight).where(tenant_shares.c.tenant == bindparam("of_tenant"))
 _CHARGE = _CHANGE.values(
     virtual_time=tenant_shares.c.virtual_time + bindparam("seconds", type_=Double()) / tenant_shares.c.weight
 )
@@ -70,20 +72,26 @@ def with_jobs(connection: Connection, query: Select[Any], parameters: Mapping[st
     return list(connection.scalars(query, parameters))
 
 
-def counts_of_waiting(connection: Connection, waiting: ColumnElement[bool] | None = None) -> dict[str, int]:
-    """Number of queued jobs by tenant; `waiting` replaces the condition that a job is QUEUED."""
-    which = QUEUED if waiting is None else waiting
-    query = select(jobs.c.tenant, func.count()).where(which).group_by(jobs.c.tenant)
+def counting(waiting: ColumnElement[bool]) -> Select[str, int]:
+    """A query for the number of jobs that meet the condition, by tenant."""
+    return select(jobs.c.tenant, func.count()).where(waiting).group_by(jobs.c.tenant)
+
+
+_COUNTS_OF_QUEUED = counting(QUEUED)
+
+
+def counts_of_waiting(connection: Connection, query: Select[str, int] = _COUNTS_OF_QUEUED) -> dict[str, int]:
+    """Number of queued jobs by tenant, or what another query of `counting` counts."""
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def set_weight(connection: Connection, tenant: str, weight: float) -> None:
     """Sets the tenant's weight and creates its share if it has none. The caller holds the lock of the tenant's name."""
-    known = connection.scalar(select(tenant_shares.c.weight).where(tenant_shares.c.tenant == tenant))
+    known = connection.scalar(_WEIGHT, {"of_tenant": tenant})
     if known is None:
-        connection.execute(insert(tenant_shares).values(tenant=tenant, weight=weight, virtual_time=0.0, clock=0.0))
+        connection.execute(_ADD, {"tenant": tenant, "weight": weight, "virtual_time": 0.0, "clock": 0.0})
     elif known != weight:
-        connection.execute(update(tenant_shares).where(tenant_shares.c.tenant == tenant).values(weight=weight))
+        connection.execute(_CHANGE, {"of_tenant": tenant, "weight": weight})
 
 
 def set_known_weights(connection: Connection, weights: Mapping[str, float]) -> None:
