@@ -242,6 +242,10 @@ def _heads(model: KnownBaseModel) -> tuple[int, int]:
         raise PreconditionFailed(
             f"{model.info.id} keeps latents instead of keys and values; another program's prefix can't be imported"
         )
+    if getattr(config, "is_heterogeneous", False):
+        raise PreconditionFailed(
+            f"{model.info.id} has layers with different heads; another program's prefix can't be imported"
+        )
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return getattr(config, "num_key_value_heads", None) or heads, width

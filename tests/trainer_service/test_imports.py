@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed, SoftPromptError
 from shared.prompt.blob import decode_blob
@@ -87,6 +87,15 @@ def test_the_order_of_a_flat_matrix_is_by_layer() -> None:
     prefix = read_import(SOUND_FLAT, REQUEST, models).prefix
     assert list(prefix.tensors()) == ["layers.0.key", "layers.0.value", "layers.1.key", "layers.1.value"]
     assert prefix.tensors()["layers.1.key"][2].flatten().tolist() == [40.0, 41.0, 42.0, 43.0]
+
+
+def test_keys_and_values_for_layers_of_different_heads_are_refused(tmp_path: Path) -> None:
+    """PEFT's matrix for Gemma 4 has padding in some layers."""
+    AutoConfig.for_model("gemma4_text", num_hidden_layers=2).save_pretrained(tmp_path)
+    models: Any = Models()
+    models.path = tmp_path
+    with pytest.raises(PreconditionFailed, match="has layers with different heads"):
+        read_import(SOUND_FLAT, replace(REQUEST, kind="PREFIX"), models)
 
 
 def test_the_kind_of_a_matrix_may_be_said() -> None:

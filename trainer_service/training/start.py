@@ -12,8 +12,7 @@ from shared.errors import DamagedBlob
 from shared.model.base_model import BaseModel
 from shared.prompt.prefix import Prefix
 from trainer_service.training import checkpoint
-from trainer_service.training.attention.packing import RowTokens
-from trainer_service.training.data.encoding import EncodedDataset
+from trainer_service.training.data.encoding import EncodedDataset, RowTokens
 from trainer_service.training.events import TrainingTask
 from trainer_service.training.recipe.demonstrations import demonstrations
 from trainer_service.training.recipe.leaves import new_leaves, read_best

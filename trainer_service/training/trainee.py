@@ -12,7 +12,8 @@ import torch
 
 from shared.errors import SoftPromptError
 from shared.prompt.prefix import PrefixInput
-from trainer_service.training.attention.packing import Row, RowTokens, Segment
+from trainer_service.training.attention.packing import Row, Segment
+from trainer_service.training.data.encoding import RowTokens
 from trainer_service.training.recipe.leaves import Leaves
 from trainer_service.training.recipe.optimise import AdamW, learning_rate_at
 from trainer_service.training.spec import FilledHyperparameters, Init

@@ -29,8 +29,6 @@ from trainer_service.training.teacher_targets import TeacherTargets
 PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
 ITEM_TOKENS = 64
 """Row tokens per item of the compiled kernels. 48 to 128 are equally fast; fewer are slower."""
-RowTokens = tuple[tuple[int, ...], tuple[int, ...]]
-"""(input ids, target ids) of a row."""
 
 
 @dataclass(frozen=True)

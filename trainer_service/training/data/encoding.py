@@ -27,6 +27,8 @@ from trainer_service.training.spec import Example, TaskKind, TooLong, TrainingSp
 if TYPE_CHECKING:
     from trainer_service.training.teacher_targets import TeacherTargets
 
+RowTokens = tuple[tuple[int, ...], tuple[int, ...]]
+"""(input ids, target ids) of a row."""
 _FEW = 3
 """Up to this many examples that are too long are reported without a summary."""
 

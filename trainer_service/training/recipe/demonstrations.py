@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
 
-from trainer_service.training.attention.packing import RowTokens
-from trainer_service.training.data.encoding import EncodedExample
+from trainer_service.training.data.encoding import EncodedExample, RowTokens
 
 
 @dataclass(frozen=True)
