@@ -145,6 +145,7 @@ def test_settings_beside_the_weights_do_not_keep_a_model_from_loading(model_dir:
         ("config.json", {"num_hidden_layers": 0}, PreconditionFailed, "no num_hidden_layers"),
         ("config.json", {"hidden_size": 48}, PreconditionFailed, "other shapes than its config.json says"),
         ("config.json", {"quantization_config": {"bits": 4}}, PreconditionFailed, "does not know the method"),
+        ("config.json", {"quantization_config": {"quant_method": []}}, PreconditionFailed, "does not know the method"),
         (
             "config.json",
             {"quantization_config": "fp8"},
