@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from shared.process.user_cache import expanded
 from shared.values.base_model import BaseModelInfo
 
 log = logging.getLogger(__name__)
-_OTHER_TASKS = ("Classification", "QuestionAnswering", "MaskedLM", "RewardModel")
+_OTHER_TASKS = re.compile(
+    r"(Classification|QuestionAnswering|MaskedLM|MultipleChoice|Reward|RewardModel)$|Bidirectional"
+)
+"""Names of classes whose models are not causal language models, even if their weights can be read as one's."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +287,7 @@ def check_supported(config: Any) -> None:
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise PreconditionFailed(f"{kind} is an encoder-decoder model: soft prompts need a decoder-only model")
-    if other := [name for name in _architectures(config) if name.endswith(_OTHER_TASKS)]:
+    if other := [name for name in _architectures(config) if _OTHER_TASKS.search(name)]:
         raise PreconditionFailed(f"{other[0]} is a model for another task: soft prompts need a causal language model")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise PreconditionFailed(f"{kind} is not a causal language model that this transformers release knows")

@@ -44,6 +44,10 @@ def check_files(path: Path, name: str) -> int:
         raise Unavailable(
             f"base model {name!r} is incomplete: {broken[0]} is a link to a file that is gone; pull the model again"
         )
+    if special := [file.name for file in files if not file.is_file()]:  # reading a pipe would wait for its writer
+        raise Unavailable(
+            f"base model {name!r} has weights that can't be read: {special[0]} is not a regular file; copy it again"
+        )
     check_no_adapter(path, name)
     shards, found = _shards(path, name), {file.name for file in files}
     if files and not shards and _SINGLE not in found:

@@ -33,7 +33,7 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
     quantisation = _quantisation(path)
     quantised = str(quantisation.get("quant_method", "unknown method"))
     is_known = not quantisation
-    with suppress(ValueError):  # no method is named
+    with suppress(ValueError, TypeError):  # no method is named, or not by a string
         is_known = is_known or AutoHfQuantizer.supports_quant_method(quantisation)
     if not is_known:
         raise PreconditionFailed(

@@ -33,6 +33,7 @@ from shared.values.message import Message as Message
 from shared.values.template import INPUT_FIELD as INPUT_FIELD
 from shared.values.template import Template as Template
 
+_Turns = list[dict[str, str]]
 _MAX_RENDERINGS = 8
 _ANSWER = "\U0010fffe"
 """Placeholder for the answer, to find out how a chat template writes one."""
@@ -131,9 +132,7 @@ class InputEncoder:
         return {id: text for id, text in ids.items() if id is not None}
 
     def check_stops(self, texts: Sequence[str], field: str) -> None:
-        """Raises InvalidInput naming the item of `field` for a stop sequence of a control token and other text, which
-        no answer's text has.
-        """
+        """Raises InvalidInput naming the item of `field` for a stop sequence of a control token and other text."""
         for index, text in enumerate(texts):
             if self._text.control_id(text.strip()) is None and (token := self._text.first_hidden_token(text)):
                 reason = f"has the control token {token!r} beside other text, which no answer shows: give it alone"
@@ -152,9 +151,7 @@ class InputEncoder:
             return found
         return self._text.control_id(self.template.end)
 
-    def _encode_turns(
-        self, write: Callable[[Callable[[str], str]], list[dict[str, str]]], *, with_system: bool = True
-    ) -> list[int]:
+    def _encode_turns(self, write: Callable[[Callable[[str], str]], _Turns], *, with_system: bool = True) -> list[int]:
         """`write` makes the turns with a function that makes a content plain."""
         system = _system_turns(self.template) if with_system else []
         turns, marked = write(self._text.quote), write(self._text.mark)
@@ -163,9 +160,7 @@ class InputEncoder:
             if marked != turns:  # the chat template may look for the strings; it must not lose a mark of one
                 other = self._render([*system, *marked])
                 rendered = other if self._text.controls(other) == self._text.controls(rendered) else rendered
-        except (
-            Exception
-        ) as error:  # the chat template is the model's own code and may raise anything to reject the messages
+        except Exception as error:  # the chat template is the model's own code and may raise anything
             raise self._refusal(system, turns, error) from error
         return self._text.ids(rendered + self.template.lead.rstrip(" "))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,13 @@ def test_a_hub_cache_of_links_loads_under_its_repositorys_name(model_dir: Path, 
         load(snapshot, ModelOptions(device="cpu"))
 
 
+def test_weights_that_are_a_pipe_are_refused_and_not_waited_for(model_dir: Path) -> None:
+    (model_dir / "model.safetensors").unlink()
+    os.mkfifo(model_dir / "model.safetensors")
+    with pytest.raises(Unavailable, match=r"model\.safetensors is not a regular file"):
+        inspect(model_dir)
+
+
 def test_pickled_weights_are_refused_in_a_sentence(model_dir: Path) -> None:
     (model_dir / "model.safetensors").rename(model_dir / "pytorch_model.bin")
     with pytest.raises(NotFound, match=r"pickled \(pytorch_model.bin\).*save them as safetensors"):
@@ -137,6 +145,7 @@ def test_settings_beside_the_weights_do_not_keep_a_model_from_loading(model_dir:
         ("config.json", {"num_hidden_layers": 0}, PreconditionFailed, "no num_hidden_layers"),
         ("config.json", {"hidden_size": 48}, PreconditionFailed, "other shapes than its config.json says"),
         ("config.json", {"quantization_config": {"bits": 4}}, PreconditionFailed, "does not know the method"),
+        ("config.json", {"quantization_config": {"quant_method": []}}, PreconditionFailed, "does not know the method"),
         (
             "config.json",
             {"quantization_config": "fp8"},
@@ -150,6 +159,8 @@ def test_settings_beside_the_weights_do_not_keep_a_model_from_loading(model_dir:
         ("config.json", {"model_type": 7}, PreconditionFailed, "no model_type"),
         ("config.json", {"architectures": ["LlamaForSequenceClassification"]}, PreconditionFailed, "another task"),
         ("config.json", {"architectures": "LlamaForSequenceClassification"}, PreconditionFailed, "another task"),
+        ("config.json", {"architectures": ["LlamaForMultipleChoice"]}, PreconditionFailed, "another task"),
+        ("config.json", {"architectures": ["LlamaBidirectionalModel"]}, PreconditionFailed, "another task"),
         ("config.json", {"num_hidden_layers": 10**6}, PreconditionFailed, "21 tensors, too few"),
         ("config.json", {"num_hidden_layers": 1}, PreconditionFailed, "more layers .* the first is model.layers.1:"),
         ("config.json", {"hidden_act": "wobble"}, PreconditionFailed, "asks for 'wobble'"),

@@ -193,6 +193,18 @@ STYLES = {
         "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}",
         "</s>",
     ),
+    "harmony": Style(  # gpt-oss: the last answer of a conversation ends with another token than earlier ones
+        "{{ '<|start|>system<|message|>You are ChatGPT.<|end|>' }}{% if messages[0].role == 'system' %}"
+        "{{ '<|start|>developer<|message|># Instructions\n\n' + messages[0].content + '<|end|>' }}"
+        "{% set loop_messages = messages[1:] %}{% else %}{% set loop_messages = messages %}{% endif %}"
+        "{% for message in loop_messages %}{% if message.role == 'assistant' %}"
+        "{{ '<|start|>assistant<|channel|>final<|message|>' + message.content }}"
+        "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}"
+        "{% else %}{{ '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}",
+        "<|return|>",
+        ("<|start|>", "<|end|>", "<|message|>", "<|channel|>"),
+    ),
     "marked": Style(  # as trl's templates for a loss on the assistant's turns
         "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
         "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"

@@ -14,6 +14,7 @@ from shared.caller import Caller, Tenant, calling
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.store.index import StoreIndex
 from shared.text.template import InputEncoder, Message, Template, TemplateFormat
+from shared.values.sampling import Sampling
 from shared.values.spec import PublishGate, PublishPolicy
 from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.builders import repetition_of
@@ -187,6 +188,12 @@ async def test_refusals_name_fields_of_the_spec(admission: SpecAdmission) -> Non
     ]
     blank = Hyperparameters(init=Init(method=InitMethod.TEXT, text="  "))
     assert await refused_fields(admission, hyperparameters=blank) == ["spec.hyperparameters.init.text"]
+
+
+async def test_a_default_stop_sequence_that_no_answer_can_have_is_refused(admission: SpecAdmission) -> None:
+    assert await admission.check(spec(sampling_defaults=Sampling(stop_sequences=("<end>", "x"))))
+    mixed = Sampling(stop_sequences=("x", "x<end>"))
+    assert await refused_fields(admission, sampling_defaults=mixed) == ["spec.sampling_defaults.stop_sequences[1]"]
 
 
 async def test_what_the_caller_must_mend_is_said_together(admission: SpecAdmission) -> None:
