@@ -148,7 +148,8 @@ def _write_parquet(path: Path, columns: Sequence[str], rows: Rows) -> None:
             arrays[column] = pyarrow.array(items)
         except (pyarrow.ArrowException, TypeError, OverflowError):  # values of several types
             arrays[column] = pyarrow.array([None if item is None else _cell(item) for item in items], pyarrow.string())
-    parquet.write_table(pyarrow.table(arrays), path)
+    with path.open("wb") as file:  # of a path, pyarrow removes the file after an error, even a device
+        parquet.write_table(pyarrow.table(arrays), file)
 
 
 def _cell(value: Any) -> str:
