@@ -126,8 +126,9 @@ def _write_xlsx(path: Path, columns: Sequence[str], rows: Rows) -> None:
     content = io.BytesIO()
     try:
         book.save(content)  # to memory: openpyxl would print an error of the file again later
-    except Exception as error:  # openpyxl's XML writers raise any error of its temporary file
-        raise PreconditionFailed(f"can't write a temporary file in {tempfile.gettempdir()}: {error}") from error
+    except Exception as error:  # any error of its XML writers, of its temporary file, or of a clock before 1980
+        place = f"which needs space in {tempfile.gettempdir()}"
+        raise PreconditionFailed(f"can't make the workbook, {place}: {error}") from error
     path.write_bytes(content.getvalue())
 
 
