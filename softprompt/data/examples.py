@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared.text.blank import SURROUNDINGS, is_blank
-from shared.text.repetition import look
+from shared.text.label_notes import look
 from softprompt.data.layout import Layout, Layouts
 from softprompt.data.messages import Turns, is_written_turns, list_of, turns_of
 from softprompt.data.problems import Unusable

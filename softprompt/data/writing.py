@@ -126,8 +126,9 @@ def _write_xlsx(path: Path, columns: Sequence[str], rows: Rows) -> None:
     content = io.BytesIO()
     try:
         book.save(content)  # to memory: openpyxl would print an error of the file again later
-    except Exception as error:  # openpyxl's XML writers raise any error of its temporary file
-        raise PreconditionFailed(f"can't write a temporary file in {tempfile.gettempdir()}: {error}") from error
+    except Exception as error:  # any error of its XML writers, of its temporary file, or of a clock before 1980
+        place = f"which needs space in {tempfile.gettempdir()}"
+        raise PreconditionFailed(f"can't make the workbook, {place}: {error}") from error
     path.write_bytes(content.getvalue())
 
 
@@ -148,7 +149,8 @@ def _write_parquet(path: Path, columns: Sequence[str], rows: Rows) -> None:
             arrays[column] = pyarrow.array(items)
         except (pyarrow.ArrowException, TypeError, OverflowError):  # values of several types
             arrays[column] = pyarrow.array([None if item is None else _cell(item) for item in items], pyarrow.string())
-    parquet.write_table(pyarrow.table(arrays), path)
+    with path.open("wb") as file:  # of a path, pyarrow removes the file after an error, even a device
+        parquet.write_table(pyarrow.table(arrays), file)
 
 
 def _cell(value: Any) -> str:

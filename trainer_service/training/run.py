@@ -124,7 +124,9 @@ class TuningRun:
             overlap = count_overlap(self.task.train, self.task.validation)
         self._statistics = encoding.statistics(self._train, self._validation, overlap)
         unknown = encoding.unknown_characters((self._train, self._validation), self._encoder)
-        notes = data_notes(len(self._train), self._evaluator.num_distinct, *unknown, self._hyper)
+        trained = set(self._train.label_indices.tolist())
+        untrained = [label for index, label in enumerate(self._spec.labels) if index not in trained]
+        notes = data_notes(len(self._train), self._evaluator.num_distinct, *unknown, self._hyper, untrained)
         self._emit(
             Started, statistics=self._statistics, step=self.step, notes=notes, restart_reason=begun.restart_reason
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shared.text.repetition import MAX_LABELS, RepetitionCounter, close_labels
+from shared.text.label_notes import MAX_COMPARED_LABELS, close_labels
+from shared.text.repetition import RepetitionCounter
 from shared.values.example import Example
 
 
@@ -34,11 +35,20 @@ def test_case_space_and_swapped_letters_are(rare: str, frequent: str) -> None:
 
 def test_many_labels_are_not_compared() -> None:
     counter = RepetitionCounter()
-    for number in range(2 * MAX_LABELS):
+    for number in range(2 * MAX_COMPARED_LABELS):
         counter.add(Example(input=f"{number}", label=f"label {chr(number + 300)}"))
     for number in range(50):
         counter.add(Example(input=f"more {number}", label="label"))
     assert counter.result().label_notes == ()
+
+
+def test_labels_that_look_the_same_are_named_among_hundreds() -> None:
+    counter = RepetitionCounter()
+    for number in range(2 * MAX_COMPARED_LABELS):
+        counter.add(Example(input=f"{number}", label=f"label {number}"))
+    counter.add(Example(input="one more", label="label  7"))
+    (note,) = counter.result().label_notes
+    assert "'label  7' (1) and 'label 7' (1)" in note
 
 
 def test_labels_are_counted_with_the_repetition() -> None:

@@ -240,6 +240,17 @@ def test_few_examples_are_reported() -> None:
     assert of(run(Cohort(BASE), task(num_steps=2, validation=generation(10, 50))), Started)[0].notes == ()
 
 
+def test_labels_without_a_training_example_are_reported() -> None:
+    """Of a label set that the caller gave, or because their examples were dropped."""
+    one = task(train=classification(), validation=classification(12, 100), num_steps=2)
+    labels = (*one.spec.labels, "never", 'with, "quotes"')
+    one = replace(one, spec=one.spec.model_copy(update={"labels": labels}))
+    [note] = [note for note in of(run(Cohort(BASE), one), Started)[0].notes if "label" in note]
+    assert note == (
+        "2 labels have no training example, so that the prompt can't learn to choose them: 'never', 'with, \"quotes\"'"
+    )
+
+
 def test_characters_that_the_tokenizer_does_not_know_are_reported() -> None:
     words = ["<pad>", "<end>", "<unk>", "In", "Out", ":", "thing", "of", "no", *map(str, range(200))]
     known = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
