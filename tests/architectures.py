@@ -55,10 +55,17 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(
         ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_decoder_layers"), 4
     ),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
+    **dict.fromkeys(
+        ("num_attention_heads", "swa_num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4
+    ),
     **dict.fromkeys(("decoder_attention_heads", "num_decoder_attention_heads", "encoder_attention_heads"), 4),
-    **dict.fromkeys(("num_key_value_heads", "n_head_kv", "num_kv_heads", "multi_query_group_num"), 2),
-    **dict.fromkeys(("head_dim", "qk_head_dim", "v_head_dim", "global_head_dim", "kv_channels", "index_head_dim"), 16),
+    **dict.fromkeys(
+        ("num_key_value_heads", "swa_num_key_value_heads", "n_head_kv", "num_kv_heads", "multi_query_group_num"), 2
+    ),
+    **dict.fromkeys(
+        ("head_dim", "swa_head_dim", "qk_head_dim", "v_head_dim", "global_head_dim", "kv_channels", "index_head_dim"),
+        16,
+    ),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "mamba_head_dim"), 16),
     **dict.fromkeys(
         ("intermediate_size", "n_inner", "d_ff", "d_inner", "ffn_dim", "ffn_hidden_size", "decoder_ffn_dim"), 96
@@ -76,6 +83,7 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(
         (
             "sliding_window",
+            "sliding_window_size",
             "window_size",
             "attention_window",
             "attention_chunk_size",
