@@ -62,8 +62,8 @@ class Fault:
     gateway: RunningGateway | None = None
     before: list[Scrape] = field(default_factory=list)
 
-    async def scrape(self) -> Scrape:
-        return await asyncio.to_thread(scrape, self.targets)
+    async def scrape(self, only: str = "") -> Scrape:
+        return await asyncio.to_thread(scrape, self.targets, only)
 
     async def healthy(self) -> None:
         """Record the state of the services before the fault."""
@@ -97,7 +97,7 @@ class Fault:
         return self.replica.done.done() or await self.replica.metric(LAST_CONTACT) > contact
 
     async def value(self, metric: str, **labels: str) -> float:
-        samples = (await self.scrape()).samples
+        samples = (await self.scrape(metric)).samples
         return next(v for (name, its), v in samples.items() if name == metric and labels.items() <= dict(its).items())
 
     async def below(self, metric: str, value: float, **labels: str) -> bool:
@@ -107,7 +107,7 @@ class Fault:
         """Wait until a series that was scraped has this value."""
 
         async def reached() -> bool:
-            samples = (await self.scrape()).samples
+            samples = (await self.scrape(metric)).samples
             return any(
                 name == metric and labels.items() <= dict(its).items() and v >= at_least
                 for (name, its), v in samples.items()

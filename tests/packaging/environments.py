@@ -95,7 +95,7 @@ class Environment:
         for found in _closure(own):
             for file in found.files or ():
                 source, link = SITE_PACKAGES / file, made.site_packages / file
-                if ".." not in file.parts and source.is_file() and source.suffix != ".pyc":
+                if ".." not in file.parts and source.is_file():
                     link.parent.mkdir(parents=True, exist_ok=True)
                     link.symlink_to(source)
         return made
