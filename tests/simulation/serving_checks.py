@@ -87,7 +87,9 @@ def _aliases_are_compare_and_set(world: World, log: Log) -> Iterator[str]:
             yield f"{actor} got the answer that it moved {wanted.prompt}@{wanted.alias}; the log has no such move"
         if event.outcome not in ("done", "unknown") and actor in revisions:
             yield f"{actor} got {event.outcome}, and the log has its move"
-    ended = sorted((event.time, revisions[actor][0]) for actor, event in answered.items() if actor in revisions)
+    # A move whose caller has given it up has not ended: it may yet happen.
+    known = {actor: event.time for actor, event in answered.items() if event.outcome == "done" and actor in revisions}
+    ended = [(time, revisions[actor][0]) for actor, time in known.items()]
     for actor, event in asked.items():
         before = [revision for time, revision in ended if time < event.time]
         if actor in revisions and before and revisions[actor][0] < max(before):
