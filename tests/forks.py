@@ -6,9 +6,12 @@ For tests that run a program many times only to see how it ends: importing torch
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,3 +89,19 @@ class Forks:
         code_line = self._parent.stdout.readline()
         assert code_line, "the process that forks has ended"
         return Ended(int(code_line), output.read_text())
+
+
+def end_with_the_starter() -> None:
+    """In a process of a `forkserver`: it ends when the one that asked for it ends, so a killed pytest leaves none.
+
+    The kernel's signal at a parent's death would not come: the parent is the fork server, which lives for as long as
+    one of its children.
+    """
+    starter = multiprocessing.parent_process()
+    assert starter is not None
+
+    def wait_and_end() -> None:
+        starter.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait_and_end, daemon=True).start()

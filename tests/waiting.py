@@ -9,14 +9,18 @@ from typing import Any
 
 
 async def until(condition: Callable[[], Any]) -> Any:
-    """Returns the first true value of a plain or an async function."""
+    """Returns the first true value of a plain or an async function.
+
+    Looks every 10 ms, or less often if a look takes long, such as a scrape: what is waited for needs the processor.
+    """
     while True:
+        began = time.monotonic()
         found = condition()
         if asyncio.iscoroutine(found):
             found = await found
         if found:
             return found
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(min(max(0.01, 9 * (time.monotonic() - began)), 0.05))
 
 
 def wait_until(condition: Callable[[], object], pause_seconds: float = 0.01) -> None:

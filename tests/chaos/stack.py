@@ -6,9 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import runpy
-import signal
 import sys
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from tests.forks import end_with_the_starter
 from tests.ports import free_port
 from tests.simulation.history import History
 from tests.trainer_service.postgres import Postgres
@@ -39,20 +38,13 @@ _FORKS.set_forkserver_preload(
 
 def _run(command: tuple[str, ...], environment: Mapping[str, str], log: Path) -> None:
     """A process of a part: forked from one that has imported the programs, so that a start costs little."""
-    threading.Thread(target=_end_with_the_supervisor, daemon=True).start()
+    end_with_the_starter()
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     sys.argv = list(command)
     runpy.run_module(command[0], run_name="__main__", alter_sys=False)
-
-
-def _end_with_the_supervisor() -> None:
-    supervisor = multiprocessing.parent_process()
-    assert supervisor is not None
-    supervisor.join()
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass

@@ -162,8 +162,11 @@ class Service:
         return job
 
     async def until(self, job_id: str, condition: Callable[[Job], bool]) -> Job:
+        """Looks less often the longer it waits, because a look takes the processor that the job needs."""
+        pause_seconds = 0.01
         while not condition(job := await self.manager.get(job_id)):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(1.05 * pause_seconds, 0.1)
         return job
 
     def versions(self, prompt: str) -> list[int]:

@@ -6,9 +6,7 @@ import asyncio
 import json
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,27 +14,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from tests.forks import end_with_the_starter
 from tests.waiting import until
 
-"""The first one imports torch, which takes a minute on a busy machine."""
 _FORKS = multiprocessing.get_context("forkserver")
 _INFERENCE = {"DTYPE": "float32", "DEVICE": "cpu", "NUM_THREADS": "1", "HEARTBEAT_SECONDS": "0.5"}
 _COMMON = {"PORT": "0", "LOG_LEVEL": "ERROR", "GRACE_SECONDS": "600"}
 _IMPORTED = ("inference_service.server", "transformers.models.llama.modeling_llama", "softprompt.router.server")
 
 
-def _end_with_the_tests() -> None:
-    """A killed pytest leaves no process behind. The kernel's signal at a parent's death would not come: the parent is
-    the fork server, which lives for as long as one of its children.
-    """
-    tests = multiprocessing.parent_process()
-    assert tests is not None
-    tests.join()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _run(program: str, environment: Mapping[str, str]) -> None:
-    threading.Thread(target=_end_with_the_tests, daemon=True).start()
+    end_with_the_starter()
     os.environ.update(environment)
     sys.argv = [program]
     if program == "inference":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,61 @@ import psutil
 from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1 import tuning_pb2_grpc
 
+from tests.forks import end_with_the_starter
 from tests.waiting import until
 
 State = pb.TuningJob.State
+_FORKS = multiprocessing.get_context("forkserver")
+_IMPORTED = (
+    "trainer_service.server",
+    "trainer_service.cluster.worker_init",
+    "transformers.models.llama.modeling_llama",
+)
+"""Not Ray, which reads its variables when it is imported."""
+
+
+def _run(environment: Mapping[str, str], log: Path) -> None:
+    end_with_the_starter()
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["trainer_service"]
+    from trainer_service.__main__ import main
+
+    sys.exit(main())
+
+
+class ForkedTrainer:
+    """The trainer service, forked from a process that has imported it, with what tests use of `subprocess.Popen`.
+
+    Its imports would take most of the processor time of its start.
+    """
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        _FORKS.set_forkserver_preload(list(_IMPORTED))
+        self._process = _FORKS.Process(target=_run, args=(environment, log))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def wait(self) -> int:
+        self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
 
 
 class TrainerProcess:
@@ -29,9 +83,10 @@ class TrainerProcess:
         model: Path,
         name: str = "trainer",
         environment: dict[str, str] | None = None,
-        module: str = "trainer_service",
+        module: str = "",
         **settings: Any,
     ) -> None:
+        """`module`: a program to start in the trainer's place, in a new interpreter."""
         self._module = module
         self._ready, self._log = directory / f"{name}.json", directory / f"{name}.log"
         everything = {
@@ -50,7 +105,7 @@ class TrainerProcess:
             | {f"SOFTPROMPT_TRAINER_{name}": str(value) for name, value in everything.items()}
             | (environment or {})
         )
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ForkedTrainer | None = None
 
     def is_ready(self) -> bool:
         """Whether it says that it serves."""
@@ -68,13 +123,16 @@ class TrainerProcess:
         await until(is_ready)
 
     def _spawn(self) -> None:
+        if not self._module:
+            self._process = ForkedTrainer(self._environment, self._log)
+            return
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", self._module], env=self._environment, stdout=log, stderr=log
             )
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> subprocess.Popen[bytes] | ForkedTrainer:
         assert self._process is not None
         return self._process
 

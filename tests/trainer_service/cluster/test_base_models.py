@@ -59,4 +59,4 @@ async def test_jobs_share_the_worker_of_their_model_which_then_makes_way(
 async def _collect(pool: RayPool, seen: set[int]) -> None:
     while True:
         seen |= set(await pids_of(pool))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
