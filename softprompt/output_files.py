@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_WRITING_ERRORS = {errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 @contextmanager
@@ -41,7 +44,8 @@ def _named(path: Path, *written: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None or not written or error.filename in map(str, written):
+        is_writing = error.errno in _WRITING_ERRORS if error.filename is None else error.filename in map(str, written)
+        if is_writing or not written:
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
 

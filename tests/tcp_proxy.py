@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -54,16 +55,19 @@ class TcpProxy:
         self._thread.join()
 
     def _do(self, act: Callable[[], object]) -> None:
-        done = threading.Event()
+        """Runs `act` in the loop's thread. Raises its error."""
+        done = Future[None]()
 
         def run() -> None:
             try:
                 act()
-            finally:
-                done.set()
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
 
         self._loop.call_soon_threadsafe(run)
-        done.wait()
+        done.result()
 
     def _run(self, started: threading.Event) -> None:
         async def serve() -> None:

@@ -58,11 +58,16 @@ class Faults:
             await asyncio.wait(list(self._running))
 
     async def strike_jobs(self) -> None:
-        """Half of the answers to some kinds of writes are lost. No trainer starts again after this, which would hide
-        what it forgot.
+        """The database gets bad, or half of the answers to some kinds of writes are lost. No trainer starts again after
+        this, which would hide what it forgot.
         """
+        if "bad database" in self._without:
+            return
         faults = self._world.database_faults
-        for _ in range(0 if "bad database" in self._without else 4):
+        if self._rng.random() < 0.5:
+            await self._bad(faults, 0.3)
+            return
+        for _ in range(4):
             faults.aim = self._rng.choice([*self._world.database.writers] or [""])
             await asyncio.sleep(self._rng.uniform(1, 10))
         faults.aim = ""
@@ -155,13 +160,13 @@ class Faults:
     async def _part(self) -> None:
         """A router and a replica can't reach each other, at times for longer than connections last."""
         router, replica = self._rng.choice(self._world.routers), self._rng.choice(self._world.replicas)
-        self._world.cuts.add(cut := (router.name, replica.name))
+        self._world.cuts[cut := (router.name, replica.name)] += 1
         seconds = self._rng.uniform(1, self._rng.choice((10, 2 * KEEPALIVE_SECONDS)))
         await asyncio.sleep(min(seconds, KEEPALIVE_SECONDS))
         if seconds > KEEPALIVE_SECONDS:
             router.lose(replica)
             await asyncio.sleep(seconds - KEEPALIVE_SECONDS)
-        self._world.cuts.discard(cut)
+        self._world.cuts[cut] -= 1
 
     async def _slow_down(self) -> None:
         """A replica takes longer for each token, at times longer than its callers wait."""

@@ -82,7 +82,7 @@ class Loop(asyncio.SelectorEventLoop):
         self._scheduled: list[tuple[float, int, _Handle]] = []
         self._numbers = itertools.count()
 
-    get_debug = staticmethod(bool)  # False, for each future and task that is made
+    get_debug = staticmethod(bool)  # False; asked for each future and task, so without a call of Python code
 
     def time(self) -> float:
         return self.now

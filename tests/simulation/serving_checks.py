@@ -169,7 +169,7 @@ def _replicas_agree_at_the_end(world: World, log: Log) -> Iterator[str]:
     answers = {
         (event.replica, event.prompt, event.alias): event.version
         for event in world.history.of("streamed")
-        if event.begun >= quiet
+        if event.begun >= quiet and event.via == event.replica
     }
     for (prompt, alias), moves in log.aliases.items():
         for replica in world.replicas:

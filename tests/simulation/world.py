@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -177,7 +178,7 @@ class World:
         self.clients: list[Any] = []
         self.callers: dict[str, Caller] = {}
         """By token."""
-        self.cuts: set[tuple[str, str]] = set()
+        self.cuts: Counter[tuple[str, str]] = Counter()
         """Names of routers and replicas whose messages to each other wait."""
 
     @property
@@ -187,7 +188,7 @@ class World:
 
     def is_cut(self, router: Router, replica: Replica) -> bool:
         """Whether the network between them is down."""
-        return (router.name, replica.name) in self.cuts
+        return self.cuts[router.name, replica.name] > 0
 
     def now(self) -> float:
         """The wall clock of its clients."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 from pathlib import Path
 
 import pytest
 
 from softprompt.output_files import replaced
+from tests.devices import full_device
 
 
 def test_a_file_appears_complete_with_the_usual_permissions(tmp_path: Path) -> None:
@@ -69,10 +71,13 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
     assert (found, pipe.is_fifo()) == (["text"], True)
 
 
-def test_a_full_device_is_named() -> None:
+def test_a_full_device_is_named_and_stays(tmp_path: Path) -> None:
+    device = full_device(tmp_path)
+
     def fill() -> None:
-        with replaced(Path("/dev/full")) as written:
+        with replaced(device) as written:
             written.write_text("text")
 
-    with pytest.raises(OSError, match="/dev/full"):
+    with pytest.raises(OSError, match=re.escape(str(device))):
         fill()
+    assert device.is_char_device()

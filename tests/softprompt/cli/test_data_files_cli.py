@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,9 +167,15 @@ def test_what_a_sheet_can_not_hold_is_named_and_leaves_no_file(cli: CliRunner, w
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
 
 
-def test_a_device_is_no_file_to_overwrite(cli: CliRunner, write: Write) -> None:
-    converted = cli("data", "convert", write("a.jsonl", lines(*NASTY)), "/dev/null", "--format", "jsonl")
-    assert (converted.code, os.path.isfile("/dev/null")) == (0, False)
+def test_a_pipe_is_no_file_to_overwrite(cli: CliRunner, write: Write, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    converted = cli("data", "convert", write("a.jsonl", lines(*NASTY)), str(pipe), "--format", "jsonl")
+    reader.join()
+    assert (converted.code, found[0].count(b"\n"), pipe.is_fifo()) == (0, len(NASTY), True)
 
 
 def test_a_file_can_be_replaced_by_itself(cli: CliRunner, write: Write) -> None:

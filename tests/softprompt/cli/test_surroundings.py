@@ -21,6 +21,7 @@ from softprompt.client.async_client import AsyncClient
 from softprompt.client.security import ClientSecurity
 from softprompt.endpoints import MAX_SOCKET_PATH_BYTES
 from softprompt.input_files import MAX_PIPE_BYTES, input_file
+from tests.devices import full_device
 from tests.softprompt.conftest import Services
 from tests.tcp_proxy import silent_server
 
@@ -202,11 +203,19 @@ def test_a_file_that_does_not_fit_is_named_and_what_was_there_is_kept(shell: She
     done = shell(f"ulimit -f 2; SP data convert {source} {out} --overwrite")
     assert (done.returncode, done.stderr.decode().splitlines()[1:]) == (1, [f"error: {out}: File too large"])
     assert out.read_text() == "former"
-    done = shell(f"SP data convert {source} /dev/full --format xlsx")
-    assert done.stderr.decode().splitlines()[1:] == ["error: /dev/full: No space left on device"]
     done = shell(f"ulimit -f 0; SP init {tmp_path / 'new.csv'}")
     assert (done.returncode, done.stderr) == (1, f"error: {tmp_path / 'new.csv.README.md'}: File too large\n".encode())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv"]
+
+
+def test_a_full_device_is_named_and_stays_a_device(shell: Shell, tmp_path: Path) -> None:
+    source, device = tmp_path / "in.csv", full_device(tmp_path)
+    source.write_text("text,label\n" + "".join(f"number {number},x\n" for number in range(600)))
+    for form in ("csv", "xlsx", "parquet"):
+        done = shell(f"SP data convert {source} {device} --format {form}")
+        assert done.returncode == 1
+        assert done.stderr.decode().splitlines()[1:] == [f"error: {device}: No space left on device"], form
+        assert device.is_char_device(), form
 
 
 def test_answers_that_fit_before_the_disk_was_full_are_kept(shell: Shell, services: Services, tmp_path: Path) -> None:

@@ -111,10 +111,10 @@ class TrainerProcess:
         """Whether it says that it serves."""
         return self._ready.exists()
 
-    async def start(self) -> None:
-        """Waits until it serves."""
+    async def start(self, *, forked: bool = True) -> None:
+        """Waits until it serves. `forked` False: starts the command in a new interpreter."""
         self._ready.unlink(missing_ok=True)
-        self._spawn()
+        self._spawn(forked)
 
         def is_ready() -> bool:
             assert self.process.poll() is None, self.log[-3000:]
@@ -122,13 +122,13 @@ class TrainerProcess:
 
         await until(is_ready)
 
-    def _spawn(self) -> None:
-        if not self._module:
+    def _spawn(self, forked: bool) -> None:
+        if forked and not self._module:
             self._process = ForkedTrainer(self._environment, self._log)
             return
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self._module], env=self._environment, stdout=log, stderr=log
+                [sys.executable, "-m", self._module or "trainer_service"], env=self._environment, stdout=log, stderr=log
             )
 
     @property

@@ -32,7 +32,7 @@ def trainer(tmp_path: Path, tiny_model_dir: Path) -> Iterator[TrainerProcess]:
 async def test_a_killed_trainer_a_killed_ray_head_and_a_drain_leave_nothing_behind_and_lose_nothing(
     trainer: TrainerProcess,
 ) -> None:
-    await trainer.start()
+    await trainer.start(forked=False)
     async with channel_to(trainer) as channel:
         caller = Caller(channel)
         name = await caller.create(num_steps=900, request_id="once")

@@ -73,9 +73,8 @@ async def test_a_node_with_other_software_gets_no_second_worker_and_jobs_wait_fo
             await pool.launch("tiny")
     await manager.drain(5)
     service.manager = None  # type: ignore[assignment]
-    with_new_pod = RayPool(pool._cluster, pool._base_models, pool._settings)
-    with_new_pod._other_nodes = {"0" * len(here)}  # a new pod is a node with another id
-    await service.start(with_new_pod)
+    pool._other_nodes = {"0" * len(here)}  # a new pod is a node with another id
+    await service.start(pool)
     assert (await service.state(job.id, JobState.SUCCEEDED)).failures == 0
 
 

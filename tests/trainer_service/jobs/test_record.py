@@ -9,7 +9,7 @@ from trainer_service.jobs.record import changed_columns, to_row
 from trainer_service.jobs.states import JobState
 
 
-def test_the_changed_columns_make_a_row_that_of_the_later_record() -> None:
+def test_a_row_with_the_changed_columns_is_that_of_the_later_record() -> None:
     before = record()
     error = TuningError(code="NAN_LOSS", message="the loss is not a number", field="")
     ended = before.with_job(state=JobState.FAILED, error=error, end_time=datetime(2026, 1, 1, tzinfo=UTC))

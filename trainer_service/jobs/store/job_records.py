@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Self
 
-from sqlalchemy import Connection, Double, RowMapping, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from shared.caller import EVERY_PROMPT
@@ -288,7 +288,7 @@ def _visible_queue(visible_to: tuple[str, ...], dialect: str) -> tuple[Select[in
     for those of all tenants.
     """
     waiting = in_states([JobState.QUEUED], visible_to) & condition(jobs.c.prompt, visible_to, dialect)
-    is_before = jobs.c.queue_key < bindparam("before", type_=Double())
+    is_before = jobs.c.queue_key < bindparam("before")
     ahead = select(func.count()).where(waiting, jobs.c.tenant == bindparam("of_tenant"), is_before)
     return ahead, tenant_shares.counting(waiting)
 
