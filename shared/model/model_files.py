@@ -100,6 +100,8 @@ def _shards(path: Path, name: str) -> set[str]:
         shards = set(map(str, content["weight_map"].values()))
         if not shards or not isinstance(content["metadata"], dict):  # transformers needs both
             raise ValueError("it names no weights")
+        if outside := sorted(shard for shard in shards if shard == ".." or shard != Path(shard).name):
+            raise ValueError(f"it names {outside[0]!r}, which is not a file beside it")
         return shards
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unavailable(f"base model {name!r} has a {INDEX} that can't be read: {first_line(error)}") from error

@@ -17,7 +17,7 @@ from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailabl
 from shared.model import base_model
 from shared.model.base_model import check_supported, default_id, inspect, load, pick_device, pick_dtype, resolve
 from shared.model.causality import check_causal
-from shared.model.model_files import INDEX
+from shared.model.model_files import INDEX, weight_files
 from shared.model.options import DType, ModelOptions
 from shared.model.shape import ModelShape
 from tests.shared.model.conftest import CACHE
@@ -264,6 +264,13 @@ def test_of_several_files_of_weights_those_that_transformers_reads_count(model_d
     (model_dir / "model.safetensors").unlink()
     assert torch.equal(load(model_dir, FLOAT32).model.model.norm.weight, other["model.norm.weight"])
     assert _num_weights(model_dir) == num_weights
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../x.safetensors", "parts/x.safetensors", ".."])
+def test_an_index_names_only_files_beside_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"a": "x.safetensors", "b": name}}))
+    with pytest.raises(Unavailable, match=f"it names '{name}', which is not a file beside it"):
+        weight_files(tmp_path)
 
 
 def _num_weights(directory: Path) -> int:
