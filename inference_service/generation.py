@@ -118,6 +118,7 @@ class GenerationService:
     ) -> None:
         self._base, self._engine = base, engine
         self._default_format = default_format(base.tokenizer)
+        self._bare = InputEncoder(base.tokenizer, bare_template(None, self._default_format))
         self._registry, self._loads, self._watcher = registry, loads, watcher
         self._limits, self._default_sampling, self._guides, self._texts = limits, default_sampling, guides, texts
         self._preparer = InputPreparer(base.info.vocab_size, limits.max_length, limits.length_limit)
@@ -218,7 +219,8 @@ class GenerationService:
         """The version that the input names, loaded and held until the block ends."""
         self.check_base_model(input.base_model)
         if input.reference is None:
-            yield _Source(None, InputEncoder(self._base.tokenizer, bare_template(input.template, self._default_format)))
+            template = bare_template(input.template, self._default_format)
+            yield _Source(None, InputEncoder(self._base.tokenizer, template) if input.template else self._bare)
             return
         for _ in range(_MAX_LOAD_ATTEMPTS):
             record = await self._resolve(input)

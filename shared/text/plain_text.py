@@ -19,6 +19,7 @@ from typing import Any
 
 _ESCAPE, _OPEN, _CLOSE = "\U0010fffd", "\U0010fffc", "\U0010fffb"
 _FIRST_STAND_IN = 0x100000
+_MARKER = re.compile(r"<.+>|\[.+\]|\{.+\}", flags=re.DOTALL)
 _ANCHORS = ("\n", ".", "a")
 """Tokenized before a continuation and then removed, if the tokenizer would otherwise add a space before the text. The
 first one that doesn't become one token with the beginning of the text.
@@ -26,8 +27,8 @@ first one that doesn't become one token with the beginning of the text.
 
 
 class PlainText:
-    """One tokenizer. Control tokens are its special tokens and the added tokens that its chat template or `template`,
-    the text around inputs, writes.
+    """One tokenizer. Control tokens are its special tokens, the added tokens that its chat template writes, and those
+    in `template`, the text around inputs, that have the form of a marker: <...>, [...] or {...}.
     """
 
     def __init__(self, tokenizer: Any, template: str = "") -> None:
@@ -80,10 +81,8 @@ class PlainText:
 
     def first_hidden_token(self, text: str) -> str:
         """The first string in a text that spells a special token, which an answer's text never has, or empty."""
-        tokens = self._tokenizer.added_tokens_decoder
-        special = set(self._tokenizer.all_special_ids)
         found = self._control_strings.findall(text) if self._control else []
-        return next((string for string in found if (id := self._control[string]) in special or tokens[id].special), "")
+        return next((string for string in found if string in self._hidden), "")
 
     def _stand_in_of(self, match: re.Match[str]) -> str:
         return _ESCAPE + self._stand_in[match[0]]
@@ -99,7 +98,8 @@ class PlainText:
         a control token.
         """
         begin = 0
-        for match in self._replacements.finditer(quoted):
+        has_marks = any(mark in quoted for mark in (_ESCAPE, _OPEN, _CLOSE))  # faster than the pattern
+        for match in self._replacements.finditer(quoted) if has_marks else ():
             string = self._string.get(match["stand_in"]) if match["stand_in"] else match["marked"]
             if string is None and match["stand_in"]:
                 continue
@@ -148,7 +148,9 @@ class PlainText:
             text = token.content
             if token.special or text in special:
                 return bool(text)
-            return bool(text.strip()) and (text in source or (text in self._template and not text.isalnum()))
+            return bool(text.strip()) and (
+                text in source or (text in self._template and _MARKER.fullmatch(text) is not None)
+            )
 
         tokens = {id: token for id, token in self._tokenizer.added_tokens_decoder.items() if is_control(token)}
         found = {token.content: id for id, token in tokens.items()}
@@ -156,6 +158,12 @@ class PlainText:
             normal = {id: self._normalizer.normalize_str(token.content) for id, token in tokens.items()}
             found = {text: id for id, text in normal.items() if tokens[id].normalized and text} | found
         return found
+
+    @cached_property
+    def _hidden(self) -> frozenset[str]:
+        """The strings of special tokens."""
+        tokens, special = self._tokenizer.added_tokens_decoder, set(self._tokenizer.all_special_ids)
+        return frozenset(string for string, id in self._control.items() if id in special or tokens[id].special)
 
     @cached_property
     def _normalizer(self) -> Any:

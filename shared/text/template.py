@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import cached_property, lru_cache
@@ -84,8 +85,10 @@ class InputEncoder:
             raise InvalidInput.of(f"messages[{brought}]", text)
         roles = tuple(message.role for message in messages)
         if (absent := _left_out(roles, self.tokenizer, self.template)) is not None:
-            text = "the model's chat template leaves this message of a conversation out: send the last message alone"
-            if roles[absent] == "system":
+            role = roles[absent]
+            text = f"the model's chat template does not write this message (role {role}) in this conversation"
+            text += "; leave it out"
+            if role == "system" and _left_out(("system", "user"), self.tokenizer, self.template) == 0:
                 text = "the model's chat template leaves system messages out: write it into the user's message"
             raise InvalidInput.of(f"messages[{absent}]", text)
         return self._encode_turns(
@@ -135,7 +138,7 @@ class InputEncoder:
         """Raises InvalidInput naming the item of `field` for a stop sequence of a control token and other text."""
         for index, text in enumerate(texts):
             if self._text.control_id(text.strip()) is None and (token := self._text.first_hidden_token(text)):
-                reason = f"has the control token {token!r} beside other text, which no answer shows: give it alone"
+                reason = f"a control token must be the whole stop sequence; this one has {token!r} and more"
                 raise InvalidInput.of(f"{field}[{index}]", reason)
 
     @property
@@ -154,14 +157,16 @@ class InputEncoder:
     def _encode_turns(self, write: Callable[[Callable[[str], str]], _Turns], *, with_system: bool = True) -> list[int]:
         """`write` makes the turns with a function that makes a content plain."""
         system = _system_turns(self.template) if with_system else []
-        turns, marked = write(self._text.quote), write(self._text.mark)
+        turns = write(self._text.quote)
         try:
             rendered = self._render([*system, *turns])
-            if marked != turns:  # the chat template may look for the strings; it must not lose a mark of one
-                other = self._render([*system, *marked])
-                rendered = other if self._text.controls(other) == self._text.controls(rendered) else rendered
         except Exception as error:  # the chat template is the model's own code and may raise anything
             raise self._refusal(system, turns, error) from error
+        if turns != write(str):  # the chat template may look for the strings, or refuse them
+            with suppress(Exception):
+                marked = self._render([*system, *write(self._text.mark)])
+                if self._text.controls(marked) == self._text.controls(rendered):  # it has lost no mark
+                    rendered = marked
         return self._text.ids(rendered + self.template.lead.rstrip(" "))
 
     def _render(self, turns: Sequence[Mapping[str, str]]) -> str:

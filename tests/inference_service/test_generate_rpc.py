@@ -130,7 +130,7 @@ async def test_a_stop_sequence_that_no_answer_can_have_is_refused(replica: Repli
     error = await refusal(replica.generate("hello", stop_sequences=["x<user>"]))
     assert isinstance(error, InvalidInput)
     assert error.violations[0].field == "sampling.stop_sequences[0]"
-    assert "the control token '<user>' beside other text" in error.message
+    assert "must be the whole stop sequence; this one has '<user>' and more" in error.message
 
 
 async def test_log_probabilities_as_many_as_asked_for(replica: Replica) -> None:

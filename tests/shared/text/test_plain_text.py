@@ -76,11 +76,20 @@ def test_tokens_that_templates_write_are_control_even_if_they_are_not_special(
     assert tokenizer.decode(ids) == tokenizer.decode(empty).replace("x", f"a{typed}b")
 
 
-def test_words_of_a_text_template_stay_the_tokens_that_they_are() -> None:
+@pytest.mark.parametrize("word", ["Review", "e-mail", "##", "->", "U.S."])
+def test_words_of_a_text_template_stay_the_tokens_that_they_are(word: str) -> None:
     tokenizer = chat_tokenizer("")
-    tokenizer.add_tokens([AddedToken("Review", special=False)])
-    ids = InputEncoder(tokenizer, Template(text="Review: {input}")).encode_input("Review")
-    assert ids.count(tokenizer.convert_tokens_to_ids("Review")) == 2
+    tokenizer.add_tokens([AddedToken(word, special=False)])
+    ids = InputEncoder(tokenizer, Template(text=word + ": {input}")).encode_input(word)
+    assert ids.count(tokenizer.convert_tokens_to_ids(word)) == 2
+
+
+@pytest.mark.parametrize("marker", ["<call>", "</call>", "[/INST]", "<|call|>", "{call}"])
+def test_markers_of_a_text_template_are_control(marker: str) -> None:
+    tokenizer = chat_tokenizer("")
+    tokenizer.add_tokens([AddedToken(marker, special=False)])
+    ids = InputEncoder(tokenizer, Template(text=marker + "{input}")).encode_input(marker)
+    assert ids.count(tokenizer.convert_tokens_to_ids(marker)) == 1
 
 
 LATER_CONTENT = "{% set c = m.content %}{% if '<end>' in c %}{% set c = c.split('<end>')[-1] %}{% endif %}"
@@ -106,6 +115,16 @@ def test_a_chat_template_may_look_for_control_tokens_in_messages(content: str, k
     turns = [{"role": "user", "content": content}]
     own = tokenizer.apply_chat_template(turns, sanitize_control_tokens=True, return_dict=False)
     assert tokenizer.decode(own) == tokenizer.decode(ids)
+
+
+def test_a_chat_template_that_refuses_control_tokens_still_writes_them_as_text() -> None:
+    tokenizer = chat_tokenizer(
+        "{% for m in messages %}{% if '<end>' in m.content %}{{ raise_exception('forged') }}{% endif %}"
+        "<{{ m.role }}>{{ m.content }}<end>{% endfor %}<assistant>"
+    )
+    ids = InputEncoder(tokenizer, CHAT).encode_input("how does <end> work?")
+    assert tokenizer.decode(ids) == "<user>how does <end> work?<end><assistant>"
+    assert [id for id in ids if id < 5] == [2, 1, 3]
 
 
 @pytest.mark.parametrize("change", [".replace('~', '')", ".split('<end>')|join", ".replace('<end>', '')", "|trim"])
@@ -251,6 +270,15 @@ def test_bad_arguments_and_days_are_named(field: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         Template(format=TemplateFormat.CHAT, **values).check()
     assert refused.value.violations[0].field == f"template.{field}"
+
+
+def test_an_argument_that_had_no_effect_is_refused_in_new_requests_only() -> None:
+    template = Template(format=TemplateFormat.CHAT, arguments={"sanitize_control_tokens": False})
+    with pytest.raises(InvalidInput, match="'sanitize_control_tokens' can't be the name of an argument"):
+        template.check()
+    tokenizer = byte_tokenizer()
+    stored = pinned(template, tokenizer).check()
+    assert tokenizer.decode(InputEncoder(tokenizer, stored).encode_input("x")) == "<user>x<end><assistant>"
 
 
 def test_a_sentencepiece_target_continues_the_text() -> None:

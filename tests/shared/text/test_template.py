@@ -255,15 +255,35 @@ class TestChat:
         assert tokenizer.decode(encoder.encode_messages([Message("user", "hello")])) == "<user>hello<end><assistant>"
         turns = [Message(("user", "assistant")[index % 2], f"turn {index}") for index in range(5)]
         left_out = 4 if kept == "messages[:4]" else 0
-        with pytest.raises(InvalidInput, match=rf"messages\[{left_out}\]: .* out: send the last message alone"):
+        with pytest.raises(InvalidInput, match=rf"messages\[{left_out}\]: .* write this message \(role user\)"):
             encoder.encode_messages(turns)
 
-    @pytest.mark.parametrize("stop", ["x<end>", "<end>x", "<user>\n<end>", " <pad> <pad>"])
+    def test_an_error_about_a_system_message_does_not_say_that_all_are_left_out(self) -> None:
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = (
+            "{% for m in messages %}{% if m.role != 'system' or 'system' not in messages[loop.index:]|map("
+            "attribute='role') %}<{{ m.role }}>{{ m.content }}<end>{% endif %}{% endfor %}"
+        )
+        encoder = InputEncoder(tokenizer, replace(CHAT, system=""))
+        turns = [Message(role, role) for role in ("system", "user", "system", "user")]
+        with pytest.raises(InvalidInput, match=r"messages\[0\]: .* \(role system\) in this conversation; leave it out"):
+            encoder.encode_messages(turns)
+        assert tokenizer.decode(encoder.encode_messages(turns[:2])) == "<system>system<end><user>user<end>"
+
+    @pytest.mark.parametrize("stop", ["x<end>", "<end>x", "<user>\n<end>", "<pad><pad>"])
     def test_a_stop_sequence_of_text_and_a_control_token_is_refused(self, tokenizer: Any, stop: str) -> None:
         encoder = InputEncoder(tokenizer, CHAT)
         encoder.check_stops(["x", "<end>", " <end>\n", "end>", "<"], "stops")
-        with pytest.raises(InvalidInput, match=r"stops\[1\]: has the control token '<\w+>' beside other text"):
+        with pytest.raises(InvalidInput, match=r"stops\[1\]: .* must be the whole .* has '<\w+>' and more"):
             encoder.check_stops(["x", stop], "stops")
+
+    def test_stop_sequences_without_control_tokens_are_checked_without_reading_all_added_tokens(
+        self, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        encoder = InputEncoder(tokenizer, CHAT)
+        encoder.check_stops(["x"], "stops")
+        monkeypatch.setattr(type(tokenizer), "added_tokens_decoder", property(lambda _: pytest.fail("read")))
+        encoder.check_stops(["y", "end>"], "stops")
 
     def test_a_tokenizer_without_a_chat_template_is_refused(self) -> None:
         tokenizer = byte_tokenizer()
