@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -114,16 +114,25 @@ class _Journal:
         """Make the file, with the first answer or with an OUT whose rows failed: a run that did nothing leaves none."""
         if self.path is None or self._file is not None:
             return
-        self._file = self.path.open("r+" if self.was_there else "w", encoding="utf-8")
-        self._file.seek(self._whole)
-        self._file.truncate()
+        with self._named_errors():
+            self._file = self.path.open("r+" if self.was_there else "w", encoding="utf-8")
+            self._file.seek(self._whole)
+            self._file.truncate()
         if not self._whole:
             self._write({"settings": self._settings})
 
     def _write(self, value: Mapping[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(value) + "\n")
-            self._file.flush()
+            with self._named_errors():
+                self._file.write(json.dumps(value) + "\n")
+                self._file.flush()
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Failure(f"{self.path}: {error.strerror or error}", hint=_continuing(self)) from error
 
 
 def generate_file(client: Client, task: FileTask) -> None:
@@ -157,13 +166,7 @@ def generate_file(client: Client, task: FileTask) -> None:
         is_done = not num_failed
     except KeyboardInterrupt:
         raise Failure("interrupted", EXIT_INTERRUPTED, _continuing(journal)) from None
-    except OSError as error:
-        if journal.path is None:
-            raise
-        raise Failure(
-            f"{error.filename or journal.path}: {error.strerror or error}", hint=_continuing(journal)
-        ) from error
-    except _FATAL as error:
+    except (*_FATAL, OSError) as error:
         if hint := _continuing(journal):
             stderr().print(hint, markup=False, soft_wrap=True)
         raise error

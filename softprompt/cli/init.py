@@ -79,7 +79,7 @@ def init(
     ] = TaskKind.GENERATION,
 ) -> None:
     """Write a starter file of examples, and beside it a page that explains the format. Never overwrites a file."""
-    from softprompt.data.writing import STANDARD_OUTPUT, format_of, write_rows
+    from softprompt.data.writing import STANDARD_OUTPUT, check_output, format_of, write_rows
 
     if file == STANDARD_OUTPUT:
         raise InvalidInput.of("file", "a file is expected, not standard output")
@@ -91,12 +91,18 @@ def init(
     format = format_of(file)
     use = 'classify --prompt my-prompt "Your input"' if task is TaskKind.CLASSIFICATION else "chat my-prompt"
     text = _PAGE.format(name=path.name, format=_FORMATS[task], quoted=shlex.quote(file), use=use)
-    for existing in (path, page):
-        if existing.exists():
-            raise AlreadyExists(f"{existing} exists; `init` never overwrites a file: name another one")
+    for place in (path, page):
+        _check_free(place)
+    check_output(file, overwrite=False)
     with replaced(page) as written:
         written.write_text(text, encoding="utf-8")
         write_rows(file, format, list(rows[0]), rows)
+        _check_free(page)
     show(f"{file} has {counted(len(rows), 'example')}; {page} explains the format. Next:")
     for line in text.split("```sh\n")[1].splitlines()[:3]:
         show(f"  {line}")
+
+
+def _check_free(path: Path) -> None:
+    if path.exists() or path.is_symlink():
+        raise AlreadyExists(f"{path} exists; `init` never overwrites a file: name another one")

@@ -41,7 +41,8 @@ def distillation_examples(document: Text, questions: Text | Iterable[str] = ()) 
 def _read(path: os.PathLike[str], field: str) -> str:
     found = input_file(Path(path), field)
     if isinstance(found, Path) and found.stat().st_size > MAX_PIPE_BYTES:
-        raise InvalidInput.of(field, f"{shown_name(found)} has more than {MAX_PIPE_BYTES >> 20} MiB")
+        limit = f"at most {MAX_PIPE_BYTES >> 20} MiB are allowed"
+        raise InvalidInput.of(field, f"{shown_name(found)} is too large: {limit}; split it")
     data = found if isinstance(found, bytes) else found.read_bytes()
     try:
         text = data.decode("utf-8-sig")

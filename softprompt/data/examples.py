@@ -95,7 +95,7 @@ class ExampleReader:
             if (parts := [part.strip() for part in stripped.split(",")])[1:] and self._labels.issuperset(parts):
                 self.advice = f"a label with a comma is put in quotes: --labels '\"{stripped}\",...'"
             meant = self._labels_by_look.get(look(stripped).casefold())
-            written = shown if meant is None or look(meant) != look(stripped) else ascii  # they look the same
+            written = shown if meant is None or look(meant) != look(stripped) else _as_ascii  # they look the same
             suggestion = "" if meant is None else f"; do you mean {written(meant)}?"
             reason = f"{written(stripped)} is not one of the allowed labels{suggestion}"
             raise Unusable(reason, column, f"label {stripped}")
@@ -123,6 +123,10 @@ class ExampleReader:
     def _text(self, value: Any, part: str) -> str:
         self._num_converted += not isinstance(value, str) and not is_missing(value)
         return text_of(value, part)
+
+
+def _as_ascii(label: str) -> str:
+    return shown(label, 200, ascii)
 
 
 def instructed(instruction: str, context: str) -> str:

@@ -35,15 +35,13 @@ _FOREIGN: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (b"ARROW1", "is an Arrow file: save it as Parquet"),
     (b"ORC", "is an ORC file: save it as Parquet"),
     (b"SQLite format 3", "is a database: save the table as CSV"),
-    (b"version https://git-lfs", "is a pointer of Git LFS and not the file: git lfs pull gets it"),
+    (b"version https://git-lfs", "is a pointer of Git LFS and not the file: run `git lfs pull`"),
     (b"%PDF", "is a PDF document: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
     (_PICKLES, "is a pickle, which may run code when it is read: save it as Parquet"),
 )
 _MARKUP = (
-    (
-        (b"<!doctype html", b"<html", b"<table"),
-        "is a web page, perhaps of a login or an error: download the file itself",
-    ),
+    ((b"<!doctype html", b"<html"), "is a web page, perhaps of a login or an error: download the file itself"),
+    (b"<table", "is an HTML table: open it in a spreadsheet program and save it as XLSX or CSV"),
     (b"<?xml", "is an XML file: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
     (b"{\\rtf", "is a document of a word processor: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.text.blank import without_invisible
 from softprompt.data.problems import Unusable
-from softprompt.data.values import is_missing, shown
+from softprompt.data.values import is_missing, shown, text_of
 from softprompt.types.data import Data
 from softprompt.types.type_names import listed
 
@@ -247,6 +247,14 @@ def likely_columns(names: Sequence[str], row: Mapping[str, Any]) -> tuple[list[s
     possible = [
         name
         for name in names
-        if not (isinstance(row[name], list | dict) or is_record_data(name, row[name]) or _REJECTED_WORD.search(name))
+        if _is_scalar(row[name]) and not (is_record_data(name, row[name]) or _REJECTED_WORD.search(name))
     ]
     return possible, [name for name in possible if any(map(str.isalpha, str(row[name])))]
+
+
+def _is_scalar(value: Any) -> bool:
+    try:
+        text_of(value, "")
+    except Unusable:
+        return is_missing(value)
+    return True

@@ -141,7 +141,7 @@ def _repeated_names(turn: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _fields(turn: Any, part: str) -> Mapping[str, Any]:
-    if (found := fields_of(turn)) is not None:
+    if (found := fields_of(turn, part)) is not None:
         return found
     reason = f"must be an object of role and content, not {type_name(turn)}"
     raise Unusable(reason, part, f"turn type {type(turn).__name__}")

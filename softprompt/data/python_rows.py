@@ -50,8 +50,9 @@ def _items(source: Iterable[Any], which: str) -> Generator[Row]:
 
 def _fields(item: Any) -> Mapping[str, Any] | Unusable:
     try:
-        found = _of_example(item) if isinstance(item, Example) else fields_of(item)
-        fields = None if found is None else dict(found)
+        fields = _of_example(item) if isinstance(item, Example) else fields_of(item)
+    except Unusable as error:
+        return error
     except Exception as error:  # a caller's object may raise anything
         return Unusable(f"can't be read: {type(error).__name__}: {error}", kind="mapping")
     if fields is None:

@@ -16,6 +16,7 @@ from softprompt.data.problems import Unusable
 from softprompt.data.rows import MAX_BYTES, Row, Rows, no_rows
 from softprompt.data.tables import TITLE_ADVICE, named_twice
 from softprompt.data.values import with_short_floats
+from softprompt.types.type_names import listed
 
 _BATCH_ROWS = 1024
 _MAX_ROWS = 1 << 20
@@ -26,6 +27,7 @@ _ESCAPED = re.compile("_x00([01][0-9A-Fa-f]|5[Ff])_")
 """How Excel writes control characters, mostly the carriage returns of pasted texts, and the underscore before a text
 that looks like such an escape. openpyxl keeps the escapes.
 """
+_HIDDEN = re.compile(rb"""hidden=["'](?:1|true)["']""")
 _LEADING_ZEROS = re.compile("0{2,}")
 """A number format with a least number of digits."""
 _OTHER_SHEETS = "save the sheet that you need as a separate file"
@@ -95,7 +97,7 @@ def _of_book(book: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
 
 def _of_sheet(sheet: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
     columns: list[str] = []
-    num_empty, is_full, has_gaps = 0, True, False
+    num_empty, is_full, has_gaps, has_rows, header = 0, True, False, False, 0
     for number, cells in enumerate(sheet.iter_rows(), start=1):
         values = [_value(cell) for cell in cells]
         num_empty += values.count(None)
@@ -110,11 +112,12 @@ def _of_sheet(sheet: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
                 values.pop()
             numbered = enumerate(values, start=1)
             named = ((index, "" if value is None else str(value).strip(SURROUNDINGS)) for index, value in numbered)
-            columns = [name or f"column {index}" for index, name in named]
+            columns, header = [name or f"column {index}" for index, name in named], number
             if twice := named_twice(columns):
                 yield Row(number, twice)
                 return
             continue
+        has_rows = True
         if broken := next((cell for cell in cells if getattr(cell, "data_type", "") == "e"), None):
             reason = f"the cell {broken.coordinate} has the error {broken.value}"
             yield Row(number, Unusable(reason, kind="error in a cell"))
@@ -126,10 +129,13 @@ def _of_sheet(sheet: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
             padded = values[: len(columns)] + [None] * (len(columns) - len(values))
             is_full = is_full and None not in padded
             yield Row(number, dict(zip(columns, padded, strict=True)))
-    hidden, empty = _hidden_and_empty(sheet, len(columns))
-    if hidden:
+    may_lack_cells = has_gaps or not is_full
+    if not may_lack_cells and not (has_rows and _may_hide(sheet)):
+        return
+    hidden, empty = _hidden_and_empty(sheet, header, len(columns), may_lack_cells)
+    if has_rows and hidden:
         rows.report.append(hidden)
-    if has_gaps or not is_full:
+    if may_lack_cells:
         rows.empty_cells = empty
     if has_gaps and empty:
         rows.report.append(empty)
@@ -140,7 +146,7 @@ def _value(cell: Any) -> Any:
     that the cell shows with leading zeros, such as a postcode, with them.
     """
     value = cell.value
-    if isinstance(value, float) and value.is_integer():  # a sheet has one kind of numbers
+    if isinstance(value, float) and value.is_integer():  # XLSX does not tell integers from floats
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and _LEADING_ZEROS.fullmatch(cell.number_format):
         return f"{value:0{len(cell.number_format)}d}"
@@ -149,9 +155,20 @@ def _value(cell: Any) -> Any:
     return value.date() if isinstance(value, datetime) and "h" not in cell.number_format.lower() else value
 
 
-def _hidden_and_empty(sheet: Any, num_columns: int) -> tuple[str, str]:
-    """Sentences about rows and columns that the sheet hides, and about merged cells and formulas without a saved value,
-    which openpyxl reads as empty. Empty where there are none.
+def _may_hide(sheet: Any) -> bool:
+    """Whether the sheet's XML has a word that hides rows or columns. A search takes far less time than parsing."""
+    before = b""
+    with sheet._get_source() as source:
+        while chunk := source.read(1 << 20):
+            if _HIDDEN.search(before + chunk):
+                return True
+            before = chunk[-20:]
+    return False
+
+
+def _hidden_and_empty(sheet: Any, header: int, num_columns: int, with_formulas: bool) -> tuple[str, str]:
+    """Sentences about columns and rows (but the header's) that the sheet hides, and about merged cells and, if asked
+    for, formulas without a saved value, which openpyxl reads as empty. Empty where there are none.
     """
     from openpyxl.utils import get_column_letter
 
@@ -163,26 +180,30 @@ def _hidden_and_empty(sheet: Any, num_columns: int) -> tuple[str, str]:
             tag = element.tag.rpartition("}")[2]
             if tag == "mergeCell":
                 merged = merged or element.get("ref", "")
-            elif tag == "c" and not formula and element.find("{*}f") is not None and not element.findtext("{*}v"):
+            elif tag == "c" and with_formulas and not formula and _lacks_value(element):
                 formula = element.get("r", "")
             elif tag == "col" and _is_hidden(element):
                 numbers = range(int(element.get("min", "0")), min(int(element.get("max", "0")), num_columns) + 1)
                 hidden_columns += map(get_column_letter, numbers)
             elif tag == "row" and _is_hidden(element) and any(len(cell) for cell in element):
-                hidden_rows.append(element.get("r", "?"))
+                hidden_rows += [number for number in [element.get("r", "?")] if number != str(header)]
             if tag in ("row", "mergeCell"):
                 element.clear()
     hidden = []
     if hidden_rows:
         hidden.append(f"hidden or filtered rows are read, too: {len(hidden_rows)} (the first is row {hidden_rows[0]})")
     if hidden_columns:
-        hidden.append(f"hidden columns are read, too: {', '.join(hidden_columns)}")
+        hidden.append(f"hidden columns are read, too: {listed(hidden_columns, 5)}")
     sentences = {
         "merged cells have their value in the first one only: unmerge them and fill in each": merged,
         "formulas without a saved value are empty: open the file in a spreadsheet program and save it": formula,
     }
     empty = "; ".join(f"{sentence} ({place})" for sentence, place in sentences.items() if place)
     return "; ".join(hidden), empty
+
+
+def _lacks_value(cell: ElementTree.Element) -> bool:
+    return cell.find("{*}f") is not None and not cell.findtext("{*}v")
 
 
 def _is_hidden(element: ElementTree.Element) -> bool:

@@ -17,7 +17,7 @@ from softprompt.data.rows import MAX_BYTES, Row
 _DELIMITERS = ",;\t|"
 _NAMES = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV", "|": "CSV with bars"}
 _MAX_HEADER_LINES = 20
-TITLE_ADVICE = ", and a title above the header must be deleted"
+TITLE_ADVICE = "; if the first line is a title, delete it"
 """Where the header is one cell and a row has several."""
 _MAX_LINES = 2000
 """A cell of more lines than this is taken for an unintended opening quote."""

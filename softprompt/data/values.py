@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import date, time
 from decimal import Decimal
@@ -58,12 +58,19 @@ def text_of(value: Any, part: str) -> str:
     raise Unusable(f"must be text, not {type_name(value)}{_advice(value)}", part, f"{part} type {type(value).__name__}")
 
 
-def fields_of(value: Any) -> Mapping[Any, Any] | None:
+def fields_of(value: Any, part: str = "") -> dict[Any, Any] | None:
     """The fields of a mapping, a dataclass, a named tuple, a model of pydantic or a row of a database; None for a value
-    of another kind. Raises what the value's own methods raise.
+    of another kind. Raises Unusable for any error of the value's own methods.
     """
+    try:
+        return _fields_of(value)
+    except Exception as error:  # a caller's object may raise anything
+        raise Unusable(f"can't be read: {type(error).__name__}: {error}", part, "mapping") from error
+
+
+def _fields_of(value: Any) -> dict[Any, Any] | None:
     if isinstance(value, Mapping):
-        return value
+        return dict(value)
     if isinstance(value, type):
         return None
     if is_dataclass(value):
@@ -100,10 +107,10 @@ def check_unicode(text: str, field: str) -> str:
     return text
 
 
-def shown(value: object, most: int = 40) -> str:
+def shown(value: object, most: int = 40, form: Callable[[object], str] = repr) -> str:
     """A short representation of a value on one line, at most `most` characters."""
     try:
-        text = repr(value)
+        text = form(value)
     except Exception:  # a caller's object may raise anything
         text = f"<{type(value).__name__}>"
     return text if len(text) <= most else text[: most - 3] + "..."
@@ -111,9 +118,13 @@ def shown(value: object, most: int = 40) -> str:
 
 def _plain(value: Any) -> Any:
     """Scalars and zero-dimensional arrays of numpy and torch as Python values; other values unchanged."""
-    if getattr(value, "ndim", None) != 0 or not hasattr(value, "item"):
+    if type(value).__module__ not in ("numpy", "torch") or getattr(value, "ndim", None) != 0:
+        return value  # also numpy.ma's masked value, whose `item` is 0.0
+    try:
+        plain = value.item()
+    except RuntimeError:  # a tensor of the device "meta" has no value
         return value
-    plain, kind = value.item(), str(value.dtype).removeprefix("torch.")
+    kind = str(value.dtype).removeprefix("torch.")
     if kind in _NARROW and isinstance(plain, float):  # float32(0.1) means 0.1 and not 0.10000000149011612
         return _shortest(plain, _NARROW[kind])
     if isinstance(plain, int) and kind.startswith("datetime64"):  # `item` gives times in nanoseconds as integers

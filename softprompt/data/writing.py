@@ -9,7 +9,8 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,15 +46,16 @@ def check_output(path: str, overwrite: bool) -> None:
     """Raises an error now for a file that could not be written later."""
     if path == STANDARD_OUTPUT:
         return
-    target = Path(path)
+    target, directory = Path(path), Path(path).absolute().parent
     if target.is_dir():
         raise InvalidInput.of("output", f"{path!r} is a directory; name a file in it")
-    if target.is_file() and not overwrite:
+    is_there = target.is_file() or (target.is_symlink() and not target.exists())
+    if is_there and not overwrite:
         raise AlreadyExists(f"{path} exists; --overwrite replaces it")
-    if not target.absolute().parent.is_dir():
+    if not directory.is_dir():
         raise NotFound("directory", str(target.parent))
-    if not os.access(target.absolute().parent, os.W_OK):
-        raise PreconditionFailed(f"{target.absolute().parent} is not writable")
+    if not (os.access(directory, os.W_OK) or os.access(target, os.W_OK)):
+        raise PreconditionFailed(f"{directory} is not writable")
 
 
 def write_rows(path: str, format: str, columns: Sequence[str], rows: Rows, *, overwrite: bool = False) -> None:
@@ -118,18 +120,31 @@ def _write_xlsx(path: Path, columns: Sequence[str], rows: Rows) -> None:
             made.append(cell)
         return made
 
-    sheet.append(cells(columns, 1))
+    def append(values: Iterable[Any], number: int) -> None:
+        made = cells(values, number)
+        with _workbook_errors():
+            sheet.append(made)
+
+    append(columns, 1)
     for number, row in enumerate(rows, start=2):
         if number > _MAX_SHEET_ROWS:
             raise InvalidInput.of("output", f"a sheet of XLSX holds {_MAX_SHEET_ROWS} rows: choose another format")
-        sheet.append(cells((row.get(name) for name in columns), number))
+        append((row.get(name) for name in columns), number)
     content = io.BytesIO()
-    try:
+    with _workbook_errors():
         book.save(content)  # to memory: openpyxl would print an error of the file again later
-    except Exception as error:  # any error of its XML writers, of its temporary file, or of a clock before 1980
-        place = f"which needs space in {tempfile.gettempdir()}"
-        raise PreconditionFailed(f"can't make the workbook, {place}: {error}") from error
     path.write_bytes(content.getvalue())
+
+
+@contextmanager
+def _workbook_errors() -> Iterator[None]:
+    """Raises PreconditionFailed for any error of openpyxl, such as those of its XML writers."""
+    try:
+        yield
+    except Exception as error:
+        is_of_file = isinstance(error, OSError) or type(error).__name__ == "SerialisationError"  # lxml's
+        place = f", which needs space in {tempfile.gettempdir()}" if is_of_file else ""
+        raise PreconditionFailed(f"can't make the workbook{place}: {error}") from error
 
 
 def _write_parquet(path: Path, columns: Sequence[str], rows: Rows) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 import threading
 from pathlib import Path
 
@@ -69,6 +70,58 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
         written.write_text("text")
     reader.join()
     assert (found, pipe.is_fifo()) == (["text"], True)
+
+
+def test_a_pipe_without_a_name_is_written_into() -> None:
+    """As the shell's `/dev/stdout` and `>(...)`, whose real path is no path."""
+    reading, writing = os.pipe()
+    with replaced(Path(f"/dev/fd/{writing}")) as written:
+        written.write_text("text")
+    os.close(writing)
+    with open(reading) as pipe:
+        assert pipe.read() == "text"
+
+
+def test_a_file_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.touch(0o600)
+    for mode in (0o600, 0o664):
+        path.chmod(mode)
+        with replaced(path) as written:
+            written.write_text("new")
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".txt")
+    with replaced(path) as written:
+        written.write_text("text")
+    assert path.read_text() == "text"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_file_in_a_directory_that_takes_no_file_is_written_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path / "temporary"))
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    path, absent = tmp_path / "a.txt", tmp_path / "b.txt"
+    path.write_text("old and longer")
+    with replaced(path) as written:
+        written.write_text("new")
+    assert path.read_text() == "new"
+    with pytest.raises(OSError, match=os.strerror(number)) as refused, replaced(absent):
+        pass
+    assert refused.value.filename == str(absent)
+
+
+@pytest.mark.parametrize("error", [TimeoutError("too slow"), ConnectionResetError(errno.ECONNRESET, "reset")])
+def test_an_error_that_is_not_of_writing_stays_as_it_is(tmp_path: Path, error: OSError) -> None:
+    with pytest.raises(type(error)) as raised, replaced(tmp_path / "a.txt"):
+        raise error
+    assert raised.value is error
 
 
 def test_a_full_device_is_named_and_stays(tmp_path: Path) -> None:

@@ -167,6 +167,33 @@ def test_what_a_sheet_can_not_hold_is_named_and_leaves_no_file(cli: CliRunner, w
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("disk"), "can't make the workbook, which needs space in /"),
+        (ValueError("x"), "can't make the workbook: x"),
+    ],
+    ids=["disk", "other"],
+)
+@pytest.mark.parametrize("method", ["workbook.Workbook.save", "worksheet.worksheet.Worksheet.append"])
+def test_an_error_of_the_writer_of_sheets_is_named(
+    cli: CliRunner,
+    write: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    error: Exception,
+    said: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"openpyxl.{method}", fail)
+    refused = cli("data", "convert", write("a.jsonl", lines(*NASTY)), str(tmp_path / "o.xlsx"))
+    assert refused.code == 4
+    assert said in refused.err
+
+
 def test_a_pipe_is_no_file_to_overwrite(cli: CliRunner, write: Write, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -176,6 +203,27 @@ def test_a_pipe_is_no_file_to_overwrite(cli: CliRunner, write: Write, tmp_path: 
     converted = cli("data", "convert", write("a.jsonl", lines(*NASTY)), str(pipe), "--format", "jsonl")
     reader.join()
     assert (converted.code, found[0].count(b"\n"), pipe.is_fifo()) == (0, len(NASTY), True)
+
+
+def test_a_link_to_nowhere_is_not_followed_without_overwrite(cli: CliRunner, write: Write, tmp_path: Path) -> None:
+    source, link, target = write("a.jsonl", lines(*NASTY)), tmp_path / "out.jsonl", tmp_path / "elsewhere"
+    link.symlink_to(target)
+    assert cli("data", "convert", source, str(link)).code == 4
+    assert not target.exists()
+    assert cli("data", "convert", source, str(link), "--overwrite").code == 0
+    assert link.is_symlink()
+    assert target.read_text().count("\n") == len(NASTY)
+
+
+def test_a_file_in_a_directory_that_takes_no_file_is_replaced(
+    cli: CliRunner, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, there = write("a.jsonl", lines(*NASTY)), tmp_path / "there.jsonl"
+    there.touch()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) == there)
+    assert cli("data", "convert", source, str(there), "--overwrite").code == 0
+    refused = cli("data", "convert", source, str(tmp_path / "new.jsonl"))
+    assert (refused.code, refused.err) == (4, f"error: {tmp_path} is not writable\n")
 
 
 def test_a_file_can_be_replaced_by_itself(cli: CliRunner, write: Write) -> None:

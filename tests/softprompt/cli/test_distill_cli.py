@@ -50,7 +50,7 @@ def test_files_that_are_no_texts_are_named(tmp_path: Path) -> None:
                 distillation_examples(*given)
     with huge.open("wb") as file:
         file.truncate(1 << 40)  # takes no room on the disk
-    with pytest.raises(InvalidInput, match=r"document: 'huge\.txt' has more than 512 MiB"):
+    with pytest.raises(InvalidInput, match=r"document: 'huge\.txt' is too large: at most 512 MiB are allowed"):
         distillation_examples(huge)
 
 

@@ -193,6 +193,22 @@ def test_a_starter_file_can_be_trained_and_is_never_overwritten(
     assert not Path(name).exists()
 
 
+def test_a_starter_file_follows_no_link_to_nowhere(cli: CliRunner, tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv.README.md"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+        assert cli("init", str(tmp_path / name.removesuffix(".README.md"))).code == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b.csv.README.md"]
+
+
+def test_a_page_that_appears_meanwhile_is_not_overwritten(
+    cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "a.csv.README.md"
+    monkeypatch.setattr("softprompt.data.writing.write_rows", lambda *_: page.write_text("mine"))
+    assert cli("init", str(tmp_path / "a.csv")).code == 4
+    assert page.read_text() == "mine"
+
+
 def test_init_refuses_what_is_no_file(cli: CliRunner, tmp_path: Path) -> None:
     for name, code in ((str(tmp_path), 2), ("-", 2), (str(tmp_path / "no/a.jsonl"), 3), (str(tmp_path / "a.doc"), 2)):
         assert cli("init", name).code == code

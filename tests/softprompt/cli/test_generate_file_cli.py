@@ -92,6 +92,21 @@ def test_a_run_goes_on_where_the_service_went_away(
     assert cli(*command, "--overwrite").code == 0
 
 
+def test_a_slow_service_is_not_taken_for_a_full_disk(
+    cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: Any, **__: Any) -> Any:
+        raise TimeoutError("no answer in time")
+
+    monkeypatch.setattr("softprompt.client.sync_client.Client.generate_many", late)
+    source = tmp_path / "in.csv"
+    source.write_text("text\na\nb\n")
+    shown = cli("generate", "--file", str(source), "--out", str(tmp_path / "out.csv"))
+    assert shown.code == 5
+    assert "error: no answer in time" in shown.err
+    assert "progress.jsonl" not in shown.err
+
+
 def test_a_run_without_an_answer_leaves_no_file(
     cli: CliRunner, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

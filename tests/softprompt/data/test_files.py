@@ -140,15 +140,15 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "a.tar": (b"a.csv" + bytes(252) + b"ustar\x0000" + bytes(300), "is a tar archive: unpack it first"),
     "a.tar.gz": (gzip.compress(b"a.csv" + bytes(252) + b"ustar  " + bytes(300)), "is a tar archive"),
     "page.csv": ("\ufeff\n <!DOCTYPE html>\n<html>Sign in</html>", "is a web page, perhaps of a login"),
-    "table.xls": ("<table><tr><td>input</td></tr></table>", "is a web page"),
+    "table.xls": ("<table><tr><td>input</td></tr></table>", "is an HTML table: open it in a spreadsheet program"),
     "pointer.parquet": (
         "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n",
-        "is a pointer of Git LFS and not the file: git lfs pull",
+        "is a pointer of Git LFS and not the file: run `git lfs pull`",
     ),
     "title.csv": (
         "Reviews 2026,\n\ninput,label\na,x\nb,y\n",
-        "line 3: has 2 cells, the header 1 (Reviews 2026): a cell with the delimiter in it must be in double quotes, "
-        "and a title above the header must be deleted",
+        "line 3: has 2 cells, the header 1 (Reviews 2026): a cell with the delimiter in it must be in double quotes; "
+        "if the first line is a title, delete it",
     ),
     "a.xml": ('<?xml version="1.0"?><rows/>', "is an XML file"),
     "a.rtf": (r"{\rtf1\ansi a,b}", "is a document of a word processor"),

@@ -26,6 +26,7 @@ from pyarrow import parquet
 from shared.errors import InvalidInput
 from softprompt import Data, Example, Message
 from softprompt.data.prepare import prepare
+from softprompt.data.problems import UnusableData
 from tests.softprompt.data.example_files import examples_of
 
 
@@ -36,6 +37,7 @@ class Label(str, enum.Enum):  # noqa: UP042 (the kind whose str() is its name)
 class ZeroDimensional:
     """A scalar of torch, by the members that are read."""
 
+    __module__ = "torch"
     ndim = 0
 
     def __init__(self, value: object, dtype: str = "torch.int64") -> None:
@@ -127,6 +129,20 @@ class Raising:
         raise RuntimeError("no")
 
 
+class Meta(ZeroDimensional):
+    """A tensor of the device "meta"."""
+
+    __module__ = "torch"
+
+    def item(self) -> object:
+        raise RuntimeError("no value")
+
+
+class BrokenModel:
+    def model_dump(self) -> dict[str, object]:
+        raise RuntimeError("boom")
+
+
 UNUSABLE: list[tuple[Any, str]] = [
     (None, "is missing"),
     (np.datetime64("NaT"), "is missing"),
@@ -143,6 +159,8 @@ UNUSABLE: list[tuple[Any, str]] = [
     ([1], "not a list"),
     ("half \ud83d", "half a surrogate pair at character 6"),
     (10**5000, "too many digits"),
+    (np.ma.masked, "of type MaskedConstant"),
+    (Meta(1), "of type Meta"),
     (object(), "of type object"),
     (Hostile(), "of type Hostile"),
     (np.array([1, 2]), "of type ndarray"),
@@ -175,6 +193,8 @@ ITEMS: list[tuple[Any, str]] = [
     (Example(messages=(Message("user", None),)), "messages[0].content: is missing"),  # type: ignore[arg-type]
     (Example(messages=np.array([1, 2])), "can't be read"),  # type: ignore[arg-type]
     (Example(messages=5), "must be a list of turns, not a number"),  # type: ignore[arg-type]
+    (BrokenModel(), "can't be read: RuntimeError: boom"),
+    ({"messages": [BrokenModel()] * 2}, "messages[0]: can't be read: RuntimeError: boom"),
     ({"messages": [5, 6]}, "messages[0]: must be an object of role and content"),
     ({"messages": [{"role": None, "content": "x"}, {"role": "assistant", "content": "y"}]}, "must be one of system"),
 ]
@@ -227,6 +247,20 @@ def test_frames_and_tables_are_read() -> None:
         prepare(pd.DataFrame([["a", "b"]], columns=["text", "text"]))
     with pytest.raises(InvalidInput, match="different lengths"):
         prepare({"text": ["a"], "label": []})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("value", [({"a": 1},), np.array([1, 2]), b"x"], ids=["tuple", "array", "bytes"])
+def test_a_column_that_is_no_text_is_not_suggested(value: Any) -> None:
+    with pytest.raises(UnusableData) as refused:
+        prepare([{"notes": "a b c", "parts": value, "mood": "good", "rest": value}])
+    assert refused.value.fix == {"--input": "notes", "--label": "mood", "--drop-extra": ""}
+
+
+def test_a_label_in_an_error_has_a_limit() -> None:
+    label = "a" * 1_000_000
+    with pytest.raises(InvalidInput) as refused:
+        prepare(Data([{"input": "a", "label": f"{label}\u200bb"}]), labels=[f"{label}b", "c"])
+    assert len(str(refused.value)) < 1000
 
 
 def test_a_set_is_no_column() -> None:

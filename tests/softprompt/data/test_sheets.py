@@ -14,6 +14,8 @@ import pytest
 from pyarrow import parquet
 
 from shared.errors import InvalidInput
+from softprompt import Data
+from softprompt.data.checking import check
 from softprompt.data.prepare import prepare
 from softprompt.data.problems import UnusableData
 from tests.softprompt.data.example_files import LABELLED, checked, examples_of, xlsx
@@ -128,6 +130,36 @@ def test_hidden_rows_and_columns_are_read_and_counted(tmp_path: Path) -> None:
     assert prepare(tmp_path / "a.xlsx").report == found.notes
 
 
+def test_many_hidden_columns_are_one_short_line_and_the_header_is_no_hidden_row(tmp_path: Path) -> None:
+    def hide(book: openpyxl.Workbook) -> None:
+        book["Sheet"].column_dimensions.group("C", "AZ", hidden=True)
+        book["Sheet"].row_dimensions[1].hidden = True
+
+    rows = [("input", "label", *(f"c{number}" for number in range(50))), ("a", "b", *["x"] * 50)]
+    checked(tmp_path / "a.xlsx", rows, hide)
+    notes = check(Data(str(tmp_path / "a.xlsx"), drop_extra=True)).notes
+    assert "hidden columns are read, too: C, D, E, F, G and 45 more" in notes
+
+
+def test_a_full_sheet_that_hides_nothing_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("parsed again")
+
+    monkeypatch.setattr("softprompt.data.sheets._hidden_and_empty", refuse)
+    assert checked(tmp_path / "a.xlsx", LABELLED, lambda book: None).num_examples == 3
+
+
+def test_what_a_sheet_that_is_not_read_hides_is_not_reported(tmp_path: Path) -> None:
+    def hide(book: openpyxl.Workbook) -> None:
+        book["Sheet"].column_dimensions["B"].hidden = True
+        for row in LABELLED:
+            book.create_sheet("Data") if len(book.worksheets) == 1 else None
+            book["Data"].append(row)
+
+    notes = checked(tmp_path / "a.xlsx", LABELLED[:1], hide).notes
+    assert not any("hidden" in note for note in notes)
+
+
 def test_hidden_rows_without_a_value_are_not_counted(tmp_path: Path) -> None:
     def hide(book: openpyxl.Workbook) -> None:
         for number in (9, 10):
@@ -145,8 +177,7 @@ def test_a_title_above_the_header_is_named(tmp_path: Path, merge: bool) -> None:
 
     found = checked(tmp_path / "a.xlsx", [("Reviews 2026", None), *LABELLED], change)
     assert found.problems[0].reason == (
-        "has 2 cells, the header 1 (Reviews 2026): every column needs a name, and a title above the header must be "
-        "deleted"
+        "has 2 cells, the header 1 (Reviews 2026): every column needs a name; if the first line is a title, delete it"
     )
 
 
