@@ -77,7 +77,7 @@ def run(folder: Path, rules: dict[str, Any], cases: list[dict[str, Any]]) -> sub
 
 
 def evaluation_minutes(case: dict[str, Any]) -> int:
-    """The time between two evaluations: short if the case fires an alert whose own time could not be told apart."""
+    """The time between two evaluations: short if the case fires an alert whose own time could not be distinguished."""
     at = minutes_of(case["at"])
     waits = [minutes_of(ALERTS[alert].get("for", "0m")) for alert in case.get("fires", {})]
     return 3 if at > 60 and at % 3 == 0 and not any(0 < wait < 15 for wait in waits) else 1

@@ -182,6 +182,7 @@ async def test_a_crashed_and_a_drained_service_go_on_where_they_were(service: Se
         assert (done.attempt, done.failures) == (3, failures[job.id])
         assert service.versions(done.spec.prompt) == [1]
         events = [event.payload async for event in manager.watch(job.id)]
-        second = next(number for number, event in enumerate(events) if isinstance(event, Job) and event.attempt == 2)
-        steps = [event.step for event in events[second:] if hasattr(event, "train_loss")]
+        resumed = [number for number, event in enumerate(events) if isinstance(event, Note) and "resumes" in event.text]
+        assert len(resumed) == 2
+        steps = [event.step for event in events[resumed[0] :] if hasattr(event, "train_loss")]
         assert steps == sorted(steps), "no step was done twice because of the drain"
