@@ -57,7 +57,8 @@ def _named(path: Path, written: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _WRITING_ERRORS if error.filename is None else error.filename == str(written):
+        is_of_writing = error.errno in _WRITING_ERRORS if error.filename is None else error.filename == str(written)
+        if is_of_writing:
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
 
