@@ -86,8 +86,7 @@ class InputEncoder:
         roles = tuple(message.role for message in messages)
         if (absent := _left_out(roles, self.tokenizer, self.template)) is not None:
             role = roles[absent]
-            text = f"the model's chat template does not write this message (role {role}) in this conversation"
-            text += "; leave it out"
+            text = f"the model's chat template does not write this {role} message in this conversation; leave it out"
             if role == "system" and _left_out(("system", "user"), self.tokenizer, self.template) == 0:
                 text = "the model's chat template leaves system messages out: write it into the user's message"
             raise InvalidInput.of(f"messages[{absent}]", text)

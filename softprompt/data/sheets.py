@@ -146,7 +146,7 @@ def _value(cell: Any) -> Any:
     that the cell shows with leading zeros, such as a postcode, with them.
     """
     value = cell.value
-    if isinstance(value, float) and value.is_integer():  # XLSX does not tell integers from floats
+    if isinstance(value, float) and value.is_integer():  # XLSX stores integers and floats alike
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and _LEADING_ZEROS.fullmatch(cell.number_format):
         return f"{value:0{len(cell.number_format)}d}"

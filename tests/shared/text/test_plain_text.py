@@ -76,20 +76,18 @@ def test_tokens_that_templates_write_are_control_even_if_they_are_not_special(
     assert tokenizer.decode(ids) == tokenizer.decode(empty).replace("x", f"a{typed}b")
 
 
-@pytest.mark.parametrize("word", ["Review", "e-mail", "##", "->", "U.S."])
-def test_words_of_a_text_template_stay_the_tokens_that_they_are(word: str) -> None:
-    tokenizer = chat_tokenizer("")
-    tokenizer.add_tokens([AddedToken(word, special=False)])
-    ids = InputEncoder(tokenizer, Template(text=word + ": {input}")).encode_input(word)
-    assert ids.count(tokenizer.convert_tokens_to_ids(word)) == 2
+WORDS, MARKERS = ["Review", "e-mail", "##", "->", "U.S."], ["<call>", "</call>", "[/INST]", "<|call|>", "{call}"]
 
 
-@pytest.mark.parametrize("marker", ["<call>", "</call>", "[/INST]", "<|call|>", "{call}"])
-def test_markers_of_a_text_template_are_control(marker: str) -> None:
+@pytest.mark.parametrize(
+    ("added", "num_tokens"), [*((word, 2) for word in WORDS), *((marker, 1) for marker in MARKERS)]
+)
+def test_of_what_a_text_template_writes_markers_are_control_and_words_are_not(added: str, num_tokens: int) -> None:
+    """Typed into the input, a marker is text, and only the template's own is the token."""
     tokenizer = chat_tokenizer("")
-    tokenizer.add_tokens([AddedToken(marker, special=False)])
-    ids = InputEncoder(tokenizer, Template(text=marker + "{input}")).encode_input(marker)
-    assert ids.count(tokenizer.convert_tokens_to_ids(marker)) == 1
+    tokenizer.add_tokens([AddedToken(added, special=False)])
+    ids = InputEncoder(tokenizer, Template(text=added + ": {input}")).encode_input(added)
+    assert ids.count(tokenizer.convert_tokens_to_ids(added)) == num_tokens
 
 
 LATER_CONTENT = "{% set c = m.content %}{% if '<end>' in c %}{% set c = c.split('<end>')[-1] %}{% endif %}"
