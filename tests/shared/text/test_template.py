@@ -255,7 +255,7 @@ class TestChat:
         assert tokenizer.decode(encoder.encode_messages([Message("user", "hello")])) == "<user>hello<end><assistant>"
         turns = [Message(("user", "assistant")[index % 2], f"turn {index}") for index in range(5)]
         left_out = 4 if kept == "messages[:4]" else 0
-        with pytest.raises(InvalidInput, match=rf"messages\[{left_out}\]: .* does not write this user message in this conversation"):
+        with pytest.raises(InvalidInput, match=rf"messages\[{left_out}\]: .* does not write this user message"):
             encoder.encode_messages(turns)
 
     def test_an_error_about_a_system_message_does_not_say_that_all_are_left_out(self) -> None:
@@ -266,7 +266,7 @@ class TestChat:
         )
         encoder = InputEncoder(tokenizer, replace(CHAT, system=""))
         turns = [Message(role, role) for role in ("system", "user", "system", "user")]
-        with pytest.raises(InvalidInput, match=r"messages\[0\]: .* does not write this system message in this conversation; leave it out"):
+        with pytest.raises(InvalidInput, match=r"messages\[0\]: .* write this system message in .*; leave it out"):
             encoder.encode_messages(turns)
         assert tokenizer.decode(encoder.encode_messages(turns[:2])) == "<system>system<end><user>user<end>"
 
