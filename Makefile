@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 MODEL  ?= smollm2-135m-instruct
 SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Some images set it. Each of the many processes that tests start would then compile the program's source again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-search bench-candidates bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak fuzz simulate simulate-ci chaos prove-simulation simulate-fairness lock release clean tools rules images try-images try-platform bench-router bench-against
