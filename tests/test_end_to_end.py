@@ -36,7 +36,7 @@ async def test_from_examples_to_a_streamed_answer(real_model_dir: Path, tmp_path
             validation_dataset=heldout.dataset,
             template=Template("{input}\n"),
             hyperparameters=Hyperparameters(
-                num_virtual_tokens=8, batch_size=2, num_steps=12, evaluation_interval_steps=12, seed=1
+                num_virtual_tokens=8, batch_size=1, num_steps=8, evaluation_interval_steps=8, seed=1
             ),
         )
         job = await client.tune(spec)
