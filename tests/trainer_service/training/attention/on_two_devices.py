@@ -110,9 +110,10 @@ def passes(cohort: Cohort, kind: Callable[[Any], Forward], given: bool) -> torch
     return torch.cat([tensor.detach().cpu().flatten() for tensor in (logits, *gradients)])
 
 
-def trained(cohort: Cohort, kind: str) -> torch.Tensor:
-    """A whole job: each step's loss, and the numbers that it leaves."""
-    events = run(cohort, task(train=generation(6), validation=generation(2, 100), num_steps=2, batch_size=3, kind=kind))
+def trained(cohort: Cohort, kind: str, num_held_out: int = 0) -> torch.Tensor:
+    """A whole job, with held-out examples also judged: each step's loss, and the numbers that it leaves."""
+    held_out = generation(num_held_out, 100)
+    events = run(cohort, task(train=generation(6), validation=held_out, num_steps=2, batch_size=3, kind=kind))
     return torch.cat([torch.tensor(losses(events)), matrix(events).flatten()])
 
 
@@ -150,7 +151,7 @@ def compared(path: Path, only: Collection[str] = ()) -> dict[str, float | str]:
         "packed PREFIX": lambda cohort: passes(cohort, PackedForward, given=True),
         "plain PROMPT": lambda cohort: passes(cohort, PlainForward, given=False),
         "plain PREFIX": lambda cohort: passes(cohort, PlainForward, given=True),
-        "job PROMPT": lambda cohort: trained(cohort, "PROMPT"),
+        "job PROMPT": lambda cohort: trained(cohort, "PROMPT", 2),
         "job PREFIX": lambda cohort: trained(cohort, "PREFIX"),
         "answers PROMPT": lambda cohort: answers(cohort, given=False),
         "answers PREFIX": lambda cohort: answers(cohort, given=True),
