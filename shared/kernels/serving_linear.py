@@ -7,6 +7,7 @@ because some models read them, but not its content.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +24,9 @@ from shared.kernels.timing import best_seconds
 Swap = Callable[[nn.Linear], nn.Module]
 ROWS = (1, 16, 256)
 """The measured numbers of rows: a decode step of one stream and of some, and a prefill."""
-_WIDTH, _REPEATS, _COPIES = 1024, 5, 4
+_REPEATS = (5, 5, 2)
+"""For each of them; a prefill takes so long that little disturbs it."""
+_WIDTH, _COPIES = 1024, 4
 _OWN_FAVOUR = 0.5
 """Of the product of our kernel's times: only its layout allows fused steps (`fused_decoder`), which save far more."""
 _MAX_FLOAT16_LOSS = 1e-6
@@ -143,7 +146,7 @@ KINDS: dict[str, type[OneDNNLinear] | type[FBGEMMLinear] | type[NativeLinear]] =
 
 
 def choose_linear(dtype: torch.dtype, kernel: LinearKernel = "auto") -> Swap | None:
-    """A function that replaces a linear layer of `dtype` by the named kind; `auto` measures the fastest (about 0.1 s).
+    """A function that replaces a linear layer of `dtype` by the named kind; `auto` measures the fastest (0.6 s).
 
     `auto` also measures our kernel with weights in blocks. If it is the fastest, matrices that were dequantised are
     stored in their blocks. None keeps torch's layers. Raises PreconditionFailed if the named kernel is not available
@@ -160,7 +163,7 @@ def choose_linear(dtype: torch.dtype, kernel: LinearKernel = "auto") -> Swap | N
     measured: list[Swap] = [*kinds, _in_blocks] if NativeLinear in kinds else [*kinds]
     blocks_first = False
     if kernel == "auto" and len(measured) > 1:
-        costs = dict(zip(measured, _costs(measured, dtype), strict=True))
+        costs = dict(zip(measured, _costs(tuple(measured), dtype, torch.get_num_threads()), strict=True))
         costs |= {own: costs[own] * _OWN_FAVOUR for own in (NativeLinear, _in_blocks) if own in costs}
         kinds.sort(key=costs.__getitem__)
         blocks_first = _in_blocks in costs and costs[_in_blocks] < costs[kinds[0]]
@@ -178,14 +181,18 @@ def _in_blocks(linear: nn.Linear) -> nn.Module:
     return NativeLinear(linear, quantise(linear.weight, "q8_0"))
 
 
+@functools.cache
 @torch.no_grad()
-def _costs(kinds: Sequence[Swap], dtype: torch.dtype) -> list[float]:
-    """Each kind's product of times, so that each number of rows counts the same."""
-    layers = [[kind(nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype)) for _ in range(_COPIES)] for kind in kinds]
+def _costs(kinds: tuple[Swap, ...], dtype: torch.dtype, num_threads: int) -> list[float]:
+    """Each kind's product of times, so that each number of rows counts the same. Measured once per process for these
+    arguments; `num_threads` is how many torch uses.
+    """
+    one = nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype)
+    layers = [[kind(one) for _ in range(_COPIES)] for kind in kinds]
     costs = [1.0] * len(layers)
-    for rows in ROWS:
+    for rows, repeats in zip(ROWS, _REPEATS, strict=True):
         x = torch.ones(1, rows, _WIDTH, dtype=dtype)
-        seconds = best_seconds(*(partial(_apply_all, linears, x) for linears in layers), repeats=_REPEATS)
+        seconds = best_seconds(*(partial(_apply_all, linears, x) for linears in layers), repeats=repeats)
         costs = [cost * took for cost, took in zip(costs, seconds, strict=True)]
     return costs
 

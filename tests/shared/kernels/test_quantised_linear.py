@@ -137,7 +137,7 @@ def test_restored_leaves_other_matrices_as_they_are() -> None:
 def test_stored_weights_are_kept_in_their_blocks_if_these_are_fastest(
     monkeypatch: pytest.MonkeyPatch, are_fastest: bool
 ) -> None:
-    def costs(kinds: Sequence[Any], dtype: torch.dtype) -> list[float]:
+    def costs(kinds: Sequence[Any], *_: Any) -> list[float]:
         return [2.0 if isinstance(kind, type) else 4.0 - 3 * are_fastest for kind in kinds]
 
     monkeypatch.setattr(serving_linear, "_costs", costs)

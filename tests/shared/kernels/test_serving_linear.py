@@ -95,7 +95,7 @@ def test_weights_beyond_float16_are_noticed(value: float, fits: bool) -> None:
 def test_the_fastest_kernel_is_taken(monkeypatch: pytest.MonkeyPatch, fastest: type[nn.Module]) -> None:
     if not fastest.is_available(torch.bfloat16):  # type: ignore[attr-defined]
         pytest.skip("not on this machine")
-    monkeypatch.setattr(serving_linear, "_costs", lambda kinds, dtype: [float(kind is not fastest) for kind in kinds])
+    monkeypatch.setattr(serving_linear, "_costs", lambda kinds, *_: [float(kind is not fastest) for kind in kinds])
     fine, odd = nn.Linear(16, 16, dtype=torch.bfloat16), nn.Linear(16, 17, dtype=torch.bfloat16)
     nn.init.constant_(odd.weight, 1e30)
     swap = choose_linear(torch.bfloat16)
