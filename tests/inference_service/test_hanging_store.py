@@ -8,11 +8,12 @@ from pathlib import Path
 
 from shared.errors import NotFound
 from tests.inference_service.replica import blob, matrix, publish, refusal, running_replica
-from tests.shared.store.conftest import BUCKET, s3_endpoint
+from tests.s3_server import BUCKET
+from tests.shared.store.conftest import s3_endpoint, s3_environment
 from tests.tcp_proxy import TcpProxy
 from tests.trainer_service.test_systems_that_hang import store_proxy
 
-__all__ = ["s3_endpoint", "store_proxy"]
+__all__ = ["s3_endpoint", "s3_environment", "store_proxy"]
 
 
 async def test_a_replica_serves_on_while_its_store_hangs(

@@ -7,23 +7,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
 import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import boto3
-from moto.server import ThreadedMotoServer
-
+from tests.s3_server import s3_server
 from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.postgres import Postgres, find_binaries
 from tests.trainer_service.webhooks.receiver import SECRET, Received, receiver
 
 MODELS = {"small": 64, "medium": 96, "large": 128}
 """Hidden sizes by name."""
-BUCKET = "prompts"
 
 
 def main() -> int:
@@ -34,10 +30,13 @@ def main() -> int:
     assert binaries is not None, "PostgreSQL is not installed"
     for seed, (name, hidden_size) in enumerate(MODELS.items()):
         save_tiny_llama(directory / "models" / name, seed, hidden_size=hidden_size)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    storage = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     received = directory / "received.jsonl"
-    with TemporaryDirectory(prefix="pg-") as place, receiver() as webhooks, received.open("a") as log:
+    with (
+        TemporaryDirectory(prefix="pg-") as place,
+        receiver() as webhooks,
+        received.open("a") as log,
+        s3_server() as storage,
+    ):
 
         def write(event: Received) -> int:
             log.write(json.dumps({"type": event.type, **event.data}) + "\n")
@@ -47,17 +46,9 @@ def main() -> int:
         webhooks.answer = write
         database = Postgres(binaries, Path(place))
         database.start()
-        storage.start()
         try:
-            host, port = storage.get_host_and_port()
-            endpoint, key, region = f"http://{host}:{port}", "test", "us-east-1"
-            keys = {"aws_access_key_id": key, "aws_secret_access_key": key, "region_name": region}
-            boto3.client("s3", endpoint_url=endpoint, **keys).create_bucket(Bucket=BUCKET)
             variables = {
-                "AWS_ENDPOINT": endpoint,
-                "AWS_ACCESS_KEY_ID": key,
-                "AWS_SECRET_ACCESS_KEY": key,
-                "AWS_REGION": region,
+                **storage,
                 "STAGING_DATABASE": database.create_database("staging"),
                 "PRODUCTION_DATABASE": database.create_database("production"),
                 "WEBHOOK_URL": webhooks.url,
@@ -67,7 +58,6 @@ def main() -> int:
             (directory / "surroundings.env").write_text(lines)
             stop.wait()
         finally:
-            storage.stop()
             database.stop()
     return 0
 

@@ -18,7 +18,8 @@ from prompttuning.v1 import prompts_pb2
 from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import Unavailable
-from tests.shared.store.conftest import BUCKET, s3_endpoint
+from tests.s3_server import BUCKET
+from tests.shared.store.conftest import s3_endpoint, s3_environment
 from tests.tcp_proxy import TcpProxy, tcp_proxy
 from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer
 from tests.trainer_service.local_pool import LocalPool
@@ -31,7 +32,7 @@ from trainer_service import server
 from trainer_service.config import TrainerSettings
 from trainer_service.parts import SERVICE_NAMES
 
-__all__ = ["s3_endpoint"]
+__all__ = ["s3_endpoint", "s3_environment"]
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 TUNING, PROMPTS = SERVICE_NAMES

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from shared.store import PromptStore, open_store
 from shared.store.base import ObjectBackend
 from shared.store.open import open_backend
-
-BUCKET = "prompts"
+from tests.s3_server import BUCKET, s3_server
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """The address of a fresh S3-compatible server with one bucket."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=endpoint, **keys).create_bucket(Bucket=BUCKET)
-    yield endpoint
-    server.stop()
+def s3_environment() -> Iterator[dict[str, str]]:
+    """The environment variables that point to a fresh S3-compatible server with one bucket."""
+    with s3_server() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(s3_environment: dict[str, str]) -> str:
+    """The server's address."""
+    return s3_environment["AWS_ENDPOINT"]
 
 
 @pytest.fixture
-def s3_url(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3_url(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
     """A new prefix in the bucket, with the environment that points to it."""
-    monkeypatch.setenv("AWS_ENDPOINT", s3_endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
