@@ -17,6 +17,7 @@ Only templates produce control tokens; in an input, a message or a target, their
 from __future__ import annotations
 
 import json
+import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -36,6 +37,7 @@ from shared.values.template import Template as Template
 
 _Turns = list[dict[str, str]]
 _MAX_RENDERINGS = 8
+_OPENED = re.compile(r"<([\w:-]+)>\s*\Z")
 _ANSWER = "\U0010fffe"
 """Placeholder for the answer, to find out how a chat template writes one."""
 
@@ -156,16 +158,15 @@ class InputEncoder:
     def _encode_turns(self, write: Callable[[Callable[[str], str]], _Turns], *, with_system: bool = True) -> list[int]:
         """`write` makes the turns with a function that makes a content plain."""
         system = _system_turns(self.template) if with_system else []
-        turns = write(self._text.quote)
+        turns, plain = write(self._text.quote), write(self._text.readable)
         try:
             rendered = self._render([*system, *turns])
         except Exception as error:  # the chat template is the model's own code and may raise anything
             raise self._refusal(system, turns, error) from error
-        if turns != write(str):  # the chat template may look for the strings, or refuse them
+        if turns != plain:  # the chat template may look for the strings, or refuse them
             with suppress(Exception):
-                marked = self._render([*system, *write(self._text.mark)])
-                if self._text.controls(marked) == self._text.controls(rendered):  # it has lost no mark
-                    rendered = marked
+                others = (self._render([*system, *other]) for other in (plain, write(self._text.mark)))
+                rendered = self._text.as_rendered(rendered, *others)
         return self._text.ids(rendered + self.template.lead.rstrip(" "))
 
     def _render(self, turns: Sequence[Mapping[str, str]]) -> str:
@@ -298,9 +299,23 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
         raise InvalidInput.of("template.format", text)
     if not found:
         return template
-    lead = before.removeprefix(start) if before.startswith(start) else ""
+    lead = before.removeprefix(start) if before.startswith(start) else _closing(tokenizer, start, before)
     end = PlainText(tokenizer).first_control_token(after)
     return replace(template, lead=lead, end="" if end == tokenizer.eos_token else end)
+
+
+def _closing(tokenizer: Any, question: str, before: str) -> str:
+    """What closes the thought that a chat template begins for an answer, but doesn't write before one: DeepSeek R1's
+    begins it with `<think>`. Empty without such a thought.
+    """
+    opened = _OPENED.search(question)
+    if opened is None:
+        return ""
+    head, close = question[: opened.start()], f"</{opened[1]}>"
+    written = before.removeprefix(head) if before.startswith(head) else ""
+    if close in written:
+        return written[written.index(close) :]
+    return f"\n{close}\n\n" if close in tokenizer.get_chat_template() else ""
 
 
 def _around_an_answer(tokenizer: Any, template: Template, turns: Sequence[Mapping[str, str]]) -> tuple[str, str, str]:
