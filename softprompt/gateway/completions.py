@@ -16,7 +16,6 @@ from shared.values.generation import (
     FinishReason,
     GenerationEnd,
     GenerationStart,
-    TokenAlternative,
     TokenIds,
 )
 from shared.values.template import Template
@@ -149,21 +148,16 @@ def _logprobs(part: TextPart) -> dict[str, Any]:
     """The older form of log-probabilities."""
     return {
         "tokens": [one.text for one in part.logprobs],
-        "token_logprobs": [_logprob(one) for one in part.logprobs],
+        "token_logprobs": [results.logprob(one) for one in part.logprobs],
         "top_logprobs": [_by_text(one) for one in part.logprobs],
         "text_offset": list(part.offsets),
     }
 
 
-def _logprob(found: Token | TokenAlternative) -> float | None:
-    """None for the first token of an input, which nothing precedes."""
-    return None if found.logprob is None else max(found.logprob, results.LOWEST_LOGPROB)
-
-
 def _by_text(found: Token) -> dict[str, float | None] | None:
     if found.logprob is None:
         return None
-    return {one.text: _logprob(one) for one in (*found.alternatives, found)}
+    return {one.text: results.logprob(one) for one in (*found.alternatives, found)}
 
 
 async def _events(

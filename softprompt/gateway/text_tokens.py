@@ -41,7 +41,7 @@ class TextTokens:
         self._places: list[int] = []
         """Offsets of the first tokens of `_held`, which are parts of an unfinished character."""
         self._num_echoed = len(echo)
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = _new_decoder()
         self._rest, self._offset = "", 0
         """The text of which no token is known yet, and the number of characters before it."""
 
@@ -49,21 +49,24 @@ class TextTokens:
         """The text with the next tokens that are in the text by now. The others are held."""
         self._held += delta.logprobs
         self._rest += delta.text
-        count = 0
         while len(self._places) < len(self._held) and self._place(self._held[len(self._places)]):
-            if not self._decoder.getstate()[0]:
-                count = len(self._places)
-        return TextPart(delta.text, *self._taken(count))
+            pass
+        is_unfinished = bool(self._decoder.getstate()[0])
+        return TextPart(delta.text, *self._taken(self._num_begun() if is_unfinished else len(self._places)))
 
     def rest(self, end: GenerationEnd) -> TextPart:
         """The held tokens that belong to the text after all."""
         count = len(self._held)
         if end.finish_reason is FinishReason.STOP_SEQUENCE:  # a token that begins before it belongs to the text
-            count = min(count, len(self._places) + 1 if self._rest else 0)
+            count = min(count, len(self._places) + 1 if self._rest else self._num_begun())
         elif end.finish_reason is FinishReason.EOS:
             count = max(0, count - 1)
         self._places += [self._offset] * (count - len(self._places))
         return TextPart("", *self._taken(count))
+
+    def _num_begun(self) -> int:
+        """The number of tokens of which the text has a character."""
+        return sum(place < self._offset for place in self._places)
 
     def _taken(self, count: int) -> tuple[tuple[Token, ...], tuple[int, ...]]:
         tokens, places = tuple(self._held[:count]), tuple(self._places[:count])
@@ -87,10 +90,15 @@ class TextTokens:
                 return False
             self._places.append(self._offset)  # a control token
             return True
-        begins_later = bool(state[0]) and text == _REPLACEMENT + token.utf8.decode(errors="replace")
+        begins_later = bool(state[0]) and text == _REPLACEMENT + _new_decoder().decode(token.utf8)
         self._places.append(self._offset + begins_later)
         self._offset, self._rest = self._offset + len(found), self._rest[len(found) :]
         return True
+
+
+def _new_decoder() -> codecs.IncrementalDecoder:
+    """As the service decodes answers."""
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
 
 
 def text_tokens(completion: Completion, echo: Sequence[InputToken] = ()) -> TextPart:
