@@ -37,6 +37,7 @@ from shared.values.template import Template as Template
 
 _Turns = list[dict[str, str]]
 _MAX_RENDERINGS = 8
+_PIECE_OF_A_CODE = re.compile(r"""%-?['"]""")
 _OPENED = re.compile(r"<([\w:-]+)>\s*\Z")
 _ANSWER = "\U0010fffe"
 """Placeholder for the answer, to find out how a chat template writes one."""
@@ -164,9 +165,11 @@ class InputEncoder:
         except Exception as error:  # the chat template is the model's own code and may raise anything
             raise self._refusal(system, turns, error) from error
         if turns != plain:  # the chat template may look for the strings, or refuse them
+            marked = write(self._text.mark)
             with suppress(Exception):
-                others = (self._render([*system, *other]) for other in (plain, write(self._text.mark)))
-                rendered = self._text.as_rendered(rendered, *others)
+                as_it_is = self._render([*system, *plain])
+                with_marks = as_it_is if marked == plain else self._render([*system, *marked])
+                rendered = self._text.as_rendered(rendered, as_it_is, with_marks)
         return self._text.ids(rendered + self.template.lead.rstrip(" "))
 
     def _render(self, turns: Sequence[Mapping[str, str]]) -> str:
@@ -337,7 +340,7 @@ def render_chat(
     """The turns rendered by the model's chat template, with the template's date and arguments."""
     source = tokenizer.get_chat_template()
     if template.date and "strftime_now" in source:
-        source = _clock(datetime.fromisoformat(template.date)) + source
+        source = _clock(datetime.fromisoformat(template.date), f"{source}{template.arguments}") + source
     rendered: str = tokenizer.apply_chat_template(
         [dict(turn) for turn in turns],
         chat_template=source,
@@ -349,9 +352,14 @@ def render_chat(
 
 
 @lru_cache(maxsize=64)  # each rendering needs it
-def _clock(day: datetime) -> str:
-    """A Jinja macro that takes the place of `strftime_now`, transformers' clock, and always gives this day."""
+def _clock(day: datetime, formats: str) -> str:
+    """A Jinja macro that takes the place of `strftime_now`, transformers' clock, and always gives this day.
+
+    It replaces the codes that occur in `formats`, because each one costs time; all, if a code may be made of pieces.
+    """
     codes = [flag + code for code in f"{string.ascii_letters}%" for flag in ("%-", "%")]
+    if not _PIECE_OF_A_CODE.search(formats):
+        codes = [code for code in codes if code in formats]
     table = json.dumps({code: day.strftime(code) for code in codes})
     return (
         "{% macro strftime_now(format) %}{% set found = namespace(text=format) %}{% for code, text in "

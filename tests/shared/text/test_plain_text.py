@@ -286,14 +286,25 @@ def test_what_the_chat_template_writes_before_an_answer_is_kept() -> None:
     assert spaced.decode(encoder.encode_input("x") + encoder.encode_target("y")) == "[x] y<end>"
 
 
-@pytest.mark.parametrize("clock", ["strftime_now('%d %b %Y')", "strftime_now ( form )", "today('%d %b %Y')"])
+@pytest.mark.parametrize(
+    "clock",
+    [
+        "strftime_now('%d %b %Y')",
+        "strftime_now ( form )",
+        "today('%d %b %Y')",
+        "today('%' ~ 'd %b %Y')",
+        "today(given)",
+    ],
+)
 def test_a_template_renders_the_same_tomorrow(clock: str) -> None:
     tokenizer = chat_tokenizer(
         "\n{% set form = '%d %b %Y' %}{% set today = strftime_now %}{{ "
         + clock
         + " }}|{{ messages[0].content }}{% if loud %}!{% endif %}"
     )
-    template = pinned(Template(format=TemplateFormat.CHAT, arguments={"loud": True}), tokenizer, date(2024, 2, 3))
+    template = pinned(
+        Template(format=TemplateFormat.CHAT, arguments={"loud": True, "given": "%d %b %Y"}), tokenizer, date(2024, 2, 3)
+    )
     assert tokenizer.decode(InputEncoder(tokenizer, template).encode_input("x")) == "\n03 Feb 2024|x!"
     assert TypeAdapter(Template).validate_json(TypeAdapter(Template).dump_json(template)) == template
 
