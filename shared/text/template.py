@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import re
-import string
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +28,7 @@ from typing import Any
 
 from shared.errors import InvalidInput
 from shared.text.plain_text import PlainText
+from shared.text.rendering import render_chat
 from shared.values.enums import TemplateFormat as TemplateFormat
 from shared.values.message import ROLES
 from shared.values.message import Message as Message
@@ -37,7 +37,6 @@ from shared.values.template import Template as Template
 
 _Turns = list[dict[str, str]]
 _MAX_RENDERINGS = 8
-_PIECE_OF_A_CODE = re.compile(r"""%-?['"]""")
 _OPENED = re.compile(r"<([\w:-]+)>\s*\Z")
 _ANSWER = "\U0010fffe"
 """Placeholder for the answer, to find out how a chat template writes one."""
@@ -332,41 +331,6 @@ def dated(template: Template, today: date | None = None) -> Template:
     if template.format is not TemplateFormat.CHAT or template.date:
         return template
     return replace(template, date=(today or datetime.now(UTC).date()).isoformat())
-
-
-def render_chat(
-    tokenizer: Any, template: Template, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
-) -> str:
-    """The turns rendered by the model's chat template, with the template's date and arguments."""
-    source = tokenizer.get_chat_template()
-    if template.date and "strftime_now" in source:
-        source = _clock(datetime.fromisoformat(template.date), f"{source}{template.arguments}") + source
-    rendered: str = tokenizer.apply_chat_template(
-        [dict(turn) for turn in turns],
-        chat_template=source,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        **template.arguments,
-    )
-    return rendered
-
-
-@lru_cache(maxsize=64)  # each rendering needs it
-def _clock(day: datetime, formats: str) -> str:
-    """A Jinja macro that takes the place of `strftime_now`, transformers' clock, and always gives this day.
-
-    It replaces the codes that occur in `formats`, because each one costs time; all, if a code may be made of pieces.
-    """
-    codes = [flag + code for code in f"{string.ascii_letters}%" for flag in ("%-", "%")]
-    if not _PIECE_OF_A_CODE.search(formats):
-        codes = [code for code in codes if code in formats]
-    table = json.dumps({code: day.strftime(code) for code in codes})
-    return (
-        "{% macro strftime_now(format) %}{% set found = namespace(text=format) %}{% for code, text in "
-        + table
-        + ".items() %}{% set found.text = found.text.replace(code, text) %}{% endfor %}{{ found.text }}{% endmacro %}"
-        "{{ '' }}"  # the line break after a block is removed, and this one may be the template's own
-    )
 
 
 def _system_turns(template: Template) -> list[dict[str, str]]:
