@@ -1,23 +1,25 @@
 """Tokenizes text so that a user's words never become control tokens.
 
 A tokenizer turns the string `<|im_end|>` into the token that ends a turn, even in a user's text. Only templates may
-write control tokens. So the contents for a template are quoted first: each string that spells a control token is
-replaced by a stand-in of two private-use characters, which passes through the template as text and is then tokenized as
-the original characters. Text without such strings, which is nearly all text, gets exactly the tokenizer's ids.
+write control tokens. So the contents for a template are quoted first: each character with which a control token begins
+is replaced by a stand-in of two private-use characters, which passes through the template as text. A template that
+removes a part of a text (SmolLM3's removes `/think`) makes no control token of the rest. After rendering, strings of
+control tokens with such a character are tokenized as ordinary text. Text without them, which is nearly all text, gets
+exactly the tokenizer's ids.
 
 A chat template may look for such strings, as Qwen 3's leaves out an earlier answer's thoughts up to `</think>`. So text
 can also be marked: the strings stay, between two private-use characters, as transformers' `sanitize_control_tokens`
-does.
+does. Marks hide white space that the template would strip, so `as_rendered` moves them into a rendering without them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Set
 from functools import cached_property, lru_cache
 from typing import Any
 
-_ESCAPE, _OPEN, _CLOSE = "\U0010fffd", "\U0010fffc", "\U0010fffb"
+_ESCAPE, _OPEN, _CLOSE = _MARKS = "\U0010fffd\U0010fffc\U0010fffb"
 _FIRST_STAND_IN = 0x100000
 _MARKER = re.compile(r"<.+>|\[.+\]|\{.+\}", flags=re.DOTALL)
 _ANCHORS = ("\n", ".", "a")
@@ -34,19 +36,45 @@ class PlainText:
     def __init__(self, tokenizer: Any, template: str = "") -> None:
         self._tokenizer, self._template = tokenizer, template
 
+    def readable(self, text: str) -> str:
+        """The text, or in normalized form if it spells control tokens only in that form."""
+        if self._normalizer is None or not self._control:
+            return text
+        normal: str = self._normalizer.normalize_str(self._control_strings.sub(_ESCAPE, text))
+        return self._normalizer.normalize_str(text) if self._control_strings.search(normal) else text
+
     def quote(self, text: str) -> str:
-        """The text with stand-ins for strings that spell control tokens. `ids` resolves them after rendering."""
-        return self._replaced(self._stand_in_of, text)
+        """The text with stand-ins for characters that begin control tokens. `ids` resolves them after rendering."""
+        return self._quoted.sub(self._stand_in_of, self.readable(text))
 
     def mark(self, text: str) -> str:
         """The text with marks around strings that spell control tokens. `ids` removes them after rendering."""
-        return self._replaced(self._marked, text)
+        return self._markable.sub(self._marked, self.readable(text))
 
-    def _replaced(self, replacement: Callable[[re.Match[str]], str], text: str) -> str:
-        replaced = self._quoted.sub(replacement, text)
-        if self._normalizer is None or not self.controls(self._normalizer.normalize_str(replaced)):
-            return replaced
-        return self._quoted.sub(replacement, self._normalizer.normalize_str(text))
+    def as_rendered(self, quoted: str, plain: str, marked: str) -> str:
+        """Of three renderings of the same messages, quoted, as they are, and marked: the second one with the marks of
+        the third, else the third, else the first.
+
+        One is used only if the template wrote the same control tokens in it as in the first one.
+        """
+        controls = self.controls(quoted)
+        moved = self._with_marks_of(marked, plain)
+        return next((found for found in (moved, marked) if found and self.controls(found) == controls), quoted)
+
+    def _with_marks_of(self, marked: str, plain: str) -> str:
+        """`plain` with marks around the control strings that have them in `marked`. Empty if its strings are others, or
+        if it has marks that a user wrote.
+        """
+        if any(mark in plain for mark in _MARKS):
+            return ""
+        strings = list[tuple[str, bool]]()
+        for text, is_control_string in self._parts(marked):
+            found = [text] if is_control_string else self._control_strings.findall(text)
+            strings += [(string, is_control_string) for string in found]
+        if not self._control or [string for string, _ in strings] != self._control_strings.findall(plain):
+            return ""
+        marks = iter(strings)
+        return self._control_strings.sub(lambda match: self._marked(match) if next(marks)[1] else match[0], plain)
 
     def controls(self, rendered: str) -> list[str]:
         """The control tokens that a rendered text has beside those in quoted and marked texts, in order."""
@@ -97,19 +125,36 @@ class PlainText:
         A mark that a template has separated from its string still separates, so that the texts around it don't join to
         a control token.
         """
+        if not any(mark in quoted for mark in _MARKS):  # faster than the pattern
+            yield from [(quoted, False)] if quoted else []
+            return
+        begin, text, of_user = 0, "", set[int]()
+        """`text` since the last mark; indices in it of characters that had stand-ins."""
+        for match in self._replacements.finditer(quoted):
+            text, begin = text + quoted[begin : match.start()], match.end()
+            if match["stand_in"]:
+                if (char := self._char.get(match["stand_in"])) is not None:
+                    of_user.add(len(text))
+                text += char if char is not None else match[0]
+                continue
+            yield from self._split(text, of_user)
+            text, of_user = "", set()
+            if match["marked"]:
+                yield match["marked"], True
+        yield from self._split(text + quoted[begin:], of_user)
+
+    def _split(self, text: str, of_user: Set[int]) -> Iterator[tuple[str, bool]]:
+        """The parts of a text without marks."""
         begin = 0
-        has_marks = any(mark in quoted for mark in (_ESCAPE, _OPEN, _CLOSE))  # faster than the pattern
-        for match in self._replacements.finditer(quoted) if has_marks else ():
-            string = self._string.get(match["stand_in"]) if match["stand_in"] else match["marked"]
-            if string is None and match["stand_in"]:
+        for match in self._control_strings.finditer(text) if of_user and self._control else ():
+            if of_user.isdisjoint(range(*match.span())):
                 continue
             if match.start() > begin:
-                yield quoted[begin : match.start()], False
-            if string is not None:
-                yield string, True
+                yield text[begin : match.start()], False
+            yield match[0], True
             begin = match.end()
-        if begin < len(quoted):
-            yield quoted[begin:], False
+        if begin < len(text):
+            yield text[begin:], False
 
     def _spelled(self, string: str) -> list[int]:
         """A control token's string as ordinary tokens: split after its first character, it is not recognised."""
@@ -177,8 +222,14 @@ class PlainText:
 
     @cached_property
     def _quoted(self) -> re.Pattern[str]:
-        """The strings that `quote` replaces: the escape itself and control tokens, the longest first."""
-        return re.compile("|".join(map(re.escape, sorted(self._stand_in, key=len, reverse=True))))
+        """The characters that `quote` replaces."""
+        return re.compile(f"[{re.escape(''.join(self._stand_in))}]")
+
+    @cached_property
+    def _markable(self) -> re.Pattern[str]:
+        """The strings that `mark` marks, and the marks themselves, which it replaces."""
+        strings = [self._control_strings.pattern] if self._control else []
+        return re.compile("|".join([*strings, f"[{_MARKS}]"]))
 
     @cached_property
     def _replacements(self) -> re.Pattern[str]:
@@ -190,13 +241,15 @@ class PlainText:
 
     @cached_property
     def _stand_in(self) -> dict[str, str]:
-        strings = sorted(self._control)
-        own = {mark: mark for mark in (_ESCAPE, _OPEN, _CLOSE)}
-        return own | {string: chr(_FIRST_STAND_IN + index) for index, string in enumerate(strings)}
+        """Stand-ins of the characters that begin control tokens, and of the marks."""
+        first = sorted({string[0] for string in self._control})
+        return {mark: mark for mark in _MARKS} | {
+            char: chr(_FIRST_STAND_IN + index) for index, char in enumerate(first)
+        }
 
     @cached_property
-    def _string(self) -> dict[str, str]:
-        return {stand_in: string for string, stand_in in self._stand_in.items()}
+    def _char(self) -> dict[str, str]:
+        return {stand_in: char for char, stand_in in self._stand_in.items()}
 
 
 @lru_cache(maxsize=64)  # each request to the bare model needs it

@@ -17,7 +17,7 @@ Only templates produce control tokens; in an input, a message or a target, their
 from __future__ import annotations
 
 import json
-import string
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -28,6 +28,7 @@ from typing import Any
 
 from shared.errors import InvalidInput
 from shared.text.plain_text import PlainText
+from shared.text.rendering import render_chat
 from shared.values.enums import TemplateFormat as TemplateFormat
 from shared.values.message import ROLES
 from shared.values.message import Message as Message
@@ -36,6 +37,7 @@ from shared.values.template import Template as Template
 
 _Turns = list[dict[str, str]]
 _MAX_RENDERINGS = 8
+_OPENED = re.compile(r"<([\w:-]+)>\s*\Z")
 _ANSWER = "\U0010fffe"
 """Placeholder for the answer, to find out how a chat template writes one."""
 
@@ -156,16 +158,17 @@ class InputEncoder:
     def _encode_turns(self, write: Callable[[Callable[[str], str]], _Turns], *, with_system: bool = True) -> list[int]:
         """`write` makes the turns with a function that makes a content plain."""
         system = _system_turns(self.template) if with_system else []
-        turns = write(self._text.quote)
+        turns, plain = write(self._text.quote), write(self._text.readable)
         try:
             rendered = self._render([*system, *turns])
         except Exception as error:  # the chat template is the model's own code and may raise anything
             raise self._refusal(system, turns, error) from error
-        if turns != write(str):  # the chat template may look for the strings, or refuse them
+        if turns != plain:  # the chat template may look for the strings, or refuse them
+            marked = write(self._text.mark)
             with suppress(Exception):
-                marked = self._render([*system, *write(self._text.mark)])
-                if self._text.controls(marked) == self._text.controls(rendered):  # it has lost no mark
-                    rendered = marked
+                as_it_is = self._render([*system, *plain])
+                with_marks = as_it_is if marked == plain else self._render([*system, *marked])
+                rendered = self._text.as_rendered(rendered, as_it_is, with_marks)
         return self._text.ids(rendered + self.template.lead.rstrip(" "))
 
     def _render(self, turns: Sequence[Mapping[str, str]]) -> str:
@@ -298,9 +301,23 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
         raise InvalidInput.of("template.format", text)
     if not found:
         return template
-    lead = before.removeprefix(start) if before.startswith(start) else ""
+    lead = before.removeprefix(start) if before.startswith(start) else _closing(tokenizer, start, before)
     end = PlainText(tokenizer).first_control_token(after)
     return replace(template, lead=lead, end="" if end == tokenizer.eos_token else end)
+
+
+def _closing(tokenizer: Any, question: str, before: str) -> str:
+    """What closes the thought that a chat template begins for an answer, but doesn't write before one: DeepSeek R1's
+    begins it with `<think>`. Empty without such a thought.
+    """
+    opened = _OPENED.search(question)
+    if opened is None:
+        return ""
+    head, close = question[: opened.start()], f"</{opened[1]}>"
+    written = before.removeprefix(head) if before.startswith(head) else ""
+    if close in written:
+        return written[written.index(close) :]
+    return f"\n{close}\n\n" if close in tokenizer.get_chat_template() else ""
 
 
 def _around_an_answer(tokenizer: Any, template: Template, turns: Sequence[Mapping[str, str]]) -> tuple[str, str, str]:
@@ -314,36 +331,6 @@ def dated(template: Template, today: date | None = None) -> Template:
     if template.format is not TemplateFormat.CHAT or template.date:
         return template
     return replace(template, date=(today or datetime.now(UTC).date()).isoformat())
-
-
-def render_chat(
-    tokenizer: Any, template: Template, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
-) -> str:
-    """The turns rendered by the model's chat template, with the template's date and arguments."""
-    source = tokenizer.get_chat_template()
-    if template.date and "strftime_now" in source:
-        source = _clock(datetime.fromisoformat(template.date)) + source
-    rendered: str = tokenizer.apply_chat_template(
-        [dict(turn) for turn in turns],
-        chat_template=source,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        **template.arguments,
-    )
-    return rendered
-
-
-@lru_cache(maxsize=64)  # each rendering needs it
-def _clock(day: datetime) -> str:
-    """A Jinja macro that takes the place of `strftime_now`, transformers' clock, and always gives this day."""
-    codes = [flag + code for code in f"{string.ascii_letters}%" for flag in ("%-", "%")]
-    table = json.dumps({code: day.strftime(code) for code in codes})
-    return (
-        "{% macro strftime_now(format) %}{% set found = namespace(text=format) %}{% for code, text in "
-        + table
-        + ".items() %}{% set found.text = found.text.replace(code, text) %}{% endfor %}{{ found.text }}{% endmacro %}"
-        "{{ '' }}"  # the line break after a block is removed, and this one may be the template's own
-    )
 
 
 def _system_turns(template: Template) -> list[dict[str, str]]:

@@ -35,19 +35,25 @@ def fit_messages(encoder: InputEncoder, messages: Sequence[Message], room: int) 
         return ids
     if encoder.template.format is not TemplateFormat.CHAT:
         return _fit(encoder.encode_input, conversation_text(messages), room)
-    system = [message for message in messages if message.role == "system"]
-    turns = [message for message in messages if message.role != "system"]
-    starts = [index for index, message in enumerate(turns) if message.role == "user"] or [max(0, len(turns) - 1)]
-    first = bisect_left(starts, True, key=lambda start: len(encoder.encode_messages([*system, *turns[start:]])) <= room)
-    kept = turns[starts[min(first, len(starts) - 1)] :]
-    ids = encoder.encode_messages([*system, *kept])
-    if len(ids) <= room or not kept:
+    turns = [index for index, message in enumerate(messages) if message.role != "system"]
+    starts = [index for index in turns if messages[index].role == "user"] or turns[-1:]
+    if not starts:
         return ids
 
-    def encode_beginning_with(content: str) -> list[int]:
-        return encoder.encode_messages([*system, replace(kept[0], content=content), *kept[1:]])
+    def kept_from(start: int) -> list[Message]:
+        return [message for index, message in enumerate(messages) if index >= start or message.role == "system"]
 
-    return _fit(encode_beginning_with, kept[0].content, room)
+    first = bisect_left(starts, True, key=lambda start: len(encoder.encode_messages(kept_from(start))) <= room)
+    kept = kept_from(start := starts[min(first, len(starts) - 1)])
+    ids = encoder.encode_messages(kept)
+    if len(ids) <= room:
+        return ids
+    cut = kept.index(messages[start])
+
+    def encode_beginning_with(content: str) -> list[int]:
+        return encoder.encode_messages([*kept[:cut], replace(kept[cut], content=content), *kept[cut + 1 :]])
+
+    return _fit(encode_beginning_with, kept[cut].content, room)
 
 
 def _fit(encode: Callable[[str], list[int]], text: str, room: int) -> list[int]:

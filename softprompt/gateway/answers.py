@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from shared.errors import Cancelled, Unimplemented
 from shared.values.generation import (
-    Completion,
     FinishReason,
     Generation,
     GenerationDelta,
     GenerationEnd,
     GenerationStart,
-    TokenLogprob,
 )
 from shared.values.message import Message
 from shared.values.sampling import Sampling
@@ -144,68 +142,6 @@ class AnswerStreams:
 
 
 Parts = AsyncIterator[tuple[int, GenerationDelta | GenerationEnd] | None]
-
-
-class TextTokens:
-    """The tokens that an answer's text is made of: without the end token and a stop sequence, as OpenAI has them."""
-
-    def __init__(self, echo: bytes = b"") -> None:
-        """`echo`: bytes of the input's tokens, if the text begins with the input."""
-        self._echo = echo
-        self._held: list[TokenLogprob] = []
-        self._ahead: int | None = None
-        """Bytes of the tokens so far that the text lacks; None before any text: its leading space may be missing."""
-
-    def add(self, delta: GenerationDelta) -> tuple[TokenLogprob, ...]:
-        """The next tokens of which a part is in the text by now. The others are held."""
-        self._held += delta.logprobs
-        text = delta.text.encode()
-        if self._ahead is None and text:
-            whole = self._echo + b"".join(one.utf8 for one in self._held)
-            self._ahead = len(self._echo) - max(0, whole.find(text))
-        ahead, count = (self._ahead or 0) - len(text), 0
-        while count < len(self._held) and ahead < 0:
-            one = self._held[count]
-            if count == len(self._held) - 1 and not text.endswith(one.utf8):
-                break  # may be an end token: bytes that form no character are longer in the text than in their token
-            ahead += len(one.utf8)
-            count += 1
-        if self._ahead is not None:
-            self._ahead = ahead
-        found, self._held = self._held[:count], self._held[count:]
-        return tuple(found)
-
-    def rest(self, end: GenerationEnd) -> tuple[TokenLogprob, ...]:
-        """The held tokens that belong to the text after all."""
-        if end.finish_reason is FinishReason.STOP_SEQUENCE:  # one that begins before the stop sequence belongs to it
-            return tuple(self._held[: (self._ahead or 0) < 0])
-        return tuple(self._held[:-1] if end.finish_reason is FinishReason.EOS else self._held)
-
-
-def text_tokens(completion: Completion, echo: bytes = b"") -> Sequence[TokenLogprob]:
-    """`TextTokens` of a whole answer."""
-    tokens = TextTokens(echo)
-    return *tokens.add(completion.output), *tokens.rest(completion.end)
-
-
-async def only_text_tokens(parts: Parts, echo_of: Callable[[int], bytes] = lambda _: b"") -> Parts:
-    """`AnswerStreams.parts` with `TextTokens` only. `echo_of`: `echo` by the answer's index."""
-    answers = dict[int, TextTokens]()
-    async for found in parts:
-        if found is None:
-            yield None
-            continue
-        index, part = found
-        answer = answers.setdefault(index, TextTokens(echo_of(index)))
-        if isinstance(part, GenerationEnd):
-            if tokens := answer.rest(part):
-                yield index, GenerationDelta("", (), tokens, part.index)
-        else:
-            tokens = answer.add(part)
-            if not (part.text or tokens):
-                continue
-            part = replace(part, logprobs=tokens)
-        yield index, part
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

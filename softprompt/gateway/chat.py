@@ -9,9 +9,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from shared.values.generation import Generation, GenerationEnd, GenerationStart, TokenLogprob
+from shared.values.generation import Generation, GenerationEnd, GenerationStart
 from softprompt.gateway import results
-from softprompt.gateway.answers import AnswerStreams, Ask, all_answers, conversation, only_text_tokens, text_tokens
+from softprompt.gateway.answers import AnswerStreams, Ask, all_answers, conversation
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
@@ -19,6 +19,7 @@ from softprompt.gateway.errors import Rename, bad_value
 from softprompt.gateway.fields import Content, Fields, GenerationFields, OnlyFalse, message_of, renaming, sampling_of
 from softprompt.gateway.guides import Call, ResponseFormat, Tool, ToolChoice, call_of
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
+from softprompt.gateway.text_tokens import Token, only_text_tokens, text_tokens
 
 
 class ChatMessage(Fields):
@@ -125,7 +126,7 @@ async def _whole(
         {
             "index": index,
             "message": _message(completion.text, call),
-            "logprobs": _logprobs(text_tokens(completion)) if shows_logprobs else None,
+            "logprobs": _logprobs(text_tokens(completion).logprobs) if shows_logprobs else None,
             "finish_reason": _reason(completion.end, call),
         }
         for index, completion in enumerate(answer.completions)
@@ -150,7 +151,7 @@ def _reason(end: GenerationEnd, call: Call | None) -> str:
     return "tool_calls" if call is not None and reason == "stop" else reason
 
 
-def _logprobs(found: Sequence[TokenLogprob]) -> dict[str, Any]:
+def _logprobs(found: Sequence[Token]) -> dict[str, Any]:
     return {"content": [results.token_with_top(one) for one in found], "refusal": None}
 
 
@@ -164,9 +165,7 @@ async def _events(
 ) -> AsyncGenerator[bytes]:
     """A chunk with the role for each choice, chunks with text, a chunk with the reason of the end; then the usage."""
 
-    def chunk(
-        index: int, delta: dict[str, Any], tokens: Sequence[TokenLogprob] = (), reason: str | None = None
-    ) -> bytes:
+    def chunk(index: int, delta: dict[str, Any], tokens: Sequence[Token] = (), reason: str | None = None) -> bytes:
         logprobs = _logprobs(tokens) if tokens else None
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return event({**head, "object": "chat.completion.chunk", "choices": [choice], **empty_usage})
@@ -175,7 +174,7 @@ async def _events(
     ends: list[GenerationEnd] = []
     held = [""] * num_choices
     """Text of calls whose function is known at their end only."""
-    held_logprobs: list[list[TokenLogprob]] = [[] for _ in held]
+    held_logprobs: list[list[Token]] = [[] for _ in held]
     for index in range(num_choices):
         yield chunk(index, {"role": "assistant", "content": None if call else "", "refusal": None})
         if call is not None and call.name:

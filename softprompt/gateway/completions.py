@@ -16,26 +16,21 @@ from shared.values.generation import (
     FinishReason,
     GenerationEnd,
     GenerationStart,
-    InputToken,
-    TokenAlternative,
     TokenIds,
-    TokenLogprob,
 )
 from shared.values.template import Template
 from softprompt.gateway import results
-from softprompt.gateway.answers import AnswerStreams, Ask, all_answers, only_text_tokens, text_tokens
+from softprompt.gateway.answers import AnswerStreams, Ask, all_answers
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model, settings_of
 from softprompt.gateway.endpoint import endpoint
 from softprompt.gateway.errors import bad_value
 from softprompt.gateway.fields import GenerationFields, else_saying, renaming, sampling_of, text_or_list
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
+from softprompt.gateway.text_tokens import TextPart, Token, only_text_tokens, text_tokens
 
 _CONTINUE = Template("{input}", TemplateFormat.TEXT)
 """The bare model continues the text itself, without its chat template."""
-
-
-Token = InputToken | TokenLogprob
 
 
 def _as_prompts(value: Any) -> list[Any]:
@@ -126,7 +121,7 @@ async def create_completion(request: Request, backend: Backend) -> Response:
         _choice(
             index,
             completion.text,
-            _logprobs((*start.input_logprobs, *text_tokens(completion, _echo(start)))) if shows else None,
+            _logprobs(text_tokens(completion, start.input_logprobs)) if shows else None,
             results.finish_reason(completion.end),
         )
         for index, (start, completion) in enumerate(whole)
@@ -145,38 +140,24 @@ def _only_echo(completion: Completion) -> Completion:
     return Completion(replace(output, text=text, logprobs=()), end)
 
 
-def _echo(start: GenerationStart) -> bytes:
-    """The input before an answer, if its tokens are shown."""
-    return b"".join(one.utf8 for one in start.input_logprobs)
-
-
 def _choice(index: int, text: str, logprobs: Any, reason: str | None) -> dict[str, Any]:
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _logprobs(found: Sequence[Token], offset: int = 0) -> dict[str, Any]:
-    """The older form of log-probabilities. `offset`: characters of the answer before these tokens."""
-    offsets = list[int]()
-    for one in found:
-        offsets.append(offset)
-        offset += len(one.text)
+def _logprobs(part: TextPart) -> dict[str, Any]:
+    """The older form of log-probabilities."""
     return {
-        "tokens": [one.text for one in found],
-        "token_logprobs": [_logprob(one) for one in found],
-        "top_logprobs": [_by_text(one) for one in found],
-        "text_offset": offsets,
+        "tokens": [one.text for one in part.logprobs],
+        "token_logprobs": [results.logprob(one) for one in part.logprobs],
+        "top_logprobs": [_by_text(one) for one in part.logprobs],
+        "text_offset": list(part.offsets),
     }
-
-
-def _logprob(found: Token | TokenAlternative) -> float | None:
-    """None for the first token of an input, which nothing precedes."""
-    return None if found.logprob is None else max(found.logprob, results.LOWEST_LOGPROB)
 
 
 def _by_text(found: Token) -> dict[str, float | None] | None:
     if found.logprob is None:
         return None
-    return {one.text: _logprob(one) for one in (*found.alternatives, found)}
+    return {one.text: results.logprob(one) for one in (*found.alternatives, found)}
 
 
 async def _events(
@@ -185,10 +166,7 @@ async def _events(
     """Chunks with text, one with the reason of each choice's end, then the usage. `count`: choices of each input."""
     empty_usage: dict[str, Any] = {"usage": None} if includes_usage else {}
     ends: list[GenerationEnd] = []
-    offsets = [0] * (count * len(starts))
-    inputs = [start.input_logprobs for start in starts for _ in range(count)]
-    """Of each choice, the tokens of its input that no chunk has shown yet."""
-    async for part in only_text_tokens(streams.parts(), lambda index: _echo(starts[index // count])):
+    async for part in only_text_tokens(streams.parts(), lambda index: starts[index // count].input_logprobs):
         if part is None:
             yield PING
             continue
@@ -196,13 +174,8 @@ async def _events(
         if isinstance(piece, GenerationEnd):
             ends.append(piece)
             choice = _choice(index, "", None, results.finish_reason(piece))
-        elif piece.text or piece.logprobs:
-            tokens: tuple[Token, ...] = (*inputs[index], *piece.logprobs)
-            inputs[index] = ()
-            choice = _choice(index, piece.text, _logprobs(tokens, offsets[index]) if tokens else None, None)
-            offsets[index] += sum(len(one.text) for one in tokens)
         else:
-            continue
+            choice = _choice(index, piece.text, _logprobs(piece) if piece.logprobs else None, None)
         yield event({**head, "choices": [choice], **empty_usage})
     if includes_usage:
         yield event({**head, "choices": [], "usage": results.usage(starts, ends)})

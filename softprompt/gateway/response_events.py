@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from shared.values.generation import GenerationDelta, GenerationEnd, GenerationStart
+from shared.values.generation import GenerationEnd, GenerationStart
 from softprompt.gateway import results
-from softprompt.gateway.answers import AnswerStreams, only_text_tokens
+from softprompt.gateway.answers import AnswerStreams
 from softprompt.gateway.errors import Rename, api_error
 from softprompt.gateway.streaming import PING, StreamFailed, event
+from softprompt.gateway.text_tokens import TextPart, only_text_tokens
 
 
 class ResponseDraft:
@@ -21,7 +22,7 @@ class ResponseDraft:
         self._id, self._created, self.item_id = results.new_id("resp"), results.now(), results.new_id("msg")
         self._text, self._logprobs = "", list[dict[str, Any]]()
 
-    def add(self, delta: GenerationDelta) -> list[dict[str, Any]]:
+    def add(self, delta: TextPart) -> list[dict[str, Any]]:
         """Append a part of the answer; its tokens, if log-probabilities were asked for."""
         found = [results.token_with_top(one) for one in delta.logprobs]
         self._text += delta.text
@@ -103,7 +104,7 @@ async def response_events(
                 yield PING
                 continue
             _, part = found
-            if isinstance(part, GenerationDelta):
+            if isinstance(part, TextPart):
                 logprobs = draft.add(part)
                 yield numbered("response.output_text.delta", **place, delta=part.text, logprobs=logprobs)
                 continue

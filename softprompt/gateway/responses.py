@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -13,7 +12,7 @@ from shared.values.generation import GenerationStart
 from shared.values.guide import Guide
 from shared.values.message import Message
 from softprompt.gateway import results
-from softprompt.gateway.answers import AnswerStreams, Ask, all_answers, conversation, text_tokens
+from softprompt.gateway.answers import AnswerStreams, Ask, all_answers, conversation
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.body import read_model
 from softprompt.gateway.endpoint import endpoint
@@ -22,6 +21,7 @@ from softprompt.gateway.fields import Content, Fields, ModelName, OnlyFalse, mes
 from softprompt.gateway.guides import Name, check_members, guide_of
 from softprompt.gateway.response_events import ResponseDraft, response_events
 from softprompt.gateway.streaming import EventStream
+from softprompt.gateway.text_tokens import text_tokens
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -150,7 +150,7 @@ async def create_response(request: Request, backend: Backend) -> Response:
     if not body.stream:
         (answer,) = await all_answers(backend.client, [ask])
         draft = _draft(body, answer.start)
-        draft.add(replace(answer.output, logprobs=tuple(text_tokens(answer.completions[0]))))
+        draft.add(text_tokens(answer.completions[0]))
         return JSONResponse(draft.ended(answer.end))
     streams = AnswerStreams(backend.client, [ask])
     (start,) = await streams.started()

@@ -11,7 +11,14 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from shared.names import parse_version_name
-from shared.values.generation import FinishReason, GenerationEnd, GenerationStart, TokenAlternative, TokenLogprob
+from shared.values.generation import (
+    FinishReason,
+    GenerationEnd,
+    GenerationStart,
+    InputToken,
+    TokenAlternative,
+    TokenLogprob,
+)
 from softprompt.gateway.backend import Backend
 
 LOWEST_LOGPROB = -9999.0
@@ -77,11 +84,16 @@ def cached_tokens(start: GenerationStart) -> int:
     return max(0, start.cached_tokens - start.virtual_tokens)
 
 
-def token(found: TokenLogprob | TokenAlternative) -> dict[str, Any]:
+def logprob(found: InputToken | TokenLogprob | TokenAlternative) -> float | None:
+    """A log-probability. None for the first token of an input, which nothing precedes."""
+    return None if found.logprob is None else max(found.logprob, LOWEST_LOGPROB)
+
+
+def token(found: InputToken | TokenLogprob | TokenAlternative) -> dict[str, Any]:
     """A token with its text, its bytes and its log-probability."""
-    return {"token": found.text, "logprob": max(found.logprob, LOWEST_LOGPROB), "bytes": list(found.utf8)}
+    return {"token": found.text, "logprob": logprob(found), "bytes": list(found.utf8)}
 
 
-def token_with_top(found: TokenLogprob) -> dict[str, Any]:
+def token_with_top(found: InputToken | TokenLogprob) -> dict[str, Any]:
     """A token and its alternatives, as chat completions and responses have them."""
     return {**token(found), "top_logprobs": [token(other) for other in found.alternatives]}

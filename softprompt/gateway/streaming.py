@@ -16,11 +16,13 @@ from softprompt.gateway.errors import Rename, api_error
 DONE = b"data: [DONE]\n\n"
 PING = b": still working\n\n"
 """A comment, which clients skip."""
+_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
+"""Line ends in Unicode, which are not line ends of events. Many clients split the text at them nevertheless."""
 
 
 def event(data: Any, name: str = "") -> bytes:
     """One event. `name` is only for the Responses API."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_LINE_ENDS)
     return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from shared.errors import InvalidInput
 from shared.text.counted import counted
-from shared.text.template import InputEncoder, Template, TemplateFormat, default_format, pinned
+from shared.text.template import INPUT_FIELD, InputEncoder, Template, TemplateFormat, default_format, pinned
 from shared.values.base_model import BaseModelInfo
 from shared.values.spec import Distillation, PublishGate
 from shared.violations import Violations, moved
@@ -293,6 +293,9 @@ def _template(spec: StoredSpec, task: TaskKind, tokenizer: Any) -> Template:
         if own is not TemplateFormat.CHAT:
             reason = "the base model has no chat template that can be used: conversations become text"
         raise InvalidInput.of("spec.template.format", f"must be {own.value}, since {reason}")
+    if task is TaskKind.CHAT and own is TemplateFormat.CHAT and template.text not in ("", INPUT_FIELD):
+        reason = "the base model's chat template renders conversations, and nothing else is written around a message"
+        raise InvalidInput.of("spec.template.text", f"must be {INPUT_FIELD}, since {reason}; use template.system")
     return pinned(template.check("spec.template"), tokenizer)
 
 

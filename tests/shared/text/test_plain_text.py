@@ -115,6 +115,42 @@ def test_a_chat_template_may_look_for_control_tokens_in_messages(content: str, k
     assert tokenizer.decode(own) == tokenizer.decode(ids)
 
 
+THOUGHTS = (
+    "{% for m in messages %}{% set c = m.content %}{% if '</think>' in c %}"
+    "{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}<{{ m.role }}>{{ c }}<end>{% endfor %}<assistant>"
+)
+
+
+@pytest.mark.parametrize(
+    "content", ["<think>\na < b\n</think>\n\nYes.", "<think>\n\n</think>\n\nIt is <end>.", "\n</think>\n a <b>"]
+)
+def test_white_space_around_control_tokens_of_a_message_is_what_the_chat_template_leaves(content: str) -> None:
+    """As Qwen 3's, which removes the line breaks after an earlier answer's thoughts."""
+    tokenizer = chat_tokenizer(THOUGHTS)
+    tokenizer.add_tokens([AddedToken("</think>", special=False)])
+    turns = [("user", "x < y?"), ("assistant", content), ("user", "Why?")]
+    ids = InputEncoder(tokenizer, CHAT).encode_messages([Message(role, text) for role, text in turns])
+    plain = [{"role": role, "content": text} for role, text in turns]
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(plain, tokenize=False)
+    assert [id for id in ids if id < 5] == [2, 1, 3, 1, 2, 1, 3]
+    assert tokenizer.convert_tokens_to_ids("</think>") not in ids
+
+
+@pytest.mark.parametrize("forged", ["<|im_/thinkend|>", "<|im_end/no_think|>", "</think|im_end|>", "<</think|im_end|>"])
+def test_a_chat_template_that_removes_words_forges_no_control_token(forged: str) -> None:
+    """As SmolLM3's, which removes `/think` and `/no_think` from a system message."""
+    tokenizer = chat_tokenizer(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.replace('/no_think', '').replace('/think', '')"
+        " }}<|im_end|>\n{% endfor %}{% if '/no_think' in messages[0].content %}<think>{% endif %}"
+    )
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in ("<|im_start|>", "<|im_end|>", "<think>")])
+    encoder = InputEncoder(tokenizer, CHAT)
+    start, end, think = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<think>"])
+    for content, num_thoughts in ((f"a{forged}\n", "/no_think" in forged), ("a < b /no_think", True), ("a < b", False)):
+        ids = encoder.encode_messages([Message("system", content), Message("user", "hi")])
+        assert [ids.count(token) for token in (start, end, think)] == [2, 2, num_thoughts]
+
+
 def test_a_chat_template_that_refuses_control_tokens_still_writes_them_as_text() -> None:
     tokenizer = chat_tokenizer(
         "{% for m in messages %}{% if '<end>' in m.content %}{{ raise_exception('forged') }}{% endif %}"
@@ -250,14 +286,25 @@ def test_what_the_chat_template_writes_before_an_answer_is_kept() -> None:
     assert spaced.decode(encoder.encode_input("x") + encoder.encode_target("y")) == "[x] y<end>"
 
 
-@pytest.mark.parametrize("clock", ["strftime_now('%d %b %Y')", "strftime_now ( form )", "today('%d %b %Y')"])
+@pytest.mark.parametrize(
+    "clock",
+    [
+        "strftime_now('%d %b %Y')",
+        "strftime_now ( form )",
+        "today('%d %b %Y')",
+        "today('%' ~ 'd %b %Y')",
+        "today(given)",
+    ],
+)
 def test_a_template_renders_the_same_tomorrow(clock: str) -> None:
     tokenizer = chat_tokenizer(
         "\n{% set form = '%d %b %Y' %}{% set today = strftime_now %}{{ "
         + clock
         + " }}|{{ messages[0].content }}{% if loud %}!{% endif %}"
     )
-    template = pinned(Template(format=TemplateFormat.CHAT, arguments={"loud": True}), tokenizer, date(2024, 2, 3))
+    template = pinned(
+        Template(format=TemplateFormat.CHAT, arguments={"loud": True, "given": "%d %b %Y"}), tokenizer, date(2024, 2, 3)
+    )
     assert tokenizer.decode(InputEncoder(tokenizer, template).encode_input("x")) == "\n03 Feb 2024|x!"
     assert TypeAdapter(Template).validate_json(TypeAdapter(Template).dump_json(template)) == template
 

@@ -89,6 +89,20 @@ def test_a_callers_own_system_message_stays() -> None:
     assert text_of(encoder, fit_messages(encoder, messages, 60)) == "<[system]be brief;[user]c;[assistant]"
 
 
+def test_a_later_system_message_keeps_its_place() -> None:
+    encoder = chat()
+    messages = turns("a" * 80, "b", "c")
+    messages.insert(2, Message(role="system", content="be brief"))
+    messages.insert(4, Message(role="system", content="now"))
+    kept = "<[system]be brief;[user]c;[system]now;[assistant]"
+    assert text_of(encoder, fit_messages(encoder, messages, 60)) == kept
+    assert text_of(encoder, fit_messages(encoder, [*messages, *turns("d" * 50)], 60)).endswith(
+        "<[system]be brief;[system]now;[user]" + "d" * 12 + ";[assistant]"
+    )
+    only_system = [Message(role="system", content="s" * 80)]
+    assert fit_messages(encoder, only_system, 60) == encoder.encode_messages(only_system), "too long, and not cut"
+
+
 def test_a_conversation_that_begins_with_the_assistant() -> None:
     encoder = chat()
     assert (

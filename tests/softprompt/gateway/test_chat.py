@@ -11,8 +11,9 @@ from openai import OpenAI
 from shared.store import AliasTarget
 from shared.values.generation import FinishReason, GenerationDelta, GenerationEnd, TokenLogprob
 from shared.values.message import Message
-from softprompt.gateway.answers import Parts, conversation, only_text_tokens
+from softprompt.gateway.answers import Parts, conversation
 from softprompt.gateway.backend import Reference
+from softprompt.gateway.text_tokens import only_text_tokens
 from tests.softprompt.gateway.running import World
 from tests.waiting import wait_until
 

@@ -160,6 +160,13 @@ async def test_conversations_are_text_for_a_model_without_a_chat_template(tmp_pa
     ]
 
 
+async def test_conversations_have_no_text_around_messages(admission: SpecAdmission) -> None:
+    """Training would leave it out, and an answer to a single message would have it."""
+    assert await refused_fields(admission, dataset="chat", template=Template(text="Q: {input}")) == [
+        "spec.template.text"
+    ]
+
+
 async def test_conversations_are_not_text_for_a_chat_model(admission: SpecAdmission) -> None:
     assert await refused_fields(admission, dataset="chat", template=Template(format=TemplateFormat.TEXT)) == [
         "spec.template.format"
