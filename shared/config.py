@@ -9,12 +9,13 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from typing import Literal, TypeVar, get_args
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from shared.close_names import did_you_mean
 from shared.loopback import is_loopback
@@ -52,10 +53,25 @@ class TracingSettings(SettingsPart):
         return value
 
 
+class _Environment(EnvSettingsSource):
+    """The environment without the whitespace around values, such as the line break of a file."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        value, key, is_complex = super().get_field_value(field, field_name)
+        text = value.strip() if isinstance(value, str) else value
+        is_path = field.annotation in (Path, Path | None)
+        return None if is_path and not text else text, key, is_complex  # an empty path would be the working directory
+
+
 class ListenerSettings(BaseSettings, TracingSettings):
     """Settings of every process that listens: both services and the gateway."""
 
     model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: type[BaseSettings], *_: Any, **sources: Any) -> tuple[Any, ...]:
+        """Arguments, then the environment."""
+        return sources["init_settings"], _Environment(settings_cls)
 
     host: str = "127.0.0.1"
     """Address that the process and its metrics listen on; 0.0.0.0 for all interfaces."""

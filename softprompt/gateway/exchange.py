@@ -79,7 +79,7 @@ class Exchange:
         self, scope: Scope, headers: Headers, receive: Receive, response: _Response, latest: LatestAnswer
     ) -> None:
         try:
-            _check_size(scope)
+            _check_head(scope, headers)
             self._check_origin(scope["method"], headers)
             with self._backend.acting_for(headers.getlist("authorization"), response.request_id, latest):
                 await _until_disconnected(self._app, scope, receive, response)
@@ -167,11 +167,16 @@ async def _until_disconnected(app: ASGIApp, scope: Scope, receive: Receive, resp
         listening.cancel()
 
 
-def _check_size(scope: Scope) -> None:
-    """Refuses large heads. uvicorn limits only what it has to wait for, not what arrives at once."""
+def _check_head(scope: Scope, headers: Headers) -> None:
+    """Refuses large heads, since uvicorn limits only what it has to wait for and not what arrives at once; and bodies
+    with two lengths, by which a proxy could take a part of the body for the next request (RFC 9112, section 6.1).
+    """
     size = len(scope["raw_path"]) + len(scope["query_string"])
     if size + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > HEAD_BYTES:
         raise ApiError(431, f"the request's head has more than {HEAD_BYTES} bytes", code="head_too_large")
+    if "content-length" in headers and "transfer-encoding" in headers:
+        text = "Content-Length and Transfer-Encoding exclude each other"
+        raise ApiError(400, text, code="ambiguous_length", headers={"Connection": "close"})
 
 
 def _host_name(host: str) -> str:

@@ -12,7 +12,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -122,7 +122,7 @@ def _listener(settings: GatewaySettings) -> socket.socket:
 
 
 class _Tls:
-    """The TLS context. New handshakes use the newest certificate; open connections keep theirs."""
+    """The TLS context. New handshakes use the newest certificate and client CA; open connections keep theirs."""
 
     def __init__(self, settings: GatewaySettings, registry: CollectorRegistry) -> None:
         authority = Path(settings.tls_client_ca_file) if settings.tls_client_ca_file else None
@@ -130,27 +130,35 @@ class _Tls:
         series = "softprompt_tls_certificate_expiry_timestamp_seconds"
         expiry = Gauge(series, "When the served certificate expires.", registry=registry)
         self._reader = CertificateReader(self._files, lambda material: expiry.set(material.expires.timestamp()))
-        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if authority is not None:
-            self.context.load_verify_locations(authority)
-            self.context.verify_mode = ssl.CERT_REQUIRED
-        self._load()
+        self.context = self._newest = self._loaded()
+        self.context.sni_callback = self._use_newest  # Python also calls it for a client that names no host
 
     def renew(self) -> None:
         """Load the files again if they have changed and are valid."""
         if self._reader.renewed() is not None:
-            self._load()
+            self._newest = self._loaded()
 
-    def _load(self) -> None:
-        self.context.load_cert_chain(self._files.certificate, self._files.key)
+    def _use_newest(self, connection: ssl.SSLObject, host: str | None, context: ssl.SSLContext) -> None:
+        connection.context = self._newest
+
+    def _loaded(self) -> ssl.SSLContext:
+        """A context of the files. A new one each time: a context keeps every CA that it has loaded."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self._files.client_ca is not None:
+            context.load_verify_locations(self._files.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(self._files.certificate, self._files.key)
+        return context
 
 
 async def _renew(tls: _Tls | None) -> None:
     while tls is not None:
         await asyncio.sleep(_TLS_LOOK_SECONDS)
-        with suppress(OSError, ssl.SSLError):  # the files change just now; the next look finds them whole
+        try:
             tls.renew()
+        except OSError as error:  # also OpenSSL's
+            log.error("the renewed TLS files can't be used; keeping the previous ones: %s", error)
 
 
 async def _open(

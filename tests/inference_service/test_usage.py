@@ -100,6 +100,23 @@ def test_a_damaged_line_loses_only_itself(tmp_path: Path) -> None:
     assert [record.requests for record in published(backend)] == [1]
 
 
+@pytest.mark.parametrize("seconds", [6_000_000.0, 2_200_000_000.0])  # in 1970 and in 2039
+def test_a_wrong_clock_loses_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    backend, journal = MemoryBackend(), UsageJournal(tmp_path, "tiny")
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: seconds)
+        journal.append(request())
+    journal.append(request())
+    assert journal.num_lost == 0
+    journal.publish(UsageSegments(backend))
+    (segment,) = UsageSegments(backend).all()
+    read = UsageSegments(backend).read(segment)  # by a trainer with a right clock
+    assert read is not None
+    assert [record.requests for record in read.records] == [1]
+    assert read.problem.endswith("hour: is not between 2020 and tomorrow: a clock is wrong")
+    assert json.loads(read.unread)["hour"] == seconds // 3600 * 3600  # kept for the operator
+
+
 def test_a_record_that_does_not_fit_on_the_disk_loses_only_itself(tmp_path: Path) -> None:
     backend, journal = MemoryBackend(), UsageJournal(tmp_path, "tiny")
     journal.append(request())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 
 import pytest
 from pydantic import Field, SecretStr
@@ -70,6 +71,19 @@ def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SOFTPROMPT_EXAMPLE_PORT", "8080")
     settings = load_settings(ExampleSettings)
     assert (settings.store, settings.port, settings.host) == ("here", 8080, "127.0.0.1")
+
+
+def test_whitespace_around_a_value_is_no_part_of_it_and_an_empty_path_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Settings(ExampleSettings):
+        model_config = settings_config("SOFTPROMPT_EXAMPLE_")
+        file: Path | None = None
+        data_dir: Path = Path("data")
+
+    for name, value in {"STORE": "s3://bucket/prefix\n", "PORT": " 50051", "FILE": "", "DATA_DIR": " \n"}.items():
+        monkeypatch.setenv(f"SOFTPROMPT_EXAMPLE_{name}", value)
+    settings = load_settings(Settings)
+    assert (settings.store, settings.port) == ("s3://bucket/prefix", 50051)
+    assert (settings.file, settings.data_dir) == (None, Path("data"))
 
 
 def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Connection, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, update
 
 from shared.values.webhooks import DeadLetter
 from trainer_service.database.database import Database
@@ -26,6 +26,8 @@ from trainer_service.webhooks.events import WebhookEvent, events_of_move
 KEEP_SECONDS = 30 * 86_400.0
 """How long deliveries are kept: those that arrived, so that the same event is not stored twice, and dead letters."""
 MAX_DEAD_LETTERS = 100
+_LONGEST_WAIT_SECONDS = 86_400.0
+"""Longer than every pause and lease: a time further ahead was written before a clock was set back."""
 _MAX_ERROR_CHARS = 300
 _CURSOR = "webhooks"
 
@@ -87,8 +89,10 @@ class Outbox:
             earlier.c.state == DeliveryState.PENDING,
             earlier.c.sequence < rows.c.sequence,
         )
-        due = (rows.c.endpoint == endpoint, rows.c.state == DeliveryState.PENDING, rows.c.not_before <= now)
-        first = select(rows.c.sequence).where(*due, rows.c.lease_until <= now, ~blocked).order_by(rows.c.sequence)
+        due = (rows.c.endpoint == endpoint, rows.c.state == DeliveryState.PENDING, _passed(rows.c.not_before, now))
+        first = (
+            select(rows.c.sequence).where(*due, _passed(rows.c.lease_until, now), ~blocked).order_by(rows.c.sequence)
+        )
         pick = first.limit(1).with_for_update(skip_locked=True, of=rows).scalar_subquery()
         taken = (
             update(rows)
@@ -124,7 +128,7 @@ class Outbox:
         """Repeats the endpoint's dead letters and its waiting deliveries at once. Returns their number."""
         unfinished = rows.c.state.in_([DeliveryState.PENDING, DeliveryState.DEAD])
         changes = {"state": DeliveryState.PENDING.value, "attempts": 0, "not_before": 0.0}
-        is_free = rows.c.lease_until <= self._database.now()
+        is_free = _passed(rows.c.lease_until, self._database.now())
         return self._database.execute(
             update(rows).where(rows.c.endpoint == endpoint, unfinished, is_free).values(**changes)
         )
@@ -173,3 +177,7 @@ class Outbox:
         own = (rows.c.sequence == delivery.sequence, rows.c.attempts == delivery.attempt)
         finished = update(rows).where(*own, rows.c.state == DeliveryState.PENDING)
         self._database.execute(finished.values(lease_until=0.0, **changes))
+
+
+def _passed(time: ColumnElement[float], now: float) -> ColumnElement[bool]:
+    return (time <= now) | (time > now + _LONGEST_WAIT_SECONDS)

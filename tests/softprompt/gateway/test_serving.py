@@ -216,6 +216,38 @@ async def test_tls_and_a_certificate_that_is_renewed(
         await until(lambda: trusts(other, url))
 
 
+async def test_a_replaced_client_ca_admits_its_clients_and_no_others(
+    services: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_TLS_LOOK_SECONDS", 0.05)
+    authority, replacement = Authority(), Authority("another")
+    certificate, key = authority.issue("gateway").write(tmp_path)
+    client_ca = tmp_path / "clients.crt"
+    client_ca.write_bytes(authority.certificate)
+
+    async def admits(clients: Authority, url: str) -> bool:
+        context = ssl.create_default_context(cadata=authority.certificate.decode())
+        context.load_cert_chain(*clients.issue("client").write(tmp_path, "client"))
+        async with httpx.AsyncClient(verify=context, timeout=None) as client:
+            try:
+                return (await client.get(f"{url}/livez")).status_code == 200
+            except httpx.TransportError:
+                return False
+
+    files = {"tls_certificate_file": certificate, "tls_key_file": key, "tls_client_ca_file": client_ca}
+    settings = {name: str(path) for name, path in files.items()}
+    async with running_gateway(tmp_path, services.trainer.port, services.replica.port, **settings) as gateway:
+        for host in ("localhost", "127.0.0.1"):  # an address has no server name
+            assert await admits(authority, f"https://{host}:{gateway.port}")
+            assert not await admits(replacement, f"https://{host}:{gateway.port}")
+        (tmp_path / "clients.new").write_bytes(replacement.certificate)
+        (tmp_path / "clients.new").replace(client_ca)
+        await until(lambda: admits(replacement, f"https://127.0.0.1:{gateway.port}"))
+        for host in ("localhost", "127.0.0.1"):
+            assert await admits(replacement, f"https://{host}:{gateway.port}")
+            assert not await admits(authority, f"https://{host}:{gateway.port}")
+
+
 @pytest.mark.parametrize(
     ("settings", "field"),
     [

@@ -147,6 +147,23 @@ async def test_dead_letters_are_shown_and_can_be_sent_again(place: Place, heard:
     assert place.observed.outcomes == ["failed", "dead", "delivered"]
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_clock_that_was_set_back_holds_up_no_delivery(
+    is_killed: bool, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.end()
+    with monkeypatch.context() as patched:
+        patched.setattr(place.store.database, "now", lambda: time.time() + 1e8)
+        delivery = place.outbox.claim("here", 60.0)
+        assert delivery is not None
+        if not is_killed:
+            place.outbox.failed(delivery, "HTTP status 500", 6 * 3600.0)
+    again = place.outbox.claim("here", 60.0)
+    assert again is not None
+    assert (again.event_id, again.attempt) == (delivery.event_id, 2)
+    assert place.outbox.claim("here", 60.0) is None
+
+
 async def test_deliveries_that_wait_are_signed_with_the_secrets_of_their_next_attempt(
     place: Place, heard: Receiver
 ) -> None:
