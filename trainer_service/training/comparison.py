@@ -13,7 +13,9 @@ A difference has a 95 % interval over the examples, which are treated as a rando
 
 The interval doesn't include the variation between training seeds. With fewer than `MIN_EXAMPLES` examples nothing is
 decided: the interval would depend more on the assumed distribution than on the examples. From ten on, for differences
-that are as often positive as negative, at most 2.6 % of the intervals lie above 0 (simulated; the target is 2.5 %).
+that are as often positive as negative, at most 2.9 % of the intervals lie above 0 (the target is 2.5 %). For shares,
+this is exact by enumeration, and holds if at most one model is right on up to 80 % of the examples. If it is so on
+nearly all of 10 to 16 examples, up to 5.5 % lie above 0.
 """
 
 from __future__ import annotations
@@ -84,7 +86,9 @@ def estimate(metric: Metric, results: Results) -> Estimate | None:
     if metric in (Metric.ACCURACY, Metric.EXACT_MATCH):
         center, scale = (value + _Z**2 / (2 * count)), 1 + _Z**2 / count
         margin = _Z * math.sqrt(value * (1 - value) / count + _Z**2 / (4 * count**2))
-        low, high = (center - margin) / scale, (center + margin) / scale
+        # rounding would leave 1e-17 instead of 0, or less than 1
+        low = (center - margin) / scale if value else 0.0
+        high = (center + margin) / scale if value < 1 else 1.0
     else:
         margin = _margin(metric, _without_each(metric, results, shared), shared)
         low, high = value - margin, value + margin

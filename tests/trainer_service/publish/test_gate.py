@@ -163,3 +163,12 @@ def test_a_verdict_says_what_the_prompt_beats_and_what_not() -> None:
 )
 def test_equal_and_missing_numbers_are_neither_better_nor_worse(other: float, said: str) -> None:
     assert said in verdict({BARE: evidence(other=other).comparisons[BARE]})
+
+
+def test_numbers_that_differ_are_written_differently() -> None:
+    decision = decide(PublishGate(minimum_metric=0.123461), Metric.LOSS, evidence(value=0.123462))
+    assert decision.reason.startswith("loss 0.123462 (95 % interval")
+    assert decision.reason.endswith("is above 0.123461")
+    assert decide(BEAT_BARE, Metric.LOSS, evidence(value=2.0, other=2.0001, margin=1e-5)).reason.startswith(
+        "loss 2 beats 2.0001 of the bare model"
+    )
