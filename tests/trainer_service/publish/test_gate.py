@@ -9,7 +9,7 @@ import pytest
 from shared.errors import InvalidInput
 from shared.values.results import SearchCandidate, TuningResult
 from shared.values.spec import PublishGate
-from trainer_service.jobs.admission import check_gate
+from trainer_service.jobs.admission import check_gate, check_minimum
 from trainer_service.jobs.comparisons import verdict
 from trainer_service.publish.gate import Evidence, decide
 from trainer_service.publish.publication import notes_of
@@ -185,3 +185,16 @@ def test_what_the_numbers_do_not_show_is_noted() -> None:
     ]
     [note] = notes_of(TuningResult(best_step=4, metrics={"loss": math.nan, "accuracy": 0.5}))
     assert note.text == "loss of the held-out examples is not finite: the model can't compute some of them"
+
+
+@pytest.mark.parametrize(
+    ("metric", "most", "beyond"),
+    [(Metric.ACCURACY, 1, 90), (Metric.EXACT_MATCH, 1, 1.01), (Metric.CHRF, 100, 101), (Metric.LOSS, 0, -0.1)],
+)
+def test_a_minimum_that_no_prompt_can_reach_is_refused(metric: Metric, most: float, beyond: float) -> None:
+    """A percentage where a share is measured would refuse every prompt after its whole training."""
+    check_minimum(PublishGate(minimum_metric=most), metric)
+    check_minimum(PublishGate(), metric)
+    check_minimum(None, metric)
+    with pytest.raises(InvalidInput, match=r"spec\.publish\.gate\.minimum_metric: can't be reached"):
+        check_minimum(PublishGate(minimum_metric=beyond), metric)
