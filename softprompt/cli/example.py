@@ -15,6 +15,7 @@ from softprompt.cli.options import JsonOption, ModelOption, example
 from softprompt.cli.output import print_json, show, stderr, table
 from softprompt.cli.security import chosen_security
 from softprompt.cli.up import DEFAULT_MODEL
+from softprompt.report.words import interval, number
 
 if TYPE_CHECKING:
     from softprompt.demo.example import Example
@@ -117,11 +118,12 @@ def _show(result: dict[str, Any]) -> None:
     show(f"{result['metric']} on {result['num_held_out']} held-out examples, with 95 % intervals")
     rows = table("MODEL", result["metric"].upper(), "TUNED IS BETTER BY", "")
     for rival in result["rivals"]:
-        better = f"{rival['difference']:.3g}{_interval(rival)}"
-        rows.add_row(rival["model"], f"{rival['value']:.3g}", better, "beaten" if rival["beaten"] else "not beaten")
-    rows.add_row("tuned", f"{tuned['value']:.3g}{_interval(tuned)}", "", "")
+        better = f"{number(rival['difference'], 3)}{_interval(rival)}"
+        rows.add_row(rival["model"], number(rival["value"], 3), better, "beaten" if rival["beaten"] else "not beaten")
+    rows.add_row("tuned", f"{number(tuned['value'], 3)}{_interval(tuned)}", "", "")
     show(rows)
 
 
 def _interval(found: dict[str, Any]) -> str:
-    return "" if found["low"] is None or found["high"] is None else f" ({found['low']:.3g} to {found['high']:.3g})"
+    text = interval(found["low"], found["high"])
+    return f" ({text})" if text else ""

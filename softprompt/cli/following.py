@@ -14,6 +14,7 @@ from softprompt.cli.options import open_client
 from softprompt.cli.output import numbers, print_json, show, show_or_json, stderr
 from softprompt.display.transfer import transfer_display, upload_display
 from softprompt.report.distillation import distillation_facts
+from softprompt.report.words import interval
 from softprompt.types.type_names import listed
 
 if TYPE_CHECKING:
@@ -187,10 +188,10 @@ def _measured_on(result: TuningResult) -> str:
     apart = "which also chose the checkpoint, so the metrics are optimistic"
     if result.judged_apart:
         apart = "none of which chose the checkpoint that it judged"
-    if result.metric_low is None or result.metric_high is None or not result.comparisons:
+    found = interval(result.metric_low, result.metric_high)
+    if not found or not result.comparisons:
         return f"{examples}, {apart}"
-    name = result.comparisons[0].metric
-    return f"{examples}, {apart}; 95 % interval of {name}: {result.metric_low:.3g} to {result.metric_high:.3g}"
+    return f"{examples}, {apart}; 95 % interval of {result.comparisons[0].metric}: {found}"
 
 
 def _candidate_text(candidate: SearchCandidate) -> str:

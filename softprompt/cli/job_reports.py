@@ -118,22 +118,24 @@ def compare(
     trainer: TrainerOption = None,
 ) -> None:
     """Compare jobs: hyperparameters that differ, final metrics with their intervals, and the curves side by side."""
-    from softprompt.report.comparison import differing_settings, final_metrics
+    from softprompt.report.comparison import cautions, differing_settings, final_metrics
 
     with open_client(trainer) as client:
         names = list(dict.fromkeys(job_name(client, job) for job in jobs))
         if len(names) < 2:
             raise typer.BadParameter("name two different jobs or more")
         reports = [client.job_report(name, answers=False) for name in names]
-    settings, metrics = differing_settings(reports), final_metrics(reports)
+    settings, metrics, notes = differing_settings(reports), final_metrics(reports), cautions(reports)
     if as_json:
-        print_json({"jobs": names, "settings": settings, "metrics": metrics})
+        print_json({"jobs": names, "settings": settings, "metrics": metrics, "cautions": notes})
         return
     _check_metric(reports, metric)
     titles = [report.job.name.removeprefix("tuningJobs/") for report in reports]
     show(_rows("SETTING", titles, settings) if settings else "no hyperparameter differs")
     show("")
     show(_rows("HELD OUT", titles, metrics) if metrics else "no job has a result yet")
+    for note in notes:
+        show(note)
     show("")
     total = columns or _columns()
     width = min(total, max(_BESIDE_COLUMNS, (total + 2) // len(reports) - 2))

@@ -58,9 +58,10 @@ def write(text: str) -> None:
 
 
 def print_json(*values: Any) -> None:
-    """Print each value as a line of JSON and flush it. Uses ASCII escapes if the output's encoding is not UTF-8."""
+    """Print and flush each value as a line of strict JSON, with ASCII escapes if the output's encoding isn't UTF-8."""
     for value in values:
-        sys.stdout.write(json.dumps(as_plain(value), ensure_ascii=not is_utf8(sys.stdout)) + "\n")
+        text = json.dumps(as_plain(value), ensure_ascii=not is_utf8(sys.stdout), allow_nan=False)
+        sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
 

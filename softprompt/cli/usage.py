@@ -12,6 +12,7 @@ import typer
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show, table
 from softprompt.report.data import guarded
+from softprompt.report.words import amount
 
 if TYPE_CHECKING:
     from shared.values.usage import BudgetStatus, UsageRow
@@ -86,7 +87,8 @@ def _show(found: list[UsageRow], names: list[str], columns: list[str], budgets: 
             resets = budget.reset_time.astimezone(UTC).strftime("%Y-%m-%d %H:%M") if budget.reset_time else ""
             effect = "refuses" if budget.is_hard else "alerts"
             state = f"used up, {effect}" if budget.is_used_up else effect
-            amounts = f"{budget.used:g} ({budget.used / budget.limit:.0%})", f"{budget.limit:g}"
+            share = f"{int(100 * budget.used / budget.limit)}%"  # 100 % only if it is used up
+            amounts = f"{amount(budget.used)} ({share})", amount(budget.limit)
             made.add_row(budget.tenant, budget.name, *amounts, f"{budget.of} a {budget.per}", resets, state)
         show(made)
 

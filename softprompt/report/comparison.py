@@ -12,6 +12,7 @@ from softprompt.report.words import init_text, interval, job_metric, number, val
 if TYPE_CHECKING:
     from softprompt.types.report import JobReport
 
+_OF_TEMPLATE = {"template": "text", "template_format": "format", "template_system": "system"}
 Rows = Mapping[str, Sequence[str]]
 """A text for each report, by the row's name."""
 
@@ -45,6 +46,33 @@ def final_metrics(reports: Sequence[JobReport]) -> Rows:
     return rows
 
 
+def cautions(reports: Sequence[JobReport]) -> list[str]:
+    """Why the metrics of these jobs can't simply be compared; empty if nothing is known against it."""
+    measured = [report for report in reports if report.job.result is not None]
+    models = [report.lineage.base_model for report in measured if report.lineage is not None]
+    found = list[str]()
+    if len({model.tokenizer_digest for model in models if model is not None and model.tokenizer_digest}) > 1:
+        found.append("their base models have different tokenizers: loss and token_accuracy can't be compared")
+    if len({_held_out(report) for report in measured}) > 1:
+        found.append("they were not measured on the same held-out examples: small differences may be chance")
+    return found
+
+
+def _held_out(report: JobReport) -> tuple[object, ...]:
+    """What decides which examples a job is measured on, as far as its report says."""
+    spec, lineage, found, result = (
+        report.job.effective_spec,
+        report.lineage,
+        report.job.dataset_statistics,
+        report.job.result,
+    )
+    counts = None if found is None else found.num_validation, None if result is None else result.num_judging
+    if lineage is not None and lineage.validation_dataset:
+        return lineage.validation_dataset, *counts
+    split = () if spec is None else (spec.validation_fraction, spec.hyperparameters.seed)
+    return "" if lineage is None else lineage.dataset, *split, *counts
+
+
 def _settings(report: JobReport) -> dict[str, str]:
     spec, lineage = report.job.effective_spec, report.lineage
     chosen = spec.hyperparameters if spec is not None else Hyperparameters()
@@ -54,7 +82,13 @@ def _settings(report: JobReport) -> dict[str, str]:
         "validation_dataset": "" if lineage is None else lineage.validation_dataset,
         "base_model": "" if lineage is None or lineage.base_model is None else lineage.base_model.id,
         "parent_version": "" if lineage is None else lineage.parent_version,
-        "template": "" if spec is None or spec.template is None else spec.template.text,
+        "validation_fraction": "" if spec is None else _text(spec.validation_fraction),
+        "too_long": "" if spec is None else _text(spec.too_long),
+        "labels": "" if spec is None else ", ".join(spec.labels),
+        **{
+            name: "" if spec is None or spec.template is None else _text(getattr(spec.template, part))
+            for name, part in _OF_TEMPLATE.items()
+        },
         "software_version": "" if lineage is None else lineage.software_version,
     }
     return found

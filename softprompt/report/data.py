@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ _FORMULA = frozenset("=+-@\t\r＝＋－＠")
 
 def report_json(report: JobReport) -> str:
     """One object. Numbers that are not finite are null, as in strict JSON."""
-    return json.dumps(_finite(as_plain(report)), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    return json.dumps(as_plain(report), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def answers_csv(report: JobReport) -> str:
@@ -72,11 +71,3 @@ def check_target(path: Path, format: str = "") -> str:
     if not path.parent.is_dir():
         raise InvalidInput.of("path", f"there is no directory {str(path.parent)!r}")
     return kind
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value

@@ -31,7 +31,12 @@ RIVALS: Mapping[str, str] = {
 
 def number(value: float | None, digits: int = 4) -> str:
     """A number for people; a dash if there is none."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+    return "–" if value is None or not math.isfinite(value) else f"{value + 0.0:.{digits}g}"  # never -0
+
+
+def amount(value: float) -> str:
+    """A number in full, with up to three decimals."""
+    return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
 def job_metric(report: JobReport) -> str:
@@ -61,4 +66,4 @@ def init_text(init: Init, most: int | None = None) -> str:
 
 def interval(low: float | None, high: float | None) -> str:
     """A 95 % interval; empty if there is none."""
-    return "" if low is None or high is None else f"{low:.3g} to {high:.3g}"
+    return "" if low is None or high is None else f"{number(low, 3)} to {number(high, 3)}"

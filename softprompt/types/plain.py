@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 
 def as_plain(value: Any) -> Any:
-    """A value as JSON has it: dataclasses become dictionaries, times become ISO 8601 texts."""
+    """A value as strict JSON has it: dataclasses become dictionaries, times ISO 8601 texts, and numbers that are not
+    finite None.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         shown = (item.name for item in fields(value) if not item.metadata.get("internal"))
         return {name: as_plain(getattr(value, name)) for name in shown}
@@ -19,4 +22,6 @@ def as_plain(value: Any) -> Any:
         return [as_plain(item) for item in value]
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, Path) else value

@@ -27,7 +27,6 @@ from trainer_service.cluster.node_datasets import NodeDatasets
 from trainer_service.cluster.outbox import Outbox
 from trainer_service.cluster.spans import JobSpans
 from trainer_service.training.checkpoint import digest_of
-from trainer_service.training.data.dataset import count_overlap
 from trainer_service.training.data.places import field_of_spec
 from trainer_service.training.events import Failed, Finished, Preparing, Stopped, TrainingEvent, TrainingTask
 from trainer_service.training.faults import is_device_fault
@@ -156,8 +155,8 @@ class Worker:
         """The task with its examples read and tokenized. Raises _Superseded once it is stopped or replaced."""
         assert task.data is not None
         train, validation = self._datasets.load(task.job_id, task.data)
-        digest, overlapping = digest_of(task.spec, train, validation), count_overlap(train, validation)
-        read = replace(task, train=train, validation=validation, data=None, digest=digest, num_overlapping=overlapping)
+        digest = digest_of(task.spec, train, validation)
+        read = replace(task, train=train, validation=validation, data=None, digest=digest)
         self._reading_since = None
         self._loaded.wait()
         if self._trainer is None:

@@ -101,7 +101,7 @@ class AttemptProgress:
             examples_per_second=event.num_examples / self._seconds_per_step if self._seconds_per_step > 0 else 0.0,
             estimated_end_time=_after(now, left),
         )
-        if math.isfinite(event.loss) and math.isfinite(event.grad_norm):
+        if (math.isfinite(event.loss) and math.isfinite(event.grad_norm)) or not self.progress.step:
             progress = replace(progress, train_loss=event.loss, grad_norm=event.grad_norm)
         self.progress = progress
         self.is_dirty = True

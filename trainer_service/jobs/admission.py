@@ -22,7 +22,7 @@ from trainer_service.jobs.model import EffectiveSpec, SampledLengths, StoredSpec
 from trainer_service.jobs.sources import Source, Sources, names_job
 from trainer_service.pools import TrainerPools
 from trainer_service.service_info import RequestLimits
-from trainer_service.training.comparison import MIN_EXAMPLES
+from trainer_service.training.comparison import MIN_EXAMPLES, MOST
 from trainer_service.training.data.dataset_facts import DatasetFacts, Description
 from trainer_service.training.data.encoding import EncodedDataset, encode_dataset
 from trainer_service.training.data.places import DATASET, VALIDATION, in_dataset, in_message
@@ -34,6 +34,7 @@ from trainer_service.training.spec import (
     Example,
     FilledDistillation,
     InitMethod,
+    Metric,
     TaskKind,
     TooLong,
     TrainingSpec,
@@ -188,6 +189,7 @@ class SpecAdmission:
         )
         self._check_virtual_tokens(filled.num_virtual_tokens)
         check_gate(spec.publish.gate, examples.num_validation, judged_apart=filled.early_stop_patience > 0)
+        check_minimum(spec.publish.gate, filled.metric)
         if source is not None:  # a reference such as `name@alias` becomes the version that it names now
             filled = filled.model_copy(update={"init": replace(filled.init, source=source.name)})
         check_init(filled.init, examples.labels, model.tokenizer)
@@ -297,6 +299,19 @@ def _template(spec: StoredSpec, task: TaskKind, tokenizer: Any) -> Template:
         reason = "the base model's chat template renders conversations, and nothing else is written around a message"
         raise InvalidInput.of("spec.template.text", f"must be {INPUT_FIELD}, since {reason}; use template.system")
     return pinned(template.check("spec.template"), tokenizer)
+
+
+def check_minimum(gate: PublishGate | None, metric: Metric) -> None:
+    """Raises InvalidInput for a minimum that no prompt could reach, such as 90 where a share is measured."""
+    bound = None if gate is None else gate.minimum_metric
+    if bound is None:
+        return
+    name, most = metric.value.lower(), MOST.get(metric)
+    if (most is not None and bound > most) or (most is None and bound < 0):
+        limit = "is at least 0" if most is None else f"is at most {most:g}"
+        raise InvalidInput.of(
+            "spec.publish.gate.minimum_metric", f"can't be reached: it is {bound:g}, and {name} {limit}"
+        )
 
 
 def check_gate(gate: PublishGate | None, num_held_out: int, *, judged_apart: bool = False) -> None:

@@ -28,7 +28,8 @@ def records(comparisons: Mapping[str, Comparison]) -> tuple[ComparisonRecord, ..
 def outcome_of(comparison: Comparison, rival: str) -> str:
     """A sentence on the outcome of a comparison, with its numbers."""
     name = comparison.metric.value.lower()
-    head = f"{name} {comparison.value:.4g} {{}} {comparison.other:.4g} of {NAMES[rival]}"
+    value, other = told_apart(comparison.value, comparison.other)
+    head = f"{name} {value} {{}} {other} of {NAMES[rival]}"
     if comparison.num_examples < MIN_EXAMPLES:
         few = f"{comparison.num_examples} held-out examples are too few to tell; at least {MIN_EXAMPLES} are needed"
         return head.format("is not known to beat") + f": {few}"
@@ -41,10 +42,16 @@ def outcome_of(comparison: Comparison, rival: str) -> str:
     return head.format("does not beat") + f"{' beyond chance' if comparison.difference > 0 else ''}: {numbers}"
 
 
-def estimate_text(metric: Metric, estimate: Estimate) -> str:
-    """A metric with its interval and number of examples, as text."""
+def estimate_text(metric: Metric, estimate: Estimate, value: str) -> str:
+    """A metric with its interval and number of examples, as text. `value`: the metric's text."""
     basis = f"{interval(estimate.low, estimate.high)}, {estimate.num_examples} held-out examples"
-    return f"{metric.value.lower()} {estimate.value:.4g} ({basis})"
+    return f"{metric.value.lower()} {value} ({basis})"
+
+
+def told_apart(value: float, other: float) -> tuple[str, str]:
+    """Two numbers as text with four digits, or with up to nine if they are needed to show that they differ."""
+    written = [(f"{value:.{digits}g}", f"{other:.{digits}g}") for digits in range(4, 10)]
+    return next((pair for pair in written if pair[0] != pair[1]), written[0])
 
 
 def interval(low: float, high: float) -> str:
@@ -105,7 +112,7 @@ def _record(rival: str, comparison: Comparison) -> ComparisonRecord:
 
 
 def _pair(comparison: Comparison) -> str:
-    return f"{comparison.metric.value.lower()} {comparison.value:.4g} against {comparison.other:.4g}"
+    return f"{comparison.metric.value.lower()} {' against '.join(told_apart(comparison.value, comparison.other))}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shared.values.spec import PublishGate
-from trainer_service.jobs.comparisons import NAMES, estimate_text, outcome_of
+from trainer_service.jobs.comparisons import NAMES, estimate_text, outcome_of, told_apart
 from trainer_service.training.comparison import BARE, CURRENT, MIN_EXAMPLES, Comparison, Estimate
 from trainer_service.training.spec import Metric
 
@@ -74,10 +74,11 @@ def decide(gate: PublishGate | None, metric: Metric, evidence: Evidence) -> Deci
 
 
 def _minimum(metric: Metric, estimate: Estimate, bound: float) -> tuple[bool, str]:
-    text = estimate_text(metric, estimate)
+    value, limit = told_apart(estimate.value, bound)
+    text = estimate_text(metric, estimate, value)
     if metric is Metric.LOSS:
-        return estimate.value <= bound, f"{text} {'is at most' if estimate.value <= bound else 'is above'} {bound:.4g}"
-    return estimate.value >= bound, f"{text} {'reaches' if estimate.value >= bound else 'is below'} {bound:.4g}"
+        return estimate.value <= bound, f"{text} {'is at most' if estimate.value <= bound else 'is above'} {limit}"
+    return estimate.value >= bound, f"{text} {'reaches' if estimate.value >= bound else 'is below'} {limit}"
 
 
 def _beaten(metric: Metric, evidence: Evidence, rival: str) -> tuple[bool, str]:

@@ -84,9 +84,20 @@ def make_publication(
 
 
 def notes_of(result: TuningResult) -> list[Note]:
-    """Notes on a trained prompt: the choice of a search, and the verdict if the prompt did not beat every rival."""
+    """Notes on a trained prompt: the choice of a search, the verdict if the prompt did not beat every rival, and what
+    can't be seen from them.
+    """
     beaten = all(comparison.beats for comparison in result.comparisons if comparison.rival != CURRENT)
-    return [Note(text=text) for text in (search_note(result.candidates), "" if beaten else result.verdict) if text]
+    unknown = [name for name, value in result.metrics.items() if not math.isfinite(value)]
+    texts = (
+        "" if result.best_step else "training did not improve the version that it started from, which is kept as it is",
+        search_note(result.candidates),
+        "" if beaten else result.verdict,
+        f"{', '.join(unknown)} of the held-out examples is not finite: the model can't compute some of them"
+        if unknown
+        else "",
+    )
+    return [Note(text=text) for text in texts if text]
 
 
 def _candidate(tried: TriedCandidate) -> SearchCandidate:

@@ -53,7 +53,7 @@ class TraineeState(BaseModel):
 class TriedCandidate(BaseModel):
     """One candidate of a search."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
     learning_rate: float
     init: Init
     steps: int = 0
@@ -96,7 +96,7 @@ class FoldChoice(BaseModel):
 class EvaluationRecord(BaseModel):
     """One evaluation. Checkpoints are compared by `score` (higher is better)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
     step: int
     metrics: dict[str, float]
     score: tuple[float, float]
@@ -105,7 +105,7 @@ class EvaluationRecord(BaseModel):
 class RunState(BaseModel):
     """A run without its tensors. It never resumes with another `digest`, which covers settings and examples."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
     format: int = FORMAT
     digest: str
     trainees: list[TraineeState] = []
@@ -120,6 +120,8 @@ class RunState(BaseModel):
     """The choices of both halves, with cross-fitting (`held_out`)."""
     measures_distinct: bool = False
     """Equal held-out examples were measured once. Earlier releases measured each."""
+    groups_similar: bool = False
+    """Held-out inputs that differ only in case and white space were in one part. Earlier releases could divide them."""
     tried: list[TriedCandidate] = []
     best_candidate: int = 0
     """Index in `tried` of the candidate that the best prefix belongs to."""

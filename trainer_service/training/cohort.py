@@ -90,19 +90,17 @@ class Cohort:
         if task.spec.distillation is not None:
             return task
         encoder = InputEncoder(self._tokenizer, task.spec.template)
-        return replace(
-            task,
-            encoded=encode_split(
-                task.train,
-                task.validation,
-                task.spec,
-                encoder,
-                self.base_model.info.max_positions,
-                self._token_rows,
-                on_progress,
-                self.base_model.info.vocab_size,
-            ),
+        encoded = encode_split(
+            task.train,
+            task.validation,
+            task.spec,
+            encoder,
+            self.base_model.info.max_positions,
+            self._token_rows,
+            on_progress,
+            self.base_model.info.vocab_size,
         )
+        return replace(task, encoded=encoded, num_overlapping=encoded.num_overlapping())
 
     @cached_property
     def _tokenizer(self) -> Any:

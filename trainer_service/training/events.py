@@ -83,7 +83,7 @@ class TrainingTask:
     encoded: EncodedSplit | None = None
     """`train` and `validation` as token ids; None: not encoded yet."""
     num_overlapping: int | None = None
-    """`dataset.count_overlap` of the examples; None: not counted yet."""
+    """`EncodedSplit.num_overlapping`; None: not counted yet."""
 
 
 @dataclass(frozen=True)

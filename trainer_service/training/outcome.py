@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics as numbers
 
 from shared.prompt.manifest import GoldenRecord
@@ -31,7 +32,8 @@ def training_result(
     distillation: DistillationResult | None,
 ) -> TrainingResult:
     """The result of the run with this state. `trainee`: the last one; of a search, `state` knows the chosen one."""
-    scores = [record.metrics[metric.value.lower()] for record in state.history[-_LAST_SCORES:]]
+    latest = [record.metrics[metric.value.lower()] for record in state.history[-_LAST_SCORES:]]
+    scores = [score for score in latest if math.isfinite(score)]
     tried, best = state.tried, state.best_candidate
     chosen = Candidate(tried[best].learning_rate, tried[best].init) if best < len(tried) else trainee.candidate
     return TrainingResult(
@@ -56,7 +58,13 @@ def training_result(
         is_apart=judged.is_apart,
         tried=tuple(
             TriedCandidate(
-                one.learning_rate, one.init, one.steps, tuple(one.losses), one.metrics, index == best, one.end
+                one.learning_rate,
+                one.init,
+                one.steps,
+                tuple(one.losses),
+                one.metrics,
+                index == best and state.best_step > 0,  # else the version that training started from is the best
+                one.end,
             )
             for index, one in enumerate(tried)
         ),

@@ -25,7 +25,6 @@ from shared.values.results import DistillationResult, EncodingStatistics
 from trainer_service.training import checkpoint
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.data import encoding
-from trainer_service.training.data.dataset import count_overlap
 from trainer_service.training.data.encoding import EncodedDataset, EncodedSplit, encode_split
 from trainer_service.training.data.token_weights import token_weights
 from trainer_service.training.distillation.outcome import distillation_result
@@ -121,7 +120,7 @@ class TuningRun:
         self._evaluator = Evaluator(self._base_model, self._spec, self._validation, self._state, end, self._check_row)
         overlap = self.task.num_overlapping
         if overlap is None:
-            overlap = count_overlap(self.task.train, self.task.validation)
+            overlap = EncodedSplit(self._train, self._validation).num_overlapping()
         self._statistics = encoding.statistics(self._train, self._validation, overlap)
         unknown = encoding.unknown_characters((self._train, self._validation), self._encoder)
         trained = set(self._train.label_indices.tolist())

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prompttuning.v1 import tuning_pb2
 
 from shared.errors import InvalidInput
 from shared.wire.mirror import read
+from softprompt.report.comparison import cautions, differing_settings
 from softprompt.report.data import guarded
+from softprompt.report.words import amount
 from softprompt.types.report import JobReport
 from tests.softprompt.reports import FORMULA, HARM, full_report
 
@@ -141,3 +144,33 @@ def test_a_browser_sorts_the_answers_and_makes_no_request(tmp_path: Path) -> Non
         browser.close()
     assert asked == [path.as_uri()]
     assert said == []
+
+
+def test_numbers_are_never_minus_zero() -> None:
+    message = full_report()
+    message.job.result.comparisons[1].difference = message.job.result.comparisons[1].low = -0.0
+    assert "by 0 (0 to 1)" in read(JobReport, message).to_html()
+
+
+def test_jobs_are_compared_with_all_settings_and_a_caution() -> None:
+    message = full_report()
+    message.job.effective_spec.template.system = "Be kind."
+    message.job.effective_spec.too_long = tuning_pb2.TOO_LONG_DROP
+    message.lineage.base_model.tokenizer_digest = "sha256:" + "2" * 64
+    other = read(JobReport, message)
+    message.lineage.base_model.tokenizer_digest = "sha256:" + "3" * 64
+    third = read(JobReport, message)
+    assert differing_settings([REPORT, other])["template_system"] == ["", "Be kind."]
+    assert differing_settings([REPORT, other])["too_long"] == ["–", "drop"]
+    assert cautions([REPORT, other]) == []
+    assert cautions([other, third]) == [
+        "their base models have different tokenizers: loss and token_accuracy can't be compared"
+    ]
+    message.lineage.dataset = "datasets/sha256-" + "b" * 64
+    assert "same held-out examples" in cautions([third, read(JobReport, message)])[0]
+    message.job.ClearField("result")
+    assert cautions([third, read(JobReport, message)]) == [], "it has no metrics"
+
+
+def test_amounts_are_written_in_full() -> None:
+    assert [amount(value) for value in (1234567.0, 0.25, 10.0, 12.3456)] == ["1234567", "0.25", "10", "12.346"]

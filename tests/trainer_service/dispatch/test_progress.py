@@ -94,3 +94,12 @@ def test_the_reason_why_training_starts_again_is_reported() -> None:
     )
     assert payloads_of(Started("job", 2, statistics, 7, notes=("few",))) == [Note(text="resumes from step 7")]
     assert payloads_of(Started("job", 1, statistics, 0, notes=("few",))) == [Note(text="few")]
+
+
+def test_no_loss_is_reported_before_a_step_has_one() -> None:
+    """Not 0, which would be a perfect one."""
+    tracker = AttemptProgress(1, TuningProgress(), 0.0)
+    tracker.absorb(step(1, math.nan, 1, 1), 0)
+    assert math.isnan(tracker.progress.train_loss)
+    tracker.absorb(step(2), 0)
+    assert tracker.progress.train_loss == 0.5

@@ -144,3 +144,11 @@ def test_what_is_not_finite_is_not_compared() -> None:
     assert compare(Metric.LOSS, losses([1.0, math.nan]), losses([1.0, 1.0])) is None
     assert estimate(Metric.LOSS, losses([math.inf, 1.0])) is None
     assert compare(Metric.CHRF, losses([1.0]), losses([1.0])) is None
+
+
+@pytest.mark.parametrize("count", [5, 7, 9, 20])
+def test_the_interval_of_a_share_ends_at_0_and_1(count: int) -> None:
+    none, every = (estimate(Metric.ACCURACY, labels([right] * count)) for right in (False, True))
+    assert none is not None
+    assert every is not None
+    assert (none.low, every.high) == (0.0, 1.0)

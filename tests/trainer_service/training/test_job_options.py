@@ -21,7 +21,7 @@ from trainer_service.training.events import (
     StepDone,
     TrainingTask,
 )
-from trainer_service.training.spec import Example, InitMethod, Reparameterisation
+from trainer_service.training.spec import Example, InitMethod, Reparameterisation, TooLong
 
 BASE = build()
 
@@ -149,3 +149,20 @@ def test_a_rare_class_weighs_as_much_alone_in_its_batch() -> None:
 def test_held_out_examples_that_stand_in_the_training_data_are_counted() -> None:
     events = run(Cohort(BASE), task(train=generation(12), validation=generation(6, 9), num_steps=2))
     assert of(events, Started)[0].statistics.num_overlapping == 3
+
+
+def test_held_out_examples_that_are_dropped_do_not_count_as_repeated() -> None:
+    long = replace(generation(1, 9)[0], output="no " * 100)
+    one = task(train=generation(12), validation=(long, *generation(6, 10)), num_steps=2)
+    one = replace(one, spec=one.spec.model_copy(update={"too_long": TooLong.DROP}))
+    for prepared in (one, Cohort(BASE).prepare(one)):
+        statistics = of(run(Cohort(BASE), prepared), Started)[0].statistics
+        assert (statistics.num_validation, statistics.num_dropped, statistics.num_overlapping) == (6, 1, 2)
+
+
+def test_a_search_that_only_makes_its_source_worse_chooses_nothing() -> None:
+    source = of(run(Cohort(BASE), task(num_steps=40, learning_rate=0.03)), Finished)[0].result.prefix
+    searched = _from(source, learning_rate=9.0, search=True, num_steps=4)
+    result = of(run(Cohort(BASE), searched), Finished)[0].result
+    assert result.best_step == 0
+    assert [one.chosen for one in result.tried] == [False] * 3

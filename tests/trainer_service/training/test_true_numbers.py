@@ -268,3 +268,20 @@ def test_characters_that_the_tokenizer_does_not_know_are_reported() -> None:
     assert of_examples == note
     [byte_level] = of(run(Cohort(BASE), task(num_steps=2, train=train, validation=generation(10, 50))), Started)
     assert byte_level.notes == ()
+
+
+def test_a_held_out_example_that_the_model_cannot_compute_costs_only_its_numbers() -> None:
+    """The job ends with the latest checkpoint, and resumes from any."""
+    base = build()
+    (poison,) = base.tokenizer("~", add_special_tokens=False)["input_ids"]
+    base.embedding_table[poison] = float("nan")
+    validation = (*generation(5, 50), *_poisoned(1, 0))
+    one = task(validation=validation, num_steps=4, evaluation_interval_steps=2)
+    events = run(Cohort(base, checkpoint_interval_seconds=0), one)
+    result = of(events, Finished)[0].result
+    assert (result.best_step, result.score_stability, result.estimate) == (4, 0.0, None)
+    assert math.isnan(result.metrics["loss"])
+    assert not result.comparisons
+    checkpoint = next(event for event in of(events, Checkpointed) if event.step == 3)
+    resumed = of(run(Cohort(base), replace(one, checkpoint=checkpoint.data)), Started)[0]
+    assert (resumed.step, resumed.restart_reason) == (3, "")

@@ -21,6 +21,7 @@ from shared.values.results import EncodingStatistics
 from shared.violations import moved
 from trainer_service.training.data.example_lines import Selection
 from trainer_service.training.data.places import in_dataset
+from trainer_service.training.data.split import count_overlap
 from trainer_service.training.data.token_rows import MAX_REPORTED, OnProgress, TokenRows, TokenRowsCache, encode_rows
 from trainer_service.training.spec import Example, TaskKind, TooLong, TrainingSpec
 
@@ -69,6 +70,11 @@ class EncodedRows(Sequence[EncodedExample]):
             self._rows.source[row], input_ids, self._rows.target_ids(row), int(self._rows.label_indices[row])
         )
 
+    @property
+    def sources(self) -> Sequence[Example]:
+        """The examples without their token ids."""
+        return Selection(self._rows.source, self._indices.tolist())
+
     @cached_property
     def input_lengths(self) -> NDArray[np.int64]:
         """`[examples]` input tokens, after truncation."""
@@ -105,6 +111,12 @@ class EncodedDataset:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def sources(self) -> Sequence[Example]:
+        """The examples without their token ids."""
+        rows = self.examples
+        return rows.sources if isinstance(rows, EncodedRows) else [row.example for row in rows]
+
     @cached_property
     def input_lengths(self) -> NDArray[np.int64]:
         """`[examples]` input tokens."""
@@ -134,6 +146,10 @@ class EncodedSplit:
 
     train: EncodedDataset
     validation: EncodedDataset
+
+    def num_overlapping(self) -> int:
+        """`count_overlap` of the examples, without those that were dropped. Reads all of them."""
+        return count_overlap(*(part.sources for part in (self.train, self.validation)))
 
 
 def encode_dataset(

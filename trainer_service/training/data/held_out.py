@@ -9,11 +9,12 @@ nothing else, so an early stop always uses separate parts. A search chooses by t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
-from trainer_service.training.data.split import example_digest, input_digest
+from trainer_service.training.data.split import example_digest, similar_input_digest
+from trainer_service.training.spec import Example
 
 MAX_CHOOSING, MAX_JUDGING = 128, 512
 """Most examples of an evaluation in training, and of the final one. Cross-fitting: up to twice MAX_CHOOSING."""
@@ -35,14 +36,25 @@ class HeldOut:
         return bool(self.fold) or self.choosing is not self.judging
 
 
-def parted(data: EncodedDataset, max_choosing: int, max_judging: int, *, cross_fit: bool) -> HeldOut:
-    """Divide held-out examples, independently of their order. Examples with the same input stay together."""
+def parted(
+    data: EncodedDataset,
+    max_choosing: int,
+    max_judging: int,
+    *,
+    cross_fit: bool,
+    digest: Callable[[Example], bytes] = similar_input_digest,
+) -> HeldOut:
+    """Divide held-out examples, independently of their order. Examples whose inputs have the same `digest` stay
+    together; if all have the same, some of them both choose and judge.
+    """
     groups: dict[bytes, list[int]] = {}
     for index, example in enumerate(data.examples):
-        groups.setdefault(input_digest(example.example), []).append(index)
-    ordered = [groups[digest] for digest in sorted(groups)]
+        groups.setdefault(digest(example.example), []).append(index)
+    ordered = [groups[key] for key in sorted(groups)]
     if len(ordered) < 2:
-        return HeldOut(data, data)
+        drawn = sorted(range(len(data)), key=lambda index: example_digest(data.examples[index].example))
+        some = data if len(data) <= 2 * max_choosing else _some(data, drawn[: 2 * max_choosing])
+        return HeldOut(some, some)
     if cross_fit and len(data) <= 2 * max_choosing:
         return HeldOut(data, data, _folds(data.examples, ordered))
     choosing, judging = list[int](), list[int]()

@@ -40,6 +40,8 @@ MAX_SHOT_TOKENS = 1024
 """The most tokens of training examples in a few-shot input."""
 _TURN_TOKENS = 8
 """Approximate number of tokens that a chat template adds to a message."""
+_MAX_LONG_SHOTS = 256
+"""After this many training examples that would not even fit alone, no further ones are tokenized."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ class _Asking:
 
 
 def _shots(asking: _Asking, train: Sequence[Example], room: int, seed: int) -> list[Example]:
-    """As many shots as fit into `room` tokens, from each label in turn.
+    """As many shots as fit into `room` tokens, from each label in turn. Examples that would not even fit alone are
+    passed over.
 
     They are chosen from at most MAX_SHOT_CANDIDATES examples, so that few texts are read.
     """
@@ -154,19 +157,25 @@ def _shots(asking: _Asking, train: Sequence[Example], room: int, seed: int) -> l
     for index in order[:MAX_SHOT_CANDIDATES]:
         by_label.setdefault(train[index].label or "", []).append(train[index])
     queues, shots = [list(reversed(some)) for some in by_label.values()], list[Example]()
-    while any(queues):
+    left, num_long = room, 0
+    while any(queues) and num_long < _MAX_LONG_SHOTS:
         for queue in queues:
+            while queue and (num_tokens := _num_tokens(asking, queue[-1])) > room and num_long < _MAX_LONG_SHOTS:
+                queue.pop()
+                num_long += 1
             if not queue:
                 continue
-            shot = queue.pop()
-            room -= (
-                len(asking.encoder.tokenizer(input_text(shot) + target_of(shot), add_special_tokens=False)["input_ids"])
-                + 2 * _TURN_TOKENS
-            )
-            if room < 0:
+            left -= num_tokens
+            if left < 0:
                 return shots
-            shots.append(shot)
+            shots.append(queue.pop())
     return shots
+
+
+def _num_tokens(asking: _Asking, shot: Example) -> int:
+    """About the tokens that an example takes as two earlier turns."""
+    text = input_text(shot) + target_of(shot)
+    return len(asking.encoder.tokenizer(text, add_special_tokens=False)["input_ids"]) + 2 * _TURN_TOKENS
 
 
 def input_text(example: Example) -> str:

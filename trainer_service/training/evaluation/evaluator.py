@@ -27,6 +27,7 @@ from trainer_service.training.comparison import (
 )
 from trainer_service.training.data.encoding import EncodedDataset, check_vocabulary
 from trainer_service.training.data.held_out import MAX_CHOOSING, MAX_JUDGING, HeldOut, distinct, parted
+from trainer_service.training.data.split import input_digest, similar_input_digest
 from trainer_service.training.evaluation import baselines
 from trainer_service.training.evaluation.answers import TEXT_SHARE, TUNED, Way, held_out_answers
 from trainer_service.training.evaluation.baselines import MAX_SHOT_TOKENS, Baseline
@@ -119,10 +120,15 @@ class Evaluator:
         cross_fit = spec.hyperparameters.early_stop_patience == 0
         num_examples = len(data)
         self.num_distinct = len(data := distinct(data))
-        self.held_out: HeldOut = parted(data, limit, limit * MAX_JUDGING // MAX_CHOOSING, cross_fit=cross_fit)
         if self.num_distinct < num_examples and not state.measures_distinct:
             forget_evaluations(state)  # they were of other examples
         state.measures_distinct = True
+        state.groups_similar = state.groups_similar or not state.history
+        digest = similar_input_digest if state.groups_similar else input_digest
+        most = limit * MAX_JUDGING // MAX_CHOOSING
+        self.held_out: HeldOut = parted(data, limit, most, cross_fit=cross_fit, digest=digest)
+        if state.template_results is not None and len(state.template_results) != len(self):
+            forget_evaluations(state)  # an earlier release measured more examples of a single input
         if self.held_out.fold and not state.history:
             state.folds = [FoldChoice(), FoldChoice()]
 

@@ -15,6 +15,8 @@ from trainer_service.training.spec import Metric
 Score = tuple[float, float]
 """The metric's value and the loss, both with the sign that makes higher better."""
 
+_UNKNOWN = -1e30
+"""Stands for a value that is not finite."""
 _SHARES = frozenset({Metric.ACCURACY, Metric.MACRO_F1, Metric.EXACT_MATCH})
 
 
@@ -33,14 +35,17 @@ def slack(metric: Metric, best_value: float, num_examples: int) -> float:
 
 
 def is_better(score: Score, than: Score, best_value: float, slack: float) -> bool:
-    """Whether `score` beats `than`. `best_value` is the highest value so far, including these two."""
-    return _key(score, best_value, slack) > _key(than, best_value, slack)
+    """Whether `score` beats `than`. `best_value` is the highest value so far, including these two.
+
+    Any later score beats one of which nothing is known, so the latest checkpoint is kept until one can be measured.
+    """
+    return than == (_UNKNOWN, _UNKNOWN) or _key(score, best_value, slack) > _key(than, best_value, slack)
 
 
-def _key(score: Score, best_value: float, slack: float) -> tuple[float, float]:
+def _key(score: Score, best_value: float, slack: float) -> tuple[float, float, float]:
     value, loss = score
-    return (best_value, loss) if value >= best_value - slack else score
+    return (best_value if value >= best_value - slack else value, loss, value)
 
 
 def _finite(value: float) -> float:
-    return value if math.isfinite(value) else -1e30
+    return value if math.isfinite(value) else _UNKNOWN

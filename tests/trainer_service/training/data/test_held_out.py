@@ -61,3 +61,23 @@ def test_few_examples_do_both_in_halves_that_have_every_label() -> None:
 def test_many_examples_are_parted() -> None:
     found = parted(dataset(list(range(1000))), 128, 512, cross_fit=True)
     assert (len(found.choosing), len(found.judging), found.fold) == (128, 512, ())
+
+
+def test_inputs_that_differ_in_case_and_space_stay_together() -> None:
+    """As between training and held-out examples."""
+    texts = [text for number in range(20) for text in (f"Review {number} here", f"review  {number} HERE ")]
+    rows = (EncodedExample(Example(line=line, input=text, output="a"), (1,), (1,)) for line, text in enumerate(texts))
+    fold = parted(EncodedDataset(tuple(rows)), 128, 512, cross_fit=True).fold
+    assert fold[::2] == fold[1::2]
+    assert sum(fold) == 20
+
+
+def test_of_many_outputs_of_one_input_few_are_measured() -> None:
+    rows = (EncodedExample(Example(line=line, input="A haiku", output=str(line)), (1,), (1,)) for line in range(300))
+    data = EncodedDataset(tuple(rows))
+    found = parted(data, 8, 32, cross_fit=True)
+    again = parted(EncodedDataset(tuple(reversed(data.examples))), 8, 32, cross_fit=True)
+    assert len(found.choosing) == 16
+    assert not found.is_apart
+    lines = [{row.example.line for row in one.choosing.examples} for one in (found, again)]
+    assert lines[0] == lines[1], "whatever the order"

@@ -113,3 +113,11 @@ def test_a_users_text_never_becomes_control() -> None:
     ids = found.data.examples[0].input_ids
     assert ids.count(TOKENIZER.convert_tokens_to_ids("<system>")) == 0
     assert ids.count(TOKENIZER.eos_token_id) == 3, "of the turns alone"
+
+
+def test_a_training_example_that_is_too_long_costs_no_others() -> None:
+    train = tuple(
+        Example(line=line, input="long " * 300 if line % 2 else f"thing {line}", output="no") for line in range(40)
+    )
+    shots = [few_shot(spec_of(train, seed=seed), TOKENIZER, generation(1, 50), train, 8192) for seed in range(4)]
+    assert all(found.num_shots >= 15 for found in shots)

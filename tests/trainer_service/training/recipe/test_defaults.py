@@ -83,6 +83,7 @@ def test_a_training_that_does_not_see_every_example_says_so() -> None:
     note = coverage_note(Hyperparameters(), filled, 10**6)
     assert coverage_note(Hyperparameters(num_steps=5), filled, 10**6) == ""
     assert note.startswith("16000 steps of 8 see 128000 of the 1000000 training examples (13 %)")
+    assert "128000 of the 128100 training examples (99 %)" in coverage_note(Hyperparameters(), filled, 128_100)
 
 
 def test_epochs_become_steps() -> None:

@@ -53,3 +53,11 @@ def test_scores_that_are_not_finite_come_last() -> None:
     assert score_of(Metric.LOSS, {"loss": math.nan}) == (-1e30, -1e30)
     endless = score_of(Metric.ACCURACY, {"accuracy": 0.5, "loss": math.inf})
     assert best_of([endless, (0.5, -3.0)], Metric.ACCURACY, 50) == 1
+
+
+def test_the_latest_of_scores_that_are_not_known_is_kept() -> None:
+    unknown = score_of(Metric.LOSS, {"loss": math.nan})
+    assert best_of([unknown, unknown, unknown], Metric.LOSS, 50) == 2
+    assert best_of([unknown, (-1.0, -1.0), unknown], Metric.LOSS, 50) == 1
+    by_accuracy = [score_of(Metric.ACCURACY, {"accuracy": value, "loss": math.nan}) for value in (0.80, 0.82, 0.81)]
+    assert best_of(by_accuracy, Metric.ACCURACY, 50) == 1
