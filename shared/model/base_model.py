@@ -215,6 +215,8 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
         raise PreconditionFailed(
             f"{config.model_type} has no {absent[0]} for its text: a soft prompt is a matrix of that width"
         )
+    if (positions := max_positions(text)) < 2:
+        raise PreconditionFailed(f"{default_id(path)} has a context of {positions} position: a soft prompt needs more")
     known = fingerprint.of(path)
     if text.num_hidden_layers > num_tensors:  # transformers would build them all before it misses their weights
         raise PreconditionFailed(
@@ -229,7 +231,7 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
         num_layers=text.num_hidden_layers,
-        max_positions=max_positions(text),
+        max_positions=positions,
     )
 
 
@@ -267,14 +269,17 @@ def max_positions(config: Any) -> int:
     the original frequencies.
     """
     names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
-    sizes = (getattr(config, name, None) for name in names)
-    bounds = [next((value for value in sizes if isinstance(value, int) and value > 0), None)]  # -1: no limit
+    bounds = [next((value for name in names if _is_bound(value := getattr(config, name, None))), None)]  # -1: no limit
     rope = getattr(config, "rope_parameters", None) or {}
     schemes = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     if longrope := [scheme for scheme in schemes if scheme.get("rope_type") == "longrope"]:
         bounds += [scheme.get("original_max_position_embeddings") for scheme in longrope]
         bounds.append(getattr(config, "original_max_position_embeddings", None))
-    return min(min((bound for bound in bounds if bound), default=1 << 20), (1 << 31) - 1)
+    return min(min(filter(_is_bound, bounds), default=1 << 20), (1 << 31) - 1)
+
+
+def _is_bound(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def check_supported(config: Any) -> None:
