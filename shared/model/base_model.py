@@ -21,6 +21,7 @@ from shared.kernels import library
 from shared.model import fingerprint, hub
 from shared.model.model_files import check_files, check_no_adapter, damaged_json, first_line
 from shared.model.options import DEFAULTS, Device, DType, ModelOptions
+from shared.model.tokenizer_file import follows_file
 from shared.model.weights import load_weights
 from shared.process.user_cache import expanded
 from shared.values.base_model import BaseModelInfo
@@ -106,17 +107,20 @@ def load(
 
 
 def load_tokenizer(source: str | Path, vocab_size: int | None = None) -> Any:
-    """The transformers tokenizer of a model directory or hub id.
+    """The transformers tokenizer of a model directory or hub id. A tokenizer.json counts before the class that
+    tokenizer_config.json names.
 
     Raises like `resolve`, Unavailable for a tokenizer that is missing or broken, as during a copy, and
     PreconditionFailed for one that comes with its own code, which is never run, or that adds tokens to each text whose
     ids are not below `vocab_size`.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path, which = resolve(source), f"the tokenizer of base model {default_id(source)!r}"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if not follows_file(tokenizer, path):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
         # The first call sets truncation and padding; setting them while another thread encodes would fail.
         highest = max([*tokenizer("a")["input_ids"], tokenizer.eos_token_id or 0])
     except Exception as error:  # each kind of tokenizer raises its own errors
