@@ -12,7 +12,7 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -273,7 +273,8 @@ def max_positions(config: Any) -> int:
     the original frequencies.
     """
     names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
-    bounds = [next((value for name in names if _is_bound(value := getattr(config, name, None))), None)]  # -1: no limit
+    sizes = (getattr(config, name, None) for name in names)
+    bounds: list[Any] = [next(filter(_is_bound, sizes), None)]  # -1: no limit
     rope = getattr(config, "rope_parameters", None) or {}
     schemes = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     if longrope := [scheme for scheme in schemes if scheme.get("rope_type") == "longrope"]:
@@ -282,7 +283,7 @@ def max_positions(config: Any) -> int:
     return min(min(filter(_is_bound, bounds), default=1 << 20), (1 << 31) - 1)
 
 
-def _is_bound(value: Any) -> bool:
+def _is_bound(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and value > 0
 
 
