@@ -12,7 +12,7 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -21,6 +21,7 @@ from shared.kernels import library
 from shared.model import fingerprint, hub
 from shared.model.model_files import check_files, check_no_adapter, damaged_json, first_line
 from shared.model.options import DEFAULTS, Device, DType, ModelOptions
+from shared.model.tokenizer_file import follows_file
 from shared.model.weights import load_weights
 from shared.process.user_cache import expanded
 from shared.values.base_model import BaseModelInfo
@@ -106,17 +107,20 @@ def load(
 
 
 def load_tokenizer(source: str | Path, vocab_size: int | None = None) -> Any:
-    """The transformers tokenizer of a model directory or hub id.
+    """The transformers tokenizer of a model directory or hub id. A tokenizer.json counts before the class that
+    tokenizer_config.json names.
 
     Raises like `resolve`, Unavailable for a tokenizer that is missing or broken, as during a copy, and
     PreconditionFailed for one that comes with its own code, which is never run, or that adds tokens to each text whose
     ids are not below `vocab_size`.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path, which = resolve(source), f"the tokenizer of base model {default_id(source)!r}"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if not follows_file(tokenizer, path):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
         # The first call sets truncation and padding; setting them while another thread encodes would fail.
         highest = max([*tokenizer("a")["input_ids"], tokenizer.eos_token_id or 0])
     except Exception as error:  # each kind of tokenizer raises its own errors
@@ -215,6 +219,8 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
         raise PreconditionFailed(
             f"{config.model_type} has no {absent[0]} for its text: a soft prompt is a matrix of that width"
         )
+    if (positions := max_positions(text)) < 2:
+        raise PreconditionFailed(f"{default_id(path)} has a context of {positions} position: a soft prompt needs more")
     known = fingerprint.of(path)
     if text.num_hidden_layers > num_tensors:  # transformers would build them all before it misses their weights
         raise PreconditionFailed(
@@ -229,7 +235,7 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
         num_layers=text.num_hidden_layers,
-        max_positions=max_positions(text),
+        max_positions=positions,
     )
 
 
@@ -268,13 +274,17 @@ def max_positions(config: Any) -> int:
     """
     names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
     sizes = (getattr(config, name, None) for name in names)
-    bounds = [next((value for value in sizes if isinstance(value, int) and value > 0), None)]  # -1: no limit
+    bounds: list[Any] = [next(filter(_is_bound, sizes), None)]  # -1: no limit
     rope = getattr(config, "rope_parameters", None) or {}
     schemes = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     if longrope := [scheme for scheme in schemes if scheme.get("rope_type") == "longrope"]:
         bounds += [scheme.get("original_max_position_embeddings") for scheme in longrope]
         bounds.append(getattr(config, "original_max_position_embeddings", None))
-    return min(min((bound for bound in bounds if bound), default=1 << 20), (1 << 31) - 1)
+    return min(min(filter(_is_bound, bounds), default=1 << 20), (1 << 31) - 1)
+
+
+def _is_bound(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and value > 0
 
 
 def check_supported(config: Any) -> None:

@@ -45,8 +45,10 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
     "special_tokens_map.json",
+    "additional_chat_templates/default.jinja",
 )
-_OTHER_TOKENIZER_FILES = ("*.model", "vocab*", "added_tokens.json", "tekken.json")
+_ADDED_TOKENS = "added_tokens.json"
+_OTHER_TOKENIZER_FILES = ("*.model", "vocab*", _ADDED_TOKENS, "tekken.json")
 """What a tokenizer is made of if the directory has no tokenizer.json: `spiece.model`, `vocab.txt` and so on."""
 _VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
@@ -182,7 +184,18 @@ def _tokenizer(path: Path) -> list[Path]:
     found = {path / name for name in _TOKENIZER_FILES}
     if not (path / _TOKENIZER_FILES[0]).is_file():
         found |= {file for name in _OTHER_TOKENIZER_FILES for file in path.glob(name)}
+    added = path / _ADDED_TOKENS
+    if added.is_file() and not _names_its_added_tokens(path / "tokenizer_config.json"):
+        found.add(added)
     return sorted(file for file in found if file.is_file())
+
+
+def _names_its_added_tokens(config: Path) -> bool:
+    """Whether transformers takes the added tokens from a tokenizer_config.json; else, it reads added_tokens.json."""
+    try:
+        return "added_tokens_decoder" in json.loads(config.read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def _read(cache: Path, *, private: bool) -> Fingerprint | None:

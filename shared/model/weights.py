@@ -19,6 +19,8 @@ from shared.errors import PreconditionFailed, Unavailable
 from shared.model.model_files import damaged_json, first_line, weight_files
 
 _OF_LAYER = re.compile(r"(.*?\.\d+)\.(.+)")
+_IS_TABLE = re.compile(r"rotary|rope|inv_freq|_cached$")
+"""Tables of positions that some files hold and every model computes."""
 
 
 def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | None, device_map: Any) -> Any:
@@ -107,20 +109,24 @@ def _weights_by_layer(keys: Iterable[str]) -> dict[str, set[str]]:
 
 def _check_plain(path: Path, name: str, model: Any, unexpected: Iterable[str]) -> None:
     """Raises PreconditionFailed if the files have weights that the loaded model ignores although they change its
-    results: codes and scales of a quantised model, or biases, of which config.json says nothing. Weights of other heads
-    are allowed.
+    results: codes and scales of a quantised model, or biases, norms and adapters in its layers, of which config.json
+    says nothing. Weights of other heads are allowed, and masks, which have four dimensions or none.
     """
     from safetensors import safe_open
 
-    modules = dict(model.named_modules())
-    foreign = {key for key in unexpected if (at := modules.get(key.rpartition(".")[0])) is not None and at._parameters}
+    modules, layers = dict(model.named_modules()), _weights_by_layer(model.state_dict())
+    foreign, ignored = set[str](), set(unexpected)
     for file in weight_files(path):
         with safe_open(file, "numpy") as tensors:
-            foreign |= {
-                key
-                for key in tensors.keys()  # noqa: SIM118 - not a dict
-                if key.endswith(".weight") and tensors.get_slice(key).get_dtype().startswith(("I", "U", "BOOL"))
-            }
+            for key in tensors.keys():  # noqa: SIM118 - not a dict
+                entry = tensors.get_slice(key)
+                if key.endswith(".weight") and entry.get_dtype().startswith(("I", "U", "BOOL")):
+                    foreign.add(key)
+                if key in ignored and len(entry.get_shape()) in (1, 2, 3) and not _IS_TABLE.search(key):
+                    at, layer = key.rpartition(".")[0], _OF_LAYER.match(key)
+                    is_beside = at in modules and modules[at]._parameters
+                    if is_beside or (layer is not None and layer[1] in layers):
+                        foreign.add(key)
     if foreign:
         raise PreconditionFailed(
             f"{name} has weights that its config.json does not explain, the first is {min(foreign)}: the model is "

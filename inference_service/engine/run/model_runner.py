@@ -13,13 +13,13 @@ from typing import Any, Protocol
 import torch
 
 from inference_service.engine.core.plan import Chunk, StepPlan
-from inference_service.engine.kv.cache_layout import register_attention
 from inference_service.engine.kv.kv_cache import PrefixKV, RowKVCache
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.kv.rows import CopyPrefix, CopyRow, RowOp, Trim
 from inference_service.engine.run.attention import CachedAttention, StepLayout, lay_out
 from inference_service.engine.run.finite_check import FiniteCheck
 from shared.kernels.fused_decoder import FusedDecoder, OtherStructure
+from shared.model.attention_calls import register_attention
 from shared.model.base_model import BaseModel
 
 log = logging.getLogger(__name__)

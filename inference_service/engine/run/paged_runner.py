@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from inference_service.engine.core.plan import Chunk, StepPlan
-from inference_service.engine.kv.cache_layout import register_attention
 from inference_service.engine.kv.kv_cache import PrefixKV
 from inference_service.engine.kv.paged_cache import PagedKVCache
 from inference_service.engine.kv.prefix_cache import PrefixCache
@@ -21,6 +20,7 @@ from inference_service.engine.run.masked_attention import QuerySegment
 from inference_service.engine.run.model_runner import fed_tokens, kept, model_inputs, wanted_positions
 from inference_service.engine.run.paged_attention import PagedAttention, PagedLayout
 from inference_service.engine.run.varlen_kernel import VarlenKernel
+from shared.model.attention_calls import register_attention
 from shared.model.base_model import BaseModel
 
 

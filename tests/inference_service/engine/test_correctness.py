@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -267,8 +268,17 @@ def test_scores_equal_a_plain_forward(kind: str, budget: int) -> None:
     assert sum(score.probability for score in results[0].scores) == pytest.approx(1.0)
 
 
-def test_masks_that_the_engine_does_not_know_are_left_to_the_models_own_attention() -> None:
-    base = tiny_base("llama4_text", head_dim=16, num_local_experts=2, intermediate_size_mlp=64, attention_chunk_size=8)
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("llama4_text", {"head_dim": 16, "intermediate_size_mlp": 64, "attention_chunk_size": 8}),
+        ("phimoe", {"sliding_window": 20}),  # longer than the check's tokens, and in the mask alone
+    ],
+)
+def test_masks_that_the_engine_does_not_know_are_left_to_the_models_own_attention(
+    kind: str, config: dict[str, Any]
+) -> None:
+    base = tiny_base(kind, num_local_experts=2, **config)
     ids = tuple((13 * index) % 200 + 20 for index in range(30))
     expected = reference(base, None, ids, 12)
     engine = Engine.from_base_model(base, small_config())

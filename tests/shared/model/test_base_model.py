@@ -23,6 +23,9 @@ from shared.model.shape import ModelShape
 from tests.shared.model.conftest import CACHE
 from tests.tiny_models import FLOAT32, LLAMA_SHAPE, VOCAB_SIZE, save_tiny_llama, save_tiny_model
 
+_LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+             "original_max_position_embeddings": "64"}  # fmt: skip
+
 
 def test_loading_gives_a_frozen_model(model_dir: Path) -> None:
     model = load(model_dir, FLOAT32)
@@ -166,6 +169,8 @@ def test_settings_beside_the_weights_do_not_keep_a_model_from_loading(model_dir:
         ("config.json", {"hidden_act": "wobble"}, PreconditionFailed, "asks for 'wobble'"),
         ("config.json", {"num_attention_heads": 3}, Unavailable, "multiple of the number of attention heads"),
         ("config.json", {"attention_bias": True}, PreconditionFailed, "copy the files again"),
+        ("config.json", {"max_position_embeddings": 1}, PreconditionFailed, "a context of 1 position"),
+        ("config.json", {"rope_parameters": _LONGROPE}, PreconditionFailed, "'int' and 'str'"),
         ("adapter_config.json", {"base_model_name_or_path": "x/y"}, PreconditionFailed, "it is an adapter"),
         ("config.json", "[]", Unavailable, "config.json is not a JSON object"),
         ("config.json", "\ufeff{}", Unavailable, "config.json is not valid JSON .*BOM"),
@@ -194,13 +199,18 @@ def test_damaged_descriptions_are_refused_in_a_sentence(
         ("model.layers.0.mlp.up_proj.weight", lambda weight: (weight * 99).char(), "does not explain, the first is {}"),
         ("model.layers.0.mlp.up_proj.weight_scale_inv", None, "does not explain, the first is {}"),
         ("model.layers.1.self_attn.q_proj.bias", None, "does not explain, the first is {}"),
+        ("model.layers.1.self_attn.q_proj.lora_A.default.weight", None, "does not explain, the first is {}"),
+        ("model.layers.1.self_attn.q_norm.weight", None, "does not explain, the first is {}"),
+        ("model.layers.1.self_attn.sinks", None, "does not explain, the first is {}"),
+        ("model.layers.1.self_attn.rotary_emb.inv_freq", None, ""),
+        ("model.layers.1.self_attn.bias", lambda _: torch.ones(1, 1, 8, 8), ""),  # a mask, as in GPT-2
         ("score.weight", None, ""),  # another head's, which is not used
         ("model.layers.2.eh_proj.weight", None, ""),  # of a layer that predicts further tokens, as in DeepSeek V3
     ],
 )
 def test_weights_that_mean_something_else_are_refused(model_dir: Path, name: str, change: Any, why: str) -> None:
     weights = load_file(model_dir / "model.safetensors")
-    weights[name] = torch.ones(1) if change is None else change(weights[name])
+    weights[name] = torch.ones(1) if change is None else change(weights.get(name))
     save_file(weights, model_dir / "model.safetensors", metadata={"format": "pt"})
     if not why:
         load(model_dir, FLOAT32)

@@ -80,6 +80,24 @@ def test_without_tokenizer_json_every_file_of_the_tokenizer_counts(model_dir: Pa
     assert after.fingerprint != before.fingerprint
 
 
+@pytest.mark.parametrize("name", ["added_tokens.json", "additional_chat_templates/default.jinja"])
+def test_beside_tokenizer_json_what_transformers_reads_counts(model_dir: Path, name: str) -> None:
+    found = [inspect(model_dir).fingerprint]
+    (model_dir / name).parent.mkdir(exist_ok=True)
+    for token in ("one", "two"):
+        (model_dir / name).write_text(json.dumps({token: 300}))
+        found.append(inspect(model_dir).fingerprint)
+    assert len(set(found)) == 3
+
+
+def test_added_tokens_that_the_config_names_itself_are_not_read_elsewhere(model_dir: Path) -> None:
+    path = model_dir / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "added_tokens_decoder": {}}))
+    before = inspect(model_dir)
+    (model_dir / "added_tokens.json").write_text('{"one": 300}')
+    assert inspect(model_dir).fingerprint == before.fingerprint
+
+
 def test_of_the_config_only_what_matters_counts(model_dir: Path) -> None:
     path = model_dir / "config.json"
     before, config = inspect(model_dir), json.loads(path.read_text())

@@ -9,7 +9,7 @@ import pytest
 
 from shared.errors import PreconditionFailed, Unavailable
 from shared.model import base_model
-from tests.tiny_models import VOCAB_SIZE
+from tests.tiny_models import CHAT_TEMPLATE, VOCAB_SIZE
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,19 @@ def test_the_code_of_a_tokenizer_is_never_run(model_dir: Path) -> None:
     (model_dir / "own.py").write_text("raise SystemExit")
     with pytest.raises(PreconditionFailed, match="the tokenizer of base model"):
         base_model.load_tokenizer(model_dir)
+
+
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "GPTNeoXTokenizerFast", "PreTrainedTokenizerFast"])
+def test_the_rules_of_tokenizer_json_hold_whatever_class_is_named(kind: str, model_dir: Path) -> None:
+    """SmolLM2 names GPT2Tokenizer, for which transformers would make rules of its own."""
+    path, file = model_dir / "tokenizer_config.json", model_dir / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": kind}))
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["12"], content["model"]["merges"] = VOCAB_SIZE, [["1", "2"]]
+    digits = {"type": "Digits", "individual_digits": True}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, content["pre_tokenizer"]]}
+    file.write_text(json.dumps(content))
+    tokenizer = base_model.load_tokenizer(model_dir)
+    assert tokenizer.tokenize("a 12<end>") == ["a", "Ġ", "1", "2", "<end>"]
+    assert (tokenizer.eos_token, tokenizer.pad_token_id) == ("<end>", 0)
+    assert tokenizer.chat_template == CHAT_TEMPLATE

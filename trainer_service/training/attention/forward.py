@@ -17,6 +17,7 @@ import torch
 
 from shared.errors import PreconditionFailed
 from shared.kernels.replace_modules import restore, speed_up_training
+from shared.model.attention_calls import attention_calls
 from shared.model.base_model import BaseModel
 from shared.model.causality import check_causal
 from shared.prompt.lift import attended, key_values_of, latent_layers
@@ -140,7 +141,7 @@ def choose_forward(base_model: BaseModel) -> Forward:
         ) from error
     if not bool(torch.isfinite(gradient).all()) or not float(gradient.norm()):
         raise PreconditionFailed(f"{base_model.info.id} passes no gradient to virtual tokens")
-    if _has_chunked_attention(base_model.model.config):
+    if _has_masks_of_its_own(base_model.model):
         return plain
     tolerance = _TOLERANCE.get(base_model.dtype, 0.1)
     faster = speed_up_training(base_model.model, base_model.device)
@@ -212,13 +213,15 @@ def _difference(value: torch.Tensor, reference: torch.Tensor) -> float:
     return float((value - reference).norm() / reference.norm()) if value.shape == reference.shape else float("inf")
 
 
-def _has_chunked_attention(config: Any) -> bool:
-    """Whether attention is chunked (Llama 4).
+def _has_masks_of_its_own(model: Any) -> bool:
+    """Whether a mask hides more than the arguments of the attention function say, as the chunks of Llama 4 do.
 
-    Chunks exist only in the mask, which a replaced attention doesn't see, and they are longer than the test rows.
+    A replaced attention doesn't see masks, and windows and chunks are longer than the test rows.
     """
-    text = config.get_text_config()
-    return "chunked_attention" in (getattr(text, "layer_types", None) or ())
+    try:
+        return not all(call.is_described for call in attention_calls(model))
+    except PreconditionFailed:  # then a packed pass fails, too
+        return False
 
 
 def last_mlp(model: torch.nn.Module) -> torch.nn.Module | None:

@@ -5,6 +5,7 @@ gradients.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -195,8 +196,17 @@ def test_a_nan_prompt_leaves_its_neighbours_rows_and_gradients_alone() -> None:
     torch.testing.assert_close(prompt.grad, expected)
 
 
-def test_an_architecture_whose_attention_looks_at_more_than_positions_falls_back_to_the_plain_pass() -> None:
-    base = build("falcon", num_kv_heads=2, new_decoder_architecture=True, alibi=False)
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("falcon", {"num_kv_heads": 2, "new_decoder_architecture": True, "alibi": False}),
+        ("phimoe", {"sliding_window": 18, "num_local_experts": 2}),  # longer than the rows of the check
+    ],
+)
+def test_an_architecture_whose_attention_looks_at_more_than_positions_falls_back_to_the_plain_pass(
+    kind: str, config: dict[str, Any]
+) -> None:
+    base = build(kind, **config)
     forward = choose_forward(base)
     assert isinstance(forward, PlainForward)
     assert not any("forward" in vars(module) for module in base.model.modules())
