@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ONLY = "llama or kernel or device"
 BLOCKER = """
 import sys, runpy
 allowed = set(sys.argv.pop(1).split(","))
@@ -54,6 +55,7 @@ def closure(*names: str) -> set[str]:
     [
         ("benchmarks.train.gpu", ("torch", "transformers", "peft", "safetensors"), ["--rounds", "1"]),
         ("benchmarks.serve.gpu", ("torch", "transformers", "safetensors"), ["--batches", "1", "3"]),
+        ("tests.gpu", ("torch", "transformers", "peft", "safetensors", "pytest"), ["--only", ONLY]),
     ],
 )
 def test_a_gpu_benchmark_needs_nothing_but_what_it_names(
@@ -88,7 +90,10 @@ def test_a_gpu_benchmark_needs_nothing_but_what_it_names(
     done = subprocess.run([sys.executable, "-c", BLOCKER, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(output.read_text())
-    if "train" in module:
+    if module == "tests.gpu":
+        assert sorted(results["checks"].values()) == ["passed"] * 4 + ["skipped"] * 2
+        assert results["train"]["shape"] == results["serve"]["shape"] == "tiny"
+    elif "train" in module:
         assert results["ratio_of_eight_jobs"] > 0
         assert 0 < results["share_of_matrix_rate"] < 2
     else:
