@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-search bench-candidates bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak fuzz simulate simulate-ci chaos prove-simulation simulate-fairness lock release clean tools rules images try-images try-platform bench-router bench-against
+.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-search bench-candidates bench-quality bench-metamath bench-distillation bench-few-examples bench-examples bench-serve bench-kernels bench-quantised bench-store bench-start bench-publish bench-data bench-golden bench-jobs bench-overload bench-soak fuzz simulate simulate-ci chaos prove-simulation simulate-fairness lock release clean tools rules images try-images try-platform bench-router bench-against gpu-check
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ try-images: images dev model  ## Run the images with the manifests' restrictions
 
 protos: dev      ## Generate the Python code from the protos
 	$(BIN)/python protos/generate.py
+
+gpu-check:       ## On a GPU: correctness, then benchmarks; PYTHON needs torch, transformers, peft, safetensors and pytest
+	$(PYTHON) -m tests.gpu
 
 bench: bench-train bench-serve bench-kernels bench-store bench-jobs  ## The benchmarks except the long ones (quality, overload, soak)
 

@@ -1,7 +1,7 @@
-"""Lets the GPU benchmarks run with torch and transformers alone: they need only the numerical core.
+"""Lets the check of a GPU run with torch and transformers alone: it needs only the numerical core.
 
 The core's records are pydantic models. If pydantic is missing, a substitute that stores values without validation
-replaces it. This is enough for records that the benchmark fills itself.
+replaces it. This is enough for records that the check itself fills.
 """
 
 from __future__ import annotations

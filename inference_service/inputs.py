@@ -88,7 +88,8 @@ class InputPreparer:
             self._check_ids(content.ids)
             ids, prefix = content.ids if room is None else content.ids[-room:], ""
         else:
-            encoded = await self.run(_size_bytes(content), lambda: _encode(encoder, content, room))
+            size_bytes = _size_bytes(content) + len(encoder.template.text) + len(encoder.template.system)
+            encoded = await self.run(size_bytes, lambda: _encode(encoder, content, room))
             ids, prefix = tuple(encoded), encoder.template.target_prefix
         if not ids or _is_empty(content, encoder.template):
             raise InvalidInput.of(field_of(content), "must not be empty")

@@ -43,6 +43,7 @@ from shared.errors import (
 )
 from shared.process.compute_thread import compute_in_this_thread
 from shared.process.daemon_thread import settle
+from shared.process.threads import FollowedProcessors
 from shared.prompt.prefix import Prefix
 from shared.values.sampling import SamplingParams
 
@@ -253,11 +254,15 @@ class AsyncEngine:
         try:
             compute_in_this_thread()
             self._thread_started.set()
+            processors = FollowedProcessors()
             while not self._stopping:
                 if not self._inbox and not self.engine.has_work:
                     self.engine.check_integrity()
                     self._wake.wait()
                 self._wake.clear()
+                if (num_threads := processors.new_threads()) is not None:
+                    log.info("computing with %d threads, because the process may use another number", num_threads)
+                    compute_in_this_thread(num_threads)
                 while self._inbox:
                     self._inbox.popleft()()
                 self._post(self.engine.step())

@@ -18,7 +18,7 @@ from inference_service.engine.kv.paged_cache import PagedKVCache
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.kv.rows import BLOCK_TOKENS, RowPool
 from inference_service.engine.run import row_runner
-from inference_service.engine.run.decode_graphs import capture
+from inference_service.engine.run.decode_graphs import capture, ladder
 from inference_service.engine.run.model_runner import ModelRunner, Runner
 from inference_service.engine.run.paged_runner import PagedRunner
 from inference_service.engine.run.varlen_kernel import VarlenKernel, find_kernel
@@ -103,16 +103,18 @@ def assemble(base: BaseModel, config: EngineConfig) -> Parts:
     paged = base.device.type == "cuda" if config.paged is None else config.paged
     if not shapes or not paged:
         return _rows(base, config, shapes, expected)
-    return _paged(base, config, shapes, expected, kernel_for(base, shapes))
+    return _paged(base, config, shapes, expected, kernel_for(base, shapes, config))
 
 
-def kernel_for(base: BaseModel, shapes: list[LayerShape]) -> VarlenKernel | None:
+def kernel_for(base: BaseModel, shapes: list[LayerShape], config: EngineConfig) -> VarlenKernel | None:
     """A variable-length attention kernel that supports every layer, or None."""
     shape = shapes[0]
     if any(other != shape for other in shapes) or shape.key_width != shape.value_width:
         return None
     heads = base.model.config.get_text_config().num_attention_heads
-    return find_kernel(heads, shape.num_heads, shape.key_width, base.dtype, base.device)
+    length, sizes = min(config.max_length, base.info.max_positions), ladder(config.max_running)
+    batches = [size for size in sizes if size in (1, 8, sizes[-1])]
+    return find_kernel(heads, shape.num_heads, shape.key_width, base.dtype, base.device, length, batches)
 
 
 def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expected: Any) -> Parts:

@@ -239,7 +239,7 @@ class Scheduler:
             return False
         if other.num_uncomputed < WORTH_WAITING_TOKENS or wanted >= len(sequence.tokens):
             return False
-        return other.tokens[:wanted] == sequence.tokens[:wanted]
+        return other.hashes.begins_as(sequence.hashes, wanted)
 
     def _input_comes(self, sequence: RunningRequest) -> bool:
         """Whether another completion of the same input is computing the input, or will be the first to do so."""

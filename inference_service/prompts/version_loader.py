@@ -84,8 +84,7 @@ class VersionLoader:
         if started is not None and time.monotonic() - started > fetch_seconds:
             # Another attempt would hang, too, and block a thread and a place for other versions.
             raise Unavailable(f"the prompt store has not answered an earlier request for the blob of {record.name}")
-        blob = await self._pool.call_within(fetch_seconds, partial(self._fetch, record))
-        encoder = self._check_fits(blob)
+        blob, encoder = await self._pool.call_within(fetch_seconds, partial(self._fetch_and_check, record))
         prefix_id = prefix_id_of(record)
         try:
             await self._engine.load_prefix(prefix_id, blob.prefix)
@@ -94,7 +93,7 @@ class VersionLoader:
         except (PreconditionFailed, InvalidInput) as error:
             raise VersionRefused(RefusalReason.SHAPE, error.message) from error
         try:
-            await self._replay(prefix_id, blob, encoder)
+            await self._replay(prefix_id, blob)
         except BaseException:
             await asyncio.shield(self._engine.unload_prefix(prefix_id))
             raise
@@ -112,6 +111,13 @@ class VersionLoader:
 
     def _seconds_to_fetch(self, record: VersionRecord) -> float:
         return min(self._pool.timeout_seconds, MAX_FETCH_SECONDS + record.size_bytes / LEAST_BYTES_PER_SECOND)
+
+    def _fetch_and_check(self, record: VersionRecord) -> tuple[PromptBlob, InputEncoder]:
+        """The blob and its encoder. Tokenizes with the template, which may take long: not for the event loop."""
+        blob = self._fetch(record)
+        encoder = self._check_fits(blob)
+        _check_template(blob.manifest.golden, encoder)
+        return blob, encoder
 
     def _fetch(self, record: VersionRecord) -> PromptBlob:
         self._fetching[record.digest] = time.monotonic()
@@ -155,9 +161,8 @@ class VersionLoader:
         except InvalidInput as error:
             raise VersionRefused(RefusalReason.TEMPLATE, error.message) from error
 
-    async def _replay(self, prefix_id: str, blob: PromptBlob, encoder: InputEncoder) -> None:
+    async def _replay(self, prefix_id: str, blob: PromptBlob) -> None:
         """Replay all records concurrently, so that the engine computes them in one pass."""
-        _check_template(blob.manifest.golden, encoder)
         wanted = list[tuple[int, GoldenRecord]]()
         for index, record in enumerate(blob.manifest.golden):
             if max(record.input_ids) >= self._base.info.vocab_size:

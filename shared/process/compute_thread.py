@@ -15,14 +15,15 @@ import torch
 _num_threads: int | None = None
 
 
-def compute_in_this_thread() -> None:
+def compute_in_this_thread(num_threads: int = 0) -> None:
     """Keep torch's number of threads for the calling thread; threads that first use torch after this call use one core.
 
-    Do earlier computations (loading a model) in a thread that has ended: its team ends with it.
+    `num_threads` replaces that number. Do earlier computations (loading a model) in a thread that has ended: its team
+    ends with it.
     """
     global _num_threads
     inherited = torch.get_num_threads()  # always called: the first call fixes the number that this thread inherits
-    _num_threads = _num_threads or inherited
+    _num_threads = num_threads or _num_threads or inherited
     torch.set_num_threads(_num_threads)
     # Each thread has its own number, but a new thread inherits the number that any thread set last.
     others = threading.Thread(target=torch.set_num_threads, args=(1,), name="one-thread-for-others")

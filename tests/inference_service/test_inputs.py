@@ -107,17 +107,22 @@ async def test_a_chat_templates_own_refusal_is_the_callers_error() -> None:
         )
 
 
-async def test_large_inputs_leave_the_event_loop_free() -> None:
+@pytest.mark.parametrize("large_template", [False, True])
+async def test_large_inputs_and_templates_leave_the_event_loop_free(large_template: bool) -> None:
     tokenizer = WatchedTokenizer()
     watched = encoder(tokenizer=tokenizer)
     preparer = InputPreparer(VOCAB_SIZE, max_length=1 << 20)
     await preparer.prepare(InputRequest("x" * 100), watched, 0)
     assert tokenizer.threads == {threading.current_thread().name}
     tokenizer.threads.clear()
-    large = asyncio.create_task(preparer.prepare(InputRequest("x" * 200_000), watched, 0))
+    text, size = "x" * 200_000, 200_000
+    if large_template:
+        text, size = "x", 30_000
+        watched = encoder(Template(text="y" * (size - 1) + "{input}"), tokenizer)
+    large = asyncio.create_task(preparer.prepare(InputRequest(text), watched, 0))
     await asyncio.sleep(0)
     assert not large.done()
-    assert len((await large).ids) == 200_000
+    assert len((await large).ids) == size
     assert threading.current_thread().name not in tokenizer.threads
     preparer.close()
 

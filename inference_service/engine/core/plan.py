@@ -155,6 +155,6 @@ def complete_chunk(chunk: Chunk) -> None:
         sequence.tokens.extend(chunk.branches[0])
         sequence.num_computed = chunk.end
         return
-    del sequence.tokens[sequence.num_input :]
+    sequence.drop_partial()
     sequence.num_scored += len(chunk.branches)
     sequence.num_computed = min(sequence.num_computed, sequence.length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from inference_service.engine.core.request import (
     FinishReason,
@@ -14,6 +15,7 @@ from inference_service.engine.core.request import (
     TokenUsage,
 )
 from inference_service.engine.core.token_counts import TokenCounts
+from inference_service.engine.core.token_hashes import TokenHashes
 from shared.values.sampling import SamplingParams
 
 
@@ -73,6 +75,16 @@ class RunningRequest:
     error: str = ""
     counts: TokenCounts = field(default_factory=TokenCounts)
     """Counts of `tokens` for penalties; updated only if there are any."""
+
+    @cached_property
+    def hashes(self) -> TokenHashes:
+        """Hashes of the beginnings of `tokens`."""
+        return TokenHashes(self.tokens)
+
+    def drop_partial(self) -> None:
+        """Remove the scored tokens of the current candidate."""
+        self.hashes.forget(self.num_input)
+        del self.tokens[self.num_input :]
 
     @property
     def rank(self) -> tuple[int, int]:

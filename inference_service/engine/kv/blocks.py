@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from inference_service.engine.core.integrity import IntegrityError
-from inference_service.engine.kv.rows import Acquired, Content, NewContent, common_length, least_shared
+from inference_service.engine.core.token_hashes import TokenHashes
+from inference_service.engine.kv.rows import Acquired, Content, NewContent, least_shared
 
 NULL_BLOCK = 0
 """The padding of block tables and batches points to this block; no sequence holds it."""
@@ -82,6 +84,11 @@ class Cached:
     length: int
     last_used: int
     group: str = ""
+
+    @cached_property
+    def hashes(self) -> TokenHashes:
+        """Hashes of the beginnings of `tokens`."""
+        return TokenHashes(self.tokens)
 
 
 @dataclass
@@ -240,24 +247,22 @@ class BlockPool:
         if prefix is not None:
             prefix.last_used = self._tick()
             best = (prefix.blocks, prefix.length)
-        most, source, limit = 0, None, content.num_reusable
-        held = ((row, row.holder) for row in self.rows if row.holder is not None)
-        rows = [
-            Cached(one.tenant, one.prefix_id, one.num_virtual, one.tokens, row.blocks, row.length, 0, one.group)
-            for row, one in held
-        ]
-        for other in (*rows, *self._remains):
-            valid = other.length - other.num_virtual
+        most, limit = 0, content.num_reusable
+        source: tuple[Content, BlockRow | Cached] | None = None
+        places: list[tuple[Content, BlockRow | Cached]] = [(cached, cached) for cached in self._remains]
+        for other, place in [*((row.holder, row) for row in self.rows if row.holder is not None), *places]:
+            valid = place.length - other.num_virtual
             least = least_shared(content, other, reuse=self.reuse, across_tenants=self.across_tenants)
             if least is None or valid <= most:
                 continue
-            shared = common_length(content.tokens[:limit], other.tokens[:valid])
+            shared = content.hashes.common_length(other.hashes, min(limit, valid))
             if shared > most and shared >= least:
-                most, source = shared, other
-        if source is None:
-            return best
-        source.last_used = self._tick()
-        return source.blocks, content.num_virtual + most
+                most, source = shared, (other, place)
+        if source is None or source[0].tokens[:most] != content.tokens[:most]:
+            return best  # no match, or different tokens with the same hash
+        if isinstance(source[1], Cached):
+            source[1].last_used = self._tick()
+        return source[1].blocks, content.num_virtual + most
 
     def _share_prefix(self, prefix_id: str, num_virtual: int, row: BlockRow) -> None:
         """Remember the whole blocks of virtual tokens: they are the same for all sequences of the prefix."""

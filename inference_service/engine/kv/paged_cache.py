@@ -13,6 +13,7 @@ import torch
 from inference_service.engine.kv.blocks import NULL_BLOCK, BlockOp, ClearBlocks, CopyBlock, SetTable, WritePrefix
 from inference_service.engine.kv.kv_cache import LayerShape, LayerTensors, PrefixKV
 from inference_service.engine.kv.prefix_cache import PrefixCache
+from inference_service.engine.kv.upload import upload
 
 SCRATCH_TOKENS = 32
 
@@ -60,9 +61,7 @@ class PagedKVCache(LayerTensors):
         for op in ops:
             match op:
                 case SetTable(row, first, blocks):
-                    self.tables[row, first : first + len(blocks)] = torch.tensor(
-                        blocks, dtype=torch.int32, device=self._device
-                    )
+                    self.tables[row, first : first + len(blocks)] = upload(blocks, torch.int32, self._device)
                 case ClearBlocks(_, blocks):
                     for tensor in (*self._keys, *self._values):
                         tensor[:, list(blocks)] = 0

@@ -8,9 +8,11 @@ llama.cpp reuses slots; SGLang's radix tree does it for paged caches).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.core.token_hashes import TokenHashes
 
 BLOCK_TOKENS = 32
 MIN_SHARED_TOKENS = 8
@@ -26,6 +28,10 @@ class Content(Protocol):
     tokens: list[int]
     group: str
     """The completions of one input have the same group; empty: it is the only one."""
+
+    @property
+    def hashes(self) -> TokenHashes:
+        """Hashes of the beginnings of `tokens`."""
 
 
 class NewContent(Content, Protocol):
@@ -45,6 +51,11 @@ class Remains:
     num_virtual: int
     tokens: list[int]
     group: str = ""
+
+    @cached_property
+    def hashes(self) -> TokenHashes:
+        """Hashes of the beginnings of `tokens`."""
+        return TokenHashes(self.tokens)
 
 
 @dataclass
@@ -123,11 +134,6 @@ def least_shared(content: Content, other: Content, *, reuse: bool, across_tenant
     if content.group and content.group == other.group:
         return 1
     return MIN_SHARED_TOKENS if reuse and may_share(content, other, across_tenants=across_tenants) else None
-
-
-def common_length(one: list[int], other: list[int]) -> int:
-    """Number of tokens that two sequences have in common at their beginning."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def blocks_for(length: int) -> int:
@@ -263,10 +269,11 @@ class RowPool:
             least = least_shared(content, other, reuse=self.reuse, across_tenants=self.across_tenants)
             if least is None:
                 continue
-            valid = row.length - other.num_virtual
-            shared = common_length(content.tokens[:limit], other.tokens[:valid])
+            shared = content.hashes.common_length(other.hashes, min(limit, row.length - other.num_virtual))
             if shared > most and shared >= least:
                 best, most = row, shared
+        if best is None or best.content is None or best.content.tokens[:most] != content.tokens[:most]:
+            return None, 0  # no match, or different tokens with the same hash
         return best, most
 
     def _choose_row(self, source: Row | None, shared_length: int) -> Row | None:

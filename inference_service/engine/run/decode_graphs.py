@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
+from inference_service.engine.kv.upload import upload
+
 log = logging.getLogger(__name__)
 
 _WARM_UPS = 2
@@ -78,7 +80,7 @@ class DecodeGraphs:
             return None
         graph = self._graphs[self._sizes[step]]
         padded = [*columns, *([self._padding] * (self._sizes[step] - len(columns)))]
-        graph.inputs.copy_(torch.tensor(padded).T)
+        graph.inputs.copy_(upload(padded, torch.long, graph.inputs.device).T)
         return graph.replay()[: len(columns)]
 
 

@@ -16,6 +16,7 @@ from inference_service.engine.core.plan import Chunk, StepPlan
 from inference_service.engine.kv.kv_cache import PrefixKV, RowKVCache
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.kv.rows import CopyPrefix, CopyRow, RowOp, Trim
+from inference_service.engine.kv.upload import upload
 from inference_service.engine.run.attention import CachedAttention, StepLayout, lay_out
 from inference_service.engine.run.finite_check import FiniteCheck
 from shared.kernels.fused_decoder import FusedDecoder, OtherStructure
@@ -141,12 +142,8 @@ def model_inputs(
 
     If the chunks have virtual tokens, embeddings `[1, tokens, hidden_size]` replace the ids.
     """
-    token_ids = torch.tensor(
-        [token for chunk in chunks for token in fed_tokens(chunk)], dtype=torch.long, device=device
-    )
-    positions = torch.tensor(
-        [position for chunk in chunks for position in fed_positions(chunk)], dtype=torch.long, device=device
-    )
+    token_ids = upload([token for chunk in chunks for token in fed_tokens(chunk)], torch.long, device)
+    positions = upload([position for chunk in chunks for position in fed_positions(chunk)], torch.long, device)
     if not any(chunk.num_virtual for chunk in chunks):
         return {"input_ids": token_ids[None], "position_ids": positions[None]}
     embeddings, begin = model.get_input_embeddings()(token_ids).clone(), 0

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from inference_service.engine.kv.paged_cache import PagedKVCache
+from inference_service.engine.kv.upload import upload
 from inference_service.engine.run.masked_attention import LayerScoring, QuerySegment, additive, attend
 from inference_service.engine.run.varlen_kernel import PackedSequences, VarlenKernel
 
@@ -48,14 +49,15 @@ class PagedLayout:
         offsets = torch.arange(self.num_decodes + 1, dtype=torch.int32, device=device)
         used, rows = (self.decode_positions + 1).int(), self.decode_rows
         if segments:
-            counts = torch.tensor(
+            moved = upload(
                 [
                     [segment.count for segment in segments],
                     [segment.end for segment in segments],
                     [segment.row for segment in segments],
-                ]
+                ],
+                torch.long,
+                device,
             )
-            moved = counts.to(device)
             offsets = torch.cat([offsets, (self.num_decodes + moved[0].cumsum(0)).int()])
             used, rows = torch.cat([used, moved[1].int()]), torch.cat([rows, moved[2]])
         longest = max([self.longest, *(segment.end for segment in segments)])
@@ -72,7 +74,7 @@ class PagedLayout:
             if not segment.branch_lengths
             for position in range(segment.begin, segment.begin + segment.count)
         ]
-        return torch.tensor([*range(self.num_decodes), *plain], dtype=torch.long, device=self.slots.device)
+        return upload([*range(self.num_decodes), *plain], torch.long, self.slots.device)
 
 
 class PagedAttention:

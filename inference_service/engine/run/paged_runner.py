@@ -14,6 +14,7 @@ from inference_service.engine.core.plan import Chunk, StepPlan
 from inference_service.engine.kv.kv_cache import PrefixKV
 from inference_service.engine.kv.paged_cache import PagedKVCache
 from inference_service.engine.kv.prefix_cache import PrefixCache
+from inference_service.engine.kv.upload import upload
 from inference_service.engine.run.decode_graphs import DecodeGraphs
 from inference_service.engine.run.finite_check import FiniteCheck
 from inference_service.engine.run.masked_attention import QuerySegment
@@ -84,7 +85,7 @@ class PagedRunner:
         )
 
     def _tensor(self, values: Any) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
+        return upload(values, torch.long, self._device)
 
     def _forward(self, layout: PagedLayout, inputs: dict[str, torch.Tensor], keep: torch.Tensor | int) -> torch.Tensor:
         self._attention.layout = layout

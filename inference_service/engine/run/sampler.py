@@ -18,6 +18,7 @@ import torch
 from inference_service.engine.core.request import TokenLogprob
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.guide.matcher import Mask
+from inference_service.engine.kv.upload import upload
 from inference_service.engine.run.token_choice import NOT_FINITE as NOT_FINITE_CHOICE
 from inference_service.engine.run.token_choice import Draw, choose
 from shared.kernels.sampling import Change
@@ -158,13 +159,15 @@ def _add_biases(
     logits: torch.Tensor, biases: Mapping[int, float], ids: torch.Tensor | None, values: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Biases are added to penalised logits, if there are any, and else to the row of logits `[vocab]`."""
-    changed, biased = logits.float(), torch.tensor(list(biases), device=logits.device)
-    if ids is not None and values is not None:
-        changed = changed.index_copy(0, ids, values)
-        biased = torch.cat([biased, ids]).unique()  # type: ignore[no-untyped-call]
-    listed = torch.zeros_like(changed)
-    listed[list(biases)] = torch.tensor(list(biases.values()), dtype=changed.dtype, device=logits.device)
-    return biased, changed[biased] + listed[biased]
+    listed = upload(list(biases), torch.long, logits.device)
+    added = upload(list(biases.values()), torch.float32, logits.device)
+    if ids is None or values is None:
+        return listed, logits[listed].float() + added
+    changed_ids = torch.cat([listed, ids]).unique()  # type: ignore[no-untyped-call]
+    changed = logits[changed_ids].float()
+    changed[torch.searchsorted(changed_ids, ids)] = values
+    changed[torch.searchsorted(changed_ids, listed)] += added
+    return changed_ids, changed
 
 
 def _possible(sequence: RunningRequest, end_ids: frozenset[int], mask: Mask | None, vocab: int) -> torch.Tensor | None:

@@ -16,6 +16,7 @@ from operator import attrgetter
 
 import torch
 
+from inference_service.engine.kv.upload import upload
 from shared.kernels import sampling
 from shared.kernels.sampling import Change
 from shared.values.sampling import SamplingParams
@@ -87,33 +88,43 @@ def _changed(row: torch.Tensor, change: Change) -> torch.Tensor:
 
 
 def choose_in_torch(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-    """The same for logits `[rows, vocab]`, in plain operations."""
-    highest, first = logits.max(dim=-1)  # the first index of equal ones
-    chosen: list[int] = first.tolist()
-    for row, value in enumerate(highest.tolist()):
-        if not math.isfinite(value):
-            chosen[row] = NOTHING_LEFT if value == -math.inf else NOT_FINITE
-    sampled = [row for row, draw in enumerate(draws) if draw.scale > 0 and chosen[row] >= 0]
-    whole = [row for row in sampled if not draws[row].truncated]
-    cut = [row for row in sampled if draws[row].truncated]
-    if whole:
-        weights = _weights(logits[whole].float(), [draws[row] for row in whole])
-        picks = _pick(weights, _column(draws, whole, "number", logits.device)[:, 0])
-        for row, token in zip(whole, picks.tolist(), strict=True):
-            chosen[row] = token
-    if cut:
-        some, float_logits = [draws[row] for row in cut], logits[cut].float()
-        picked = _Truncation.of(some, logits.device).pick(float_logits, _weights(float_logits, some))
-        for row, token in zip(cut, picked, strict=True):
-            chosen[row] = token
-    return chosen
+    """The same for logits `[rows, vocab]`, in plain operations. One copy brings the tokens back from the device."""
+    device = logits.device
+    highest, chosen = logits.max(dim=-1)  # the first index of equal ones
+    unsorted = torch.zeros_like(chosen)
+    sampled = [row for row, draw in enumerate(draws) if draw.scale > 0]
+    if whole := [row for row in sampled if not draws[row].truncated]:
+        some, rows = [draws[row] for row in whole], upload(whole, torch.long, device)
+        weights = _weights(logits[rows].float(), some)
+        chosen[rows] = _pick(weights, _column(some, "number", device)[:, 0])
+    if cut := [row for row in sampled if draws[row].truncated]:
+        some, rows = [draws[row] for row in cut], upload(cut, torch.long, device)
+        some_logits = logits[rows].float()
+        chosen[rows], beyond = _Truncation.of(some, device).pick(some_logits, _weights(some_logits, some))
+        unsorted[rows] = beyond.long()
+    state = torch.full_like(chosen, NOT_FINITE).masked_fill_(highest == -math.inf, NOTHING_LEFT)
+    chosen = torch.where(highest.isfinite(), chosen, state)
+    found, again = torch.stack([chosen, unsorted]).tolist()
+    for row, is_unsorted in enumerate(again):
+        if is_unsorted and found[row] >= 0:
+            found[row] = _in_whole_order(logits[row : row + 1].float(), draws[row])
+    return list(found)
+
+
+def _in_whole_order(logits: torch.Tensor, draw: Draw) -> int:
+    """The token of one row `[1, vocab]` whose truncation keeps more tokens than `SORTED_HEAD`, or may."""
+    truncation, weights = _Truncation.of([draw], logits.device), _weights(logits, [draw])
+    every = logits[0].sort(descending=True, stable=True).indices
+    ordered = weights[:, every]
+    kept = truncation.kept(ordered, weights.double().sum(dim=-1, keepdim=True))
+    return int(every[_pick(ordered * kept, truncation.number[:, 0])[0]])
 
 
 def _weights(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """Weights `[rows, vocab]` of float32 logits. The operations and their order are those of sampling.c."""
     if logits.is_cpu and len(logits) > 1:  # one row stays in the cache
         return torch.cat([_weights(row[None], [draw]) for row, draw in zip(logits, draws, strict=True)])
-    scales = torch.tensor([draw.scale for draw in draws], dtype=torch.float32, device=logits.device)
+    scales = upload([draw.scale for draw in draws], torch.float32, logits.device)
     power = (logits - logits.max(dim=-1, keepdim=True).values).mul_(scales[:, None])
     power = torch.where(power >= _LOWEST_POWER, power, _LOWEST_POWER)
     whole = (power + _TO_WHOLE).sub_(_TO_WHOLE)
@@ -125,8 +136,8 @@ def _weights(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     return weights.mul_(exponents).add_(_TO_QUANTUM).sub_(_TO_QUANTUM)
 
 
-def _column(draws: Sequence[Draw], rows: Sequence[int], name: str, device: torch.device) -> torch.Tensor:
-    return torch.tensor([getattr(draws[row], name) for row in rows], dtype=torch.float64, device=device)[:, None]
+def _column(draws: Sequence[Draw], name: str, device: torch.device) -> torch.Tensor:
+    return upload([[getattr(draw, name)] for draw in draws], torch.float64, device)
 
 
 @dataclass(frozen=True)
@@ -140,30 +151,23 @@ class _Truncation:
 
     @classmethod
     def of(cls, draws: Sequence[Draw], device: torch.device) -> _Truncation:
-        rows = range(len(draws))
-        return cls(*(_column(draws, rows, field.name, device) for field in fields(cls)))
+        return cls(*(_column(draws, field.name, device) for field in fields(cls)))
 
-    def pick(self, logits: torch.Tensor, weights: torch.Tensor) -> list[int]:
-        """A token for each row of logits and weights `[rows, vocab]`."""
+    def pick(self, logits: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A token for each row of logits and weights `[rows, vocab]`, and which rows need `_in_whole_order` instead."""
         vocabulary, totals = logits.shape[1], weights.double().sum(dim=-1, keepdim=True)
         # Equal logits are in the order of their ids, as in a stable sort of the whole vocabulary.
         ids = logits.topk(min(SORTED_HEAD, vocabulary), dim=-1).indices.sort(dim=-1).values
         head = logits.gather(1, ids).sort(dim=-1, descending=True, stable=True)
         ids = ids.gather(1, head.indices)
         ordered = weights.gather(1, ids)
-        kept = self._kept(ordered, totals)
-        chosen: list[int] = ids.gather(1, _pick(ordered * kept, self.number[:, 0])[:, None])[:, 0].tolist()
+        kept = self.kept(ordered, totals)
+        chosen = ids.gather(1, _pick(ordered * kept, self.number[:, 0])[:, None])[:, 0]
         # Of the tokens that tie with the last one of the head, `topk` may have taken any.
         beyond = (kept & (head.values == head.values[:, -1:])).any(dim=-1) | (self.top_k[:, 0] > ids.shape[1])
-        for row in torch.nonzero(beyond).flatten().tolist() if ids.shape[1] < vocabulary else ():
-            every = logits[row].sort(descending=True, stable=True).indices
-            ordered = weights[row : row + 1, every]
-            one = _Truncation(*(getattr(self, field.name)[row : row + 1] for field in fields(self)))
-            kept = one._kept(ordered, totals[row : row + 1])
-            chosen[row] = int(every[_pick(ordered * kept, one.number[:, 0])[0]])
-        return chosen
+        return chosen, beyond if ids.shape[1] < vocabulary else torch.zeros_like(beyond)
 
-    def _kept(self, ordered: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
+    def kept(self, ordered: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
         """Which of the weights in order `[rows, n]` remain; the first one always does.
 
         top_p is a share of the weight that top_k leaves, as in transformers and vLLM.

@@ -1,17 +1,20 @@
 """PyTorch's variable-length attention over a block table (`torch.nn.attention.varlen`), tested on the device first.
 
 Its requirements depend on the release and on the flash kernels inside: the size of a block, and whether it takes the
-keys' offsets in addition to their counts. Each way of calling it is therefore tried on a small example and compared
-with attention in plain operations.
+keys' offsets in addition to their counts. Each way of calling it is therefore tried on examples and compared with
+attention in plain operations: a small one with every kind of sequence, and decodes of the longest sequences in batches
+of different sizes, because the kernel may divide long keys among thread blocks. With a block table, this division
+writes only the first sequence's rows (https://github.com/pytorch/pytorch/issues/194167), so it is switched off.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -88,29 +91,48 @@ class VarlenKernel:
 
 
 def find_kernel(
-    num_heads: int, num_kv_heads: int, width: int, dtype: torch.dtype, device: torch.device
+    num_heads: int,
+    num_kv_heads: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_length: int,
+    batches: Sequence[int],
 ) -> VarlenKernel | None:
-    """The first way of calling `varlen_attn` that gives the right numbers on this device, or None."""
+    """The first way of calling `varlen_attn` that gives the right numbers on this device, or None.
+
+    It is tried with decodes of `max_length` positions in batches of these sizes.
+    """
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    if "block_table" not in inspect.signature(varlen_attn).parameters:
-        return None
+    shape = num_heads, num_kv_heads, width, dtype, device
+    for kernel in variants(varlen_attn):
+        try:
+            difference = error_of(kernel, *shape)
+            for batch in batches if difference < _TOLERANCE else ():
+                difference = max(difference, decode_error_of(kernel, *shape, max_length, batch))
+        except (RuntimeError, TypeError, ValueError) as error:
+            log.info("varlen_attn does not support blocks of %d tokens: %s", kernel.block_tokens, error)
+            continue
+        if difference < _TOLERANCE:
+            return kernel
+        log.warning("varlen_attn with blocks of %d tokens is off by %.2g of the norm", kernel.block_tokens, difference)
+    return None
+
+
+def variants(varlen_attn: Callable[..., Any]) -> Iterator[VarlenKernel]:
+    """The ways of calling a release's `varlen_attn` with block tables; none if it takes none."""
+    parameters = inspect.signature(varlen_attn).parameters
+    if "block_table" not in parameters:
+        return
+    attend = partial(varlen_attn, num_splits=1) if "num_splits" in parameters else varlen_attn
     for block_tokens in BLOCK_SIZES:
         for with_offsets in (False, True):
-            kernel = VarlenKernel(varlen_attn, block_tokens, with_offsets)
-            try:
-                difference = error_of(kernel, num_heads, num_kv_heads, width, dtype, device)
-            except (RuntimeError, TypeError, ValueError) as error:
-                log.info("varlen_attn does not support blocks of %d tokens: %s", block_tokens, error)
-                continue
-            if difference < _TOLERANCE:
-                return kernel
-            log.warning("varlen_attn with blocks of %d tokens is off by %.2g of the norm", block_tokens, difference)
-    return None
+            yield VarlenKernel(attend, block_tokens, with_offsets)
 
 
 @torch.inference_mode()
@@ -149,6 +171,40 @@ def error_of(
         ):
             differences.append(float((got.float() - wanted).norm() / wanted.norm()))
     return max(differences)
+
+
+@torch.inference_mode()
+def decode_error_of(
+    kernel: VarlenKernel,
+    num_heads: int,
+    num_kv_heads: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    length: int,
+    batch: int,
+) -> float:
+    """The largest difference of a decode in a batch of sequences of `length` positions; infinite for a missing row.
+
+    All sequences have the same blocks, each in an order of its own. With one query each, the order doesn't matter if
+    the blocks are full, so all must get the same numbers from the same query.
+    """
+    generator = torch.Generator().manual_seed(0)
+    blocks = max(1, length // kernel.block_tokens)
+    keys, values = (
+        torch.randn(blocks, kernel.block_tokens, num_kv_heads, width, generator=generator).to(device, dtype)
+        for _ in range(2)
+    )
+    query = torch.randn(1, num_heads, width, generator=generator).to(device, dtype)
+    tables = torch.stack([torch.randperm(blocks, generator=generator) for _ in range(batch)]).int().to(device)
+    end = blocks * kernel.block_tokens
+    used = torch.full((batch,), end, dtype=torch.int32, device=device)
+    packed = PackedSequences(torch.arange(batch + 1, dtype=torch.int32, device=device), used, tables, 1, end)
+    scoring = LayerScoring(width**-0.5, 0)
+    expected = _in_steps(query, keys, values, end, scoring)
+    got = kernel(query.expand(batch, -1, -1), keys, values, packed, scoring).float()
+    worst = float((got - expected).flatten(1).norm(dim=1).max() / expected.norm())
+    return worst if math.isfinite(worst) else math.inf
 
 
 def _in_steps(

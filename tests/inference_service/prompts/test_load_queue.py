@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.engine import Engine
+from inference_service.prompts import version_loader
 from inference_service.prompts.heartbeat import Heartbeat
 from inference_service.prompts.load_queue import MAX_FAILED_REPLAYS, MAX_FAULTS, VersionLoads
 from inference_service.prompts.registry import PromptRegistry
@@ -25,13 +26,16 @@ from shared.caller import Caller, Tenant, calling
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed, Unavailable
 from shared.model import base_model
 from shared.prompt.manifest import GoldenRecord
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import PromptStore, VersionRecord, open_store
 from shared.store.replicas import ReplicaDirectory
+from shared.text.golden_inputs import golden_input_ids
+from shared.text.template import InputEncoder, Template
 from tests.inference_service.engine.builders import small_config
 from tests.inference_service.prompts.fakes import NullPromptObserver
 from tests.inference_service.replica import blob, matrix, publish
 from tests.inference_service.test_proof_rpc import golden_of
-from tests.tiny_models import FLOAT32
+from tests.tiny_models import FLOAT32, byte_tokenizer
 from tests.waiting import until
 
 
@@ -97,6 +101,30 @@ async def test_a_replay_that_stop_cuts_off_is_no_verdict_and_the_fleet_hears_of_
     await stopping
     assert bench.reasons() == []
     assert bench.heartbeat.record().refused == ()
+
+
+async def test_a_load_tokenizes_and_looks_at_numbers_off_the_event_loop(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = dict[str, str]()
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            used.setdefault(name, threading.current_thread().name)  # the engine checks the numbers again in its thread
+            return function(*args)
+
+        return call
+
+    for name in ("golden_input_ids", "InputEncoder"):
+        monkeypatch.setattr(version_loader, name, noted(name, getattr(version_loader, name)))
+    monkeypatch.setattr(SoftPrompt, "check_fits", noted("check_fits", SoftPrompt.check_fits))
+    encoder = InputEncoder(byte_tokenizer(), Template())
+    (first,) = golden_of(bench.model_dir, matrix(1))
+    synthetic = first.model_copy(update={"text": "", "input_ids": golden_input_ids(encoder)[0]})
+    await bench.load(bench.publish(1, (synthetic,)))
+    assert used.keys() == {"golden_input_ids", "InputEncoder", "check_fits"}
+    assert threading.current_thread().name not in used.values()
+    assert all(thread.startswith("prompt store fetch") for thread in used.values())
 
 
 @pytest.mark.parametrize("ended_by", ["stop", "cancel"])

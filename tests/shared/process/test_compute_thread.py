@@ -21,10 +21,15 @@ def compute():
     compute_in_this_thread()
     return torch.get_num_threads()
 
+def resized():
+    compute_in_this_thread(2)
+    return torch.get_num_threads()
+
 print(in_thread(compute), in_thread(torch.get_num_threads), in_thread(compute), in_thread(torch.get_num_threads))
+print(in_thread(resized), in_thread(torch.get_num_threads), in_thread(compute))
 """
 
 
 def test_one_thread_keeps_the_cores_and_later_ones_get_one() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["3", "1", "3", "1"]
+    assert done.stdout.split() == ["3", "1", "3", "1", "2", "1", "2"]

@@ -4,11 +4,13 @@ decode batches.
 
 from __future__ import annotations
 
+import inspect
 import random
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.attention.varlen
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +20,13 @@ from inference_service.engine.engine import Engine
 from inference_service.engine.kv.blocks import BlockPool
 from inference_service.engine.run.decode_graphs import Decode, DecodeGraphs, ladder
 from inference_service.engine.run.paged_runner import PagedRunner
-from inference_service.engine.run.varlen_kernel import VarlenKernel, error_of
+from inference_service.engine.run.varlen_kernel import (
+    BLOCK_SIZES,
+    VarlenKernel,
+    decode_error_of,
+    error_of,
+    variants,
+)
 from tests.host_waits import HostWaits
 from tests.inference_service.engine.builders import (
     ARCHITECTURES,
@@ -97,11 +105,11 @@ def with_kernel(monkeypatch: pytest.MonkeyPatch, kernel: VarlenKernel = KERNEL) 
     """Where a layer's shape allows a kernel, this one is used, and decodes run as padded batches of a ladder."""
     real = build.kernel_for
 
-    def found(base: Any, shapes: Any) -> VarlenKernel | None:
+    def found(base: Any, shapes: Any, config: Any) -> VarlenKernel | None:
         calls: list[None] = []
         with monkeypatch.context() as patched:
             patched.setattr(build, "find_kernel", lambda *_: calls.append(None))
-            real(base, shapes)
+            real(base, shapes, config)
         return kernel if calls else None
 
     monkeypatch.setattr(build, "kernel_for", found)
@@ -276,6 +284,43 @@ def test_the_kernel_is_proven_before_it_is_used() -> None:
     assert (
         error_of(VarlenKernel(no_window, BLOCK, with_offsets=False), 4, 2, 16, torch.float32, torch.device("cpu")) > 0.1
     )
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8, 32])
+def test_the_kernel_is_proven_at_full_length_in_every_row(batch: int) -> None:
+    """A kernel that writes only the first sequence's rows of a batch is refused."""
+
+    def first_row_only(*arguments: Any, **options: Any) -> torch.Tensor:
+        out = varlen_attn(*arguments, **options)
+        out[1:] = float("nan")
+        return out
+
+    shape = 4, 2, 16, torch.float32, torch.device("cpu")
+    assert decode_error_of(KERNEL, *shape, 20 * BLOCK + 3, batch) < 1e-5
+    wrong = decode_error_of(VarlenKernel(first_row_only, BLOCK, with_offsets=False), *shape, 20 * BLOCK, batch)
+    assert wrong < 1e-5 if batch == 1 else wrong == float("inf")
+
+
+def test_keys_are_never_divided_among_thread_blocks() -> None:
+    calls = list[dict[str, Any]]()
+
+    def release(*arguments: Any, block_table: Any, num_splits: int | None = None, **options: Any) -> None:
+        calls.append({"num_splits": num_splits})
+
+    def older(*arguments: Any, block_table: Any, **options: Any) -> None:
+        calls.append({})
+
+    def without_tables(*arguments: Any, seqused_k: Any) -> None:
+        raise AssertionError("must not be called")
+
+    sizes = [(kernel.block_tokens, kernel.with_offsets) for kernel in variants(release)]
+    assert sizes == [(size, with_offsets) for size in BLOCK_SIZES for with_offsets in (False, True)]
+    assert list(variants(without_tables)) == []
+    for kernel in (*variants(release), *variants(older)):
+        kernel.attend(block_table=None)
+    assert calls == [{"num_splits": 1}] * len(sizes) + [{}] * len(sizes)
+    installed = inspect.signature(torch.nn.attention.varlen.varlen_attn).parameters
+    assert {"block_table", "seqused_k", "num_splits"} <= installed.keys()
 
 
 def test_a_decode_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

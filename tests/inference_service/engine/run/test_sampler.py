@@ -169,3 +169,17 @@ def test_logits_that_are_not_finite_are_distinguished() -> None:
     logits[1, 3] = math.nan
     found = sample(logits, [row(), row(), row(temperature=0.0)], [frozenset()] * 3)
     assert [bool(s.error) for s in found] == [False, True, False]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_biases_are_added_to_penalised_logits(penalty: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for logits in torch.randn(50, VOCAB, generator=generator):
+        listed, tokens = (torch.randperm(VOCAB, generator=generator)[:8].tolist() for _ in range(2))
+        biases = dict(zip(listed, (4 * torch.randn(8, generator=generator)).tolist(), strict=True))
+        expected = logits.clone()
+        expected[tokens] = torch.where(logits > 0, logits / penalty, logits * penalty)[tokens]
+        for token, bias in biases.items():
+            expected[token] += bias
+        sequence = row(tokens=tuple(tokens), temperature=0.0, repetition_penalty=penalty, logit_bias=biases)
+        assert one(logits, sequence) == int(expected.argmax())

@@ -15,6 +15,7 @@ import torch
 from inference_service.engine.run.token_choice import NOT_FINITE, NOTHING_LEFT, Draw, choose, choose_in_torch
 from shared.kernels import library, sampling
 from shared.kernels.sampling import Change
+from tests.host_waits import HostWaits
 
 needs_kernels = pytest.mark.skipif(library.load() is None, reason="no compiled kernels on this machine")
 
@@ -150,3 +151,23 @@ def test_rows_that_the_kernel_would_misread_are_refused() -> None:
             sampling.choose_tokens([torch.zeros(8)], [draw], {0: change})
     strided = torch.arange(20.0).view(10, 2)[:, 0]
     assert sampling.choose_tokens([strided], [(0, 1.0, 0.0, 0.0, 0.0)]) == [9]
+
+
+def test_choices_in_torch_wait_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the tokens are read back; the rare row that needs a whole sort waits again."""
+    num_read, tolist = 0, torch.Tensor.tolist
+
+    def counted(tensor: torch.Tensor) -> object:
+        nonlocal num_read
+        num_read += 1
+        return tolist(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
+    logits = _logits("peaked", 5, 5000, torch.Generator().manual_seed(0))
+    logits[4, 7] = math.nan
+    draws = [Draw(0.0), Draw(0.8, number=0.5), Draw(0.8, top_k=20, number=0.5), Draw(0.8, top_p=0.9, number=0.5)]
+    with HostWaits() as waits:
+        chosen = choose_in_torch(logits, [*draws, Draw(0.8, top_k=20, number=0.5)])
+    assert chosen[4] == NOT_FINITE
+    assert waits.found == []
+    assert num_read == 1
