@@ -82,7 +82,7 @@ class TokenSource:
         self._last = ""
 
     def token(self) -> str:
-        """The token; empty for none. Raises InvalidInput if the file has never been readable, or for what is no token."""
+        """The token; empty for none. Raises InvalidInput for what is no token, or a file that was never readable."""
         if self._file is None:
             return _checked(self._fixed, TOKEN_VARIABLE)
         if self._file.changed() or not self._last:
