@@ -67,9 +67,9 @@ class ClientSecurity:
         if bool(self.certificate_file) != bool(self.key_file):
             raise InvalidInput.of(CERTIFICATE_VARIABLE, f"and {KEY_VARIABLE} must be set together")
         return grpc.ssl_channel_credentials(
-            root_certificates=_read(self.ca_file, CA_VARIABLE),
-            private_key=_read(self.key_file, KEY_VARIABLE),
-            certificate_chain=_read(self.certificate_file, CERTIFICATE_VARIABLE),
+            root_certificates=_pem(self.ca_file, CA_VARIABLE, "CERTIFICATE"),
+            private_key=_pem(self.key_file, KEY_VARIABLE, "PRIVATE KEY"),
+            certificate_chain=_pem(self.certificate_file, CERTIFICATE_VARIABLE, "CERTIFICATE"),
         )
 
 
@@ -125,6 +125,14 @@ def _on_or_off(text: str) -> bool | None:
     if text.lower() in ("on", "true", "1", "off", "false", "0"):
         return text.lower() in ("on", "true", "1")
     raise InvalidInput.of(TLS_VARIABLE, f"{text!r} must be on, off or auto")
+
+
+def _pem(path: str, variable: str, label: str) -> bytes | None:
+    """The content of a file of PEM. Of another one, gRPC says only that it can't connect."""
+    content = _read(path, variable)
+    if content is not None and f"{label}-----".encode() not in content:
+        raise InvalidInput.of(variable, f"{path} is not PEM with a {label.lower()}")
+    return content
 
 
 def _read(path: str, variable: str, watched: WatchedFile | None = None) -> bytes | None:

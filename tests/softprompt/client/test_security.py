@@ -200,6 +200,17 @@ async def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
         await count(1, ClientSecurity(certificate_file="cert"))
 
 
+@pytest.mark.parametrize("wrong", ["ca_file", "certificate_file", "key_file"])
+async def test_files_that_are_no_pem_are_named(service: dict[str, Any], wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong").write_bytes(b"0\x82\x01")
+    files = {"certificate_file": service["tls_certificate_file"], "key_file": service["tls_key_file"]}
+    reason = (
+        f"SOFTPROMPT_TLS_{wrong.upper()}: .*/wrong is not PEM with a {'private key' if wrong == 'key_file' else 'cert'}"
+    )
+    with pytest.raises(InvalidInput, match=reason):
+        await count(1, ClientSecurity(**files | {wrong: str(tmp_path / "wrong")}))
+
+
 def test_the_command_line_makes_tokens_and_hashes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
