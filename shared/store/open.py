@@ -41,7 +41,8 @@ def existing_backend(url: str, *, or_damaged: bool = False) -> ObjectBackend:
     scheme, separator, _ = url.partition("://")
     if url.strip() and (not separator or scheme == "file"):
         path = Path(unquote(urlsplit(url).path)) if separator else expanded(url)
-        if not (path / STORE_KEY).is_file() and not (or_damaged and (path / LOG).is_dir()):
+        may_be_opened = path.is_file() or (path / STORE_KEY).is_file()  # `open_backend` says that the first is a file
+        if not may_be_opened and not (or_damaged and (path / LOG).is_dir()):
             raise NotFound("prompt store", url[:200])
     backend = open_backend(url)
     if backend.head(STORE_KEY) is None and not (or_damaged and backend.list(LOG)):

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from datetime import datetime
 from functools import cache, partial
 from itertools import islice
 from typing import Any, TypeVar, Union
@@ -35,6 +36,8 @@ F = TypeVar("F", bound=Reader)
 Writer = Callable[[Any, Any, str], None]
 Putter = Callable[[Any, Any, str], None]
 W = TypeVar("W", bound=Writer)
+_PROTOBUF = {"Value out of range": "it is out of range", "bad argument type": "text is expected"}
+"""Beginnings of errors of protobuf, and what to say instead."""
 Descriptor = Any  # its type depends on protobuf's implementation (upb or Python)
 
 _special_readers: dict[type, Reader] = {}
@@ -139,7 +142,9 @@ def _append(elements: Any, element: Any, path: str) -> None:
 
 
 def _misfit(path: str, value: Any, error: Exception) -> InvalidInput:
-    text = "it is out of range" if str(error).startswith("Value out of range") else error
+    text = next((sentence for begin, sentence in _PROTOBUF.items() if str(error).startswith(begin)), str(error))
+    if isinstance(error, UnicodeEncodeError):
+        text = f"half a surrogate pair is at character {error.start + 1}"
     return InvalidInput.of(path, f"{_shown(value)} does not fit: {text}")
 
 
@@ -176,6 +181,8 @@ def _putter(descriptor: Descriptor) -> Putter:
             _append(elements, element, f"{_below(path, name)}[{index}]")
 
     def time_put(message: Any, content: Any, path: str) -> None:
+        if not isinstance(content, datetime):
+            raise TypeError("a datetime is expected")
         if content.tzinfo is None:
             raise ValueError("a time zone is missing")
         getattr(message, name).FromDatetime(content)
@@ -187,7 +194,9 @@ def _putter(descriptor: Descriptor) -> Putter:
     if _is_message(descriptor, Timestamp):
         return time_put
     if _is_message(descriptor, Duration):
-        return lambda message, content, path: getattr(message, name).FromNanoseconds(duration_nanoseconds(content))
+        return lambda message, content, path: getattr(message, name).FromNanoseconds(
+            duration_nanoseconds(_number(content))
+        )
     if descriptor.enum_type is not None:
         return lambda message, content, path: setattr(message, name, enum_number(descriptor.enum_type, content))
     if kind is not None:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
+from shared.errors import InvalidInput
 from shared.text.counted import counted
 from softprompt.cli.field_options import Command, replacing
 from softprompt.cli.options import options_under
 from softprompt.cli.output import stderr
-from softprompt.types.data import Data
+from softprompt.types.data import VALIDATION_DATASET, Data
 
 if TYPE_CHECKING:
     from shared.values.results import DatasetStatistics
@@ -36,6 +37,7 @@ LabelsOption = Annotated[
     list[str] | None,
     in_data("--labels", help="Allowed labels, separated by commas. Quote a label with a comma: '\"Yes, please\",No'."),
 ]
+_COLUMNS = {"--input", "--output", "--label", "--messages"}
 _COMMANDS = (["tune"], ["datasets", "upload"], ["data", "check"], ["data", "preview"], ["data", "convert"])
 """Commands that have these options."""
 
@@ -47,11 +49,22 @@ def with_data_options(command: Command) -> Command:
 
 
 def label_set(given: Sequence[str] | None) -> tuple[str, ...]:
-    """The labels of all `--labels` options; each option is one line of CSV. Raises InvalidInput for a repeated one."""
+    """The labels of all `--labels` options; each option is one line of CSV. Raises InvalidInput for an option without a
+    label, and for a repeated label.
+    """
     from softprompt.data.prepare import checked_labels
+    from softprompt.data.values import shown
 
-    lines = csv.reader(given or (), skipinitialspace=True)
-    return checked_labels([label.strip() for line in lines for label in line if label.strip()])
+    found: list[str] = []
+    for line in given or ():
+        try:
+            cells = [cell.strip() for cells in csv.reader([line], skipinitialspace=True, strict=True) for cell in cells]
+        except csv.Error as error:
+            raise InvalidInput.of("--labels", f"{shown(line)} is not a line of CSV: {error}") from None
+        if not any(cells):
+            raise InvalidInput.of("--labels", "has no label: leave the option out to allow every label of the data")
+        found += filter(None, cells)
+    return checked_labels(found)
 
 
 def source_of(text: str) -> str:
@@ -62,10 +75,16 @@ def source_of(text: str) -> str:
 def read_examples(text: str, how: Data, labels: Sequence[str], which: str = "dataset") -> PreparedData | str:
     """A dataset name or URI unchanged; the examples of a file or, for `-`, of standard input. Reports on stderr."""
     from softprompt.data.prepare import prepare
+    from softprompt.data.problems import UnusableData
 
     if text.startswith("datasets/sha256-") or "://" in text:
         return text
-    prepared = prepare(replace(how, source=source_of(text)), labels, which)
+    try:
+        prepared = prepare(replace(how, source=source_of(text)), labels, which)
+    except UnusableData as error:
+        if which == VALIDATION_DATASET and error.fix.keys() & _COLUMNS:
+            error.fix, error.advice = {}, "the column options are those of both files: rename the columns of this one"
+        raise
     report = "".join(f"; {sentence}" for sentence in prepared.report)
     examples = counted(prepared.num_examples, "example")
     stderr().print(f"{prepared.name}: {examples} ({prepared.format}){report}", markup=False, soft_wrap=True)

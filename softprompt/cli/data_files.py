@@ -122,7 +122,7 @@ def convert(
     chosen = format_of(to, format)
     prepared = read_examples(file, how, label_set(labels))
     if not isinstance(prepared, PreparedData):
-        raise Failure(f"{file} is stored on the trainer and is not a file", EXIT_INVALID)
+        raise Failure(f"{file} is not a file on this machine: download it first", EXIT_INVALID)
     examples = _examples(prepared.content)
     with closing(examples):
         first = next(examples)

@@ -102,12 +102,15 @@ class _Journal:
                     break
                 if not line.endswith(b"\n"):
                     break
-                if number == 0 and found.get("settings") != self._settings:
+                if number == 0 and not (isinstance(found, dict) and found.get("settings") == self._settings):
                     reason = f"{self.path} belongs to a run with other options"
                     raise Failure(reason, EXIT_INVALID, "repeat that command, or remove the file to begin anew")
-                size += len(line)
                 if number:
-                    self.answers[found["row"], found["column"], found["digest"]] = found["text"]
+                    try:
+                        self.answers[found["row"], found["column"], found["digest"]] = found["text"]
+                    except (KeyError, TypeError):  # not written here
+                        break
+                size += len(line)
         return size
 
     def begin(self) -> None:

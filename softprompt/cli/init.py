@@ -84,10 +84,10 @@ def init(
     if file == STANDARD_OUTPUT:
         raise InvalidInput.of("file", "a file is expected, not standard output")
     path = Path(file)
-    page = path.with_name(f"{path.name}.README.md")
     rows = _ROWS[task]
     if path.is_dir():
         raise InvalidInput.of("file", f"{file!r} is a directory; name a file in it, such as {path / 'examples.jsonl'}")
+    page = path.with_name(f"{path.name}.README.md")
     format = format_of(file)
     use = 'classify --prompt my-prompt "Your input"' if task is TaskKind.CLASSIFICATION else "chat my-prompt"
     text = _PAGE.format(name=path.name, format=_FORMATS[task], quoted=shlex.quote(file), use=use)
@@ -95,7 +95,7 @@ def init(
         _check_free(place)
     check_output(file, overwrite=False)
     with replaced(page) as written:
-        written.write_text(text, encoding="utf-8")
+        written.write_text(text, encoding="utf-8", errors="surrogateescape")  # FILE may have any bytes
         write_rows(file, format, list(rows[0]), rows)
         _check_free(page)
     show(f"{file} has {counted(len(rows), 'example')}; {page} explains the format. Next:")

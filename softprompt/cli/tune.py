@@ -128,5 +128,5 @@ def _time(text: str | None) -> datetime | None:
         return None
     try:
         return datetime.fromisoformat(text).astimezone()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise typer.BadParameter(f"--deadline must be a time such as 2030-01-31T18:00, not {text!r}") from None

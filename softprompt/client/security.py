@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from shared.security.watched_file import WatchedFile
 TLS_VARIABLE, CA_VARIABLE = "SOFTPROMPT_TLS", "SOFTPROMPT_TLS_CA_FILE"
 CERTIFICATE_VARIABLE, KEY_VARIABLE = "SOFTPROMPT_TLS_CERTIFICATE_FILE", "SOFTPROMPT_TLS_KEY_FILE"
 SERVER_NAME_VARIABLE = "SOFTPROMPT_TLS_SERVER_NAME"
+_HEADER = re.compile(r"[\x21-\x7e]*")
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "SOFTPROMPT_TOKEN", "SOFTPROMPT_TOKEN_FILE"
 
 
@@ -65,9 +67,9 @@ class ClientSecurity:
         if bool(self.certificate_file) != bool(self.key_file):
             raise InvalidInput.of(CERTIFICATE_VARIABLE, f"and {KEY_VARIABLE} must be set together")
         return grpc.ssl_channel_credentials(
-            root_certificates=_read(self.ca_file, CA_VARIABLE),
-            private_key=_read(self.key_file, KEY_VARIABLE),
-            certificate_chain=_read(self.certificate_file, CERTIFICATE_VARIABLE),
+            root_certificates=_pem(self.ca_file, CA_VARIABLE, "CERTIFICATE"),
+            private_key=_pem(self.key_file, KEY_VARIABLE, "PRIVATE KEY"),
+            certificate_chain=_pem(self.certificate_file, CERTIFICATE_VARIABLE, "CERTIFICATE"),
         )
 
 
@@ -80,13 +82,20 @@ class TokenSource:
         self._last = ""
 
     def token(self) -> str:
-        """The token; empty for none. Raises InvalidInput if the file has never been readable."""
+        """The token; empty for none. Raises InvalidInput for what is no token, or a file that was never readable."""
         if self._file is None:
-            return self._fixed.strip()
+            return _checked(self._fixed, TOKEN_VARIABLE)
         if self._file.changed() or not self._last:
             content = _read(str(self._file.path), TOKEN_FILE_VARIABLE, self._file) or b""
-            self._last = content.decode(errors="replace").strip()
+            self._last = _checked(content.decode("utf-8-sig", errors="replace"), TOKEN_FILE_VARIABLE)
         return self._last
+
+
+def _checked(token: object, variable: str) -> str:
+    """The token without the space around it. gRPC ends the call in an error of its own for one that is no header."""
+    if isinstance(token, str) and _HEADER.fullmatch(found := token.strip()):
+        return found
+    raise InvalidInput.of(variable, "is not a token: it may have visible characters of ASCII only, and no space")
 
 
 def is_local(endpoint: str) -> bool:
@@ -116,6 +125,14 @@ def _on_or_off(text: str) -> bool | None:
     if text.lower() in ("on", "true", "1", "off", "false", "0"):
         return text.lower() in ("on", "true", "1")
     raise InvalidInput.of(TLS_VARIABLE, f"{text!r} must be on, off or auto")
+
+
+def _pem(path: str, variable: str, label: str) -> bytes | None:
+    """The content of a file of PEM. Of another one, gRPC says only that it can't connect."""
+    content = _read(path, variable)
+    if content is not None and f"{label}-----".encode() not in content:
+        raise InvalidInput.of(variable, f"{path} is not PEM with a {label.lower()}")
+    return content
 
 
 def _read(path: str, variable: str, watched: WatchedFile | None = None) -> bytes | None:

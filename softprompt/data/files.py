@@ -32,16 +32,20 @@ _FOREIGN: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (b"\xfd7zXZ", "is compressed with xz: unpack it first (unxz)"),
     (b"(\xb5/\xfd", "is compressed with zstd: unpack it first (unzstd)"),
     (b"7z\xbc\xaf", "is a 7z archive: unpack it first"),
-    (b"ARROW1", "is an Arrow file: save it as Parquet"),
+    (b'\x04"M\x18', "is compressed with lz4: unpack it first (unlz4)"),
+    (b"Rar!", "is a RAR archive: unpack it first (unrar)"),
+    ((b"ARROW1", b"FEA1", b"\xff\xff\xff\xff"), "is an Arrow file: save it as Parquet"),  # the last one is a stream
     (b"ORC", "is an ORC file: save it as Parquet"),
     (b"SQLite format 3", "is a database: save the table as CSV"),
     (b"version https://git-lfs", "is a pointer of Git LFS and not the file: run `git lfs pull`"),
     (b"%PDF", "is a PDF document: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
     (_PICKLES, "is a pickle, which may run code when it is read: save it as Parquet"),
 )
+_YAML = "is a YAML file: save it as JSON lines"
 _MARKUP = (
     ((b"<!doctype html", b"<html"), "is a web page, perhaps of a login or an error: download the file itself"),
     (b"<table", "is an HTML table: open it in a spreadsheet program and save it as XLSX or CSV"),
+    ((b"---\n", b"---\r", b"%yaml"), _YAML),
     (b"<?xml", "is an XML file: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
     (b"{\\rtf", "is a document of a word processor: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
 )
@@ -49,6 +53,7 @@ _MARKUP = (
 _TAR, _TAR_AT = b"ustar", 257
 _HEAD_BYTES = 512
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+_YAML_SUFFIXES = (".yaml", ".yml")
 _TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 
 
@@ -118,6 +123,9 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
     suffix = Path(name).suffix
     every = itertools.chain(begin, lines.rest)
     looks_like_json = first.startswith(("{", "[")) and (suffix not in _TABLE_SUFFIXES or is_json_lines(first, second))
+    if suffix in _YAML_SUFFIXES and not looks_like_json:
+        lines.release()
+        raise InvalidInput.of(which, f"{shown_name(path)} {_YAML}")
     is_called_json = suffix in _JSON_SUFFIXES
     if is_called_json and _looks_like_a_table(first) and _looks_like_a_table(second):
         advice = "is not JSON, despite its name: if it is a table, give it a name that ends in .csv"

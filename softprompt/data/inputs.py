@@ -14,7 +14,16 @@ from shared.text.blank import is_blank
 from shared.values.example import Example
 from shared.violations import items_of, readable
 from softprompt.data.examples import instructed, is_list, with_system
-from softprompt.data.layout import CHAT_NAMES, INPUT_NAMES, LABEL_NAMES, OUTPUT_NAMES, Layout, only_column, plain_name
+from softprompt.data.layout import (
+    CHAT_NAMES,
+    INPUT_NAMES,
+    LABEL_NAMES,
+    OUTPUT_NAMES,
+    Layout,
+    instruction_columns,
+    only_column,
+    plain_name,
+)
 from softprompt.data.messages import Turns, is_written_turns, turns_of
 from softprompt.data.problems import Unusable
 from softprompt.data.python_rows import python_rows
@@ -33,10 +42,10 @@ def input_columns(columns: Sequence[str], wanted: str = "") -> Layout:
             return Layout(messages=found, system=system) if is_chat else Layout(found, output, label)
         raise Unusable(f"has the columns {', '.join(names)} and no {wanted!r}{did_you_mean(wanted, names)}")
     messages, input = only_column(names, CHAT_NAMES), only_column(names, INPUT_NAMES)
+    instruction, context = instruction_columns(names) if output or not label else ("", "")
     if not messages and not input and len(names) != 1:
         raise Unusable(f"has the columns {', '.join(names)}: say which one holds the inputs")
-    instruction = only_column(names, ("instruction",)) if plain_name(input) == "input" else ""
-    inputs = input if input or messages else names[0]
+    inputs = context or (input if input or messages else names[0])
     return Layout(inputs, output, label, instruction=instruction, messages=messages, system=system)
 
 
@@ -78,7 +87,7 @@ def inputs_of(source: Any) -> Iterator[Input | Unusable]:
         raise InvalidInput.of("inputs", f"a list of inputs or a table is expected, not {type_name(source)}")
     with readable("inputs"):
         if hasattr(source, "columns") or hasattr(source, "column_names"):
-            return _of_rows(row.fields for row in python_rows(source, "inputs").items)
+            return _of_rows(row.fields for row in python_rows(source, "inputs", with_index=False).items)
     return map(_item, items_of(source, "inputs", most=None))
 
 

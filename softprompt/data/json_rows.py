@@ -86,7 +86,8 @@ def _values(line: str) -> Iterator[Any]:
 def _fields(value: Any) -> Mapping[str, Any] | Unusable:
     if isinstance(value, Unusable | dict):
         return value
-    return Unusable(f'must be an object like {{"input": ..., "output": ...}}, not {type_name(value)}', kind="json type")
+    forms = '{"input": ..., "output": ...} or {"messages": [...]}'
+    return Unusable(f"must be an object like {forms}, not {type_name(value)}", kind="json type")
 
 
 def _unwrapped(value: Any) -> list[Any] | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.text.blank import without_invisible
+from softprompt.data.messages import known_role
 from softprompt.data.problems import Unusable
 from softprompt.data.values import is_missing, shown, text_of
 from softprompt.types.data import Data
@@ -109,18 +110,22 @@ class Layouts:
             messages = chosen.get("messages") or found
             system = only_column([name for name in free if name != messages], ("system",))
             return Layout(messages=messages, system=system, extra=_rest(columns, messages, system))
-        instruction, context = _named(free, "instruction"), _named(free, "input")
+        instruction, context = instruction_columns(free)
         output = chosen.get("output") or only_column(free, OUTPUT_NAMES)
-        if instruction and context and output and "input" not in chosen:
+        if instruction and output and not chosen.keys() & {"input", "label"}:
             return Layout(context, output, instruction=instruction, extra=_rest(columns, instruction, context, output))
         input = chosen.get("input") or only_column(free, INPUT_NAMES)
         output, label = chosen.get("output", ""), chosen.get("label", "")
         if output and label:
             raise NotUnderstood("an example has an output or a label, not both: name one of them")
         if not output and not label:
-            both = _named(free, OUTPUT_NAMES[0]) and _named(free, LABEL_NAMES[0])
-            target = "" if both else only_column([name for name in free if name != input], OUTPUT_NAMES + LABEL_NAMES)
-            output, label = ("", target) if target and plain_name(target) in LABEL_NAMES else (target, "")
+            rest = [name for name in free if name != input]
+            output, label = only_column(rest, OUTPUT_NAMES), only_column(rest, LABEL_NAMES)
+            if output and label and plain_name(label) != LABEL_NAMES[0] and plain_name(output) == OUTPUT_NAMES[0]:
+                label = ""
+            if output and label:
+                targets = f"the output {shown(output)} or the label {shown(label)}"
+                raise NotUnderstood(f"{_has(columns)}: say which is the target, {targets}")
         if not input or not (output or label):
             raise self._not_understood(columns, input, output or label, row)
         return Layout(input, output, label, extra=_rest(columns, input, output, label))
@@ -137,6 +142,8 @@ class Layouts:
         raise NotUnderstood(f"{_has(columns)} and no {name!r}" + (f"; do you mean {near[0]!r}?" if near else ""))
 
     def _not_understood(self, columns: Sequence[str], input: str, target: str, row: Mapping[str, Any]) -> NotUnderstood:
+        if known_role(row) is not None:
+            return NotUnderstood(f'{_has(columns)}: a message is no example; put its conversation into "messages"')
         if len(columns) < 2:
             return NotUnderstood(f"{_has(columns)}: an example needs an input and an output or a label, or messages")
         missing = [] if input else ["input"]
@@ -152,7 +159,8 @@ class Layouts:
             missing.append("label" if is_label else "output")
         elif not target:
             missing.append("output or the label")
-        if not input or not target:
+        is_structured = any(names_an_answer(name) and not _is_scalar(row[name]) for name in columns)
+        if not input or not target or is_structured:  # the answer is in a list or an object
             self.fix.clear()
         elif len(columns) > 2 and not self._data.drop_extra:
             self.fix["--drop-extra"] = ""
@@ -179,6 +187,12 @@ def only_column(columns: Sequence[str], names: Sequence[str]) -> str:
         return exact
     found = [column for column in columns if plain_name(column) in names]
     return found[0] if len(found) == 1 else ""
+
+
+def instruction_columns(columns: Sequence[str]) -> tuple[str, str]:
+    """The instruction and what it is about, as Alpaca and Dolly name them; empty if one of them is missing."""
+    instruction, context = _named(columns, "instruction"), _named(columns, "input") or _named(columns, "context")
+    return (instruction, context) if instruction and context else ("", "")
 
 
 def plain_name(name: str) -> str:

@@ -19,6 +19,7 @@ _ROLES = {
     "developer": "system",  # OpenAI's name since its reasoning models
     "user": "user",
     "human": "user",
+    "prompter": "user",  # Open Assistant's
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
@@ -60,14 +61,14 @@ class Turns:
         Raises Unusable.
         """
         turns = turns_of(value, part)
-        if with_answer and turns and _known_role(turns[-1]) == "assistant":
+        if with_answer and turns and known_role(turns[-1]) == "assistant":
             turns = (_through_last_weighted(turns, part) or turns)[:-1]
         return [self._turn(turn, f"{part}[{index}]") for index, turn in enumerate(turns)]
 
     def _turn(self, turn: Mapping[str, Any], part: str) -> dict[str, str]:
         role_name, content_name = _role_name(turn), "value" if is_missing(turn.get("content")) else "content"
-        known_role = _known_role(turn)
-        if known_role is None:
+        role_here = known_role(turn)
+        if role_here is None:
             role = turn.get(role_name)
             reason = f"must be one of system, user, assistant, not {shown(role)}"
             raise Unusable(reason, f"{part}.role", f"role {shown(role)}")
@@ -86,7 +87,7 @@ class Turns:
         content = _content(turn.get(content_name), f"{part}.content")
         if is_blank(content):
             raise Unusable("is empty", f"{part}.content", "content is empty")
-        return {"role": known_role, "content": content}
+        return {"role": role_here, "content": content}
 
 
 def turns_of(value: Any, part: str) -> list[Mapping[str, Any]]:
@@ -157,12 +158,12 @@ def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Ma
             raise Unusable(f"must be 0 or 1, not {shown(weight)}", f"{part}[{index}].weight", "weight")
     for index in range(len(turns) - 1, -1, -1):
         weight = turns[index].get("weight")
-        if _known_role(turns[index]) == "assistant" and (is_missing(weight) or weight == 1):
+        if known_role(turns[index]) == "assistant" and (is_missing(weight) or weight == 1):
             return turns[: index + 1]
     return None
 
 
-def _known_role(turn: Mapping[str, Any]) -> str | None:
+def known_role(turn: Mapping[str, Any]) -> str | None:
     """The role by its name here; None for an unknown one."""
     role = turn.get(_role_name(turn))
     return _ROLES.get(role.strip().lower()) if isinstance(role, str) else None

@@ -123,9 +123,10 @@ class _Preparation:
     def _add_problem(self, row: Row, error: Unusable) -> None:
         if isinstance(error, NotUnderstood) and isinstance(row.fields, Mapping):
             cells = list(row.fields.items())[:_SAMPLE_CELLS]
-            sample = ", ".join(f"{name}={shown(value, 30)}" for name, value in cells).encode(errors="backslashreplace")
+            sample = ", ".join(f"{' '.join(name.split())}={shown(value, 30)}" for name, value in cells)
             if sample:
-                error = NotUnderstood(f"{error.reason}; it is {sample.decode()}", error.part, error.kind)
+                sample = sample.encode(errors="backslashreplace").decode()
+                error = NotUnderstood(f"{error.reason}; it is {sample}", error.part, error.kind)
         self._problems.add(self._rows.place(row.number), error)
 
     def _check(self) -> None:
@@ -139,6 +140,6 @@ class _Preparation:
             raise self._problems.error()
         if not self._numbers:
             what = f"{self._rows.name!r} has" if self._rows.name else "has"
-            why = [", only a header"] if "CSV" in self._rows.format else []
+            why = [", only a header"] if self._rows.has_columns and self._rows.unit == "line" else []
             why = [f"; {sentence}" for sentence in self._reader.report()] or why
             raise InvalidInput.of(self._which, f"{what} no examples{''.join(why)}")

@@ -8,34 +8,46 @@ from typing import Any
 from shared.errors import InvalidInput
 from shared.values.example import Example
 from shared.violations import MAX_ITEMS, items_of
+from softprompt.data.examples import is_list
 from softprompt.data.problems import Unusable
 from softprompt.data.rows import Row, Rows
 from softprompt.data.values import fields_of, shown, with_short_floats
 from softprompt.types.type_names import type_name
 
+_LAZY = (("collect_schema", "collect"), ("read_next_batch", "read_all"), ("get_fragments", "to_table"))
+"""A method by which a lazy frame of polars, a reader or a dataset of pyarrow is known, and the one that reads it."""
 
-def python_rows(source: Any, which: str) -> Rows:
-    """The rows of a value. Knows pandas, polars and pyarrow by their methods, without imports. Raises InvalidInput."""
+
+def python_rows(source: Any, which: str, with_index: bool = True) -> Rows:
+    """The rows of a value. Knows pandas, polars and pyarrow by their methods, without imports. A named index of pandas
+    is a column if `with_index` is set. Raises InvalidInput.
+    """
     if isinstance(source, Example):
         raise InvalidInput.of(which, "a list of examples is expected, not one example: put it into a list")
     if isinstance(source, Mapping):
         return Rows(_items(_of_columns(source, which), which), format="columns", has_columns=True)
     if hasattr(source, "itertuples") and hasattr(source, "columns"):  # pandas
+        if with_index and (levels := [name for name in source.index.names if name is not None]):
+            source = source.reset_index(level=levels)
         rows = source.itertuples(index=False, name=None)
         return Rows(_items(_of_frame(source, rows), which), format="DataFrame", has_columns=True)
     if hasattr(source, "iter_rows") and hasattr(source, "columns"):  # polars
         return Rows(_items(_of_frame(source, source.iter_rows()), which), format="DataFrame", has_columns=True)
-    if hasattr(source, "collect_schema") and hasattr(source, "collect"):
-        raise InvalidInput.of(which, "is a lazy frame: call its collect() first")
-    if hasattr(source, "to_batches") and hasattr(source, "column_names"):  # pyarrow
+    for sign, method in _LAZY:
+        if hasattr(source, sign) and hasattr(source, method):
+            raise InvalidInput.of(which, f"is read only when it is asked for: call its {method}() first")
+    if hasattr(source, "to_pylist") and hasattr(source, "column_names"):  # a table or a batch of pyarrow
         names = list(source.column_names)
         if len(set(names)) < len(names):  # its rows would have the last one alone
             raise InvalidInput.of(which, f"names a column twice: {', '.join(names)}")
         types = dict(zip(names, source.schema.types, strict=True))
-        rows = (row for batch in source.to_batches() for row in batch.to_pylist())
+        batches = source.to_batches() if hasattr(source, "to_batches") else [source]
+        rows = (row for batch in batches for row in batch.to_pylist())
         return Rows(_items(with_short_floats(rows, types), which), format="Arrow table")
+    if hasattr(source, "to_pylist"):  # an array of pyarrow
+        source = source.to_pylist()
     if hasattr(source, "readline"):
-        raise InvalidInput.of(which, "is an open file: give its path")
+        raise InvalidInput.of(which, "is an open file: give its path, or its rows (such as a csv.DictReader of it)")
     if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
         advice = "; collect it first" if hasattr(source, "__aiter__") else ""
         expected = "examples are expected (a path, a DataFrame, or an iterable of examples or mappings)"
@@ -56,12 +68,21 @@ def _fields(item: Any) -> Mapping[str, Any] | Unusable:
     except Exception as error:  # a caller's object may raise anything
         return Unusable(f"can't be read: {type(error).__name__}: {error}", kind="mapping")
     if fields is None:
-        reason = f"an Example or a mapping is expected, not {type_name(item)}"
+        reason = f"an Example or a mapping is expected, not {type_name(item)}{_advice(item)}"
         return Unusable(reason, kind=f"item type {type(item).__name__}")
     keys: list[object] = list(fields)
     if strange := [key for key in keys if not isinstance(key, str)]:
         return Unusable(f"its keys must be text, not {shown(strange[0])}", kind="key type")
     return fields
+
+
+def _advice(item: Any) -> str:
+    if not is_list(item):
+        return ""
+    is_conversation = len(item) > 0 and all(isinstance(turn, Mapping) for turn in item)
+    return (
+        '; a conversation is {"messages": [...]}' if is_conversation else "; name its parts: Example(text, label=label)"
+    )
 
 
 def _of_example(item: Example) -> dict[str, Any]:

@@ -110,15 +110,17 @@ class TableReader:
 
     def _fields(self, cells: Sequence[str]) -> dict[str, Any] | Unusable:
         if any(cell.strip() for cell in cells[len(self.columns) :]):
-            reason = (
-                f"has {counted(len(cells), 'cell')}, the header {len(self.columns)} ({', '.join(self.columns)[:60]}): "
-                "a cell with the delimiter in it must be in double quotes"
-                f"{TITLE_ADVICE if len(self.columns) == 1 else ''}"
-            )
-            return Unusable(reason, kind="too many cells")
+            advice = "a cell with the delimiter in it must be in double quotes"
+            advice += TITLE_ADVICE if len(self.columns) == 1 else ""
+            return Unusable(f"{self._counts(cells)}: {advice}", kind="too many cells")
         if len(cells) < len(self.columns):
-            return Unusable(f"has {counted(len(cells), 'cell')}, the header {len(self.columns)}", kind="too few cells")
+            advice = "an empty cell needs its delimiter, too"
+            return Unusable(f"{self._counts(cells)}: {advice}", kind="too few cells")
         return dict(zip(self.columns, cells, strict=False))
+
+    def _counts(self, cells: Sequence[str]) -> str:
+        names = ", ".join(self.columns)[:60]
+        return f"has {counted(len(cells), 'cell')}, the header {len(self.columns)} ({names})"
 
 
 def named_twice(columns: Sequence[str]) -> Unusable | None:

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from shared.close_names import did_you_mean
 from shared.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
+from shared.text.blank import is_unicode
 from softprompt.data.problems import Unusable
 from softprompt.data.sheets import INSTALL
 from softprompt.data.values import is_missing, text_of
@@ -59,7 +60,10 @@ def check_output(path: str, overwrite: bool) -> None:
 
 
 def write_rows(path: str, format: str, columns: Sequence[str], rows: Rows, *, overwrite: bool = False) -> None:
-    """Write `columns` of the rows in their order; `-` is standard output. Raises what `check_output` raises."""
+    """Write `columns` of the rows in their order; `-` is standard output. Half a surrogate pair becomes U+FFFD. Raises
+    what `check_output` raises.
+    """
+    columns, rows = _valid(list(columns)), map(_valid, rows)
     if path == STANDARD_OUTPUT:
         _write_text(sys.stdout, format, columns, rows)
         sys.stdout.flush()
@@ -105,7 +109,7 @@ def _write_xlsx(path: Path, columns: Sequence[str], rows: Rows) -> None:
     def cells(values: Iterable[Any], number: int) -> list[Any]:
         made = []
         for column, value in zip(columns, values, strict=True):
-            if not isinstance(value, bool | int | float):
+            if not isinstance(value, bool | int | float) or not math.isfinite(value):
                 value = _cell(value)
             if isinstance(value, str) and len(value) > _MAX_CELL_CHARS:
                 reason = f"has {len(value)} characters; a cell of XLSX holds {_MAX_CELL_CHARS}: choose another format"
@@ -168,11 +172,22 @@ def _write_parquet(path: Path, columns: Sequence[str], rows: Rows) -> None:
         parquet.write_table(pyarrow.table(arrays), file)
 
 
+def _valid(value: Any) -> Any:
+    """The value with valid Unicode in all texts, also names and those inside lists and objects."""
+    if isinstance(value, str):
+        return value if is_unicode(value) else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, Mapping):
+        return {_valid(key): _valid(item) for key, item in value.items()}
+    return [_valid(item) for item in value] if isinstance(value, list) else value
+
+
 def _cell(value: Any) -> str:
     """A value in a table of texts: lists and objects as JSON."""
     if is_missing(value):
         return ""
     plain = _plain(value)
+    if plain is None:  # an infinite number, which JSON doesn't have
+        return str(value)
     return json.dumps(plain, ensure_ascii=False) if isinstance(plain, dict | list) else text_of(plain, "")
 
 

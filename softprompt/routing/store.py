@@ -9,10 +9,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from shared.errors import InvalidInput, NotFound, SoftPromptError
+from shared.errors import InvalidInput, NotFound, SoftPromptError, Unavailable
 from shared.names import PromptReference
 from shared.process.call_pool import OPEN_SECONDS, CallPool
-from shared.store import PromptStore, ReplicaRecord, StoreWatcher, open_store
+from shared.store import PromptStore, ReplicaRecord, StoreWatcher
+from shared.store.open import REQUEST_SECONDS, open_existing
 from softprompt.routing.directory import Directory, Replica, Target
 
 log = logging.getLogger(__name__)
@@ -111,10 +112,16 @@ class StoreDirectory(Directory):
             self._changed()
 
 
-async def open_directory(url: str, timeout_seconds: float = 30.0) -> StoreDirectory:
-    """The directory of the store at `url`. Raises InvalidInput, Unavailable."""
-    pool = CallPool("prompt_store", max_threads=2, timeout_seconds=timeout_seconds)
-    store = await pool.call_within(OPEN_SECONDS, lambda: open_store(url, timeout_seconds))
+async def open_directory(url: str) -> StoreDirectory:
+    """The directory of the store at `url`. Raises InvalidInput, and Unavailable also where there is no store (yet)."""
+    pool = CallPool("prompt_store", max_threads=2, timeout_seconds=REQUEST_SECONDS)
+    try:
+        store = await pool.call_within(OPEN_SECONDS, lambda: open_existing(url))
+    except NotFound:
+        pool.close()
+        raise Unavailable(
+            f"there is no prompt store at {url}: is the address right, has the trainer started?"
+        ) from None
     return StoreDirectory(store, pool=pool)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from prompttuning.v1 import tuning_pb2
 
+from shared.errors import InvalidInput
 from shared.values.enums import TaskKind
 from softprompt.cli.data import label_set, mending_command
 from tests.softprompt.cli_runner import CliRunner
@@ -73,6 +74,46 @@ def test_labels_may_contain_commas(cli: CliRunner, here: Services, tmp_path: Pat
     repeated = cli("tune", str(path), "--prompt", "x", "--labels", "No,No")
     assert (repeated.code, repeated.err) == (2, "error: labels[1]: 'No' is repeated\n")
     assert label_set(["a, b", '"c, d"']) == ("a", "b", "c, d")
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["a\nb"], r"--labels: 'a\\nb' is not a line of CSV"),
+        (['"a', "b"], "--labels: '\"a' is not a line of CSV: unexpected end"),
+        (['"a" b'], "is not a line of CSV"),
+        (["a", " , "], "--labels: has no label: leave the option out"),
+        ([""], "--labels: has no label"),
+    ],
+    ids=["two lines", "an open quote", "text after a quote", "a comma", "nothing"],
+)
+def test_labels_that_are_no_list_are_refused(given: list[str], reason: str) -> None:
+    with pytest.raises(InvalidInput, match=reason):
+        label_set(given)
+
+
+def test_columns_of_a_validation_file_are_no_options_of_the_training_file(
+    cli: CliRunner, table: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "held-out.csv"
+    path.write_text("text,stars\na,1\n")
+    refused = cli(
+        "tune",
+        table,
+        "--prompt",
+        "x",
+        "--input",
+        "review",
+        "--label",
+        "stars",
+        "--drop-extra",
+        "--validation",
+        str(path),
+    )
+    assert "validation dataset line 2: has 'text', 'stars' and no 'review'" in refused.err
+    path.write_text("rating,stars\na,1\n")
+    refused = cli("tune", DATASET, "--prompt", "x", "--validation", str(path))
+    assert refused.err.endswith("hint: the column options are those of both files: rename the columns of this one\n")
 
 
 def test_thirty_bad_lines_are_one_message(cli: CliRunner, tmp_path: Path) -> None:

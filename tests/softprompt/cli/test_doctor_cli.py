@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import threading
@@ -209,8 +210,21 @@ def test_a_page_that_appears_meanwhile_is_not_overwritten(
     assert page.read_text() == "mine"
 
 
+def test_a_starter_file_may_have_a_name_that_is_no_utf8(cli: CliRunner, tmp_path: Path) -> None:
+    name = os.fsdecode(bytes(tmp_path) + b"/caf\xe9.csv")
+    assert cli("init", name).code == 0
+    assert sorted(os.listdir(bytes(tmp_path))) == [b"caf\xe9.csv", b"caf\xe9.csv.README.md"]
+
+
 def test_init_refuses_what_is_no_file(cli: CliRunner, tmp_path: Path) -> None:
-    for name, code in ((str(tmp_path), 2), ("-", 2), (str(tmp_path / "no/a.jsonl"), 3), (str(tmp_path / "a.doc"), 2)):
+    for name, code in (
+        (str(tmp_path), 2),
+        ("", 2),
+        ("/", 2),
+        ("-", 2),
+        (str(tmp_path / "no/a.jsonl"), 3),
+        (str(tmp_path / "a.doc"), 2),
+    ):
         assert cli("init", name).code == code
     assert list(tmp_path.iterdir()) == []
 

@@ -170,8 +170,10 @@ def test_mistakes_are_reported_before_any_request(cli: CliRunner, services: Serv
     latin.write_bytes("text\ncaf\xe9\n".encode("latin-1"))
     there = tmp_path / "there.csv"
     there.write_text("text,answer\na,b\n")
+    (tmp_path / "p.csv.progress.jsonl").write_text("[]\n")
     for arguments, code, said in (
         (("--file", str(tmp_path), "--out", "o.csv"), 2, "is a directory"),
+        (("--file", str(wide), "--out", str(tmp_path / "p.csv"), "--input", "c3"), 2, "belongs to a run with other"),
         (("--file", str(tmp_path / "no.csv"), "--out", "o.csv"), 3, "does not exist"),
         (("--file", str(wide), "--out", str(tmp_path / "o.csv")), 2, "--input"),
         (("--file", str(wide), "--out", str(tmp_path / "o.csv"), "--input", "c 3"), 2, "no 'c 3'; do you mean 'c3'?"),

@@ -126,6 +126,7 @@ def test_a_copy_of_a_job_takes_all_hyperparameters(cli: CliRunner, services: Ser
         (("--class-weight", "a"), "--class-weight must look like KEY=VALUE"),
         (("--class-weight", "a=much"), "--class-weight: 'much' is not a number"),
         (("--deadline", "tomorrow"), "--deadline must be a time"),
+        (("--deadline", "9999-12-31T23:59-23:59"), "--deadline must be a time"),
         (("--annotation", "=x"), "--annotation must look like KEY=VALUE"),
         (("--from", "a", "--init", "random"), "--from can't be combined"),
         (("--metric", "los"), "loss"),

@@ -9,16 +9,20 @@ import inspect
 import itertools
 import typing
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from prompttuning.v1 import tuning_pb2
 
 from shared.errors import InvalidInput, SoftPromptError
 from shared.violations import items_of
 from shared.wire.generation import write_sampling
+from shared.wire.mirror import write
 from softprompt import AsyncClient, BaseModelInfo, JobState, Message, RetrainingPlan, TuningSpec
 from softprompt.client.arguments import checked
 from softprompt.client.convert import input_message, usage_query
@@ -246,6 +250,22 @@ def test_a_list_without_an_end_is_refused() -> None:
         prepare(numbers)
     with pytest.raises(InvalidInput, match="column 'input' has more than"):
         prepare(columns)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("prompt", 5, "5 does not fit: text is expected"),
+        ("prompt", "a\ud800", "half a surrogate pair is at character 2"),
+        ("annotations", {"a": 1}, "text is expected"),
+        ("deadline", "2030-01-01", "a datetime is expected"),
+        ("max_runtime_seconds", timedelta(1), "a number is expected"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_the_type_that_is_expected(field: str, value: Any, reason: str) -> None:
+    spec = replace(TuningSpec("tone", "datasets/sha256-ab"), **{field: value})
+    with pytest.raises(InvalidInput, match=rf"^spec\.{field}: .*{reason}"):
+        write(spec, tuning_pb2.TuningSpec(), "spec")
 
 
 def test_a_number_that_can_not_be_written_is_refused() -> None:

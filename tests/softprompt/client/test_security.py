@@ -15,7 +15,7 @@ from shared.errors import InvalidInput, PermissionDenied, Unauthenticated, Unava
 from shared.security.tokens import hash_token, is_token, new_token
 from softprompt.cli.error_report import report
 from softprompt.client.async_client import AsyncClient
-from softprompt.client.security import ClientSecurity, is_local
+from softprompt.client.security import ClientSecurity, TokenSource, is_local
 from tests.shared.rpc.service import running_server
 from tests.shared.security.pki import Authority
 from tests.softprompt.cli_runner import CliRunner
@@ -176,12 +176,39 @@ def test_the_environment_says_all_of_it() -> None:
         ClientSecurity.from_environment({"SOFTPROMPT_TLS": "yes please"})
 
 
+@pytest.mark.parametrize("token", ["secret\nx", "secr\u00e9t", "secret x", "\udcff", b"secret", 5], ids=ascii)
+def test_what_no_header_may_have_is_no_token(token: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"^SOFTPROMPT_TOKEN: is not a token") as refused:
+        TokenSource(ClientSecurity(token=token)).token()
+    assert "secr" not in str(refused.value)
+    file = tmp_path / "token"
+    file.write_bytes(b"\xef\xbb\xbf" + str(token).encode(errors="surrogateescape") + b" x\r\n")
+    with pytest.raises(InvalidInput, match=r"^SOFTPROMPT_TOKEN_FILE: is not a token"):
+        TokenSource(ClientSecurity(token_file=str(file))).token()
+
+
+def test_a_token_file_of_windows_is_read(tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(b"\xef\xbb\xbf" + TOKEN.encode() + b"\r\n")
+    assert TokenSource(ClientSecurity(token_file=str(tmp_path / "token"))).token() == TOKEN
+
+
 async def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     for security in (ClientSecurity(ca_file=str(tmp_path / "none")), ClientSecurity(token_file=str(tmp_path / "none"))):
         with pytest.raises(InvalidInput, match="none"):
             await count(1, security)
     with pytest.raises(InvalidInput, match="SOFTPROMPT_TLS_KEY_FILE"):
         await count(1, ClientSecurity(certificate_file="cert"))
+
+
+@pytest.mark.parametrize("wrong", ["ca_file", "certificate_file", "key_file"])
+async def test_files_that_are_no_pem_are_named(service: dict[str, Any], wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong").write_bytes(b"0\x82\x01")
+    files = {"certificate_file": service["tls_certificate_file"], "key_file": service["tls_key_file"]}
+    reason = (
+        f"SOFTPROMPT_TLS_{wrong.upper()}: .*/wrong is not PEM with a {'private key' if wrong == 'key_file' else 'cert'}"
+    )
+    with pytest.raises(InvalidInput, match=reason):
+        await count(1, ClientSecurity(**files | {wrong: str(tmp_path / "wrong")}))
 
 
 def test_the_command_line_makes_tokens_and_hashes(

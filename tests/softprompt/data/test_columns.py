@@ -21,6 +21,8 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "question and answer": ({"Question": "a", " ANSWER ": "b"}, {"input": "a", "output": "b"}),
     "text and label": ({"text": "a", "label": 1}, {"input": "a", "label": "1"}),
     "Alpaca": ({"instruction": "do", "input": "this", "output": "x"}, {"input": "do\n\nthis", "output": "x"}),
+    "Dolly": ({"instruction": "do", "context": "this", "response": "x"}, {"input": "do\n\nthis", "output": "x"}),
+    "Dolly without context": ({"instruction": "do", "context": None, "response": "x"}, {"input": "do", "output": "x"}),
     "Alpaca without input": ({"instruction": "do", "input": "", "output": "x"}, {"input": "do", "output": "x"}),
     "instruction and response": ({"instruction": "do", "response": "x"}, {"input": "do", "output": "x"}),
     "TRL's turns": ({"prompt": TURNS[:1], "completion": TURNS[1:]}, {"messages": TURNS}),
@@ -84,6 +86,7 @@ ASKED: dict[str, tuple[Any, Any]] = {
     "an example": (Example(messages=tuple(Message(**turn) for turn in TURNS)), (Message("user", "q"),)),
     "a question after an answer": ({"messages": [*TURNS[:1], TURNS[1] | {"weight": 1}, TURNS[0]]}, [*TURNS, TURNS[0]]),
     "a beginning of the answer in TRL's prompt": ({"prompt": TURNS}, TURNS),
+    "an instruction beside a label": ({"instruction": "do", "input": "this", "label": "x"}, "this"),
     "a column without a name": ({"": 0, "text": "hello"}, "hello"),
 }
 
@@ -116,6 +119,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a weight": ({"messages": [TURNS[0], TURNS[1] | {"weight": 0.5}]}, "weight: must be 0 or 1"),
     "a context": ({"question": "a", "context": "b", "answer": "c"}, "'context' is not used"),
     "no target": ({"input": "a"}, "an example needs an input and an output or a label, or messages"),
+    "two targets": (
+        {"prompt": "a", "completion": "b", "label": True},
+        "say which is the target, the output 'completion' or the label 'label'",
+    ),
+    "a row for each message": (
+        {"message_id": "1", "text": "a", "role": "prompter", "lang": "en"},
+        'a message is no example; put its conversation into "messages"',
+    ),
     "two inputs": ({"prompt": "a", "question": "b", "answer": "c"}, "say which is the input"),
     "a column that is mapped twice": (
         {"frage": "a", "fragen": "b"},
@@ -154,6 +165,8 @@ def test_columns_are_chosen_and_extra_ones_dropped_and_counted() -> None:
     prepared = prepare(Data(rows, input="review", label="stars", drop_extra=True))
     assert examples_of(prepared)[0] == {"input": "good", "label": "5"}
     assert "dropped: id (2 values)" in prepared.report
+    alpaca = [{"instruction": "do", "input": "this", "output": "x", "kind": "y"}]
+    assert examples_of(prepare(Data(alpaca, label="kind", drop_extra=True))) == [{"input": "this", "label": "y"}]
     named = [{"messages": [TURNS[0] | {"name": "Ann"}, TURNS[1]]}]
     assert "dropped: name of a turn (1 values)" in prepare(Data(named, drop_extra=True)).report
 
@@ -193,6 +206,9 @@ GUESSES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     ),
     "a known input and a record": ({"text": "down", "ticket": "T-1001", "date": "2026-03-05T10:11"}, {}),
     "lists and objects": ({"title": "Rain in May", "paragraphs": [{"context": "It rained."}]}, {}),
+    "an answer in an object": ({"question": "who?", "context": "me", "answers": {"text": ["a"]}}, {}),
+    "a message": ({"role": "user", "content": "a"}, {}),
+    "good and bad answers": ({"prompt": "a", "completion": "b", "label": True}, {}),
     "a request of a batch": ({"custom_id": "a-1", "method": "POST", "body": {"messages": []}}, {}),
     "nothing but records": ({"id": 1, "phone": "+49 30 1234567", "at": "10:30 AM", "page": "www.example.com"}, {}),
 }

@@ -130,6 +130,13 @@ def test_a_pipe_of_the_shell_is_read() -> None:
 MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "empty.csv": ("", "'empty.csv' is empty"),
     "header.csv": ("text,label\n", "has no examples, only a header"),
+    "header.tsv": ("text\tlabel\n", "has no examples, only a header"),
+    "short.csv": ("text,label,id\na,b\n", "line 2: has 2 cells, the header 3 (text, label, id): an empty cell needs"),
+    "lines.csv": ('"in\nput",label\na,b\n', "it is in put='a', label='b'"),
+    "a.yaml": ("- input: a\n  output: b\n", "is a YAML file: save it as JSON lines"),
+    "yaml": ("---\n- input: a\n  output: b\n", "is a YAML file: save it as JSON lines"),
+    "stream.arrow": (b"\xff\xff\xff\xff\x10\0\0\0", "is an Arrow file: save it as Parquet"),
+    "a.csv.lz4": (b'\x04"M\x18abc', "is compressed with lz4"),
     "cut.csv.gz": (gzip.compress(csv_text().encode() * 100)[:-20], "is cut off or damaged"),
     "cut.json": ('[{"input": "a", "output": "b"}, {"inp', "is not JSON"),
     "cut.xlsx": (b"PK\x03\x04 and no more", "is cut off or damaged"),
@@ -175,6 +182,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
         "'digits' is there twice",
     ),
     "lists.jsonl": ('["a", "b"]\n["c", "d"]\n', "line 1: must be an object"),
+    "turns.jsonl": ('[{"role": "user", "content": "a"}]\n' * 2, 'or {"messages": [...]}, not a list (also line 2)'),
     "one-line.json": ('[{"input": "a", "output": "b"}, {"input": "c" "output": "d"}]', "item 2: is not JSON"),
     "cut-line.json": (
         '[{"input": "a", "output": "b"}, {"input": "c", "output": "d"}',

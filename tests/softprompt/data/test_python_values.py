@@ -21,10 +21,11 @@ import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyarrow import parquet
+from pyarrow import dataset, parquet
 
 from shared.errors import InvalidInput
 from softprompt import Data, Example, Message
+from softprompt.data.inputs import inputs_of
 from softprompt.data.prepare import prepare
 from softprompt.data.problems import UnusableData
 from tests.softprompt.data.example_files import examples_of
@@ -183,7 +184,8 @@ def test_other_values_are_refused_by_their_place(value: Any, reason: str) -> Non
 ITEMS: list[tuple[Any, str]] = [
     (5, "not a number"),
     ("text", "not text"),
-    (("a", "b"), "not a tuple"),
+    (("a", "b"), "not a tuple; name its parts: Example(text, label=label)"),
+    ([{"role": "user", "content": "a"}], 'not a list; a conversation is {"messages": [...]}'),
     ({1: "a"}, "its keys must be text, not 1"),
     ({}, "has nothing"),
     ({"input": Raising(), "output": "a"}, "can't be read: RuntimeError: no"),
@@ -234,15 +236,25 @@ def test_frames_and_tables_are_read() -> None:
     decimals = pd.DataFrame({"text": ["a", "b"], "label": np.array([0.1, 1e6], np.float32)})
     for source in (decimals, pyarrow.Table.from_pandas(decimals)):
         assert [row["label"] for row in examples_of(prepare(source))] == ["0.1", "1000000.0"]
+    table = pyarrow.table({"text": ["a", "b"], "label": [1, 0]})
+    for lazy, method in ((table.to_reader(), "read_all"), (dataset.dataset(table), "to_table")):
+        with pytest.raises(InvalidInput, match=rf"call its {method}\(\) first"):
+            prepare(lazy)
     for source in (
         frame,
-        pyarrow.table({"text": ["a", "b"], "label": [1, 0]}),
+        table,
+        table.to_batches()[0],
+        pyarrow.array(table.to_pylist()),
+        frame.set_index("text"),
         columns,
         iter(frame.to_dict("records")),
     ):
         assert examples_of(prepare(Data(source))) == wanted
     with pytest.raises(InvalidInput, match=r"dataset\[1\]\.label: is missing"):
         prepare(pd.DataFrame({"text": ["a", "b"], "label": ["x", None]}))
+    with pytest.raises(InvalidInput, match="'id' is not used"):
+        prepare(frame.rename_axis("id"))
+    assert list(inputs_of(frame[["text"]].rename_axis("id"))) == ["a", "b"]
     with pytest.raises(InvalidInput, match="two columns are called 'text'"):
         prepare(pd.DataFrame([["a", "b"]], columns=["text", "text"]))
     with pytest.raises(InvalidInput, match="different lengths"):

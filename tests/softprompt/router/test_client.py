@@ -123,6 +123,10 @@ async def test_the_blocking_client_does_the_same(world: World) -> None:
 
 
 async def test_a_store_without_replicas_and_one_that_is_none(tmp_path: Path) -> None:
+    async with AsyncClient(inference=f"store:{tmp_path / 'wrong'}") as client:
+        with pytest.raises(Unavailable, match=r"there is no prompt store at .*/wrong: is the address right"):
+            await client.generate("hi")
+    assert not (tmp_path / "wrong").exists()
     open_store(str(tmp_path / "empty")).close()
     async with AsyncClient(inference=f"store:{tmp_path / 'empty'}") as client:
         with pytest.raises(Unavailable, match="no replica is known"):
