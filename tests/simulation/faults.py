@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection
 
+from shared.store.layout import LOG
 from tests.simulation.loop import start_on, wake
 from tests.simulation.routers import KEEPALIVE_SECONDS
 from tests.simulation.serving import TOKEN_SECONDS, Server
@@ -185,8 +186,9 @@ class Faults:
         moment = "committing" if faults is self._world.storage_faults else "committed"
         if self._rng.random() < 0.3 and await self._moment(moment):
             chance, seconds = 0.5, self._rng.uniform(0.1, 2)
-        if faults is self._world.database_faults and self._rng.random() < 0.5:
-            faults.aim = self._rng.choice([*self._world.database.writers, ""])
+        writes = {self._world.database_faults: [*self._world.database.writers, ""], self._world.storage_faults: [LOG]}
+        if faults in writes and self._rng.random() < 0.5:
+            faults.aim = self._rng.choice(writes[faults])
             chance = self._rng.choice((0.0, chance))  # other calls, such as renewals of leases, may heal what is lost
         faults.chance = chance
         await asyncio.sleep(seconds)

@@ -105,7 +105,7 @@ class StorageFaults:
     def __init__(self, rng: random.Random) -> None:
         self.rng, self.chance, self.cut_off = rng, 0.0, set[str]()
         self.aim = ""
-        """The name of a function. Half of its calls are struck, however seldom it is called."""
+        """The name of a function, or `LOG`: creations of log entries. Half of these calls are struck, however rare."""
         self.is_full = False
         """Whether nothing can be written."""
         self.counts: dict[str, int] = {}
@@ -139,7 +139,7 @@ class NetworkBackend:
         if key.startswith(LOG):
             self._storage.reached("committing", node)
         try:
-            created = self._call(lambda: self._storage.create(key, data))
+            created = self._call(lambda: self._storage.create(key, data), LOG if key.startswith(LOG) else "")
         except _AnswerLost:
             if self._faults.rng.random() < 0.5:
                 raise
@@ -179,7 +179,8 @@ class NetworkBackend:
     def _pause(self) -> None:
         pause_inside(self._faults.rng.uniform(0.001, 0.03))
 
-    def _call(self, act: Callable[[], T]) -> T:
+    def _call(self, act: Callable[[], T], write: str = "") -> T:
+        """`write`: where it creates an object (`StorageFaults.aim`)."""
         faults, node = self._faults, current_node()
         self._pause()
         if node is not None and node.name in faults.cut_off:
@@ -195,6 +196,6 @@ class NetworkBackend:
             with by_true_clock():
                 result = act()
         self._pause()
-        if faults.strikes("lost answer"):
+        if faults.strikes("lost answer", call=write):
             raise _AnswerLost("the object store's answer was lost")
         return result
