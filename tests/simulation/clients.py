@@ -22,7 +22,7 @@ TENANTS = ("a", "b", "c")
 PROMPTS = ("tone", "mood")
 ALIASES = ("default", "canary")
 _TRIES = 6
-_CROWDS = {"a": (0.0, 50), "b": (6.0, 25)}
+_CROWDS = {"a": (0.0, 32), "b": (6.0, 16)}
 """When a tenant of a crowded life creates its jobs, in seconds, and how many."""
 
 
