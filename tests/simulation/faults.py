@@ -59,19 +59,15 @@ class Faults:
             await asyncio.wait(list(self._running))
 
     async def strike_jobs(self) -> None:
-        """The database gets bad, or half of the answers to some kinds of writes are lost. No trainer starts again after
-        this, which would hide what it forgot.
+        """Half of the answers to commits are lost, and the database gets bad, or half of the answers to some kinds of
+        writes are lost. No trainer starts again after this, which would hide what it forgot.
         """
-        if "bad database" in self._without:
-            return
-        faults = self._world.database_faults
-        if self._rng.random() < 0.5:
-            await self._bad(faults, 0.3)
-            return
-        for _ in range(4):
-            faults.aim = self._rng.choice([*self._world.database.writers] or [""])
-            await asyncio.sleep(self._rng.uniform(1, 10))
-        faults.aim = ""
+        storage, faults = self._world.storage_faults, self._world.database_faults
+        storage.aim = "" if "bad storage" in self._without else LOG
+        if "bad database" not in self._without:
+            is_bad = self._rng.random() < 0.5
+            await (self._bad(faults, 0.3) if is_bad else self._lose_writes())
+        storage.aim = faults.aim = ""
 
     async def strike_streams(self) -> None:
         """A replica dies while routers pass calls on to it. Only those may fail that have had a message."""
@@ -193,6 +189,11 @@ class Faults:
         faults.chance = chance
         await asyncio.sleep(seconds)
         faults.chance, faults.aim = 0.0, ""
+
+    async def _lose_writes(self) -> None:
+        for _ in range(4):
+            self._world.database_faults.aim = self._rng.choice([*self._world.database.writers] or [""])
+            await asyncio.sleep(self._rng.uniform(1, 10))
 
     async def _fail_over(self) -> None:
         """The database's replication stalls; then its standby takes over, and does not answer at first."""
