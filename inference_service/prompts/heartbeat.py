@@ -13,6 +13,7 @@ from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import Quarantine
 from shared.errors import SoftPromptError
 from shared.process.call_pool import CallPool
+from shared.process.waits import wait_at_most
 from shared.prompt.manifest import to_timestamp, utc_now
 from shared.store.replicas import LoadedVersion, RefusedVersion, ReplicaDirectory, ReplicaRecord
 from shared.values.base_model import BaseModelInfo
@@ -93,11 +94,7 @@ class Heartbeat:
                 self._news.clear()
                 record = self.record()
                 await self._try(partial(self._directory.put, record), self._pool.timeout_seconds)
-                try:
-                    async with asyncio.timeout(self._interval_seconds * random.uniform(0.8, 1.0)):
-                        await self._news.wait()
-                except TimeoutError:
-                    continue
+                await wait_at_most(self._interval_seconds * random.uniform(0.8, 1.0), self._news)
         finally:
             await self._try(partial(self._directory.remove, self._replica), _FAREWELL_SECONDS)
 

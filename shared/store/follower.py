@@ -36,7 +36,7 @@ class LogFollower:
     `index` and of recent commits never wait.
 
     If there is nothing new, a refresh is one read of a missing entry. A truncated log or a replaced store is looked for
-    only after new entries and once per CHECK_SECONDS.
+    only after new entries and once per CHECK_SECONDS; new entries that name the store show that it is the same.
     """
 
     def __init__(self, log: CommitLog, identity: StoreIdentity) -> None:
@@ -109,7 +109,8 @@ class LogFollower:
             problem = error
         now = time.monotonic()
         if fresh or problem or check or now >= self._next_check:
-            if not self._identity.is_same() or self._log.horizon() > self.index.revision:
+            is_named = bool(fresh) and all(commit.store == self._identity.id for commit in fresh)
+            if not (is_named or self._identity.is_same()) or self._log.horizon() > self.index.revision:
                 self.restart()
                 return
             self._next_check = now + CHECK_SECONDS

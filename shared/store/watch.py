@@ -6,11 +6,11 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Protocol
 
 from shared.errors import SoftPromptError, Unavailable
 from shared.process.call_pool import CallPool
+from shared.process.waits import wait_at_most
 from shared.store.follower import Changes
 
 log = logging.getLogger(__name__)
@@ -101,9 +101,7 @@ class StoreWatcher:
         seconds, spacing = pause_seconds(self._poll_seconds, bool(self.problem)), self._poll_seconds / 4
         spacing = min(spacing, _MIN_PAUSE_SECONDS)
         await asyncio.sleep(spacing)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds - spacing):
-                await self._wanted.wait()
+        await wait_at_most(seconds - spacing, self._wanted)
         self._wanted.clear()
 
     async def catch_up(self) -> None:

@@ -22,7 +22,7 @@ TENANTS = ("a", "b", "c")
 PROMPTS = ("tone", "mood")
 ALIASES = ("default", "canary")
 _TRIES = 6
-_CROWDS = {"a": (0.0, 50), "b": (6.0, 25)}
+_CROWDS = {"a": (0.0, 32), "b": (6.0, 16)}
 """When a tenant of a crowded life creates its jobs, in seconds, and how many."""
 
 
@@ -110,9 +110,10 @@ class Client:
             self.world.history.add("asked", job=job_id, verb=verb, outcome=job.state.value)
 
     async def finish(self) -> None:
-        """The end of a life: more jobs come, so that the last faults meet jobs of all states; no job stays paused."""
+        """The end of a life: jobs and aliases change, so that the last faults meet all of them; no job stays paused."""
         for _ in range(2):
             await self.create()
+            await self.move_alias()
             await asyncio.sleep(self.rng.uniform(0, 15))
         await self.resume_all()
 

@@ -25,7 +25,7 @@ class SimulatedDatabase(Database):
         """Migrates the database at `url`, whose copies in memory are the databases of lives (`restore`)."""
         Database(url).close()
         super().__init__(url, migrate=False)
-        self._memory = sqlite3.connect(":memory:", isolation_level=None)
+        self._memory = sqlite3.connect(":memory:", isolation_level=None, cached_statements=1000)
         self._copy = create_engine("sqlite://", creator=lambda: self._memory, poolclass=StaticPool).connect()
         self._copy.begin()  # never ends: `write` begins and ends transactions of SQLite itself
         self._is_writing = False

@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 
 from greenlet import getcurrent  # type: ignore[import-untyped]
@@ -20,6 +22,7 @@ from tests.simulation.loop import pause_inside
 from tests.simulation.machine import EPOCH
 
 _STEP_SECONDS = 0.004
+_parent: Callable[[Path], Path] = lru_cache(maxsize=4096)(attrgetter("parent"))
 
 
 @dataclass(eq=False)
@@ -123,7 +126,7 @@ class SimulatedDisk(Disk):
         if self._file(folder) is not _FOLDER:
             raise NotADirectoryError(20, "Not a directory")
         return [
-            Entry(path.name, file is _FOLDER) for path, file in self._names.items() if path.parent == folder != path
+            Entry(path.name, file is _FOLDER) for path, file in self._names.items() if _parent(path) == folder != path
         ]
 
     def sync_folder(self, folder: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection
 
+from shared.store.layout import LOG
 from tests.simulation.loop import start_on, wake
 from tests.simulation.routers import KEEPALIVE_SECONDS
 from tests.simulation.serving import TOKEN_SECONDS, Server
@@ -44,9 +45,10 @@ class Faults:
             *(self._move_clock, self._fail_over, self._fill_disk, self._cut_power, self._part, self._slow_down),
         )
         acts = dict(zip(KINDS, harms, strict=True))
+        kinds = [*KINDS, *["power cut"] * (3 if self._world.storage.disk else 0)]  # only a quarter of the lives has it
         while asyncio.get_running_loop().time() < until:
             await asyncio.sleep(self._rng.uniform(0.5, 15))
-            kind = self._rng.choice(list(acts))
+            kind = self._rng.choice(kinds)
             if kind in self._without:
                 continue
             self.counts[kind] += 1
@@ -58,19 +60,15 @@ class Faults:
             await asyncio.wait(list(self._running))
 
     async def strike_jobs(self) -> None:
-        """The database gets bad, or half of the answers to some kinds of writes are lost. No trainer starts again after
-        this, which would hide what it forgot.
+        """Half of the answers to commits are lost, and the database gets bad, or half of the answers to some kinds of
+        writes are lost. No trainer starts again after this, which would hide what it forgot.
         """
-        if "bad database" in self._without:
-            return
-        faults = self._world.database_faults
-        if self._rng.random() < 0.5:
-            await self._bad(faults, 0.3)
-            return
-        for _ in range(4):
-            faults.aim = self._rng.choice([*self._world.database.writers] or [""])
-            await asyncio.sleep(self._rng.uniform(1, 10))
-        faults.aim = ""
+        storage, faults = self._world.storage_faults, self._world.database_faults
+        storage.aim = "" if "bad storage" in self._without else LOG
+        if "bad database" not in self._without:
+            is_bad = self._rng.random() < 0.5
+            await (self._bad(faults, 0.3) if is_bad else self._lose_writes())
+        storage.aim = faults.aim = ""
 
     async def strike_streams(self) -> None:
         """A replica dies while routers pass calls on to it. Only those may fail that have had a message."""
@@ -185,12 +183,18 @@ class Faults:
         moment = "committing" if faults is self._world.storage_faults else "committed"
         if self._rng.random() < 0.3 and await self._moment(moment):
             chance, seconds = 0.5, self._rng.uniform(0.1, 2)
-        if faults is self._world.database_faults and self._rng.random() < 0.5:
-            faults.aim = self._rng.choice([*self._world.database.writers, ""])
+        writes = {self._world.database_faults: [*self._world.database.writers, ""], self._world.storage_faults: [LOG]}
+        if faults in writes and self._rng.random() < 0.5:
+            faults.aim = self._rng.choice(writes[faults])
             chance = self._rng.choice((0.0, chance))  # other calls, such as renewals of leases, may heal what is lost
         faults.chance = chance
         await asyncio.sleep(seconds)
         faults.chance, faults.aim = 0.0, ""
+
+    async def _lose_writes(self) -> None:
+        for _ in range(4):
+            self._world.database_faults.aim = self._rng.choice([*self._world.database.writers] or [""])
+            await asyncio.sleep(self._rng.uniform(1, 10))
 
     async def _fail_over(self) -> None:
         """The database's replication stalls; then its standby takes over, and does not answer at first."""

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
@@ -24,6 +25,8 @@ from sqlalchemy.util import greenlet_spawn
 from shared.errors import Unavailable
 from shared.process import daemon_thread
 from shared.process.call_pool import CallPool
+from shared.store import log
+from shared.store.commit import decode_commit
 from softprompt.routing import store as routing_store
 from tests.simulation.loop import Loop, current_node, pause_inside
 from trainer_service.dispatch import manager
@@ -141,6 +144,7 @@ def machine(seed: int, loop: Loop, fault: CallFault) -> Iterator[None]:
         mock.patch.object(asyncio, "to_thread", _inline),
         mock.patch.object(daemon_thread, "on_daemon_thread", lambda function, name: _inline(function)),
         mock.patch.object(CallPool, "call_within", _pool_call(fault)),
+        mock.patch.object(log, "decode_commit", lru_cache(maxsize=64)(decode_commit)),  # seven processes read each
         mock.patch.object(manager, "_OTHERS_NEWS_SECONDS", 4.0),  # half of all work was reading for watchers
         mock.patch.object(routing_store, "FLEET_SECONDS", 8.0),
         *(mock.patch.object(module, "QUANTUM_SECONDS", QUANTUM_SECONDS) for module in (fair_queue, tenant_shares)),

@@ -41,6 +41,7 @@ NUM_TOKENS = 3
 """Tokens of each answer."""
 TOKEN_SECONDS = 0.02
 _HEARTBEAT_SECONDS = 10.0
+_POLL_SECONDS = 2.0
 _GRACE_SECONDS = 15.0
 
 
@@ -209,7 +210,7 @@ class Replica(Answering):
         self.registry = PromptRegistry(lambda prefix_id: None, max_loaded=8)
         observer = NullPromptObserver()
         loads = VersionLoads(ToyLoader(store), self.registry, observer)
-        self.watcher = PromptWatcher(store, self.registry, loads, observer, 1.0, pool)
+        self.watcher = PromptWatcher(store, self.registry, loads, observer, _POLL_SECONDS, pool)
         self._service = ToyService(self.registry, loads, self.watcher)
         heartbeat = Heartbeat(
             ReplicaDirectory(store.backend), self.registry, self.id, BASE_MODEL, _HEARTBEAT_SECONDS, pool, self.address

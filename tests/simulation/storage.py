@@ -105,7 +105,7 @@ class StorageFaults:
     def __init__(self, rng: random.Random) -> None:
         self.rng, self.chance, self.cut_off = rng, 0.0, set[str]()
         self.aim = ""
-        """The name of a function. Half of its calls are struck, however seldom it is called."""
+        """The name of a function, or `LOG`: writes to the log. Half of these calls are struck, however rare."""
         self.is_full = False
         """Whether nothing can be written."""
         self.counts: dict[str, int] = {}
@@ -138,19 +138,23 @@ class NetworkBackend:
         node = current_node()
         if key.startswith(LOG):
             self._storage.reached("committing", node)
+
+        def act() -> bool:
+            return self._storage.create(key, data)
+
         try:
-            created = self._call(lambda: self._storage.create(key, data))
+            created = self._call(act, write=key)
         except _AnswerLost:
             if self._faults.rng.random() < 0.5:
                 raise
-            created = self._call(lambda: self._storage.create(key, data))  # S3's client repeats: its object exists
+            created = self._call(act, write=key)  # S3's client repeats: its object exists
         if key.startswith((LOG, BLOBS)):
             self._storage.reached("committed" if key.startswith(LOG) else "uploaded", node)
         return created
 
     def put(self, key: str, data: bytes) -> None:
         self._check_space()
-        self._call(lambda: self._storage.put(key, data))
+        self._call(lambda: self._storage.put(key, data), write=key)
 
     def head(self, key: str) -> ObjectInfo | None:
         return self._call(lambda: self._storage.objects.head(key))
@@ -163,7 +167,7 @@ class NetworkBackend:
         return self._call(lambda: self._storage.objects.list(folder))
 
     def delete(self, key: str) -> None:
-        self._call(lambda: self._storage.objects.delete(key))
+        self._call(lambda: self._storage.objects.delete(key), write=key)
 
     def sweep(self) -> int:
         return 0
@@ -179,7 +183,8 @@ class NetworkBackend:
     def _pause(self) -> None:
         pause_inside(self._faults.rng.uniform(0.001, 0.03))
 
-    def _call(self, act: Callable[[], T]) -> T:
+    def _call(self, act: Callable[[], T], write: str = "") -> T:
+        """`write`: what it changes, so that the process may end before it knows the answer."""
         faults, node = self._faults, current_node()
         self._pause()
         if node is not None and node.name in faults.cut_off:
@@ -194,7 +199,8 @@ class NetworkBackend:
         else:
             with by_true_clock():
                 result = act()
-        self._pause()
-        if faults.strikes("lost answer"):
+        if write:
+            self._pause()
+        if faults.strikes("lost answer", call=LOG if write.startswith(LOG) else ""):
             raise _AnswerLost("the object store's answer was lost")
         return result

@@ -7,6 +7,7 @@ import itertools
 import random
 from dataclasses import replace
 
+from shared.process.waits import wait_at_most
 from tests.simulation.loop import Node, kill, start_on
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerLost, WorkerReport
@@ -22,7 +23,7 @@ class SimulatedWorker:
 
     def __init__(self, id: str, base_model: str) -> None:
         self.id, self.base_model = id, base_model
-        self._trainer = ScriptedTrainer(step_seconds=0)
+        self._trainer = ScriptedTrainer(step_seconds=0, checkpoint_steps=3)
         self._events: list[tuple[int, TrainingEvent]] = []
         self._numbers = itertools.count(1)
         self._attempts: dict[str, int] = {}
@@ -51,11 +52,7 @@ class SimulatedWorker:
         self._events = [event for event in self._events if event[0] > since]
         if not self._events:
             self._news.clear()
-            try:
-                async with asyncio.timeout(timeout_seconds):
-                    await self._news.wait()
-            except TimeoutError:
-                pass
+            await wait_at_most(timeout_seconds, self._news)
         self._check()
         if self.hung:
             await asyncio.sleep(10_000)
@@ -78,11 +75,14 @@ class SimulatedWorker:
     async def _train(self) -> None:
         await asyncio.sleep(_LOAD_SECONDS)
         self._ready = True
+        self._news.set()
         while True:
-            self._news.set()
             await asyncio.sleep(_STEP_SECONDS)
-            for event in [] if self._trainer.is_idle else self._trainer.step():
+            if self._trainer.is_idle:
+                continue
+            for event in self._trainer.step():
                 self._events.append((next(self._numbers), event))
+                self._news.set()
             self._attempts = {id: attempt for id, attempt in self._attempts.items() if id in self._trainer._tasks}
 
 

@@ -49,12 +49,12 @@ CONFIG = JobsConfig(
     launch_seconds=60,
     step_seconds=60,
     lease_seconds=LEASE_SECONDS,
-    progress_seconds=2,
-    tick_seconds=3,
+    progress_seconds=3,
+    tick_seconds=5,
     retry_max_seconds=10,
     max_infrastructure_failures=1000,
 )
-_UNENDED = select(jobs.c.state, jobs.c.trained).where(jobs.c.state.in_(UNENDED)).distinct()
+_UNENDED = select(jobs.c.state, jobs.c.trained).where(UNENDED).distinct()
 
 
 class SharedStore(JobStore):

@@ -34,9 +34,14 @@ from trainer_service.training.spec import Metric
 
 class ScriptedTrainer:
     def __init__(
-        self, hidden_size: int = 8, step_seconds: float = 0.002, finish: threading.Event | None = None
+        self,
+        hidden_size: int = 8,
+        step_seconds: float = 0.002,
+        finish: threading.Event | None = None,
+        checkpoint_steps: int = 1,
     ) -> None:
-        """`finish`: once it is set, inputs `forever` are like any others."""
+        """`finish`: once it is set, inputs `forever` are like any others. `checkpoint_steps`: from one to the next."""
+        self._checkpoint_steps = checkpoint_steps
         self._hidden_size, self._step_seconds = hidden_size, step_seconds
         self._finish = finish or threading.Event()
         self._steps: dict[str, int] = {}
@@ -98,9 +103,10 @@ class ScriptedTrainer:
         self.log.append((job_id, attempt, step))
         loss = 1.0 / step
         events: list[TrainingEvent] = [
-            StepDone(job_id, attempt, step, total, loss, 0.1, 0.01, 2, 20, self._step_seconds),
-            Checkpointed(job_id, attempt, step, str(step).encode()),
+            StepDone(job_id, attempt, step, total, loss, 0.1, 0.01, 2, 20, self._step_seconds)
         ]
+        if step % self._checkpoint_steps == 0:
+            events.append(Checkpointed(job_id, attempt, step, str(step).encode()))
         if step < total:
             return events
         metrics = {"loss": loss}

@@ -93,7 +93,7 @@ class Allowance:
             context.owner,
             wanted,
             max_workers=most,
-            lease_until=await self._leases.until(),
+            lease_until=self._leases.until(),
             beyond_part=self._lack.seconds > self._patience_seconds,
             num_workers=num_workers,
             models=models,

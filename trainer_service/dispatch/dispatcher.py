@@ -13,7 +13,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -21,6 +20,7 @@ from shared import invariants
 from shared.caller import Tenant
 from shared.errors import Unavailable
 from shared.invariants import Invariant
+from shared.process.waits import wait_at_most
 from shared.values.results import TuningError
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.cluster.worker_state import WorkerEnd
@@ -152,7 +152,7 @@ class Dispatcher:
                 self._stop(supervisor, job_id, attempt)
         while time.monotonic() < stopped_by and any(supervisor.job_ids for supervisor in self._supervisors.values()):
             self._context.wake_dispatcher.clear()
-            await self._wait_for_change(max(0.01, min(1.0, stopped_by - time.monotonic())))
+            await wait_at_most(max(0.01, min(1.0, stopped_by - time.monotonic())), self._context.wake_dispatcher)
         ends = [(supervisor, WorkerEnd.DRAINED) for supervisor in self._supervisors.values()]
         await self._end(ends, deadline - last_seconds / 2 - time.monotonic())
         if not self._supervisors:
@@ -178,17 +178,16 @@ class Dispatcher:
             # took.
             took = time.monotonic() - begun
             await asyncio.sleep(_LEAST_PAUSE_SECONDS + min(took, self._context.config.tick_seconds))
-            await self._wait_for_change(self._context.config.tick_seconds)
-
-    async def _wait_for_change(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._context.wake_dispatcher.wait()
+            await wait_at_most(self._context.config.tick_seconds, self._context.wake_dispatcher)
 
     async def _round(self) -> None:
-        await self._expire()
-        await self._apply(await self._context.database.call(self._context.store.holdings, self._context.owner))
-        await self._claim_trained()
+        context = self._context
+        look = await context.database.call(context.store.look, context.owner, time.time())
+        await self._apply(look.holdings)
+        if look.any_past_deadline:
+            await self._expire()
+        if look.any_trained:
+            await self._claim_trained()
         await self._fail_broken()
         await self._leave_nodes()
         await self._place()
@@ -270,8 +269,8 @@ class Dispatcher:
 
     async def _claim_trained(self) -> None:
         context = self._context
-        while await context.database.call(context.store.has_trained):
-            until = await self._leases.until()
+        while True:
+            until = self._leases.until()
             record = await context.database.call(context.store.claim_trained, context.owner, until, time.time())
             if record is None:
                 return
@@ -351,7 +350,7 @@ class Dispatcher:
                 context.store.claim,
                 claim.base_model,
                 context.owner,
-                await self._leases.until(),
+                self._leases.until(),
                 time.time(),
                 exclusive=claim.exclusive,
             )

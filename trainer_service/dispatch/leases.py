@@ -28,6 +28,8 @@ class Leases:
     def __init__(self, context: JobsContext) -> None:
         self._context = context
         self._task: asyncio.Task[None] | None = None
+        self._ahead_seconds = 0.0
+        """The database's clock minus the monotonic one of this process, when an answer with its time last came."""
 
     async def start(self) -> None:
         """Queues the jobs of dead replicas again, as soon as the database is available, then starts to renew leases. On
@@ -40,7 +42,7 @@ class Leases:
             await database.retry(store.now)
             # In an outage all leases expire: live replicas get time to renew theirs first.
             await asyncio.sleep(self._context.config.lease_seconds / 2 if store.is_shared else 0)
-            now = await database.retry(store.now)
+            now = self._read(await database.retry(store.now))
         await self._take_back(now if store.is_shared else math.inf, database.retry)
         self._task = asyncio.create_task(self._keep(), name="dispatcher leases")
 
@@ -50,19 +52,22 @@ class Leases:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def until(self) -> float:
-        """When a lease that begins now ends, by the database's clock."""
-        return await self._now() + self._context.config.lease_seconds
+    def until(self) -> float:
+        """When a lease that begins now ends, by the database's clock, which was read within the last quarter of a
+        lease: an answer that came late makes the lease shorter.
+        """
+        return time.monotonic() + self._ahead_seconds + self._context.config.lease_seconds
 
-    async def _now(self) -> float:
-        return await self._context.database.call(self._context.store.now)
+    def _read(self, now: float) -> float:
+        self._ahead_seconds = now - time.monotonic()
+        return now
 
     async def _prompt_now(self) -> float:
         """The database's time. Raises Unavailable also if the answer took half a lease, in which others may have
         expired.
         """
         begun = time.monotonic()
-        now = await self._now()
+        now = self._read(await self._context.database.call(self._context.store.now))
         if time.monotonic() - begun > self._context.config.lease_seconds / 2:
             raise Unavailable("the job database took longer than half a lease to answer")
         return now

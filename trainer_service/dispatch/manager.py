@@ -20,6 +20,7 @@ from shared.errors import InvalidInput, Unavailable
 from shared.model.models_file import ModelsFile
 from shared.names import MAX_REQUEST_ID_CHARS
 from shared.process.daemon_thread import close_within
+from shared.process.waits import wait_at_most
 from shared.store.store import PromptStore
 from shared.trace_context import current_traceparent
 from trainer_service.cluster.interface import WorkerPool
@@ -276,11 +277,7 @@ class JobManager:
                         return
                     ended = True  # perhaps only after the events were read: read once more for the last event
                     continue
-                try:
-                    async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):
-                        await news.wait()
-                except TimeoutError:
-                    continue
+                await wait_at_most(pause * random.uniform(0.8, 1.2), news)
         finally:
             self._context.changes.unsubscribe(job_id, news)
 

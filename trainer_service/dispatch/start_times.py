@@ -31,9 +31,9 @@ from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.fair_queue import Shares
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.record import to_datetime
-from trainer_service.jobs.states import LEASED_STATES, JobState
+from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store import tenant_shares
-from trainer_service.jobs.store.conditions import QUEUED
+from trainer_service.jobs.store.conditions import LEASED, QUEUED
 from trainer_service.jobs.stored_json import from_json
 
 _FRESH_SECONDS = 1.0
@@ -56,7 +56,7 @@ _FIRST_OF_TENANT = (
 _ON_WORKERS = select(
     *(jobs.c.id, jobs.c.owner, jobs.c.base_model, jobs.c.tenant, jobs.c.solo, jobs.c.state, jobs.c.pausing),
     *(jobs.c.claimed_at, jobs.c.runtime_seconds, jobs.c.progress),
-).where(jobs.c.state.in_([state.value for state in LEASED_STATES]), jobs.c.claimed_at.is_not(None))
+).where(LEASED, jobs.c.claimed_at.is_not(None))
 _RECENT = (
     select(jobs.c.base_model, jobs.c.runtime_seconds)
     .where(jobs.c.state == JobState.SUCCEEDED.value)

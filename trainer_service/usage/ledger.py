@@ -94,7 +94,7 @@ class UsageLedger:
         `within`: the transaction that reads; by default one of its own.
         """
         total: list[ColumnElement[Any]] = [func.sum(rows.c[name]) for name in _BUDGETED.get(budget.of, (budget.of,))]
-        is_live = (jobs.c.tenant == tenant) & jobs.c.state.in_(UNENDED)
+        is_live = (jobs.c.tenant == tenant) & UNENDED
         elapsed = time.time() - jobs.c.claimed_at  # below zero after a clock was set back
         seconds = jobs.c.runtime_seconds + case((elapsed > 0, elapsed), else_=0.0)
         live = {

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
 from shared.store import AliasMoved, Changes, PromptStore, StoreWatcher
 from shared.store import follower as follower_module
+from shared.store.commit import encode_commit
 from shared.store.layout import log_key
 from shared.store.memory import MemoryBackend
 from tests.shared.prompt.blobs import make_blob
@@ -184,6 +186,21 @@ async def test_one_that_fell_behind_a_cut_starts_from_the_snapshot(
     first, second = await following(watcher, act)
     assert (first.restarted, first.index.revision) == (True, 5)
     assert [commit.revision for commit in second.commits] == [6]
+
+
+@pytest.mark.parametrize(("is_old", "num_reads"), [(False, 2), (True, 3)])
+def test_a_new_entry_that_names_the_store_costs_its_reader_one_read_and_one_that_finds_no_next(
+    faulty: FaultyBackend, *, is_old: bool, num_reads: int
+) -> None:
+    """An entry of an earlier build names none: the reader looks whether the store is still the same."""
+    writer, reader = PromptStore(faulty.inner), PromptStore(faulty)
+    publish(writer, 0)
+    if is_old:
+        [commit] = writer.recent_commits()
+        faulty.inner.put(log_key(1), encode_commit(replace(commit, store="")))
+    faulty.num_reads = 0
+    assert reader.refresh().revision == 1
+    assert faulty.num_reads == num_reads
 
 
 async def test_another_store_in_the_same_place_is_noticed(

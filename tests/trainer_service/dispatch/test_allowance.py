@@ -47,12 +47,9 @@ class Replica:
         async def call(function: Any, *args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs)
 
-        async def until() -> float:
-            return 1e9
-
         store = SimpleNamespace(is_shared=True, database=database)
         context = SimpleNamespace(store=store, config=config, owner=name, database=SimpleNamespace(call=call))
-        self._allowance = Allowance(cast(Any, context), cast(Any, SimpleNamespace(until=until)))
+        self._allowance = Allowance(cast(Any, context), cast(Any, SimpleNamespace(until=lambda: 1e9)))
         self.name, self.loading, self.num_stopped = name, dict[str, str](), 0
         self.num_launched = 0
         self.idle_seconds = 0.0

@@ -124,6 +124,29 @@ async def test_a_trainer_that_waited_for_the_database_lets_the_others_renew_thei
     assert calls[:2] == ["renew", "renew"]
 
 
+async def test_a_lease_ends_by_the_databases_clock_without_another_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, questions = 100.0, 0
+
+    async def call(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return method(*args, **options)
+
+    def now() -> float:
+        nonlocal here, questions
+        here, questions = here + 2, questions + 1
+        return 5000.0  # the time when the question came, two seconds before its answer
+
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: here)
+    monkeypatch.setattr("trainer_service.dispatch.leases.time", clock)
+    store = SimpleNamespace(is_shared=True, now=now, take_back=lambda *args, **options: [])
+    config = SimpleNamespace(lease_seconds=20)
+    context = SimpleNamespace(store=store, database=SimpleNamespace(call=call, retry=call), owner="one", config=config)
+    leases = Leases(cast(Any, context))
+    await leases.start()
+    here += 3
+    assert (leases.until(), questions) == (5023.0, 1)
+    await leases.stop()
+
+
 async def test_a_trainer_waits_for_a_database_that_fails_while_it_starts(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

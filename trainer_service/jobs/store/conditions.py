@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from sqlalchemy import ColumnElement, literal
+
 from trainer_service.database.schema import jobs
-from trainer_service.jobs.states import JobState
+from trainer_service.jobs.states import LEASED_STATES, UNSUCCESSFUL_STATES, JobState
+
+
+def _any_of(states: Iterable[JobState]) -> ColumnElement[bool]:
+    """Each state is a parameter of its own: a list would be written into the statement at each execution."""
+    return jobs.c.state.in_([literal(state.value) for state in sorted(states)])
+
 
 QUEUED = jobs.c.state == JobState.QUEUED.value
-UNENDED = [state.value for state in JobState if not state.is_final]
-"""The states of unended jobs. Queries name them, so that index ranges skip the ended jobs, the bulk of an old store."""
+LEASED, UNSUCCESSFUL = _any_of(LEASED_STATES), _any_of(UNSUCCESSFUL_STATES)
+UNENDED = _any_of(state for state in JobState if not state.is_final)
+"""Names the states of unended jobs, so that index ranges skip the ended jobs, the bulk of an old store."""

@@ -22,12 +22,11 @@ from trainer_service.database.schema import job_annotations, job_datasets, jobs
 from trainer_service.jobs.fair_queue import positions_before
 from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
 from trainer_service.jobs.record import Record, changed_columns, checked_same, from_row, to_row
-from trainer_service.jobs.states import LEASED_STATES, UNSUCCESSFUL_STATES, JobState, check_move
+from trainer_service.jobs.states import LEASED_STATES, JobState, check_move
 from trainer_service.jobs.store import event_log, listing, queue_limits, tenant_shares
-from trainer_service.jobs.store.conditions import UNENDED
+from trainer_service.jobs.store.conditions import UNENDED, UNSUCCESSFUL
 from trainer_service.jobs.store.visibility import condition, in_states, sees_all, visible
 
-_UNSUCCESSFUL = [state.value for state in UNSUCCESSFUL_STATES]
 _BY_ID = jobs.c.id == bindparam("job_id")
 _STATE = select(jobs.c.state, jobs.c.last_event).where(_BY_ID)
 _CHANGE = update(jobs).where(_BY_ID)
@@ -233,8 +232,8 @@ class JobRecords:
 
     def ids_with_files(self) -> frozenset[str]:
         """Ids of jobs that have not ended or whose best prompt is kept."""
-        kept = jobs.c.state.in_(_UNSUCCESSFUL) & jobs.c.checkpointed.is_(True)
-        return frozenset(self._database.scalars(select(jobs.c.id).where(jobs.c.state.in_(UNENDED) | kept)))
+        kept = UNSUCCESSFUL & jobs.c.checkpointed.is_(True)
+        return frozenset(self._database.scalars(select(jobs.c.id).where(UNENDED | kept)))
 
     # Parts
 

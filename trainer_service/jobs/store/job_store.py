@@ -17,13 +17,12 @@ from trainer_service.database.schema import jobs
 from trainer_service.jobs.fair_queue import QueueHead, in_order, queue_clock, share_of
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.record import NO_REPLICA, Record, from_row
-from trainer_service.jobs.states import LEASED_STATES, JobState
+from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store import event_log, tenant_shares, worker_slots
-from trainer_service.jobs.store.conditions import QUEUED
+from trainer_service.jobs.store.conditions import LEASED, QUEUED
 from trainer_service.jobs.store.job_records import JobRecords
 from trainer_service.jobs.store.job_records import StaleAttempt as StaleAttempt
 
-_LEASED = [state.value for state in LEASED_STATES]
 _ORPHANED = (jobs.c.state == JobState.CANCELLING.value) & (jobs.c.owner == NO_REPLICA)
 _CLAIMS = "claims of waiting jobs"
 """Name of the lock that serializes claims, so that each claim sees the charges of the previous one."""
@@ -73,8 +72,8 @@ _READY = (
 _WITH_READY, _WITH_QUEUED = tenant_shares.tenants_with(QUEUED, *_READY), tenant_shares.tenants_with(QUEUED)
 _CLAIM = _claiming(*_READY, jobs.c.tenant == bindparam("of_tenant"), is_placed=True)
 _CLAIM_TRAINED = _claiming(jobs.c.trained.is_(True), jobs.c.not_before <= bindparam("now"), is_placed=False)
-_HAS_TRAINED = select(jobs.c.id).where(jobs.c.trained.is_(True), QUEUED | _ORPHANED).limit(1)
-_OF_OWNER = jobs.c.state.in_(_LEASED) & (jobs.c.owner == bindparam("replica"))
+_ANY_TRAINED = select(jobs.c.id).where(jobs.c.trained.is_(True), QUEUED | _ORPHANED)
+_OF_OWNER = LEASED & (jobs.c.owner == bindparam("replica"))
 _RENEW = update(jobs).where(_OF_OWNER).values(lease_until=bindparam("until"))
 _HOLD = (
     update(jobs)
@@ -86,7 +85,7 @@ _HOLDINGS = select(jobs.c.id, jobs.c.attempt, jobs.c.state, jobs.c.pausing).wher
 _EXPIRED_LEASES = (
     select(jobs)
     .where(
-        jobs.c.state.in_(_LEASED),
+        LEASED,
         jobs.c.lease_until < bindparam("lease_before"),
         jobs.c.owner.not_in((bindparam("except_owner"), NO_REPLICA)),
     )
@@ -94,7 +93,7 @@ _EXPIRED_LEASES = (
     .with_for_update(skip_locked=True)
 )
 _PAST_DEADLINE = select(jobs).where(QUEUED, jobs.c.deadline <= bindparam("now"), jobs.c.trained.is_(False))
-_ANY_PAST_DEADLINE = _PAST_DEADLINE.with_only_columns(jobs.c.id).limit(1)
+_ANY_WAITING = select(_PAST_DEADLINE.with_only_columns(jobs.c.id).exists(), _ANY_TRAINED.exists())
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,25 @@ class Holding:
     pausing: bool
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a round of the dispatcher reads first."""
+
+    holdings: list[Holding]
+    any_past_deadline: bool
+    """Whether there may be a job for `expire`."""
+    any_trained: bool
+    """Whether there may be a job for `claim_trained`."""
+
+
 class JobStore(JobRecords):
     """Jobs in one database, with their queue and leases."""
+
+    def look(self, owner: str, now: float) -> Look:
+        """The jobs that a replica has, and whether there are jobs of two rare kinds, for which it needs locks."""
+        with self._database.read() as connection:
+            past_deadline, trained = connection.execute(_ANY_WAITING, {"now": now}).one()
+            return Look(_holdings(connection, owner), bool(past_deadline), bool(trained))
 
     def heads(self, now: float) -> list[QueueHead]:
         """The jobs that may run now, grouped by base model, tenant and `exclusive`."""
@@ -154,10 +170,6 @@ class JobStore(JobRecords):
         with self._database.write() as connection:
             tenant_shares.set_known_weights(connection, weights)
 
-    def has_trained(self) -> bool:
-        """Whether there may be a job for `claim_trained`. These are rare, so callers ask before they lock anything."""
-        return self._database.scalar(_HAS_TRAINED) is not None
-
     def claim_trained(self, owner: str, lease_until: float, now: float) -> Record | None:
         """Claims a job that only has to be published, or that was to be cancelled when its replica ended."""
         with self._database.write() as connection:
@@ -189,8 +201,7 @@ class JobStore(JobRecords):
     def holdings(self, owner: str) -> list[Holding]:
         """The jobs that a replica has."""
         with self._database.read() as connection:
-            rows = connection.execute(_HOLDINGS, {"replica": owner}).all()
-        return [Holding(row.id, row.attempt, JobState(row.state), row.pausing) for row in rows]
+            return _holdings(connection, owner)
 
     def take_back(self, move: Callable[[Record], Record], *, lease_before: float, except_owner: str = "") -> list[Job]:
         """Applies `move` to every job that a replica has and whose lease ended before `lease_before` (`float("inf")`:
@@ -204,9 +215,6 @@ class JobStore(JobRecords):
 
     def expire(self, move: Callable[[Record], Record], now: float) -> list[Job]:
         """Applies `move` to every waiting job whose deadline has passed, and returns these jobs."""
-        with self._database.read() as connection:
-            if connection.scalar(_ANY_PAST_DEADLINE, {"now": now}) is None:
-                return []
         with self._database.write() as connection:
             return self._move_all(connection, _PAST_DEADLINE.with_for_update(skip_locked=True), move, {"now": now})
 
@@ -214,9 +222,7 @@ class JobStore(JobRecords):
         """Applies `move` to at most `most` jobs that wait for a base model, but to none while jobs of it are on
         workers. Returns the changed jobs.
         """
-        on_workers = select(jobs.c.id).where(
-            jobs.c.state.in_(_LEASED), jobs.c.base_model == base_model, jobs.c.claimed_at.is_not(None)
-        )
+        on_workers = select(jobs.c.id).where(LEASED, jobs.c.base_model == base_model, jobs.c.claimed_at.is_not(None))
         waiting = select(jobs).where(QUEUED, jobs.c.trained.is_(False), jobs.c.base_model == base_model).limit(most)
         with self._database.write() as connection:
             if connection.execute(on_workers.limit(1)).first() is not None:
@@ -239,6 +245,11 @@ class JobStore(JobRecords):
         """Applies `move` to the jobs that the query finds, which skips those locked by another transaction."""
         rows = connection.execute(query, parameters).mappings().all()
         return [self._write(connection, before, move(before), ()).job for before in map(from_row, rows)]
+
+
+def _holdings(connection: Connection, owner: str) -> list[Holding]:
+    rows = connection.execute(_HOLDINGS, {"replica": owner})
+    return [Holding(row.id, row.attempt, JobState(row.state), row.pausing) for row in rows]
 
 
 def _adopt(connection: Connection, owner: str, lease_until: float) -> Record | None:

@@ -11,7 +11,7 @@ from trainer_service.jobs.store import tenant_shares
 from trainer_service.jobs.store.conditions import QUEUED, UNENDED
 
 _NUM_QUEUED = select(func.count()).where(QUEUED)
-_NUM_UNENDED = select(func.count()).where(jobs.c.state.in_(UNENDED))
+_NUM_UNENDED = select(func.count()).where(UNENDED)
 _NUM_OF_CALLER = _NUM_UNENDED.where(jobs.c.caller == bindparam("of"))
 _NUM_OF_TENANT = _NUM_UNENDED.where(jobs.c.tenant == bindparam("of"))
 

@@ -24,10 +24,9 @@ from sqlalchemy import (
 from trainer_service.database.schema import jobs, tenant_shares
 from trainer_service.jobs.fair_queue import QUANTUM_SECONDS, Shares, TenantShare, claimed
 from trainer_service.jobs.record import Record
-from trainer_service.jobs.states import LEASED_STATES
-from trainer_service.jobs.store.conditions import QUEUED
+from trainer_service.jobs.store.conditions import LEASED, QUEUED
 
-_ON_A_WORKER = jobs.c.state.in_([state.value for state in LEASED_STATES]) & jobs.c.claimed_at.is_not(None)
+_ON_A_WORKER = LEASED & jobs.c.claimed_at.is_not(None)
 _SHARES = select(tenant_shares)
 _ANY_QUEUED = select(jobs.c.id).where(QUEUED).limit(1)
 _CHANGE = update(tenant_shares).where(tenant_shares.c.tenant == bindparam("of_tenant"))

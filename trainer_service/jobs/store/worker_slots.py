@@ -19,7 +19,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from trainer_service.database.database import Database
 from trainer_service.database.schema import jobs, worker_slots
-from trainer_service.jobs.states import LEASED_STATES
+from trainer_service.jobs.store.conditions import LEASED
 
 _LOCK = "worker slots"
 _ALL = select(worker_slots)
@@ -27,7 +27,7 @@ _CHANGE = update(worker_slots).where(worker_slots.c.owner == bindparam("replica"
 _REMOVE_EXPIRED = delete(worker_slots).where(
     worker_slots.c.lease_until < bindparam("lease_before"),
     worker_slots.c.owner != bindparam("except_owner"),
-    worker_slots.c.owner.not_in(select(jobs.c.owner).where(jobs.c.state.in_([state.value for state in LEASED_STATES]))),
+    worker_slots.c.owner.not_in(select(jobs.c.owner).where(LEASED)),
 )
 _RENEW = _CHANGE.values(lease_until=bindparam("until"))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 
@@ -13,7 +16,7 @@ from tests.trainer_service.jobs.store.records import claim, create
 from trainer_service.jobs import transitions
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.states import JobState
-from trainer_service.jobs.store.job_store import JobStore, StaleAttempt
+from trainer_service.jobs.store.job_store import Holding, JobStore, Look, StaleAttempt
 
 
 def test_claims_follow_priority_and_age(store: JobStore) -> None:
@@ -50,6 +53,20 @@ def test_a_job_that_needs_a_fresh_worker_is_claimed_only_for_one(store: JobStore
     again = claim(store, exclusive=True)
     assert again is not None
     assert (again.job.id, again.job.attempt) == (job.id, 2)
+
+
+def test_a_look_shows_what_a_replica_has_and_which_waiting_jobs_need_it(store: JobStore) -> None:
+    now = time.time()
+    job = create(store, record(spec(deadline=datetime.fromtimestamp(now + 90, UTC))))
+    assert store.look("me", now) == Look([], any_past_deadline=False, any_trained=False)
+    assert store.look("me", now + 91) == Look([], any_past_deadline=True, any_trained=False)
+    claim(store)
+    holding = Holding(job.id, 1, JobState.RUNNING, pausing=False)
+    assert store.look("me", now + 91) == Look([holding], any_past_deadline=False, any_trained=False)
+    store.change(job.id, lambda old: transitions.trained(old, now), attempt=1)
+    orphaned = partial(transitions.orphaned, now=now, reason="gone", config=JobsConfig())
+    store.take_back(orphaned, lease_before=math.inf)
+    assert store.look("me", now + 91) == Look([], any_past_deadline=False, any_trained=True)
 
 
 def test_back_off_hides_a_job_until_its_time(store: JobStore) -> None:
