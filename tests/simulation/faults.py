@@ -45,7 +45,7 @@ class Faults:
             *(self._move_clock, self._fail_over, self._fill_disk, self._cut_power, self._part, self._slow_down),
         )
         acts = dict(zip(KINDS, harms, strict=True))
-        kinds = [*KINDS, *["power cut"] * (3 if self._world.storage.disk else 0)]  # only a quarter of the lives has it
+        kinds = [*KINDS, *["power cut"] * (2 if self._world.storage.disk else 0)]  # only a quarter of the lives has it
         while asyncio.get_running_loop().time() < until:
             await asyncio.sleep(self._rng.uniform(0.5, 15))
             kind = self._rng.choice(kinds)

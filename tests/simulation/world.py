@@ -50,7 +50,7 @@ CONFIG = JobsConfig(
     step_seconds=60,
     lease_seconds=LEASE_SECONDS,
     progress_seconds=3,
-    tick_seconds=5,
+    tick_seconds=3,
     retry_max_seconds=10,
     max_infrastructure_failures=1000,
 )
