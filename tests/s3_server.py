@@ -25,11 +25,13 @@ def _atomic_put_object(self: S3Response) -> Any:
         return _put_object(self)
 
 
+S3Response.put_object = _atomic_put_object
+
+
 @contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
     """A fresh server while the block runs. Gives the environment variables of its clients."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    S3Response.put_object = _atomic_put_object
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     try:

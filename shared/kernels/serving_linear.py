@@ -181,11 +181,12 @@ def _in_blocks(linear: nn.Linear) -> nn.Module:
     return NativeLinear(linear, quantise(linear.weight, "q8_0"))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 @torch.no_grad()
-def _costs(kinds: tuple[Swap, ...], dtype: torch.dtype, num_threads: int) -> list[float]:
-    """Each kind's product of times, so that each number of rows counts the same. Measured once per process for these
-    arguments; `num_threads` is how many torch uses.
+def _costs(kinds: tuple[Swap, ...], dtype: torch.dtype, num_threads: int) -> tuple[float, ...]:
+    """Each kind's product of times, measured once per process.
+
+    In a product, each number of rows counts the same. `num_threads`: those of torch, on which the times depend.
     """
     one = nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype)
     layers = [[kind(one) for _ in range(_COPIES)] for kind in kinds]
@@ -194,7 +195,7 @@ def _costs(kinds: tuple[Swap, ...], dtype: torch.dtype, num_threads: int) -> lis
         x = torch.ones(1, rows, _WIDTH, dtype=dtype)
         seconds = best_seconds(*(partial(_apply_all, linears, x) for linears in layers), repeats=repeats)
         costs = [cost * took for cost, took in zip(costs, seconds, strict=True)]
-    return costs
+    return tuple(costs)
 
 
 def _apply_all(linears: Sequence[nn.Module], x: torch.Tensor) -> None:

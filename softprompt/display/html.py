@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
+from softprompt.report.words import number
+
 if TYPE_CHECKING:
     from softprompt.types.history import JobHistory
     from softprompt.types.jobs import TuningJob
@@ -21,7 +23,7 @@ def job_html(job: TuningJob) -> str:
         "prompt": job.spec.prompt if job.spec else "",
         "state": f"{job.state}" + (f", {job.queue_position} ahead" if job.queue_position else ""),
         "step": f"{progress.step} of {progress.num_steps}" if progress and progress.num_steps else "",
-        "training loss": f"{progress.train_loss:.4g}" if progress and progress.step else "",
+        "training loss": number(progress.train_loss) if progress and progress.step else "",
         "error": f"{job.error.code}: {job.error.message}" if job.error else "",
     }
     if result is not None:

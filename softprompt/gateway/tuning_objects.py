@@ -14,6 +14,7 @@ from softprompt.gateway.errors import ApiError, bad_value
 from softprompt.gateway.files import file_id
 from softprompt.gateway.results import version_model
 from softprompt.gateway.tuning_specs import suffix_of
+from softprompt.report.words import number
 from softprompt.types.events import CheckpointStored, Evaluated, JobEvent, Note, ProgressMade, StateChanged
 from softprompt.types.jobs import TuningJob
 
@@ -125,7 +126,11 @@ def _content(event: JobEvent) -> tuple[str, str, dict[str, Any]]:
                 return "info", f"{progress.num_prepared}/{counted(progress.num_examples, 'example')} prepared", data
             if progress.num_models:
                 return "info", f"Final evaluation: {progress.num_measured}/{progress.num_models} models measured", data
-            return "info", f"Step {progress.step}/{progress.num_steps}: training loss={progress.train_loss:.4g}", data
+            return (
+                "info",
+                f"Step {progress.step}/{progress.num_steps}: training loss={number(progress.train_loss)}",
+                data,
+            )
         case Evaluated(step=step, metrics=metrics, is_best=is_best):
             shown = ", ".join(f"{name}={value:.4g}" for name, value in sorted(metrics.items()))
             data = {"step": step, **_valid(metrics, "valid"), "is_best": is_best}

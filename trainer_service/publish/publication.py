@@ -84,8 +84,8 @@ def make_publication(
 
 
 def notes_of(result: TuningResult) -> list[Note]:
-    """Notes on a trained prompt: the choice of a search, the verdict if the prompt did not beat every rival, and what
-    can't be seen from them.
+    """Notes on a trained prompt: the choice of a search, the verdict if the prompt did not beat every rival, and facts
+    that the metrics don't show.
     """
     beaten = all(comparison.beats for comparison in result.comparisons if comparison.rival != CURRENT)
     unknown = [name for name, value in result.metrics.items() if not math.isfinite(value)]

@@ -14,8 +14,8 @@ A difference has a 95 % interval over the examples, which are treated as a rando
 The interval doesn't include the variation between training seeds. With fewer than `MIN_EXAMPLES` examples nothing is
 decided: the interval would depend more on the assumed distribution than on the examples. From ten on, for differences
 that are as often positive as negative, at most 3.1 % of the intervals lie above 0 (the target is 2.5 %). For shares,
-this is exact by enumeration, and holds if at most one model is right on up to 80 % of the examples. If it is so on
-nearly all of 10 to 16 examples, up to 5.5 % lie above 0.
+this is exact by enumeration, and holds if at most one model is right on up to 80 % of the examples. If exactly one is
+right on nearly all of 10 to 16 examples, up to 5.5 % lie above 0.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from shared.values.spec import PublishGate, PublishPolicy
 from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.builders import repetition_of
 from trainer_service.base_models import BaseModels, BaseModelSource
-from trainer_service.jobs.admission import SpecAdmission
+from trainer_service.jobs.admission import SpecAdmission, check_minimum
 from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
 from trainer_service.jobs.sources import Sources
 from trainer_service.service_info import RequestLimits
@@ -193,6 +193,10 @@ async def test_refusals_name_fields_of_the_spec(admission: SpecAdmission) -> Non
     assert await refused_fields(admission, publish=PublishPolicy(gate=PublishGate(minimum_metric=0.5))) == [
         "spec.publish.gate"
     ]
+    percent = PublishPolicy(gate=PublishGate(minimum_metric=90))
+    assert await refused_fields(admission, dataset="classes", validation_fraction=0.5, publish=percent) == [
+        "spec.publish.gate.minimum_metric"
+    ]
     blank = Hyperparameters(init=Init(method=InitMethod.TEXT, text="  "))
     assert await refused_fields(admission, hyperparameters=blank) == ["spec.hyperparameters.init.text"]
 
@@ -315,3 +319,16 @@ async def test_a_tenants_large_datasets_do_not_hold_up_another_tenants_jobs(mode
     assert not any(check.done() for check in checks)
     go_on.set()
     await asyncio.gather(*checks)
+
+
+@pytest.mark.parametrize(
+    ("metric", "most", "beyond"),
+    [(Metric.ACCURACY, 1, 90), (Metric.EXACT_MATCH, 1, 1.01), (Metric.CHRF, 100, 101), (Metric.LOSS, 0, -0.1)],
+)
+def test_a_minimum_that_no_prompt_can_reach_is_refused(metric: Metric, most: float, beyond: float) -> None:
+    """A percentage where a share is measured would refuse every prompt after its whole training."""
+    check_minimum(PublishGate(minimum_metric=most), metric)
+    check_minimum(PublishGate(), metric)
+    check_minimum(None, metric)
+    with pytest.raises(InvalidInput, match=r"spec\.publish\.gate\.minimum_metric: can't be reached"):
+        check_minimum(PublishGate(minimum_metric=beyond), metric)

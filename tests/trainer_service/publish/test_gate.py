@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from shared.errors import InvalidInput
-from shared.values.results import SearchCandidate, TuningResult
 from shared.values.spec import PublishGate
-from trainer_service.jobs.admission import check_gate, check_minimum
+from trainer_service.jobs.admission import check_gate
 from trainer_service.jobs.comparisons import verdict
 from trainer_service.publish.gate import Evidence, decide
-from trainer_service.publish.publication import notes_of
 from trainer_service.training.comparison import BARE, CURRENT, INSTRUCTED, Comparison, Estimate
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
 from trainer_service.training.data.held_out import parted
@@ -176,25 +172,3 @@ def test_numbers_that_differ_are_written_differently() -> None:
     assert decide(BEAT_BARE, Metric.LOSS, evidence(value=2.0, other=2.0001, margin=1e-5)).reason.startswith(
         "loss 2 beats 2.0001 of the bare model"
     )
-
-
-def test_what_the_numbers_do_not_show_is_noted() -> None:
-    kept = SearchCandidate(0.1, None, 4)
-    assert [note.text for note in notes_of(TuningResult(best_step=0, candidates=(kept,)))] == [
-        "training did not improve the version that it started from, which is kept as it is"
-    ]
-    [note] = notes_of(TuningResult(best_step=4, metrics={"loss": math.nan, "accuracy": 0.5}))
-    assert note.text == "loss of the held-out examples is not finite: the model can't compute some of them"
-
-
-@pytest.mark.parametrize(
-    ("metric", "most", "beyond"),
-    [(Metric.ACCURACY, 1, 90), (Metric.EXACT_MATCH, 1, 1.01), (Metric.CHRF, 100, 101), (Metric.LOSS, 0, -0.1)],
-)
-def test_a_minimum_that_no_prompt_can_reach_is_refused(metric: Metric, most: float, beyond: float) -> None:
-    """A percentage where a share is measured would refuse every prompt after its whole training."""
-    check_minimum(PublishGate(minimum_metric=most), metric)
-    check_minimum(PublishGate(), metric)
-    check_minimum(None, metric)
-    with pytest.raises(InvalidInput, match=r"spec\.publish\.gate\.minimum_metric: can't be reached"):
-        check_minimum(PublishGate(minimum_metric=beyond), metric)

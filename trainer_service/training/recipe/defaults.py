@@ -184,7 +184,7 @@ def coverage_note(request: Hyperparameters, filled: FilledHyperparameters, num_t
     seen = filled.num_steps * filled.batch_size
     if seen >= num_train or request.num_steps is not None or request.num_epochs is not None:
         return ""
-    share = f"{seen} of the {num_train} training examples ({min(99, round(100 * seen / num_train))} %)"
+    share = f"{seen} of the {num_train} training examples ({min(99, max(1, round(100 * seen / num_train)))} %)"
     return f"{filled.num_steps} steps of {filled.batch_size} see {share}, each once: num_epochs 1 sees them all"
 
 
