@@ -14,7 +14,7 @@ from softprompt.cli.job_options import JobArgument, job_name
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import local_time, numbers, print_json, show, show_facts, show_or_json, table
 from softprompt.display.training import is_distillation, is_preparing, preparing_text
-from softprompt.report.words import number
+from softprompt.report.words import loss
 
 if TYPE_CHECKING:
     from softprompt.types.jobs import TuningJob
@@ -137,7 +137,7 @@ def _progress(job: TuningJob) -> tuple[str, str]:
         return preparing_text(job.progress, is_distillation(job)), ""
     if not job.progress.num_steps:
         return "", ""
-    return f"{job.progress.step}/{job.progress.num_steps}", number(job.progress.train_loss)
+    return f"{job.progress.step}/{job.progress.num_steps}", loss(job.progress.train_loss)
 
 
 def _outcome(job: TuningJob) -> str:

@@ -13,7 +13,7 @@ from shared.text.counted import counted
 from shared.values.enums import JobState
 from shared.values.results import TuningProgress
 from softprompt.display.status import LINE_SECONDS, clock_text, status_display
-from softprompt.report.words import number
+from softprompt.report.words import loss
 from softprompt.types.events import Evaluated, JobEvent, Note, ProgressMade, StateChanged
 from softprompt.types.jobs import TuningJob
 
@@ -87,7 +87,7 @@ class TrainingStatus:
             return [preparing_text(progress, self._is_study)]
         if not progress.step:
             return []
-        found = [f"step {progress.step}/{progress.num_steps or '?'}", f"loss {number(progress.train_loss)}"]
+        found = [f"step {progress.step}/{progress.num_steps or '?'}", f"loss {loss(progress.train_loss)}"]
         is_evaluating = not self._is_over and (progress.step == progress.num_steps or progress.num_models > 0)
         left = None if self._end is None else self._end - time.monotonic()
         if left is not None and (left > 0 or not is_evaluating):

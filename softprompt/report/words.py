@@ -34,6 +34,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value + 0.0:.{digits}g}"  # never -0
 
 
+def loss(value: float) -> str:
+    """A loss in a line that is written again and again; a dash if the step was skipped."""
+    return f"{value:.3f}" if math.isfinite(value) else "–"
+
+
 def amount(value: float) -> str:
     """A number in full, with up to three decimals."""
     return f"{value:.3f}".rstrip("0").rstrip(".")
