@@ -27,15 +27,16 @@ class AttentionCall:
     key_width: int
     value_width: int
     is_described: bool
-    """Whether the arguments say all that the mask hides. Windows and chunks are mostly longer than the checks' few
-    tokens, which can't show the difference.
+    """Whether the arguments describe everything that the mask hides. Windows and chunks are mostly longer than the
+    checks' few tokens, which can't show the difference.
     """
 
 
 def register_attention(function: Any, mask_function: Any = None) -> str:
-    """Register an attention function with transformers under a unique name, and return the name.
+    """Register an attention function with transformers under a unique name, so that models don't share state, and
+    return the name.
 
-    Users therefore don't share state. Without `mask_function`, models build no masks under the name.
+    Without `mask_function`, models build no masks under the name.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -75,9 +76,8 @@ def attention_calls(model: Any) -> list[AttentionCall]:
         with torch.inference_mode():
             ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
             model(input_ids=ids, position_ids=torch.arange(2, device=model.device)[None], use_cache=False)
-    except (
-        Exception
-    ) as error:  # it looks at what an attention function gets or gives in a way that this one doesn't know
+    # The model may use the arguments or the result of its attention in a way that `watch` doesn't support.
+    except Exception as error:
         raise PreconditionFailed(
             f"{model.config.get_text_config().model_type} does not run with another attention function: "
             f"{type(error).__name__}: {str(error)[:200]}"

@@ -21,7 +21,7 @@ from shared.kernels import library
 from shared.model import fingerprint, hub
 from shared.model.model_files import check_files, check_no_adapter, damaged_json, first_line
 from shared.model.options import DEFAULTS, Device, DType, ModelOptions
-from shared.model.tokenizer_file import follows_file
+from shared.model.tokenizer_file import follows_file, load_from_file
 from shared.model.weights import load_weights
 from shared.process.user_cache import expanded
 from shared.values.base_model import BaseModelInfo
@@ -111,16 +111,17 @@ def load_tokenizer(source: str | Path, vocab_size: int | None = None) -> Any:
     tokenizer_config.json names.
 
     Raises like `resolve`, Unavailable for a tokenizer that is missing or broken, as during a copy, and
-    PreconditionFailed for one that comes with its own code, which is never run, or that adds tokens to each text whose
-    ids are not below `vocab_size`.
+    PreconditionFailed for one that comes with its own code, which is never run, that divides texts in another way than
+    its tokenizer.json, or that adds tokens to each text whose ids are not below `vocab_size`.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
     path, which = resolve(source), f"the tokenizer of base model {default_id(source)!r}"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        if not follows_file(tokenizer, path):
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+        if not (is_followed := follows_file(tokenizer, path)):
+            tokenizer = load_from_file(path, tokenizer.special_tokens_map)
+            is_followed = follows_file(tokenizer, path)
         # The first call sets truncation and padding; setting them while another thread encodes would fail.
         highest = max([*tokenizer("a")["input_ids"], tokenizer.eos_token_id or 0])
     except Exception as error:  # each kind of tokenizer raises its own errors
@@ -131,6 +132,11 @@ def load_tokenizer(source: str | Path, vocab_size: int | None = None) -> Any:
         if not (path / "tokenizer.json").is_file():
             why += "; it has no tokenizer.json, which `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` writes"
         raise kind(f"{which} can't be loaded here: {why}") from error
+    if not is_followed:
+        raise PreconditionFailed(
+            f"{which} divides texts into other tokens than its tokenizer.json says: it and tokenizer_config.json "
+            "belong to different models; copy both from one place"
+        )
     if vocab_size is not None and highest >= vocab_size:
         raise PreconditionFailed(
             f"{which} writes {tokenizer.convert_ids_to_tokens(highest)!r} with the id {highest}, but the model has "

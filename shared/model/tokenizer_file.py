@@ -1,4 +1,4 @@
-"""Whether transformers' tokenizer of a model is the one of the model's tokenizer.json."""
+"""Whether transformers' tokenizer of a model is the one of the model's tokenizer.json, and the one that is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ from typing import Any
 
 _SAMPLE = "It's 12345 words,  two\n\n\tÜBER \uff46\uff55ll \u4e2d\u6587 1.5x _id = foo(7)!? \U0001f600 e\u0301"
 """Text on which rules of tokenizers differ: digits, case, spaces, contractions, scripts and forms of Unicode."""
+
+
+def load_from_file(path: Path, special_tokens: dict[str, str]) -> Any:
+    """The tokenizer of a directory's tokenizer.json, without rules of a class.
+
+    `special_tokens`: the class's, such as `{"eos_token": "</s>"}`. They count if the vocabulary has them and
+    tokenizer_config.json names no other. Raises what transformers raises.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+    named, id_of = tokenizer.special_tokens_map, tokenizer.backend_tokenizer.token_to_id
+    defaults = {name: token for name, token in special_tokens.items() if name not in named}
+    tokenizer.add_special_tokens({name: token for name, token in defaults.items() if id_of(token) is not None})
+    return tokenizer
 
 
 def follows_file(tokenizer: Any, path: Path) -> bool:

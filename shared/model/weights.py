@@ -70,20 +70,28 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
             f"{name} lacks {len(missing)} of the weights that its config.json asks for, the first is {missing[0]}: "
             "copy the files again, config.json and weights from one place"
         )
-    unexpected = report.get("unexpected_keys") or ()
-    if further := _further_layers(model, unexpected):
+    ignored = {key: _name_in(model, key) for key in report.get("unexpected_keys") or ()}
+    if further := _further_layers(model, ignored.values()):
         raise PreconditionFailed(
             f"{name} has more layers than its config.json says, the first is {further[0]}: the two belong to "
             "different models; copy both from one place"
         )
     if not quantisation:
-        _check_plain(path, name, model, unexpected)
+        _check_plain(path, name, model, ignored)
     if wrong := next((key for key, weight in model.named_parameters() if not _is_finite(weight)), ""):
         raise PreconditionFailed(
             f"{name} has weights that are not finite in {str(dtype).removeprefix('torch.')}, the first is {wrong}: "
             "copy the files again, or choose another dtype"
         )
     return model
+
+
+def _name_in(model: Any, key: str) -> str:
+    """A weight's name in a causal language model. Files of the model without its head have shorter names:
+    `h.0.ln_1.bias` is `transformer.h.0.ln_1.bias`.
+    """
+    is_full = key.partition(".")[0] in dict(model.named_children())
+    return key if is_full else f"{model.base_model_prefix}.{key}"
 
 
 def _further_layers(model: Any, unexpected: Iterable[str]) -> list[str]:
@@ -107,25 +115,28 @@ def _weights_by_layer(keys: Iterable[str]) -> dict[str, set[str]]:
     return found
 
 
-def _check_plain(path: Path, name: str, model: Any, unexpected: Iterable[str]) -> None:
+def _check_plain(path: Path, name: str, model: Any, ignored: dict[str, str]) -> None:
     """Raises PreconditionFailed if the files have weights that the loaded model ignores although they change its
     results: codes and scales of a quantised model, or biases, norms and adapters in its layers, of which config.json
-    says nothing. Weights of other heads are allowed, and masks, which have four dimensions or none.
+    says nothing. Weights of other heads are allowed, and masks of layers, which are boolean or have four dimensions or
+    none. `ignored`: names in the files, with those in the model.
     """
     from safetensors import safe_open
 
     modules, layers = dict(model.named_modules()), _weights_by_layer(model.state_dict())
-    foreign, ignored = set[str](), set(unexpected)
+    foreign = set[str]()
     for file in weight_files(path):
         with safe_open(file, "numpy") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - not a dict
                 entry = tensors.get_slice(key)
-                if key.endswith(".weight") and entry.get_dtype().startswith(("I", "U", "BOOL")):
+                dtype, num_dimensions = entry.get_dtype(), len(entry.get_shape())
+                if key.endswith(".weight") and dtype.startswith(("I", "U", "BOOL")):
                     foreign.add(key)
-                if key in ignored and len(entry.get_shape()) in (1, 2, 3) and not _IS_TABLE.search(key):
-                    at, layer = key.rpartition(".")[0], _OF_LAYER.match(key)
+                if key in ignored and not _IS_TABLE.search(key):
+                    at, layer = ignored[key].rpartition(".")[0], _OF_LAYER.match(ignored[key])
                     is_beside = at in modules and modules[at]._parameters
-                    if is_beside or (layer is not None and layer[1] in layers):
+                    is_mask = dtype == "BOOL" or num_dimensions not in (1, 2, 3)
+                    if is_beside or (layer is not None and layer[1] in layers and not is_mask):
                         foreign.add(key)
     if foreign:
         raise PreconditionFailed(

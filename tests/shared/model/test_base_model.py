@@ -202,14 +202,25 @@ def test_damaged_descriptions_are_refused_in_a_sentence(
         ("model.layers.1.self_attn.q_proj.lora_A.default.weight", None, "does not explain, the first is {}"),
         ("model.layers.1.self_attn.q_norm.weight", None, "does not explain, the first is {}"),
         ("model.layers.1.self_attn.sinks", None, "does not explain, the first is {}"),
+        ("model.layers.1.self_attn.q_proj.weight_scale", lambda _: torch.tensor(2.0), "does not explain, .* {}"),
+        ("layers.1.self_attn.q_proj.weight_scale", lambda _: torch.tensor(2.0), "does not explain, the first is {}"),
+        ("layers.1.self_attn.q_norm.weight", None, "does not explain, the first is {}"),
+        ("layers.1.self_attn.q_proj.lora_A.default.weight", None, "does not explain, the first is {}"),
+        ("layers.2.mlp.up_proj.weight", None, "more layers .* the first is model.layers.2:"),
+        ("layers.1.self_attn.bias", lambda _: torch.ones(1, 1, 8, 8), ""),
+        ("layers.1.self_attn.masked_bias", lambda _: torch.tensor(-1e4), ""),
+        ("layers.2.eh_proj.weight", None, ""),
         ("model.layers.1.self_attn.rotary_emb.inv_freq", None, ""),
         ("model.layers.1.self_attn.bias", lambda _: torch.ones(1, 1, 8, 8), ""),  # a mask, as in GPT-2
+        ("model.layers.1.self_attn.bias", lambda _: torch.ones(8, 8, dtype=torch.bool), ""),
         ("score.weight", None, ""),  # another head's, which is not used
         ("model.layers.2.eh_proj.weight", None, ""),  # of a layer that predicts further tokens, as in DeepSeek V3
     ],
 )
 def test_weights_that_mean_something_else_are_refused(model_dir: Path, name: str, change: Any, why: str) -> None:
     weights = load_file(model_dir / "model.safetensors")
+    if name.startswith("layers."):  # a file of the model without a head, as that of GPT-2
+        weights = {key.removeprefix("model."): weight for key, weight in weights.items()}
     weights[name] = torch.ones(1) if change is None else change(weights.get(name))
     save_file(weights, model_dir / "model.safetensors", metadata={"format": "pt"})
     if not why:

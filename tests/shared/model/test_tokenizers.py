@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,17 +58,44 @@ def test_the_code_of_a_tokenizer_is_never_run(model_dir: Path) -> None:
         base_model.load_tokenizer(model_dir)
 
 
-@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "GPTNeoXTokenizerFast", "PreTrainedTokenizerFast"])
-def test_the_rules_of_tokenizer_json_hold_whatever_class_is_named(kind: str, model_dir: Path) -> None:
-    """SmolLM2 names GPT2Tokenizer, for which transformers would make rules of its own."""
+def _divide_numbers(model_dir: Path, **config: Any) -> None:
+    """Give a model's tokenizer.json a token "12" that its rules never write, and its tokenizer_config.json entries."""
     path, file = model_dir / "tokenizer_config.json", model_dir / "tokenizer.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": kind}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
     content = json.loads(file.read_text())
     content["model"]["vocab"]["12"], content["model"]["merges"] = VOCAB_SIZE, [["1", "2"]]
     digits = {"type": "Digits", "individual_digits": True}
     content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, content["pre_tokenizer"]]}
     file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "GPTNeoXTokenizerFast", "PreTrainedTokenizerFast"])
+def test_the_rules_of_tokenizer_json_hold_whatever_class_is_named(kind: str, model_dir: Path) -> None:
+    """SmolLM2 names GPT2Tokenizer, for which transformers would make rules of its own."""
+    _divide_numbers(model_dir, tokenizer_class=kind)
     tokenizer = base_model.load_tokenizer(model_dir)
     assert tokenizer.tokenize("a 12<end>") == ["a", "Ġ", "1", "2", "<end>"]
     assert (tokenizer.eos_token, tokenizer.pad_token_id) == ("<end>", 0)
     assert tokenizer.chat_template == CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize("end", ["<|endoftext|>", "<end>"])
+def test_special_tokens_that_only_the_class_names_are_kept_if_the_vocabulary_has_them(
+    end: str, model_dir: Path
+) -> None:
+    _divide_numbers(model_dir, tokenizer_class="GPT2Tokenizer")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = model_dir / name
+        content = json.loads(path.read_text().replace("<end>", end))
+        content.pop("eos_token", None)
+        path.write_text(json.dumps(content))
+    tokenizer = base_model.load_tokenizer(model_dir, VOCAB_SIZE)
+    assert tokenizer.tokenize("12") == ["1", "2"]
+    assert tokenizer.eos_token_id == (1 if end == "<|endoftext|>" else None)
+    assert len(tokenizer) == VOCAB_SIZE + 1
+
+
+def test_a_tokenizer_that_no_class_divides_as_its_file_says_is_refused(model_dir: Path) -> None:
+    _divide_numbers(model_dir, tokenizer_class="GPT2Tokenizer", eos_token="12")
+    with pytest.raises(PreconditionFailed, match=r"other tokens than its tokenizer.json .* copy both from one place"):
+        base_model.load_tokenizer(model_dir)
