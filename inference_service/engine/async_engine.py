@@ -252,17 +252,16 @@ class AsyncEngine:
 
     def _run(self) -> None:
         try:
-            compute_in_this_thread()
+            processors = FollowedProcessors(compute_in_this_thread())
             self._thread_started.set()
-            processors = FollowedProcessors()
             while not self._stopping:
                 if not self._inbox and not self.engine.has_work:
                     self.engine.check_integrity()
                     self._wake.wait()
                 self._wake.clear()
                 if (num_threads := processors.new_threads()) is not None:
-                    log.info("computing with %d threads, because the process may use another number", num_threads)
                     compute_in_this_thread(num_threads)
+                    log.info("number of compute threads changed", extra={"fields": {"threads": num_threads}})
                 while self._inbox:
                     self._inbox.popleft()()
                 self._post(self.engine.step())

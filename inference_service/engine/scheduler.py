@@ -237,8 +237,6 @@ class Scheduler:
             return False
         if not may_share(other, sequence, across_tenants=self.pool.across_tenants):
             return False
-        if other.num_uncomputed < WORTH_WAITING_TOKENS or wanted >= len(sequence.tokens):
-            return False
         return other.hashes.begins_as(sequence.hashes, wanted)
 
     def _input_comes(self, sequence: RunningRequest) -> bool:

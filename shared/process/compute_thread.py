@@ -15,11 +15,11 @@ import torch
 _num_threads: int | None = None
 
 
-def compute_in_this_thread(num_threads: int = 0) -> None:
-    """Keep torch's number of threads for the calling thread; threads that first use torch after this call use one core.
+def compute_in_this_thread(num_threads: int = 0) -> int:
+    """Keep torch's number of threads for the calling thread, and return it.
 
-    `num_threads` replaces that number. Do earlier computations (loading a model) in a thread that has ended: its team
-    ends with it.
+    Threads that first use torch after this call use one core. `num_threads` replaces the number. Do
+    earlier computations (loading a model) in a thread that has ended: its team ends with it.
     """
     global _num_threads
     inherited = torch.get_num_threads()  # always called: the first call fixes the number that this thread inherits
@@ -29,3 +29,4 @@ def compute_in_this_thread(num_threads: int = 0) -> None:
     others = threading.Thread(target=torch.set_num_threads, args=(1,), name="one-thread-for-others")
     others.start()
     others.join()
+    return _num_threads

@@ -18,20 +18,24 @@ _OPENMP, _MKL = "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 _FOLLOW_SECONDS = 10.0
 _chosen = 0
 """The number that a setting chose; 0: none."""
-_is_limited_here = False
-"""Whether OMP_NUM_THREADS is this process's own limit and not the user's choice."""
+_QUOTA = "SOFTPROMPT_QUOTA_THREADS"
+"""The number that `limit_threads` set, here or in a parent process: a limit, not the user's choice."""
 
 
 def limit_threads() -> None:
     """Limit the threads of OpenMP and MKL in this process and its children to the CPU quota, if there is one.
 
-    Call it before torch is imported, which reads the environment. An OMP_NUM_THREADS that is already set is kept.
+    Call it before torch is imported, which reads the environment. The user's OMP_NUM_THREADS is kept; the limit that a
+    parent process set is replaced by this process's own.
     """
-    global _is_limited_here
+    earlier = os.environ.pop(_QUOTA, None)
+    for name in (_OPENMP, _MKL):
+        if earlier is not None and os.environ.get(name) == earlier:
+            del os.environ[name]
     if cpu_quota() is not None:
-        _is_limited_here = _OPENMP not in os.environ
-        threads = os.environ.setdefault(_OPENMP, str(usable_cpus()))
-        os.environ.setdefault(_MKL, threads)
+        if _OPENMP not in os.environ:
+            os.environ[_OPENMP] = os.environ[_QUOTA] = str(usable_cpus())
+        os.environ.setdefault(_MKL, os.environ[_OPENMP])
 
 
 def set_torch_threads(chosen: int = 0) -> int:
@@ -55,28 +59,36 @@ def set_torch_threads(chosen: int = 0) -> int:
 class FollowedProcessors:
     """Follows the number of processors that this process may use. Looks at most every ten seconds."""
 
-    def __init__(self, count: Callable[[], int] = usable_cpus, clock: Callable[[], float] = time.monotonic) -> None:
-        """`count` returns the number of processors, `clock` seconds."""
-        self._count, self._clock = count, clock
-        self._last, self._due = count(), clock() + _FOLLOW_SECONDS
+    def __init__(
+        self, threads: int, count: Callable[[], int] = usable_cpus, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`threads` compute now; `count` returns the number of processors, `clock` seconds."""
+        self._threads, self._count, self._clock = threads, count, clock
+        self._processors, self._due = count(), clock() + _FOLLOW_SECONDS
+        self._most = _chosen_threads()
+        self._threads_of_all = threads if self._most is None else max(threads, self._processors)
 
     def new_threads(self) -> int | None:
         """The number of threads to compute with from now on; None: as before.
 
-        At most the number that a setting or the user's OMP_NUM_THREADS chose.
+        In proportion to the processors, for torch may have started with one thread for each core of two processors. At
+        most the number that a setting or the user's OMP_NUM_THREADS chose.
         """
         if (now := self._clock()) < self._due:
             return None
-        self._due, before = now + _FOLLOW_SECONDS, self._last
-        self._last = self._count()
-        if self._last == before:
+        self._due = now + _FOLLOW_SECONDS
+        threads = max(1, self._count() * self._threads_of_all // self._processors)
+        if self._most is not None:
+            threads = min(threads, self._most)
+        if threads == self._threads:
             return None
-        return min([self._last, *_most_threads()])
+        self._threads = threads
+        return threads
 
 
-def _most_threads() -> list[int]:
-    """The number of threads that was chosen, if any."""
-    if _chosen:
-        return [_chosen]
-    found = os.environ.get(_OPENMP, "").partition(",")[0]
-    return [int(found)] if found.isdecimal() and not _is_limited_here else []
+def _chosen_threads() -> int | None:
+    """The number of threads that a setting or the user's OMP_NUM_THREADS chose."""
+    found = os.environ.get(_OPENMP, "")
+    first = found.partition(",")[0]
+    of_user = int(first) if first.isdecimal() and found != os.environ.get(_QUOTA) else 0
+    return _chosen or of_user or None

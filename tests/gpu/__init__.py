@@ -1,6 +1,7 @@
-"""What a GPU must compute correctly, and how fast it does: `make gpu-check`.
+"""Checks the results and measures the speed of engine and trainer on a GPU.
 
-Runs on a machine with torch, transformers, peft, safetensors and pytest, and needs no package index and no model.
+`make gpu-check` runs on a machine with torch, transformers, peft, safetensors and pytest, and needs no package index
+and no model.
 """
 
 DEVICE = "SOFTPROMPT_GPU_CHECK_DEVICE"

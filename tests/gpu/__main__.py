@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def main() -> int:
         try:
             results[name] = measure()
         except Exception as error:  # the other results are still wanted
+            traceback.print_exc()
             results[name] = {"error": f"{type(error).__name__}: {error}"}
     results["seconds"] = time.monotonic() - started
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -103,6 +103,7 @@ def test_an_attention_kernel_is_right_at_full_length_in_every_batch(heads: int, 
     assert find_kernel(heads, kv_heads, width, torch.bfloat16, device, 8192, ladder(256)) is not None
 
 
+@on_gpu
 def test_the_device_chooses_the_tokens_that_the_cpu_chooses() -> None:
     generator = torch.Generator().manual_seed(0)
     draws = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from inference_service.engine.core.request import (
     FinishReason,
@@ -15,12 +14,12 @@ from inference_service.engine.core.request import (
     TokenUsage,
 )
 from inference_service.engine.core.token_counts import TokenCounts
-from inference_service.engine.core.token_hashes import TokenHashes
+from inference_service.engine.core.token_hashes import HashedTokens
 from shared.values.sampling import SamplingParams
 
 
 @dataclass(eq=False)
-class RunningRequest:
+class RunningRequest(HashedTokens):
     """A request that waits or runs.
 
     Positions count from the first virtual token: slot p of the row holds position p (candidates of a score share slots
@@ -75,11 +74,6 @@ class RunningRequest:
     error: str = ""
     counts: TokenCounts = field(default_factory=TokenCounts)
     """Counts of `tokens` for penalties; updated only if there are any."""
-
-    @cached_property
-    def hashes(self) -> TokenHashes:
-        """Hashes of the beginnings of `tokens`."""
-        return TokenHashes(self.tokens)
 
     def drop_partial(self) -> None:
         """Remove the scored tokens of the current candidate."""

@@ -7,6 +7,7 @@ whether everything up to the end of a block is the same.
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import cached_property
 
 HASHED_TOKENS = 32
 
@@ -35,7 +36,9 @@ class TokenHashes:
         return next((begin + index for index, (one, two) in enumerate(pairs) if one != two), end)
 
     def begins_as(self, other: TokenHashes, count: int) -> bool:
-        """Whether the first `count` tokens of both are the same; both must have at least `count`."""
+        """Whether both have at least `count` tokens and the first `count` are the same."""
+        if min(len(self._tokens), len(other._tokens)) < count:
+            return False
         blocks = count // HASHED_TOKENS
         begin = blocks * HASHED_TOKENS
         if self._tokens[begin:count] != other._tokens[begin:count]:
@@ -44,7 +47,19 @@ class TokenHashes:
 
     def _of_blocks(self, count: int) -> list[int]:
         """The hash of each whole block of the first `count` tokens, and perhaps of later ones."""
+        count = min(count, len(self._tokens))  # tokens may be appended to a partial block
         for begin in range(len(self._hashes) * HASHED_TOKENS, count - HASHED_TOKENS + 1, HASHED_TOKENS):
             before = self._hashes[-1] if self._hashes else 0
             self._hashes.append(hash((before, *self._tokens[begin : begin + HASHED_TOKENS])))
         return self._hashes
+
+
+class HashedTokens:
+    """Base class of what has `tokens`."""
+
+    tokens: list[int]
+
+    @cached_property
+    def hashes(self) -> TokenHashes:
+        """Hashes of the beginnings of `tokens`."""
+        return TokenHashes(self.tokens)

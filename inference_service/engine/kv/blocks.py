@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from inference_service.engine.core.integrity import IntegrityError
-from inference_service.engine.core.token_hashes import TokenHashes
+from inference_service.engine.core.token_hashes import HashedTokens
 from inference_service.engine.kv.rows import Acquired, Content, NewContent, least_shared
 
 NULL_BLOCK = 0
@@ -73,7 +72,7 @@ class BlockRow:
 
 
 @dataclass(eq=False)
-class Cached:
+class Cached(HashedTokens):
     """Blocks kept for reuse: of a released sequence, or (without tokens) of a soft prompt."""
 
     tenant: str
@@ -84,11 +83,6 @@ class Cached:
     length: int
     last_used: int
     group: str = ""
-
-    @cached_property
-    def hashes(self) -> TokenHashes:
-        """Hashes of the beginnings of `tokens`."""
-        return TokenHashes(self.tokens)
 
 
 @dataclass

@@ -8,11 +8,10 @@ llama.cpp reuses slots; SGLang's radix tree does it for paged caches).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Protocol
 
 from inference_service.engine.core.integrity import IntegrityError
-from inference_service.engine.core.token_hashes import TokenHashes
+from inference_service.engine.core.token_hashes import HashedTokens, TokenHashes
 
 BLOCK_TOKENS = 32
 MIN_SHARED_TOKENS = 8
@@ -43,7 +42,7 @@ class NewContent(Content, Protocol):
 
 
 @dataclass
-class Remains:
+class Remains(HashedTokens):
     """The content of a released row."""
 
     tenant: str
@@ -51,11 +50,6 @@ class Remains:
     num_virtual: int
     tokens: list[int]
     group: str = ""
-
-    @cached_property
-    def hashes(self) -> TokenHashes:
-        """Hashes of the beginnings of `tokens`."""
-        return TokenHashes(self.tokens)
 
 
 @dataclass

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 BLOCK_SIZES = (32, 256)
 """Block sizes to try: smaller blocks share more; FlashAttention 2 accepts only multiples of 256."""
 _TOLERANCE = 0.03
+_CHECKED_BYTES = 64 << 20
+"""Keys and values of the longest sequences to try: `max_length` may stand for gigabytes that a check can't have."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def find_kernel(
 ) -> VarlenKernel | None:
     """The first way of calling `varlen_attn` that gives the right numbers on this device, or None.
 
-    It is tried with decodes of `max_length` positions in batches of these sizes.
+    It is tried with decodes of `max_length` positions, or of as many as take `_CHECKED_BYTES`, in batches of these
+    sizes. Raises torch.OutOfMemoryError.
     """
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
@@ -110,11 +113,14 @@ def find_kernel(
     except ImportError:
         return None
     shape = num_heads, num_kv_heads, width, dtype, device
+    length = min(max_length, _CHECKED_BYTES // (2 * num_kv_heads * width * dtype.itemsize))
     for kernel in variants(varlen_attn):
         try:
             difference = error_of(kernel, *shape)
             for batch in batches if difference < _TOLERANCE else ():
-                difference = max(difference, decode_error_of(kernel, *shape, max_length, batch))
+                difference = max(difference, decode_error_of(kernel, *shape, length, batch))
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError, ValueError) as error:
             log.info("varlen_attn does not support blocks of %d tokens: %s", kernel.block_tokens, error)
             continue

@@ -18,7 +18,7 @@ def in_thread(function):
     return found[0]
 
 def compute():
-    compute_in_this_thread()
+    assert compute_in_this_thread() == torch.get_num_threads()
     return torch.get_num_threads()
 
 def resized():

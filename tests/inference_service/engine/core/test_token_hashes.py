@@ -38,6 +38,17 @@ def test_a_common_length_is_that_of_the_tokens(
         tokens[kept:] = replaced
 
 
+@pytest.mark.parametrize("short", [5, HASHED_TOKENS - 1, HASHED_TOKENS + 1])
+def test_tokens_that_are_appended_to_a_partial_block_are_hashed(short: int) -> None:
+    tokens, others = [1] * short, [1] * 100
+    hashes, of_others = TokenHashes(tokens), TokenHashes(others)
+    wanted = (short // HASHED_TOKENS + 1) * HASHED_TOKENS
+    assert not hashes.begins_as(of_others, wanted)
+    assert not of_others.begins_as(hashes, wanted)
+    tokens += [1] * (100 - short)
+    assert hashes.common_length(of_others, 100) == 100
+
+
 @pytest.mark.parametrize("paged", [False, True])
 @pytest.mark.parametrize("collide", [False, True])
 def test_tokens_with_the_same_hash_are_not_reused(paged: bool, collide: bool, monkeypatch: pytest.MonkeyPatch) -> None:

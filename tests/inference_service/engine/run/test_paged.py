@@ -18,6 +18,7 @@ from inference_service.engine import build
 from inference_service.engine.core.request import FinishReason, GenerationRequest, ScoreRequest
 from inference_service.engine.engine import Engine
 from inference_service.engine.kv.blocks import BlockPool
+from inference_service.engine.run import varlen_kernel
 from inference_service.engine.run.decode_graphs import Decode, DecodeGraphs, ladder
 from inference_service.engine.run.paged_runner import PagedRunner
 from inference_service.engine.run.varlen_kernel import (
@@ -25,6 +26,7 @@ from inference_service.engine.run.varlen_kernel import (
     VarlenKernel,
     decode_error_of,
     error_of,
+    find_kernel,
     variants,
 )
 from tests.host_waits import HostWaits
@@ -270,7 +272,7 @@ def test_a_ladder_ends_at_the_largest_batch_and_wastes_little() -> None:
     assert ladder(20) == [1, 2, 4, 8, 16, 20]
 
 
-def test_the_kernel_is_proven_before_it_is_used() -> None:
+def test_the_kernel_is_checked_before_it_is_used() -> None:
     exact = error_of(KERNEL, 4, 2, 16, torch.float32, torch.device("cpu"))
     assert exact < 1e-5
     assert (
@@ -287,7 +289,7 @@ def test_the_kernel_is_proven_before_it_is_used() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8, 32])
-def test_the_kernel_is_proven_at_full_length_in_every_row(batch: int) -> None:
+def test_the_kernel_is_checked_at_full_length_in_every_row(batch: int) -> None:
     """A kernel that writes only the first sequence's rows of a batch is refused."""
 
     def first_row_only(*arguments: Any, **options: Any) -> torch.Tensor:
@@ -299,6 +301,37 @@ def test_the_kernel_is_proven_at_full_length_in_every_row(batch: int) -> None:
     assert decode_error_of(KERNEL, *shape, 20 * BLOCK + 3, batch) < 1e-5
     wrong = decode_error_of(VarlenKernel(first_row_only, BLOCK, with_offsets=False), *shape, 20 * BLOCK, batch)
     assert wrong < 1e-5 if batch == 1 else wrong == float("inf")
+
+
+def find_for_a_gpu(max_length: int) -> VarlenKernel | None:
+    return find_kernel(32, 8, 128, torch.bfloat16, torch.device("cuda"), max_length, [1])
+
+
+@pytest.mark.parametrize(("max_length", "checked"), [(8192, 8192), (1 << 20, 1 << 14)])
+def test_the_check_at_full_length_takes_little_memory(
+    max_length: int, checked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = list[int]()
+
+    def check(*arguments: Any) -> float:
+        lengths.append(arguments[-2])
+        return 0.0
+
+    monkeypatch.setattr(varlen_kernel, "error_of", lambda *_: 0.0)
+    monkeypatch.setattr(varlen_kernel, "decode_error_of", check)
+    assert find_for_a_gpu(max_length) is not None
+    assert lengths == [checked]
+
+
+@pytest.mark.parametrize("check", ["error_of", "decode_error_of"])
+def test_a_kernel_is_not_refused_for_lack_of_memory(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(varlen_kernel, "error_of", lambda *_: 0.0)
+    monkeypatch.setattr(varlen_kernel, check, fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        find_for_a_gpu(512)
 
 
 def test_keys_are_never_divided_among_thread_blocks() -> None:
