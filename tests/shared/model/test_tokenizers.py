@@ -9,6 +9,7 @@ import pytest
 
 from shared.errors import PreconditionFailed, Unavailable
 from shared.model import base_model
+from shared.model.tokenizer_file import follows_file
 from tests.tiny_models import CHAT_TEMPLATE, VOCAB_SIZE
 
 
@@ -71,3 +72,7 @@ def test_the_rules_of_tokenizer_json_hold_whatever_class_is_named(kind: str, mod
     assert tokenizer.tokenize("a 12<end>") == ["a", "Ġ", "1", "2", "<end>"]
     assert (tokenizer.eos_token, tokenizer.pad_token_id) == ("<end>", 0)
     assert tokenizer.chat_template == CHAT_TEMPLATE
+
+
+def test_a_tokenizer_that_does_not_say_whether_it_is_fast_has_its_own_rules(model_dir: Path) -> None:
+    assert follows_file(object(), model_dir)
