@@ -25,7 +25,8 @@ def load_from_file(path: Path, special_tokens: dict[str, str]) -> Any:
 
 
 def follows_file(tokenizer: Any, path: Path) -> bool:
-    """Whether a tokenizer divides a text as the tokenizer.json of its directory says. True if there is none.
+    """Whether a tokenizer divides a text as the tokenizer.json of its directory says. True if there is none, and for a
+    tokenizer in Python, which has its own rules.
 
     transformers builds tokenizers of some classes anew from the file's vocabulary, and loses its rules: SmolLM2's, of
     the class GPT2Tokenizer, then no longer divides numbers into digits.
@@ -33,7 +34,7 @@ def follows_file(tokenizer: Any, path: Path) -> bool:
     from tokenizers import Tokenizer
 
     file = path / "tokenizer.json"
-    if not tokenizer.is_fast or not file.is_file():
+    if not file.is_file() or not getattr(tokenizer, "is_fast", False):
         return True
     own = Tokenizer.from_file(str(file))
     own.no_truncation()

@@ -60,7 +60,10 @@ def label_set(given: Sequence[str] | None) -> tuple[str, ...]:
         try:
             cells = [cell.strip() for cells in csv.reader([line], skipinitialspace=True, strict=True) for cell in cells]
         except csv.Error as error:
-            raise InvalidInput.of("--labels", f"{shown(line)} is not a line of CSV: {error}") from None
+            why = f"is not a line of CSV: {error}"
+            if "new-line" in why:
+                why = "has a line break: put the label in double quotes"
+            raise InvalidInput.of("--labels", f"{shown(line)} {why}") from None
         if not any(cells):
             raise InvalidInput.of("--labels", "has no label: leave the option out to allow every label of the data")
         found += filter(None, cells)

@@ -87,8 +87,9 @@ def _show(found: list[UsageRow], names: list[str], columns: list[str], budgets: 
             resets = budget.reset_time.astimezone(UTC).strftime("%Y-%m-%d %H:%M") if budget.reset_time else ""
             effect = "refuses" if budget.is_hard else "alerts"
             state = f"used up, {effect}" if budget.is_used_up else effect
-            share = f"{int(100 * budget.used / budget.limit)}%"  # 100 % only if it is used up
-            amounts = f"{amount(budget.used)} ({share})", amount(budget.limit)
+            percent = round(100 * budget.used / budget.limit)
+            percent = max(percent, 100) if budget.is_used_up else min(percent, 99)
+            amounts = f"{amount(budget.used)} ({percent}%)", amount(budget.limit)
             made.add_row(budget.tenant, budget.name, *amounts, f"{budget.of} a {budget.per}", resets, state)
         show(made)
 

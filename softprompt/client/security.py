@@ -17,8 +17,8 @@ from shared.security.watched_file import WatchedFile
 TLS_VARIABLE, CA_VARIABLE = "SOFTPROMPT_TLS", "SOFTPROMPT_TLS_CA_FILE"
 CERTIFICATE_VARIABLE, KEY_VARIABLE = "SOFTPROMPT_TLS_CERTIFICATE_FILE", "SOFTPROMPT_TLS_KEY_FILE"
 SERVER_NAME_VARIABLE = "SOFTPROMPT_TLS_SERVER_NAME"
-_HEADER = re.compile(r"[\x21-\x7e]*")
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "SOFTPROMPT_TOKEN", "SOFTPROMPT_TOKEN_FILE"
+_TOKEN = re.compile(r"[\x21-\x7e]*")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class TokenSource:
 
 def _checked(token: object, variable: str) -> str:
     """The token without the space around it. gRPC ends the call in an error of its own for one that is no header."""
-    if isinstance(token, str) and _HEADER.fullmatch(found := token.strip()):
+    if isinstance(token, str) and _TOKEN.fullmatch(found := token.strip()):
         return found
     raise InvalidInput.of(variable, "is not a token: it may have visible characters of ASCII only, and no space")
 

@@ -121,10 +121,12 @@ class Layouts:
         if not output and not label:
             rest = [name for name in free if name != input]
             output, label = only_column(rest, OUTPUT_NAMES), only_column(rest, LABEL_NAMES)
-            if output and label and plain_name(label) != LABEL_NAMES[0] and plain_name(output) == OUTPUT_NAMES[0]:
+            outputs, labels = (_all_named(rest, names) for names in (OUTPUT_NAMES, LABEL_NAMES))
+            if plain_name(output) == OUTPUT_NAMES[0] and LABEL_NAMES[0] not in map(plain_name, labels):
                 label = ""
-            if output and label:
-                targets = f"the output {shown(output)} or the label {shown(label)}"
+            elif outputs and labels:
+                either, other = (" or ".join(map(shown, names)) for names in (outputs, labels))
+                targets = f"the output {either} or the label {other}"
                 raise NotUnderstood(f"{_has(columns)}: say which is the target, {targets}")
         if not input or not (output or label):
             raise self._not_understood(columns, input, output or label, row)
@@ -185,8 +187,12 @@ def only_column(columns: Sequence[str], names: Sequence[str]) -> str:
     """The column called `names[0]`, else the only one with any of the names; empty if there is none, or several."""
     if exact := _named(columns, names[0]):
         return exact
-    found = [column for column in columns if plain_name(column) in names]
+    found = _all_named(columns, names)
     return found[0] if len(found) == 1 else ""
+
+
+def _all_named(columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [column for column in columns if plain_name(column) in names]
 
 
 def instruction_columns(columns: Sequence[str]) -> tuple[str, str]:

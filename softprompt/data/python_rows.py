@@ -20,22 +20,22 @@ _LAZY = (("collect_schema", "collect"), ("read_next_batch", "read_all"), ("get_f
 
 def python_rows(source: Any, which: str, with_index: bool = True) -> Rows:
     """The rows of a value. Knows pandas, polars and pyarrow by their methods, without imports. A named index of pandas
-    is a column if `with_index` is set. Raises InvalidInput.
+    is a column if `with_index` is set and no column has its name. Raises InvalidInput.
     """
     if isinstance(source, Example):
         raise InvalidInput.of(which, "a list of examples is expected, not one example: put it into a list")
     if isinstance(source, Mapping):
         return Rows(_items(_of_columns(source, which), which), format="columns", has_columns=True)
     if hasattr(source, "itertuples") and hasattr(source, "columns"):  # pandas
-        if with_index and (levels := [name for name in source.index.names if name is not None]):
-            source = source.reset_index(level=levels)
+        if with_index:
+            source = _with_index(source, which)
         rows = source.itertuples(index=False, name=None)
         return Rows(_items(_of_frame(source, rows), which), format="DataFrame", has_columns=True)
     if hasattr(source, "iter_rows") and hasattr(source, "columns"):  # polars
         return Rows(_items(_of_frame(source, source.iter_rows()), which), format="DataFrame", has_columns=True)
     for sign, method in _LAZY:
         if hasattr(source, sign) and hasattr(source, method):
-            raise InvalidInput.of(which, f"is read only when it is asked for: call its {method}() first")
+            raise InvalidInput.of(which, f"has not been read yet: call its {method}() first")
     if hasattr(source, "to_pylist") and hasattr(source, "column_names"):  # a table or a batch of pyarrow
         names = list(source.column_names)
         if len(set(names)) < len(names):  # its rows would have the last one alone
@@ -89,6 +89,15 @@ def _of_example(item: Example) -> dict[str, Any]:
     pairs = {"input": item.input, "output": item.output, "label": item.label}
     fields = {name: value for name, value in pairs.items() if value is not None and not (item.messages and value == "")}
     return fields | ({"messages": item.messages} if item.messages else {})
+
+
+def _with_index(frame: Any, which: str) -> Any:
+    columns, names = set(map(str, frame.columns)), frame.index.names
+    levels = {number: str(name) for number, name in enumerate(names, -len(names)) if name is not None}
+    levels = {number: name for number, name in levels.items() if name not in columns}
+    if len(set(levels.values())) < len(levels):
+        raise InvalidInput.of(which, f"names a column twice: {', '.join(levels.values())}")
+    return frame.reset_index(level=list(levels)) if levels else frame  # from the end: a name may be 0 or 1
 
 
 def _of_frame(frame: Any, rows: Iterable[Sequence[Any]]) -> Iterator[dict[str, Any]]:

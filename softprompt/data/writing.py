@@ -109,7 +109,7 @@ def _write_xlsx(path: Path, columns: Sequence[str], rows: Rows) -> None:
     def cells(values: Iterable[Any], number: int) -> list[Any]:
         made = []
         for column, value in zip(columns, values, strict=True):
-            if not isinstance(value, bool | int | float) or not math.isfinite(value):
+            if not isinstance(value, bool | int | float) or not abs(value) <= sys.float_info.max:
                 value = _cell(value)
             if isinstance(value, str) and len(value) > _MAX_CELL_CHARS:
                 reason = f"has {len(value)} characters; a cell of XLSX holds {_MAX_CELL_CHARS}: choose another format"

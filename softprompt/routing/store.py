@@ -120,7 +120,7 @@ async def open_directory(url: str) -> StoreDirectory:
     except NotFound:
         pool.close()
         raise Unavailable(
-            f"there is no prompt store at {url}: is the address right, has the trainer started?"
+            f"there is no prompt store at {url}: check the address, and start the trainer, which creates the store"
         ) from None
     return StoreDirectory(store, pool=pool)
 

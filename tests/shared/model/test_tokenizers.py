@@ -10,6 +10,7 @@ import pytest
 
 from shared.errors import PreconditionFailed, Unavailable
 from shared.model import base_model
+from shared.model.tokenizer_file import follows_file
 from tests.tiny_models import CHAT_TEMPLATE, VOCAB_SIZE
 
 
@@ -99,3 +100,7 @@ def test_a_tokenizer_that_no_class_divides_as_its_file_says_is_refused(model_dir
     _divide_numbers(model_dir, tokenizer_class="GPT2Tokenizer", eos_token="12")
     with pytest.raises(PreconditionFailed, match=r"other tokens than its tokenizer.json .* copy both from one place"):
         base_model.load_tokenizer(model_dir)
+
+
+def test_a_tokenizer_that_does_not_say_whether_it_is_fast_has_its_own_rules(model_dir: Path) -> None:
+    assert follows_file(object(), model_dir)

@@ -73,13 +73,13 @@ def test_labels_may_contain_commas(cli: CliRunner, here: Services, tmp_path: Pat
     assert list(here.trainer.specs[0].labels) == ["Yes, please", "No"]
     repeated = cli("tune", str(path), "--prompt", "x", "--labels", "No,No")
     assert (repeated.code, repeated.err) == (2, "error: labels[1]: 'No' is repeated\n")
-    assert label_set(["a, b", '"c, d"']) == ("a", "b", "c, d")
+    assert label_set(["a, b", '"c, d"', '"e\nf"']) == ("a", "b", "c, d", "e\nf")
 
 
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (["a\nb"], r"--labels: 'a\\nb' is not a line of CSV"),
+        (["a\nb"], r"--labels: 'a\\nb' has a line break: put the label in double quotes$"),
         (['"a', "b"], "--labels: '\"a' is not a line of CSV: unexpected end"),
         (['"a" b'], "is not a line of CSV"),
         (["a", " , "], "--labels: has no label: leave the option out"),

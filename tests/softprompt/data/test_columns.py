@@ -123,6 +123,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"prompt": "a", "completion": "b", "label": True},
         "say which is the target, the output 'completion' or the label 'label'",
     ),
+    "two outputs beside a label": (
+        {"question": "a", "answer": "b", "response": "c", "label": "d"},
+        "say which is the target, the output 'answer' or 'response' or the label 'label'",
+    ),
+    "an output beside two labels": (
+        {"question": "a", "answer": "b", "class": "c", "category": "d"},
+        "say which is the target, the output 'answer' or the label 'class' or 'category'",
+    ),
     "a row for each message": (
         {"message_id": "1", "text": "a", "role": "prompter", "lang": "en"},
         'a message is no example; put its conversation into "messages"',

@@ -238,7 +238,7 @@ def test_frames_and_tables_are_read() -> None:
         assert [row["label"] for row in examples_of(prepare(source))] == ["0.1", "1000000.0"]
     table = pyarrow.table({"text": ["a", "b"], "label": [1, 0]})
     for lazy, method in ((table.to_reader(), "read_all"), (dataset.dataset(table), "to_table")):
-        with pytest.raises(InvalidInput, match=rf"call its {method}\(\) first"):
+        with pytest.raises(InvalidInput, match=rf"has not been read yet: call its {method}\(\) first"):
             prepare(lazy)
     for source in (
         frame,
@@ -246,6 +246,9 @@ def test_frames_and_tables_are_read() -> None:
         table.to_batches()[0],
         pyarrow.array(table.to_pylist()),
         frame.set_index("text"),
+        frame.set_index("text", drop=False),
+        frame.set_index(["text", "label"]),
+        frame.set_index(["label", "text"], drop=False),
         columns,
         iter(frame.to_dict("records")),
     ):
@@ -255,6 +258,10 @@ def test_frames_and_tables_are_read() -> None:
     with pytest.raises(InvalidInput, match="'id' is not used"):
         prepare(frame.rename_axis("id"))
     assert list(inputs_of(frame[["text"]].rename_axis("id"))) == ["a", "b"]
+    with pytest.raises(InvalidInput, match="dataset: names a column twice: id, id"):
+        prepare(frame.set_index([frame.index, frame.index]).rename_axis(["id", "id"]))
+    numbered = prepare(Data(frame.set_index("text").rename_axis(5), input="5", label="label"))
+    assert [row["input"] for row in examples_of(numbered)] == ["a", "b"]
     with pytest.raises(InvalidInput, match="two columns are called 'text'"):
         prepare(pd.DataFrame([["a", "b"]], columns=["text", "text"]))
     with pytest.raises(InvalidInput, match="different lengths"):

@@ -30,3 +30,12 @@ def test_numbers_that_are_not_finite_are_written(format: str, infinite: object, 
     write_rows(str(path), format, ["a", "b", "c"], [{"a": "x", "b": math.inf, "c": math.nan}])
     (found,) = file_rows(path, Data(str(path)), "dataset").items
     assert found.fields == {"a": "x", "b": infinite, "c": None if format in ("jsonl", "xlsx", "parquet") else ""}
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv", "xlsx", "parquet"])
+def test_whole_numbers_beyond_a_float_are_written_in_full(format: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{format}"
+    write_rows(str(path), format, ["a", "b"], [{"a": 10**400, "b": "x"}])
+    (found,) = file_rows(path, Data(str(path)), "dataset").items
+    assert isinstance(found.fields, dict)
+    assert (str(found.fields["a"]), found.fields["b"]) == (f"{10**400}", "x")

@@ -17,7 +17,6 @@ from shared.errors import InvalidInput
 from shared.wire.mirror import read
 from softprompt.report.comparison import cautions, differing_settings
 from softprompt.report.data import guarded
-from softprompt.report.words import amount
 from softprompt.types.report import JobReport
 from tests.softprompt.reports import FORMULA, HARM, full_report
 
@@ -170,7 +169,3 @@ def test_jobs_are_compared_with_all_settings_and_a_caution() -> None:
     assert "same held-out examples" in cautions([third, read(JobReport, message)])[0]
     message.job.ClearField("result")
     assert cautions([third, read(JobReport, message)]) == [], "it has no metrics"
-
-
-def test_amounts_are_written_in_full() -> None:
-    assert [amount(value) for value in (1234567.0, 0.25, 10.0, 12.3456)] == ["1234567", "0.25", "10", "12.346"]

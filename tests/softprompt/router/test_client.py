@@ -124,7 +124,7 @@ async def test_the_blocking_client_does_the_same(world: World) -> None:
 
 async def test_a_store_without_replicas_and_one_that_is_none(tmp_path: Path) -> None:
     async with AsyncClient(inference=f"store:{tmp_path / 'wrong'}") as client:
-        with pytest.raises(Unavailable, match=r"there is no prompt store at .*/wrong: is the address right"):
+        with pytest.raises(Unavailable, match=r"there is no prompt store at .*/wrong: check the address"):
             await client.generate("hi")
     assert not (tmp_path / "wrong").exists()
     open_store(str(tmp_path / "empty")).close()

@@ -15,7 +15,7 @@ from shared.errors import InvalidInput, Overloaded, PermissionDenied
 from shared.security.tokens import hash_token, new_token
 from shared.store import open_store
 from shared.store.usage import SegmentId, UsageSegments, encode_segment, read_used_up
-from shared.values.usage import UsageRow
+from shared.values.usage import BudgetStatus, UsageRow
 from softprompt.cli import usage as command
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.security import ClientSecurity
@@ -124,3 +124,19 @@ def test_csv_has_all_columns_and_no_formulas(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split(",")[:4] == ["hour", "caller", "requests", "input_tokens"]
     assert lines[1] == '2030-01-31T12:00Z,"\'=cmd|""x"",",2,0,0,0,0,0,1.500,0'
+
+
+@pytest.mark.parametrize(
+    ("used", "limit", "shown"),
+    [(95007.19573944325,) * 2 + ("(100%)",), (0.29, 1, "(29%)"), (99.9, 100, "(99%)"), (1.506, 1, "(151%)")],
+)
+def test_a_budget_has_100_percent_only_if_it_is_used_up(
+    used: float, limit: float, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = BudgetStatus("shop", "few", "tokens", limit, used, "day", is_hard=True, reset_time=None)
+    monkeypatch.setattr(Client, "list_usage", lambda self, by, **options: [])
+    monkeypatch.setattr(Client, "list_budgets", lambda self, tenant: [budget])
+    command.usage()
+    out = capsys.readouterr().out
+    assert shown in out
+    assert ("used up, refuses" in out) == (used >= limit)
