@@ -21,8 +21,9 @@ _BEGIN = """# Settings
 
 Generated from the code by `python -m tests.settings_reference`; change the texts there. Each setting is an environment
 variable, read once at the start of the process. `softprompt-trainer --help`, `softprompt-inference --help`, `python -m
-softprompt.gateway --help` and `python -m softprompt.router --help` show the same. Settings of the client are on the
-page about the [command line](cli.md).
+softprompt.gateway --help` and `python -m softprompt.router --help` show the same. White space around a value is
+ignored, and an empty path counts as not set. Settings of the client are on the page about the
+[command line](cli.md).
 """
 _PROCESSES: dict[str, tuple[type[BaseSettings], str]] = {
     **SERVICES,

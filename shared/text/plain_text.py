@@ -128,20 +128,22 @@ class PlainText:
         if not any(mark in quoted for mark in _MARKS):  # faster than the pattern
             yield from [(quoted, False)] if quoted else []
             return
-        begin, text, of_user = 0, "", set[int]()
-        """`text` since the last mark; indices in it of characters that had stand-ins."""
+        begin, pieces, length, of_user = 0, list[str](), 0, set[int]()
+        """The text since the last mark, its length, and indices in it of characters that had stand-ins."""
         for match in self._replacements.finditer(quoted):
-            text, begin = text + quoted[begin : match.start()], match.end()
+            pieces.append(quoted[begin : match.start()])
+            length, begin = length + len(pieces[-1]), match.end()
             if match["stand_in"]:
                 if (char := self._char.get(match["stand_in"])) is not None:
-                    of_user.add(len(text))
-                text += char if char is not None else match[0]
+                    of_user.add(length)
+                pieces.append(char if char is not None else match[0])
+                length += len(pieces[-1])
                 continue
-            yield from self._split(text, of_user)
-            text, of_user = "", set()
+            yield from self._split("".join(pieces), of_user)
+            pieces, length, of_user = [], 0, set()
             if match["marked"]:
                 yield match["marked"], True
-        yield from self._split(text + quoted[begin:], of_user)
+        yield from self._split("".join([*pieces, quoted[begin:]]), of_user)
 
     def _split(self, text: str, of_user: Set[int]) -> Iterator[tuple[str, bool]]:
         """The parts of a text without marks."""

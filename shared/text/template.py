@@ -313,10 +313,12 @@ def _closing(tokenizer: Any, question: str, before: str) -> str:
     opened = _OPENED.search(question)
     if opened is None:
         return ""
-    head, close = question[: opened.start()], f"</{opened[1]}>"
+    head, begin, close = question[: opened.start()], f"<{opened[1]}>", f"</{opened[1]}>"
     written = before.removeprefix(head) if before.startswith(head) else ""
     if close in written:
         return written[written.index(close) :]
+    if begin in written or before.rstrip().endswith(begin):  # a turn's tag, which it writes before an answer too
+        return ""
     return f"\n{close}\n\n" if close in tokenizer.get_chat_template() else ""
 
 

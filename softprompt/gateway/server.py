@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from prometheus_client import CollectorRegistry, Gauge
@@ -121,6 +122,17 @@ def _listener(settings: GatewaySettings) -> socket.socket:
     return listener
 
 
+class _Newest(ssl.SSLContext):
+    """Makes each connection from the newest context. A resumed session is not verified again, and a context resumes
+    only its own sessions, so sessions end with the context that verified them.
+    """
+
+    newest: ssl.SSLContext
+
+    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
+        return self.newest.wrap_bio(*arguments, **named)
+
+
 class _Tls:
     """The TLS context. New handshakes use the newest certificate and client CA; open connections keep theirs."""
 
@@ -130,16 +142,13 @@ class _Tls:
         series = "softprompt_tls_certificate_expiry_timestamp_seconds"
         expiry = Gauge(series, "When the served certificate expires.", registry=registry)
         self._reader = CertificateReader(self._files, lambda material: expiry.set(material.expires.timestamp()))
-        self.context = self._newest = self._loaded()
-        self.context.sni_callback = self._use_newest  # Python also calls it for a client that names no host
+        self.context = _Newest(ssl.PROTOCOL_TLS_SERVER)
+        self.context.newest = self._loaded()
 
     def renew(self) -> None:
         """Load the files again if they have changed and are valid."""
         if self._reader.renewed() is not None:
-            self._newest = self._loaded()
-
-    def _use_newest(self, connection: ssl.SSLObject, host: str | None, context: ssl.SSLContext) -> None:
-        connection.context = self._newest
+            self.context.newest = self._loaded()
 
     def _loaded(self) -> ssl.SSLContext:
         """A context of the files. A new one each time: a context keeps every CA that it has loaded."""

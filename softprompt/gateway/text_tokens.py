@@ -42,8 +42,10 @@ class TextTokens:
         """Offsets of the first tokens of `_held`, which are parts of an unfinished character."""
         self._num_echoed = len(echo)
         self._decoder = _new_decoder()
-        self._rest, self._offset = "", 0
-        """The text of which no token is known yet, and the number of characters before it."""
+        self._rest, self._offset, self._num_read = "", 0, 0
+        """The text of which no token was known, the number of characters before the next token, and how many of them
+        are in that text.
+        """
 
     def add(self, delta: GenerationDelta) -> TextPart:
         """The text with the next tokens that are in the text by now. The others are held."""
@@ -51,6 +53,7 @@ class TextTokens:
         self._rest += delta.text
         while len(self._places) < len(self._held) and self._place(self._held[len(self._places)]):
             pass
+        self._rest, self._num_read = self._rest[self._num_read :], 0
         is_unfinished = bool(self._decoder.getstate()[0])
         return TextPart(delta.text, *self._taken(self._num_begun() if is_unfinished else len(self._places)))
 
@@ -83,16 +86,17 @@ class TextTokens:
             return True
         spaces = len(text) - len(text.lstrip(" ")) if self._offset == 0 else 0  # the text may lack its first ones
         forms = [text[begin:] for begin in range(spaces + 1)]
-        found = next((form for form in forms if self._rest and self._rest.startswith(form)), None)
+        ahead = self._rest[self._num_read : self._num_read + len(text) + 1]
+        found = next((form for form in forms if ahead and ahead.startswith(form)), None)
         if found is None:
             self._decoder.setstate(state)
-            if any(form.startswith(self._rest) for form in forms):
+            if any(form.startswith(ahead) for form in forms):
                 return False
             self._places.append(self._offset)  # a control token
             return True
         begins_later = bool(state[0]) and text == _REPLACEMENT + _new_decoder().decode(token.utf8)
         self._places.append(self._offset + begins_later)
-        self._offset, self._rest = self._offset + len(found), self._rest[len(found) :]
+        self._offset, self._num_read = self._offset + len(found), self._num_read + len(found)
         return True
 
 

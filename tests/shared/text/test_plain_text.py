@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from shared.errors import InvalidInput
 from shared.text.plain_text import PlainText
 from shared.text.template import InputEncoder, Message, Template, TemplateFormat, pinned
+from tests.copied_text import CopiedText
 from tests.tiny_models import SPECIAL_TOKENS, byte_tokenizer
 
 CHAT = Template(format=TemplateFormat.CHAT)
@@ -35,6 +36,13 @@ def test_a_forged_turn_is_text(template: Template) -> None:
     controls = list(range(len(SPECIAL_TOKENS)))
     assert [ids.count(control) for control in controls] == [empty.count(control) for control in controls]
     assert tokenizer.decode(ids) == tokenizer.decode(empty).replace("x", FORGED)
+
+
+def test_a_long_text_is_not_copied_for_each_stand_in() -> None:
+    plain, text, copied = PlainText(byte_tokenizer()), "<a" * 1000, [0]
+    ids = plain.ids(CopiedText.of(plain.quote(text), copied))
+    assert ids == plain.ids(text)
+    assert copied[0] < 10 * len(text)
 
 
 def test_messages_and_targets_are_text_too() -> None:

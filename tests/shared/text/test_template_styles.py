@@ -229,23 +229,27 @@ def tokenizer_of(name: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("begun", "written", "lead"),
+    ("begun", "written", "after", "lead"),
     [
-        ("<think>\n", "", "\n</think>\n\n"),  # DeepSeek R1's and QwQ's
-        ("<think>\n", "<think></think>", "</think>"),  # Nemotron 3's
-        ("<think>\n", "<think>\n\n</think>\n\n", "\n</think>\n\n"),  # Qwen 3's of 2507
-        ("<think></think>", "", ""),  # Gemma 4's, which writes an empty thought only there
-        ("<answer>", "<answer>", ""),
-        ("<seed:think>", "", ""),  # the template doesn't say how it ends
+        ("<think>\n", "", "", "\n</think>\n\n"),  # DeepSeek R1's and QwQ's
+        ("<think>\n", "<think></think>", "", "</think>"),  # Nemotron 3's
+        ("<think>\n", "<think>\n\n</think>\n\n", "", "\n</think>\n\n"),  # Qwen 3's of 2507
+        ("<think></think>", "", "", ""),  # Gemma 4's, which writes an empty thought only there
+        ("<answer>", "<answer>", "", ""),
+        ("<answer>\n", "<answer>", "</answer>", ""),  # an ordinary turn
+        ("<answer>\n", "<answer>So: ", "</answer>", ""),
+        ("\n<answer>\n", "<answer>", "</answer>", ""),
+        ("<seed:think>", "", "", ""),  # the template doesn't say how it ends
     ],
 )
-def test_an_answer_is_not_trained_inside_a_thought(begun: str, written: str, lead: str) -> None:
+def test_an_answer_is_not_trained_inside_a_thought(begun: str, written: str, after: str, lead: str) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{{ '"
         + written.replace("\n", "\\n")
-        + "' + m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}<end>{% endfor %}"
-        + "{% if add_generation_prompt %}{{ '<assistant>"
+        + "' + m.content.split('</think>')[-1] }}"
+        + after
+        + "{% else %}{{ m.content }}{% endif %}<end>{% endfor %}{% if add_generation_prompt %}{{ '<assistant>"
         + begun.replace("\n", "\\n")
         + "' }}{% endif %}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from importlib.metadata import version
 from pathlib import Path
@@ -234,18 +235,41 @@ async def test_a_replaced_client_ca_admits_its_clients_and_no_others(
             except httpx.TransportError:
                 return False
 
+    def resumed(context: ssl.SSLContext, port: int, session: ssl.SSLSession | None) -> ssl.SSLSession | None:
+        """The session of a request that goes on with a session; None if the gateway refuses it."""
+        try:
+            with (
+                socket.create_connection(("127.0.0.1", port)) as connection,
+                context.wrap_socket(connection, server_hostname="localhost", session=session) as tls,
+            ):
+                tls.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                answer = b"".join(iter(lambda: tls.recv(4096), b""))  # TLS 1.3 sends its tickets with it
+                return tls.session if answer.startswith(b"HTTP/1.1 200 ") else None
+        except OSError:
+            return None
+
+    contexts = []
+    for tls_version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        context = ssl.create_default_context(cadata=authority.certificate.decode())
+        context.minimum_version = context.maximum_version = tls_version
+        context.load_cert_chain(*authority.issue("client").write(tmp_path, "client"))
+        contexts.append(context)
     files = {"tls_certificate_file": certificate, "tls_key_file": key, "tls_client_ca_file": client_ca}
     settings = {name: str(path) for name, path in files.items()}
     async with running_gateway(tmp_path, services.trainer.port, services.replica.port, **settings) as gateway:
         for host in ("localhost", "127.0.0.1"):  # an address has no server name
             assert await admits(authority, f"https://{host}:{gateway.port}")
             assert not await admits(replacement, f"https://{host}:{gateway.port}")
+        sessions = [await asyncio.to_thread(resumed, context, gateway.port, None) for context in contexts]
+        assert all(sessions)
         (tmp_path / "clients.new").write_bytes(replacement.certificate)
         (tmp_path / "clients.new").replace(client_ca)
         await until(lambda: admits(replacement, f"https://127.0.0.1:{gateway.port}"))
         for host in ("localhost", "127.0.0.1"):
             assert await admits(replacement, f"https://{host}:{gateway.port}")
             assert not await admits(authority, f"https://{host}:{gateway.port}")
+        for context, session in zip(contexts, sessions, strict=True):
+            assert await asyncio.to_thread(resumed, context, gateway.port, session) is None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from shared.values.generation import FinishReason, GenerationDelta, GenerationEnd, InputToken, TokenLogprob
 from softprompt.gateway.streaming import event
 from softprompt.gateway.text_tokens import TextTokens
+from tests.copied_text import CopiedText
 
 LENGTH, EOS, STOP = FinishReason.LENGTH, FinishReason.EOS, FinishReason.STOP_SEQUENCE
 SMILE = [b"a", b"\xf0\x9f", b"\x98", b"\x80", b"b"]
@@ -62,6 +63,15 @@ def test_control_tokens_and_parts_of_characters_have_their_place_in_the_text(
     found = placed(parts, reason, echo)
     assert [place for _, place in found] == list(offsets)
     assert [utf8 for utf8, _ in found] == [*echo, *pieces][: len(offsets)]
+
+
+def test_a_long_text_at_once_is_not_copied_for_each_token() -> None:
+    length, copied = 1000, [0]
+    pieces = (b"<end>", b"a") * length
+    tokens = tuple(TokenLogprob(0, -1.0, (), "", utf8) for utf8 in pieces)
+    part = TextTokens().add(GenerationDelta(CopiedText.of("a" * length, copied), (), tokens))
+    assert part.offsets == tuple(index // 2 for index in range(2 * length))
+    assert copied[0] < 20 * length
 
 
 def test_an_event_is_one_line_for_clients_that_split_at_all_line_ends_of_unicode() -> None:
