@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from shared.errors import SoftPromptError
 from shared.log import bind
@@ -36,6 +37,8 @@ class JobsOnWorker:
         self.attempts: dict[str, AttemptProgress] = {}
         """The attempts that the worker has or is being given, by job id."""
         self._records: dict[str, Record] = {}
+        self._given_at: dict[str, float] = {}
+        """When it was given each of them (monotonic times)."""
         self.num_given = 0
         """Jobs that it was ever given."""
         self.idle_since: float | None = None
@@ -46,6 +49,7 @@ class JobsOnWorker:
         job = record.job
         tracker = AttemptProgress(job.attempt, job.progress, self._context.config.progress_seconds)
         self.attempts[job.id], self._records[job.id] = tracker, record
+        self._given_at[job.id] = time.monotonic()
         self.num_given += 1
         return tracker
 
@@ -57,7 +61,14 @@ class JobsOnWorker:
     def is_over_time(self, job_id: str) -> bool:
         """Whether the job has passed its deadline or its maximum runtime."""
         record = self._records.get(job_id)
-        return record is not None and transitions.must_leave(record, time.time())
+        return record is not None and transitions.must_leave(self._in_true_time(record), time.time())
+
+    def _in_true_time(self, record: Record) -> Record:
+        """The record as if the clock had not been set since the worker was given the job."""
+        given_at = self._given_at.get(record.job.id)
+        if given_at is None or record.claimed_at is None:
+            return record
+        return replace(record, claimed_at=time.time() - (time.monotonic() - given_at))
 
     async def store(self, events: Sequence[TrainingEvent]) -> list[tuple[str, int]]:
         """Stores a worker's events. Returns job and attempt of those that another attempt has taken over."""
@@ -130,7 +141,7 @@ class JobsOnWorker:
         )
         await self._keep(job_id, tracker.attempt, FileKind.OUTCOME, encoded)
         after = await self._context.change(
-            job_id, lambda record: transitions.trained(record, time.time()), attempt=tracker.attempt
+            job_id, lambda record: transitions.trained(self._in_true_time(record), time.time()), attempt=tracker.attempt
         )
         self.forget(job_id, tracker)
         self._on_trained(after, publication)
@@ -190,7 +201,9 @@ class JobsOnWorker:
     ) -> None:
         payloads = [Note(text=note)] if note else []
         try:
-            after = await self._context.change(job_id, move, attempt=tracker.attempt, payloads=payloads)
+            after = await self._context.change(
+                job_id, lambda record: move(self._in_true_time(record)), attempt=tracker.attempt, payloads=payloads
+            )
         except StaleAttempt:
             log.info("this attempt no longer has the job")
         else:
@@ -205,7 +218,7 @@ class JobsOnWorker:
     def forget(self, job_id: str, tracker: AttemptProgress) -> None:
         """Removes the attempt, unless a later attempt of the job has come to this worker meanwhile."""
         if self.attempts.get(job_id) is tracker:
-            del self.attempts[job_id], self._records[job_id]
+            del self.attempts[job_id], self._records[job_id], self._given_at[job_id]
         if not self.attempts:
             self.idle_since = time.monotonic()
         self._context.wake_dispatcher.set()

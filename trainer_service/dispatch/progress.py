@@ -56,7 +56,7 @@ class AttemptProgress:
             case Preparing():
                 self.progress = replace(self.progress, num_prepared=event.num_prepared, num_examples=event.num_examples)
                 self.is_dirty = True
-                return self.flush(now) if now - self._returned_at >= self._progress_seconds else []
+                return self.flush(now) if self._is_due(now) else []
             case StepDone():
                 return self._step(event, now)
             case Evaluated():
@@ -80,6 +80,10 @@ class AttemptProgress:
                 return [Checkpoint(step=event.step)]
             case _:
                 return self.flush(now)
+
+    def _is_due(self, now: float) -> bool:
+        """Also after the clock was set back."""
+        return not 0 <= now - self._returned_at < self._progress_seconds
 
     def flush(self, now: float) -> list[EventPayload]:
         """Returns the progress that was not returned yet."""
@@ -110,7 +114,7 @@ class AttemptProgress:
             self._has_noted_skips = True
             text = f"step {event.step} was skipped: its loss or gradient is not finite; further ones are counted"
             notes.append(Note(text=text))
-        is_due = now - self._returned_at >= self._progress_seconds or event.step == event.num_steps
+        is_due = self._is_due(now) or event.step == event.num_steps
         return [*notes, *self.flush(now)] if is_due else notes
 
 

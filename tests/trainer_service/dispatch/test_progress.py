@@ -103,3 +103,9 @@ def test_no_loss_is_reported_before_a_step_has_one() -> None:
     assert math.isnan(tracker.progress.train_loss)
     tracker.absorb(step(2), 0)
     assert tracker.progress.train_loss == 0.5
+
+
+def test_steps_are_reported_after_the_clock_was_set_back() -> None:
+    tracker = AttemptProgress(1, TuningProgress(), 10.0)
+    counts = [len(tracker.absorb(step(number), now)) for number, now in ((1, 10_000.0), (2, 10_001.0), (3, 500.0))]
+    assert counts == [1, 0, 1]

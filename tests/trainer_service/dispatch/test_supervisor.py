@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,22 @@ async def test_a_hanging_job_ends_at_its_longest_runtime(workers: Workers) -> No
     failed = await workers.service.state(job.id, JobState.FAILED)
     assert failed.error is not None
     assert (failed.error.code, failed.attempt) == ("MAX_RUNTIME", 1)
+
+
+@pytest.mark.parametrize("seconds", [200_000, -200_000])
+async def test_a_clock_that_is_set_changes_no_time_on_a_worker(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    manager = await workers.start()
+    job = await manager.create(spec("forever", num_steps=400))
+    begun = await workers.service.until(job.id, lambda job: job.progress.step > 5)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + seconds)
+    await workers.service.until(job.id, lambda job: job.progress.step > begun.progress.step + 20)
+    workers.service.finish.set()
+    done = await workers.service.state(job.id, JobState.SUCCEEDED)
+    assert done.attempt == 1
+    assert 0 < done.runtime_seconds < 3600
 
 
 async def test_a_worker_that_ignores_a_stop_is_ended(workers: Workers) -> None:
