@@ -39,5 +39,7 @@ def follows_file(tokenizer: Any, path: Path) -> bool:
     own = Tokenizer.from_file(str(file))
     own.no_truncation()
     own.no_padding()
+    added = tokenizer.added_tokens_decoder.values()  # also those of other files
+    own.add_tokens([token for token in added if own.token_to_id(token.content) is None])
     ids: list[int] = own.encode(_SAMPLE, add_special_tokens=False).ids
     return ids == list(tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"])

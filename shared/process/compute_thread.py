@@ -18,8 +18,8 @@ _num_threads: int | None = None
 def compute_in_this_thread(num_threads: int = 0) -> int:
     """Keep torch's number of threads for the calling thread, and return it.
 
-    Threads that first use torch after this call use one core. `num_threads` replaces the number. Do
-    earlier computations (loading a model) in a thread that has ended: its team ends with it.
+    Threads that first use torch after this call use one core. `num_threads` replaces the number. Load a model in a
+    thread that ends before this call: its team ends with it.
     """
     global _num_threads
     inherited = torch.get_num_threads()  # always called: the first call fixes the number that this thread inherits

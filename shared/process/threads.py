@@ -15,18 +15,18 @@ from collections.abc import Callable
 from shared.process.container_limits import cpu_quota, usable_cpus
 
 _OPENMP, _MKL = "OMP_NUM_THREADS", "MKL_NUM_THREADS"
+_QUOTA = "SOFTPROMPT_QUOTA_THREADS"
+"""The number that `limit_threads` set, here or in a parent process: a limit, not the user's choice."""
 _FOLLOW_SECONDS = 10.0
 _chosen = 0
 """The number that a setting chose; 0: none."""
-_QUOTA = "SOFTPROMPT_QUOTA_THREADS"
-"""The number that `limit_threads` set, here or in a parent process: a limit, not the user's choice."""
 
 
 def limit_threads() -> None:
     """Limit the threads of OpenMP and MKL in this process and its children to the CPU quota, if there is one.
 
     Call it before torch is imported, which reads the environment. The user's OMP_NUM_THREADS is kept; the limit that a
-    parent process set is replaced by this process's own.
+    parent process set is replaced by this process's own, also an MKL_NUM_THREADS that is equal to it.
     """
     earlier = os.environ.pop(_QUOTA, None)
     for name in (_OPENMP, _MKL):

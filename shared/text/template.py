@@ -301,24 +301,24 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
         raise InvalidInput.of("template.format", text)
     if not found:
         return template
-    lead = before.removeprefix(start) if before.startswith(start) else _closing(tokenizer, start, before)
+    lead = before.removeprefix(start) if before.startswith(start) else _closing(tokenizer, start, before, after)
     end = PlainText(tokenizer).first_control_token(after)
     return replace(template, lead=lead, end="" if end == tokenizer.eos_token else end)
 
 
-def _closing(tokenizer: Any, question: str, before: str) -> str:
+def _closing(tokenizer: Any, question: str, before: str, after: str) -> str:
     """What closes the thought that a chat template begins for an answer, but doesn't write before one: DeepSeek R1's
     begins it with `<think>`. Empty without such a thought.
     """
     opened = _OPENED.search(question)
     if opened is None:
         return ""
-    head, begin, close = question[: opened.start()], f"<{opened[1]}>", f"</{opened[1]}>"
+    head, close = question[: opened.start()], f"</{opened[1]}>"
+    if after.lstrip().startswith(close):  # a turn's tag, which it closes after the answer
+        return ""
     written = before.removeprefix(head) if before.startswith(head) else ""
     if close in written:
         return written[written.index(close) :]
-    if begin in written or before.rstrip().endswith(begin):  # a turn's tag, which it writes before an answer too
-        return ""
     return f"\n{close}\n\n" if close in tokenizer.get_chat_template() else ""
 
 

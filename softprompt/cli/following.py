@@ -14,7 +14,7 @@ from softprompt.cli.options import open_client
 from softprompt.cli.output import numbers, print_json, show, show_or_json, stderr
 from softprompt.display.transfer import transfer_display, upload_display
 from softprompt.report.distillation import distillation_facts
-from softprompt.report.words import interval
+from softprompt.report.words import interval, number
 from softprompt.types.type_names import listed
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def show_result(job: TuningJob) -> None:
         ("verdict", result.verdict),
         *(("tried", _candidate_text(candidate)) for candidate in result.candidates),
         ("best step", f"{result.best_step}; {stability}"),
-        ("gradient norm", f"{job.progress.grad_norm:.3g} at the last step" if job.progress is not None else ""),
+        ("gradient norm", f"{number(job.progress.grad_norm, 3)} at the last step" if job.progress is not None else ""),
         ("skipped", skipped if result.num_skipped_steps else ""),
         ("reads like", listed(tokens, MAX_TOKENS)),
     )
@@ -198,5 +198,5 @@ def _candidate_text(candidate: SearchCandidate) -> str:
     end = "chosen" if candidate.chosen else candidate.end or "trained to the end"
     method = candidate.init_method.value.lower() if candidate.init_method else "?"
     tried = f"learning rate {candidate.learning_rate:g}, init {method}"
-    losses = f"  training loss {', '.join(f'{loss:.4g}' for loss in candidate.losses)}" if candidate.losses else ""
+    losses = f"  training loss {', '.join(map(number, candidate.losses))}" if candidate.losses else ""
     return f"{tried}: {counted(candidate.num_steps, 'step')}, {end}{losses}  {numbers(candidate.metrics)}"

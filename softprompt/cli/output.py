@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.process.standard_streams import is_utf8
+from softprompt.report.words import number
 from softprompt.types.plain import as_plain
 
 _PIPE_COLUMNS = 240
@@ -127,4 +128,4 @@ def local_time(time: datetime | None) -> str:
 
 def numbers(metrics: Any) -> str:
     """Metrics on one line: `loss 1.234  token_accuracy 0.71`."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
+    return "  ".join(f"{name} {number(value)}" for name, value in sorted(metrics.items()))

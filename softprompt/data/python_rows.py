@@ -92,12 +92,12 @@ def _of_example(item: Example) -> dict[str, Any]:
 
 
 def _with_index(frame: Any, which: str) -> Any:
-    columns, names = set(map(str, frame.columns)), frame.index.names
-    levels = {number: str(name) for number, name in enumerate(names, -len(names)) if name is not None}
-    levels = {number: name for number, name in levels.items() if name not in columns}
-    if len(set(levels.values())) < len(levels):
-        raise InvalidInput.of(which, f"names a column twice: {', '.join(levels.values())}")
-    return frame.reset_index(level=list(levels)) if levels else frame  # from the end: a name may be 0 or 1
+    """The frame with its named index levels as columns, except those named like a column. Raises InvalidInput."""
+    names = [None if name is None else str(name) for name in frame.index.names]  # pandas takes a number for a position
+    levels = [name for name in names if name is not None and name not in set(map(str, frame.columns))]
+    if twice := next((name for name in levels if levels.count(name) > 1), ""):
+        raise InvalidInput.of(which, f"two levels of the index are called {shown(twice)}")
+    return frame.set_axis(frame.index.set_names(names)).reset_index(level=levels) if levels else frame
 
 
 def _of_frame(frame: Any, rows: Iterable[Sequence[Any]]) -> Iterator[dict[str, Any]]:

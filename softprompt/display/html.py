@@ -56,7 +56,7 @@ def history_html(history: JobHistory) -> str:
     held_out = [(item.step, item.metrics["loss"]) for item in history.evaluations if "loss" in item.metrics]
     notes = "".join(f"<li>{escape(note.text)}</li>" for note in history.notes)
     curves = {"training loss": training, "held-out loss": held_out}
-    last = {title: f"{points[-1][1]:.4g}" for title, points in curves.items() if points}
+    last = {title: number(points[-1][1]) for title, points in curves.items() if points}
     return _curves(training, held_out) + _table(history.job, last) + (f"<ul>{notes}</ul>" if notes else "")
 
 
@@ -91,4 +91,4 @@ def _table(title: str, rows: Mapping[str, str]) -> str:
 
 
 def _numbers(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
+    return ", ".join(f"{name} {number(value)}" for name, value in sorted(metrics.items()))

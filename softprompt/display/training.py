@@ -95,7 +95,7 @@ class TrainingStatus:
         if is_evaluating:
             found.insert(1, evaluating_text(progress))
         if self._held_out is not None:
-            found.append(f"held-out {self._held_out:.3f}")
+            found.append(f"held-out {loss(self._held_out)}")
         return [*found, f"{progress.examples_per_second:.1f} examples/s"]
 
     def _take(self, progress: TuningProgress | None, now: datetime | None) -> None:

@@ -122,7 +122,7 @@ def _listener(settings: GatewaySettings) -> socket.socket:
     return listener
 
 
-class _Newest(ssl.SSLContext):
+class _NewestContext(ssl.SSLContext):
     """Makes each connection from the newest context. A resumed session is not verified again, and a context resumes
     only its own sessions, so sessions end with the context that verified them.
     """
@@ -134,7 +134,9 @@ class _Newest(ssl.SSLContext):
 
 
 class _Tls:
-    """The TLS context. New handshakes use the newest certificate and client CA; open connections keep theirs."""
+    """Keeps the TLS context up to date. New handshakes use the newest certificate and client CA; open connections keep
+    theirs.
+    """
 
     def __init__(self, settings: GatewaySettings, registry: CollectorRegistry) -> None:
         authority = Path(settings.tls_client_ca_file) if settings.tls_client_ca_file else None
@@ -142,7 +144,7 @@ class _Tls:
         series = "softprompt_tls_certificate_expiry_timestamp_seconds"
         expiry = Gauge(series, "When the served certificate expires.", registry=registry)
         self._reader = CertificateReader(self._files, lambda material: expiry.set(material.expires.timestamp()))
-        self.context = _Newest(ssl.PROTOCOL_TLS_SERVER)
+        self.context = _NewestContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.newest = self._loaded()
 
     def renew(self) -> None:

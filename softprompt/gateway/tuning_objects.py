@@ -132,7 +132,7 @@ def _content(event: JobEvent) -> tuple[str, str, dict[str, Any]]:
                 data,
             )
         case Evaluated(step=step, metrics=metrics, is_best=is_best):
-            shown = ", ".join(f"{name}={value:.4g}" for name, value in sorted(metrics.items()))
+            shown = ", ".join(f"{name}={number(value)}" for name, value in sorted(metrics.items()))
             data = {"step": step, **_valid(metrics, "valid"), "is_best": is_best}
             return "info", f"Step {step}: held-out {shown}", data
         case CheckpointStored(step=step):

@@ -40,8 +40,8 @@ def loss(value: float) -> str:
 
 
 def amount(value: float) -> str:
-    """A number in full, with up to three decimals; below 0.001 with three digits."""
-    return f"{value:.3f}".rstrip("0").rstrip(".") if value >= 0.001 else f"{value:.3g}"
+    """A number with up to three decimals; with three digits if it is smaller than 0.001."""
+    return f"{value:.3f}".rstrip("0").rstrip(".") if value == 0 or abs(value) >= 0.001 else f"{value:.3g}"
 
 
 def job_metric(report: JobReport) -> str:

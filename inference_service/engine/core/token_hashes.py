@@ -55,7 +55,7 @@ class TokenHashes:
 
 
 class HashedTokens:
-    """Base class of what has `tokens`."""
+    """Base class of what has `tokens`: always the same list, to which tokens are only appended (see `forget`)."""
 
     tokens: list[int]
 

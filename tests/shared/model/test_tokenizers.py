@@ -104,3 +104,10 @@ def test_a_tokenizer_that_no_class_divides_as_its_file_says_is_refused(model_dir
 
 def test_a_tokenizer_that_does_not_say_whether_it_is_fast_has_its_own_rules(model_dir: Path) -> None:
     assert follows_file(object(), model_dir)
+
+
+def test_tokens_that_are_added_beside_the_file_are_no_other_rules(model_dir: Path) -> None:
+    _divide_numbers(model_dir, tokenizer_class="GPT2Tokenizer")
+    (model_dir / "added_tokens.json").write_text(json.dumps({"\n\n": VOCAB_SIZE + 1}))
+    tokenizer = base_model.load_tokenizer(model_dir)
+    assert tokenizer.tokenize("12\n\n") == ["1", "2", "\n\n"]

@@ -234,6 +234,7 @@ def tokenizer_of(name: str) -> Any:
         ("<think>\n", "", "", "\n</think>\n\n"),  # DeepSeek R1's and QwQ's
         ("<think>\n", "<think></think>", "", "</think>"),  # Nemotron 3's
         ("<think>\n", "<think>\n\n</think>\n\n", "", "\n</think>\n\n"),  # Qwen 3's of 2507
+        ("<think>\n", "<think>", "", "\n</think>\n\n"),
         ("<think></think>", "", "", ""),  # Gemma 4's, which writes an empty thought only there
         ("<answer>", "<answer>", "", ""),
         ("<answer>\n", "<answer>", "</answer>", ""),  # an ordinary turn

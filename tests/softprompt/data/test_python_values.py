@@ -258,7 +258,7 @@ def test_frames_and_tables_are_read() -> None:
     with pytest.raises(InvalidInput, match="'id' is not used"):
         prepare(frame.rename_axis("id"))
     assert list(inputs_of(frame[["text"]].rename_axis("id"))) == ["a", "b"]
-    with pytest.raises(InvalidInput, match="dataset: names a column twice: id, id"):
+    with pytest.raises(InvalidInput, match="dataset: two levels of the index are called 'id'"):
         prepare(frame.set_index([frame.index, frame.index]).rename_axis(["id", "id"]))
     numbered = prepare(Data(frame.set_index("text").rename_axis(5), input="5", label="label"))
     assert [row["input"] for row in examples_of(numbered)] == ["a", "b"]

@@ -244,7 +244,8 @@ async def test_a_replaced_client_ca_admits_its_clients_and_no_others(
             ):
                 tls.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                 answer = b"".join(iter(lambda: tls.recv(4096), b""))  # TLS 1.3 sends its tickets with it
-                return tls.session if answer.startswith(b"HTTP/1.1 200 ") else None
+                is_as_asked = answer.startswith(b"HTTP/1.1 200 ") and tls.session_reused == (session is not None)
+                return tls.session if is_as_asked else None
         except OSError:
             return None
 
@@ -261,7 +262,8 @@ async def test_a_replaced_client_ca_admits_its_clients_and_no_others(
             assert await admits(authority, f"https://{host}:{gateway.port}")
             assert not await admits(replacement, f"https://{host}:{gateway.port}")
         sessions = [await asyncio.to_thread(resumed, context, gateway.port, None) for context in contexts]
-        assert all(sessions)
+        for context, session in zip(contexts, sessions, strict=True):
+            assert await asyncio.to_thread(resumed, context, gateway.port, session) is not None
         (tmp_path / "clients.new").write_bytes(replacement.certificate)
         (tmp_path / "clients.new").replace(client_ca)
         await until(lambda: admits(replacement, f"https://127.0.0.1:{gateway.port}"))

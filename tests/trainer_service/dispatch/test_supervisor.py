@@ -136,15 +136,16 @@ async def test_a_clock_that_is_set_changes_no_time_on_a_worker(
     workers: Workers, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
     manager = await workers.start()
-    job = await manager.create(spec("forever", num_steps=400))
-    begun = await workers.service.until(job.id, lambda job: job.progress.step > 5)
+    jobs = [await manager.create(spec("forever", num_steps=steps, prompt=f"p-{steps}")) for steps in (100_000, 400)]
+    begun = [await workers.service.until(job.id, lambda job: job.progress.step > 5) for job in jobs]
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + seconds)
-    await workers.service.until(job.id, lambda job: job.progress.step > begun.progress.step + 20)
+    await workers.service.until(jobs[0].id, lambda job: job.progress.step > begun[0].progress.step + 20)
+    await manager.cancel(jobs[0].id)
     workers.service.finish.set()
-    done = await workers.service.state(job.id, JobState.SUCCEEDED)
-    assert done.attempt == 1
-    assert 0 < done.runtime_seconds < 3600
+    ended = [await workers.service.until(job.id, lambda job: job.state.is_final) for job in jobs]
+    assert [job.state for job in ended] == [JobState.CANCELLED, JobState.SUCCEEDED]
+    assert all(job.attempt == 1 and 0 < job.runtime_seconds < 3600 for job in ended)
 
 
 async def test_a_worker_that_ignores_a_stop_is_ended(workers: Workers) -> None:
