@@ -48,9 +48,9 @@ lint: dev        ## Generated code, buf, ruff, mypy, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Four processes also on two cores: for a third of their time, tests wait for processes, clocks and kills.
-pytest: dev model tools  ## All tests, in four processes
-	$(BIN)/pytest -n 4 --dist loadscope --no-loadscope-reorder
+# Three processes also on two cores: for a third of their time, tests wait for processes, clocks and kills.
+pytest: dev model tools  ## All tests, in three processes
+	$(BIN)/pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 test-fast: dev   ## Unit tests without Ray, the base model, databases and child processes: two minutes
 	$(BIN)/pytest -n 2 --dist loadfile -q -m "not ray and not model and not slow"
