@@ -92,7 +92,7 @@ class TokenSource:
 
 
 def _checked(token: object, variable: str) -> str:
-    """The token without the space around it. gRPC ends the call in an error of its own for one that is no header."""
+    """The token without surrounding white space. Raises InvalidInput for one that gRPC can't send as a header."""
     if isinstance(token, str) and _TOKEN.fullmatch(found := token.strip()):
         return found
     raise InvalidInput.of(variable, "is not a token: it may have visible characters of ASCII only, and no space")

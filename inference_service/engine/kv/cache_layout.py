@@ -29,7 +29,7 @@ def layer_shapes(model: Any) -> list[LayerShape]:
             raise PreconditionFailed(f"{kind} attends more than once in layer {call.layer}: the engine can't serve it")
         if not call.is_described:
             raise PreconditionFailed(
-                f"{kind} does not tell its attention function what the mask of layer {call.layer} hides"
+                f"the mask of layer {call.layer} of {kind} hides more than the attention function is told"
             )
         found[call.layer] = call
     if not found:

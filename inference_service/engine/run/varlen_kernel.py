@@ -28,7 +28,7 @@ BLOCK_SIZES = (32, 256)
 """Block sizes to try: smaller blocks share more; FlashAttention 2 accepts only multiples of 256."""
 _TOLERANCE = 0.03
 _CHECKED_BYTES = 64 << 20
-"""Keys and values of the longest sequences to try: `max_length` may stand for gigabytes that a check can't have."""
+"""Memory of the keys and values with which a kernel is checked; those of `max_length` can take gigabytes."""
 
 
 @dataclass(frozen=True)

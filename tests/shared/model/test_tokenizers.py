@@ -72,7 +72,7 @@ def _divide_numbers(model_dir: Path, **config: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["GPT2Tokenizer", "GPTNeoXTokenizerFast", "PreTrainedTokenizerFast"])
 def test_the_rules_of_tokenizer_json_hold_whatever_class_is_named(kind: str, model_dir: Path) -> None:
-    """SmolLM2 names GPT2Tokenizer, for which transformers would make rules of its own."""
+    """SmolLM2 names GPT2Tokenizer, and transformers replaces the file's rules by GPT-2's."""
     _divide_numbers(model_dir, tokenizer_class=kind)
     tokenizer = base_model.load_tokenizer(model_dir)
     assert tokenizer.tokenize("a 12<end>") == ["a", "Ġ", "1", "2", "<end>"]

@@ -190,21 +190,29 @@ async def test_streams_are_cut_after_the_grace_time(services: World, held: Brake
                 pass
 
 
-async def test_tls_and_a_certificate_that_is_renewed(
-    services: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def quick_tls_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway looks for renewed TLS files twenty times a second."""
     monkeypatch.setattr(server, "_TLS_LOOK_SECONDS", 0.05)
+
+
+async def answers(url: str, context: ssl.SSLContext) -> bool:
+    """Whether a client with this context gets an answer."""
+    async with httpx.AsyncClient(verify=context, timeout=None) as client:
+        try:
+            return (await client.get(f"{url}/livez")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+@pytest.mark.usefixtures("quick_tls_looks")
+async def test_tls_and_a_certificate_that_is_renewed(services: World, tmp_path: Path) -> None:
     authority, other = Authority(), Authority("another")
     certificate, key = authority.issue("gateway").write(tmp_path)
     files = {"tls_certificate_file": str(certificate), "tls_key_file": str(key)}
 
     async def trusts(made: Authority, url: str) -> bool:
-        context = ssl.create_default_context(cadata=made.certificate.decode())
-        async with httpx.AsyncClient(verify=context, timeout=None) as client:
-            try:
-                return (await client.get(f"{url}/v1/models")).status_code == 200
-            except httpx.ConnectError:
-                return False
+        return await answers(url, ssl.create_default_context(cadata=made.certificate.decode()))
 
     async with running_gateway(tmp_path, services.trainer.port, services.replica.port, **files) as gateway:
         url = f"https://localhost:{gateway.port}"
@@ -217,10 +225,8 @@ async def test_tls_and_a_certificate_that_is_renewed(
         await until(lambda: trusts(other, url))
 
 
-async def test_a_replaced_client_ca_admits_its_clients_and_no_others(
-    services: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "_TLS_LOOK_SECONDS", 0.05)
+@pytest.mark.usefixtures("quick_tls_looks")
+async def test_a_replaced_client_ca_admits_its_clients_and_no_others(services: World, tmp_path: Path) -> None:
     authority, replacement = Authority(), Authority("another")
     certificate, key = authority.issue("gateway").write(tmp_path)
     client_ca = tmp_path / "clients.crt"
@@ -229,11 +235,7 @@ async def test_a_replaced_client_ca_admits_its_clients_and_no_others(
     async def admits(clients: Authority, url: str) -> bool:
         context = ssl.create_default_context(cadata=authority.certificate.decode())
         context.load_cert_chain(*clients.issue("client").write(tmp_path, "client"))
-        async with httpx.AsyncClient(verify=context, timeout=None) as client:
-            try:
-                return (await client.get(f"{url}/livez")).status_code == 200
-            except httpx.TransportError:
-                return False
+        return await answers(url, context)
 
     def resumed(context: ssl.SSLContext, port: int, session: ssl.SSLSession | None) -> ssl.SSLSession | None:
         """The session of a request that goes on with a session; None if the gateway refuses it."""

@@ -11,7 +11,7 @@ from trainer_service.jobs.states import LEASED_STATES, UNSUCCESSFUL_STATES, JobS
 
 
 def _any_of(states: Iterable[JobState]) -> ColumnElement[bool]:
-    """Each state is a parameter of its own: a list would be written into the statement at each execution."""
+    """Jobs in one of these states. Each state is a parameter, because SQLAlchemy rewrites a list at each execution."""
     return jobs.c.state.in_([literal(state.value) for state in sorted(states)])
 
 

@@ -16,7 +16,7 @@ Score = tuple[float, float]
 """The metric's value and the loss, both with the sign that makes higher better."""
 
 _UNKNOWN = -1e30
-"""Stands for a value that is not finite."""
+"""The score of a value that is not finite: worse than every other one."""
 _SHARES = frozenset({Metric.ACCURACY, Metric.MACRO_F1, Metric.EXACT_MATCH})
 
 
