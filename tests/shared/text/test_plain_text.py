@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import date
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
@@ -245,93 +243,6 @@ def test_a_control_token_is_not_forged_through_the_normalizer(normalizer: Any, w
     assert tokenizer.convert_tokens_to_ids(written) in tokenizer(typed)["input_ids"]
     assert not text.control_ids & set(text.ids(text.quote(f"a {typed} b")))
     assert tokenizer.decode(text.ids(text.quote("a b"))) == "a b"
-
-
-def test_a_random_chat_template_is_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"template\.format: .* differently each time"):
-        pinned(CHAT, chat_tokenizer("{{ range(1000) | random }}{{ messages[0].content }}"))
-
-
-def test_the_end_of_an_answer_is_also_found_where_a_system_message_is_needed() -> None:
-    tokenizer = chat_tokenizer(
-        "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}<pad>{% endfor %}"
-    )
-    assert pinned(Template(format=TemplateFormat.CHAT, system="S"), tokenizer).end == "<pad>"
-
-
-def test_an_answer_ends_as_the_chat_template_ends_turns() -> None:
-    """Gemma and Phi-3 end a turn with a token that is not the tokenizer's end of sequence."""
-    tokenizer = chat_tokenizer(
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}<pad>\n{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    template = pinned(CHAT, tokenizer)
-    assert template.end == "<pad>"
-    assert InputEncoder(tokenizer, template).encode_target("x")[-1] == 0
-    assert (
-        InputEncoder(tokenizer, CHAT).encode_target("x")[-1] == tokenizer.eos_token_id
-    )  # a version from before keeps its own end
-
-
-def test_what_the_chat_template_writes_before_an_answer_is_kept() -> None:
-    thought = "{% if m.role == 'assistant' %}[]\n{% endif %}"
-    tokenizer = chat_tokenizer(
-        "{% for m in messages %}<{{ m.role }}>"
-        + thought
-        + "{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    encoder = InputEncoder(tokenizer, pinned(CHAT, tokenizer))
-    assert (
-        tokenizer.decode(encoder.encode_input("x") + encoder.encode_target("y")) == "<user>x<end><assistant>[]\ny<end>"
-    )
-    spaced = chat_tokenizer(
-        "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %} {{ m.content }}<end>{% endif %}"
-        "{% endfor %}"
-    )
-    encoder = InputEncoder(spaced, pinned(CHAT, spaced))
-    assert encoder.target_prefix == " "
-    assert spaced.decode(encoder.encode_input("x") + encoder.encode_target("y")) == "[x] y<end>"
-
-
-@pytest.mark.parametrize(
-    "clock",
-    [
-        "strftime_now('%d %b %Y')",
-        "strftime_now ( form )",
-        "today('%d %b %Y')",
-        "today('%' ~ 'd %b %Y')",
-        "today(given)",
-    ],
-)
-def test_a_template_renders_the_same_tomorrow(clock: str) -> None:
-    tokenizer = chat_tokenizer(
-        "\n{% set form = '%d %b %Y' %}{% set today = strftime_now %}{{ "
-        + clock
-        + " }}|{{ messages[0].content }}{% if loud %}!{% endif %}"
-    )
-    template = pinned(
-        Template(format=TemplateFormat.CHAT, arguments={"loud": True, "given": "%d %b %Y"}), tokenizer, date(2024, 2, 3)
-    )
-    assert tokenizer.decode(InputEncoder(tokenizer, template).encode_input("x")) == "\n03 Feb 2024|x!"
-    assert TypeAdapter(Template).validate_json(TypeAdapter(Template).dump_json(template)) == template
-
-
-@pytest.mark.parametrize("field", ["arguments", "date"])
-def test_bad_arguments_and_days_are_named(field: str) -> None:
-    values: dict[str, Any] = {"arguments": {"tokenize": True}} if field == "arguments" else {"date": "2024-02-31"}
-    with pytest.raises(InvalidInput) as refused:
-        Template(format=TemplateFormat.CHAT, **values).check()
-    assert refused.value.violations[0].field == f"template.{field}"
-
-
-def test_an_argument_that_had_no_effect_is_refused_in_new_requests_only() -> None:
-    template = Template(format=TemplateFormat.CHAT, arguments={"sanitize_control_tokens": False})
-    with pytest.raises(InvalidInput, match="'sanitize_control_tokens' can't be the name of an argument"):
-        template.check()
-    tokenizer = byte_tokenizer()
-    stored = pinned(template, tokenizer).check()
-    assert tokenizer.decode(InputEncoder(tokenizer, stored).encode_input("x")) == "<user>x<end><assistant>"
 
 
 def test_a_sentencepiece_target_continues_the_text() -> None:

@@ -31,11 +31,6 @@ NASTY = [
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CliRunner:
-    return CliRunner(monkeypatch, capsys)
-
-
-@pytest.fixture
 def write(tmp_path: Path) -> Write:
     def write(name: str, content: str | bytes) -> str:
         path = tmp_path / name

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from shared.store import open_store
 from shared.store.layout import blob_key
 from tests.shared.prompt.blobs import make_blob
 from tests.softprompt.cli_runner import CliRunner
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CliRunner:
-    return CliRunner(monkeypatch, capsys)
 
 
 def test_copy_and_verify(cli: CliRunner, tmp_path: Path) -> None:
